@@ -1,0 +1,127 @@
+"""The command line: `landmark <verb>`, each verb's flags made from the fields of its config."""
+
+import contextlib
+import importlib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from landmark import __version__
+from landmark.config import UserError, load_yaml, nearest
+
+T = TypeVar("T")
+VERBS = {
+    "prepare": "pack images and labels into a dataset",
+    "train": "train one model",
+    "tune": "search for the best model",
+    "evaluate": "evaluate a model beside its trivial baselines",
+    "report": "make a page and tables out of a study or a run",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `landmark <verb> …`; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments in ([], ["-h"], ["--help"]):
+        lines = [f"  {verb:10}{text}" for verb, text in VERBS.items()]
+        print("usage: landmark VERB [OPTIONS]; landmark VERB --help lists its options\n\n" + "\n".join(lines))
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    verb = arguments[0]
+    if verb not in VERBS:
+        return _fail("landmark", f"unknown verb '{verb}'; {nearest(verb, VERBS)}", 2)
+    return importlib.import_module(f"landmark.{verb}").main(arguments[1:])
+
+
+def run_verb(
+    kind: type[T],
+    function: Callable[[T], Any],
+    argv: Sequence[str] | None = None,
+    *,
+    default: Callable[[Sequence[str]], T | None] = lambda arguments: None,
+) -> int:
+    """Parse the arguments into a config of type `kind`, call `function` with it, return the exit code.
+
+    `--config FILE` gives the fields' defaults as YAML, as a run saves it. `default` may make them out
+    of the arguments instead. A user's mistake is one line on stderr: exit code 2 for the command
+    line or a config, 1 for anything found later.
+    """
+    program = f"landmark {function.__name__}"
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        config = parse(kind, arguments, program, default)
+    except UserError as error:
+        return _fail(program, str(error), 2)
+    try:
+        function(config)
+    except UserError as error:
+        return _fail(program, str(error), 1)
+    except KeyboardInterrupt:
+        return _fail(program, "interrupted", 130)
+    return 0
+
+
+def parse(
+    kind: type[T],
+    arguments: Sequence[str],
+    program: str,
+    default: Callable[[Sequence[str]], T | None] = lambda arguments: None,
+) -> T:
+    """Parse command-line arguments into a config; raises UserError with one line."""
+    rest, config_file = take_option(arguments, "--config")
+    base = load_yaml(kind, config_file) if config_file else default(rest)
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            if base is None:
+                return tyro.cli(kind, prog=program, args=rest)
+            return tyro.cli(kind, prog=program, args=rest, default=base)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_one_line(shown.getvalue())) from None
+
+
+def take_option(arguments: Sequence[str], flag: str) -> tuple[list[str], str | None]:
+    """Return the arguments without `flag VALUE` or `flag=VALUE`, and the value."""
+    rest, value = [], None
+    pending = iter(arguments)
+    for argument in pending:
+        if argument == flag:
+            value = next(pending, None)
+            if value is None:
+                raise UserError(f"{flag} needs a value; give a file")
+        elif argument.startswith(f"{flag}="):
+            value = argument.split("=", 1)[1]
+        else:
+            rest.append(argument)
+    return rest, value
+
+
+def _one_line(box: str) -> str:
+    """Return the message of tyro's boxed error as one line, with the valid choice nearest to a wrong one."""
+    lines = [line.strip("│ ").strip() for line in box.splitlines()]
+    kept = []
+    for line in lines:
+        if line.startswith(("For full helptext", "Argument helptext")):
+            break
+        if line and not set(line) <= set("─╭╮╰╯│ ") and not line.startswith("╭"):
+            kept.append(line)
+    text = " ".join(kept).strip()
+    text = re.sub(r"^Error parsing [\w.]+: (?=\S+ is )", "", text)
+    if choice := re.match(r"invalid choice '(.*?)' for argument '(--[\w.-]+)'\. Expected one of \((.*)\)", text):
+        word, flag, valid = choice.groups()
+        names = re.findall(r"'([^']*)'", valid)
+        return f"{flag} is {word!r}; {nearest(word, names)} (expected one of: {', '.join(names)})"
+    return text or "wrong arguments; see --help"
+
+
+def _fail(program: str, message: str, code: int) -> int:
+    print(f"{program}: error: {message}", file=sys.stderr)
+    return code

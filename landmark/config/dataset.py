@@ -1,0 +1,133 @@
+"""Configs of `landmark.prepare`: where images come from, how they are split and packed."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from landmark.config.errors import require
+
+
+@dataclass(kw_only=True, frozen=True)
+class FoldersConfig:
+    """Images in one folder a class: `<path>/<class>/<image>`."""
+
+    path: str | None = None
+    """Folder or URI (s3://…) that holds one folder a class."""
+    groups: str | None = None
+    """CSV file with columns id, group: images of a group never straddle a split. `id` is the file's name without its ending."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class SyntheticConfig:
+    """Procedurally drawn landmarks, for trying everything without a dataset."""
+
+    classes: int = 12
+    """Number of landmarks."""
+    images: int = 1500
+    """Number of images in all, spread over the classes with a long tail."""
+    image_size: int = 128
+    """Width and height of an image, pixels."""
+    tail: float = 0.5
+    """Exponent of the class frequencies: the n-th class gets n^-tail of the first one's images; 0 is balanced."""
+    label_noise: float = 0.0
+    """Share of images that carry another class's label."""
+    near_duplicates: float = 0.0
+    """Share of images that are a re-encoded, slightly changed copy of another one."""
+    nothing: float = 0.0
+    """Share of images that show no landmark at all."""
+    broken: float = 0.0
+    """Share of files that cannot be decoded."""
+
+    def __post_init__(self) -> None:
+        require(self.classes >= 2, f"synthetic.classes is {self.classes}; expected 2 or more")
+        require(
+            self.images >= 3 * self.classes,
+            f"synthetic.images is {self.images}; expected at least 3 a class ({3 * self.classes})",
+        )
+        require(16 <= self.image_size <= 1024, f"synthetic.image_size is {self.image_size}; expected 16 to 1024")
+        require(0 <= self.tail <= 2, f"synthetic.tail is {self.tail}; expected 0 to 2")
+        for name in ("label_noise", "near_duplicates", "nothing", "broken"):
+            share = getattr(self, name)
+            require(0 <= share <= 0.5, f"synthetic.{name} is {share}; expected a share from 0 to 0.5")
+
+
+@dataclass(kw_only=True, frozen=True)
+class SplitConfig:
+    """How images are divided: stratified by class, by a seed, whole groups at a time."""
+
+    val: float = 0.15
+    """Share of the images for validation."""
+    test: float = 0.15
+    """Share of the images for the final test."""
+
+    def __post_init__(self) -> None:
+        for name in ("val", "test"):
+            share = getattr(self, name)
+            require(0 <= share < 1, f"split.{name} is {share}; expected a share from 0 to 1")
+        require(
+            self.val + self.test < 0.9,
+            f"split.val + split.test is {self.val + self.test:g}; expected below 0.9, to leave images to train on",
+        )
+
+
+@dataclass(kw_only=True, frozen=True)
+class PackingConfig:
+    """How images are stored: resized once, as JPEG, in Parquet shards of small row groups."""
+
+    short_side: int = 288
+    """Images are shrunk until their short side has this many pixels; never enlarged."""
+    quality: int = 90
+    """JPEG quality, 1 to 100."""
+    shard_mib: int = 192
+    """Size of a shard that is aimed at, MiB."""
+    row_group_rows: int = 128
+    """Images a row group: the unit that training reads."""
+    max_reject_share: float = 0.05
+    """Share of unreadable images above which the job stops."""
+
+    def __post_init__(self) -> None:
+        require(16 <= self.short_side <= 4096, f"packing.short_side is {self.short_side}; expected 16 to 4096")
+        require(1 <= self.quality <= 100, f"packing.quality is {self.quality}; expected 1 to 100")
+        require(1 <= self.shard_mib <= 1024, f"packing.shard_mib is {self.shard_mib}; expected 1 to 1024")
+        require(
+            1 <= self.row_group_rows <= 4096, f"packing.row_group_rows is {self.row_group_rows}; expected 1 to 4096"
+        )
+        require(
+            0 <= self.max_reject_share <= 1,
+            f"packing.max_reject_share is {self.max_reject_share}; expected a share from 0 to 1",
+        )
+
+
+@dataclass(kw_only=True, frozen=True)
+class ClusterConfig:
+    """Which Ray cluster does the work."""
+
+    address: str | None = None
+    """Address of a running Ray cluster ("auto", "host:6379"); empty: the job's own or RAY_ADDRESS, else one is started here."""
+    cpus: int | None = None
+    """Logical CPUs of the Ray started here; empty: as many as the machine has."""
+
+    def __post_init__(self) -> None:
+        require(self.cpus is None or self.cpus >= 1, f"cluster.cpus is {self.cpus}; expected 1 or more")
+
+
+@dataclass(kw_only=True, frozen=True)
+class PrepareConfig:
+    """Pack images and labels into a dataset that training streams."""
+
+    output: str
+    """Folder or URI (s3://bucket/key) of the packed dataset."""
+    source: Literal["synthetic", "folders"] = "synthetic"
+    """Where images come from."""
+    folders: FoldersConfig = field(default_factory=FoldersConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    packing: PackingConfig = field(default_factory=PackingConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    seed: int = 0
+    """Seed of the synthetic images, the split and the order of the rows."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.source != "folders" or self.folders.path is not None,
+            "folders.path is missing; give the folder that holds one folder a class",
+        )

@@ -1,0 +1,29 @@
+"""The one exception a user's mistake raises, and the search for what was probably meant."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: its text is one line, shown without a traceback."""
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """Return a hint that names the valid word nearest to `word`, or all of a short list.
+
+    >>> nearest("resnt50", ["resnet50", "vgg16"])
+    "did you mean 'resnet50'?"
+    """
+    words = sorted(set(valid))
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    if len(words) <= 12:
+        return f"expected one of: {', '.join(words)}"
+    return f"there are {len(words)} valid names, such as {', '.join(words[:3])}"
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError(message) unless `condition` holds; used by the checks of the dataclasses."""
+    if not condition:
+        raise ValueError(message)

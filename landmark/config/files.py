@@ -1,0 +1,90 @@
+"""Configs as YAML: typed loading that names the file, the key and its nearest valid neighbour."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from landmark.config.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """Return a config dataclass as nested plain values (tuples become lists)."""
+    return pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def to_yaml(config: Any) -> str:
+    """Return a config dataclass as YAML text that `parse_yaml` and `load_yaml` read back."""
+    return yaml.safe_dump(to_mapping(config), sort_keys=False)
+
+
+def load_yaml(kind: type[T], path: str | Path) -> T:
+    """Read a config of type `kind` from a YAML file; raises UserError naming file and key."""
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot read the config file ({error.strerror}); give the path of a YAML file"
+        ) from None
+    return parse_yaml(kind, text, str(path))
+
+
+def parse_yaml(kind: type[T], text: str, source: str) -> T:
+    """Parse YAML text into a config of type `kind`; `source` names it in errors."""
+    return from_mapping(kind, parse_mapping(text, source), source)
+
+
+def parse_mapping(text: str, source: str) -> dict[str, Any]:
+    """Parse YAML text that must hold a mapping at its top."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise UserError(f"{source}:{where} {problem}; expected 'key: value' lines") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: expected 'key: value' lines at the top, got {type(values).__name__}")
+    return values
+
+
+def from_mapping(kind: type[T], values: Mapping[str, Any], source: str) -> T:
+    """Build a config of type `kind` from nested plain values, checking every key and type.
+
+    Raises UserError with the source, the dotted key, what was expected and the nearest valid key.
+    """
+    _refuse_unknown_keys(kind, values, source, "")
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{source}: {_explain(first)}") from None
+
+
+def _refuse_unknown_keys(kind: Any, values: Mapping[str, Any], source: str, prefix: str) -> None:
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    for key, value in values.items():
+        if key not in fields:
+            raise UserError(f"{source}: unknown key '{prefix}{key}'; {nearest(str(key), fields)}")
+        nested = fields[key]
+        if dataclasses.is_dataclass(nested) and isinstance(value, Mapping):
+            _refuse_unknown_keys(nested, value, source, f"{prefix}{key}.")
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "literal_error":
+        choices = [word.strip("'") for word in error["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+        return f"key '{key}' is {error['input']!r}; {nearest(str(error['input']), choices)}"
+    if error["type"] == "value_error":
+        return message
+    if error["type"] == "missing":
+        return f"key '{key}' is missing; add it"
+    got = error["input"]
+    return f"key '{key}' is {got!r}; {message[0].lower()}{message[1:]}"

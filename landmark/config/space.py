@@ -1,0 +1,79 @@
+"""Config of a search space: what differs between trials, what they share, when they end early."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from landmark.config.errors import require
+
+
+@dataclass(kw_only=True, frozen=True)
+class SchedulerConfig:
+    """Which trials end before their last epoch. Every scheduler counts a trial's own epochs."""
+
+    name: Literal["none", "asha", "hyperband", "median_stopping"] = "none"
+    """none; asha: at each rung, trials below the best 1/reduction_factor end (Li et al. 2020); hyperband: the same in
+    brackets that wait for each other, trials pause meanwhile (Li et al. 2018); median_stopping: trials below the median
+    of the others' means end (Golovin et al. 2017)."""
+    grace_epochs: int = 1
+    """asha, median_stopping: epochs that every trial gets."""
+    reduction_factor: float = 3.0
+    """asha, hyperband: one of so many trials goes on at a rung, for so many times the epochs."""
+    min_trials: int = 3
+    """median_stopping: other trials that a median needs."""
+
+    def __post_init__(self) -> None:
+        require(self.grace_epochs >= 1, f"scheduler.grace_epochs is {self.grace_epochs}; expected 1 or more")
+        require(self.reduction_factor > 1, f"scheduler.reduction_factor is {self.reduction_factor}; expected above 1")
+        require(self.min_trials >= 1, f"scheduler.min_trials is {self.min_trials}; expected 1 or more")
+
+
+@dataclass(kw_only=True, frozen=True)
+class BudgetConfig:
+    """What a study may spend; at the limit all trials end and the study is concluded with what there is."""
+
+    trials: int | None = None
+    """Trials at most: the first ones."""
+    epochs: int | None = None
+    """Epochs of all trials together."""
+    seconds: float | None = None
+    """Wall time."""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "epochs", "seconds"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"budget.{name} is {value}; expected above 0")
+
+
+@dataclass(kw_only=True, frozen=True)
+class SpaceConfig:
+    """A search space as its YAML file says it; `landmark.search.space` turns it into trials."""
+
+    metric: Literal["val_top1", "val_top5", "val_macro_recall", "val_loss"] = "val_top1"
+    """Metric by which trials are compared, and each trial's `monitor`; val_loss is minimised."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """What every trial has in common, as nested keys of the recipe; the command line overrides it."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """Dotted recipe key -> {grid: […]}, {choice: […]}, {uniform: [low, high]} or {loguniform: [low, high]}; also `dataset`."""
+    points: list[dict[str, Any]] = field(default_factory=list)
+    """Instead of parameters: the runs one by one, dotted recipe keys with a value each; also `name` and `dataset`."""
+    samples: int = 1
+    """Draws of the random parameters; the grid is crossed with each."""
+    seed: int = 0
+    """Seed of the draws."""
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 1, f"samples is {self.samples}; expected 1 or more")
+        require(
+            not (self.parameters and self.points),
+            "both 'parameters' and 'points' are given; keep one: parameters to combine, or points to list",
+        )
+        require(
+            bool(self.parameters or self.points),
+            "neither 'parameters' nor 'points' is given; add parameters to combine, or points to list",
+        )
+
+    def mode(self) -> Literal["max", "min"]:
+        """Return whether the metric is better when greater or when smaller."""
+        return "min" if self.metric == "val_loss" else "max"

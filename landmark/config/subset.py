@@ -1,0 +1,69 @@
+"""Configs of GLDv2's own files and of subsets of any dataset."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from landmark.config.errors import require
+
+
+@dataclass(kw_only=True, frozen=True)
+class Gldv2Config:
+    """The Google Landmarks Dataset v2 as it is published."""
+
+    path: str | None = None
+    """Folder or URI (s3://, https://) with train.csv, or metadata/train.csv, and the folder train of tars or images."""
+    images: Literal["auto", "tars", "tree"] = "auto"
+    """train/images_NNN.tar, or the extracted train/a/b/c/<id>.jpg; auto: tars where there are any."""
+    tars: int = 500
+    """https:// only, where folders cannot be listed: number of tars, images_000.tar onwards."""
+    check_md5: bool = True
+    """Compare each tar with md5sum/train/md5.images_NNN.txt, where that file exists."""
+    attribution: bool = False
+    """Take author and license of each image into the catalog (train_attribution.csv); needed to filter by license."""
+    max_fault_share: float = 0.01
+    """Share of malformed, duplicated or missing rows above which the job stops."""
+
+    def __post_init__(self) -> None:
+        require(self.tars >= 1, f"gldv2.tars is {self.tars}; expected 1 or more")
+        require(
+            0 <= self.max_fault_share <= 1,
+            f"gldv2.max_fault_share is {self.max_fault_share}; expected a share from 0 to 1",
+        )
+
+
+@dataclass(kw_only=True, frozen=True)
+class SubsetConfig:
+    """Which classes and images are kept. Conditions apply in the order of these fields."""
+
+    clean: bool = False
+    """GLDv2: keep the images of train_clean.csv alone."""
+    licenses: tuple[str, ...] = ()
+    """Keep images whose license contains one of these texts; empty: any."""
+    landmarks: str | None = None
+    """File with one landmark id a line: keep these classes alone."""
+    where: str | None = None
+    """Keep rows for which this comparison of columns holds, such as "category == 'Church' and width >= 300"."""
+    min_images: int = 1
+    """Drop classes with fewer images."""
+    classes: int | None = None
+    """Number of classes; empty: all."""
+    choose: Literal["frequent", "random"] = "frequent"
+    """Which classes: the most frequent ones, or a seeded random choice."""
+    max_images: int | None = None
+    """Images of a class at most; a seeded random choice among them."""
+    images: int | None = None
+    """Images in all at most; a seeded random choice that keeps at least one (min_images where possible) of each class."""
+
+    def __post_init__(self) -> None:
+        require(self.min_images >= 1, f"subset.min_images is {self.min_images}; expected 1 or more")
+        for name in ("classes", "max_images", "images"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"subset.{name} is {value}; expected 1 or more")
+        require(
+            self.classes is None or self.images is None or self.images >= self.classes,
+            f"subset.images is {self.images}; expected at least one a class ({self.classes})",
+        )
+
+    def keeps_all(self) -> bool:
+        """Return whether nothing is left out."""
+        return self == SubsetConfig()

@@ -1,0 +1,125 @@
+"""Configs of the verbs train, tune, evaluate and report."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from landmark.config.dataset import ClusterConfig
+from landmark.config.errors import require
+from landmark.config.recipe import Recipe
+
+
+@dataclass(kw_only=True, frozen=True)
+class WorkersConfig:
+    """The processes that train one model together (DDP), and what each may use."""
+
+    count: int = 1
+    """Training processes; 1 trains in this process, more train by Ray Train."""
+    cpus: float = 1.0
+    """CPUs that a training process reserves."""
+    gpus: float | None = None
+    """GPUs that a training process reserves; empty: 1 where the cluster has GPUs, else 0."""
+    max_failures: int = 2
+    """Times that a run of several processes is restarted from its last checkpoint after one died."""
+
+    def __post_init__(self) -> None:
+        require(self.count >= 1, f"workers.count is {self.count}; expected 1 or more")
+        require(self.cpus > 0, f"workers.cpus is {self.cpus}; expected above 0")
+        require(self.gpus is None or self.gpus >= 0, f"workers.gpus is {self.gpus}; expected 0 or more")
+        require(self.max_failures >= 0, f"workers.max_failures is {self.max_failures}; expected 0 or more")
+
+
+@dataclass(kw_only=True, frozen=True)
+class TrainConfig(Recipe):
+    """Train one model."""
+
+    dataset: str
+    """Folder or URI of a packed dataset, as `landmark prepare` writes it."""
+    output: str = "runs"
+    """Folder or URI under which the run's folder lies."""
+    name: str = "train"
+    """Name of the run: its folder. A run of the same name goes on from its last checkpoint."""
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_name(self.name)
+        require(
+            self.loader.batch_size >= self.workers.count,
+            f"loader.batch_size is {self.loader.batch_size}; expected at least one image a worker ({self.workers.count})",
+        )
+
+
+@dataclass(kw_only=True, frozen=True)
+class TuneConfig:
+    """Search for the best model: many trials, early stopping, a leaderboard."""
+
+    dataset: str
+    """Folder or URI of a packed dataset, as `landmark prepare` writes it."""
+    datasets: dict[str, str] = field(default_factory=dict)
+    """Other datasets that the space's trials name: name, folder or URI, name, folder or URI …"""
+    space: str = "demo"
+    """Search space: a YAML file, or the name of one in tune_spaces/."""
+    output: str = "runs"
+    """Folder or URI under which the study's folder lies."""
+    name: str = "tune"
+    """Name of the study: its folder."""
+    recipe: Recipe = field(default_factory=Recipe)
+    """What every trial has in common; the space's parameters override it."""
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    max_concurrent: int | None = None
+    """Trials at a time; empty: as many as the cluster has room for."""
+    test: Literal["best", "all", "none"] = "best"
+    """Which trials' models are evaluated on the test split at the end."""
+
+    def __post_init__(self) -> None:
+        require_name(self.name)
+        require(
+            self.max_concurrent is None or self.max_concurrent >= 1,
+            f"max_concurrent is {self.max_concurrent}; expected 1 or more",
+        )
+
+
+@dataclass(kw_only=True, frozen=True)
+class EvaluateConfig:
+    """Evaluate a model on a split, beside its trivial baselines."""
+
+    checkpoint: str
+    """Folder or URI of a run, a study (its best model) or a checkpoint."""
+    dataset: str | None = None
+    """Folder or URI of a packed dataset; empty: the one the model was trained on."""
+    split: Literal["train", "val", "test"] = "test"
+    """Which split's images."""
+    output: str | None = None
+    """Folder or URI for the results; empty: evaluation-<split> in the folder of the checkpoint."""
+    topk: tuple[int, ...] = (1, 5, 10)
+    """An answer counts as right when the label is among the k best guesses."""
+    batch_size: int = 128
+    """Images a step."""
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.topk) and all(k >= 1 for k in self.topk), f"topk is {self.topk}; expected numbers of 1 or more"
+        )
+        require(self.batch_size >= 1, f"batch_size is {self.batch_size}; expected 1 or more")
+
+
+@dataclass(kw_only=True, frozen=True)
+class ReportConfig:
+    """Make a page and tables out of a study or a run."""
+
+    run: str
+    """Folder or URI of a study or a run."""
+    output: str | None = None
+    """Folder or URI for the page and tables; empty: report in the run's folder."""
+
+
+def require_name(name: str) -> None:
+    """Check that a run's name can be a folder's name."""
+    require(
+        bool(name) and not set(name) & set('/\\:*?"<>|') and not name.startswith("."),
+        f"name is {name!r}; expected a folder's name without / \\ : * ? \" < > |",
+    )

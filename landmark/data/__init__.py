@@ -1,0 +1,1 @@
+"""Packed datasets: how they are made, checked, subset, streamed and decoded."""

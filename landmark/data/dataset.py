@@ -1,0 +1,187 @@
+"""A packed dataset: its manifest, labels and catalog, and where its shards lie."""
+
+import functools
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from landmark.config import UserError, from_mapping, nearest, to_mapping
+from landmark.storage import Location, NotFound, locate
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "val", "test")
+
+LABELS_SCHEMA = pa.schema(
+    [("label", pa.int32()), ("landmark_id", pa.string()), ("name", pa.string()), ("images", pa.int64())]
+)
+CATALOG_SCHEMA = pa.schema(
+    [
+        ("sample", pa.int64()),
+        ("image_id", pa.string()),
+        ("landmark_id", pa.string()),
+        ("label", pa.int32()),
+        ("split", pa.string()),
+        ("shard", pa.int32()),
+        ("row_group", pa.int32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
+REJECTS_SCHEMA = pa.schema([("image_id", pa.string()), ("origin", pa.string()), ("reason", pa.string())])
+SHARD_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("label", pa.int32()),
+        ("image", pa.binary()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+    ]
+)
+
+
+@dataclass(kw_only=True, frozen=True)
+class ShardEntry:
+    """One Parquet file of a split."""
+
+    path: str
+    """Path below the dataset, such as train/00000.parquet."""
+    rows: int
+    """Images."""
+    row_groups: int
+    """Row groups."""
+    bytes: int
+    """File size."""
+    sha256: str
+    """Hexadecimal SHA-256 of the file."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class SplitEntry:
+    """One split of a dataset."""
+
+    rows: int
+    """Images."""
+    shards: list[ShardEntry]
+    """Its shards, in the order that numbers the samples."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class Manifest:
+    """What a packed dataset holds; written last, so that a dataset with one is whole."""
+
+    schema_version: int
+    """Version of this layout."""
+    created_by: str
+    """Program and version that wrote it."""
+    source: dict[str, Any]
+    """Where the images came from: the config of `prepare`."""
+    seed: int
+    """Seed of split and order."""
+    short_side: int
+    """Greatest short side of an image, pixels."""
+    quality: int
+    """JPEG quality."""
+    row_group_rows: int
+    """Rows of every row group but a shard's last."""
+    classes: int
+    """Number of labels."""
+    rejects: int
+    """Images refused."""
+    splits: dict[str, SplitEntry]
+    """train, val and test."""
+
+    def to_json(self) -> str:
+        """Return the manifest as JSON text."""
+        return json.dumps(to_mapping(self), indent=1) + "\n"
+
+
+class PackedDataset:
+    """A packed dataset opened for reading: metadata is read once, pixels stay where they are.
+
+    A sample's number is its row's position in its split: the rows of the split's earlier shards plus its
+    row in the shard. It is dense, 0 to rows - 1, and the key of all accounting.
+    """
+
+    def __init__(self, location: Location, manifest: Manifest) -> None:
+        self.location = location
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, uri: str) -> "PackedDataset":
+        """Open the dataset at a path or URI; raises UserError where there is none or it is unfinished."""
+        location = locate(uri)
+        try:
+            text = (location / "manifest.json").read_text()
+        except NotFound:
+            state = "an unfinished dataset; run the same `landmark prepare` again" if location.exists() else "not there"
+            raise UserError(f"{uri}: no manifest.json, so it is {state}, or check the path") from None
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{uri}/manifest.json: not JSON ({error}); prepare the dataset again") from None
+        if values.get("schema_version") != SCHEMA_VERSION:
+            raise UserError(
+                f"{uri}/manifest.json: schema_version is {values.get('schema_version')!r}; this landmark reads "
+                f"{SCHEMA_VERSION}: prepare the dataset again"
+            )
+        return cls(location, from_mapping(Manifest, values, f"{uri}/manifest.json"))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels."""
+        return self.manifest.classes
+
+    @functools.cached_property
+    def labels(self) -> pa.Table:
+        """The labels, in order: LABELS_SCHEMA."""
+        return read_table(self.location / "labels.parquet")
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes, in the order of the labels."""
+        return self.labels["name"].to_pylist()
+
+    def split(self, name: str) -> SplitEntry:
+        """Return the manifest's entry of a split; raises UserError for an unknown or empty one."""
+        if name not in self.manifest.splits:
+            raise UserError(f"{self.location}: no split {name!r}; {nearest(name, self.manifest.splits)}")
+        entry = self.manifest.splits[name]
+        if not entry.rows:
+            raise UserError(
+                f"{self.location}: the {name} split is empty; prepare the dataset with split.{name} above 0"
+            )
+        return entry
+
+    def catalog(self, split: str) -> pa.Table:
+        """Return the catalog's rows of a split, in the order of `sample`: CATALOG_SCHEMA."""
+        table = read_table(self.location / "catalog.parquet", filters=pc.field("split") == split)
+        return table.sort_by("sample")
+
+    def label_counts(self, split: str) -> np.ndarray:
+        """Return how many images each label has in a split: int64 (classes,)."""
+        labels = read_table(self.location / "catalog.parquet", columns=["label"], filters=pc.field("split") == split)[
+            "label"
+        ]
+        return np.bincount(labels.to_numpy(), minlength=self.num_classes).astype(np.int64)
+
+
+def read_table(location: Location, **options: Any) -> pa.Table:
+    """Read a whole Parquet file; `options` go to `pyarrow.parquet.read_table`."""
+    with location.open_input() as stream:
+        try:
+            return pq.read_table(stream, **options)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{location}: not a readable Parquet file ({error}); prepare the dataset again") from None
+
+
+def write_table(location: Location, table: pa.Table) -> None:
+    """Publish a table as one Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    location.write_bytes(buffer.getvalue())

@@ -1,0 +1,212 @@
+"""Google Landmarks Dataset v2: its published CSV files, read with every fault counted and listed.
+
+Formats: https://github.com/cvdfoundation/google-landmark. Ids are 16 hexadecimal digits, landmark ids whole
+numbers, one row an image.
+"""
+
+import collections
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+
+from landmark.config import UserError
+from landmark.storage import Location, NotFound
+
+LISTED_FAULTS = 100_000
+BLOCK_BYTES = 16 << 20
+
+
+@dataclass
+class Faults:
+    """Rows that were left out: how many of each kind, and the first of them by name."""
+
+    counts: collections.Counter[str] = field(default_factory=collections.Counter)
+    listed: list[tuple[str, str, str]] = field(default_factory=list)
+    """image_id, origin, reason."""
+
+    def add(self, reason: str, origin: str, ids: Iterable[str], count: int | None = None) -> None:
+        """Count rows of one kind; `ids` may be more than are listed, `count` says how many there are."""
+        names = list(ids)
+        self.counts[reason] += len(names) if count is None else count
+        room = LISTED_FAULTS - len(self.listed)
+        self.listed += [(name, origin, reason) for name in names[: max(room, 0)]]
+
+    def total(self) -> int:
+        """Return the number of rows left out."""
+        return self.counts.total()
+
+    def breakdown(self) -> str:
+        """Return the kinds and their counts as text, the most frequent first."""
+        return ", ".join(f"{count:,} {reason}" for reason, count in self.counts.most_common())
+
+    def check(self, rows: int, limit: float, source: str) -> None:
+        """Raise UserError when the share of faults is above a limit."""
+        if self.total() > limit * rows:
+            share = self.total() / max(rows, 1)
+            raise UserError(
+                f"{source}: {share:.2%} of {rows:,} rows are faulty ({self.breakdown()}), more than the {limit:.2%} "
+                "allowed; look at the files, or raise gldv2.max_fault_share"
+            )
+
+
+def find(root: Location, name: str) -> Location:
+    """Return a metadata file of the dataset: directly below the root, or in its folder metadata."""
+    for place in (root / name, root / "metadata" / name):
+        if place.exists():
+            return place
+    raise UserError(f"{root}: neither {name} nor metadata/{name} is there; give the folder of the dataset's CSV files")
+
+
+def read_images(root: Location, faults: Faults) -> pa.Table:
+    """Read train.csv: image_id string, landmark_id int64, one row an image, in the file's order.
+
+    Rows of the wrong width, with an id that is not 16 hexadecimal digits or a landmark id that is no whole
+    number, and all but the first row of an id are left out and noted in `faults`.
+    """
+    place = find(root, "train.csv")
+    table = read_csv(place, ["id", "landmark_id"], faults)
+    ids, landmarks = table["id"].combine_chunks(), table["landmark_id"].combine_chunks()
+    good_id = pc.match_substring_regex(ids, "^[0-9a-f]{16}$")
+    good_landmark = pc.match_substring_regex(landmarks, "^[0-9]{1,18}$")
+    bad = pc.invert(pc.and_(good_id, good_landmark))
+    if pc.any(bad).as_py():
+        for reason, mask in (("malformed id", pc.invert(good_id)), ("malformed landmark_id", pc.invert(good_landmark))):
+            faults.add(reason, place.uri, ids.filter(mask).to_pylist())
+        keep = pc.invert(bad)
+        ids, landmarks = ids.filter(keep), landmarks.filter(keep)
+    first = first_of_each(id_keys(ids))
+    if len(first) < len(ids):
+        again = np.ones(len(ids), dtype=bool)
+        again[first] = False
+        faults.add("duplicated id", place.uri, ids.filter(pa.array(again)).to_pylist())
+        ids, landmarks = ids.take(first), landmarks.take(first)
+    return pa.table({"image_id": ids, "landmark_id": landmarks.cast(pa.int64())})
+
+
+def read_clean_ids(root: Location, faults: Faults) -> np.ndarray:
+    """Read train_clean.csv (landmark_id, images separated by spaces): sorted id keys, uint64."""
+    table = read_csv(find(root, "train_clean.csv"), ["landmark_id", "images"], faults)
+    ids = pc.list_flatten(pc.split_pattern(table["images"].combine_chunks(), " "))
+    return np.sort(id_keys(ids))
+
+
+def read_attribution(root: Location, faults: Faults) -> pa.Table:
+    """Read train_attribution.csv: image_id string, author and license dictionary-encoded."""
+    table = read_csv(
+        find(root, "train_attribution.csv"), ["id", "author", "license"], faults, encoded=("author", "license")
+    )
+    return table.rename_columns(["image_id", "author", "license"])
+
+
+def read_categories(root: Location, faults: Faults) -> pa.Table:
+    """Read the names of the landmarks: landmark_id int64, name string, and supercategory where published.
+
+    The hierarchical file is taken where there is one, else the category file. A category is the URL of
+    a Wikimedia Commons category; its last part is the name.
+    """
+    for name, columns in (
+        ("train_label_to_hierarchical.csv", ["landmark_id", "category", "supercategory"]),
+        ("train_label_to_category.csv", ["landmark_id", "category"]),
+    ):
+        try:
+            place = find(root, name)
+        except UserError:
+            continue
+        table = read_csv(place, columns, faults)
+        names = pc.replace_substring_regex(table["category"].combine_chunks(), "^.*Category:", "")
+        table = table.set_column(1, "name", pc.replace_substring(names, "_", " "))
+        good = pc.match_substring_regex(table["landmark_id"], "^[0-9]{1,18}$")
+        table = table.filter(good)
+        return table.set_column(0, "landmark_id", table["landmark_id"].cast(pa.int64()))
+    return pa.table({"landmark_id": pa.array([], pa.int64()), "name": pa.array([], pa.string())})
+
+
+def read_solution(root: Location, faults: Faults) -> pa.Table:
+    """Read recognition_solution_v2.1.csv: image_id, landmarks list<int64> (empty: no landmark), usage.
+
+    Rows whose usage is Ignored are kept: who evaluates leaves them out.
+    """
+    table = read_csv(find(root, "recognition_solution_v2.1.csv"), ["id", "landmarks", "Usage"], faults)
+    words = pc.split_pattern(pc.utf8_trim_whitespace(table["landmarks"].combine_chunks()), " ")
+    values = pc.list_flatten(words)
+    numbers = pc.if_else(pc.equal(values, ""), None, values).cast(pa.int64())
+    lists = pa.ListArray.from_arrays(words.offsets, numbers)
+    empty = pc.equal(table["landmarks"].combine_chunks(), "")
+    none = pa.scalar([], pa.list_(pa.int64()))
+    landmarks = pc.if_else(empty, none, lists)
+    return pa.table({"image_id": table["id"], "landmarks": landmarks, "usage": table["Usage"]})
+
+
+def read_csv(place: Location, columns: list[str], faults: Faults, *, encoded: tuple[str, ...] = ()) -> pa.Table:
+    """Read columns of a CSV file as strings; rows of the wrong width are counted and listed in `faults`."""
+    skipped: list[str] = []
+
+    def skip(row: pacsv.InvalidRow) -> str:
+        skipped.append((row.text or "")[:80])
+        return "skip"
+
+    kinds = {name: pa.dictionary(pa.int32(), pa.string()) if name in encoded else pa.string() for name in columns}
+    try:
+        with place.open_input() as stream:
+            table = pacsv.read_csv(
+                stream,
+                read_options=pacsv.ReadOptions(block_size=BLOCK_BYTES),
+                parse_options=pacsv.ParseOptions(invalid_row_handler=skip),
+                convert_options=pacsv.ConvertOptions(
+                    include_columns=columns, column_types=kinds, strings_can_be_null=False
+                ),
+            )
+    except pa.ArrowKeyError as error:
+        raise UserError(f"{place}: {error}; expected the columns {', '.join(columns)}") from None
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{place}: not a readable CSV file ({error}); download it again") from None
+    if skipped:
+        faults.add("malformed row", place.uri, skipped)
+    return table.unify_dictionaries().combine_chunks() if encoded else table.combine_chunks()
+
+
+def id_keys(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return ids of 16 hexadecimal digits as numbers, uint64 (n,): quick to sort and to compare."""
+    if isinstance(ids, pa.ChunkedArray):
+        ids = ids.combine_chunks()
+    lengths = pc.binary_length(ids).to_numpy(zero_copy_only=False)
+    if not (lengths == 16).all():
+        bad = ids[int(np.flatnonzero(lengths != 16)[0])].as_py()
+        raise UserError(f"image id {bad!r}: expected 16 hexadecimal digits")
+    text = np.frombuffer(ids.buffers()[2], dtype=np.uint8)[ids.offset * 16 : (ids.offset + len(ids)) * 16]
+    digits = _HEX[text].reshape(-1, 16)
+    keys = np.zeros(len(ids), dtype=np.uint64)
+    for column in range(16):
+        keys = (keys << np.uint64(4)) | digits[:, column]
+    return keys
+
+
+def first_of_each(keys: np.ndarray) -> np.ndarray:
+    """Return the positions of the first row of each key, ascending."""
+    _, first = np.unique(keys, return_index=True)
+    return np.sort(first)
+
+
+_HEX = np.zeros(256, dtype=np.uint64)
+for _value, _digit in enumerate("0123456789abcdef"):
+    _HEX[ord(_digit)] = _value
+
+
+def tar_images(root: Location, tars: int) -> list[str] | None:
+    """Return the tars of the training images, as paths below the root; None where there are none.
+
+    Where folders cannot be listed (https) the published numbering is taken: train/images_000.tar onwards.
+    """
+    try:
+        names = [name for name in (root / "train").names() if name.startswith("images_") and name.endswith(".tar")]
+    except NotFound:
+        return None
+    except UserError:
+        if not root.uri.startswith(("http://", "https://")):
+            raise
+        names = [f"images_{number:03d}.tar" for number in range(tars)]
+    return [f"train/{name}" for name in names] or None

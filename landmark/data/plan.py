@@ -1,0 +1,151 @@
+"""Plans: which rows of which row groups a rank reads in an epoch, and how they fall into batches."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from landmark.config import UserError
+from landmark.data.dataset import PackedDataset
+from landmark.data.randomness import generator
+
+
+@dataclass(kw_only=True, frozen=True)
+class RowGroups:
+    """All row groups of a split, in the order of the samples; arrays of one length."""
+
+    shard: np.ndarray
+    """Index of the shard in the manifest's list, int64."""
+    row_group: np.ndarray
+    """Index of the row group in its shard, int64."""
+    first_sample: np.ndarray
+    """Sample number of its first row, int64."""
+    rows: np.ndarray
+    """Rows to read of it, int64: all of them, or those selected."""
+    size: np.ndarray
+    """Rows it holds, int64."""
+    selected: np.ndarray | None = None
+    """Which samples of the split are read, bool (split rows,); None: all."""
+
+    @classmethod
+    def of(cls, dataset: PackedDataset, split: str) -> "RowGroups":
+        """Derive the row groups of a split from the manifest alone."""
+        size = dataset.manifest.row_group_rows
+        shards = dataset.split(split).shards
+        counts = np.array([shard.row_groups for shard in shards], dtype=np.int64)
+        shard = np.repeat(np.arange(len(shards)), counts)
+        row_group = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        shard_rows = np.array([entry.rows for entry in shards], dtype=np.int64)
+        rows = np.minimum(size, shard_rows[shard] - row_group * size)
+        return cls(shard=shard, row_group=row_group, first_sample=np.cumsum(rows) - rows, rows=rows, size=rows)
+
+    def select(self, selected: np.ndarray) -> "RowGroups":
+        """Keep the selected samples, bool (split rows,), and only the row groups that hold one."""
+        sums = np.concatenate([[0], np.cumsum(selected, dtype=np.int64)])
+        counts = sums[self.first_sample + self.size] - sums[self.first_sample]
+        kept = np.flatnonzero(counts)
+        return RowGroups(
+            shard=self.shard[kept],
+            row_group=self.row_group[kept],
+            first_sample=self.first_sample[kept],
+            rows=counts[kept],
+            size=self.size[kept],
+            selected=selected,
+        )
+
+    def offsets(self, index: int) -> np.ndarray:
+        """Return the rows to read of one row group, counted in it: int64 (rows,)."""
+        first, size = self.first_sample[index], self.size[index]
+        if self.selected is None:
+            return np.arange(size)
+        return np.flatnonzero(self.selected[first : first + size])
+
+
+@dataclass(kw_only=True, frozen=True, eq=False)
+class Unit:
+    """Rows to read from one row group."""
+
+    shard: int
+    row_group: int
+    first_sample: int
+    """Sample number of the row group's first row."""
+    rows: np.ndarray
+    """Rows to read, counted in the row group, ascending: int64 (n,)."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class RankPlan:
+    """What one rank reads in one epoch."""
+
+    units: list[Unit]
+    """Reads, in order; together exactly this rank's rows."""
+    batch_rows: np.ndarray
+    """Rows of each of this rank's batches, int64 (steps,)."""
+    global_rows: np.ndarray
+    """Rows of each step over all ranks, int64 (steps,)."""
+
+    @property
+    def steps(self) -> int:
+        """Number of batches."""
+        return len(self.batch_rows)
+
+
+def plan_training_epoch(
+    groups: RowGroups, *, rank: int, world_size: int, batch_size: int, seed: int, epoch: int
+) -> RankPlan:
+    """Divide a shuffled epoch among the ranks: every row once, the same number of steps on each.
+
+    The shuffled row groups, laid end to end, are cut into `world_size` parts whose lengths differ by
+    one row at most (a row group on a cut is read by both sides, each taking its rows). Each part is
+    cut into the same number of batches, whose sizes differ by one at most: no tiny last batch, no
+    dropped tail, no padding, and `batch_size` is met on average from below.
+    """
+    total = int(groups.rows.sum())
+    if total < world_size:
+        raise UserError(f"{total} training images for {world_size} workers; use at most {total} workers")
+    order = generator(seed, epoch).permutation(len(groups.rows))
+    steps = training_steps(total, world_size, batch_size)
+    bounds = _cuts(total, world_size)
+    parts = np.stack([np.diff(_cuts(int(n), steps)) for n in np.diff(bounds)])
+    units = _slice_units(groups, order, int(bounds[rank]), int(bounds[rank + 1]))
+    return RankPlan(units=units, batch_rows=parts[rank], global_rows=parts.sum(axis=0))
+
+
+def training_steps(total: int, world_size: int, batch_size: int) -> int:
+    """Return the steps of an epoch: enough for `batch_size`, but never more than leave each rank a row a step."""
+    return max(1, min(-(-total // batch_size), total // world_size))
+
+
+def plan_evaluation(groups: RowGroups, *, rank: int, world_size: int, batch_size: int) -> RankPlan:
+    """Divide a split among the ranks in its own order: every row once; ranks may differ in steps.
+
+    No collective may therefore depend on the step. `batch_size` is the whole world's; a rank's
+    batches have batch_size / world_size rows, the last one what is left.
+    """
+    bounds = _cuts(int(groups.rows.sum()), world_size)
+    start, stop = int(bounds[rank]), int(bounds[rank + 1])
+    size = max(1, batch_size // world_size)
+    full, rest = divmod(stop - start, size)
+    batches = np.array([size] * full + [rest] * bool(rest), dtype=np.int64)
+    units = _slice_units(groups, np.arange(len(groups.rows)), start, stop)
+    return RankPlan(units=units, batch_rows=batches, global_rows=batches)
+
+
+def _cuts(total: int, parts: int) -> np.ndarray:
+    """Return the bounds of `parts` parts of a range, lengths differing by one at most: (parts + 1,)."""
+    return np.arange(parts + 1, dtype=np.int64) * total // parts
+
+
+def _slice_units(groups: RowGroups, order: np.ndarray, start: int, stop: int) -> list[Unit]:
+    """Return the units that hold rows [start, stop) of the row groups laid end to end in `order`."""
+    ends = np.cumsum(groups.rows[order])
+    begins = ends - groups.rows[order]
+    touched = np.flatnonzero((ends > start) & (begins < stop))
+    return [
+        Unit(
+            shard=int(groups.shard[order[i]]),
+            row_group=int(groups.row_group[order[i]]),
+            first_sample=int(groups.first_sample[order[i]]),
+            rows=groups.offsets(order[i])[max(start - begins[i], 0) : stop - begins[i]],
+        )
+        for i in touched
+    ]

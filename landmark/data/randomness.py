@@ -1,0 +1,53 @@
+"""Random numbers that are a function of (seed, epoch, sample) and of nothing else."""
+
+import numpy as np
+import pyarrow as pa
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+def uniforms(seed: int, epoch: int, samples: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` uniform numbers in [0, 1) for each sample: float64 (n, count).
+
+    Counter-based (SplitMix64, Steele et al. 2014), so that a sample is augmented alike whichever
+    worker, thread or resumed run decodes it.
+    """
+    with np.errstate(over="ignore"):
+        key = _mix(np.asarray([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64) + _GAMMA)
+        key = _mix(key + np.uint64(epoch) * _GAMMA)
+        streams = _mix(key + np.asarray(samples).astype(np.uint64) * _GAMMA)
+        bits = _mix(streams[:, None] + np.arange(1, count + 1, dtype=np.uint64)[None, :] * _GAMMA)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def generator(seed: int, *stream: int) -> np.random.Generator:
+    """Return a generator for one named stream of a seed, such as (epoch, window)."""
+    return np.random.default_rng([seed & 0xFFFFFFFFFFFFFFFF, *stream])
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def hash_strings(values: pa.Array | pa.ChunkedArray, seed: int) -> np.ndarray:
+    """Return a seeded hash of each value's text, uint64 (n,): an order that no machine or row order changes.
+
+    FNV-1a over the text's 8-byte words, mixed with the seed; equal texts have equal hashes.
+    """
+    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    text = array.cast(pa.large_string()) if not pa.types.is_large_string(array.type) else array
+    offsets = np.frombuffer(text.buffers()[1], dtype=np.int64)[text.offset : text.offset + len(text) + 1]
+    data = np.frombuffer(text.buffers()[2] or b"", dtype=np.uint8)
+    lengths = np.diff(offsets)
+    width = -(-max(int(lengths.max(initial=0)), 1) // 8) * 8
+    padded = np.zeros((len(text), width), dtype=np.uint8)
+    for length in np.unique(lengths):
+        rows = np.flatnonzero(lengths == length)
+        padded[rows[:, None], np.arange(length)[None, :]] = data[offsets[rows][:, None] + np.arange(length)[None, :]]
+    hashes = np.full(len(text), 0xCBF29CE484222325, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for number, word in enumerate(padded.view("<u8").T):
+            hashes = np.where(8 * number < lengths, (hashes ^ word) * np.uint64(0x100000001B3), hashes)
+        return _mix(_mix(hashes + lengths.astype(np.uint64)) + np.uint64(seed & 0xFFFFFFFFFFFFFFFF) * _GAMMA)

@@ -1,0 +1,129 @@
+"""Readers: plan units become Arrow tables of compressed images, by a thread or by Ray Data actors."""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from landmark.config import LoaderConfig, UserError
+from landmark.data.plan import Unit
+from landmark.storage import Location
+
+OPEN_FILES = 8
+UNITS_AHEAD = 4
+UNITS_A_BLOCK = 16
+
+
+class UnitReader:
+    """Reads units of one split: columns image (large binary), label int32, sample int64."""
+
+    def __init__(self, split: Location, shard_paths: list[str]) -> None:
+        self.split = split
+        self.shard_paths = shard_paths
+        self._files: collections.OrderedDict[int, pq.ParquetFile] = collections.OrderedDict()
+
+    def read(self, unit: Unit) -> pa.Table:
+        """Return the unit's rows."""
+        try:
+            table = self._open(unit.shard).read_row_group(unit.row_group, columns=["label", "image"])
+        except (OSError, pa.ArrowInvalid) as error:
+            path = self.split / self.shard_paths[unit.shard]
+            raise UserError(
+                f"{path}: row group {unit.row_group} cannot be read ({error}); is the shard whole?"
+            ) from None
+        if len(unit.rows) < len(table):
+            table = table.take(unit.rows)
+        return pa.table(
+            {
+                "image": table["image"].cast(pa.large_binary()),
+                "label": table["label"],
+                "sample": pa.array(unit.rows + unit.first_sample),
+            }
+        )
+
+    def _open(self, shard: int) -> pq.ParquetFile:
+        if shard in self._files:
+            self._files.move_to_end(shard)
+            return self._files[shard]
+        file = pq.ParquetFile((self.split / self.shard_paths[shard]).open_input(), pre_buffer=False)
+        self._files[shard] = file
+        if len(self._files) > OPEN_FILES:
+            self._files.popitem(last=False)[1].close()
+        return file
+
+
+def read_by_thread(reader: UnitReader, units: Iterable[Unit]) -> Iterator[pa.Table]:
+    """Yield the units' tables in order, reading ahead in a thread of this process."""
+    with ThreadPoolExecutor(1, thread_name_prefix="landmark-read") as pool:
+        yield from run_ahead(pool, reader.read, units, UNITS_AHEAD)
+
+
+def run_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Unit], pa.Table], items: Iterable[Unit], ahead: int
+) -> Iterator[pa.Table]:
+    """Yield function(item) in order, with up to `ahead` calls under way."""
+    pending: collections.deque[Future[pa.Table]] = collections.deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+class _ReaderActor:
+    """The long-lived Ray Data actor: one batch is a block of the plan, one output a unit's table."""
+
+    def __init__(self, split: Location, shard_paths: list[str]) -> None:
+        self.reader = UnitReader(split, shard_paths)
+
+    def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
+        for row in plan.to_pylist():
+            epoch, rows = row.pop("epoch"), np.array(row.pop("rows"))
+            table = self.reader.read(Unit(**row, rows=rows))
+            yield table.append_column("epoch", pa.array(np.full(len(table), epoch)))
+
+
+def read_by_ray(
+    reader: UnitReader, epochs: Iterable[tuple[int, list[Unit]]], config: LoaderConfig
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield (epoch, table) for all units of all epochs as one Ray Data stream, so that nothing drains between epochs.
+
+    Order is not kept (keeping it spills): tables of an epoch may come after the next epoch's first ones.
+    """
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = 8 << 20
+    plan = _plan_blocks(epochs)
+    stream = ray.data.from_arrow(plan).map_batches(
+        _ReaderActor,
+        fn_constructor_args=(reader.split, reader.shard_paths),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=config.reader_cpus,
+        concurrency=config.readers,
+    )
+    for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+        yield from _by_epoch(block)
+
+
+def _plan_blocks(epochs: Iterable[tuple[int, list[Unit]]]) -> list[pa.Table]:
+    rows = [{"epoch": epoch, **vars(unit)} for epoch, units in epochs for unit in units]
+    return [pa.Table.from_pylist(rows[start : start + UNITS_A_BLOCK]) for start in range(0, len(rows), UNITS_A_BLOCK)]
+
+
+def _by_epoch(block: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+    epochs = block["epoch"].to_numpy()
+    rows = block.drop_columns(["epoch"])
+    starts = np.flatnonzero(np.diff(epochs, prepend=-1))
+    for start, stop in zip(starts, [*starts[1:], len(epochs)], strict=True):
+        yield int(epochs[start]), rows.slice(start, stop - start)

@@ -1,0 +1,188 @@
+"""Subsets: which rows of a table of images are kept, the same ones on any machine for the same seed."""
+
+import ast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from landmark.config import SubsetConfig, UserError, nearest
+from landmark.data.randomness import hash_strings
+from landmark.storage import Location, locate
+
+_COMPARISONS = {
+    ast.Eq: "__eq__",
+    ast.NotEq: "__ne__",
+    ast.Lt: "__lt__",
+    ast.LtE: "__le__",
+    ast.Gt: "__gt__",
+    ast.GtE: "__ge__",
+}
+
+
+def select_images(table: pa.Table, config: SubsetConfig, seed: int) -> np.ndarray:
+    """Return which rows a subset keeps: bool (rows,).
+
+    table: image_id string, landmark_id (string or int64), and what the conditions name (license, …). The
+    clean list is the source's affair and not looked at here. Random choices go by a hash of (seed, image_id) or
+    (seed, landmark_id), so that neither the order of the rows nor the machine matters.
+    """
+    kept = np.ones(len(table), dtype=bool)
+    if config.licenses:
+        kept &= _license_mask(table, config.licenses)
+    if config.landmarks is not None:
+        kept &= _landmark_mask(table, locate(config.landmarks))
+    if config.where is not None:
+        kept &= _where_mask(table, config.where)
+    codes, names = _class_codes(table["landmark_id"])
+    counts = np.bincount(codes[kept], minlength=len(names))
+    chosen = _choose_classes(counts, names, config, seed)
+    kept &= chosen[codes]
+    if config.max_images is not None or config.images is not None:
+        kept = _thin(kept, codes, table["image_id"], config, seed)
+    if not kept.any():
+        raise UserError("the subset keeps no image; loosen subset.min_images, licenses, landmarks or where")
+    return kept
+
+
+def _class_codes(landmarks: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+    """Return each row's class as a number and the classes' ids in a fixed order."""
+    encoded = landmarks.combine_chunks() if isinstance(landmarks, pa.ChunkedArray) else landmarks
+    if not pa.types.is_dictionary(encoded.type):
+        encoded = encoded.dictionary_encode()
+    order = pc.sort_indices(encoded.dictionary).to_numpy()
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    return rank[encoded.indices.to_numpy(zero_copy_only=False)], encoded.dictionary.take(pa.array(order))
+
+
+def _choose_classes(counts: np.ndarray, names: pa.Array, config: SubsetConfig, seed: int) -> np.ndarray:
+    """Return which classes are kept: bool (classes,)."""
+    enough = counts >= config.min_images
+    chosen = enough.copy()
+    if config.classes is None:
+        return chosen
+    available = np.flatnonzero(enough)
+    if len(available) < config.classes:
+        raise UserError(
+            f"subset.classes is {config.classes}, but {len(available)} classes have at least {config.min_images} "
+            "images; ask for fewer classes or lower subset.min_images"
+        )
+    if config.choose == "frequent":
+        order = available[np.argsort(-counts[available], kind="stable")]
+    else:
+        order = available[np.argsort(hash_strings(names.take(pa.array(available)), seed), kind="stable")]
+    chosen[:] = False
+    chosen[order[: config.classes]] = True
+    return chosen
+
+
+def _thin(kept: np.ndarray, codes: np.ndarray, ids: pa.ChunkedArray, config: SubsetConfig, seed: int) -> np.ndarray:
+    """Keep at most max_images of each class and `images` in all, by the hash of the image ids."""
+    rows = np.flatnonzero(kept)
+    keys = hash_strings(ids.take(pa.array(rows)), seed)
+    order = np.lexsort((keys, codes[rows]))
+    rows, keys = rows[order], keys[order]
+    classes = codes[rows]
+    starts = np.flatnonzero(np.diff(classes, prepend=-1))
+    place = np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows))))
+    if config.max_images is not None:
+        within = place < config.max_images
+        rows, keys, place = rows[within], keys[within], place[within]
+    if config.images is not None and len(rows) > config.images:
+        least = min(config.min_images, config.images // len(starts))
+        if least < 1:
+            raise UserError(
+                f"subset.images is {config.images}, but {len(starts)} classes are kept; "
+                "ask for at least one image a class, or set subset.classes"
+            )
+        priority = np.lexsort((keys, place >= least))
+        rows = rows[priority[: config.images]]
+    thinned = np.zeros_like(kept)
+    thinned[rows] = True
+    return thinned
+
+
+def _license_mask(table: pa.Table, licenses: tuple[str, ...]) -> np.ndarray:
+    if "license" not in table.column_names:
+        raise UserError("subset.licenses needs the licenses of the images; prepare with gldv2.attribution")
+    column = table["license"].combine_chunks()
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    values = column.dictionary.to_pylist()
+    good = np.array([any(text in (value or "") for text in licenses) for value in values] + [False])
+    codes = pc.fill_null(column.indices, len(values)).to_numpy(zero_copy_only=False)
+    return good[codes]
+
+
+def _landmark_mask(table: pa.Table, place: Location) -> np.ndarray:
+    wanted = pa.array(sorted({line.strip() for line in place.read_text().splitlines() if line.strip()}))
+    column = table["landmark_id"]
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    known = pc.unique(column).cast(kind).cast(pa.string())
+    strange = wanted.filter(pc.invert(pc.is_in(wanted, known)))
+    if len(strange):
+        raise UserError(
+            f"{place}: {len(strange)} of {len(wanted)} landmark ids are not in the data, the first is "
+            f"{strange[0].as_py()!r}; remove them from the file"
+        )
+    return pc.is_in(column.cast(kind), wanted.cast(kind)).to_numpy(zero_copy_only=False)
+
+
+def _where_mask(table: pa.Table, text: str) -> np.ndarray:
+    """Evaluate a comparison of columns with constants, joined by and, or, not: Python's syntax, nothing called."""
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        raise UserError(f"subset.where: {text!r} at column {error.offset}: {error.msg}") from None
+    try:
+        mask = (
+            table.select(_names(tree, table))
+            .append_column("_row", pa.array(np.arange(len(table))))
+            .filter(_expression(tree, text))["_row"]
+        )
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid, TypeError) as error:
+        raise UserError(f"subset.where: {text!r} cannot be compared ({error}); check the constants' types") from None
+    kept = np.zeros(len(table), dtype=bool)
+    kept[mask.to_numpy()] = True
+    return kept
+
+
+def _names(tree: ast.expr, table: pa.Table) -> list[str]:
+    names = sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)})
+    for name in names:
+        if name not in table.column_names:
+            raise UserError(f"subset.where: no column '{name}'; {nearest(name, table.column_names)}")
+    return names
+
+
+def _expression(node: ast.expr, text: str) -> pc.Expression:
+    if isinstance(node, ast.BoolOp):
+        parts = [_expression(value, text) for value in node.values]
+        joined = parts[0]
+        for part in parts[1:]:
+            joined = joined & part if isinstance(node.op, ast.And) else joined | part
+        return joined
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        return ~_expression(node.operand, text)
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        left, operator, right = _term(node.left, text), node.ops[0], node.comparators[0]
+        if isinstance(operator, ast.In | ast.NotIn) and isinstance(right, ast.List | ast.Tuple):
+            inside = left.isin([_constant(item, text) for item in right.elts])
+            return ~inside if isinstance(operator, ast.NotIn) else inside
+        if type(operator) in _COMPARISONS:
+            return getattr(left, _COMPARISONS[type(operator)])(_term(right, text))
+    raise UserError(f"subset.where: {text!r}: expected comparisons joined by and, or, not, such as width >= 300")
+
+
+def _term(node: ast.expr, text: str) -> pc.Expression:
+    if isinstance(node, ast.Name):
+        return pc.field(node.id)
+    return pc.scalar(_constant(node, text))
+
+
+def _constant(node: ast.expr, text: str) -> object:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise UserError(f"subset.where: {text!r}: expected a column or a constant, got {ast.unparse(node)}") from None

@@ -1,0 +1,287 @@
+"""Places that hold files: a URI becomes a filesystem, files appear whole or not at all."""
+
+import contextlib
+import functools
+import os
+import random
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from landmark.config import UserError
+
+T = TypeVar("T")
+
+CHUNK_BYTES = 16 << 20
+CONNECT_TIMEOUT_S = 5
+REQUEST_TIMEOUT_S = 15
+DEADLINE_S = 90
+"""Seconds for which object storage that fails or does not answer is tried again; LANDMARK_STORAGE_DEADLINE_S overrides it."""
+LONGEST_PAUSE_S = 8
+
+_TRANSIENT = (
+    "NETWORK_CONNECTION",
+    "curlCode",
+    "SLOW_DOWN",
+    "SlowDown",
+    "THROTTLING",
+    "SERVICE_UNAVAILABLE",
+    "INTERNAL_FAILURE",
+    "REQUEST_TIMEOUT",
+    "REQUEST_EXPIRED",
+    "REQUEST_TIME_TOO_SKEWED",
+    "HTTP status 50",
+    "Could not connect",
+    "timed out",
+    "Connection reset",
+)
+
+
+class NotFound(UserError):
+    """A file or folder that does not exist."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder in a local folder or in object storage.
+
+    Holds the URI alone, so that a pickle of it carries no credentials: each process opens the
+    filesystem for itself, with the credentials of its own environment. S3 takes its endpoint from
+    AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL and its region from AWS_REGION or AWS_DEFAULT_REGION.
+    """
+
+    uri: str
+
+    @property
+    def fs(self) -> pafs.FileSystem:
+        """The pyarrow filesystem."""
+        return _open(self.uri)[0]
+
+    @property
+    def path(self) -> str:
+        """The path within `fs`: for S3 `bucket/key`."""
+        return _open(self.uri)[1]
+
+    def __truediv__(self, name: str) -> "Location":
+        return Location(f"{self.uri.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def local_path(self) -> Path | None:
+        """Return the path on this machine's disk, or None for object storage."""
+        return Path(self.path) if isinstance(self.fs, pafs.LocalFileSystem) else None
+
+    def exists(self) -> bool:
+        """Return whether there is a file or folder here."""
+        return retrying(self.uri, lambda: self.fs.get_file_info(self.path).type != pafs.FileType.NotFound)
+
+    def open_input(self) -> pa.NativeFile:
+        """Open the file for random access."""
+        return retrying(self.uri, lambda: self.fs.open_input_file(self.path))
+
+    def read_bytes(self) -> bytes:
+        """Return the file's bytes."""
+
+        def read() -> bytes:
+            with self.fs.open_input_file(self.path) as stream:
+                return stream.read()
+
+        return retrying(self.uri, read)
+
+    def read_text(self) -> str:
+        """Return the file's text (UTF-8)."""
+        return self.read_bytes().decode()
+
+    def write_bytes(self, data: bytes) -> None:
+        """Publish a file with these bytes: a reader sees the old file or the whole new one."""
+
+        def write() -> None:
+            local = self.local_path()
+            if local is None:
+                with self.fs.open_output_stream(self.path) as stream:
+                    stream.write(data)
+            else:
+                with _replaced(local) as temporary:
+                    temporary.write_bytes(data)
+
+        retrying(self.uri, write)
+
+    def write_text(self, text: str) -> None:
+        """Publish a file with this text (UTF-8)."""
+        self.write_bytes(text.encode())
+
+    def upload(self, source: Path) -> None:
+        """Publish a copy of a local file."""
+
+        def copy() -> None:
+            local = self.local_path()
+            if local is None:
+                with source.open("rb") as reader, self.fs.open_output_stream(self.path) as stream:
+                    while chunk := reader.read(CHUNK_BYTES):
+                        stream.write(chunk)
+            else:
+                with _replaced(local) as temporary:
+                    shutil.copyfile(source, temporary)
+
+        retrying(self.uri, copy)
+
+    def download(self, target: Path) -> None:
+        """Copy the file to a local path."""
+
+        def copy() -> None:
+            with self.fs.open_input_stream(self.path) as stream, target.open("wb") as writer:
+                while chunk := stream.read(CHUNK_BYTES):
+                    writer.write(chunk)
+
+        retrying(self.uri, copy)
+
+    def names(self) -> list[str]:
+        """Return the sorted names of the files and folders directly below."""
+        return self._names(recursive=False)
+
+    def walk(self) -> list[str]:
+        """Return the sorted paths, relative to here, of all files below."""
+        return self._names(recursive=True)
+
+    def _names(self, *, recursive: bool) -> list[str]:
+        selector = pafs.FileSelector(self.path, recursive=recursive)
+        infos = retrying(self.uri, lambda: self.fs.get_file_info(selector))
+        start = len(self.path.rstrip("/")) + 1
+        return sorted(info.path[start:] for info in infos if not recursive or info.type == pafs.FileType.File)
+
+    def delete(self) -> None:
+        """Delete the file, or the folder with all below it; nothing happens where there is none."""
+
+        def remove() -> None:
+            kind = self.fs.get_file_info(self.path).type
+            if kind == pafs.FileType.File:
+                self.fs.delete_file(self.path)
+            elif kind == pafs.FileType.Directory:
+                self.fs.delete_dir(self.path)
+
+        retrying(self.uri, remove)
+
+
+def locate(uri: str | Path) -> Location:
+    """Return the location of a path or URI: a local path, file://, s3://, or any scheme of fsspec."""
+    text = os.path.expanduser(str(uri))
+    return Location(text if "://" in text else os.path.abspath(text))
+
+
+def check_writable(location: Location) -> None:
+    """Write and delete a small file, so that an unwritable place is an error before the work, not after."""
+    probe = location / f".landmark-write-check-{uuid.uuid4().hex}"
+    probe.write_bytes(b"")
+    probe.delete()
+
+
+def _open(uri: str) -> tuple[pafs.FileSystem, str]:
+    parts = urlsplit(uri)
+    if parts.scheme in ("", "file"):
+        return _local(), parts.path if parts.scheme else uri
+    if parts.scheme == "s3":
+        if not parts.netloc:
+            raise UserError(f"{uri}: no bucket; expected s3://bucket/key")
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
+        credentials = os.environ.get("AWS_ACCESS_KEY_ID", ""), os.environ.get("AWS_SECRET_ACCESS_KEY", "")
+        filesystem = _s3(endpoint, region, hash(credentials), "" if endpoint or region else parts.netloc)
+        return filesystem, (parts.netloc + parts.path).rstrip("/")
+    return _fsspec(uri)
+
+
+@functools.cache
+def _local() -> pafs.LocalFileSystem:
+    return pafs.LocalFileSystem()
+
+
+@functools.lru_cache(maxsize=16)
+def _s3(endpoint: str, region: str, credentials: int, bucket: str) -> pafs.S3FileSystem:
+    """Open S3; `credentials` only tells apart environments, the client reads them by itself."""
+    known = region or "us-east-1"
+    if bucket:
+        known = retrying(f"s3://{bucket}", lambda: pafs.resolve_s3_region(bucket))
+    options = {
+        "region": known,
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "request_timeout": REQUEST_TIMEOUT_S,
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=2),
+    }
+    if endpoint:
+        scheme, _, host = endpoint.rpartition("://")
+        options |= {"endpoint_override": host, "scheme": scheme or "https"}
+    return pafs.S3FileSystem(**options)
+
+
+def _fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri)
+    except (ValueError, ImportError) as error:
+        raise UserError(
+            f"{uri}: {error}; expected a path, s3://… or a scheme whose fsspec package is installed"
+        ) from None
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside `path` that takes its place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def retrying(uri: str, operation: Callable[[], T]) -> T:
+    """Run an operation on storage that may be repeated; returns its result.
+
+    Failures that pass (throttling, a server that restarts or does not answer) are tried again, with growing
+    pauses, until the deadline; the clients' own time-outs end a call that hangs. Raises NotFound, or UserError with
+    one line that names the place and the mend.
+    """
+    deadline = time.monotonic() + float(os.environ.get("LANDMARK_STORAGE_DEADLINE_S", DEADLINE_S))
+    pause = 0.25
+    while True:
+        try:
+            return operation()
+        except FileNotFoundError:
+            raise NotFound(f"{uri}: no such file or folder; check the path") from None
+        except OSError as error:
+            if not _passes(error) or time.monotonic() + pause > deadline:
+                raise UserError(f"{uri}: {_reason(error)}") from error
+        time.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def _passes(error: OSError) -> bool:
+    """Return whether a failure is of the kind that passes: never one of the local disk."""
+    return error.errno is None and any(word in str(error) for word in _TRANSIENT)
+
+
+def _reason(error: OSError) -> str:
+    text = str(error)
+    denied = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "InvalidAccessKeyId", "Forbidden")
+    if any(word in text for word in denied):
+        return "access denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's permissions"
+    if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text or "Bucket does not exist" in text:
+        return "no such bucket; create it or check its name"
+    if "NETWORK_CONNECTION" in text or "curlCode" in text or "Connection" in text:
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+        return f"cannot reach the object storage at {endpoint}; check AWS_ENDPOINT_URL and that the server runs"
+    return f"{error.strerror or text.splitlines()[0]}; check the path and its permissions"

@@ -1,0 +1,31 @@
+"""`landmark train`: one run."""
+
+import sys
+from collections.abc import Sequence
+
+from landmark.cli import run_verb
+from landmark.config import TrainConfig
+from landmark.progress import clock
+from landmark.training.run import RunResult, run_training
+
+
+def train(config: TrainConfig) -> RunResult:
+    """Train one model and say where it lies."""
+    result = run_training(config)
+    best = result.best
+    early = " (stopped early)" if result.stopped_early else ""
+    print(
+        f"{result.epochs_run} epochs{early} in {clock(result.seconds)}; best epoch {best['epoch']:.0f}: "
+        f"val top-1 {best['val_top1']:.2%}, top-5 {best['val_top5']:.2%}"
+    )
+    print(f"run: {result.run}  next: landmark evaluate --checkpoint {result.run}")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb; returns the exit code."""
+    return run_verb(TrainConfig, train, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

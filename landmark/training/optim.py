@@ -1,0 +1,110 @@
+"""Optimizers and learning-rate schedules."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from landmark.config import OptimizerConfig, ScheduleConfig
+
+ONE_CYCLE_START = 1 / 25
+ONE_CYCLE_END = 1e-4
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Return an optimizer of the model's trainable parameters; weights of one dimension are never decayed.
+
+    rmsprop has Keras' defaults (rho 0.9, epsilon 1e-7, Tieleman & Hinton 2012), adam and adamw torch's.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    lr = config.peak_lr()
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    if config.name == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=lr, alpha=0.9, eps=1e-7)
+    if config.name == "adam":
+        return torch.optim.Adam(groups, lr=lr)
+    return torch.optim.AdamW(groups, lr=lr)
+
+
+def lr_factor(config: ScheduleConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """Return what the peak learning rate is multiplied with at a step, counted from 0.
+
+    one_cycle rises from 1/25 and falls to 1/10,000 by half cosines (Smith & Topin 2018), cosine falls
+    to 0 (Loshchilov & Hutter 2017); constant, step and cosine start with a linear warm-up.
+    """
+    total = steps_per_epoch * epochs
+    done = step / max(total - 1, 1)
+    if config.name == "one_cycle":
+        if done < config.peak_at:
+            return _half_cosine(ONE_CYCLE_START, 1.0, done / config.peak_at)
+        return _half_cosine(1.0, ONE_CYCLE_END, (done - config.peak_at) / (1 - config.peak_at))
+    warmup = config.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if config.name == "cosine":
+        return _half_cosine(1.0, 0.0, (step - warmup) / max(total - warmup, 1))
+    if config.name == "step":
+        return config.factor ** (step // steps_per_epoch // config.step_epochs)
+    return 1.0
+
+
+class Schedule:
+    """Sets the optimizer's learning rate before every step, and after every epoch for plateau."""
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        config: ScheduleConfig,
+        *,
+        peak_lr: float,
+        steps_per_epoch: int,
+        epochs: int,
+        mode: str,
+    ) -> None:
+        self.optimizer = optimizer
+        self.config = config
+        self.peak_lr = peak_lr
+        self.steps_per_epoch = steps_per_epoch
+        self.epochs = epochs
+        self.sign = 1.0 if mode == "max" else -1.0
+        self.reduction = 1.0
+        self.best = -math.inf
+        self.stale_epochs = 0
+
+    def set_lr(self, step: int) -> float:
+        """Set the learning rate for a step, counted from 0 over the run, and return it."""
+        lr = self.peak_lr * self.reduction * lr_factor(self.config, step, self.steps_per_epoch, self.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def epoch_end(self, metric: float) -> None:
+        """Note an epoch's monitored metric; plateau lowers the rate after `patience` epochs without a gain."""
+        if self.config.name != "plateau":
+            return
+        if self.sign * metric > self.best:
+            self.best, self.stale_epochs = self.sign * metric, 0
+            return
+        self.stale_epochs += 1
+        if self.stale_epochs > self.config.patience:
+            self.reduction *= self.config.factor
+            self.stale_epochs = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {"reduction": self.reduction, "best": self.best, "stale_epochs": self.stale_epochs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state."""
+        self.reduction, self.best, self.stale_epochs = state["reduction"], state["best"], state["stale_epochs"]
+
+
+def _half_cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * min(max(share, 0.0), 1.0))) / 2

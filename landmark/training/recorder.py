@@ -1,0 +1,58 @@
+"""The record of a run: one row an epoch in history.csv, and TensorBoard events."""
+
+import csv
+import io
+import tempfile
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+from landmark.storage import Location
+
+
+class Recorder:
+    """Writes a run's metrics; a resumed run goes on in the same file, its repeated epochs replaced."""
+
+    def __init__(self, run: Location, *, tensorboard: bool) -> None:
+        self.run = run
+        self.file = run / "history.csv"
+        self.rows: list[dict[str, str]] = []
+        if self.file.exists():
+            self.rows = list(csv.DictReader(io.StringIO(self.file.read_text())))
+        self._remote_events = tempfile.TemporaryDirectory() if tensorboard and run.local_path() is None else None
+        self.events = self._events() if tensorboard else None
+
+    def _events(self) -> SummaryWriter:
+        local = self.run.local_path()
+        folder = Path(self._remote_events.name) if self._remote_events or local is None else local / "tensorboard"
+        return SummaryWriter(str(folder))
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Write an epoch's metrics."""
+        epoch = int(metrics["epoch"])
+        self.rows = [row for row in self.rows if int(row["epoch"]) < epoch]
+        self.rows.append({key: f"{value:.6g}" for key, value in metrics.items()})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(metrics), extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        self.file.write_text(text.getvalue())
+        if self.events is not None:
+            for key, value in metrics.items():
+                self.events.add_scalar(key, value, epoch)
+            self.events.flush()
+            self._upload_events()
+
+    def _upload_events(self) -> None:
+        if self._remote_events is None:
+            return
+        for path in Path(self._remote_events.name).iterdir():
+            (self.run / "tensorboard" / path.name).upload(path)
+
+    def close(self) -> None:
+        """End the TensorBoard file."""
+        if self.events is not None:
+            self.events.close()
+            self._upload_events()
+        if self._remote_events is not None:
+            self._remote_events.cleanup()

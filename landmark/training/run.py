@@ -1,0 +1,119 @@
+"""A whole run: the session that suits the number of workers, and the run's folder."""
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from landmark.config import TrainConfig, UserError, parse_yaml, to_mapping, to_yaml
+from landmark.data.dataset import PackedDataset
+from landmark.storage import Location, NotFound, check_writable, locate
+from landmark.training.local import LocalSession
+from landmark.training.loop import fit
+
+
+@dataclass(kw_only=True, frozen=True)
+class RunResult:
+    """What a finished run left."""
+
+    name: str
+    """Name of the run."""
+    run: str
+    """URI of its folder."""
+    best_checkpoint: str
+    """Path of the best checkpoint, below the run's folder."""
+    last_checkpoint: str
+    """Path of the last one."""
+    best: dict[str, float]
+    """Metrics of the best epoch."""
+    epochs_run: int
+    """Epochs trained, over all resumptions."""
+    stopped_early: bool
+    """Whether it ended before its last epoch."""
+    seconds: float
+    """Wall time of this call."""
+    dataset: str
+    """URI of the dataset."""
+
+
+def run_training(config: TrainConfig) -> RunResult:
+    """Train, in this process for one worker and by Ray Train for several, and write run.json.
+
+    A run of the same name goes on from its last checkpoint; one whose model or dataset was another is
+    refused. Raises UserError for anything the user can mend.
+    """
+    start = time.monotonic()
+    dataset = PackedDataset.open(config.dataset)
+    for split in ("train", "val"):
+        dataset.split(split)
+    run = locate(config.output) / config.name
+    check_writable(run)
+    _check_same_run(run, config)
+    (run / "config.yaml").write_text(to_yaml(config))
+    outcome = _fit_here(config, dataset, run) if config.workers.count == 1 else _fit_workers(config, run)
+    epochs_run = outcome.pop("epochs_run")
+    result = RunResult(
+        name=config.name,
+        run=run.uri,
+        epochs_run=epochs_run,
+        stopped_early=epochs_run < config.epochs,
+        seconds=round(time.monotonic() - start, 2),
+        dataset=config.dataset,
+        **outcome,
+    )
+    (run / "run.json").write_text(json.dumps(to_mapping(result), indent=1) + "\n")
+    return result
+
+
+def _fit_here(config: TrainConfig, dataset: PackedDataset, run: Location) -> dict[str, Any]:
+    session = LocalSession(run, monitor=config.monitor, mode=config.monitor_mode(), tensorboard=config.tensorboard)
+    try:
+        fit(config, dataset, session)
+    finally:
+        session.close()
+    store = session.store
+    return {
+        "best_checkpoint": store.path("best"),
+        "last_checkpoint": store.path("last"),
+        "best": store.index["metrics"],
+        "epochs_run": len(session.recorder.rows),
+    }
+
+
+def _fit_workers(config: TrainConfig, run: Location) -> dict[str, Any]:
+    # Ray is imported where several workers need it: one worker trains without it.
+    from landmark.runtime import connect
+    from landmark.training.distributed import fit_workers
+    from landmark.training.resources import check_room
+
+    connect(config.cluster)
+    check_room(config)
+    result = fit_workers(config, run)
+    ranked = sorted(result.best_checkpoints or [], key=lambda pair: pair[1][config.monitor])
+    if not ranked or result.checkpoint is None:
+        raise UserError(f"{run}: the run ended without a checkpoint; look at the workers' output above")
+    checkpoint, metrics = ranked[-1 if config.monitor_mode() == "max" else 0]
+    return {
+        "best_checkpoint": _below(run, checkpoint.path),
+        "last_checkpoint": _below(run, result.checkpoint.path),
+        "best": {key: value for key, value in metrics.items() if isinstance(value, int | float)},
+        "epochs_run": int(result.metrics["epoch"]) if result.metrics else 0,
+    }
+
+
+def _below(run: Location, path: str) -> str:
+    return path.removeprefix(run.path.rstrip("/") + "/")
+
+
+def _check_same_run(run: Location, config: TrainConfig) -> None:
+    """Refuse to go on with a run of the same name that learns something else."""
+    try:
+        text = (run / "config.yaml").read_text()
+    except NotFound:
+        return
+    before = parse_yaml(TrainConfig, text, f"{run}/config.yaml")
+    for key in ("dataset", "model", "optimizer", "seed"):
+        if getattr(before, key) != getattr(config, key):
+            raise UserError(
+                f"{run}: a run of this name has another {key}; choose another --name, or delete that folder"
+            )

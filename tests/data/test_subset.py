@@ -1,0 +1,129 @@
+"""Subsets: the conditions hold, and the same seed gives the same rows in any order of the table."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from landmark.config import SubsetConfig, UserError
+from landmark.data.randomness import hash_strings
+from landmark.data.subset import select_images
+
+
+def images(counts: list[int], **columns: list) -> pa.Table:
+    landmarks = [f"L{number}" for number, count in enumerate(counts) for _ in range(count)]
+    ids = [f"{number:016x}" for number in range(len(landmarks))]
+    return pa.table({"image_id": ids, "landmark_id": landmarks, **columns})
+
+
+def kept_counts(table: pa.Table, mask: np.ndarray) -> dict[str, int]:
+    names, counts = np.unique(np.array(table["landmark_id"].to_pylist())[mask], return_counts=True)
+    return dict(zip(names.tolist(), counts.tolist(), strict=True))
+
+
+counts_strategy = st.lists(st.integers(1, 30), min_size=1, max_size=12)
+
+
+@given(
+    counts_strategy,
+    st.integers(1, 5),
+    st.none() | st.integers(1, 6),
+    st.none() | st.integers(1, 10),
+    st.none() | st.integers(12, 60),
+    st.sampled_from(["frequent", "random"]),
+    st.randoms(use_true_random=False),
+)
+def test_conditions_hold_and_row_order_does_not_matter(counts, least, classes, most, total, choose, shuffler):
+    available = sum(count >= least for count in counts)
+    if available < (classes or 1):
+        return
+    config = SubsetConfig(min_images=least, classes=classes, max_images=most, images=total, choose=choose)
+    table = images(counts)
+    mask = select_images(table, config, seed=5)
+    kept = kept_counts(table, mask)
+    assert len(kept) == (classes or available)
+    assert all(counts[int(name[1:])] >= least for name in kept)
+    assert all(count <= (most or 99) for count in kept.values())
+    expected = sum(min(counts[int(name[1:])], most or 99) for name in kept)
+    assert mask.sum() == min(expected, total or expected)
+    if choose == "frequent" and classes is not None:
+        dropped = [count for number, count in enumerate(counts) if f"L{number}" not in kept]
+        assert min(counts[int(name[1:])] for name in kept) >= max(dropped, default=0)
+    order = list(range(len(table)))
+    shuffler.shuffle(order)
+    moved = select_images(table.take(order), config, seed=5)
+    assert set(np.array(order)[moved]) == set(np.flatnonzero(mask))
+
+
+def test_a_seed_is_a_choice():
+    table = images([20] * 30)
+    config = SubsetConfig(classes=5, choose="random", max_images=7)
+    first, again, other = (select_images(table, config, seed) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_total_keeps_the_proportions_of_the_classes():
+    table = images([4000, 2000, 1000, 1000])
+    kept = kept_counts(table, select_images(table, SubsetConfig(images=800), seed=0))
+    assert kept["L0"] == pytest.approx(400, abs=50)
+    assert kept["L1"] == pytest.approx(200, abs=40)
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("width >= 300", [2, 3]),
+        ("width >= 200 and not category == 'Church'", [1, 3]),
+        ("category in ['Church', 'Bridge'] or width == 100", [0, 2]),
+        ("200 <= width", [1, 2, 3]),
+    ],
+)
+def test_where_compares_columns(where, expected):
+    table = images([2, 2], width=[100, 200, 300, 400], category=["Tower", "Tower", "Church", "Tower"])
+    assert np.flatnonzero(select_images(table, SubsetConfig(where=where), 0)).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("widht > 3", "no column 'widht'; did you mean 'width'"),
+        ("width >", "invalid syntax"),
+        ("__import__('os').system('x') > 1", "expected a column or a constant|no column"),
+        ("width", "expected comparisons"),
+        ("width > 'a'", "cannot be compared"),
+    ],
+)
+def test_where_mistakes_are_named(where, message):
+    with pytest.raises(UserError, match=message):
+        select_images(images([2], width=[1, 2]), SubsetConfig(where=where), 0)
+
+
+def test_licenses_and_landmarks(tmp_path: Path):
+    table = images([1, 1, 2], license=["CC BY 2.0", "CC BY-NC 2.0", None, "CC BY 4.0"])
+    assert np.flatnonzero(select_images(table, SubsetConfig(licenses=("CC BY 2.0", "4.0")), 0)).tolist() == [0, 3]
+    listed = tmp_path / "landmarks.txt"
+    listed.write_text("L2\nL0\n")
+    assert np.flatnonzero(select_images(table, SubsetConfig(landmarks=str(listed)), 0)).tolist() == [0, 2, 3]
+    listed.write_text("L2\nL9\n")
+    with pytest.raises(UserError, match="the first is 'L9'"):
+        select_images(table, SubsetConfig(landmarks=str(listed)), 0)
+    with pytest.raises(UserError, match=r"gldv2\.attribution"):
+        select_images(images([2]), SubsetConfig(licenses=("CC",)), 0)
+
+
+def test_too_few_classes_or_images_are_refused():
+    with pytest.raises(UserError, match="2 classes have at least 3 images"):
+        select_images(images([2, 3, 4]), SubsetConfig(classes=3, min_images=3), 0)
+    with pytest.raises(UserError, match="3 classes are kept"):
+        select_images(images([2, 3, 4]), SubsetConfig(images=2), 0)
+
+
+@given(st.lists(st.text(max_size=20), max_size=20), st.integers(0, 2**40))
+def test_a_hash_is_of_the_text_alone(texts, seed):
+    together = hash_strings(pa.array(texts, pa.string()), seed)
+    assert together.tolist() == [int(hash_strings(pa.array([text]), seed)[0]) for text in texts]
+    assert len(set(together.tolist())) == len(set(texts))
