@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from ray.tune import Callback
@@ -115,9 +116,7 @@ class StudyRecord(Callback):
         if CHECKPOINT in result:
             record.checkpoints[epoch] = str(result[CHECKPOINT])
 
-    def on_checkpoint(
-        self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any
-    ) -> None:
+    def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any) -> None:
         """Note where the checkpoint of the last epoch lies."""
         self.of(trial).checkpoints[int(trial.last_result["epoch"])] = checkpoint.path
 
@@ -139,8 +138,8 @@ class StudyRecord(Callback):
 
 
 def _death(trial: Trial) -> str:
-    """Return one line that says why a trial's process ended."""
-    error = trial.get_pickled_error() or trial.get_error()
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = next((line for line in lines if "exit" in line.lower() or "memory" in line.lower()), lines[0] if lines else "")
-    return f"its process died: {told[:300]}"
+    """Return one line that says why a trial's process ended, out of Ray Tune's error file."""
+    file = Path(trial.error_file)
+    lines = file.read_text().splitlines() if file.is_file() else []
+    told = next((line for line in reversed(lines) if "memory" in line or "dead because" in line), "no reason is known")
+    return f"its process died more often than workers.max_failures allows: {told.strip()[:200]}"

@@ -55,7 +55,8 @@ class BudgetStopper(Stopper):
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Count a trial's epoch; no single trial is ended here."""
-        self.epochs.add((trial_id, int(result["epoch"])))
+        if result["epoch"] > 0:
+            self.epochs.add((trial_id, int(result["epoch"])))
         return False
 
     def stop_all(self) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from landmark.config import Recipe, SpaceConfig, UserError, from_mapping, nearest, parse_yaml, to_mapping
-from landmark.models import model_info
+from landmark.models import check_name
 
 KINDS = ("grid", "choice", "uniform", "loguniform")
 DATASET = "dataset"
@@ -160,9 +160,9 @@ class Space:
     def _check_backbones(self, backbones: list[str]) -> None:
         for backbone in dict.fromkeys(backbones):
             try:
-                model_info(backbone)
+                check_name(backbone)
             except UserError as error:
-                raise UserError(f"{self.source}: model.backbone: {error}") from None
+                raise UserError(f"{self.source}: {error}") from None
 
     def _build(self, values: Mapping[str, Any], where: str) -> Recipe:
         return from_mapping(Recipe, values, f"{self.source}: {where}")

@@ -10,7 +10,7 @@ from torch import nn
 
 from landmark.config import OptimizerConfig, UserError
 from landmark.data.loader import Batch
-from landmark.models import classification_loss, logits_of
+from landmark.models import classification_loss, logits_of, train_mode
 from landmark.progress import Progress
 from landmark.training.optim import Schedule
 from landmark.training.session import Session
@@ -75,7 +75,7 @@ def train_epoch(
     A rank's mean loss is weighted with its share of the step's images, so that the gradient averaged
     over ranks is the gradient of the mean over all of the step's images.
     """
-    model.train()
+    train_mode(model)
     sums = torch.zeros(3, dtype=torch.float64, device=preprocess.device)
     wait, lr, step = [0.0], 0.0, first_step
     for batch in timed(batches, wait):

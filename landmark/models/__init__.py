@@ -1,0 +1,26 @@
+"""Models by name: the deck's networks, every torchvision classifier, timm's by an extra."""
+
+from landmark.models.losses import classification_loss, logits_of
+from landmark.models.registry import (
+    ModelInfo,
+    ParameterCounts,
+    build_model,
+    check_name,
+    count_parameters,
+    model_info,
+    model_names,
+    train_mode,
+)
+
+__all__ = [
+    "ModelInfo",
+    "ParameterCounts",
+    "build_model",
+    "check_name",
+    "classification_loss",
+    "count_parameters",
+    "logits_of",
+    "model_info",
+    "model_names",
+    "train_mode",
+]

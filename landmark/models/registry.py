@@ -1,0 +1,219 @@
+"""The registry: a network by its name, with a classifier of the size asked for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from landmark.config import ModelConfig, UserError, nearest
+from landmark.models import deck
+from landmark.models.weights import load_weights
+
+DECK: dict[str, Callable[[int, int], nn.Module]] = {
+    "deck_mlp": deck.feed_forward,
+    "deck_cnn_max": deck.max_pooling_cnn,
+    "deck_cnn_avg": deck.average_pooling_cnn,
+}
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CENTRED = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+TIMM_PREFIX = "timm/"
+INCEPTION_SIZE = 299
+
+
+@dataclass(kw_only=True, frozen=True)
+class ModelInfo:
+    """What is known of a network before it is built."""
+
+    name: str
+    """Name in the registry."""
+    source: str
+    """deck, torchvision or timm."""
+    image_size: int
+    """Width and height of its own input, pixels."""
+    mean: tuple[float, float, float]
+    """Mean per channel that inputs in 0..1 are normalised with."""
+    std: tuple[float, float, float]
+    """Standard deviation per channel."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class ParameterCounts:
+    """Numbers of a network's parameters."""
+
+    total: int
+    """All of them."""
+    trainable: int
+    """Those that training changes."""
+
+    @property
+    def frozen(self) -> int:
+        """Those that it does not."""
+        return self.total - self.trainable
+
+
+def model_names(*, timm: bool = False) -> list[str]:
+    """Return the names of all networks, timm's too where asked for and installed."""
+    names = [*DECK, *torchvision.models.list_models(module=torchvision.models)]
+    return names + [TIMM_PREFIX + name for name in _timm().list_models()] if timm else names
+
+
+def check_name(name: str) -> None:
+    """Raise UserError with the nearest name unless there is a network of this name."""
+    names = model_names(timm=name.startswith(TIMM_PREFIX))
+    if name not in names:
+        raise UserError(
+            f"model.backbone is {name!r}; {nearest(name, names)} (`python -m landmark.models --all` lists all)"
+        )
+
+
+def model_info(name: str) -> ModelInfo:
+    """Return what is known of a network; raises UserError for an unknown name."""
+    check_name(name)
+    if name in DECK:
+        return ModelInfo(name=name, source="deck", image_size=299, mean=CENTRED[0], std=CENTRED[1])
+    if name.startswith(TIMM_PREFIX):
+        cfg = _timm().get_pretrained_cfg(name.removeprefix(TIMM_PREFIX))
+        size = cfg.input_size[-1] if cfg else 224
+        mean, std = (cfg.mean, cfg.std) if cfg else IMAGENET
+        return ModelInfo(name=name, source="timm", image_size=size, mean=tuple(mean), std=tuple(std))
+    return ModelInfo(
+        name=name, source="torchvision", image_size=_torchvision_size(name), mean=IMAGENET[0], std=IMAGENET[1]
+    )
+
+
+def build_model(config: ModelConfig, *, classes: int, image_size: int) -> nn.Module:
+    """Build a network: (n, 3, image_size, image_size) normalised floats to logits (n, classes).
+
+    While training, Inception v3 and GoogLeNet return torchvision's tuple with auxiliary logits. Raises
+    UserError for an unknown name, an image size that the network cannot take, or weights that do not fit.
+    """
+    check_name(config.backbone)
+    _check_size(config, classes, image_size)
+    model = _construct(config, classes, image_size)
+    if config.weights is None and not config.freeze_backbone:
+        return model
+    head = head_tensors(config, classes, image_size)
+    if config.weights is not None:
+        load_weights(model, config.backbone, config.weights, head)
+    if config.freeze_backbone:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name in head)
+    return model
+
+
+def head_tensors(config: ModelConfig, classes: int, image_size: int) -> set[str]:
+    """Return the names of the tensors whose shape follows the number of classes: the head's, auxiliary ones too."""
+    ours = _skeleton(config, classes, image_size).state_dict()
+    other = _skeleton(config, classes + 1, image_size).state_dict()
+    return {name for name, tensor in ours.items() if tensor.shape != other[name].shape}
+
+
+def count_parameters(config: ModelConfig, *, classes: int, image_size: int) -> ParameterCounts:
+    """Count a network's parameters without making them."""
+    model = _skeleton(config, classes, image_size)
+    if config.freeze_backbone:
+        head = head_tensors(config, classes, image_size)
+        model.requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in head)
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return ParameterCounts(
+        total=sum(size for size, _ in sizes), trainable=sum(size for size, trainable in sizes if trainable)
+    )
+
+
+def train_mode(model: nn.Module) -> None:
+    """Put a model into training mode, but for frozen batch norms: their statistics stay as they came."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            weights = list(module.parameters())
+            if weights and not any(weight.requires_grad for weight in weights):
+                module.eval()
+
+
+def _construct(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
+    name = config.backbone
+    if name in DECK:
+        model = DECK[name](classes, image_size)
+    elif name.startswith(TIMM_PREFIX):
+        model = _construct_timm(name.removeprefix(TIMM_PREFIX), classes, image_size)
+    else:
+        model = torchvision.models.get_model(name, weights=None, num_classes=classes, **_options(name, image_size))
+    if config.dropout is not None:
+        _set_dropout(model, config)
+    return model
+
+
+def _skeleton(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
+    """Construct a network without storage; torchvision's RegNets compute with tensors and need some."""
+    try:
+        with torch.device("meta"):
+            return _construct(config, classes, image_size)
+    except NotImplementedError:
+        return _construct(config, classes, image_size)
+
+
+def _options(name: str, image_size: int) -> dict[str, Any]:
+    if name == "inception_v3":
+        # Its auxiliary head convolves a 5x5 map, which no image below the network's own size leaves it.
+        return {"init_weights": True, "aux_logits": image_size >= INCEPTION_SIZE}
+    if name == "googlenet":
+        return {"init_weights": True, "aux_logits": True}
+    if name.startswith("vit_"):
+        return {"image_size": image_size}
+    if name.startswith("maxvit"):
+        return {"input_size": (image_size, image_size)}
+    return {}
+
+
+def _construct_timm(name: str, classes: int, image_size: int) -> nn.Module:
+    timm = _timm()
+    try:
+        return timm.create_model(name, num_classes=classes, img_size=image_size)
+    except TypeError:  # a network without position embeddings takes any size and no such argument
+        return timm.create_model(name, num_classes=classes)
+
+
+def _set_dropout(model: nn.Module, config: ModelConfig) -> None:
+    layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    if not layers:
+        raise UserError(
+            f"model.dropout is {config.dropout}, but {config.backbone} has no dropout layer; leave it empty"
+        )
+    layers[-1].p = float(config.dropout or 0.0)
+
+
+def _check_size(config: ModelConfig, classes: int, image_size: int) -> None:
+    """Try the image size on a network without storage: what it says is the truth, tables are not."""
+    own = model_info(config.backbone).image_size
+    if image_size >= own:
+        return
+    try:
+        train_mode(model := _skeleton(config, classes, image_size))
+        model(torch.empty(2, 3, image_size, image_size, device=next(model.parameters()).device))
+    except (RuntimeError, ValueError, AssertionError, ZeroDivisionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(
+            f"loader.image_size is {image_size}: {config.backbone} cannot take images that small ({reason}); "
+            f"its own size is {own}"
+        ) from None
+
+
+def _torchvision_size(name: str) -> int:
+    weights = torchvision.models.get_model_weights(name)
+    crop = getattr(weights.DEFAULT.transforms, "keywords", {}).get("crop_size", 224)
+    return int(crop if isinstance(crop, int) else crop[0])
+
+
+@cache
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise UserError("timm's networks need the package timm; pip install 'landmark[timm]'") from None
+    return timm

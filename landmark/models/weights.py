@@ -1,0 +1,96 @@
+"""Start weights: a file or torchvision's names, fitted onto a network whose head may have another size."""
+
+import io
+import pickle
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import torchvision
+from torch import nn
+
+from landmark.config import UserError, nearest
+from landmark.storage import locate
+
+SHOWN_MISFITS = 4
+AUXILIARY_HEADS = ("AuxLogits", "aux1", "aux2")
+
+
+def load_weights(model: nn.Module, backbone: str, weights: str, head: set[str]) -> None:
+    """Load weights into a model in place.
+
+    weights: path or URI of a safetensors file or of a state dict (read with `weights_only`, so that no
+    code in it runs), or a torchvision weight name. Tensors in `head` whose shape differs keep their
+    initial values; anything else that does not fit raises UserError naming the tensors.
+    """
+    is_file = "/" in weights or weights.endswith((".safetensors", ".pt", ".pth", ".bin"))
+    state = _read_file(weights) if is_file else _read_named(backbone, weights)
+    own = model.state_dict()
+    fresh = {name for name in head if name not in state or state[name].shape != own[name].shape}
+    missing = [name for name in own if name not in state and name not in head and not _is_counter(name)]
+    parts = {name.partition(".")[0] for name in own}
+    unexpected = [name for name in state if name not in own and not _is_unused_auxiliary(name, parts)]
+    misshaped = [name for name in own if name in state and name not in fresh and state[name].shape != own[name].shape]
+    problems = [
+        f"{len(names)} {kind} ({', '.join(names[:SHOWN_MISFITS])}{', …' if len(names) > SHOWN_MISFITS else ''})"
+        for kind, names in (("missing", missing), ("unknown", unexpected), ("of another shape", misshaped))
+        if names
+    ]
+    if problems:
+        raise UserError(
+            f"model.weights {weights}: does not fit {backbone}: tensors {'; '.join(problems)}; give weights of {backbone}"
+        )
+    fitting = {name: tensor for name, tensor in state.items() if name in own and name not in fresh}
+    model.load_state_dict(fitting, strict=False)
+
+
+def _is_counter(name: str) -> bool:
+    """Batch norms' step counters are absent from old files and do not matter."""
+    return name.endswith("num_batches_tracked")
+
+
+def _is_unused_auxiliary(name: str, parts: set[str]) -> bool:
+    """Return whether a tensor belongs to an auxiliary head that this network was built without."""
+    first = name.partition(".")[0]
+    return first in AUXILIARY_HEADS and first not in parts
+
+
+def _read_file(uri: str) -> dict[str, torch.Tensor]:
+    data = locate(uri).read_bytes()
+    try:
+        if uri.endswith(".safetensors"):
+            return safetensors.torch.load(data)
+        state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"model.weights {uri}: neither a safetensors file nor a plain state dict ({reason}); save the model's state_dict()"
+        ) from None
+    return _plain_state(state, uri)
+
+
+def _plain_state(state: Any, uri: str) -> dict[str, torch.Tensor]:
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise UserError(f"model.weights {uri}: holds no state dict; save the model's state_dict()")
+    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _read_named(backbone: str, weights: str) -> dict[str, torch.Tensor]:
+    if backbone not in torchvision.models.list_models(module=torchvision.models):
+        raise UserError(
+            f"model.weights is {weights!r}, a torchvision name, but {backbone} is not torchvision's; give a file"
+        )
+    known = torchvision.models.get_model_weights(backbone)
+    name = weights.rsplit(".", 1)[-1]
+    if name not in known.__members__:
+        raise UserError(f"model.weights is {weights!r}; {nearest(name, known.__members__)}, or give a file")
+    try:
+        return dict(known[name].get_state_dict(progress=False, check_hash=True))
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"model.weights {weights}: cannot be downloaded from {known[name].url} ({error}); download it elsewhere and give the file"
+        ) from None

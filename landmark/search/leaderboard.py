@@ -1,0 +1,145 @@
+"""The outcome of a study: trials ranked by their best epoch, as rows for CSV and for reading."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from landmark.search.record import METRICS, StudyRecord, TrialRecord
+from landmark.search.table import aligned, shown_metric, shown_value
+
+TESTED = (1, 5, 10)
+"""k of the top-k shares on the test split."""
+SHOWN_TRIALS = 40
+
+
+@dataclass(kw_only=True)
+class Standing:
+    """One trial's place."""
+
+    record: TrialRecord
+    rank: int | None = None
+    """1 for the best; None for a trial that failed."""
+    best_epoch: int | None = None
+    """Epoch of its best validation metric whose checkpoint is kept."""
+    checkpoint: str | None = None
+    """That checkpoint's path below the study."""
+    test: dict[int, float] = field(default_factory=dict)
+    """Top-k shares on the test split by k, where it was evaluated."""
+
+    @property
+    def best(self) -> dict[str, float]:
+        """Metrics of the best epoch."""
+        return self.record.rows[self.best_epoch] if self.best_epoch is not None else {}
+
+
+def rank_trials(record: StudyRecord, metric: str, mode: str, find: Callable[[str], str | None]) -> list[Standing]:
+    """Return the trials that started, best first, failed ones last.
+
+    `find` turns a checkpoint's path into its path below the study, or None when it was deleted: of
+    epochs with equal metrics only some are kept.
+    """
+    sign = -1.0 if mode == "max" else 1.0
+    standings = []
+    for trial in record.trials.values():
+        if trial.status() == "not started":
+            continue
+        standing = Standing(record=trial)
+        epochs = trial.best_epochs(metric, mode)
+        for epoch in epochs:
+            path = find(trial.checkpoints[epoch]) if epoch in trial.checkpoints else None
+            if path is not None:
+                standing.best_epoch, standing.checkpoint = epoch, path
+                break
+        else:
+            standing.best_epoch = epochs[0] if epochs else None
+        standings.append(standing)
+    standings.sort(key=lambda s: (s.record.status() == "failed", sign * s.best[metric] if s.best else 0.0))
+    for place, standing in enumerate(standings, 1):
+        standing.rank = place if standing.record.status() != "failed" else None
+    return standings
+
+
+def leaderboard_rows(standings: Sequence[Standing], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows of leaderboard.csv; `keys` are the searched parameters."""
+    return [_row(standing, keys) for standing in standings]
+
+
+def _row(standing: Standing, keys: Sequence[str]) -> dict[str, Any]:
+    trial, best = standing.record, standing.best
+    speeds = [row["images_per_s"] for row in trial.rows.values()]
+    return {
+        "rank": standing.rank,
+        "trial": trial.plan.name,
+        "status": trial.status(),
+        **{key: trial.plan.parameters[key] for key in keys},
+        "epochs": trial.plan.recipe.epochs,
+        "epochs_run": trial.epochs_run,
+        "best_epoch": standing.best_epoch,
+        **{key: best.get(key) for key in ("val_loss", "val_top1", "val_top5", "val_macro_recall")},
+        **{f"test_top{k}": standing.test.get(k) for k in TESTED},
+        "images_per_s": sum(speeds) / len(speeds) if speeds else None,
+        "seconds": trial.seconds,
+        "checkpoint": standing.checkpoint,
+        "error": trial.error,
+    }
+
+
+def history_rows(record: StudyRecord) -> list[dict[str, Any]]:
+    """Return the rows of history.csv: one a trial and epoch."""
+    return [
+        {"trial": trial.plan.name, "epoch": epoch} | {key: row.get(key) for key in METRICS if key != "epoch"}
+        for trial in record.trials.values()
+        for epoch, row in sorted(trial.rows.items())
+    ]
+
+
+def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Return rows as CSV text: numbers with six digits, nothing for None, lists as JSON."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(row[column]) for column in columns] for row in rows)
+    return text.getvalue()
+
+
+def leaderboard_columns(keys: Sequence[str]) -> list[str]:
+    """Return the columns of leaderboard.csv in order; `epochs` stands once, searched or not."""
+    searched = [key for key in keys if key != "epochs"]
+    metrics = ["val_loss", "val_top1", "val_top5", "val_macro_recall", *(f"test_top{k}" for k in TESTED)]
+    return [
+        *("rank", "trial", "status", *searched, "epochs", "epochs_run", "best_epoch", *metrics),
+        *("images_per_s", "seconds", "checkpoint", "error"),
+    ]
+
+
+def leaderboard_text(standings: Sequence[Standing], keys: Sequence[str], metric: str) -> str:
+    """Return the leaderboard as an aligned table for reading."""
+    searched = [key for key in keys if key != "epochs"]
+    shares = list(dict.fromkeys([metric, "val_top1", "val_top5"]))
+    tested = [k for k in TESTED if any(k in standing.test for standing in standings)]
+    header = ["rank", "trial", *searched, "status", "epochs", *shares, *(f"test_top{k}" for k in tested)]
+    rows = [
+        [
+            str(standing.rank or "-"),
+            standing.record.plan.name.split("-", 1)[0],
+            *(shown_value(standing.record.plan.parameters[key]) for key in searched),
+            standing.record.status(),
+            f"{standing.record.epochs_run}/{standing.record.plan.recipe.epochs}",
+            *(shown_metric(name, standing.best.get(name)) for name in shares),
+            *(shown_metric("", standing.test.get(k)) for k in tested),
+        ]
+        for standing in standings[:SHOWN_TRIALS]
+    ]
+    more = len(standings) - len(rows)
+    return aligned([header, *rows]) + (f"\n  … and {more} more in leaderboard.csv" if more else "")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return json.dumps(value) if isinstance(value, list | dict) else str(value)

@@ -1,0 +1,97 @@
+"""The live table of a running study."""
+
+import sys
+import time
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from landmark.progress import clock
+from landmark.search.record import StudyRecord, TrialRecord
+from landmark.search.table import aligned, shown_metric, shown_value
+
+SHOWN_TRIALS = 24
+TERMINAL_INTERVAL_S = 2.0
+LOG_INTERVAL_S = 20.0
+
+
+class LiveTable(Callback):
+    """Prints the trials now and then to stderr: in place on a terminal; elsewhere rarely, and only what changed."""
+
+    def __init__(self, name: str, record: StudyRecord, metric: str, mode: str) -> None:
+        self.name = name
+        self.record = record
+        self.metric = metric
+        self.mode = mode
+        self.terminal = sys.stderr.isatty()
+        self.interval = TERMINAL_INTERVAL_S if self.terminal else LOG_INTERVAL_S
+        self.printed_at = time.monotonic() + TERMINAL_INTERVAL_S - self.interval
+        self.printed_lines = 0
+        self.printed = ""
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Print the table when it is due."""
+        if time.monotonic() - self.printed_at >= self.interval:
+            self.print()
+
+    def print(self) -> None:
+        """Print the table as it stands, unless nothing has changed."""
+        self.printed_at = time.monotonic()
+        table = self.table()
+        if not self.terminal and table == self.printed:
+            return
+        self.printed = table
+        text = f"{self.headline()}\n{table}".rstrip()
+        self.clear()
+        print(text, file=sys.stderr, flush=True)
+        self.printed_lines = text.count("\n") + 1
+
+    def clear(self) -> None:
+        """Remove the table from a terminal, before it is printed anew or the leaderboard takes its place."""
+        if self.terminal and self.printed_lines:
+            print(f"\033[{self.printed_lines}F\033[J", end="", file=sys.stderr, flush=True)
+        self.printed_lines = 0
+
+    def headline(self) -> str:
+        """Return what is done, what it took and how long the rest may take at most."""
+        record, counts = self.record, self.record.counts()
+        planned = sum(trial.plan.recipe.epochs for trial in record.trials.values())
+        ended = [trial for trial in record.trials.values() if trial.state == "ended"]
+        left = sum(t.plan.recipe.epochs - t.epochs_run for t in record.trials.values() if t.state != "ended")
+        elapsed = time.monotonic() - record.started
+        stopped = sum(trial.status() == "stopped early" for trial in ended)
+        rest = f", at most {clock(left * elapsed / record.epochs_run)} left" if record.epochs_run and left else ""
+        return (
+            f"{self.name}: {len(ended)}/{len(record.trials)} trials ended ({stopped} stopped early, "
+            f"{counts['failed']} failed), {record.epochs_run} of {planned} epochs, {clock(elapsed)}{rest}"
+        )
+
+    def table(self) -> str:
+        """Return one row a trial that has started: those that run first, then the latest to end."""
+        order = {"running": 0, "paused": 1, "ended": 2}
+        started = [trial for trial in self.record.trials.values() if trial.state in order]
+        started.sort(key=lambda trial: (order[trial.state], -(trial.last_report_at or 0)))
+        shown = started[:SHOWN_TRIALS]
+        if not shown:
+            return ""
+        shown.sort(key=lambda trial: trial.plan.name)
+        keys = list(shown[0].plan.parameters)
+        header = ["trial", *keys, "state", "epoch", self.metric, "best"]
+        more = f"\n  … and {len(started) - len(shown)} more" if len(started) > len(shown) else ""
+        return aligned([header, *(self._row(trial, keys) for trial in shown)]) + more
+
+    def _row(self, trial: TrialRecord, keys: list[str]) -> list[str]:
+        state = trial.status() if trial.state == "ended" else trial.state
+        if state == "not started":
+            state = "stopped early"
+        last = trial.rows.get(trial.epochs_run, {}).get(self.metric)
+        best = trial.best_epochs(self.metric, self.mode)
+        return [
+            trial.plan.name.split("-", 1)[0],
+            *(shown_value(trial.plan.parameters[key]) for key in keys),
+            state,
+            f"{trial.epochs_run}/{trial.plan.recipe.epochs}",
+            shown_metric(self.metric, last),
+            shown_metric(self.metric, trial.rows[best[0]][self.metric] if best else None),
+        ]

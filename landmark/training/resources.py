@@ -1,0 +1,117 @@
+"""Room on the cluster: before anything starts, whether its nodes hold the workers and the data readers."""
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import ray
+
+from landmark.config import LoaderConfig, TrainConfig, UserError, WorkersConfig
+from landmark.training.distributed import gpus_per_worker
+from landmark.training.loop import resolve_stream
+
+Bundle = tuple[float, float]
+"""CPUs and GPUs that one process needs, or that one node has."""
+TINY = 1e-6
+
+
+@dataclass(kw_only=True, frozen=True)
+class Need:
+    """What one run or trial needs at a time: processes that train, and Ray Data actors that read for them."""
+
+    workers: int
+    """Training processes."""
+    cpus: float
+    """CPUs of a training process."""
+    gpus: float
+    """GPUs of a training process."""
+    readers: int
+    """Reader actors of all workers together; 0 where threads of the workers read."""
+    reader_cpus: float
+    """CPUs of a reader actor."""
+
+    def bundles(self) -> list[Bundle]:
+        """Return what each process needs, the greatest first."""
+        return [(self.cpus, self.gpus)] * self.workers + [(self.reader_cpus, 0.0)] * self.readers
+
+    def told(self) -> str:
+        """Return the need in words."""
+        gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
+        text = f"{self.workers} x {self.cpus:g} CPUs{gpus} for workers"
+        return text + (f" + {self.readers} x {self.reader_cpus:g} CPUs for data readers" if self.readers else "")
+
+
+def need_of(workers: WorkersConfig, loader: LoaderConfig) -> Need:
+    """Return what a run with these settings needs on the connected cluster."""
+    by_ray = resolve_stream(loader, workers.count).stream == "ray"
+    return Need(
+        workers=workers.count,
+        cpus=workers.cpus,
+        gpus=gpus_per_worker(workers.gpus),
+        readers=workers.count * loader.readers if by_ray else 0,
+        reader_cpus=loader.reader_cpus,
+    )
+
+
+def check_room(config: TrainConfig) -> None:
+    """Raise UserError, saying what to change, unless the connected cluster has room for a run."""
+    room_for(need_of(config.workers, config.loader), "the run", 1)
+
+
+def room_for(need: Need, what: str, most: int) -> int:
+    """Return how many of `what` the connected cluster holds at a time, up to `most`.
+
+    Counts what its nodes have in all, not what is free now: what others use is waited for. Raises
+    UserError with the settings that would fit when there is not room for one.
+    """
+    nodes = cluster_nodes()
+    room = count_fitting(need, nodes, most)
+    if room:
+        return room
+    have = ", ".join(f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "") for cpus, gpus in nodes)
+    raise UserError(
+        f"no room for {what}: it needs {need.told()}, but the cluster's nodes have {have}; {advice(need, nodes)}"
+    )
+
+
+def cluster_nodes() -> list[Bundle]:
+    """Return the CPUs and GPUs of each node that lives."""
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sorted(((float(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in found), reverse=True)
+
+
+def count_fitting(need: Need, nodes: Iterable[Bundle], most: int) -> int:
+    """Return how many needs fit the nodes at a time, up to `most`: each process goes where it first fits."""
+    free = [list(node) for node in nodes]
+    for count in range(most):
+        for cpus, gpus in need.bundles():
+            place = next((node for node in free if node[0] >= cpus - TINY and node[1] >= gpus - TINY), None)
+            if place is None:
+                return count
+            place[0] -= cpus
+            place[1] -= gpus
+    return most
+
+
+def advice(need: Need, nodes: list[Bundle]) -> str:
+    """Return which single settings would make the need fit."""
+    readers_each = need.readers // need.workers
+    quarters = [number / 4 for number in range(int(4 * need.cpus), 0, -1)]
+    ways: dict[str, list[tuple[float, dict[str, float]]]] = {
+        "workers.count": [
+            (count, {"workers": count, "readers": readers_each * count}) for count in range(need.workers - 1, 0, -1)
+        ],
+        "workers.cpus": [(value, {"cpus": value}) for value in quarters if value < need.cpus],
+        "workers.gpus": [(value, {"gpus": value}) for value in (4, 2, 1, 0.5, 0.25, 0) if value < need.gpus],
+        "loader.reader_cpus": [
+            (value, {"reader_cpus": value}) for value in (0.25, 0.1, 0.05) if need.readers and value < need.reader_cpus
+        ],
+    }
+    found = []
+    for key, options in ways.items():
+        fitting = (value for value, change in options if count_fitting(dataclasses.replace(need, **change), nodes, 1))
+        if (value := next(fitting, None)) is not None:
+            found.append(f"lower {key} to {value:g}")
+    if need.readers and count_fitting(dataclasses.replace(need, readers=0), nodes, 1):
+        found.append("set loader.stream to thread")
+    return ", ".join([*found, "or add nodes"]) if found else "lower workers.count and workers.cpus, or add nodes"

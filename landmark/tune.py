@@ -1,0 +1,73 @@
+"""`landmark tune`: a study, that is many trials, early stopping and a leaderboard."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from landmark.cli import run_verb, take_option
+from landmark.config import TuneConfig, UserError
+from landmark.progress import clock
+from landmark.search.leaderboard import leaderboard_text
+from landmark.search.results import write_results
+from landmark.search.space import Space
+from landmark.search.study import Outcome, plan_study, run_trials
+
+SPACE = "demo"
+
+
+def tune(config: TuneConfig) -> dict[str, Any]:
+    """Search a space, and say what was found and where it lies."""
+    study = plan_study(config)
+    outcome = run_trials(study)
+    summary = write_results(study, outcome)
+    print(leaderboard_text(outcome.standings, study.space.keys, study.space.config.metric))
+    print(outcome_line(summary))
+    if best := summary["best"]:
+        print(best_line(summary, outcome))
+        print(f"best model: {study.location / best['checkpoint']}")
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    print(f"study: {study.location}  next: landmark report --run {study.location}")
+    return summary
+
+
+def outcome_line(summary: dict[str, Any]) -> str:
+    """Return what the study did and what it saved."""
+    run, grid = summary["epochs_run"], summary["epochs_grid"]
+    not_started = f", {summary['not_started']} not started" if summary["not_started"] else ""
+    return (
+        f"{summary['finished']} trials finished, {summary['stopped_early']} stopped early, {summary['failed']} failed"
+        f"{not_started}; {run} of a full grid's {grid} epochs ({run / grid:.0%}) in {clock(summary['seconds'])}"
+    )
+
+
+def best_line(summary: dict[str, Any], outcome: Outcome) -> str:
+    """Return the best model's results beside the baselines."""
+    best, metric = summary["best"], summary["metric"]
+    text = f"best: {best['trial']} at epoch {best['epoch']}, {metric} {best[metric]:.4g}"
+    majority = summary["baselines"].get("majority", {})
+    tested = [f"top-{k} {share:.1%} (majority {majority[k]:.1%})" for k, share in best["test"].items()]
+    return text + (f"; test {', '.join(tested)}" if tested else "")
+
+
+def defaults(arguments: Sequence[str]) -> TuneConfig | None:
+    """Return the defaults of a command line: what the space that it names says all trials have in common."""
+    _, name = take_option(arguments, "--space")
+    try:
+        space = Space.load(name or SPACE)
+    except UserError:
+        if name is None:  # --help works where tune_spaces/ is not installed
+            return None
+        raise
+    return TuneConfig(dataset=tyro.MISSING, space=name or SPACE, recipe=space.recipe())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb; returns the exit code."""
+    return run_verb(TuneConfig, tune, argv, default=defaults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""The registry: the deck's counts, heads of the right size, mistakes named."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from landmark.config import ModelConfig, UserError
+from landmark.models import (
+    build_model,
+    classification_loss,
+    count_parameters,
+    logits_of,
+    model_info,
+    model_names,
+    train_mode,
+)
+from landmark.models.deck import feature_side
+
+FAMILIES = [
+    "deck_mlp",
+    "resnet18",
+    "densenet121",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "vgg11",
+    "squeezenet1_0",
+    "shufflenet_v2_x0_5",
+    "regnet_y_400mf",
+    "convnext_tiny",
+    "swin_t",
+    "vit_b_16",
+    "googlenet",
+    "timm/resnet10t",
+    "timm/vit_tiny_patch16_224",
+]
+
+
+@pytest.mark.parametrize("name", ["deck_cnn_max", "deck_cnn_avg"])
+def test_the_decks_cnns_have_the_decks_parameters(name):
+    counts = count_parameters(ModelConfig(backbone=name), classes=100, image_size=299)
+    assert (counts.total, counts.trainable, counts.frozen) == (12_463_400, 12_460_600, 2_800)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("deck_cnn_max", "MaxPool2d"), ("deck_cnn_avg", "AvgPool2d")])
+def test_the_decks_cnns_have_the_decks_layers(name, kind):
+    with torch.device("meta"):
+        model = build_model(ModelConfig(backbone=name), classes=100, image_size=299)
+        shapes, x = [], torch.empty(1, 3, 299, 299)
+        for layer in model:
+            x = layer(x)
+            layer_name = type(layer).__name__
+            if layer_name not in ("ReLU", "Dropout"):
+                parameters = sum(parameter.numel() for parameter in layer.parameters())
+                shapes.append((layer_name, tuple(x.shape[1:]), parameters))
+    assert shapes == [
+        ("Conv2d", (100, 297, 297), 2_800),
+        (kind, (100, 148, 148), 0),
+        ("Conv2d", (100, 146, 146), 90_100),
+        (kind, (100, 73, 73), 0),
+        ("Conv2d", (100, 71, 71), 90_100),
+        (kind, (100, 35, 35), 0),
+        ("Flatten", (122_500,), 0),
+        ("Linear", (100,), 12_250_100),
+        ("Linear", (100,), 10_100),
+        ("Linear", (100,), 10_100),
+        ("Linear", (100,), 10_100),
+    ]
+
+
+@given(st.integers(22, 400))
+@settings(max_examples=20)
+def test_the_decks_cnn_takes_any_size(size):
+    with torch.device("meta"):
+        model = build_model(ModelConfig(backbone="deck_cnn_max"), classes=3, image_size=size)
+        assert model(torch.empty(1, 3, size, size)).shape == (1, 3)
+    assert feature_side(299) == 35
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_networks_of_every_family_answer_with_a_logit_a_class(name):
+    size = 224 if "vit" in name or "swin" in name else 64
+    model = build_model(ModelConfig(backbone=name), classes=7, image_size=size)
+    train_mode(model)
+    output = model(torch.randn(2, 3, size, size))
+    assert logits_of(output).shape == (2, 7)
+    loss = classification_loss(output, torch.tensor([0, 6]), 0.1)
+    loss.backward()
+    assert torch.isfinite(loss)
+    model.eval()
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, size, size)).shape == (1, 7)
+
+
+def test_inception_trains_with_its_auxiliary_head_at_its_own_size_and_without_below():
+    model = build_model(ModelConfig(backbone="inception_v3"), classes=5, image_size=299)
+    train_mode(model)
+    output = model(torch.randn(2, 3, 299, 299))
+    labels = torch.tensor([1, 2])
+    both = classification_loss(output, labels)
+    main = torch.nn.functional.cross_entropy(output.logits, labels)
+    auxiliary = torch.nn.functional.cross_entropy(output.aux_logits, labels)
+    assert torch.allclose(both, main + 0.4 * auxiliary)
+    small = build_model(ModelConfig(backbone="inception_v3"), classes=5, image_size=96)
+    train_mode(small)
+    assert small(torch.randn(2, 3, 96, 96)).shape == (2, 5)
+
+
+def test_an_unknown_name_has_a_nearest_one():
+    with pytest.raises(UserError, match="did you mean 'resnet50'"):
+        build_model(ModelConfig(backbone="resnt50"), classes=3, image_size=64)
+    with pytest.raises(UserError, match="did you mean 'timm/resnet18'"):
+        model_info("timm/resnet18_")
+
+
+def test_an_image_too_small_is_refused_with_the_networks_size():
+    with pytest.raises(UserError, match=r"loader\.image_size is 16: vgg11 cannot take .* 224"):
+        build_model(ModelConfig(backbone="vgg11"), classes=3, image_size=16)
+
+
+def test_dropout_is_set_or_refused():
+    model = build_model(ModelConfig(backbone="efficientnet_b0", dropout=0.7), classes=3, image_size=64)
+    assert model.classifier[0].p == 0.7
+    with pytest.raises(UserError, match="resnet18 has no dropout"):
+        build_model(ModelConfig(backbone="resnet18", dropout=0.7), classes=3, image_size=64)
+
+
+def test_a_frozen_backbone_does_not_change():
+    model = build_model(ModelConfig(backbone="resnet18", freeze_backbone=True), classes=3, image_size=64)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    train_mode(model)
+    classification_loss(model(torch.randn(4, 3, 64, 64)), torch.tensor([0, 1, 2, 0])).backward()
+    optimizer.step()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+    counts = count_parameters(ModelConfig(backbone="resnet18", freeze_backbone=True), classes=3, image_size=64)
+    assert counts.trainable == 3 * 513
+
+
+def test_normalisation_and_size_are_the_networks_own():
+    assert model_info("inception_v3").image_size == 299
+    assert model_info("resnet50").mean == (0.485, 0.456, 0.406)
+    assert model_info("timm/tf_efficientnet_lite0").mean == (0.5, 0.5, 0.5)
+    assert model_info("deck_cnn_max").image_size == 299
+    assert len(model_names()) > 80
