@@ -152,10 +152,14 @@ class Location:
         """Return the sorted paths, relative to here, of all files below."""
         return self._names(recursive=True)
 
-    def _names(self, *, recursive: bool) -> list[str]:
+    def infos(self, *, recursive: bool) -> list[pafs.FileInfo]:
+        """Return what is known of the files and folders below; raises NotFound where there is no folder."""
         selector = pafs.FileSelector(self.path, recursive=recursive)
-        infos = retrying(self.uri, lambda: self.fs.get_file_info(selector))
+        return retrying(self.uri, lambda: self.fs.get_file_info(selector))
+
+    def _names(self, *, recursive: bool) -> list[str]:
         start = len(self.path.rstrip("/")) + 1
+        infos = self.infos(recursive=recursive)
         return sorted(info.path[start:] for info in infos if not recursive or info.type == pafs.FileType.File)
 
     def delete(self) -> None:

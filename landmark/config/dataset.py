@@ -20,9 +20,9 @@ class FoldersConfig:
 class SyntheticConfig:
     """Procedurally drawn landmarks, for trying everything without a dataset."""
 
-    classes: int = 12
+    classes: int = 20
     """Number of landmarks."""
-    images: int = 1500
+    images: int = 2400
     """Number of images in all, spread over the classes with a long tail."""
     image_size: int = 128
     """Width and height of an image, pixels."""

@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,10 @@ import pyarrow.parquet as pq
 
 from landmark.config import LoaderConfig, UserError
 from landmark.data.plan import Unit
-from landmark.storage import Location
+from landmark.storage import Location, retrying
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 OPEN_FILES = 8
 UNITS_AHEAD = 4
@@ -27,13 +31,11 @@ class UnitReader:
 
     def read(self, unit: Unit) -> pa.Table:
         """Return the unit's rows."""
+        path = self.split / self.shard_paths[unit.shard]
         try:
-            table = self._open(unit.shard).read_row_group(unit.row_group, columns=["label", "image"])
-        except (OSError, pa.ArrowInvalid) as error:
-            path = self.split / self.shard_paths[unit.shard]
-            raise UserError(
-                f"{path}: row group {unit.row_group} cannot be read ({error}); is the shard whole?"
-            ) from None
+            table = retrying(path.uri, lambda: self._read_row_group(unit))
+        except (UserError, pa.ArrowInvalid) as error:
+            raise UserError(f"row group {unit.row_group} of a shard cannot be read: {error}") from None
         if len(unit.rows) < len(table):
             table = table.take(unit.rows)
         return pa.table(
@@ -43,6 +45,14 @@ class UnitReader:
                 "sample": pa.array(unit.rows + unit.first_sample),
             }
         )
+
+    def _read_row_group(self, unit: Unit) -> pa.Table:
+        try:
+            return self._open(unit.shard).read_row_group(unit.row_group, columns=["label", "image"])
+        except OSError:
+            # A connection that broke leaves a file that cannot go on: the next try opens it anew.
+            self._files.pop(unit.shard, None)
+            raise
 
     def _open(self, shard: int) -> pq.ParquetFile:
         if shard in self._files:
@@ -62,10 +72,10 @@ def read_by_thread(reader: UnitReader, units: Iterable[Unit]) -> Iterator[pa.Tab
 
 
 def run_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Unit], pa.Table], items: Iterable[Unit], ahead: int
-) -> Iterator[pa.Table]:
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
     """Yield function(item) in order, with up to `ahead` calls under way."""
-    pending: collections.deque[Future[pa.Table]] = collections.deque()
+    pending: collections.deque[Future[Result]] = collections.deque()
     try:
         for item in items:
             pending.append(pool.submit(function, item))

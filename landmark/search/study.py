@@ -86,9 +86,7 @@ def plan_study(config: TuneConfig) -> Study:
     if (location / "config.yaml").exists():
         raise UserError(f"{location}: a study of this name is there; choose another --name, or delete that folder")
     check_writable(location)
-    return Study(
-        config=config, space=space, plans=plans, epochs_grid=epochs_grid, datasets=datasets, location=location
-    )
+    return Study(config=config, space=space, plans=plans, epochs_grid=epochs_grid, datasets=datasets, location=location)
 
 
 def open_datasets(config: TuneConfig, space: Space, plans: list[TrialPlan]) -> dict[str | None, PackedDataset]:

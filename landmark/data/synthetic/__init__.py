@@ -1,0 +1,6 @@
+"""Synthetic landmarks: fixed structures drawn from changing views, for trying everything without a dataset."""
+
+from landmark.data.synthetic.plan import plan_images
+from landmark.data.synthetic.scene import draw_image
+
+__all__ = ["draw_image", "plan_images"]

@@ -1,0 +1,115 @@
+"""The tally of an evaluation: batches of guesses become top-k, recall and a sparse confusion matrix."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from landmark.evaluation.baselines import majority_top_k, random_top_k
+
+
+class Tally:
+    """Counts guesses batch by batch; parts of a split counted apart can be merged.
+
+    Memory is O(classes + confused pairs), never O(classes^2): at 203,094 classes a dense confusion matrix
+    would have 4.1e10 cells.
+    """
+
+    def __init__(self, classes: int, topk: Sequence[int] = (1, 5, 10)) -> None:
+        self.classes = classes
+        self.topk = tuple(sorted(set(topk) | {1}))
+        self.rows = 0
+        self.loss_sum = 0.0
+        self.hits = dict.fromkeys(self.topk, 0)
+        self.support = np.zeros(classes, dtype=np.int64)
+        self.predicted = np.zeros(classes, dtype=np.int64)
+        self.right = np.zeros(classes, dtype=np.int64)
+        self._pairs = np.empty(0, dtype=np.int64)
+        self._pair_counts = np.empty(0, dtype=np.int64)
+
+    @property
+    def guesses(self) -> int:
+        """How many guesses a row are needed: the largest k, or all classes."""
+        return min(self.topk[-1], self.classes)
+
+    def update(self, labels: np.ndarray, guesses: np.ndarray, loss_sum: float = 0.0) -> None:
+        """Count a batch.
+
+        labels: int (n,). guesses: int (n, self.guesses), best first. loss_sum: the batch's summed loss.
+        """
+        correct = guesses == labels[:, None]
+        self.rows += len(labels)
+        self.loss_sum += loss_sum
+        for k in self.topk:
+            self.hits[k] += int(correct[:, :k].any(axis=1).sum())
+        self.support += np.bincount(labels, minlength=self.classes)
+        self.predicted += np.bincount(guesses[:, 0], minlength=self.classes)
+        self.right += np.bincount(labels[correct[:, 0]], minlength=self.classes)
+        pairs = labels.astype(np.int64) * self.classes + guesses[:, 0]
+        self._add_pairs(pairs, np.ones(len(pairs), dtype=np.int64))
+
+    def merge(self, other: "Tally") -> None:
+        """Add another part's counts."""
+        if (other.classes, other.topk) != (self.classes, self.topk):
+            raise ValueError("tallies of other classes or another k cannot be merged")
+        self.rows += other.rows
+        self.loss_sum += other.loss_sum
+        for k in self.topk:
+            self.hits[k] += other.hits[k]
+        self.support += other.support
+        self.predicted += other.predicted
+        self.right += other.right
+        self._add_pairs(other._pairs, other._pair_counts)
+
+    def top_k(self, k: int) -> float:
+        """Return the share of rows whose label is among the k best guesses; 1 where k covers all classes."""
+        return self.hits[k] / max(self.rows, 1)
+
+    def macro_recall(self) -> float:
+        """Return the mean recall of the classes that occur; classes without a row have no recall."""
+        present = self.support > 0
+        return float((self.right[present] / self.support[present]).mean()) if present.any() else 0.0
+
+    def confusion(self) -> pa.Table:
+        """Return the cells of the confusion matrix that are not zero: true, predicted, count; sorted."""
+        return pa.table(
+            {
+                "true": pa.array((self._pairs // self.classes).astype(np.int32)),
+                "predicted": pa.array((self._pairs % self.classes).astype(np.int32)),
+                "count": pa.array(self._pair_counts),
+            }
+        )
+
+    def per_class(self, names: Sequence[str], train_counts: np.ndarray) -> pa.Table:
+        """Return one row a class: label, name, train_images, images, recall and precision (null where undefined)."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            recall, precision = self.right / self.support, self.right / self.predicted
+        return pa.table(
+            {
+                "label": pa.array(np.arange(self.classes, dtype=np.int32)),
+                "name": pa.array(list(names)),
+                "train_images": pa.array(np.asarray(train_counts)),
+                "images": pa.array(self.support),
+                "recall": pa.array(recall, from_pandas=True),
+                "precision": pa.array(precision, from_pandas=True),
+            }
+        )
+
+    def _add_pairs(self, pairs: np.ndarray, counts: np.ndarray) -> None:
+        merged, place = np.unique(np.concatenate([self._pairs, pairs]), return_inverse=True)
+        self._pair_counts = np.bincount(place, weights=np.concatenate([self._pair_counts, counts])).astype(np.int64)
+        self._pairs = merged
+
+
+def summarise(tally: Tally, split: str, train_counts: np.ndarray) -> dict[str, Any]:
+    """Return the metrics of a split, each top-k beside the random and the majority baseline of the same k."""
+    summary: dict[str, Any] = {"split": split, "rows": tally.rows, "classes": tally.classes}
+    summary["loss"] = tally.loss_sum / max(tally.rows, 1)
+    for k in tally.topk:
+        summary[f"top{k}"] = tally.top_k(k)
+        summary[f"random_top{k}"] = random_top_k(tally.classes, k)
+        summary[f"majority_top{k}"] = majority_top_k(train_counts, tally.support, k)
+    summary["macro_recall"] = tally.macro_recall()
+    summary["classes_present"] = int((tally.support > 0).sum())
+    return summary

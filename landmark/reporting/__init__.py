@@ -1,0 +1,1 @@
+"""Reporting: plots, tables and the page of a run or a study."""

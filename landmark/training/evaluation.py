@@ -1,0 +1,61 @@
+"""Evaluating a checkpoint on a split: every row once, through the same input path as training."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from landmark.config import LoaderConfig
+from landmark.data.dataset import PackedDataset
+from landmark.data.loader import Loader
+from landmark.evaluation import Tally, summarise
+from landmark.progress import Progress
+from landmark.storage import Location
+from landmark.training.checkpoints import CheckpointMeta, check_classes, load_model
+from landmark.training.local import default_device
+from landmark.training.steps import Preprocess, predict
+
+
+@dataclass(kw_only=True, frozen=True)
+class Evaluation:
+    """What a model reached on a split."""
+
+    summary: dict[str, Any]
+    """Metrics beside their baselines, as `landmark.evaluation.summarise` gives them."""
+    tally: Tally
+    """All counts."""
+    meta: CheckpointMeta
+    """What the model is."""
+    train_counts: np.ndarray
+    """Training images a class, int64 (classes,)."""
+
+
+def evaluate_checkpoint(
+    checkpoint: Location,
+    dataset: PackedDataset,
+    split: str,
+    topk: tuple[int, ...] = (1, 5, 10),
+    batch_size: int = 128,
+    *,
+    quiet: bool = False,
+) -> Evaluation:
+    """Evaluate a checkpoint on a split of a dataset with the same classes; raises UserError for other ones."""
+    model, meta = load_model(checkpoint)
+    check_classes(checkpoint, meta, dataset)
+    rows = dataset.split(split).rows
+    device = default_device()
+    model = model.to(device, memory_format=torch.channels_last)
+    tally = Tally(dataset.num_classes, topk)
+    progress = Progress(f"evaluating {split}", rows, enabled=not quiet)
+    config = LoaderConfig(image_size=meta.image_size, batch_size=batch_size, stream="thread")
+    with Loader(dataset, split, config) as loader:
+        for _, logits, labels in predict(model, loader.epoch(1), Preprocess(meta.mean, meta.std, device)):
+            loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+            guesses = logits.topk(tally.guesses, dim=1).indices
+            tally.update(labels.cpu().numpy(), guesses.cpu().numpy(), float(loss))
+            progress.update(len(labels))
+    progress.clear()
+    train_counts = dataset.label_counts("train")
+    return Evaluation(summary=summarise(tally, split, train_counts), tally=tally, meta=meta, train_counts=train_counts)
