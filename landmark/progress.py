@@ -2,17 +2,30 @@
 
 import sys
 import time
+from collections.abc import Callable
 
 
 class Progress:
-    """Counts up to `total` and prints a line now and then: in place on a terminal, sparsely elsewhere."""
+    """Counts up to `total` and shows a line now and then: in place on a terminal, sparsely elsewhere.
 
-    def __init__(self, label: str, total: int, unit: str = "images", *, enabled: bool = True) -> None:
+    sink: takes the lines instead of this process's stderr.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        unit: str = "images",
+        *,
+        enabled: bool = True,
+        sink: Callable[[str], object] | None = None,
+    ) -> None:
         self.label = label
         self.total = total
         self.unit = unit
         self.enabled = enabled
-        self.terminal = sys.stderr.isatty()
+        self.sink = sink
+        self.terminal = sink is None and sys.stderr.isatty()
         self.interval = 1.0 if self.terminal else 10.0
         self.done = 0
         self.started = time.monotonic()
@@ -24,6 +37,9 @@ class Progress:
         now = time.monotonic()
         if self.enabled and now - self.shown >= self.interval and self.done < self.total:
             self.shown = now
+            if self.sink is not None:
+                self.sink(self.line(note))
+                return
             end = "" if self.terminal else "\n"
             print(f"{self._clear()}{self.line(note)}", end=end, file=sys.stderr, flush=True)
 

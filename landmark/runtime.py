@@ -4,6 +4,7 @@ import logging
 import os
 
 import ray
+import ray.data
 
 from landmark.config import ClusterConfig, UserError
 
@@ -18,8 +19,7 @@ def connect(cluster: ClusterConfig) -> None:
         return
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     # Ray's own progress bars and per-operator logs would drown ours.
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    quiet_data()
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if not address:
         ray.init(address="local", num_cpus=cluster.cpus, include_dashboard=False, **quiet)
@@ -33,6 +33,7 @@ def connect(cluster: ClusterConfig) -> None:
         ) from None
 
 
-def cluster_cpus() -> int:
-    """Return the CPUs of the connected cluster, at least 1."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+def quiet_data() -> None:
+    """Silence Ray Data's own progress bars and plans in this process: ours are shown instead."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False

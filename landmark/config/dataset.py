@@ -20,13 +20,13 @@ class FoldersConfig:
 class SyntheticConfig:
     """Procedurally drawn landmarks, for trying everything without a dataset."""
 
-    classes: int = 20
+    classes: int = 24
     """Number of landmarks."""
-    images: int = 2400
+    images: int = 3000
     """Number of images in all, spread over the classes with a long tail."""
     image_size: int = 128
     """Width and height of an image, pixels."""
-    tail: float = 0.5
+    tail: float = 0.4
     """Exponent of the class frequencies: the n-th class gets n^-tail of the first one's images; 0 is balanced."""
     label_noise: float = 0.0
     """Share of images that carry another class's label."""

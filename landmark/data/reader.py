@@ -120,7 +120,7 @@ def read_by_ray(
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=config.reader_cpus,
-        concurrency=config.readers,
+        compute=ray.data.ActorPoolStrategy(size=config.readers),
     )
     for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
         yield from _by_epoch(block)

@@ -107,7 +107,7 @@ def _train(trial: dict[str, Any], workers: WorkersConfig) -> None:
     recipe = from_mapping(Recipe, trial["recipe"], "the trial's recipe")
     if workers.count == 1:
         torch.set_num_threads(max(1, int(workers.cpus)))
-        fit(recipe, PackedDataset.open(trial["dataset"]), TuneSession(), quiet=True)
+        fit(recipe, PackedDataset.open(trial["dataset"]), TuneSession())
         return
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
     place = {"dataset": trial["dataset"], "output": trial["folder"], "name": RUN_FOLDER}

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch import nn
 
 from landmark.config import TrainConfig, UserError, from_mapping, to_mapping
 from landmark.data.dataset import PackedDataset
+from landmark.runtime import quiet_data
 from landmark.storage import Location, locate
 from landmark.training.loop import fit
 from landmark.training.recorder import Recorder
@@ -62,9 +65,53 @@ class TrainWorkerSession:
             yield Path(folder)
 
 
-def fit_workers(config: TrainConfig, storage: Location, callbacks: list[Any] | None = None) -> ray.train.Result:
+@ray.remote(num_cpus=0)
+class _Relay:
+    """Carries rank 0's lines to the driver; Ray's own forwarding of output would add its own lines to them."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def put(self, line: str) -> None:
+        self.lines.append(line)
+
+    def take(self) -> list[str]:
+        lines, self.lines = self.lines, []
+        return lines
+
+
+@contextlib.contextmanager
+def relayed_lines(poll_s: float = 1.0) -> Iterator[ray.actor.ActorHandle]:
+    """Give a relay whose lines are printed in this process while the block runs."""
+    relay = _Relay.remote()
+    done = threading.Event()
+
+    def show() -> None:
+        while not done.wait(poll_s):
+            for line in ray.get(relay.take.remote()):
+                print(line, flush=True)
+
+    thread = threading.Thread(target=show, name="landmark-relay", daemon=True)
+    thread.start()
+    try:
+        yield relay
+    finally:
+        done.set()
+        thread.join()
+        for line in ray.get(relay.take.remote()):
+            print(line, flush=True)
+        ray.kill(relay)
+
+
+def fit_workers(
+    config: TrainConfig,
+    storage: Location,
+    callbacks: list[Any] | None = None,
+    relay: ray.actor.ActorHandle | None = None,
+) -> ray.train.Result:
     """Train with config.workers under `storage`; a run found there goes on from its last checkpoint.
 
+    relay: where rank 0's lines go, as `relayed_lines` gives it; without one nothing is shown.
     Raises UserError with the worker's own message when a worker failed more often than max_failures.
     """
     workers = config.workers
@@ -80,7 +127,7 @@ def fit_workers(config: TrainConfig, storage: Location, callbacks: list[Any] | N
     local = storage.local_path()
     trainer = ray.train.torch.TorchTrainer(
         _work,
-        train_loop_config={"config": to_mapping(config), "run": storage.uri},
+        train_loop_config={"config": to_mapping(config), "run": storage.uri, "relay": relay},
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=RAY_FOLDER,
@@ -115,12 +162,17 @@ def worker_message(error: BaseException) -> str:
 
 def _work(values: dict[str, Any]) -> None:
     """Train in one worker process."""
+    quiet_data()
+    # The old name of an option that has a new one since torch 2.15 and no other before.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
+    relay = values["relay"]
     config = from_mapping(TrainConfig, values["config"], "the run's config")
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     rank = ray.train.get_context().get_world_rank()
     recorder = Recorder(locate(values["run"]), tensorboard=config.tensorboard) if rank == 0 else None
     try:
-        fit(config, PackedDataset.open(config.dataset), TrainWorkerSession(recorder))
+        show = relay.put.remote if relay is not None else None
+        fit(config, PackedDataset.open(config.dataset), TrainWorkerSession(recorder), show=show)
     finally:
         if recorder is not None:
             recorder.close()

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,14 @@ from landmark.training.session import Session
 from landmark.training.steps import Preprocess, train_epoch, validate
 
 
-def fit(recipe: Recipe, dataset: PackedDataset, session: Session, *, quiet: bool = False) -> None:
+Show = Callable[[str], object]
+"""Takes a line for the person who watches."""
+
+
+def fit(recipe: Recipe, dataset: PackedDataset, session: Session, *, show: Show | None = None) -> None:
     """Train a model as the recipe says, going on from the session's checkpoint where there is one.
 
+    show: takes rank 0's lines: `print` in the user's own process, something that carries them elsewhere.
     Reports after every epoch: epoch, train_loss, train_top1, val_loss, val_top1, val_top5,
     val_macro_recall, lr, images_per_s, data_wait_share, epoch_seconds. All are reduced over the ranks.
     """
@@ -52,7 +58,7 @@ def fit(recipe: Recipe, dataset: PackedDataset, session: Session, *, quiet: bool
         for epoch in epochs:
             if run.stops_early():
                 return
-            metrics = run.run_epoch(epoch, train, val, show=session.rank == 0 and not quiet)
+            metrics = run.run_epoch(epoch, train, val, show if session.rank == 0 else None)
             with tempfile.TemporaryDirectory(prefix="landmark-checkpoint-") as folder:
                 if session.rank == 0:
                     run.save(Path(folder), metrics)
@@ -142,13 +148,15 @@ class _Run:
         patience = self.recipe.early_stopping.patience
         return patience is not None and self.stale_epochs >= patience
 
-    def run_epoch(self, epoch: int, train: Loader, val: Loader, *, show: bool) -> dict[str, float]:
+    def run_epoch(self, epoch: int, train: Loader, val: Loader, show: Show | None) -> dict[str, float]:
         """Train and validate one epoch; returns its metrics, the same on every rank."""
         if self.ready is None:
             self.ready = self.session.prepare(self.model)
         start = time.perf_counter()
         rows = self.dataset.split("train").rows
-        progress = Progress(f"epoch {epoch}/{self.recipe.epochs}", rows, enabled=show)
+        progress = Progress(
+            f"epoch {epoch}/{self.recipe.epochs}", rows, enabled=show is not None, sink=None if show is print else show
+        )
         totals = train_epoch(
             self.ready,
             train.epoch(epoch),
@@ -182,8 +190,8 @@ class _Run:
         }
         self._judge(epoch, metrics)
         progress.clear()
-        if show:
-            print(_epoch_line(metrics, self.recipe.epochs), flush=True)
+        if show is not None:
+            show(_epoch_line(metrics, self.recipe.epochs))
         return metrics
 
     def _judge(self, epoch: int, metrics: dict[str, float]) -> None:

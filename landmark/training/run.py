@@ -68,7 +68,7 @@ def run_training(config: TrainConfig) -> RunResult:
 def _fit_here(config: TrainConfig, dataset: PackedDataset, run: Location) -> dict[str, Any]:
     session = LocalSession(run, monitor=config.monitor, mode=config.monitor_mode(), tensorboard=config.tensorboard)
     try:
-        fit(config, dataset, session)
+        fit(config, dataset, session, show=print)
     finally:
         session.close()
     store = session.store
@@ -83,12 +83,13 @@ def _fit_here(config: TrainConfig, dataset: PackedDataset, run: Location) -> dic
 def _fit_workers(config: TrainConfig, run: Location) -> dict[str, Any]:
     # Ray is imported where several workers need it: one worker trains without it.
     from landmark.runtime import connect
-    from landmark.training.distributed import fit_workers
+    from landmark.training.distributed import fit_workers, relayed_lines
     from landmark.training.resources import check_room
 
     connect(config.cluster)
     check_room(config)
-    result = fit_workers(config, run)
+    with relayed_lines() as relay:
+        result = fit_workers(config, run, relay=relay)
     ranked = sorted(result.best_checkpoints or [], key=lambda pair: pair[1][config.monitor])
     if not ranked or result.checkpoint is None:
         raise UserError(f"{run}: the run ended without a checkpoint; look at the workers' output above")

@@ -29,7 +29,6 @@ from landmark.data.packing.plan import WORK_FOLDER, Plan, Unit, fingerprint, loa
 from landmark.data.packing.sources import Source, SyntheticSource
 from landmark.data.packing.worker import Packer
 from landmark.progress import Progress
-from landmark.runtime import cluster_cpus
 from landmark.storage import Location, NotFound, check_writable
 
 JUDGED_ROWS = 1000
@@ -120,16 +119,9 @@ def _run(
     if not missing:
         return 0
     progress = Progress("packing", sum(unit.rows for unit in missing))
-    workers = min(len(missing), cluster_cpus())
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
     rows = [{"unit": json.dumps(vars(unit))} for unit in missing]
     stream = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        Packer,
-        fn_constructor_args=(output, source, config.packing),
-        batch_size=1,
-        num_cpus=1,
-        concurrency=(1, workers),
+        Packer(output, source, config.packing), batch_size=1, num_cpus=1
     )
     bytes_in, by_number = 0, {unit.number: unit for unit in missing}
     try:

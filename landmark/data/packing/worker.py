@@ -63,7 +63,7 @@ class ShardWriter:
 
 
 class Packer:
-    """Packs units: a long-lived Ray Data actor, or a plain object in one process."""
+    """Packs units: the function of the Ray Data job's tasks, or of a plain loop in one process."""
 
     def __init__(self, output: Location, source: Source, packing: PackingConfig) -> None:
         self.output = output
