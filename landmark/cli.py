@@ -105,21 +105,44 @@ def take_option(arguments: Sequence[str], flag: str) -> tuple[list[str], str | N
 
 
 def _one_line(box: str) -> str:
-    """Return the message of tyro's boxed error as one line, with the valid choice nearest to a wrong one."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines()]
-    kept = []
-    for line in lines:
-        if line.startswith(("For full helptext", "Argument helptext")):
-            break
-        if line and not set(line) <= set("─╭╮╰╯│ ") and not line.startswith("╭"):
-            kept.append(line)
-    text = " ".join(kept).strip()
-    text = re.sub(r"^Error parsing [\w.]+: (?=\S+ is )", "", text)
+    """Return the message of tyro's boxed error as one line that names the nearest valid option or choice."""
+    title, text, hints = _read_box(box)
+    if title == "Unrecognized options":
+        words = [word for word in text.partition(":")[2].replace(",", " ").split() if word.startswith("-")]
+        near = [line.split()[0] for line in hints if line.startswith("--")]
+        return f"unknown option '{words[0]}'" + (f"; {nearest(words[0], near)}" if near else "; see --help")
+    if title == "Required options":
+        flag = next((line.split()[0] for line in hints if line.startswith("--")), "an option")
+        told = " ".join(line for line in hints[1:] if not line.startswith("--")).removesuffix("(required)").strip()
+        return f"{flag} is missing: {told}"
     if choice := re.match(r"invalid choice '(.*?)' for argument '(--[\w.-]+)'\. Expected one of \((.*)\)", text):
         word, flag, valid = choice.groups()
         names = re.findall(r"'([^']*)'", valid)
-        return f"{flag} is {word!r}; {nearest(word, names)} (expected one of: {', '.join(names)})"
-    return text or "wrong arguments; see --help"
+        return f"{flag} is {word!r}; {nearest(word, names)}"
+    return re.sub(r"^Error parsing ((--\S+: )|\S+: )", r"\2", text) or "wrong arguments; see --help"
+
+
+def _read_box(box: str) -> tuple[str, str, list[str]]:
+    """Return the title, the first paragraph and the lines after it of an error that tyro draws as a box.
+
+    Where the terminal has no line-drawing characters the box is a title and rows of hyphens.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│╭╮╰╯ ") for line in plain.splitlines()]
+    lines = ["─" if line and set(line) <= set("─- ") else line.strip("─ ") for line in lines]
+    lines = [line for line in lines if line]
+    while lines and lines[0] == "─":
+        lines.pop(0)
+    if not lines:
+        return "", "", []
+    paragraphs: list[list[str]] = [[]]
+    for line in lines[1:]:
+        if line == "─" or "helptext" in line:
+            paragraphs.append([])
+        elif "--help" not in line:
+            paragraphs[-1].append(line)
+    filled = [paragraph for paragraph in paragraphs if paragraph] or [[]]
+    return lines[0], " ".join(filled[0]), [line for paragraph in filled for line in paragraph]
 
 
 def _fail(program: str, message: str, code: int) -> int:

@@ -7,10 +7,9 @@ from typing import Any
 from landmark.cli import run_verb
 from landmark.config import EvaluateConfig
 from landmark.data.dataset import PackedDataset
-from landmark.reporting.evaluation_files import write_evaluation
 from landmark.storage import check_writable, locate
 from landmark.training.checkpoints import read_meta, resolve_checkpoint
-from landmark.training.evaluation import evaluate_checkpoint
+from landmark.training.evaluation import evaluate_checkpoint, write_evaluation
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -20,7 +19,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     output = locate(config.output) if config.output else locate(config.checkpoint) / f"evaluation-{config.split}"
     check_writable(output)
     found = evaluate_checkpoint(checkpoint, dataset, config.split, config.topk, config.batch_size)
-    write_evaluation(output, found.summary, found.tally, dataset.class_names, found.train_counts)
+    write_evaluation(found, output)
     print_summary(found.summary)
     print(f"evaluation: {output}")
     return found.summary

@@ -14,7 +14,7 @@ from landmark.reporting.plots import confusion_png
 from landmark.storage import Location
 
 
-def write_evaluation(
+def write_evaluation_files(
     folder: Location, summary: Mapping[str, Any], tally: Tally, names: Sequence[str], train_counts: np.ndarray
 ) -> None:
     """Write an evaluation's files into a folder; metrics.json comes last."""

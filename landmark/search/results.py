@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from landmark.config import UserError
-from landmark.search.leaderboard import TESTED, Standing, history_rows, leaderboard_columns, leaderboard_rows, to_csv
+from landmark.search.leaderboard import TESTED, history_rows, leaderboard_columns, leaderboard_rows, to_csv
 from landmark.search.record import METRICS, StudyRecord
 from landmark.search.study import Outcome, Study
 from landmark.training.evaluation import evaluate_checkpoint, write_evaluation

@@ -14,7 +14,6 @@ from ray.tune.schedulers import (
 
 from landmark.config import BudgetConfig, SchedulerConfig, UserError
 
-
 TIME = "epoch"
 """What schedulers count: ours goes on in a restored trial, where Ray Tune's training_iteration starts anew."""
 

@@ -1,11 +1,9 @@
 """A study: all trials of a space by Ray Tune, then the leaderboard and the best model on the test split."""
 
 import dataclasses
-import json
 import logging
 import math
 import os
-import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -19,14 +17,10 @@ from landmark.data.dataset import PackedDataset
 from landmark.runtime import connect
 from landmark.search.leaderboard import (
     Standing,
-    history_rows,
-    leaderboard_columns,
-    leaderboard_rows,
     rank_trials,
-    to_csv,
 )
 from landmark.search.progress import LiveTable
-from landmark.search.record import METRICS, StudyRecord
+from landmark.search.record import StudyRecord
 from landmark.search.schedulers import BudgetStopper, build_scheduler
 from landmark.search.space import Space, TrialPlan
 from landmark.search.trial import TUNE_FOLDER, run_trial, trial_values

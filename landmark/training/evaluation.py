@@ -12,6 +12,7 @@ from landmark.data.dataset import PackedDataset
 from landmark.data.loader import Loader
 from landmark.evaluation import Tally, summarise
 from landmark.progress import Progress
+from landmark.reporting.evaluation_files import write_evaluation_files
 from landmark.storage import Location
 from landmark.training.checkpoints import CheckpointMeta, check_classes, load_model
 from landmark.training.local import default_device
@@ -30,6 +31,18 @@ class Evaluation:
     """What the model is."""
     train_counts: np.ndarray
     """Training images a class, int64 (classes,)."""
+
+    @property
+    def topk(self) -> dict[int, float]:
+        """Top-k shares by k."""
+        return {k: self.tally.top_k(k) for k in self.tally.topk}
+
+    @property
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """The random and the majority baseline's top-k shares by k (as text, for JSON)."""
+        return {
+            kind: {str(k): self.summary[f"{kind}_top{k}"] for k in self.tally.topk} for kind in ("random", "majority")
+        }
 
 
 def evaluate_checkpoint(
@@ -59,3 +72,10 @@ def evaluate_checkpoint(
     progress.clear()
     train_counts = dataset.label_counts("train")
     return Evaluation(summary=summarise(tally, split, train_counts), tally=tally, meta=meta, train_counts=train_counts)
+
+
+def write_evaluation(evaluation: Evaluation, folder: Location) -> None:
+    """Write metrics.json, per_class.csv, confusion.csv and confusion.png."""
+    write_evaluation_files(
+        folder, evaluation.summary, evaluation.tally, evaluation.meta.classes, evaluation.train_counts
+    )

@@ -31,7 +31,6 @@ from landmark.training.optim import Schedule, build_optimizer
 from landmark.training.session import Session
 from landmark.training.steps import Preprocess, train_epoch, validate
 
-
 Show = Callable[[str], object]
 """Takes a line for the person who watches."""
 

@@ -1,0 +1,33 @@
+"""`landmark report`: a study or run becomes a page and tables."""
+
+import sys
+from collections.abc import Sequence
+
+from landmark.cli import run_verb
+from landmark.config import ReportConfig
+from landmark.reporting.report import write_report
+from landmark.reporting.tables import as_text, read_csv
+from landmark.storage import Location, check_writable, locate
+
+
+def report(config: ReportConfig) -> Location:
+    """Write the page and tables, print the model summary, and say where they lie; returns the page's place."""
+    run = locate(config.run)
+    output = locate(config.output) if config.output else run / "report"
+    if run.exists():
+        check_writable(output)
+    page = write_report(run, output)
+    if (output / "model_summary.csv").exists():
+        summary = read_csv(output / "model_summary.csv")
+        print(as_text(summary, ["val_top1", "test_top1", "test_top5", "test_top10"]))
+    print(f"report: {page}")
+    return page
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb; returns the exit code."""
+    return run_verb(ReportConfig, report, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

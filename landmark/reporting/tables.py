@@ -1,0 +1,94 @@
+"""Tables of a study: its leaderboard, the deck's model summary and its optimizer x epochs table."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from landmark.config import UserError
+from landmark.storage import Location, NotFound
+
+TOPK = (1, 5, 10)
+
+
+def read_csv(place: Location) -> pd.DataFrame:
+    """Read a CSV file of a study or run; raises UserError where it is missing or no CSV."""
+    try:
+        return pd.read_csv(io.StringIO(place.read_text()), keep_default_na=True)
+    except NotFound:
+        raise UserError(f"{place}: not there; has the run come to its end?") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise UserError(f"{place}: not a table ({error}); run the study again") from None
+
+
+def read_json(place: Location) -> dict[str, Any]:
+    """Read a JSON file; raises UserError where it is no JSON."""
+    try:
+        return json.loads(place.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}: not JSON ({error}); run the study again") from None
+
+
+def model_summary(leaderboard: pd.DataFrame, baselines: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """Return the deck's "Model Summary": a row a model with its test top-1/5/10, then the baselines.
+
+    Columns: model, optimizer, epochs, val_top1, test_top1, test_top5, test_top10. Trials whose model was
+    not evaluated on the test split have no value there; failed ones are left out.
+    """
+    done = leaderboard[leaderboard["status"] != "failed"]
+    rows = pd.DataFrame(
+        {
+            "model": _column(done, "model.backbone", "trial"),
+            "optimizer": _column(done, "optimizer.name"),
+            "epochs": done["epochs_run"],
+            "val_top1": done["val_top1"],
+            **{f"test_top{k}": done[f"test_top{k}"] for k in TOPK},
+        }
+    )
+    trivial = [
+        {"model": f"({kind} baseline)", **{f"test_top{k}": values.get(str(k)) for k in TOPK}}
+        for kind, values in baselines.items()
+    ]
+    return pd.concat([rows, pd.DataFrame(trivial, columns=rows.columns).astype(rows.dtypes.to_dict(), errors="ignore")])
+
+
+def optimizer_epochs(leaderboard: pd.DataFrame) -> pd.DataFrame:
+    """Return the deck's "optimizer/epochs" table: of each backbone, optimizer and number of epochs the best trial.
+
+    Columns: model, optimizer/epochs, top1, top5, top10 on the test split, and val_top1. Rows of one model
+    stand together in order of the epochs, so that 10 and 30 epochs can be compared side by side.
+    """
+    summary = model_summary(leaderboard, {}).sort_values("val_top1", ascending=False)
+    best = summary.drop_duplicates(["model", "optimizer", "epochs"]).sort_values(["model", "optimizer", "epochs"])
+    return pd.DataFrame(
+        {
+            "model": best["model"],
+            "optimizer/epochs": best["optimizer"].fillna("") + "/" + best["epochs"].astype(int).astype(str),
+            **{f"top{k}": best[f"test_top{k}"] for k in TOPK},
+            "val_top1": best["val_top1"],
+        }
+    )
+
+
+def write_table(folder: Location, name: str, table: pd.DataFrame) -> None:
+    """Write a table as CSV and as JSON (a list of rows)."""
+    (folder / f"{name}.csv").write_text(table.to_csv(index=False, float_format="%.6g"))
+    (folder / f"{name}.json").write_text(table.to_json(orient="records", indent=1) + "\n")
+
+
+def as_text(table: pd.DataFrame, shares: Sequence[str]) -> str:
+    """Return a table aligned for reading; columns in `shares` as percentages."""
+    shown = table.copy().astype(object)
+    for column in shares:
+        shown[column] = ["" if pd.isna(value) else f"{value:.2%}" for value in table[column]]
+    return shown.where(shown.notna(), "").to_string(index=False)
+
+
+def _column(frame: pd.DataFrame, *names: str) -> pd.Series:
+    """Return the first of the columns that is there: what a study does not search has none."""
+    for name in names:
+        if name in frame:
+            return frame[name]
+    return pd.Series([None] * len(frame), index=frame.index, dtype=object)

@@ -1,0 +1,120 @@
+"""Configs: what is written is read back, and a mistake is named by file, key and nearest neighbour."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from landmark.cli import parse
+from landmark.config import (
+    EvaluateConfig,
+    OptimizerConfig,
+    PrepareConfig,
+    Recipe,
+    SubsetConfig,
+    TrainConfig,
+    TuneConfig,
+    UserError,
+    load_yaml,
+    nearest,
+    parse_yaml,
+    to_yaml,
+)
+
+recipes = st.builds(
+    Recipe,
+    epochs=st.integers(2, 100),
+    seed=st.integers(0, 2**31),
+    optimizer=st.builds(
+        OptimizerConfig,
+        name=st.sampled_from(["sgd", "rmsprop", "adam", "adamw"]),
+        lr=st.none() | st.floats(1e-6, 1, allow_nan=False),
+        momentum=st.floats(0, 0.99),
+    ),
+)
+
+
+@given(recipes)
+def test_yaml_is_read_back(recipe):
+    assert parse_yaml(Recipe, to_yaml(recipe), "x.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TrainConfig(dataset="s3://b/d"),
+        TuneConfig(dataset="d"),
+        EvaluateConfig(checkpoint="c", topk=(1, 3)),
+        PrepareConfig(output="o"),
+        SubsetConfig(licenses=("CC BY",), classes=3),
+    ],
+)
+def test_every_config_is_read_back_from_yaml(config):
+    assert parse_yaml(type(config), to_yaml(config), "x.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3", "x.yaml: unknown key 'epoch'; did you mean 'epochs'?"),
+        ("optimizer: {nam: adam}", "x.yaml: unknown key 'optimizer.nam'; did you mean 'name'?"),
+        ("optimizer: {name: adm}", "x.yaml: key 'optimizer.name' is 'adm'; did you mean 'adam'?"),
+        ("epochs: 0", "x.yaml: epochs is 0; expected 1 or more"),
+        ("epochs: many", "x.yaml: key 'epochs' is 'many'; input should be a valid integer"),
+        ("optimizer: {lr: -1}", "x.yaml: optimizer.lr is -1"),
+        ("loader: {batch_size: 0}", "x.yaml: loader.batch_size is 0; expected 1 or more"),
+        ("augment: {crop_area: [0.9, 0.1]}", "x.yaml: augment.crop_area is 0.9 0.1; expected"),
+        ("- a", "x.yaml: expected 'key: value' lines at the top, got list"),
+        ("a: [", "x.yaml: line 1, column"),
+        ("schedule: {warmup_epochs: 30}", "x.yaml: schedule.warmup_epochs is 30"),
+    ],
+)
+def test_a_mistake_in_yaml_is_one_line_with_file_and_key(text, message):
+    with pytest.raises(UserError) as error:
+        parse_yaml(Recipe, text, "x.yaml")
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_and_a_missing_key_are_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"none\.yaml: cannot read the config file"):
+        load_yaml(Recipe, tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="key 'dataset' is missing"):
+        parse_yaml(TrainConfig, "epochs: 3", "x.yaml")
+
+
+def test_the_nearest_word_is_named_or_a_short_list():
+    assert nearest("resnt50", ["resnet50", "vgg16"]) == "did you mean 'resnet50'?"
+    assert nearest("zzz", ["a", "b"]) == "expected one of: a, b"
+    assert nearest("zzz", [f"name{i}" for i in range(30)]).startswith("there are 30 valid names")
+
+
+def test_every_field_has_help_and_is_reachable_from_the_command_line(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        parse(TrainConfig, ["--help"], "landmark train")
+    text = capsys.readouterr().out
+
+    def flags(kind: type, prefix: str = "--") -> list[str]:
+        found = []
+        for field in dataclasses.fields(kind):
+            name = prefix + field.name.replace("_", "-")
+            nested = dataclasses.is_dataclass(field.type)
+            found += flags(field.type, name + ".") if nested else [name]
+        return found
+
+    assert len(flags(TrainConfig)) > 35
+    for flag in flags(TrainConfig):
+        assert flag in text
+    assert "Peak learning rate" in text
+
+
+def test_the_command_line_equals_yaml(tmp_path: Path):
+    arguments = ["--dataset", "d", "--epochs", "7", "--optimizer.name", "adam", "--augment.no-flip"]
+    config = parse(TrainConfig, arguments, "landmark train")
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    assert parse(TrainConfig, ["--config", str(path)], "landmark train") == config
+    changed = parse(TrainConfig, [f"--config={path}", "--epochs", "9"], "landmark train")
+    assert changed == dataclasses.replace(config, epochs=9)

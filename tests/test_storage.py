@@ -1,0 +1,107 @@
+"""Storage: whole files or none, the same behaviour on disk and on S3, mistakes in one line."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from landmark.config import UserError
+from landmark.storage import Location, NotFound, check_writable, locate
+from tests.seaweed import Seaweed
+
+
+@pytest.fixture(params=["disk", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    if request.param == "disk":
+        return locate(tmp_path)
+    server: Seaweed = request.getfixturevalue("s3")
+    return locate(server.uri(f"storage/{tmp_path.name}"))
+
+
+def test_files_are_written_listed_copied_and_deleted(place: Location, tmp_path: Path):
+    (place / "a/b.txt").write_text("grüße")
+    (place / "a/c/d.bin").write_bytes(b"\0\1")
+    (place / "e").write_bytes(b"")
+    assert (place / "a/b.txt").read_text() == "grüße"
+    assert place.walk() == ["a/b.txt", "a/c/d.bin", "e"]
+    assert (place / "a").names() == ["b.txt", "c"]
+    assert (place / "a").exists() and (place / "e").exists() and not (place / "x").exists()
+    (place / "a/b.txt").download(tmp_path / "copy")
+    (place / "f").upload(tmp_path / "copy")
+    assert (place / "f").read_text() == "grüße"
+    (place / "a").delete()
+    (place / "not there").delete()
+    assert "a/b.txt" not in place.walk()
+    check_writable(place)
+
+
+def test_what_is_not_there_is_named(place: Location):
+    for action in (lambda p: p.read_bytes(), lambda p: p.open_input(), lambda p: p.names()):
+        with pytest.raises(NotFound, match=f"{place.uri}/none: no such file or folder"):
+            action(place / "none")
+
+
+def test_an_unwritable_place_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/below: Not a directory|file/below"):
+        (locate(tmp_path) / "file/below/x").write_text("")
+
+
+def test_a_pickle_carries_no_credentials(s3: Seaweed):
+    location = locate(s3.uri("x"))
+    location.exists()
+    assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in pickle.dumps(location)
+
+
+def test_wrong_secret_missing_bucket_and_read_only_are_told_apart(s3: Seaweed, monkeypatch: pytest.MonkeyPatch):
+    (locate(s3.uri("given"))).write_text("x")
+    with pytest.raises(UserError, match="no such bucket|no such file"):
+        locate("s3://no-such-bucket-here/x").read_bytes()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "read-only")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "read-only-secret")
+    assert locate(s3.uri("given")).read_text() == "x"
+    with pytest.raises(UserError, match="access denied; check AWS_ACCESS_KEY_ID"):
+        check_writable(locate(s3.uri("denied")))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(UserError, match="access denied; check AWS_ACCESS_KEY_ID") as error:
+        locate(s3.uri("given")).read_bytes()
+    assert "\n" not in str(error.value)
+
+
+def test_a_server_that_is_not_there_is_an_error_after_the_deadline(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("LANDMARK_STORAGE_DEADLINE_S", "1")
+    with pytest.raises(UserError, match=r"cannot reach the object storage at http://127\.0\.0\.1:9"):
+        locate("s3://bucket/x").read_bytes()
+
+
+def test_s3_without_a_bucket_is_refused():
+    with pytest.raises(UserError, match="no bucket"):
+        locate("s3:///x").exists()
+
+
+def test_a_killed_writer_leaves_the_old_file_whole(tmp_path: Path):
+    target = tmp_path / "file"
+    target.write_bytes(b"o" * 1000)
+    code = (
+        "import sys; from landmark.storage import locate\n"
+        f"for i in range(100000): locate({str(target)!r}).write_bytes(bytes([97 + i % 26]) * 3_000_000); print(i, flush=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent
+    ) as writer:
+        assert writer.stdout is not None
+        for _ in range(3):
+            writer.stdout.readline()
+        for _ in range(50):
+            data = target.read_bytes()
+            assert len(data) == 3_000_000 and len(set(data)) == 1
+            time.sleep(0.002)
+        writer.send_signal(signal.SIGKILL)
+    data = target.read_bytes()
+    assert len(data) == 3_000_000 and len(set(data)) == 1
