@@ -16,7 +16,7 @@ class ModelConfig:
     backbone: str = "resnet18"
     """Name of a network: `python -m landmark.models` lists them."""
     weights: str | None = None
-    """Start weights: a safetensors or state-dict file (path or URI) or a torchvision weight name (DEFAULT, IMAGENET1K_V2); empty: random."""
+    """Start weights: a safetensors or state-dict file (path or URI), or a torchvision name (DEFAULT, IMAGENET1K_V2); empty: random."""
     freeze_backbone: bool = False
     """Train the classifier alone."""
     dropout: float | None = None

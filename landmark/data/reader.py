@@ -34,8 +34,8 @@ class UnitReader:
         path = self.split / self.shard_paths[unit.shard]
         try:
             table = retrying(path.uri, lambda: self._read_row_group(unit))
-        except (UserError, pa.ArrowInvalid) as error:
-            raise UserError(f"row group {unit.row_group} of a shard cannot be read: {error}") from None
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path}: damaged ({error}); replace the shard, or prepare the dataset again") from None
         if len(unit.rows) < len(table):
             table = table.take(unit.rows)
         return pa.table(

@@ -186,7 +186,7 @@ def _finish(
     rejects = [_part_rejects(output, unit.number) for unit in plan.units if figures[unit.number]["rejects"]]
     write_table(output / "rejects.parquet", pa.concat_tables([REJECTS_SCHEMA.empty_table(), *rejects]))
     if isinstance(source, SyntheticSource):
-        write_table(output / "synthetic.parquet", source.items())
+        write_table(output / "synthetic.parquet", source.items().drop_columns(["origin"]))
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         created_by=f"landmark {__version__}",

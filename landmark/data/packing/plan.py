@@ -1,5 +1,6 @@
 """The packing plan: every image's label, split and shard, decided once and saved, so that a killed job goes on."""
 
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -153,7 +154,7 @@ def _even_parts(rows: np.ndarray, size: int, row_group_rows: int) -> list[np.nda
     parts = max(1, round(len(rows) / size))
     bounds = (np.arange(parts + 1) * groups // parts * row_group_rows).clip(max=len(rows))
     bounds[-1] = len(rows)
-    return [rows[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True) if stop > start]
+    return [rows[start:stop] for start, stop in itertools.pairwise(bounds) if stop > start]
 
 
 def _save_rows(work: Location, items: pa.Table, order: list[np.ndarray]) -> None:

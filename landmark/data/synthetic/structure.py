@@ -1,6 +1,7 @@
 """A landmark's fixed body: convex faces in space, put together out of parts by the class's own seed."""
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +75,7 @@ class _Builder:
         """Add a box standing on centre's height; returns its front wall's corners."""
         (x, y, z), (w, h, d) = centre, (size[0] / 2, size[1], size[2] / 2)
         low = np.array([(x - w, y, z + d), (x + w, y, z + d), (x + w, y, z - d), (x - w, y, z - d)])
-        high = low + (0, h, 0)
+        high = low + np.array([0, h, 0])
         self.band(low, high, colour)
         self.face(high, colour * 1.05)
         return np.stack([low[0], low[1], high[1], high[0]])
@@ -136,7 +137,7 @@ def _cap(b: _Builder, x: float, z: float, y: float, radius: float, roof: np.ndar
     profile = [(1.0, 0.0), (0.92, 0.4), (0.68, 0.75), (0.3, 0.96), (0.02, 1.05)]
     if kind == 4:
         profile = [(0.8, 0.0), (1.12, 0.35), (1.0, 0.75), (0.5, 1.15), (0.1, 1.5), (0.02, 1.8)]
-    for (r0, h0), (r1, h1) in zip(profile[:-1], profile[1:], strict=True):
+    for (r0, h0), (r1, h1) in itertools.pairwise(profile):
         low, high = (b.ring(x, z, y + radius * h, radius * r, 10, turn) for r, h in ((r0, h0), (r1, h1)))
         b.band(low, high, roof)
     return radius * profile[-1][1]

@@ -1,0 +1,74 @@
+"""Class folders: listed exactly, ids unique, mistakes named."""
+
+from pathlib import Path
+
+import pytest
+
+from landmark.config import UserError
+from landmark.data.packing.sources import class_labels, folder_source
+
+
+def make(root: Path, *paths: str) -> Path:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"x")
+    return root
+
+
+def test_files_of_class_folders_are_listed_and_others_ignored(tmp_path: Path):
+    make(tmp_path, "b/1.jpg", "a/2.png", "a/deep/3.jpg", "groups.csv", "a/.DS_Store", "a/Thumbs.db", ".git/x")
+    items = folder_source(str(tmp_path), None).items()
+    assert items["origin"].to_pylist() == ["a/2.png", "a/deep/3.jpg", "b/1.jpg"]
+    assert items["image_id"].to_pylist() == ["2", "3", "1"]
+    assert items["landmark_id"].to_pylist() == ["a", "a", "b"]
+    assert items["group"].to_pylist() == items["image_id"].to_pylist()
+
+
+def test_ids_become_longer_where_names_meet(tmp_path: Path):
+    make(tmp_path, "a/1.jpg", "b/1.jpg")
+    assert folder_source(str(tmp_path), None).items()["image_id"].to_pylist() == ["a/1", "b/1"]
+    make(tmp_path, "a/1.png")
+    assert folder_source(str(tmp_path), None).items()["image_id"].to_pylist() == ["a/1.jpg", "a/1.png", "b/1.jpg"]
+
+
+def test_groups_come_from_the_file_and_unknown_ids_are_told(tmp_path: Path):
+    make(tmp_path, "a/1.jpg", "a/2.jpg", "b/3.jpg")
+    groups = tmp_path / "groups.csv"
+    groups.write_text("id,class,group\n1,a,g\n3,b,g\n77,b,h\n")
+    source = folder_source(str(tmp_path), str(groups))
+    assert source.items()["group"].to_pylist() == ["group:g", "2", "group:g"]
+    assert source.notes() == [f"{groups}: 1 ids have no image"]
+    groups.write_text("name,set\n1,2\n")
+    with pytest.raises(UserError, match="expected a CSV file with the columns id, group"):
+        source.items()
+
+
+def test_labels_are_ordered_as_numbers_where_ids_are_numbers():
+    import pyarrow as pa
+
+    labels, names = class_labels(pa.table({"landmark_id": ["10", "9", "10", "100"]}))
+    assert names == ["9", "10", "100"] and labels.tolist() == [1, 0, 1, 2]
+    labels, names = class_labels(pa.table({"landmark_id": ["b", "a", "b"]}))
+    assert names == ["a", "b"] and labels.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("paths", "folders", "message"),
+    [
+        ([], [], "holds no folder with images"),
+        (["loose.jpg"], [], "holds no folder with images"),
+        (["a/1.jpg"], [], "holds one class"),
+        (["a/1.jpg", "b/1.jpg"], ["c", "d"], r"c: class folder without an image \(2 such\); remove it"),
+    ],
+)
+def test_folders_that_are_no_dataset_are_named(tmp_path: Path, paths, folders, message):
+    make(tmp_path, *paths)
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+    with pytest.raises(UserError, match=message):
+        folder_source(str(tmp_path), None).items()
+
+
+def test_a_missing_folder_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match="none: no such file or folder"):
+        folder_source(str(tmp_path / "none"), None).items()

@@ -1,0 +1,197 @@
+"""The packing job for real: folders and drawings, to disk and S3, killed and run again, every image once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from landmark.config import FoldersConfig, PackingConfig, PrepareConfig, SplitConfig, SyntheticConfig, UserError
+from landmark.data.dataset import PackedDataset, read_table
+from landmark.data.packing.job import pack_dataset
+from landmark.data.packing.sources import SyntheticSource, folder_source
+from landmark.data.packing.worker import file_sha256
+from landmark.data.synthetic import draw_image, plan_images
+from landmark.storage import locate
+from tests.seaweed import Seaweed
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = SyntheticConfig(classes=5, images=150, image_size=48, broken=0.02, near_duplicates=0.1)
+
+
+def synthetic(output: str, images: SyntheticConfig = SMALL, **changes) -> PrepareConfig:
+    return PrepareConfig(output=output, synthetic=images, packing=PackingConfig(row_group_rows=16), **changes)
+
+
+def pack(config: PrepareConfig):
+    return pack_dataset(locate(config.output), SyntheticSource(config.synthetic, config.seed), config)
+
+
+def check_whole(dataset: PackedDataset, expected_ids: set[str]) -> None:
+    """Catalog, shards and manifest agree, and each expected image is there once."""
+    found = []
+    for split, entry in dataset.manifest.splits.items():
+        if not entry.rows:
+            continue
+        catalog = dataset.catalog(split)
+        assert catalog["sample"].to_pylist() == list(range(entry.rows))
+        ids, labels, row_groups = [], [], []
+        for shard in entry.shards:
+            with (dataset.location / shard.path).open_input() as stream:
+                file = pq.ParquetFile(stream)
+                assert (file.metadata.num_rows, file.metadata.num_row_groups) == (shard.rows, shard.row_groups)
+                for number in range(shard.row_groups):
+                    table = file.read_row_group(number)
+                    ids += table["image_id"].to_pylist()
+                    labels += table["label"].to_pylist()
+                    row_groups += [number] * len(table)
+        assert catalog["image_id"].to_pylist() == ids
+        assert catalog["label"].to_pylist() == labels
+        assert catalog["row_group"].to_pylist() == row_groups
+        found += ids
+    assert len(found) == len(set(found))
+    assert set(found) == expected_ids
+    counts = dataset.labels["images"].to_numpy()
+    assert counts.sum() == len(found)
+    assert not any(path.startswith("_work") for path in dataset.location.walk())
+
+
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_drawings_are_packed_and_faults_listed(where, ray_cluster, tmp_path, request):
+    output = str(tmp_path / "d") if where == "disk" else request.getfixturevalue("s3").uri("packed/d")
+    result = pack(synthetic(output))
+    plan = plan_images(SMALL, 0)
+    broken = {row["image_id"] for row in plan.to_pylist() if row["kind"] == "broken"}
+    check_whole(result.dataset, set(plan["image_id"].to_pylist()) - broken)
+    rejects = read_table(result.dataset.location / "rejects.parquet")
+    assert set(rejects["image_id"].to_pylist()) == broken and None not in rejects["reason"].to_pylist()
+    assert result.dataset.manifest.rejects == len(broken) == 3
+    assert read_table(result.dataset.location / "synthetic.parquet").equals(plan)
+    again = pack(synthetic(output))
+    assert again.packed == 0
+    with pytest.raises(UserError, match="holds a dataset of other settings"):
+        pack(synthetic(output, seed=1))
+
+
+def test_groups_never_straddle_and_sums_match(ray_cluster, tmp_path):
+    result = pack(synthetic(str(tmp_path / "d")))
+    group_of = {row["image_id"]: row["group"] for row in plan_images(SMALL, 0).to_pylist()}
+    sides: dict[str, set[str]] = {}
+    for split in result.dataset.manifest.splits:
+        for image_id in result.dataset.catalog(split)["image_id"].to_pylist():
+            sides.setdefault(group_of[image_id], set()).add(split)
+    assert all(len(splits) == 1 for splits in sides.values())
+    for entry in result.dataset.manifest.splits.values():
+        for shard in entry.shards:
+            path = tmp_path / "d" / shard.path
+            assert (file_sha256(path), path.stat().st_size) == (shard.sha256, shard.bytes)
+
+
+def folders(root: Path, images: SyntheticConfig) -> set[str]:
+    ids = set()
+    for row in plan_images(images, 0).to_pylist():
+        path = root / row["landmark_id"] / f"{row['image_id']}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(draw_image(row, images, 0))
+        if row["kind"] != "broken":
+            ids.add(row["image_id"])
+    return ids
+
+
+def test_class_folders_on_s3_are_packed_to_s3(ray_cluster, s3: Seaweed, tmp_path):
+    ids = folders(tmp_path / "source", SMALL)
+    for path in (tmp_path / "source").rglob("*.jpg"):
+        locate(s3.uri(f"source/{path.parent.name}/{path.name}")).upload(path)
+    source = FoldersConfig(path=s3.uri("source"))
+    config = PrepareConfig(output=s3.uri("packed/folders"), source="folders", folders=source)
+    result = pack_dataset(locate(config.output), folder_source(source.path or "", None), config)
+    check_whole(result.dataset, ids)
+
+
+def test_too_many_rejects_stop_the_job_with_the_breakdown(ray_cluster, tmp_path):
+    many = SyntheticConfig(classes=5, images=150, image_size=48, broken=0.3)
+    with pytest.raises(UserError, match=r"45 of 150 images refused \(.*truncated.*\), more than the 5\.0% allowed"):
+        pack(synthetic(str(tmp_path / "d"), many))
+    allowed = PackingConfig(row_group_rows=16, max_reject_share=0.4)
+    config = PrepareConfig(output=str(tmp_path / "d"), synthetic=many, packing=allowed)
+    assert pack(config).dataset.manifest.rejects == 45
+
+
+def test_an_image_that_vanished_is_a_reject(ray_cluster, tmp_path):
+    ids = folders(tmp_path / "source", SMALL)
+
+    class Vanishing(type(folder_source("x", None))):
+        def read(self, row):
+            if row["image_id"] == min(ids):
+                (tmp_path / "source" / row["origin"]).unlink(missing_ok=True)
+            return super().read(row)
+
+    source = Vanishing(root=locate(tmp_path / "source"))
+    config = PrepareConfig(
+        output=str(tmp_path / "d"),
+        source="folders",
+        folders=FoldersConfig(path=str(tmp_path / "source")),
+        split=SplitConfig(val=0.2),
+    )
+    result = pack_dataset(locate(config.output), source, config)
+    check_whole(result.dataset, ids - {min(ids)})
+    assert result.rejects["missing"] == 1
+
+
+@pytest.mark.parametrize("victim", ["driver", "worker"])
+def test_a_killed_job_goes_on_and_ends_with_every_image_once(victim, tmp_path):
+    output = tmp_path / "d"
+    images = ["--synthetic.images", "2600", "--synthetic.classes", "5", "--synthetic.image-size", "96"]
+    command = [sys.executable, "-m", "landmark", "prepare", "--output", str(output), "--cluster.cpus", "2", *images]
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE) as job:
+        parts = output / "_work" / "parts"
+        deadline = time.monotonic() + 90
+        while not list(parts.glob("*.json")):
+            assert time.monotonic() < deadline and job.poll() is None
+            time.sleep(0.05)
+        if victim == "driver":
+            os.killpg(job.pid, signal.SIGKILL)
+            job.wait()
+            assert not (output / "manifest.json").exists()
+        else:
+            os.kill(_packing_worker(job.pid), signal.SIGKILL)
+            assert job.wait(90) == 0
+    done = len(list(parts.glob("*.json")))
+    if victim == "driver":
+        assert 0 < done < 11
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    ids = plan_images(SyntheticConfig(images=2600, classes=5, image_size=96), 0)["image_id"].to_pylist()
+    check_whole(PackedDataset.open(str(output)), set(ids))
+
+
+def _packing_worker(session: int) -> int:
+    """Return the pid of a Ray worker of the job's session that is packing."""
+    for _ in range(200):
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    title = (entry / "cmdline").read_text()
+                    same = os.getsid(int(entry.name)) == session
+                except OSError:
+                    continue
+                if same and title.startswith("ray::") and "Packer" in title:
+                    return int(entry.name)
+        time.sleep(0.02)
+    raise AssertionError("no worker was packing")
+
+
+def test_shards_are_fair_samples(ray_cluster, tmp_path):
+    many = SyntheticConfig(classes=4, images=2000, image_size=16, tail=0)
+    config = PrepareConfig(output=str(tmp_path / "d"), synthetic=many, packing=PackingConfig(row_group_rows=64))
+    dataset = pack(config).dataset
+    catalog = dataset.catalog("train")
+    labels, shard = catalog["label"].to_numpy(), catalog["shard"].to_numpy()
+    assert len(dataset.split("train").shards) >= 4
+    for number in np.unique(shard):
+        shares = np.bincount(labels[shard == number], minlength=4) / (shard == number).sum()
+        assert shares == pytest.approx([0.25] * 4, abs=0.1)

@@ -1,0 +1,136 @@
+"""The report: the deck's tables, one self-contained page, hostile names escaped, half studies named."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from landmark.config import UserError
+from landmark.evaluation import Tally, summarise
+from landmark.reporting.evaluation_files import write_evaluation_files
+from landmark.reporting.report import write_report
+from landmark.reporting.tables import optimizer_epochs, read_csv
+from landmark.storage import locate
+
+BOARD = """rank,trial,status,model.backbone,optimizer.name,epochs,epochs_run,best_epoch,val_loss,val_top1,val_top5,\
+val_macro_recall,test_top1,test_top5,test_top10,images_per_s,seconds,checkpoint,error
+1,t1-<b>,finished,resnet101,adam,20,20,19,1.5,0.41,0.7,0.3,0.4025,0.6807,0.7944,100,60,ray/t1,
+2,t2,stopped early,resnet101,rmsprop,20,10,10,1.6,0.37,0.6,0.3,0.3526,0.6456,0.7692,100,30,ray/t2,
+3,t3,finished,resnet101,rmsprop,20,20,20,1.6,0.35,0.6,0.3,,,,100,60,ray/t3,
+,t4,failed,vgg11,sgd,10,0,,,,,,,,,,,,no memory
+"""
+HISTORY = "trial,epoch,val_top1\nt1-<b>,1,0.2\nt1-<b>,2,0.4\nt2,1,0.37\nt3,1,0.35\n"
+
+
+def write_study(folder: Path) -> Path:
+    study = {
+        "name": "deck <script>",
+        "metric": "val_top1",
+        "trials": 4,
+        "stopped_early": 1,
+        "epochs_run": 50,
+        "epochs_grid": 70,
+        "dataset": "s3://bucket/small",
+        "best": {"trial": "t1", "checkpoint": "ray/t1", "test": {"1": 0.4025}},
+        "baselines": {
+            "majority": {"1": 0.0473, "5": 0.151, "10": 0.2373},
+            "random": {"1": 0.01, "5": 0.05, "10": 0.1},
+        },
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "study.json").write_text(json.dumps(study))
+    (folder / "leaderboard.csv").write_text(BOARD)
+    (folder / "history.csv").write_text(HISTORY)
+    return folder
+
+
+class Checker(HTMLParser):
+    """Notes what a page refers to and whether its tags are closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.references: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+        self.references += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def checked(page: str) -> Checker:
+    checker = Checker()
+    checker.feed(page)
+    assert not checker.open
+    assert "script" not in checker.tags
+    assert all(reference.startswith("data:") for reference in checker.references)
+    return checker
+
+
+def test_a_studys_page_is_whole_and_escaped(tmp_path: Path):
+    study = write_study(tmp_path / "study")
+    tally = Tally(3, (1, 5))
+    tally.update(np.array([0, 1, 2]), np.array([[0, 1, 2], [1, 0, 2], [0, 1, 2]]))
+    summary = summarise(tally, "test", np.array([3, 2, 1]))
+    write_evaluation_files(
+        locate(study / "evaluation-test"), summary, tally, ["a", "<i>", "$c$ & d"], np.array([3, 2, 1])
+    )
+    page = (Path(write_report(locate(study), locate(study / "report")).path)).read_text()
+    checker = checked(page)
+    assert checker.tags.count("img") == 2
+    assert "deck &lt;script&gt;" in page and "t1-&lt;b&gt;" in page
+    assert re.search(r'<tr class="early"><td class="number">2', page)
+    assert "no memory" in page
+    assert "40.25%" in page and "4.73%" in page
+
+
+def test_the_decks_tables_come_out_of_a_study(tmp_path: Path):
+    study = write_study(tmp_path / "study")
+    write_report(locate(study), locate(tmp_path / "out"))
+    summary = json.loads((tmp_path / "out" / "model_summary.json").read_text())
+    assert [row["model"] for row in summary] == [*["resnet101"] * 3, "(majority baseline)", "(random baseline)"]
+    assert [row["test_top1"] for row in summary] == [0.4025, 0.3526, None, 0.0473, 0.01]
+    table = optimizer_epochs(read_csv(locate(study / "leaderboard.csv")))
+    assert table["optimizer/epochs"].tolist() == ["adam/20", "rmsprop/10", "rmsprop/20"]
+    assert (tmp_path / "out" / "optimizer_epochs.csv").read_text().startswith("model,optimizer/epochs,top1,top5,top10")
+
+
+def test_a_single_runs_page(tmp_path: Path):
+    best = {"epoch": 2, "val_top1": 0.5}
+    values = {"name": "r", "dataset": "d", "best": best, "epochs_run": 2, "best_checkpoint": "c"}
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    (tmp_path / "history.csv").write_text("epoch,train_loss,val_loss,val_top1\n1,2,2,0.3\n2,1,1,0.5\n")
+    page = Path(write_report(locate(tmp_path), locate(tmp_path / "report")).path).read_text()
+    assert checked(page).tags.count("img") == 2
+
+
+def test_half_studies_are_named(tmp_path: Path):
+    with pytest.raises(UserError, match="none: does not exist"):
+        write_report(locate(tmp_path / "none"), locate(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"holds neither study\.json nor run\.json"):
+        write_report(locate(tmp_path), locate(tmp_path / "out"))
+    study = write_study(tmp_path / "study")
+    (study / "history.csv").unlink()
+    with pytest.raises(UserError, match=r"history\.csv: not there"):
+        write_report(locate(study), locate(tmp_path / "out"))
+    (study / "study.json").write_text("{")
+    with pytest.raises(UserError, match=r"study\.json: not JSON"):
+        write_report(locate(study), locate(tmp_path / "out"))
+
+
+def test_very_many_classes_are_drawn_as_the_most_confused(tmp_path: Path):
+    tally = Tally(500)
+    rng = np.random.default_rng(0)
+    tally.update(rng.integers(0, 500, 2000), rng.integers(0, 500, (2000, 10)))
+    names = [f"class {i}" for i in range(500)]
+    write_evaluation_files(locate(tmp_path), summarise(tally, "test", np.ones(500)), tally, names, np.ones(500))
+    assert (tmp_path / "confusion.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "per_class.csv").read_text().count("\n") == 501

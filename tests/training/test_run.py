@@ -1,0 +1,163 @@
+"""One worker, start to end: it learns, goes on where it stopped, stops early, and names mistakes."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from landmark.config import (
+    EarlyStoppingConfig,
+    EvaluateConfig,
+    LoaderConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+    UserError,
+)
+from landmark.data.dataset import PackedDataset
+from landmark.evaluate import evaluate
+from landmark.storage import locate
+from landmark.training.checkpoints import load_model, read_weights, resolve_checkpoint
+from landmark.training.evaluation import evaluate_checkpoint
+from landmark.training.run import run_training
+from tests.packed import write_packed
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
+    folder = tmp_path_factory.mktemp("packed")
+    return write_packed(folder, {"train": [50, 47], "val": [21], "test": [23]}, classes=4)
+
+
+def config(packed: PackedDataset, folder: Path, **changes) -> TrainConfig:
+    base = TrainConfig(
+        dataset=packed.location.uri,
+        output=str(folder),
+        epochs=4,
+        model=ModelConfig(backbone="deck_mlp"),
+        optimizer=OptimizerConfig(name="adam", lr=0.003),
+        schedule=ScheduleConfig(name="constant"),
+        loader=LoaderConfig(image_size=16, batch_size=16, decode_threads=2),
+        tensorboard=False,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def history(output: Path, name: str = "train") -> list[dict[str, str]]:
+    return list(csv.DictReader((output / name / "history.csv").open()))
+
+
+def weights(output: Path, name: str = "train") -> dict[str, torch.Tensor]:
+    found = json.loads((output / name / "run.json").read_text())["last_checkpoint"]
+    return read_weights(output / name / found)
+
+
+def test_a_run_learns_and_leaves_everything_that_is_promised(dataset, tmp_path, capsys):
+    result = run_training(config(dataset, tmp_path, epochs=8, tensorboard=True))
+    assert result.best["val_top1"] > 0.9
+    run = tmp_path / "train"
+    assert {p.name for p in run.iterdir()} >= {"config.yaml", "history.csv", "run.json", "checkpoints", "tensorboard"}
+    assert [row["epoch"] for row in history(tmp_path)] == [str(epoch) for epoch in range(1, 9)]
+    assert len(list((run / "checkpoints").iterdir())) <= 3
+    assert "epoch 8/8: train loss" in capsys.readouterr().out
+    model, meta = load_model(resolve_checkpoint(str(run)))
+    assert meta.classes == ["c0", "c1", "c2", "c3"] and not model.training
+    again = evaluate_checkpoint(resolve_checkpoint(str(run)), dataset, "val", (1, 5), 7)
+    assert again.summary["top1"] == pytest.approx(result.best["val_top1"])
+    assert again.summary["loss"] == pytest.approx(result.best["val_loss"], rel=1e-4)
+    assert again.summary["rows"] == 21
+
+
+def test_a_resumed_run_equals_an_undisturbed_one(dataset, tmp_path):
+    whole = config(dataset, tmp_path / "whole")
+    run_training(whole)
+    run_training(config(dataset, tmp_path / "parts", epochs=2))
+    run_training(config(dataset, tmp_path / "parts"))
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(tmp_path / "parts")[name])
+    assert [row["epoch"] for row in history(tmp_path / "parts")] == ["1", "2", "3", "4"]
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not(dataset, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run_training(config(dataset, tmp_path, name=name, seed=seed, epochs=1))
+    first, same, other = (next(iter(weights(tmp_path, name).values())) for name in "abc")
+    assert torch.equal(first, same) and not torch.equal(first, other)
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(dataset, tmp_path):
+    stale = config(
+        dataset,
+        tmp_path,
+        epochs=20,
+        optimizer=OptimizerConfig(name="sgd", lr=1e-12),
+        early_stopping=EarlyStoppingConfig(patience=2),
+    )
+    result = run_training(stale)
+    assert result.stopped_early and result.epochs_run == 3
+    assert run_training(stale).epochs_run == 3
+
+
+def test_the_saved_config_repeats_the_run(dataset, tmp_path):
+    from landmark.config import load_yaml
+
+    first = config(dataset, tmp_path)
+    run_training(first)
+    assert load_yaml(TrainConfig, tmp_path / "train" / "config.yaml") == first
+
+
+def test_the_best_checkpoint_is_kept_though_later_ones_are_worse(dataset, tmp_path):
+    result = run_training(config(dataset, tmp_path, epochs=6, monitor="val_loss"))
+    rows = history(tmp_path)
+    best = min(rows, key=lambda row: float(row["val_loss"]))
+    assert result.best["epoch"] == float(best["epoch"])
+    assert result.best_checkpoint.endswith(f"epoch-{int(best['epoch']):04d}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "/none"}, "/none: no manifest.json"),
+        ({"model": ModelConfig(backbone="deck_mpl")}, "model.backbone is 'deck_mpl'; did you mean 'deck_mlp'"),
+        ({"output": "/proc/none"}, "/proc/none"),
+        ({"optimizer": OptimizerConfig(name="sgd", lr=1e12)}, "the loss became .* lower optimizer.lr"),
+    ],
+)
+def test_mistakes_are_one_line(dataset, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        run_training(config(dataset, tmp_path, **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_of_the_same_name_but_another_model_is_refused(dataset, tmp_path):
+    run_training(config(dataset, tmp_path, epochs=1))
+    with pytest.raises(UserError, match="a run of this name has another model; choose another --name"):
+        run_training(config(dataset, tmp_path, model=ModelConfig(backbone="deck_cnn_max")))
+
+
+def test_a_checkpoint_for_other_classes_is_refused(dataset, tmp_path):
+    run_training(config(dataset, tmp_path, epochs=1))
+    other = write_packed(tmp_path / "other", {"train": [20], "test": [10]}, classes=3)
+    with pytest.raises(UserError, match="its model knows 4 classes, but .* has 3"):
+        evaluate(EvaluateConfig(checkpoint=str(tmp_path / "train"), dataset=other.location.uri))
+    no_test = write_packed(tmp_path / "no test", {"train": [20], "test": []}, classes=4)
+    with pytest.raises(UserError, match="the test split is empty"):
+        evaluate(EvaluateConfig(checkpoint=str(tmp_path / "train"), dataset=no_test.location.uri))
+    with pytest.raises(UserError, match="does not exist"):
+        evaluate(EvaluateConfig(checkpoint=str(tmp_path / "nothing")))
+
+
+def test_evaluate_writes_its_files(dataset, tmp_path, capsys):
+    run_training(config(dataset, tmp_path, epochs=1))
+    summary = evaluate(EvaluateConfig(checkpoint=str(tmp_path / "train"), topk=(1, 3)))
+    folder = tmp_path / "train" / "evaluation-test"
+    assert json.loads((folder / "metrics.json").read_text()) == summary
+    assert {p.name for p in folder.iterdir()} == {"metrics.json", "per_class.csv", "confusion.csv", "confusion.png"}
+    cells = list(csv.DictReader((folder / "confusion.csv").open()))
+    assert sum(int(cell["count"]) for cell in cells) == 23
+    assert "majority" in capsys.readouterr().out
+    assert locate(folder).exists()
