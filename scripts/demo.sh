@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# The main job on embedded data: pack synthetic landmarks, search demo.yaml, test the best model, make the report.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder=${1:-runs/demo}
+rm -rf "$folder"
+start=$(date +%s)
+landmark prepare --output "$folder/dataset" --packing.short-side 96
+landmark tune --space demo --dataset "$folder/dataset" --output "$folder" --name study
+landmark report --run "$folder/study"
+echo "demo took $(($(date +%s) - start)) s"
+python - "$folder/study" <<'PY'
+import json, pathlib, sys
+study = json.loads(pathlib.Path(sys.argv[1], "study.json").read_text())
+best = study["best"]
+print(json.dumps({
+    "top1": round(best["test"]["1"], 4),
+    "majority_top1": round(study["baselines"]["majority"]["1"], 4),
+    "trials": study["trials"],
+    "epochs_run": study["epochs_run"],
+    "epochs_grid": study["epochs_grid"],
+    "report": str(pathlib.Path(sys.argv[1], "report", "index.html")),
+}))
+PY

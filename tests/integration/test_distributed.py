@@ -1,0 +1,202 @@
+"""Two workers for real: equal weights on both ranks, the gradient of the joined batch, every row once, a killed worker."""
+
+import csv
+import dataclasses
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from landmark.config import (
+    AugmentConfig,
+    LoaderConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+    UserError,
+    WorkersConfig,
+    from_mapping,
+    to_mapping,
+)
+from landmark.data.dataset import PackedDataset
+from landmark.data.loader import Loader
+from landmark.models import build_model, classification_loss
+from landmark.storage import locate
+from landmark.training.checkpoints import read_weights
+from landmark.training.distributed import TrainWorkerSession, fit_workers
+from landmark.training.loop import fit
+from landmark.training.run import run_training
+from landmark.training.steps import Preprocess
+from tests.packed import write_packed
+
+
+@pytest.fixture(scope="module")
+def dataset(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
+    folder = tmp_path_factory.mktemp("packed")
+    return write_packed(folder, {"train": [61, 40], "val": [23], "test": [9]}, classes=4)
+
+
+def config(packed: PackedDataset, folder: Path, **changes) -> TrainConfig:
+    base = TrainConfig(
+        dataset=packed.location.uri,
+        output=str(folder),
+        epochs=2,
+        model=ModelConfig(backbone="deck_mlp"),
+        optimizer=OptimizerConfig(name="sgd", lr=0.01, momentum=0.0),
+        schedule=ScheduleConfig(name="constant"),
+        loader=LoaderConfig(image_size=16, batch_size=16, decode_threads=1, stream="thread"),
+        workers=WorkersConfig(count=2, cpus=1, max_failures=1),
+        tensorboard=False,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+class WitnessSession(TrainWorkerSession):
+    """A Ray Train session that writes down each rank's weights and samples."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(None)
+        self.folder = folder
+
+    def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
+        self.model = super().prepare(model)
+        return self.model
+
+    def report(self, metrics: dict[str, float], checkpoint: Path | None) -> None:
+        torch.save(
+            {"weights": self.model.module.state_dict(), "metrics": dict(metrics)},
+            f"{self.folder}/rank{self.rank}-epoch{metrics['epoch']}.pt",
+        )
+        super().report(metrics, checkpoint)
+
+
+def _witnessed(values: dict) -> None:
+    torch.set_num_threads(1)
+    run = from_mapping(TrainConfig, values["config"], "the test")
+    fit(run, PackedDataset.open(run.dataset), WitnessSession(values["folder"]))
+
+
+def test_weights_are_equal_on_both_ranks_and_metrics_are_reduced(dataset, tmp_path):
+    run = config(dataset, tmp_path, model=ModelConfig(backbone="resnet18"))
+    trainer = ray.train.torch.TorchTrainer(
+        _witnessed,
+        train_loop_config={"config": to_mapping(run), "folder": str(tmp_path)},
+        scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+        run_config=ray.train.RunConfig(name="witness", storage_path=str(tmp_path)),
+    )
+    trainer.fit()
+    for epoch in (1, 2):
+        first, second = (torch.load(tmp_path / f"rank{rank}-epoch{epoch}.pt") for rank in (0, 1))
+        assert set(first["weights"]) == set(second["weights"])
+        for name, tensor in first["weights"].items():
+            assert torch.equal(tensor, second["weights"][name]), name
+        for key in ("train_loss", "val_loss", "val_top1", "val_macro_recall"):
+            assert first["metrics"][key] == second["metrics"][key]
+
+
+def _one_gradient(values: dict) -> None:
+    run = from_mapping(TrainConfig, values["config"], "the test")
+    session = TrainWorkerSession(None)
+    torch.manual_seed(0)
+    model = session.prepare(build_model(run.model, classes=4, image_size=16))
+    placed = {"rank": session.rank, "world_size": session.world_size, "augment": AugmentConfig()}
+    with Loader(PackedDataset.open(run.dataset), "train", run.loader, **placed) as loader:
+        batch = next(iter(loader.epoch(1)))
+        output = model(Preprocess((0.5,) * 3, (0.5,) * 3, session.device)(batch.images, batch.flip))
+        (classification_loss(output, torch.from_numpy(batch.labels)) * batch.share).backward()
+    gradient = {name: p.grad for name, p in model.module.named_parameters()}
+    torch.save({"gradient": gradient, "batch": batch}, f"{values['folder']}/gradient{session.rank}.pt")
+
+
+def test_the_gradient_is_that_of_one_process_with_the_joined_batch(dataset, tmp_path):
+    run = config(dataset, tmp_path, loader=LoaderConfig(image_size=16, batch_size=15, stream="thread"))
+    ray.train.torch.TorchTrainer(
+        _one_gradient,
+        train_loop_config={"config": to_mapping(run), "folder": str(tmp_path)},
+        scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+        run_config=ray.train.RunConfig(name="gradient", storage_path=str(tmp_path)),
+    ).fit()
+    saved = [torch.load(tmp_path / f"gradient{rank}.pt", weights_only=False) for rank in (0, 1)]
+    batches = [part["batch"] for part in saved]
+    assert not set(batches[0].samples.tolist()) & set(batches[1].samples.tolist())
+    torch.manual_seed(0)
+    model = build_model(run.model, classes=4, image_size=16)
+    preprocess = Preprocess((0.5,) * 3, (0.5,) * 3, torch.device("cpu"))
+    inputs = torch.cat([preprocess(batch.images, batch.flip) for batch in batches])
+    labels = torch.cat([torch.from_numpy(batch.labels) for batch in batches])
+    classification_loss(model(inputs), labels).backward()
+    for name, parameter in model.named_parameters():
+        for part in saved:
+            assert torch.allclose(part["gradient"][name], parameter.grad, rtol=1e-4, atol=1e-6), name
+
+
+def test_a_run_of_two_workers_over_ray_data_learns_and_is_evaluated_like_one_of_one(dataset, tmp_path):
+    loader = LoaderConfig(image_size=16, batch_size=16, decode_threads=1)
+    optimizer = OptimizerConfig(name="adam", lr=0.003)
+    result = run_training(config(dataset, tmp_path, epochs=4, loader=loader, optimizer=optimizer))
+    assert result.best["val_top1"] > 0.5
+    assert result.epochs_run == 4
+    rows = list(csv.DictReader((tmp_path / "train" / "history.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert (locate(result.run) / result.best_checkpoint / "meta.json").exists()
+    again = run_training(config(dataset, tmp_path, epochs=5, loader=loader, optimizer=optimizer))
+    assert again.epochs_run == 5
+
+
+def _pid(values: dict) -> None:
+    (Path(values["run"]) / f"pid{ray.train.get_context().get_world_rank()}").write_text(str(os.getpid()))
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_as_planned(dataset, tmp_path, monkeypatch):
+    import landmark.training.distributed as distributed
+
+    real_work, killed = distributed._work, []
+
+    def work(values: dict) -> None:
+        _pid(values)
+        real_work(values)
+
+    monkeypatch.setattr(distributed, "_work", work)
+    run = config(dataset, tmp_path, epochs=12)
+    storage = locate(tmp_path / "train")
+    storage.local_path().mkdir()
+
+    def kill() -> None:
+        history = tmp_path / "train" / "history.csv"
+        while not history.exists() or history.read_text().count("\n") < 3:
+            time.sleep(0.05)
+        pid = int((tmp_path / "train" / "pid1").read_text())
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    result = fit_workers(run, storage)
+    thread.join()
+    assert killed and int((tmp_path / "train" / "pid1").read_text()) != killed[0]
+    assert result.metrics["epoch"] == 12
+    rows = list(csv.DictReader((tmp_path / "train" / "history.csv").open()))
+    assert [int(row["epoch"]) for row in rows] == list(range(1, 13))
+    assert read_weights(Path(result.checkpoint.path))
+
+
+def test_a_workers_mistake_is_one_line(dataset, tmp_path):
+    bad = config(dataset, tmp_path, optimizer=OptimizerConfig(name="sgd", lr=1e12), epochs=3)
+    bad = dataclasses.replace(bad, workers=WorkersConfig(count=2, cpus=1, max_failures=0))
+    with pytest.raises(UserError, match="training failed: .*the loss became") as error:
+        run_training(bad)
+    assert "\n" not in str(error.value)
+
+
+def test_more_workers_than_cpus_are_refused_before_anything_starts(dataset, tmp_path):
+    many = config(dataset, tmp_path, workers=WorkersConfig(count=9, cpus=1))
+    with pytest.raises(UserError, match="no room for the run"):
+        run_training(many)

@@ -1,0 +1,1 @@
+"""Search spaces that come with landmark: YAML files that `landmark tune --space NAME` finds by name."""
