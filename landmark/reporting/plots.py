@@ -32,7 +32,7 @@ def confusion_png(confusion: pa.Table, names: Sequence[str]) -> bytes:
     image = axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     axes.set(title=title, xlabel="predicted", ylabel="true")
     if len(shown) <= max(NAMED_CLASSES, SHOWN_CLASSES):
-        labels = [_short(names[i]) for i in shown]
+        labels = [_short(names[i]) for i in shown.tolist()]
         axes.set_xticks(range(len(shown)), labels, rotation=90, fontsize=7)
         axes.set_yticks(range(len(shown)), labels, fontsize=7)
     figure.colorbar(image, ax=axes, shrink=0.7)

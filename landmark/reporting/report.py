@@ -23,8 +23,10 @@ def write_report(run: Location, output: Location) -> Location:
     elif (run / "run.json").exists():
         page = run_page(run)
     else:
-        state = "holds neither study.json nor run.json; has it come to its end?" if run.exists() else "does not exist"
-        raise UserError(f"{run}: {state} Give the folder of a study or a run")
+        state = (
+            "holds neither study.json nor run.json: it has not come to its end" if run.exists() else "does not exist"
+        )
+        raise UserError(f"{run}: {state}; give the folder of a study or a run")
     place = output / "index.html"
     place.write_text(render(page))
     return place

@@ -141,8 +141,8 @@ class Space:
             raise UserError(f"{self.source}: {where}.{kind} {state}; give a list of one value or more")
         if kind in ("grid", "choice"):
             return
-        bounds = [_number(value) for value in values]
-        if len(bounds) != 2 or None in bounds or not bounds[0] < bounds[1]:
+        bounds = [number for value in values if (number := _number(value)) is not None]
+        if not len(values) == len(bounds) == 2 or bounds[0] >= bounds[1]:
             raise UserError(f"{self.source}: {where}.{kind} is {values!r}; expected two numbers, the lower one first")
         if kind == "loguniform" and bounds[0] <= 0:
             raise UserError(f"{self.source}: {where}.loguniform is {values!r}; expected bounds above 0")

@@ -26,10 +26,8 @@ from landmark.search.space import Space, TrialPlan
 from landmark.search.trial import TUNE_FOLDER, run_trial, trial_values
 from landmark.storage import Location, check_writable, locate
 from landmark.training.distributed import gpus_per_worker
-from landmark.training.resources import need_of, room_for
+from landmark.training.resources import head_resource, need_of, room_for
 
-HEAD = "node:__internal_head__"
-"""Resource that the head node of every Ray cluster has 1 of; trials that share it out cannot be more than so many."""
 WORST = {"max": 0.0, "min": 1e9}
 """What a failed trial reports as its metric."""
 
@@ -184,7 +182,7 @@ def _tuner(study: Study, slots: int, callbacks: list[tune.Callback], stopper: Bu
 def _placement(study: Study, slots: int) -> tune.PlacementGroupFactory:
     """Return what a trial reserves: its process's CPUs and GPUs, and its share of the slots where these are limited."""
     workers = study.config.workers
-    share = {HEAD: math.floor(1e4 / slots) / 1e4}
+    share = {head_resource(): math.floor(1e4 / slots) / 1e4}
     if workers.count > 1:  # Ray Train reserves what the workers need by itself
         return tune.PlacementGroupFactory([{"CPU": 0.0, **share}])
     gpus = gpus_per_worker(workers.gpus)

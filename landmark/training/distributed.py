@@ -65,7 +65,6 @@ class TrainWorkerSession:
             yield Path(folder)
 
 
-@ray.remote(num_cpus=0)
 class _Relay:
     """Carries rank 0's lines to the driver; Ray's own forwarding of output would add its own lines to them."""
 
@@ -83,7 +82,7 @@ class _Relay:
 @contextlib.contextmanager
 def relayed_lines(poll_s: float = 1.0) -> Iterator[ray.actor.ActorHandle]:
     """Give a relay whose lines are printed in this process while the block runs."""
-    relay = _Relay.remote()
+    relay = ray.remote(num_cpus=0)(_Relay).remote()
     done = threading.Event()
 
     def show() -> None:

@@ -59,7 +59,7 @@ def evaluate_checkpoint(
     check_classes(checkpoint, meta, dataset)
     rows = dataset.split(split).rows
     device = default_device()
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     tally = Tally(dataset.num_classes, topk)
     progress = Progress(f"evaluating {split}", rows, enabled=not quiet)
     config = LoaderConfig(image_size=meta.image_size, batch_size=batch_size, stream="thread")

@@ -1,6 +1,7 @@
 """The training loop: epochs of steps, validation, checkpoints. Knows a session, neither Ray Train nor Ray Tune."""
 
 import dataclasses
+import functools
 import math
 import tempfile
 import time
@@ -47,12 +48,14 @@ def fit(recipe: Recipe, dataset: PackedDataset, session: Session, *, show: Show 
         if directory is not None:
             run.load(directory)
     loader = resolve_stream(recipe.loader, session.world_size)
-    placed = {"rank": session.rank, "world_size": session.world_size, "seed": recipe.seed}
     epochs = range(run.epoch + 1, recipe.epochs + 1)
+    batches_of = functools.partial(
+        Loader, dataset, rank=session.rank, world_size=session.world_size, seed=recipe.seed, epochs=epochs
+    )
     with (
-        Loader(dataset, "train", loader, augment=recipe.augment, epochs=epochs, **placed) as train,
+        batches_of("train", loader, augment=recipe.augment) as train,
         # A reader thread, whatever the training stream: validation is the smaller part, and needs no second set of actors.
-        Loader(dataset, "val", dataclasses.replace(loader, stream="thread"), epochs=epochs, **placed) as val,
+        batches_of("val", dataclasses.replace(loader, stream="thread")) as val,
     ):
         for epoch in epochs:
             if run.stops_early():
@@ -82,7 +85,7 @@ class _Run:
         size = recipe.loader.image_size
         self.info = model_info(recipe.model.backbone)
         model = build_model(recipe.model, classes=dataset.num_classes, image_size=size)
-        self.model = model.to(session.device, memory_format=torch.channels_last)
+        self.model = model.to(session.device).to(memory_format=torch.channels_last)
         self.preprocess = Preprocess(self.info.mean, self.info.std, session.device)
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
         rows = dataset.split("train").rows

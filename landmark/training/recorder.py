@@ -19,13 +19,11 @@ class Recorder:
         self.rows: list[dict[str, str]] = []
         if self.file.exists():
             self.rows = list(csv.DictReader(io.StringIO(self.file.read_text())))
-        self._remote_events = tempfile.TemporaryDirectory() if tensorboard and run.local_path() is None else None
-        self.events = self._events() if tensorboard else None
-
-    def _events(self) -> SummaryWriter:
-        local = self.run.local_path()
-        folder = Path(self._remote_events.name) if self._remote_events or local is None else local / "tensorboard"
-        return SummaryWriter(str(folder))
+        local = run.local_path()
+        # TensorBoard's writer knows the local disk alone: for object storage its file is uploaded after every epoch.
+        self._to_upload = tempfile.TemporaryDirectory() if tensorboard and local is None else None
+        folder = Path(self._to_upload.name) if self._to_upload else (local or Path()) / "tensorboard"
+        self.events = SummaryWriter(str(folder)) if tensorboard else None
 
     def add(self, metrics: dict[str, float]) -> None:
         """Write an epoch's metrics."""
@@ -44,9 +42,9 @@ class Recorder:
             self._upload_events()
 
     def _upload_events(self) -> None:
-        if self._remote_events is None:
+        if self._to_upload is None:
             return
-        for path in Path(self._remote_events.name).iterdir():
+        for path in Path(self._to_upload.name).iterdir():
             (self.run / "tensorboard" / path.name).upload(path)
 
     def close(self) -> None:
@@ -54,5 +52,5 @@ class Recorder:
         if self.events is not None:
             self.events.close()
             self._upload_events()
-        if self._remote_events is not None:
-            self._remote_events.cleanup()
+        if self._to_upload is not None:
+            self._to_upload.cleanup()

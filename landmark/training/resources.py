@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -12,6 +13,7 @@ from landmark.training.loop import resolve_stream
 
 Bundle = tuple[float, float]
 """CPUs and GPUs that one process needs, or that one node has."""
+HEAD = "node:__internal_head__"
 TINY = 1e-6
 
 
@@ -80,6 +82,15 @@ def cluster_nodes() -> list[Bundle]:
     return sorted(((float(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in found), reverse=True)
 
 
+def head_resource() -> str:
+    """Return the head node's own resource, of which it has 1: trials that share it out cannot be more than so many.
+
+    Not `node:__internal_head__`: of that Ray Train takes 0.001 for each of its runs, and waits for ever without.
+    """
+    head = next(node for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"])
+    return next(name for name in head["Resources"] if name.startswith("node:") and name != HEAD)
+
+
 def count_fitting(need: Need, nodes: Iterable[Bundle], most: int) -> int:
     """Return how many needs fit the nodes at a time, up to `most`: each process goes where it first fits."""
     free = [list(node) for node in nodes]
@@ -97,7 +108,7 @@ def advice(need: Need, nodes: list[Bundle]) -> str:
     """Return which single settings would make the need fit."""
     readers_each = need.readers // need.workers
     quarters = [number / 4 for number in range(int(4 * need.cpus), 0, -1)]
-    ways: dict[str, list[tuple[float, dict[str, float]]]] = {
+    ways: dict[str, list[tuple[float, dict[str, Any]]]] = {
         "workers.count": [
             (count, {"workers": count, "readers": readers_each * count}) for count in range(need.workers - 1, 0, -1)
         ],

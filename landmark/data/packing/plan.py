@@ -109,7 +109,8 @@ def _make(work: Location, source: Source, config: PrepareConfig) -> Plan:
     items = items.append_column("label", pa.array(labels, pa.int32()))
     items = items.append_column("split", pa.array([SPLITS[number] for number in splits]))
     shard_rows = rows_per_shard(source, items, config.packing, config.seed)
-    order, units = [], []
+    order: list[np.ndarray] = []
+    units: list[Unit] = []
     for number, split in enumerate(SPLITS):
         rows = generator(config.seed, 2, number).permutation(np.flatnonzero(splits == number))
         for shard, part in enumerate(_even_parts(rows, shard_rows, config.packing.row_group_rows)):

@@ -260,6 +260,6 @@ def _satellites(b: _Builder, wall: np.ndarray, roof: np.ndarray, dark: np.ndarra
         low, high = (b.ring(x, z, y, r, 8, 0.0) for y, r in ((0.0, radius), (height, radius * 0.85)))
         b.band(low, high, wall * 1.03)
         for level in (0.55, 0.8):
-            rings = (b.ring(x, z, height * (level + up), radius * 1.3, 8, 0.0) for up in (0.0, 0.035))
-            b.band(*rings, dark * 1.6)
+            low, high = (b.ring(x, z, height * (level + up), radius * 1.3, 8, 0.0) for up in (0.0, 0.035))
+            b.band(low, high, dark * 1.6)
         _cap(b, x, z, height, radius * 1.15, roof, kind, 8)
