@@ -1,0 +1,123 @@
+"""`ray job submit` for real: a head node with token authentication runs the study; without the token nothing is let in."""
+
+import json
+import os
+import signal
+import subprocess
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.packed import write_packed
+from tests.seaweed import free_ports
+
+ROOT = Path(__file__).parent.parent.parent
+RAY = str(Path(sysconfig.get_path("scripts")) / "ray")
+TOKEN = "a-token-for-this-test-alone-0123456789abcdef"
+SPACE = """
+metric: val_top1
+recipe:
+  model: {backbone: deck_mlp}
+  optimizer: {name: adam}
+  loader: {image_size: 16, batch_size: 16, decode_threads: 1}
+parameters:
+  optimizer.lr: {grid: [0.003, 0.001]}
+  epochs: {grid: [2]}
+"""
+
+
+@dataclass
+class Head:
+    """A head node's dashboard and the environments of a client with and of one without the token."""
+
+    address: str
+    allowed: dict[str, str]
+    stranger: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    # A home of its own, so that no token file of this machine's user lets the stranger in.
+    home = tmp_path_factory.mktemp("home")
+    gcs, dashboard, client, agent, metrics = free_ports(5)
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {"HOME": str(home)}
+    plain |= {"RAY_AUTH_MODE": "token", "PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"}
+    allowed = plain | {"RAY_AUTH_TOKEN": TOKEN}
+    command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+    command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
+    command += ["--object-store-memory=200000000", "--disable-usage-stats"]
+    log = home / "head.log"
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(command, env=allowed, stdout=out, stderr=out, start_new_session=True) as node,
+    ):
+        try:
+            _wait_ready(f"http://127.0.0.1:{dashboard}", node, log)
+            yield Head(f"http://127.0.0.1:{dashboard}", allowed, plain)
+        finally:
+            os.killpg(node.pid, signal.SIGTERM)
+            try:
+                node.wait(5)
+            except subprocess.TimeoutExpired:
+                os.killpg(node.pid, signal.SIGKILL)
+
+
+def _wait_ready(address: str, node: subprocess.Popen, log: Path) -> None:
+    request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
+    deadline = time.monotonic() + 90
+    while True:
+        assert node.poll() is None and time.monotonic() < deadline, log.read_text()
+        try:
+            with urllib.request.urlopen(request, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.3)
+
+
+def submit(head: Head, environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
+    runtime = json.dumps({"env_vars": {"OMP_NUM_THREADS": "1"}})
+    submission = [RAY, "job", "submit", "--address", head.address, "--working-dir", ".", "--runtime-env-json", runtime]
+    return subprocess.run(
+        [*submission, "--", *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+def test_a_submitted_study_runs_on_the_cluster_and_its_result_is_read(head, tmp_path):
+    dataset = write_packed(tmp_path / "dataset", {"train": [64, 40], "val": [32], "test": [24]}, classes=4)
+    space = tmp_path / "space.yaml"
+    space.write_text(SPACE)
+    where = ["--dataset", dataset.location.uri, "--output", str(tmp_path), "--name", "job"]
+    done = submit(head, head.allowed, "python", "-m", "landmark.tune", "--space", str(space), *where)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "succeeded" in done.stdout and "rank" in done.stdout
+    study = json.loads((tmp_path / "job" / "study.json").read_text())
+    assert (study["finished"], study["failed"], study["epochs_run"]) == (2, 0, 4)
+    assert set(study["best"]["test"]) == {"1", "5", "10"}
+    assert (tmp_path / "job" / "leaderboard.csv").exists()
+
+
+def test_a_failing_study_is_a_failed_job_with_one_line(head, tmp_path):
+    done = submit(head, head.allowed, "python", "-m", "landmark.tune", "--dataset", str(tmp_path / "none"))
+    assert done.returncode != 0
+    assert "landmark tune: error: " in done.stdout and "no manifest.json" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_without_the_token_a_submission_is_refused(head, tmp_path):
+    witness = tmp_path / "ran"
+    done = submit(head, head.stranger, "touch", str(witness))
+    assert done.returncode != 0
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{head.address}/api/jobs/", timeout=10)
+    assert refused.value.code == 401
+    wrong = submit(head, head.stranger | {"RAY_AUTH_TOKEN": "wrong" * 8}, "touch", str(witness))
+    assert wrong.returncode != 0
+    time.sleep(2)
+    assert not witness.exists()
