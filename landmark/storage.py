@@ -184,8 +184,17 @@ def locate(uri: str | Path) -> Location:
 def check_writable(location: Location) -> None:
     """Write and delete a small file, so that an unwritable place is an error before the work, not after."""
     probe = location / f".landmark-write-check-{uuid.uuid4().hex}"
-    probe.write_bytes(b"")
-    probe.delete()
+    try:
+        probe.write_bytes(b"")
+        probe.delete()
+    except UserError as error:
+        reason = "no such folder; check the path" if isinstance(error, NotFound) else _told(error, probe)
+        raise UserError(f"{location}: cannot be written to: {reason}") from None
+
+
+def _told(error: UserError, location: Location) -> str:
+    """Return what an error says of a location."""
+    return str(error).removeprefix(f"{location}: ")
 
 
 def _open(uri: str) -> tuple[pafs.FileSystem, str]:

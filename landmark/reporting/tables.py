@@ -34,15 +34,17 @@ def read_json(place: Location) -> dict[str, Any]:
 def model_summary(leaderboard: pd.DataFrame, baselines: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     """Return the deck's "Model Summary": a row a model with its test top-1/5/10, then the baselines.
 
-    Columns: model, optimizer, epochs, val_top1, test_top1, test_top5, test_top10. Trials whose model was
-    not evaluated on the test split have no value there; failed ones are left out.
+    Columns: model, optimizer, epochs, data, val_top1, test_top1, test_top5, test_top10. Trials whose model was
+    not evaluated on the test split have no value there; failed ones are left out. `data` is empty where all trials
+    have the study's dataset.
     """
     done = leaderboard[leaderboard["status"] != "failed"]
     rows = pd.DataFrame(
         {
-            "model": _column(done, "model.backbone", "trial"),
-            "optimizer": _column(done, "optimizer.name"),
-            "epochs": done["epochs_run"],
+            "model": done["model.backbone"],
+            "optimizer": done["optimizer.name"],
+            "epochs": done["epochs_run"].astype("Int64"),
+            "data": done["dataset"].fillna("") if "dataset" in done else "",
             "val_top1": done["val_top1"],
             **{f"test_top{k}": done[f"test_top{k}"] for k in TOPK},
         }
@@ -51,21 +53,24 @@ def model_summary(leaderboard: pd.DataFrame, baselines: Mapping[str, Mapping[str
         {"model": f"({kind} baseline)", **{f"test_top{k}": values.get(str(k)) for k in TOPK}}
         for kind, values in baselines.items()
     ]
-    return pd.concat([rows, pd.DataFrame(trivial, columns=rows.columns).astype(rows.dtypes.to_dict(), errors="ignore")])
+    return pd.concat([rows, pd.DataFrame(trivial, columns=rows.columns).astype(rows.dtypes.to_dict())])
 
 
 def optimizer_epochs(leaderboard: pd.DataFrame) -> pd.DataFrame:
-    """Return the deck's "optimizer/epochs" table: of each backbone, optimizer and number of epochs the best trial.
+    """Return the deck's "optimizer/epochs" table: of each backbone, optimizer, number of epochs and dataset the best trial.
 
     Columns: model, optimizer/epochs, top1, top5, top10 on the test split, and val_top1. Rows of one model
-    stand together in order of the epochs, so that 10 and 30 epochs can be compared side by side.
+    stand together in order of the epochs, so that 10 and 30 epochs can be compared side by side; a dataset other
+    than the study's is named as the deck does it: adam/20 cleaned.
     """
     summary = model_summary(leaderboard, {}).sort_values("val_top1", ascending=False)
-    best = summary.drop_duplicates(["model", "optimizer", "epochs"]).sort_values(["model", "optimizer", "epochs"])
+    key = ["model", "optimizer", "epochs", "data"]
+    best = summary.drop_duplicates(key).sort_values(key)
+    label = best["optimizer"] + "/" + best["epochs"].astype(str) + " " + best["data"]
     return pd.DataFrame(
         {
             "model": best["model"],
-            "optimizer/epochs": best["optimizer"].fillna("") + "/" + best["epochs"].astype(int).astype(str),
+            "optimizer/epochs": label.str.strip(),
             **{f"top{k}": best[f"test_top{k}"] for k in TOPK},
             "val_top1": best["val_top1"],
         }
@@ -84,11 +89,3 @@ def as_text(table: pd.DataFrame, shares: Sequence[str]) -> str:
     for column in shares:
         shown[column] = ["" if pd.isna(value) else f"{value:.2%}" for value in table[column]]
     return shown.where(shown.notna(), "").to_string(index=False)
-
-
-def _column(frame: pd.DataFrame, *names: str) -> pd.Series:
-    """Return the first of the columns that is there: what a study does not search has none."""
-    for name in names:
-        if name in frame:
-            return frame[name]
-    return pd.Series([None] * len(frame), index=frame.index, dtype=object)

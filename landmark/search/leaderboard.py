@@ -74,6 +74,8 @@ def _row(standing: Standing, keys: Sequence[str]) -> dict[str, Any]:
         "rank": standing.rank,
         "trial": trial.plan.name,
         "status": trial.status(),
+        "model.backbone": trial.plan.recipe.model.backbone,
+        "optimizer.name": trial.plan.recipe.optimizer.name,
         **{key: trial.plan.parameters[key] for key in keys},
         "epochs": trial.plan.recipe.epochs,
         "epochs_run": trial.epochs_run,
@@ -106,8 +108,8 @@ def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 
 def leaderboard_columns(keys: Sequence[str]) -> list[str]:
-    """Return the columns of leaderboard.csv in order; `epochs` stands once, searched or not."""
-    searched = [key for key in keys if key != "epochs"]
+    """Return the columns of leaderboard.csv in order; network, optimizer and epochs stand there once, searched or not."""
+    searched = [key for key in dict.fromkeys(["model.backbone", "optimizer.name", *keys]) if key != "epochs"]
     metrics = ["val_loss", "val_top1", "val_top5", "val_macro_recall", *(f"test_top{k}" for k in TESTED)]
     return [
         *("rank", "trial", "status", *searched, "epochs", "epochs_run", "best_epoch", *metrics),

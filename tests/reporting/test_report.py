@@ -15,14 +15,15 @@ from landmark.reporting.report import write_report
 from landmark.reporting.tables import optimizer_epochs, read_csv
 from landmark.storage import locate
 
-BOARD = """rank,trial,status,model.backbone,optimizer.name,epochs,epochs_run,best_epoch,val_loss,val_top1,val_top5,\
+BOARD = """rank,trial,status,model.backbone,optimizer.name,dataset,epochs,epochs_run,best_epoch,val_loss,val_top1,val_top5,\
 val_macro_recall,test_top1,test_top5,test_top10,images_per_s,seconds,checkpoint,error
-1,t1-<b>,finished,resnet101,adam,20,20,19,1.5,0.41,0.7,0.3,0.4025,0.6807,0.7944,100,60,ray/t1,
-2,t2,stopped early,resnet101,rmsprop,20,10,10,1.6,0.37,0.6,0.3,0.3526,0.6456,0.7692,100,30,ray/t2,
-3,t3,finished,resnet101,rmsprop,20,20,20,1.6,0.35,0.6,0.3,,,,100,60,ray/t3,
-,t4,failed,vgg11,sgd,10,0,,,,,,,,,,,,no memory
+1,t1-<b>,finished,resnet101,adam,,20,20,19,1.5,0.41,0.7,0.3,0.4025,0.6807,0.7944,100,60,ray/t1,
+2,t2,stopped early,resnet101,rmsprop,,20,10,10,1.6,0.37,0.6,0.3,0.3526,0.6456,0.7692,100,30,ray/t2,
+3,t3,finished,resnet101,rmsprop,,20,20,20,1.6,0.35,0.6,0.3,,,,100,60,ray/t3,
+4,t5,finished,resnet101,adam,cleaned,20,20,20,1.6,0.34,0.6,0.3,,,,100,60,ray/t5,
+,t4,failed,vgg11,sgd,,10,0,,,,,,,,,,,,no memory
 """
-HISTORY = "trial,epoch,val_top1\nt1-<b>,1,0.2\nt1-<b>,2,0.4\nt2,1,0.37\nt3,1,0.35\n"
+HISTORY = "trial,epoch,val_top1\nt1-<b>,1,0.2\nt1-<b>,2,0.4\nt2,1,0.37\nt3,1,0.35\nt5,1,0.34\n"
 
 
 def write_study(folder: Path) -> Path:
@@ -96,10 +97,10 @@ def test_the_decks_tables_come_out_of_a_study(tmp_path: Path):
     study = write_study(tmp_path / "study")
     write_report(locate(study), locate(tmp_path / "out"))
     summary = json.loads((tmp_path / "out" / "model_summary.json").read_text())
-    assert [row["model"] for row in summary] == [*["resnet101"] * 3, "(majority baseline)", "(random baseline)"]
-    assert [row["test_top1"] for row in summary] == [0.4025, 0.3526, None, 0.0473, 0.01]
+    assert [row["model"] for row in summary] == [*["resnet101"] * 4, "(majority baseline)", "(random baseline)"]
+    assert [row["test_top1"] for row in summary] == [0.4025, 0.3526, None, None, 0.0473, 0.01]
     table = optimizer_epochs(read_csv(locate(study / "leaderboard.csv")))
-    assert table["optimizer/epochs"].tolist() == ["adam/20", "rmsprop/10", "rmsprop/20"]
+    assert table["optimizer/epochs"].tolist() == ["adam/20", "adam/20 cleaned", "rmsprop/10", "rmsprop/20"]
     assert (tmp_path / "out" / "optimizer_epochs.csv").read_text().startswith("model,optimizer/epochs,top1,top5,top10")
 
 
