@@ -2,11 +2,14 @@
 
 import logging
 import os
+import socket
 
 import ray
 import ray.data
 
 from landmark.config import ClusterConfig, UserError
+
+KNOCK_TIMEOUT_S = 10
 
 
 def connect(cluster: ClusterConfig) -> None:
@@ -25,12 +28,20 @@ def connect(cluster: ClusterConfig) -> None:
         ray.init(address="local", num_cpus=cluster.cpus, include_dashboard=False, **quiet)
         return
     try:
+        _knock(address)
         ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(
             f"no Ray cluster at {address} ({reason}); check cluster.address or RAY_ADDRESS, and RAY_AUTH_TOKEN"
         ) from None
+
+
+def _knock(address: str) -> None:
+    """Raise OSError unless something listens at host:port: Ray ends the whole process where nothing does."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_TIMEOUT_S).close()
 
 
 def quiet_data() -> None:

@@ -1,0 +1,171 @@
+"""How fast packing is, beside the same decode-resize-encode function in plain processes, and whether its memory is flat.
+
+Run: python benchmarks/pack.py [--images 4000]. Sources are drawn landmarks of 512 px as class folders. The limit runs the
+same function over the same files in as many processes as Ray has CPUs, and keeps nothing. The last line is JSON, kept in
+benchmarks/results/pack.json.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import psutil
+
+from landmark.config import PackingConfig, SyntheticConfig
+from landmark.data.images import pack_image
+from landmark.data.synthetic import draw_image, plan_images
+
+CLASSES = 20
+SIZE = 512
+ROUNDS = 3
+PACKING = PackingConfig(short_side=288)
+
+
+def draw_folders(root: Path, images: int) -> list[Path]:
+    """Draw class folders; returns their files."""
+    config = SyntheticConfig(classes=CLASSES, images=images, image_size=SIZE)
+    rows = plan_images(config, 0).to_pylist()
+    with multiprocessing.Pool() as pool:
+        return pool.starmap(_draw, [(row, config, root) for row in rows], chunksize=50)
+
+
+def _draw(row: dict, config: SyntheticConfig, root: Path) -> Path:
+    path = root / row["landmark_id"] / f"{row['image_id']}.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(draw_image(row, config, 0))
+    return path
+
+
+def grow(root: Path, target: Path, times: int) -> None:
+    """Make class folders with every file `times` times, as hard links."""
+    for path in root.glob("*/*.jpg"):
+        (target / path.parent.name).mkdir(parents=True, exist_ok=True)
+        for copy in range(times):
+            os.link(path, target / path.parent.name / f"{copy:02d}{path.name}")
+
+
+def limit_rate(paths: list[Path], processes: int) -> float:
+    """Return images/s of the plain function in plain processes, their start not counted."""
+    with multiprocessing.Pool(processes) as pool:
+        pool.map(_pack, paths[: 20 * processes])
+        start = time.perf_counter()
+        pool.map(_pack, paths, chunksize=50)
+        return len(paths) / (time.perf_counter() - start)
+
+
+def _pack(path: Path) -> int:
+    return len(pack_image(path.read_bytes(), PACKING).jpeg)
+
+
+def packing_figures(source: Path, cpus: int) -> dict[str, float]:
+    """Pack a folder in a process of its own; returns images/s, peak memory of all its processes in MiB, spilled bytes."""
+    with tempfile.TemporaryDirectory(dir=source.parent) as output:
+        arguments = [sys.executable, __file__, "--child", str(source), output, str(cpus)]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+            peak = _Peak(child.pid)
+            told, _ = child.communicate()
+            memory = peak.stop()
+    if child.returncode:
+        raise SystemExit(f"packing failed: {told}")
+    return json.loads(told.strip().splitlines()[-1]) | {"peak_mib": memory}
+
+
+class _Peak:
+    """Samples the memory of a process and of all below it that is their own: shared pages count once."""
+
+    def __init__(self, pid: int) -> None:
+        self.process = psutil.Process(pid)
+        self.most = 0.0
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+
+    def _watch(self) -> None:
+        while not self.ended.wait(0.5):
+            self.most = max(self.most, sum(self._sizes()) / 2**20)
+
+    def _sizes(self) -> Iterator[int]:
+        try:
+            for process in [self.process, *self.process.children(recursive=True)]:
+                try:
+                    yield process.memory_full_info().uss
+                except (psutil.NoSuchProcess, psutil.AccessDenied):
+                    continue
+        except psutil.NoSuchProcess:
+            return
+
+    def stop(self) -> float:
+        self.ended.set()
+        self.thread.join()
+        return self.most
+
+
+def child(source: str, output: str, cpus: int) -> None:
+    """Pack, and print the figures as JSON."""
+    from ray._private.internal_api import memory_summary
+
+    from landmark.config import ClusterConfig, FoldersConfig, PrepareConfig
+    from landmark.prepare import prepare
+
+    result = prepare(
+        PrepareConfig(
+            output=f"{output}/dataset",
+            source="folders",
+            folders=FoldersConfig(path=source),
+            packing=PACKING,
+            cluster=ClusterConfig(cpus=cpus),
+        )
+    )
+    spilled = [line for line in memory_summary(stats_only=True).splitlines() if line.startswith("Spilled")]
+    mib = float(spilled[0].split()[1]) if spilled else 0.0
+    print(json.dumps({"rate": result.packed / result.seconds, "spilled_bytes": mib * 2**20}))
+
+
+def main() -> None:
+    """Print the figures, and keep them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--child", nargs=3)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.child[0], arguments.child[1], int(arguments.child[2]))
+        return
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = draw_folders(Path(folder) / "one", arguments.images)
+        for cpus in (1, 2):
+            rounds = []
+            for _ in range(ROUNDS):
+                limit, ours = limit_rate(paths, cpus), packing_figures(Path(folder) / "one", cpus)
+                rounds.append((ours["rate"] / limit, ours["rate"], limit))
+                print(
+                    f"{cpus} CPUs: packing {ours['rate']:.0f} images/s, limit {limit:.0f}: {ours['rate'] / limit:.2f}",
+                    flush=True,
+                )
+            figures[f"over_limit_{cpus}cpu"], figures[f"rate_{cpus}cpu"], _ = sorted(rounds)[ROUNDS // 2]
+        once = packing_figures(Path(folder) / "one", 2)
+        grow(Path(folder) / "one", Path(folder) / "ten", 10)
+        ten = packing_figures(Path(folder) / "ten", 2)
+        figures["peak_mib"], figures["peak_growth"] = once["peak_mib"], ten["peak_mib"] / once["peak_mib"]
+        figures["spilled_bytes"] = once["spilled_bytes"] + ten["spilled_bytes"]
+        print(
+            f"peak memory {once['peak_mib']:.0f} MiB, at ten times the input {ten['peak_mib']:.0f} MiB; "
+            f"{ten['rate']:.0f} images/s there"
+        )
+    line = json.dumps({key: round(value, 3) for key, value in figures.items()})
+    Path(__file__).with_name("results").joinpath("pack.json").write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

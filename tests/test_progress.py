@@ -1,0 +1,35 @@
+"""Progress: rate, time left, sparse lines where there is no terminal."""
+
+import pytest
+
+from landmark.progress import Progress, clock
+
+
+def test_a_line_has_count_rate_time_left_and_a_note():
+    progress = Progress("packing", 1000, sink=lambda line: None)
+    progress.started -= 10
+    progress.update(250)
+    assert progress.line("2 rejected") == "packing: 250/1,000 images, 25/s, 30s left, 2 rejected"
+
+
+def test_lines_come_now_and_then_and_not_at_the_end():
+    lines: list[str] = []
+    progress = Progress("epoch 1/2", 100, sink=lines.append)
+    progress.update(10)
+    assert not lines
+    progress.shown -= 20
+    progress.update(10)
+    progress.update(10)
+    assert len(lines) == 1 and lines[0].startswith("epoch 1/2: 20/100 images")
+    progress.shown -= 20
+    progress.update(70)
+    assert len(lines) == 1
+    quiet = Progress("x", 10, enabled=False, sink=lines.append)
+    quiet.shown -= 20
+    quiet.update(1)
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (185, "3m05s"), (7620, "2h07m")])
+def test_durations_are_short(seconds, text):
+    assert clock(seconds) == text

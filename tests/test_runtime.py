@@ -1,0 +1,18 @@
+"""The connection to Ray: a cluster that is not there is one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
+    code = (
+        "from landmark.cli import main; import sys;"
+        f"sys.exit(main(['prepare', '--output', {str(tmp_path / 'd')!r}, '--cluster.address', '127.0.0.1:9']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("landmark prepare: error: no Ray cluster at 127.0.0.1:9 (")
+    assert "RAY_AUTH_TOKEN" in done.stderr and done.stderr.count("\n") == 1
