@@ -84,8 +84,9 @@ def write_table(folder: Location, name: str, table: pd.DataFrame) -> None:
 
 
 def as_text(table: pd.DataFrame, shares: Sequence[str]) -> str:
-    """Return a table aligned for reading; columns in `shares` as percentages."""
-    shown = table.copy().astype(object)
-    for column in shares:
-        shown[column] = ["" if pd.isna(value) else f"{value:.2%}" for value in table[column]]
+    """Return a table aligned for reading; columns in `shares` as percentages, those without any value left out."""
+    filled = table.dropna(axis=1, how="all").convert_dtypes()
+    shown = filled.astype(object)
+    for column in (name for name in shares if name in filled):
+        shown[column] = ["" if pd.isna(value) else f"{value:.2%}" for value in filled[column]]
     return shown.where(shown.notna(), "").to_string(index=False)

@@ -7,12 +7,11 @@ import os
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from landmark.config import Recipe, TuneConfig, UserError, to_mapping, to_yaml
+from landmark.config import TuneConfig, UserError, to_mapping, to_yaml
 from landmark.data.dataset import PackedDataset
 from landmark.runtime import connect
 from landmark.search.leaderboard import (
@@ -27,6 +26,7 @@ from landmark.search.trial import TUNE_FOLDER, run_trial, trial_values
 from landmark.storage import Location, check_writable, locate
 from landmark.training.distributed import gpus_per_worker
 from landmark.training.resources import head_resource, need_of, room_for
+from landmark.training.run import absolute_weights
 
 WORST = {"max": 0.0, "min": 1e9}
 """What a failed trial reports as its metric."""
@@ -139,7 +139,9 @@ def _tuner(study: Study, slots: int, callbacks: list[tune.Callback], stopper: Bu
     config, space = study.config, study.space.config
     trials = [
         trial_values(
-            dataclasses.replace(plan, recipe=_absolute_weights(plan.recipe)),
+            dataclasses.replace(
+                plan, recipe=dataclasses.replace(plan.recipe, model=absolute_weights(plan.recipe.model))
+            ),
             study.datasets[plan.dataset].location.uri,
             study.location,
         )
@@ -194,14 +196,6 @@ def _placement(study: Study, slots: int) -> tune.PlacementGroupFactory:
 
 def _trial_name(trial: Any) -> str:
     return trial.config["trial"]["name"]
-
-
-def _absolute_weights(recipe: Recipe) -> Recipe:
-    """Return the recipe with the path of its start weights made absolute: a trial has another working folder."""
-    weights = recipe.model.weights
-    if weights is None or "://" in weights or not Path(weights).expanduser().exists():
-        return recipe
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, weights=locate(weights).uri))
 
 
 def _quiet_tune() -> None:

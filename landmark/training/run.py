@@ -1,11 +1,13 @@
 """A whole run: the session that suits the number of workers, and the run's folder."""
 
+import dataclasses
 import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from landmark.config import TrainConfig, UserError, parse_yaml, to_mapping, to_yaml
+from landmark.config import ModelConfig, TrainConfig, UserError, parse_yaml, to_mapping, to_yaml
 from landmark.data.dataset import PackedDataset
 from landmark.storage import Location, NotFound, check_writable, locate
 from landmark.training.local import LocalSession
@@ -43,6 +45,7 @@ def run_training(config: TrainConfig) -> RunResult:
     refused. Raises UserError for anything the user can mend.
     """
     start = time.monotonic()
+    config = absolute_paths(config)
     dataset = PackedDataset.open(config.dataset)
     for split in ("train", "val"):
         dataset.split(split)
@@ -63,6 +66,23 @@ def run_training(config: TrainConfig) -> RunResult:
     )
     (run / "run.json").write_text(json.dumps(to_mapping(result), indent=1) + "\n")
     return result
+
+
+def absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Return the config with absolute paths of dataset and start weights: workers have another working folder."""
+    return dataclasses.replace(
+        config,
+        dataset=locate(config.dataset).uri,
+        model=absolute_weights(config.model),
+        output=locate(config.output).uri,
+    )
+
+
+def absolute_weights(model: ModelConfig) -> ModelConfig:
+    """Return a model's config with the path of its start weights made absolute; a torchvision name stays as it is."""
+    if model.weights is None or "://" in model.weights or not Path(model.weights).expanduser().exists():
+        return model
+    return dataclasses.replace(model, weights=locate(model.weights).uri)
 
 
 def _fit_here(config: TrainConfig, dataset: PackedDataset, run: Location) -> dict[str, Any]:

@@ -200,3 +200,9 @@ def test_more_workers_than_cpus_are_refused_before_anything_starts(dataset, tmp_
     many = config(dataset, tmp_path, workers=WorkersConfig(count=9, cpus=1))
     with pytest.raises(UserError, match="no room for the run"):
         run_training(many)
+
+
+def test_paths_are_those_of_the_users_folder_not_of_the_workers(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(dataset.location.local_path().parent)
+    relative = dataclasses.replace(config(dataset, tmp_path, epochs=1), dataset=dataset.location.local_path().name)
+    assert run_training(relative).epochs_run == 1
