@@ -96,7 +96,7 @@ class _ReaderActor:
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
         for row in plan.to_pylist():
-            epoch, rows = row.pop("epoch"), np.array(row.pop("rows"))
+            epoch, rows = row.pop("epoch"), np.frombuffer(row.pop("rows"), dtype=np.int64)
             table = self.reader.read(Unit(**row, rows=rows))
             yield table.append_column("epoch", pa.array(np.full(len(table), epoch)))
 
@@ -113,8 +113,9 @@ def read_by_ray(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 8 << 20
-    plan = _plan_blocks(epochs)
-    stream = ray.data.from_arrow(plan).map_batches(
+    plan = [{"epoch": epoch, **vars(unit), "rows": unit.rows.tobytes()} for epoch, units in epochs for unit in units]
+    # Not from_arrow, which asks for a whole CPU to look at the tables, and waits for ever where none is left.
+    stream = ray.data.from_items(plan, override_num_blocks=-(-len(plan) // UNITS_A_BLOCK)).map_batches(
         _ReaderActor,
         fn_constructor_args=(reader.split, reader.shard_paths),
         batch_size=None,
@@ -124,11 +125,6 @@ def read_by_ray(
     )
     for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
         yield from _by_epoch(block)
-
-
-def _plan_blocks(epochs: Iterable[tuple[int, list[Unit]]]) -> list[pa.Table]:
-    rows = [{"epoch": epoch, **vars(unit)} for epoch, units in epochs for unit in units]
-    return [pa.Table.from_pylist(rows[start : start + UNITS_A_BLOCK]) for start in range(0, len(rows), UNITS_A_BLOCK)]
 
 
 def _by_epoch(block: pa.Table) -> Iterator[tuple[int, pa.Table]]:

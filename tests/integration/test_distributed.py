@@ -151,6 +151,12 @@ def test_a_run_of_two_workers_over_ray_data_learns_and_is_evaluated_like_one_of_
     assert again.epochs_run == 5
 
 
+def test_a_run_that_fills_the_cluster_to_the_last_share_of_a_cpu_does_not_wait(dataset, tmp_path):
+    loader = LoaderConfig(image_size=16, batch_size=16, decode_threads=1, stream="ray", reader_cpus=0.25)
+    full = config(dataset, tmp_path, loader=loader, workers=WorkersConfig(count=2, cpus=1.75))
+    assert run_training(full).epochs_run == 2
+
+
 def _pid(values: dict) -> None:
     (Path(values["run"]) / f"pid{ray.train.get_context().get_world_rank()}").write_text(str(os.getpid()))
 
