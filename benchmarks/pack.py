@@ -12,14 +12,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import psutil
+from peak import Peak
 
 from landmark.config import PackingConfig, SyntheticConfig
 from landmark.data.images import pack_image
@@ -72,42 +70,12 @@ def packing_figures(source: Path, cpus: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=source.parent) as output:
         arguments = [sys.executable, __file__, "--child", str(source), output, str(cpus)]
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
-            peak = _Peak(child.pid)
+            peak = Peak(child.pid)
             told, _ = child.communicate()
             memory = peak.stop()
     if child.returncode:
         raise SystemExit(f"packing failed: {told}")
     return json.loads(told.strip().splitlines()[-1]) | {"peak_mib": memory}
-
-
-class _Peak:
-    """Samples the memory of a process and of all below it that is their own: shared pages count once."""
-
-    def __init__(self, pid: int) -> None:
-        self.process = psutil.Process(pid)
-        self.most = 0.0
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-
-    def _watch(self) -> None:
-        while not self.ended.wait(0.5):
-            self.most = max(self.most, sum(self._sizes()) / 2**20)
-
-    def _sizes(self) -> Iterator[int]:
-        try:
-            for process in [self.process, *self.process.children(recursive=True)]:
-                try:
-                    yield process.memory_full_info().uss
-                except (psutil.NoSuchProcess, psutil.AccessDenied):
-                    continue
-        except psutil.NoSuchProcess:
-            return
-
-    def stop(self) -> float:
-        self.ended.set()
-        self.thread.join()
-        return self.most
 
 
 def child(source: str, output: str, cpus: int) -> None:

@@ -1,0 +1,40 @@
+"""Peak memory of a process and of all that it starts, for the benchmarks."""
+
+import threading
+from collections.abc import Iterator
+
+import psutil
+
+
+class Peak:
+    """Samples the memory that a process and all below it have to themselves: shared pages do not count."""
+
+    def __init__(self, pid: int, *, leave_out: int | None = None) -> None:
+        self.process = psutil.Process(pid)
+        self.left_out = leave_out
+        self.most = 0.0
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+
+    def _watch(self) -> None:
+        while not self.ended.wait(0.5):
+            self.most = max(self.most, sum(self._sizes()) / 2**20)
+
+    def _sizes(self) -> Iterator[int]:
+        try:
+            for process in [self.process, *self.process.children(recursive=True)]:
+                if process.pid == self.left_out:
+                    continue
+                try:
+                    yield process.memory_full_info().uss
+                except (psutil.NoSuchProcess, psutil.AccessDenied):
+                    continue
+        except psutil.NoSuchProcess:
+            return
+
+    def stop(self) -> float:
+        """Return the most that was seen, MiB."""
+        self.ended.set()
+        self.thread.join()
+        return self.most
