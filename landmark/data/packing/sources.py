@@ -10,6 +10,7 @@ import pyarrow.csv as pacsv
 from pyarrow import fs as pafs
 
 from landmark.config import SyntheticConfig, UserError
+from landmark.data.gldv2 import Faults
 from landmark.data.synthetic import draw_image, plan_images
 from landmark.storage import Location, locate
 
@@ -30,6 +31,22 @@ class Source(Protocol):
     def notes(self) -> list[str]:
         """Return what `items` found worth telling, a line each."""
         ...
+
+
+@dataclass(kw_only=True, frozen=True)
+class Listing:
+    """What a source holds."""
+
+    items: pa.Table
+    """One row an image, as `Source.items` returns it."""
+    notes: list[str]
+    """What is worth telling, a line each."""
+    faults: Faults = field(default_factory=Faults)
+    """Rows of the source's tables that were left out."""
+    names: pa.Table | None = None
+    """landmark_id, name: the landmarks' names, where published."""
+    known: np.ndarray | None = None
+    """Images in tars: sorted keys of all ids that have a row, wanted or not, uint64 (rows,)."""
 
 
 @dataclass
@@ -142,7 +159,7 @@ def class_labels(items: pa.Table) -> tuple[np.ndarray, list[str]]:
     Ids that are all whole numbers are ordered as numbers, others as text.
     """
     encoded = items["landmark_id"].combine_chunks().dictionary_encode()
-    names = encoded.dictionary.to_pylist()
+    names = encoded.dictionary.cast(pa.string()).to_pylist()
     as_numbers = all(name.isdecimal() for name in names)
     order = sorted(range(len(names)), key=lambda i: (int(names[i]), "") if as_numbers else (0, names[i]))
     rank = np.empty(len(names), dtype=np.int32)
