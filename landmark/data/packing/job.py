@@ -77,7 +77,7 @@ def pack_dataset(output: Location, source: Source, config: PrepareConfig) -> Pac
         seconds=time.monotonic() - start,
         bytes_in=bytes_in,
         bytes_out=_size(dataset),
-        notes=plan.notes,
+        notes=plan.notes + _tar_notes(config, figures),
     )
 
 
@@ -167,6 +167,17 @@ def _breakdown(output: Location, figures: Figures, kind: str, missing: int) -> s
     if kind == "rejects" and missing:
         reasons["missing"] += missing
     return ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+
+
+def _tar_notes(config: PrepareConfig, figures: Figures) -> list[str]:
+    """Return what the tars held that is worth telling."""
+    ignored, unchecked = (sum(part[key] for part in figures.values()) for key in ("ignored", "unchecked"))
+    notes = []
+    if ignored:
+        notes.append(f"{ignored:,} files in the tars are not named <16 hexadecimal digits>.jpg: ignored")
+    if unchecked and config.gldv2.check_md5:
+        notes.append(f"{unchecked:,} tars have no file md5sum/train/md5.images_NNN.txt: their MD5 is not checked")
+    return notes
 
 
 def _count_rejects(dataset: PackedDataset) -> dict[str, int]:

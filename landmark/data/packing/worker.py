@@ -54,6 +54,8 @@ class _Tally:
     """Images looked at, wanted or not."""
     ignored: int = 0
     """Other files in the tars."""
+    unchecked: int = 0
+    """Tars without a published MD5."""
     bytes_in: int = 0
 
 
@@ -117,7 +119,9 @@ class Packer:
         index = load_index(self.work, self.plan_id)
         taken = read_without(self.work, unit.number)
         for tar in unit.tars:
-            reader = TarReader(self.source.root / tar, self.source.md5(tar))
+            md5 = self.source.md5(tar)
+            tally.unchecked += md5 is None
+            reader = TarReader(self.source.root / tar, md5)
             for name, data in reader.members():
                 found = image_id(name)
                 if found is None:
@@ -151,6 +155,7 @@ class Packer:
             "strangers": strangers,
             "members": tally.members,
             "ignored": tally.ignored,
+            "unchecked": tally.unchecked,
             "bytes_in": tally.bytes_in,
             "shards": [{"split": shard.split, **vars(shard.entry)} for shard in done],
         }
