@@ -268,7 +268,7 @@ def retrying(uri: str, operation: Callable[[], T]) -> T:
             raise NotFound(f"{uri}: no such file or folder; check the path") from None
         except OSError as error:
             if not _passes(error) or time.monotonic() + pause > deadline:
-                raise UserError(f"{uri}: {_reason(uri, error)}") from error
+                raise UserError(f"{uri}: {_reason(error)}") from error
         time.sleep(pause * random.uniform(0.5, 1.0))
         pause = min(2 * pause, LONGEST_PAUSE_S)
 
@@ -278,7 +278,7 @@ def _passes(error: OSError) -> bool:
     return error.errno is None and any(word in str(error) for word in _TRANSIENT)
 
 
-def _reason(uri: str, error: OSError) -> str:
+def _reason(error: OSError) -> str:
     text = str(error)
     denied = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "InvalidAccessKeyId", "Forbidden")
     if any(word in text for word in denied):
@@ -286,8 +286,6 @@ def _reason(uri: str, error: OSError) -> str:
     if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text or "Bucket does not exist" in text:
         return "no such bucket; create it or check its name"
     if "NETWORK_CONNECTION" in text or "curlCode" in text or "Connection" in text:
-        if uri.startswith(("http://", "https://")):
-            return f"the web server does not answer ({text}); check the address and that the server runs"
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
         return f"cannot reach the object storage at {endpoint}; check AWS_ENDPOINT_URL and that the server runs"
     return f"{error.strerror or text.splitlines()[0]}; check the path and its permissions"

@@ -36,7 +36,10 @@ class Faults:
     def add(self, reason: str, origin: str, ids: Iterable[str], count: int | None = None) -> None:
         """Count rows of one kind; `ids` may be more than are listed, `count` says how many there are."""
         names = list(ids)
-        self.counts[reason] += len(names) if count is None else count
+        count = len(names) if count is None else count
+        if not count:
+            return
+        self.counts[reason] += count
         room = LISTED_FAULTS - len(self.listed)
         self.listed += [(name, origin, reason) for name in names[: max(room, 0)]]
 
@@ -79,7 +82,8 @@ def read_images(root: Location, faults: Faults) -> pa.Table:
     good_landmark = pc.match_substring_regex(landmarks, "^[0-9]{1,18}$")
     bad = pc.invert(pc.and_(good_id, good_landmark))
     if pc.any(bad).as_py():
-        for reason, mask in (("malformed id", pc.invert(good_id)), ("malformed landmark_id", pc.invert(good_landmark))):
+        bad_landmark = pc.and_(good_id, pc.invert(good_landmark))
+        for reason, mask in (("malformed id", pc.invert(good_id)), ("malformed landmark_id", bad_landmark)):
             faults.add(reason, place.uri, ids.filter(mask).to_pylist())
         keep = pc.invert(bad)
         ids, landmarks = ids.filter(keep), landmarks.filter(keep)

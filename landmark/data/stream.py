@@ -59,7 +59,15 @@ class ResumingStream(io.RawIOBase):
         return count
 
     def _next_chunk(self) -> bytes:
-        chunk = retrying(self.location.uri, self._read_chunk)
+        try:
+            chunk = retrying(self.location.uri, self._read_chunk)
+        except UserError as error:
+            if is_web(self.location) and isinstance(error.__cause__, ConnectionError):
+                raise UserError(
+                    f"{self.location}: the web server does not answer ({error.__cause__}); check the address and that "
+                    "the server runs"
+                ) from None
+            raise
         self.position += len(chunk)
         self._ended = not chunk
         return chunk
@@ -75,7 +83,7 @@ class ResumingStream(io.RawIOBase):
             raise
         if not chunk and size is not None and self.position < size:
             self._drop()
-            raise OSError(f"NETWORK_CONNECTION: ended after {self.position} of {size} bytes")
+            raise ConnectionError(f"NETWORK_CONNECTION: ended after {self.position} of {size} bytes")
         return chunk
 
     def _drop(self) -> None:
@@ -156,7 +164,7 @@ class _WebFile:
         while count > 0:
             data = self.read(min(count, CHUNK_BYTES))
             if not data:
-                raise OSError("NETWORK_CONNECTION: ended before the offset to go on from")
+                raise ConnectionError("NETWORK_CONNECTION: ended before the offset to go on from")
             count -= len(data)
 
     def read(self, count: int) -> bytes:
@@ -178,7 +186,7 @@ def _network_error(error: object) -> OSError:
     """Return a failure as one that passes, unless no new try can mend it."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return PermissionError(error.errno or 1, f"certificate not accepted ({error.verify_message})")
-    return OSError(f"NETWORK_CONNECTION: {error}")
+    return ConnectionError(f"NETWORK_CONNECTION: {error}")
 
 
 def _status_error(uri: str, error: urllib.error.HTTPError) -> Exception:
@@ -186,5 +194,5 @@ def _status_error(uri: str, error: urllib.error.HTTPError) -> Exception:
     if error.code in (http.HTTPStatus.NOT_FOUND, http.HTTPStatus.GONE):
         return FileNotFoundError(uri)
     if error.code in (http.HTTPStatus.TOO_MANY_REQUESTS, http.HTTPStatus.REQUEST_TIMEOUT) or error.code >= 500:
-        return OSError(f"NETWORK_CONNECTION: HTTP status {error.code}")
+        return ConnectionError(f"NETWORK_CONNECTION: HTTP status {error.code}")
     return UserError(f"{uri}: HTTP status {error.code} ({error.reason}); check the address and its permissions")

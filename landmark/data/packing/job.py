@@ -2,6 +2,7 @@
 
 import collections
 import json
+import re
 import time
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from landmark.data.packing.sources import Source
 from landmark.data.packing.units import PARTS_FOLDER, WORK_FOLDER
 from landmark.data.packing.worker import NO_ROW, Packer, part_file
 from landmark.progress import Progress
+from landmark.runtime import own_message
 from landmark.storage import Location, NotFound, check_writable
 
 JUDGED_ROWS = 1000
@@ -129,11 +131,9 @@ def _run(output: Location, source: Source, config: PrepareConfig, plan: Plan, fi
 
 def _explain(error: ray.exceptions.RayError) -> UserError:
     """Return a worker's error as one line: its own, where it was a user's mistake."""
-    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    while cause is not None and not isinstance(cause, UserError):
-        cause = cause.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = str(cause) if cause is not None else (lines[-1] if lines else type(error).__name__)
+    causes = [line for line in lines if re.match(r"[\w.]+(Error|Invalid|Exception): ", line)]
+    text = own_message(error) or next(reversed(causes or lines), type(error).__name__)
     return UserError(f"packing stopped: {text}; run the same command again to go on")
 
 
