@@ -24,10 +24,15 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from landmark.config import Gldv2Config, PrepareConfig, SubsetConfig, SyntheticConfig
-from landmark.data.dataset import Manifest, PackedDataset, ShardEntry, SplitEntry
+from landmark.data.dataset import SPLITS, Manifest, PackedDataset, ShardEntry, SplitEntry, write_table
 from landmark.data.gldv2 import image_path
+from landmark.data.packing.finish import finish
 from landmark.data.packing.gldv2_source import gldv2_source
+from landmark.data.packing.index import load_index
+from landmark.data.packing.join import drop_duplicates, find_missing
 from landmark.data.packing.plan import load_or_make
+from landmark.data.packing.units import WORK_FOLDER
+from landmark.data.packing.worker import PART_REJECTS_SCHEMA, PART_SCHEMA, part_file
 from landmark.data.plan import RowGroups, plan_training_epoch
 from landmark.data.synthetic import draw_image, plan_images
 from landmark.data.synthetic.gldv2_files import LICENSES, write_tar
@@ -108,19 +113,46 @@ def generate(folder: Path, rows: int, classes: int) -> None:
         (folder / "train" / f"images_{number:03d}.tar").touch()
 
 
-def build(folder: Path, subset: SubsetConfig) -> dict[str, float]:
+def settings(folder: Path, subset: SubsetConfig, output: str) -> PrepareConfig:
+    """Return the config of a packing job over the generated files."""
+    gldv2 = Gldv2Config(path=str(folder), attribution=True)
+    return PrepareConfig(output=str(folder / output), source="gldv2", gldv2=gldv2, subset=subset)
+
+
+def build(folder: Path, subset: SubsetConfig, output: str) -> dict[str, float]:
     """Make and save all that a packing job needs before it reads its first image."""
-    config = PrepareConfig(
-        output=str(folder / "out"),
-        source="gldv2",
-        gldv2=Gldv2Config(path=str(folder), attribution=True),
-        subset=subset,
-    )
+    config = settings(folder, subset, output)
     start = time.perf_counter()
     source = gldv2_source(config.gldv2, clean=False)
     plan = load_or_make(locate(config.output), source, config)
     seconds = time.perf_counter() - start
     return {"s": seconds, "rows": plan.planned, "classes": len(plan.landmark_ids), "units": len(plan.units)}
+
+
+def join(folder: Path) -> dict[str, float]:
+    """Join the parts of a packing job whose every image was packed, up to the dataset's own files."""
+    config = settings(folder, SubsetConfig(), "whole")
+    source, output = gldv2_source(config.gldv2, clean=False), locate(config.output)
+    plan = load_or_make(output, source, config)
+    work, figures = output / WORK_FOLDER, {}
+    splits = load_index(work, plan.plan_id).splits
+    order = np.random.default_rng(0).permutation(plan.planned)
+    for unit, rows in zip(plan.units, np.array_split(order, len(plan.units)), strict=True):
+        rows = rows[np.argsort(splits[rows], kind="stable")]
+        counts = np.bincount(splits[rows], minlength=len(SPLITS)).tolist()
+        shards = [
+            {"split": split, "path": f"{split}/{unit.name}", "rows": n, "row_groups": 1, "bytes": 1, "sha256": ""}
+            for split, n in zip(SPLITS, counts, strict=True)
+        ]
+        zeros = np.zeros(len(rows), dtype=np.int32)
+        part = pa.table([rows, splits[rows].astype(np.int32), zeros, zeros, zeros], schema=PART_SCHEMA)
+        write_table(part_file(work, unit.number, ".parquet"), part)
+        write_table(part_file(work, unit.number, ".rejects.parquet"), PART_REJECTS_SCHEMA.empty_table())
+        figures[unit.number] = {"rows": len(rows), "rejects": 0, "strangers": 0, "shards": shards}
+    start = time.perf_counter()
+    assert not drop_duplicates(output, plan, figures)
+    dataset = finish(output, source, config, plan, figures, find_missing(output, plan))
+    return {"s": time.perf_counter() - start, "rows": sum(e.rows for e in dataset.manifest.splits.values())}
 
 
 def plan_epoch(rows: int) -> dict[str, float]:
@@ -177,8 +209,9 @@ def run_stage(name: str, folder: Path, rows: int, classes: int) -> dict[str, Any
     """Run one stage; returns its figures and its peak memory."""
     stages: dict[str, Callable[[], dict[str, float] | None]] = {
         "generate": lambda: generate(folder, rows, classes),
-        "build": lambda: build(folder, SubsetConfig()),
-        "subset": lambda: build(folder, REFERENCE),
+        "build": lambda: build(folder, SubsetConfig(), "whole"),
+        "subset": lambda: build(folder, REFERENCE, "subset"),
+        "join": lambda: join(folder),
         "epoch": lambda: plan_epoch(rows),
     }
     figures = stages[name]() or {}
@@ -189,18 +222,16 @@ def measure(rows: int, classes: int) -> dict[str, Any]:
     """Run all stages at the full size and the build at a tenth of it; prints a table, returns the figures."""
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="landmark-catalog-") as temporary:
-        for size, stages in ((10, ("generate", "build")), (1, ("generate", "build", "subset", "epoch"))):
+        for size, stages in ((10, ("generate", "build")), (1, ("generate", "build", "subset", "join", "epoch"))):
             folder = Path(temporary) / f"tenth-{size}"
             for stage in stages:
                 found[f"{stage}/{size}"] = in_child(stage, folder, rows // size, classes // size)
-                work = folder / "out"
-                if work.exists():
-                    work.rename(folder / f"done-{stage}")
     print(f"{'stage':22}{'rows':>12}{'seconds':>10}{'peak MiB':>10}")
     for stage, text in (
         ("build/10", "catalog, a tenth"),
         ("build/1", "catalog"),
         ("subset/1", "reference subset"),
+        ("join/1", "joining the parts"),
         ("epoch/1", "epoch plan + select"),
     ):
         figures = found[stage]
@@ -214,6 +245,8 @@ def measure(rows: int, classes: int) -> dict[str, Any]:
         "subset_s": round(found["subset/1"]["s"], 2),
         "subset_rows": int(found["subset/1"]["rows"]),
         "subset_peak_mib": round(found["subset/1"]["peak_mib"]),
+        "join_s": round(found["join/1"]["s"], 2),
+        "join_peak_mib": round(found["join/1"]["peak_mib"]),
         "epoch_plan_s": round(found["epoch/1"]["s"], 4),
         "growth": round((whole["s"] / whole["rows"]) / (tenth["s"] / tenth["rows"]), 3),
     }

@@ -18,7 +18,10 @@ from landmark.config import Gldv2Config, PackingConfig, PrepareConfig, SubsetCon
 from landmark.data.dataset import PackedDataset, read_table
 from landmark.data.packing.gldv2_source import gldv2_source
 from landmark.data.packing.job import PackingResult, pack_dataset
+from landmark.data.packing.join import drop_duplicates
+from landmark.data.packing.plan import load_or_make
 from landmark.data.packing.sources import SyntheticSource
+from landmark.data.packing.worker import Packer
 from landmark.data.synthetic import draw_image, plan_images
 from landmark.data.synthetic.gldv2_files import write_gldv2, write_tar
 from landmark.storage import locate
@@ -167,6 +170,29 @@ def slow_files(folder: Path, images: int = 560, tars: int = 40) -> set[str]:
         names = ids[number::tars] + (ids[:2] if number in (20, 39) else [])
         write_tar(folder, number, [(f"{name[0]}/{name[1]}/{name[2]}/{name}.jpg", buffer.getvalue()) for name in names])
     return set(ids)
+
+
+@pytest.mark.parametrize("figures_left", [False, True])
+def test_a_job_killed_while_it_drops_duplicates_drops_them_all_the_same(figures_left, ray_cluster, tmp_path: Path):
+    ids = plan_images(IMAGES, 0)["image_id"].to_pylist()
+    packable = [row["image_id"] for row in plan_images(IMAGES, 0).to_pylist() if row["kind"] != "broken"]
+    extra = {number: [(f"again/{packable[0]}.jpg", PICTURE)] for number in range(3)}
+    write_gldv2(tmp_path / "in", IMAGES, tars=3, extra=extra)
+    config = PrepareConfig(output=str(tmp_path / "out"), source="gldv2", gldv2=Gldv2Config(path=str(tmp_path / "in")))
+    source, output = gldv2_source(config.gldv2, clean=False), locate(config.output)
+    plan = load_or_make(output, source, config)
+    packer = Packer(output, source, config.packing, plan.plan_id)
+    figures = {unit.number: packer.pack(unit) for unit in plan.units}
+    written = {path: path.read_bytes() for path in (tmp_path / "out/_work/parts").glob("*.json")}
+    assert drop_duplicates(output, plan, figures)
+    assert len(figures) < 3
+    if figures_left:
+        for path, data in written.items():
+            path.write_bytes(data)
+    result = pack_dataset(output, source, config)
+    check_whole(result.dataset, set(packable))
+    assert result.rejects["duplicate"] == 3
+    assert len(ids) - len(packable) == sum(result.rejects.values()) - 3
 
 
 @pytest.mark.parametrize("victim", ["driver", "worker"])

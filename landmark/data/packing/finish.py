@@ -1,6 +1,5 @@
 """The finish of a packing job: labels, catalog and rejects out of the parts, and the manifest last."""
 
-import collections
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from landmark.data.packing.join import Figures, part_rejects
 from landmark.data.packing.plan import Plan, fingerprint, read_faults, read_plan
 from landmark.data.packing.sources import Source, SyntheticSource
 from landmark.data.packing.units import WORK_FOLDER, Unit
-from landmark.data.packing.worker import part_file
+from landmark.data.packing.worker import PART_SCHEMA, part_file
 from landmark.storage import Location
 
 EXTRA_COLUMNS = ("author", "license", "category", "supercategory")
@@ -89,32 +88,21 @@ def _split_entry(split: str, units: list[Unit], figures: Figures) -> SplitEntry:
 def _catalog(output: Location, plan: Plan, figures: Figures) -> pa.Table:
     """Join the parts with the plan: one row a packed image, split by split, numbered within its split."""
     work = output / WORK_FOLDER
-    planned = read_plan(work, ["image_id", "landmark_id", "label", "split", *EXTRA_COLUMNS])
+    parts: dict[str, list[pa.Table]] = {split: [] for split in SPLITS}
+    for unit in plan.units:
+        part, start = read_table(part_file(work, unit.number, ".parquet")), 0
+        for shard in figures[unit.number]["shards"]:
+            number = np.full(shard["rows"], len(parts[shard["split"]]), dtype=np.int32)
+            rows = part.slice(start, shard["rows"]).set_column(1, "shard", pa.array(number))
+            parts[shard["split"]].append(rows)
+            start += shard["rows"]
+    joined = pa.concat_tables([PART_SCHEMA.empty_table(), *(part for split in SPLITS for part in parts[split])])
+    counts = [sum(map(len, parts[split])) for split in SPLITS]
+    columns: dict[str, Any] = {name: joined[name] for name in ("shard", "row_group", "width", "height")}
+    columns["sample"] = pa.array(np.concatenate([np.arange(count) for count in counts]))
+    planned = read_plan(work, ["image_id", "landmark_id", "label", "split", *EXTRA_COLUMNS]).combine_chunks()
+    rows = joined["plan_row"].combine_chunks()
+    columns |= {name: planned[name].take(rows) for name in planned.column_names}
     extra = [pa.field(name, pa.string()) for name in EXTRA_COLUMNS if name in planned.column_names]
     schema = pa.schema([*CATALOG_SCHEMA, *extra])
-    tables: dict[str, list[pa.Table]] = {split: [] for split in SPLITS}
-    shards, samples = collections.Counter[str](), collections.Counter[str]()
-    for unit in plan.units:
-        done = figures[unit.number]["shards"]
-        if not done:
-            continue
-        part = read_table(part_file(work, unit.number, ".parquet"))
-        start = 0
-        for shard in done:
-            split, rows = shard["split"], part.slice(start, shard["rows"])
-            place = {"sample": samples[split], "shard": shards[split]}
-            tables[split].append(_catalog_rows(rows, planned, place, schema))
-            start += shard["rows"]
-            samples[split] += shard["rows"]
-            shards[split] += 1
-    return pa.concat_tables([schema.empty_table(), *(table for split in SPLITS for table in tables[split])])
-
-
-def _catalog_rows(part: pa.Table, planned: pa.Table, place: dict[str, int], schema: pa.Schema) -> pa.Table:
-    """Return the catalog's rows of one shard; `place` says its number and its first sample's."""
-    rows = planned.take(part["plan_row"])
-    columns: dict[str, Any] = {name: rows[name] for name in rows.column_names}
-    columns |= {name: part[name] for name in ("row_group", "width", "height")}
-    columns["sample"] = pa.array(np.arange(place["sample"], place["sample"] + len(part)))
-    columns["shard"] = pa.array(np.full(len(part), place["shard"], dtype=np.int32))
-    return pa.table({field.name: columns[field.name] for field in schema}).cast(schema)
+    return pa.table({field.name: columns[field.name].cast(field.type) for field in schema})
