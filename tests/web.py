@@ -18,6 +18,8 @@ class WebServer:
         self.busy = 0
         """Requests that are yet to be answered by 503."""
         self.ranges = True
+        self.missing = 404
+        """Status of what is not there."""
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
 
@@ -51,7 +53,7 @@ def _handler(web: WebServer) -> type[http.server.BaseHTTPRequestHandler]:
                 self.send_error(503)
                 return
             if not file.is_file():
-                self.send_error(404)
+                self.send_error(web.missing)
                 return
             data = file.read_bytes()
             self.send_response(206 if wanted else 200)

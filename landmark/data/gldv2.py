@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from landmark.config import UserError
-from landmark.data.stream import ResumingStream, is_there, is_web, read_whole
+from landmark.data.stream import Forbidden, ResumingStream, is_there, is_web, read_whole
 from landmark.storage import Location, NotFound
 
 LISTED_FAULTS = 100_000
@@ -260,7 +260,7 @@ def published_md5(root: Location, tar: str) -> str | None:
     place = root / f"md5sum/{folder}/md5.{name.removesuffix('.tar')}.txt"
     try:
         words = read_whole(place).decode(errors="replace").split()
-    except NotFound:
+    except (NotFound, Forbidden):
         return None
     if not words or not re.fullmatch("[0-9a-fA-F]{32}", words[0]):
         raise UserError(

@@ -14,6 +14,10 @@ from landmark.storage import REQUEST_TIMEOUT_S, Location, NotFound, retrying
 CHUNK_BYTES = 8 << 20
 
 
+class Forbidden(UserError):
+    """A file that a web server does not give, or does not have: without leave to list, the two look alike."""
+
+
 class _Opened(Protocol):
     """A connection that stands at some offset of a file."""
 
@@ -104,7 +108,7 @@ def is_there(location: Location) -> bool:
     try:
         with ResumingStream(location) as stream:
             stream.read(1)
-    except NotFound:
+    except (NotFound, Forbidden):
         return False
     return True
 
@@ -195,4 +199,5 @@ def _status_error(uri: str, error: urllib.error.HTTPError) -> Exception:
         return FileNotFoundError(uri)
     if error.code in (http.HTTPStatus.TOO_MANY_REQUESTS, http.HTTPStatus.REQUEST_TIMEOUT) or error.code >= 500:
         return ConnectionError(f"NETWORK_CONNECTION: HTTP status {error.code}")
-    return UserError(f"{uri}: HTTP status {error.code} ({error.reason}); check the address and its permissions")
+    kind = Forbidden if error.code == http.HTTPStatus.FORBIDDEN else UserError
+    return kind(f"{uri}: HTTP status {error.code} ({error.reason}); check the address and its permissions")

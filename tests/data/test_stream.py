@@ -58,6 +58,10 @@ def test_what_is_not_there_or_not_allowed_is_told_in_one_line(web: WebServer, mo
     assert read_whole(locate(web.uri("f"))) == b"x"
     with pytest.raises(NotFound, match="g: no such file"):
         read(web.uri("g"))
+    web.missing = 403
+    assert not is_there(locate(web.uri("g")))
+    with pytest.raises(UserError, match="g: HTTP status 403 .*check the address"):
+        read(web.uri("g"))
     web.busy = 1000
     with pytest.raises(UserError, match="the web server does not answer .*HTTP status 503"):
         read(web.uri("f"))

@@ -101,6 +101,10 @@ def test_disk_s3_web_and_tree_give_the_same_dataset(ray_cluster, s3: Seaweed, we
     on_s3 = pack(s3.uri("gldv2"), s3.uri("packed/gldv2"), subset).dataset
     check_whole(on_s3, set(expected))
     assert content(on_s3) == expected
+    (web.folder / "metadata").mkdir()
+    for path in web.folder.glob("*.csv"):
+        path.rename(web.folder / "metadata" / path.name)
+    web.missing = 403
     web.breaks = [3000, 20_000, 100]
     from_web = pack(web.uri(), str(tmp_path / "web-out"), subset, tars=3)
     assert not web.breaks and content(from_web.dataset) == expected

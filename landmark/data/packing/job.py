@@ -117,6 +117,8 @@ def _run(output: Location, source: Source, config: PrepareConfig, plan: Plan, fi
     bytes_in, by_number = 0, {unit.number: unit for unit in missing}
     try:
         for done in stream.iter_rows():
+            if done["error"]:
+                raise _stopped(done["error"])
             number = int(done["number"])
             bytes_in += int(done["bytes_in"])
             figures[number] = json.loads(part_file(output / WORK_FOLDER, number, ".json").read_text())
@@ -134,6 +136,10 @@ def _explain(error: ray.exceptions.RayError) -> UserError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     causes = [line for line in lines if re.match(r"[\w.]+(Error|Invalid|Exception): ", line)]
     text = own_message(error) or next(reversed(causes or lines), type(error).__name__)
+    return _stopped(text)
+
+
+def _stopped(text: str) -> UserError:
     return UserError(f"packing stopped: {text}; run the same command again to go on")
 
 

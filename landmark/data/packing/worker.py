@@ -70,9 +70,18 @@ class Packer:
         self.plan_id = plan_id
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """Pack the units of a Ray Data batch; returns a row of figures for each."""
-        done = [self.pack(Unit(**json.loads(text))) for text in batch["unit"]]
-        return {key: [figures[key] for figures in done] for key in ("number", "bytes_in")}
+        """Pack the units of a Ray Data batch; returns a row for each: number, bytes_in, error.
+
+        A user's mistake is returned and not raised, so that Ray does not print its own lines about it.
+        """
+        done = [self._try(Unit(**json.loads(text))) for text in batch["unit"]]
+        return {key: [row[key] for row in done] for key in ("number", "bytes_in", "error")}
+
+    def _try(self, unit: Unit) -> dict[str, Any]:
+        try:
+            return self.pack(unit) | {"error": ""}
+        except UserError as error:
+            return {"number": unit.number, "bytes_in": 0, "error": str(error)}
 
     def pack(self, unit: Unit) -> dict[str, Any]:
         """Pack one unit; returns its figures, which also lie in its part file, written last."""
