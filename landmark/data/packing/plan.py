@@ -178,10 +178,16 @@ def _even_parts(rows: np.ndarray, size: int, row_group_rows: int) -> list[np.nda
     return [rows[start:stop] for start, stop in itertools.pairwise(bounds) if stop > start]
 
 
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
 def _save_rows(work: Location, items: pa.Table, order: list[np.ndarray]) -> None:
     """Save the planned rows, a unit a row group, so that a worker reads its own alone."""
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, items.schema, compression="zstd") as writer:
+    # Plain columns: of encoded ones every row group would repeat the whole dictionary.
+    schema = pa.schema([pa.field(field.name, _plain(field.type)) for field in items.schema])
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         for part in order:
-            writer.write_table(items.take(pa.array(part)), row_group_size=max(1, len(part)))
+            writer.write_table(items.take(pa.array(part)).cast(schema), row_group_size=max(1, len(part)))
     (work / PLAN_FILE).write_bytes(sink.getvalue().to_pybytes())
