@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -20,7 +22,7 @@ from landmark.data.packing.gldv2_source import gldv2_source
 from landmark.data.packing.job import PackingResult, pack_dataset
 from landmark.data.packing.join import drop_duplicates
 from landmark.data.packing.plan import load_or_make
-from landmark.data.packing.sources import SyntheticSource
+from landmark.data.packing.sources import Listing, SyntheticSource
 from landmark.data.packing.worker import Packer
 from landmark.data.synthetic import draw_image, plan_images
 from landmark.data.synthetic.gldv2_files import write_gldv2, write_tar
@@ -159,6 +161,29 @@ def test_a_subset_applies_to_any_source(ray_cluster, tmp_path: Path):
     dataset = pack_dataset(locate(config.output), SyntheticSource(images, 0), config).dataset
     assert dataset.labels["images"].to_pylist() == [20, 20]
     assert dataset.labels["landmark_id"].to_pylist() == ["synthetic-000000", "synthetic-000001"]
+
+
+@dataclass
+class Placed(SyntheticSource):
+    """Drawings that bring their splits, their order and their names."""
+
+    def listing(self) -> Listing:
+        items = super().items()
+        splits = pa.array([("test", "train", "val")[number % 3] for number in range(len(items))])
+        ids = sorted(set(items["landmark_id"].to_pylist()))
+        names = pa.table({"landmark_id": ids, "name": [f"Name of {name}" for name in ids]})
+        return Listing(items=items.append_column("split", splits), notes=["placed"], names=names)
+
+
+def test_a_source_may_bring_its_splits_and_names(ray_cluster, tmp_path: Path):
+    images = SyntheticConfig(classes=4, images=60, image_size=32)
+    config = PrepareConfig(output=str(tmp_path / "d"), synthetic=images)
+    result = pack_dataset(locate(config.output), Placed(images, 0), config)
+    ids = plan_images(images, 0)["image_id"].to_pylist()
+    for place, split in enumerate(("test", "train", "val")):
+        assert result.dataset.catalog(split)["image_id"].to_pylist() == ids[place::3]
+    assert result.dataset.class_names[2] == "Name of synthetic-000002"
+    assert result.notes == ["placed"]
 
 
 def slow_files(folder: Path, images: int = 560, tars: int = 40) -> set[str]:

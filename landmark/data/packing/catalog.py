@@ -8,8 +8,7 @@ import pyarrow.compute as pc
 
 from landmark.config import PrepareConfig
 from landmark.data.dataset import SPLITS
-from landmark.data.packing.gldv2_source import Gldv2Source
-from landmark.data.packing.sources import Listing, Source, class_labels
+from landmark.data.packing.sources import Listing, ListingSource, Source, class_labels
 from landmark.data.splits import split_images
 from landmark.data.subset import select_images
 
@@ -20,6 +19,8 @@ class Wanted:
 
     items: pa.Table
     """One row an image: what the source lists, with label int32 and split (dictionary of SPLITS)."""
+    in_order: bool
+    """Whether the rows are packed in their order, because the source mixed them."""
     landmark_ids: list[str]
     """In the order of the labels."""
     names: list[str]
@@ -37,21 +38,28 @@ class Wanted:
 def wanted_images(source: Source, config: PrepareConfig) -> Wanted:
     """List a source's images, select the subset, give labels and splits.
 
-    The same seed gives the same subset and splits on any machine and in any order of the source's rows.
+    The same seed gives the same subset and splits on any machine and in any order of the source's rows. A source
+    that brings its splits has made its choice already.
     """
     listing = list_source(source)
     items, notes = listing.items, list(listing.notes)
-    if not config.subset.keeps_all():
+    brought = "split" in items.column_names
+    if not brought and not config.subset.keeps_all():
         kept = select_images(items, config.subset, config.seed)
         notes.append(f"the subset keeps {int(kept.sum()):,} of {len(items):,} images")
         items = items.filter(pa.array(kept))
     labels, landmark_ids = class_labels(items)
-    splits = split_images(labels, items["group"], config.split, config.seed)
-    notes += _lone_classes(labels)
+    if brought:
+        splits = pc.index_in(items["split"].combine_chunks(), pa.array(SPLITS)).to_numpy()
+        items = items.drop_columns(["split"])
+    else:
+        splits = split_images(labels, items["group"], config.split, config.seed)
+        notes += _lone_classes(labels)
     items = items.append_column("label", pa.array(labels, pa.int32()))
     items = items.append_column("split", pa.DictionaryArray.from_arrays(pa.array(splits, pa.int8()), list(SPLITS)))
     return Wanted(
         items=items,
+        in_order=brought,
         landmark_ids=landmark_ids,
         names=_names(landmark_ids, listing.names),
         listing=listing,
@@ -61,7 +69,7 @@ def wanted_images(source: Source, config: PrepareConfig) -> Wanted:
 
 def list_source(source: Source) -> Listing:
     """Return what a source holds."""
-    if isinstance(source, Gldv2Source):
+    if isinstance(source, ListingSource):
         return source.listing()
     return Listing(items=source.items(), notes=source.notes())
 

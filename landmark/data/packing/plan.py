@@ -131,13 +131,15 @@ def _make(work: Location, source: Source, config: PrepareConfig) -> Plan:
 
 
 def _plan_rows(source: Source, wanted: Wanted, config: PrepareConfig) -> tuple[list[Unit], list[np.ndarray]]:
-    """Divide the images of each split, shuffled, into shards; returns the units and the items' rows of each."""
+    """Divide the images of each split, mixed, into shards; returns the units and the items' rows of each."""
     shard_rows = rows_per_shard(source, wanted.items, config.packing, config.seed)
     splits = wanted.splits()
     order: list[np.ndarray] = []
     units: list[Unit] = []
     for number, split in enumerate(SPLITS):
-        rows = generator(config.seed, 2, number).permutation(np.flatnonzero(splits == number))
+        rows = np.flatnonzero(splits == number)
+        if not wanted.in_order:
+            rows = generator(config.seed, 2, number).permutation(rows)
         for shard, part in enumerate(_even_parts(rows, shard_rows, config.packing.row_group_rows)):
             units.append(Unit(number=len(units), name=f"{shard:05d}", split=split, rows=len(part)))
             order.append(part)

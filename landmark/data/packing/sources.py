@@ -2,7 +2,7 @@
 
 import collections
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,10 @@ class Source(Protocol):
     """Where the images of a dataset come from. Small and picklable: workers get a copy."""
 
     def items(self) -> pa.Table:
-        """Return one row an image: image_id, landmark_id, group, origin strings, and what `read` needs."""
+        """Return one row an image: image_id, landmark_id, group, origin strings, and what `read` needs.
+
+        A column split says where each image stays; its rows are then packed in their order, all of them.
+        """
         ...
 
     def read(self, row: dict[str, Any]) -> bytes:
@@ -47,6 +50,15 @@ class Listing:
     """landmark_id, name: the landmarks' names, where published."""
     known: np.ndarray | None = None
     """Images in tars: sorted keys of all ids that have a row, wanted or not, uint64 (rows,)."""
+
+
+@runtime_checkable
+class ListingSource(Source, Protocol):
+    """A source that has more to tell than its items."""
+
+    def listing(self) -> Listing:
+        """Return the items and what is known beside them."""
+        ...
 
 
 @dataclass
