@@ -47,9 +47,9 @@ AUTHORS = 200_000
 
 
 def long_tail(rows: int, classes: int) -> np.ndarray:
-    """Return images of each class, int64 (classes,): from LARGEST down to 1 by a power law, `rows` in all."""
+    """Return images of each class, int64 (classes,): from LARGEST (a twentieth of few rows) down to 1 by a power law, `rows` in all."""
     rank = np.arange(1, classes + 1, dtype=float)
-    largest = min(LARGEST, rows - classes + 1)
+    largest = min(LARGEST, rows // 20)
 
     def counts(exponent: float) -> np.ndarray:
         share = (rank**-exponent - classes**-exponent) / (1 - classes**-exponent)
