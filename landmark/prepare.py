@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from landmark.cli import run_verb
 from landmark.config import PrepareConfig
+from landmark.data.packing.gldv2_source import gldv2_source
 from landmark.data.packing.job import PackingResult, pack_dataset
 from landmark.data.packing.sources import Source, SyntheticSource, folder_source
 from landmark.progress import clock
@@ -24,6 +25,8 @@ def prepare(config: PrepareConfig) -> PackingResult:
 def _source(config: PrepareConfig) -> Source:
     if config.source == "folders" and config.folders.path is not None:
         return folder_source(config.folders.path, config.folders.groups)
+    if config.source == "gldv2":
+        return gldv2_source(config.gldv2, clean=config.subset.clean)
     return SyntheticSource(config.synthetic, config.seed)
 
 

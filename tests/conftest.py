@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 
 from tests.seaweed import Seaweed, free_ports
+from tests.web import WebServer
 
 ROOT = Path(__file__).parent.parent
 
@@ -83,3 +84,13 @@ def small_dataset(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -
     )
     pack_dataset(locate(output), SyntheticSource(config.synthetic, config.seed), config)
     return str(output)
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[WebServer]:
+    """A web server over the test's own folder `web`."""
+    (tmp_path / "web").mkdir()
+    server = WebServer(tmp_path / "web")
+    server.start()
+    yield server
+    server.stop()

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from landmark.config.errors import require
+from landmark.config.subset import Gldv2Config, SubsetConfig
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -116,18 +117,28 @@ class PrepareConfig:
 
     output: str
     """Folder or URI (s3://bucket/key) of the packed dataset."""
-    source: Literal["synthetic", "folders"] = "synthetic"
+    source: Literal["synthetic", "folders", "gldv2"] = "synthetic"
     """Where images come from."""
     folders: FoldersConfig = field(default_factory=FoldersConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    gldv2: Gldv2Config = field(default_factory=Gldv2Config)
+    subset: SubsetConfig = field(default_factory=SubsetConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     packing: PackingConfig = field(default_factory=PackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     seed: int = 0
-    """Seed of the synthetic images, the split and the order of the rows."""
+    """Seed of the synthetic images, the subset, the split and the order of the rows."""
 
     def __post_init__(self) -> None:
         require(
             self.source != "folders" or self.folders.path is not None,
             "folders.path is missing; give the folder that holds one folder a class",
+        )
+        require(
+            self.source != "gldv2" or self.gldv2.path is not None,
+            "gldv2.path is missing; give the folder or URI that holds train.csv and the images",
+        )
+        require(
+            self.source == "gldv2" or not self.subset.clean,
+            "subset.clean is set, but only source gldv2 has a clean list; leave it out",
         )

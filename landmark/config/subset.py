@@ -1,9 +1,16 @@
 """Configs of GLDv2's own files and of subsets of any dataset."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from landmark.config.errors import require
+
+
+def _short(flag: str) -> object:
+    """Give a field a flag without its config's prefix on the command line, beside the full one."""
+    return tyro.conf.arg(aliases=[flag])
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -35,23 +42,23 @@ class Gldv2Config:
 class SubsetConfig:
     """Which classes and images are kept. Conditions apply in the order of these fields."""
 
-    clean: bool = False
+    clean: Annotated[bool, _short("--clean")] = False
     """GLDv2: keep the images of train_clean.csv alone."""
-    licenses: tuple[str, ...] = ()
+    licenses: Annotated[tuple[str, ...], _short("--licenses")] = ()
     """Keep images whose license contains one of these texts; empty: any."""
-    landmarks: str | None = None
+    landmarks: Annotated[str | None, _short("--landmarks")] = None
     """File with one landmark id a line: keep these classes alone."""
-    where: str | None = None
+    where: Annotated[str | None, _short("--where")] = None
     """Keep rows for which this comparison of columns holds, such as "category == 'Church' and width >= 300"."""
-    min_images: int = 1
+    min_images: Annotated[int, _short("--min-images")] = 1
     """Drop classes with fewer images."""
-    classes: int | None = None
+    classes: Annotated[int | None, _short("--classes")] = None
     """Number of classes; empty: all."""
-    choose: Literal["frequent", "random"] = "frequent"
+    choose: Annotated[Literal["frequent", "random"], _short("--choose")] = "frequent"
     """Which classes: the most frequent ones, or a seeded random choice."""
-    max_images: int | None = None
+    max_images: Annotated[int | None, _short("--max-images")] = None
     """Images of a class at most; a seeded random choice among them."""
-    images: int | None = None
+    images: Annotated[int | None, _short("--images")] = None
     """Images in all at most; a seeded random choice that keeps at least one (min_images where possible) of each class."""
 
     def __post_init__(self) -> None:

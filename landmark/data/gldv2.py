@@ -5,8 +5,10 @@ numbers, one row an image.
 """
 
 import collections
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from landmark.config import UserError
+from landmark.data.stream import Forbidden, ResumingStream, is_there, is_web, read_whole
 from landmark.storage import Location, NotFound
 
 LISTED_FAULTS = 100_000
 BLOCK_BYTES = 16 << 20
+_IMAGE_NAME = re.compile(r"(?:^|/)([0-9a-f]{16})\.jpg$")
+_GOOD_ID = "^[0-9a-f]{16}$"
 
 
 @dataclass
@@ -31,7 +36,10 @@ class Faults:
     def add(self, reason: str, origin: str, ids: Iterable[str], count: int | None = None) -> None:
         """Count rows of one kind; `ids` may be more than are listed, `count` says how many there are."""
         names = list(ids)
-        self.counts[reason] += len(names) if count is None else count
+        count = len(names) if count is None else count
+        if not count:
+            return
+        self.counts[reason] += count
         room = LISTED_FAULTS - len(self.listed)
         self.listed += [(name, origin, reason) for name in names[: max(room, 0)]]
 
@@ -56,9 +64,9 @@ class Faults:
 def find(root: Location, name: str) -> Location:
     """Return a metadata file of the dataset: directly below the root, or in its folder metadata."""
     for place in (root / name, root / "metadata" / name):
-        if place.exists():
+        if is_there(place):
             return place
-    raise UserError(f"{root}: neither {name} nor metadata/{name} is there; give the folder of the dataset's CSV files")
+    raise NotFound(f"{root}: neither {name} nor metadata/{name} is there; give the folder of the dataset's CSV files")
 
 
 def read_images(root: Location, faults: Faults) -> pa.Table:
@@ -70,11 +78,12 @@ def read_images(root: Location, faults: Faults) -> pa.Table:
     place = find(root, "train.csv")
     table = read_csv(place, ["id", "landmark_id"], faults)
     ids, landmarks = table["id"].combine_chunks(), table["landmark_id"].combine_chunks()
-    good_id = pc.match_substring_regex(ids, "^[0-9a-f]{16}$")
+    good_id = pc.match_substring_regex(ids, _GOOD_ID)
     good_landmark = pc.match_substring_regex(landmarks, "^[0-9]{1,18}$")
     bad = pc.invert(pc.and_(good_id, good_landmark))
     if pc.any(bad).as_py():
-        for reason, mask in (("malformed id", pc.invert(good_id)), ("malformed landmark_id", pc.invert(good_landmark))):
+        bad_landmark = pc.and_(good_id, pc.invert(good_landmark))
+        for reason, mask in (("malformed id", pc.invert(good_id)), ("malformed landmark_id", bad_landmark)):
             faults.add(reason, place.uri, ids.filter(mask).to_pylist())
         keep = pc.invert(bad)
         ids, landmarks = ids.filter(keep), landmarks.filter(keep)
@@ -89,16 +98,26 @@ def read_images(root: Location, faults: Faults) -> pa.Table:
 
 def read_clean_ids(root: Location, faults: Faults) -> np.ndarray:
     """Read train_clean.csv (landmark_id, images separated by spaces): sorted id keys, uint64."""
-    table = read_csv(find(root, "train_clean.csv"), ["landmark_id", "images"], faults)
-    ids = pc.list_flatten(pc.split_pattern(table["images"].combine_chunks(), " "))
-    return np.sort(id_keys(ids))
+    place = find(root, "train_clean.csv")
+    table = read_csv(place, ["landmark_id", "images"], faults)
+    ids = pc.list_flatten(pc.split_pattern(pc.utf8_trim_whitespace(table["images"].combine_chunks()), " "))
+    return np.unique(id_keys(ids.filter(_good_ids(ids, place, faults))))
+
+
+def _good_ids(ids: pa.Array, place: Location, faults: Faults) -> pa.Array:
+    """Return which ids are 16 hexadecimal digits; the others are noted."""
+    good = pc.match_substring_regex(ids, _GOOD_ID)
+    bad = pc.invert(good)
+    if pc.any(bad).as_py():
+        faults.add("malformed id", place.uri, ids.filter(bad).to_pylist())
+    return good
 
 
 def read_attribution(root: Location, faults: Faults) -> pa.Table:
     """Read train_attribution.csv: image_id string, author and license dictionary-encoded."""
-    table = read_csv(
-        find(root, "train_attribution.csv"), ["id", "author", "license"], faults, encoded=("author", "license")
-    )
+    place = find(root, "train_attribution.csv")
+    table = read_csv(place, ["id", "author", "license"], faults, encoded=("author", "license"))
+    table = table.filter(_good_ids(table["id"].combine_chunks(), place, faults))
     return table.rename_columns(["image_id", "author", "license"])
 
 
@@ -114,7 +133,7 @@ def read_categories(root: Location, faults: Faults) -> pa.Table:
     ):
         try:
             place = find(root, name)
-        except UserError:
+        except NotFound:
             continue
         table = read_csv(place, columns, faults)
         names = pc.replace_substring_regex(table["category"].combine_chunks(), "^.*Category:", "")
@@ -151,7 +170,7 @@ def read_csv(place: Location, columns: list[str], faults: Faults, *, encoded: tu
 
     kinds = {name: pa.dictionary(pa.int32(), pa.string()) if name in encoded else pa.string() for name in columns}
     try:
-        with place.open_input() as stream:
+        with _opened(place) as stream:
             table = pacsv.read_csv(
                 stream,
                 read_options=pacsv.ReadOptions(block_size=BLOCK_BYTES),
@@ -167,6 +186,29 @@ def read_csv(place: Location, columns: list[str], faults: Faults, *, encoded: tu
     if skipped:
         faults.add("malformed row", place.uri, skipped)
     return table.unify_dictionaries().combine_chunks() if encoded else table.combine_chunks()
+
+
+def _opened(place: Location) -> Any:
+    """Open a file to be read from front to back: from afar by a stream that outlives a broken connection."""
+    return place.open_input() if place.local_path() is not None else ResumingStream(place)
+
+
+def image_path(image_id: str) -> str:
+    """Return where an image lies in the extracted tree, below the root: train/a/b/c/<id>.jpg."""
+    return f"train/{image_id[0]}/{image_id[1]}/{image_id[2]}/{image_id}.jpg"
+
+
+def image_paths(ids: pa.Array) -> pa.Array:
+    """Return `image_path` of each id."""
+    letters = [pc.utf8_slice_codeunits(ids, place, place + 1) for place in range(3)]
+    name = pc.binary_join_element_wise(ids, ".jpg", "")
+    return pc.binary_join_element_wise("train", *letters, name, "/")
+
+
+def image_id(name: str) -> str | None:
+    """Return the id of a file's name that ends in <16 hexadecimal digits>.jpg, else None."""
+    found = _IMAGE_NAME.search(name)
+    return found[1] if found else None
 
 
 def id_keys(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -199,14 +241,29 @@ for _value, _digit in enumerate("0123456789abcdef"):
 def tar_images(root: Location, tars: int) -> list[str] | None:
     """Return the tars of the training images, as paths below the root; None where there are none.
 
-    Where folders cannot be listed (https) the published numbering is taken: train/images_000.tar onwards.
+    On a web server, where folders cannot be listed, the published numbering is taken: train/images_000.tar
+    onwards, `tars` of them.
     """
+    if is_web(root):
+        names = [f"train/images_{number:03d}.tar" for number in range(tars)]
+        return names if is_there(root / names[0]) else None
     try:
-        names = [name for name in (root / "train").names() if name.startswith("images_") and name.endswith(".tar")]
+        found = [name for name in (root / "train").names() if name.startswith("images_") and name.endswith(".tar")]
     except NotFound:
         return None
-    except UserError:
-        if not root.uri.startswith(("http://", "https://")):
-            raise
-        names = [f"images_{number:03d}.tar" for number in range(tars)]
-    return [f"train/{name}" for name in names] or None
+    return [f"train/{name}" for name in found] or None
+
+
+def published_md5(root: Location, tar: str) -> str | None:
+    """Return the MD5 that md5sum/train/md5.images_NNN.txt gives for train/images_NNN.tar; None without the file."""
+    folder, name = tar.rsplit("/", 1)
+    place = root / f"md5sum/{folder}/md5.{name.removesuffix('.tar')}.txt"
+    try:
+        words = read_whole(place).decode(errors="replace").split()
+    except (NotFound, Forbidden):
+        return None
+    if not words or not re.fullmatch("[0-9a-fA-F]{32}", words[0]):
+        raise UserError(
+            f"{place}: expected an MD5 of 32 hexadecimal digits; download it again, or set gldv2.check_md5 off"
+        )
+    return words[0].lower()

@@ -43,9 +43,13 @@ def hash_strings(values: pa.Array | pa.ChunkedArray, seed: int) -> np.ndarray:
     lengths = np.diff(offsets)
     width = -(-max(int(lengths.max(initial=0)), 1) // 8) * 8
     padded = np.zeros((len(text), width), dtype=np.uint8)
-    for length in np.unique(lengths):
-        rows = np.flatnonzero(lengths == length)
-        padded[rows[:, None], np.arange(length)[None, :]] = data[offsets[rows][:, None] + np.arange(length)[None, :]]
+    distinct = np.unique(lengths)
+    if len(distinct) == 1:
+        padded[:, : distinct[0]] = data[offsets[0] : offsets[-1]].reshape(len(text), -1)
+    else:
+        for length in distinct:
+            rows, inside = np.flatnonzero(lengths == length), np.arange(length)
+            padded[rows[:, None], inside[None, :]] = data[offsets[rows][:, None] + inside[None, :]]
     hashes = np.full(len(text), 0xCBF29CE484222325, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for number, word in enumerate(padded.view("<u8").T):

@@ -1,7 +1,7 @@
 """Readers: plan units become Arrow tables of compressed images, by a thread or by Ray Data actors."""
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -73,7 +73,7 @@ def read_by_thread(reader: UnitReader, units: Iterable[Unit]) -> Iterator[pa.Tab
 
 def run_ahead(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield function(item) in order, with up to `ahead` calls under way."""
     pending: collections.deque[Future[Result]] = collections.deque()
     try:

@@ -14,8 +14,8 @@ import pytest
 from landmark.config import FoldersConfig, PackingConfig, PrepareConfig, SplitConfig, SyntheticConfig, UserError
 from landmark.data.dataset import PackedDataset, read_table
 from landmark.data.packing.job import pack_dataset
+from landmark.data.packing.shards import file_sha256
 from landmark.data.packing.sources import SyntheticSource, folder_source
-from landmark.data.packing.worker import file_sha256
 from landmark.data.synthetic import draw_image, plan_images
 from landmark.storage import locate
 from tests.seaweed import Seaweed

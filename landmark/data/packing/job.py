@@ -1,34 +1,23 @@
-"""The packing job: a Ray Data job over the plan's units, then the catalog, and the manifest last."""
+"""The packing job: a Ray Data job over the plan's units, run until they hold each image once, then the finish."""
 
 import collections
 import json
+import re
 import time
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import ray
 
-from landmark import __version__
 from landmark.config import PrepareConfig, UserError
-from landmark.data.dataset import (
-    CATALOG_SCHEMA,
-    LABELS_SCHEMA,
-    REJECTS_SCHEMA,
-    SCHEMA_VERSION,
-    SPLITS,
-    Manifest,
-    PackedDataset,
-    ShardEntry,
-    SplitEntry,
-    read_table,
-    write_table,
-)
-from landmark.data.packing.plan import WORK_FOLDER, Plan, Unit, fingerprint, load_or_make, read_plan
-from landmark.data.packing.sources import Source, SyntheticSource
-from landmark.data.packing.worker import Packer
+from landmark.data.dataset import PackedDataset, read_table
+from landmark.data.packing.finish import finish
+from landmark.data.packing.join import Figures, drop_duplicates, find_missing, part_rejects
+from landmark.data.packing.plan import Plan, fingerprint, load_or_make
+from landmark.data.packing.sources import Source
+from landmark.data.packing.units import PARTS_FOLDER, WORK_FOLDER
+from landmark.data.packing.worker import NO_ROW, Packer, part_file
 from landmark.progress import Progress
+from landmark.runtime import own_message
 from landmark.storage import Location, NotFound, check_writable
 
 JUDGED_ROWS = 1000
@@ -77,8 +66,12 @@ def pack_dataset(output: Location, source: Source, config: PrepareConfig) -> Pac
     figures = _read_figures(output, plan)
     before = sum(part["rows"] for part in figures.values())
     bytes_in = _run(output, source, config, plan, figures)
-    dataset = _finish(output, source, config, plan, figures)
-    packed = sum(part["rows"] for part in figures.values()) - before
+    while drop_duplicates(output, plan, figures):
+        bytes_in += _run(output, source, config, plan, figures)
+    packed = max(0, sum(part["rows"] for part in figures.values()) - before)
+    missing = find_missing(output, plan)
+    _judge(output, config, figures, missing=len(missing), final=True)
+    dataset = finish(output, source, config, plan, figures, missing)
     return PackingResult(
         dataset=dataset,
         packed=packed,
@@ -86,7 +79,7 @@ def pack_dataset(output: Location, source: Source, config: PrepareConfig) -> Pac
         seconds=time.monotonic() - start,
         bytes_in=bytes_in,
         bytes_out=_size(dataset),
-        notes=plan.notes,
+        notes=plan.notes + _tar_notes(config, figures),
     )
 
 
@@ -100,9 +93,9 @@ def _finished(output: Location, config: PrepareConfig) -> PackedDataset | None:
     return dataset
 
 
-def _read_figures(output: Location, plan: Plan) -> dict[int, dict[str, Any]]:
+def _read_figures(output: Location, plan: Plan) -> Figures:
     """Return the figures of the units that are done already."""
-    parts = output / WORK_FOLDER / "parts"
+    parts = output / WORK_FOLDER / PARTS_FOLDER
     try:
         names = [name for name in parts.names() if name.endswith(".json")]
     except NotFound:
@@ -111,9 +104,7 @@ def _read_figures(output: Location, plan: Plan) -> dict[int, dict[str, Any]]:
     return {unit.number: figures[unit.number] for unit in plan.units if unit.number in figures}
 
 
-def _run(
-    output: Location, source: Source, config: PrepareConfig, plan: Plan, figures: dict[int, dict[str, Any]]
-) -> int:
+def _run(output: Location, source: Source, config: PrepareConfig, plan: Plan, figures: Figures) -> int:
     """Pack the units that are missing, adding their figures; returns the bytes read."""
     missing = [unit for unit in plan.units if unit.number not in figures]
     if not missing:
@@ -121,17 +112,19 @@ def _run(
     progress = Progress("packing", sum(unit.rows for unit in missing))
     rows = [{"unit": json.dumps(vars(unit))} for unit in missing]
     stream = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        Packer(output, source, config.packing), batch_size=1, num_cpus=1
+        Packer(output, source, config.packing, plan.plan_id), batch_size=1, num_cpus=1
     )
     bytes_in, by_number = 0, {unit.number: unit for unit in missing}
     try:
         for done in stream.iter_rows():
+            if done["error"]:
+                raise _stopped(done["error"])
             number = int(done["number"])
             bytes_in += int(done["bytes_in"])
-            figures[number] = json.loads((output / WORK_FOLDER / "parts" / f"{number:06d}.json").read_text())
-            rejects = sum(part["rejects"] for part in figures.values())
+            figures[number] = json.loads(part_file(output / WORK_FOLDER, number, ".json").read_text())
+            rejects = sum(part["rejects"] + part["strangers"] for part in figures.values())
             progress.update(by_number[number].rows, f"{rejects} rejected" if rejects else "")
-            _judge(output, config, figures, final=False)
+            _judge(output, config, figures)
     except ray.exceptions.RayError as error:
         raise _explain(error) from error
     progress.clear()
@@ -140,103 +133,57 @@ def _run(
 
 def _explain(error: ray.exceptions.RayError) -> UserError:
     """Return a worker's error as one line: its own, where it was a user's mistake."""
-    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    while cause is not None and not isinstance(cause, UserError):
-        cause = cause.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = str(cause) if cause is not None else (lines[-1] if lines else type(error).__name__)
+    causes = [line for line in lines if re.match(r"[\w.]+(Error|Invalid|Exception): ", line)]
+    text = own_message(error) or next(reversed(causes or lines), type(error).__name__)
+    return _stopped(text)
+
+
+def _stopped(text: str) -> UserError:
     return UserError(f"packing stopped: {text}; run the same command again to go on")
 
 
-def _judge(output: Location, config: PrepareConfig, figures: dict[int, dict[str, Any]], *, final: bool) -> None:
-    """Stop the job when too many images are refused."""
-    rejects = sum(part["rejects"] for part in figures.values())
-    seen = rejects + sum(part["rows"] for part in figures.values())
-    if not final and seen < JUDGED_ROWS:
-        return
-    if rejects > config.packing.max_reject_share * seen:
-        reasons: collections.Counter[str] = collections.Counter()
-        for number, part in figures.items():
-            if part["rejects"]:
-                reasons.update(_part_rejects(output, number)["reason"].to_pylist())
-        breakdown = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        raise UserError(
-            f"{rejects} of {seen} images refused ({breakdown}), more than the {config.packing.max_reject_share:.1%} "
-            "allowed; check the source, or raise packing.max_reject_share and run again"
-        )
+def _judge(output: Location, config: PrepareConfig, figures: Figures, *, missing: int = 0, final: bool = False) -> None:
+    """Stop the job when too many images are refused, or too many files in tars stand for none of them."""
+    refused = sum(part["rejects"] for part in figures.values()) + missing
+    seen = refused + sum(part["rows"] for part in figures.values())
+    strangers, members = (sum(part[key] for part in figures.values()) for key in ("strangers", "members"))
+    limit = config.packing.max_reject_share
+    for count, total, what, kind in (
+        (refused, seen, "images refused", "rejects"),
+        (strangers, members, "files in the tars stand for no image of the plan", "strangers"),
+    ):
+        if count > limit * total and (final or total >= JUDGED_ROWS):
+            breakdown = _breakdown(output, figures, kind, missing)
+            raise UserError(
+                f"{count} of {total} {what} ({breakdown}), more than the {limit:.1%} allowed; check the source, or "
+                "raise packing.max_reject_share and run again"
+            )
 
 
-def _part_rejects(output: Location, number: int) -> pa.Table:
-    return read_table(output / WORK_FOLDER / "parts" / f"{number:06d}.rejects.parquet")
+def _breakdown(output: Location, figures: Figures, kind: str, missing: int) -> str:
+    """Return the reasons and their counts of rejects or strangers, the most frequent first."""
+    reasons: collections.Counter[str] = collections.Counter()
+    for number, part in figures.items():
+        if part[kind]:
+            table = part_rejects(output, number)
+            wanted = [row != NO_ROW for row in table["plan_row"].to_pylist()]
+            listed = zip(table["reason"].to_pylist(), wanted, strict=True)
+            reasons.update(reason for reason, is_wanted in listed if is_wanted == (kind == "rejects"))
+    if kind == "rejects" and missing:
+        reasons["missing"] += missing
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
 
 
-def _finish(
-    output: Location, source: Source, config: PrepareConfig, plan: Plan, figures: dict[int, dict[str, Any]]
-) -> PackedDataset:
-    """Write labels, catalog and rejects, then the manifest; the work folder goes last."""
-    _judge(output, config, figures, final=True)
-    units = [unit for unit in plan.units if figures[unit.number]["rows"]]
-    catalog = _catalog(output, units)
-    if not len(catalog):
-        raise UserError("no image could be packed; check the source")
-    counts = np.bincount(catalog["label"].to_numpy(), minlength=len(plan.names))
-    labels = [list(range(len(plan.names))), plan.names, plan.names, counts]
-    write_table(output / "labels.parquet", pa.table(labels, schema=LABELS_SCHEMA))
-    write_table(output / "catalog.parquet", catalog)
-    rejects = [_part_rejects(output, unit.number) for unit in plan.units if figures[unit.number]["rejects"]]
-    write_table(output / "rejects.parquet", pa.concat_tables([REJECTS_SCHEMA.empty_table(), *rejects]))
-    if isinstance(source, SyntheticSource):
-        write_table(output / "synthetic.parquet", source.items().drop_columns(["origin"]))
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        created_by=f"landmark {__version__}",
-        source=fingerprint(config),
-        seed=config.seed,
-        short_side=config.packing.short_side,
-        quality=config.packing.quality,
-        row_group_rows=config.packing.row_group_rows,
-        classes=len(plan.names),
-        rejects=sum(part["rejects"] for part in figures.values()),
-        splits={split: _split_entry(split, units, figures) for split in SPLITS},
-    )
-    (output / "manifest.json").write_text(manifest.to_json())
-    (output / WORK_FOLDER).delete()
-    return PackedDataset.open(output.uri)
-
-
-def _split_entry(split: str, units: list[Unit], figures: dict[int, dict[str, Any]]) -> SplitEntry:
-    parts = [figures[unit.number] for unit in units if unit.split == split]
-    shards = [
-        ShardEntry(
-            path=part["path"],
-            rows=part["rows"],
-            row_groups=part["row_groups"],
-            bytes=part["bytes_out"],
-            sha256=part["sha256"],
-        )
-        for part in parts
-    ]
-    return SplitEntry(rows=sum(shard.rows for shard in shards), shards=shards)
-
-
-def _catalog(output: Location, units: list[Unit]) -> pa.Table:
-    """Join the parts with the plan: one row a packed image, numbered within its split."""
-    work = output / WORK_FOLDER
-    plan = read_plan(work, ["image_id", "landmark_id", "label", "split"])
-    tables, shard, sample = [], collections.Counter[str](), collections.Counter[str]()
-    for unit in units:
-        part = read_table(work / "parts" / f"{unit.number:06d}.parquet")
-        rows = len(part)
-        planned = plan.take(part["plan_row"])
-        first = sample[unit.split]
-        columns = {name: planned[name] for name in planned.column_names}
-        columns |= {name: part[name] for name in ("row_group", "width", "height")}
-        columns["sample"] = pa.array(np.arange(first, first + rows))
-        columns["shard"] = pa.array(np.full(rows, shard[unit.split], dtype=np.int32))
-        tables.append(pa.table({field.name: columns[field.name] for field in CATALOG_SCHEMA}).cast(CATALOG_SCHEMA))
-        shard[unit.split] += 1
-        sample[unit.split] += rows
-    return pa.concat_tables([CATALOG_SCHEMA.empty_table(), *tables])
+def _tar_notes(config: PrepareConfig, figures: Figures) -> list[str]:
+    """Return what the tars held that is worth telling."""
+    ignored, unchecked = (sum(part[key] for part in figures.values()) for key in ("ignored", "unchecked"))
+    notes = []
+    if ignored:
+        notes.append(f"{ignored:,} files in the tars are not named <16 hexadecimal digits>.jpg: ignored")
+    if unchecked and config.gldv2.check_md5:
+        notes.append(f"{unchecked:,} tars have no file md5sum/train/md5.images_NNN.txt: their MD5 is not checked")
+    return notes
 
 
 def _count_rejects(dataset: PackedDataset) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,38 +11,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from landmark.config import PackingConfig, PrepareConfig, UserError, to_mapping
-from landmark.data.dataset import SPLITS
+from landmark.data.dataset import REJECTS_SCHEMA, SPLITS, read_table, write_table
 from landmark.data.images import Refused, pack_image
-from landmark.data.packing.sources import Source, class_labels
+from landmark.data.packing.catalog import Wanted, wanted_images
+from landmark.data.packing.gldv2_source import Gldv2Source
+from landmark.data.packing.sources import Source
+from landmark.data.packing.tar_plan import plan_tars
+from landmark.data.packing.units import SIZE_SAMPLES, UNITS_AT_LEAST, WORK_FOLDER, Unit
 from landmark.data.randomness import generator
-from landmark.data.splits import split_images
 from landmark.storage import Location, NotFound
 
-WORK_FOLDER = "_work"
 PLAN_FILE = "plan.parquet"
-SIZE_SAMPLES = 48
-SHARDS_AT_LEAST = 16
-"""Shards that a split too small to fill them gets all the same, so that packing has something to share out."""
+FAULTS_FILE = "faults.parquet"
 SMALLEST_SHARD_ROWS = 256
-
-
-@dataclass(kw_only=True, frozen=True)
-class Unit:
-    """One piece of work: the images of one shard."""
-
-    number: int
-    """Its place in the plan, and its row group in the plan's file."""
-    split: str
-    """train, val or test."""
-    shard: int
-    """Number of the shard in its split."""
-    rows: int
-    """Images planned."""
-
-    @property
-    def path(self) -> str:
-        """The shard's path below the dataset."""
-        return f"{self.split}/{self.shard:05d}.parquet"
+TAR_ROW_GROUP_ROWS = 1 << 16
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -50,25 +33,35 @@ class Plan:
 
     units: list[Unit]
     """All pieces of work."""
+    landmark_ids: list[str]
+    """In the order of the labels."""
     names: list[str]
-    """The landmark ids in the order of the labels."""
+    """The landmarks' names, in the order of the labels."""
     notes: list[str]
     """What the source found worth telling."""
+    faults: int
+    """Rows of the source's tables that were left out."""
+    planned: int
+    """Images planned."""
+    plan_id: str
+    """Tells this plan from any other."""
 
-    def rows(self) -> int:
-        """Return the number of images."""
-        return sum(unit.rows for unit in self.units)
+    def in_tars(self) -> bool:
+        """Return whether the images are looked for in tars."""
+        return bool(self.units) and bool(self.units[0].tars)
 
 
 def fingerprint(config: PrepareConfig) -> dict[str, Any]:
     """Return what decides a dataset's content: the config without where it goes and who computes it."""
     values = to_mapping(config)
-    unused = {"folders": config.source != "folders", "synthetic": config.source != "synthetic"}
-    return {
-        key: value
-        for key, value in values.items()
-        if key not in ("output", "cluster", "packing") and not unused.get(key, False)
-    } | {"packing": {key: value for key, value in values["packing"].items() if key != "max_reject_share"}}
+    sources = ("folders", "synthetic", "gldv2")
+    left_out = {"output", "cluster", *(name for name in sources if name != config.source)}
+    if config.subset.keeps_all():
+        left_out.add("subset")
+    checks = {"packing": ("max_reject_share",), "gldv2": ("max_fault_share", "check_md5")}
+    for name, keys in checks.items():
+        values[name] = {key: value for key, value in values[name].items() if key not in keys}
+    return {key: value for key, value in values.items() if key not in left_out}
 
 
 def load_or_make(output: Location, source: Source, config: PrepareConfig) -> Plan:
@@ -86,8 +79,7 @@ def load_or_make(output: Location, source: Source, config: PrepareConfig) -> Pla
             f"{output}: holds an unfinished dataset of other settings; run `landmark prepare` as before, or choose "
             "another --output"
         )
-    units = [Unit(**unit) for unit in saved["units"]]
-    return Plan(units=units, names=saved["names"], notes=saved["notes"])
+    return _plan(saved)
 
 
 def read_unit(work: Location, unit: Unit) -> pa.Table:
@@ -97,35 +89,65 @@ def read_unit(work: Location, unit: Unit) -> pa.Table:
 
 
 def read_plan(work: Location, columns: list[str]) -> pa.Table:
-    """Return columns of all planned rows, unit by unit."""
+    """Return those of the columns that there are, of all planned rows: unit by unit, or of tars in the order of ids."""
     with (work / PLAN_FILE).open_input() as stream:
-        return pq.read_table(stream, columns=columns)
+        file = pq.ParquetFile(stream)
+        return file.read(columns=[name for name in columns if name in file.schema_arrow.names])
+
+
+def read_faults(work: Location) -> pa.Table:
+    """Return the rows of the source's tables that were left out: REJECTS_SCHEMA."""
+    return read_table(work / FAULTS_FILE)
+
+
+def _plan(saved: dict[str, Any]) -> Plan:
+    values = {key: value for key, value in saved.items() if key != "config"}
+    return Plan(**values | {"units": [Unit(**unit) for unit in saved["units"]]})
 
 
 def _make(work: Location, source: Source, config: PrepareConfig) -> Plan:
-    items = source.items()
-    labels, names = class_labels(items)
-    splits = split_images(labels, items["group"], config.split, config.seed)
-    items = items.append_column("label", pa.array(labels, pa.int32()))
-    items = items.append_column("split", pa.array([SPLITS[number] for number in splits]))
-    shard_rows = rows_per_shard(source, items, config.packing, config.seed)
-    order: list[np.ndarray] = []
-    units: list[Unit] = []
-    for number, split in enumerate(SPLITS):
-        rows = generator(config.seed, 2, number).permutation(np.flatnonzero(splits == number))
-        for shard, part in enumerate(_even_parts(rows, shard_rows, config.packing.row_group_rows)):
-            units.append(Unit(number=len(units), split=split, shard=shard, rows=len(part)))
-            order.append(part)
-    _save_rows(work, items, order)
-    plan = Plan(units=units, names=names, notes=source.notes())
+    wanted = wanted_images(source, config)
+    if isinstance(source, Gldv2Source) and source.tars:
+        rows, units, index = plan_tars(source, wanted, config)
+        index.save(work)
+        _save_rows(work, rows, [np.arange(start, stop) for start, stop in _bounds(len(rows), TAR_ROW_GROUP_ROWS)])
+    else:
+        units, order = _plan_rows(source, wanted, config)
+        _save_rows(work, wanted.items, order)
+    listed = [list(column) for column in zip(*wanted.listing.faults.listed, strict=True)] or [[]] * len(REJECTS_SCHEMA)
+    write_table(work / FAULTS_FILE, pa.table(listed, schema=REJECTS_SCHEMA))
     values = {
         "config": fingerprint(config),
         "units": [to_mapping(unit) for unit in units],
-        "names": names,
-        "notes": plan.notes,
+        "landmark_ids": wanted.landmark_ids,
+        "names": wanted.names,
+        "notes": wanted.notes,
+        "planned": len(wanted.items),
+        "faults": wanted.listing.faults.total(),
+        "plan_id": uuid.uuid4().hex,
     }
     (work / "plan.json").write_text(json.dumps(values))
-    return plan
+    return _plan(values)
+
+
+def _plan_rows(source: Source, wanted: Wanted, config: PrepareConfig) -> tuple[list[Unit], list[np.ndarray]]:
+    """Divide the images of each split, mixed, into shards; returns the units and the items' rows of each."""
+    shard_rows = rows_per_shard(source, wanted.items, config.packing, config.seed)
+    splits = wanted.splits()
+    order: list[np.ndarray] = []
+    units: list[Unit] = []
+    for number, split in enumerate(SPLITS):
+        rows = np.flatnonzero(splits == number)
+        if not wanted.in_order:
+            rows = generator(config.seed, 2, number).permutation(rows)
+        for shard, part in enumerate(_even_parts(rows, shard_rows, config.packing.row_group_rows)):
+            units.append(Unit(number=len(units), name=f"{shard:05d}", split=split, rows=len(part)))
+            order.append(part)
+    return units, order
+
+
+def _bounds(total: int, size: int) -> list[tuple[int, int]]:
+    return [(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 def rows_per_shard(source: Source, items: pa.Table, packing: PackingConfig, seed: int) -> int:
@@ -143,7 +165,7 @@ def rows_per_shard(source: Source, items: pa.Table, packing: PackingConfig, seed
     if not sizes:
         raise UserError(f"none of {len(chosen)} files looked at is a readable picture; check the source's path")
     by_size = int(packing.shard_mib * 2**20 / (sum(sizes) / len(sizes)))
-    spread = max(SMALLEST_SHARD_ROWS, -(-len(items) // SHARDS_AT_LEAST))
+    spread = max(SMALLEST_SHARD_ROWS, -(-len(items) // UNITS_AT_LEAST))
     return max(1, min(by_size, spread))
 
 
@@ -158,10 +180,16 @@ def _even_parts(rows: np.ndarray, size: int, row_group_rows: int) -> list[np.nda
     return [rows[start:stop] for start, stop in itertools.pairwise(bounds) if stop > start]
 
 
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
 def _save_rows(work: Location, items: pa.Table, order: list[np.ndarray]) -> None:
     """Save the planned rows, a unit a row group, so that a worker reads its own alone."""
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, items.schema, compression="zstd") as writer:
+    # Plain columns: of encoded ones every row group would repeat the whole dictionary.
+    schema = pa.schema([pa.field(field.name, _plain(field.type)) for field in items.schema])
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         for part in order:
-            writer.write_table(items.take(pa.array(part)), row_group_size=max(1, len(part)))
+            writer.write_table(items.take(pa.array(part)).cast(schema), row_group_size=max(1, len(part)))
     (work / PLAN_FILE).write_bytes(sink.getvalue().to_pybytes())

@@ -2,7 +2,7 @@
 
 import collections
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +10,7 @@ import pyarrow.csv as pacsv
 from pyarrow import fs as pafs
 
 from landmark.config import SyntheticConfig, UserError
+from landmark.data.gldv2 import Faults
 from landmark.data.synthetic import draw_image, plan_images
 from landmark.storage import Location, locate
 
@@ -20,7 +21,10 @@ class Source(Protocol):
     """Where the images of a dataset come from. Small and picklable: workers get a copy."""
 
     def items(self) -> pa.Table:
-        """Return one row an image: image_id, landmark_id, group, origin strings, and what `read` needs."""
+        """Return one row an image: image_id, landmark_id, group, origin strings, and what `read` needs.
+
+        A column split says where each image stays; its rows are then packed in their order, all of them.
+        """
         ...
 
     def read(self, row: dict[str, Any]) -> bytes:
@@ -29,6 +33,31 @@ class Source(Protocol):
 
     def notes(self) -> list[str]:
         """Return what `items` found worth telling, a line each."""
+        ...
+
+
+@dataclass(kw_only=True, frozen=True)
+class Listing:
+    """What a source holds."""
+
+    items: pa.Table
+    """One row an image, as `Source.items` returns it."""
+    notes: list[str]
+    """What is worth telling, a line each."""
+    faults: Faults = field(default_factory=Faults)
+    """Rows of the source's tables that were left out."""
+    names: pa.Table | None = None
+    """landmark_id, name: the landmarks' names, where published."""
+    known: np.ndarray | None = None
+    """Images in tars: sorted keys of all ids that have a row, wanted or not, uint64 (rows,)."""
+
+
+@runtime_checkable
+class ListingSource(Source, Protocol):
+    """A source that has more to tell than its items."""
+
+    def listing(self) -> Listing:
+        """Return the items and what is known beside them."""
         ...
 
 
@@ -142,7 +171,7 @@ def class_labels(items: pa.Table) -> tuple[np.ndarray, list[str]]:
     Ids that are all whole numbers are ordered as numbers, others as text.
     """
     encoded = items["landmark_id"].combine_chunks().dictionary_encode()
-    names = encoded.dictionary.to_pylist()
+    names = encoded.dictionary.cast(pa.string()).to_pylist()
     as_numbers = all(name.isdecimal() for name in names)
     order = sorted(range(len(names)), key=lambda i: (int(names[i]), "") if as_numbers else (0, names[i]))
     rank = np.empty(len(names), dtype=np.int32)

@@ -1,10 +1,10 @@
-"""The packing worker: one unit's images become one shard, its part of the catalog and its rejects."""
+"""The packing worker: one unit's images become its shards, its part of the catalog and its rejects."""
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from landmark.config import PackingConfig, UserError
-from landmark.data.dataset import REJECTS_SCHEMA, SHARD_SCHEMA, write_table
+from landmark.data.dataset import REJECTS_SCHEMA, SPLITS, write_table
+from landmark.data.gldv2 import image_id
 from landmark.data.images import Packed, Refused, pack_image
-from landmark.data.packing.plan import WORK_FOLDER, Unit, read_unit
+from landmark.data.packing.gldv2_source import Gldv2Source
+from landmark.data.packing.index import UNKNOWN, UNWANTED, load_index
+from landmark.data.packing.plan import read_unit
+from landmark.data.packing.shards import ShardSet
 from landmark.data.packing.sources import Source
+from landmark.data.packing.tar import TarReader
+from landmark.data.packing.units import PARTS_FOLDER, WITHOUT_FOLDER, WORK_FOLDER, Unit
 from landmark.data.reader import run_ahead
 from landmark.storage import Location, NotFound
 
@@ -24,82 +30,85 @@ READ_THREADS = 4
 READS_AHEAD = 16
 
 PART_SCHEMA = pa.schema(
-    [("plan_row", pa.int64()), ("row_group", pa.int32()), ("width", pa.int32()), ("height", pa.int32())]
+    [
+        ("plan_row", pa.int64()),
+        ("shard", pa.int32()),
+        ("row_group", pa.int32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
 )
+"""Packed images, shard by shard; `shard` counts the unit's own."""
+PART_REJECTS_SCHEMA = pa.schema([("plan_row", pa.int64()), *REJECTS_SCHEMA])
+"""Images refused; a plan_row of NO_ROW is an image that is none of the planned ones."""
+NO_ROW = -1
 
 
-class ShardWriter:
-    """Writes rows into a local Parquet file, a row group at a time."""
+@dataclass
+class _Tally:
+    """What became of a unit's images."""
 
-    def __init__(self, path: Path, row_group_rows: int) -> None:
-        self.path = path
-        self.row_group_rows = row_group_rows
-        self.rows = 0
-        self.row_groups = 0
-        # JPEG does not shrink further, and an uncompressed column is read without a copy.
-        self._writer = pq.ParquetWriter(path, SHARD_SCHEMA, compression="none", use_dictionary=False)
-        self._pending: list[tuple[str, int, bytes, int, int]] = []
-
-    def add(self, image_id: str, label: int, packed: Packed) -> int:
-        """Add a row; returns the row group it falls into."""
-        self._pending.append((image_id, label, packed.jpeg, packed.height, packed.width))
-        self.rows += 1
-        row_group = self.row_groups
-        if len(self._pending) == self.row_group_rows:
-            self._flush()
-        return row_group
-
-    def close(self) -> None:
-        """Write what is left and end the file."""
-        self._flush()
-        self._writer.close()
-
-    def _flush(self) -> None:
-        if self._pending:
-            columns = [list(column) for column in zip(*self._pending, strict=True)]
-            self._writer.write_table(pa.table(columns, schema=SHARD_SCHEMA), row_group_size=self.row_group_rows)
-            self.row_groups += 1
-            self._pending = []
+    rejects: list[tuple[int, str, str, str]] = field(default_factory=list)
+    """plan_row, image_id, origin, reason."""
+    members: int = 0
+    """Images looked at, wanted or not."""
+    ignored: int = 0
+    """Other files in the tars."""
+    unchecked: int = 0
+    """Tars without a published MD5."""
+    bytes_in: int = 0
 
 
 class Packer:
     """Packs units: the function of the Ray Data job's tasks, or of a plain loop in one process."""
 
-    def __init__(self, output: Location, source: Source, packing: PackingConfig) -> None:
+    def __init__(self, output: Location, source: Source, packing: PackingConfig, plan_id: str) -> None:
         self.output = output
         self.work = output / WORK_FOLDER
         self.source = source
         self.packing = packing
+        self.plan_id = plan_id
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """Pack the units of a Ray Data batch; returns a row of figures for each."""
-        done = [self.pack(Unit(**json.loads(text))) for text in batch["unit"]]
-        return {
-            key: [figures[key] for figures in done] for key in ("number", "rows", "rejects", "bytes_in", "bytes_out")
-        }
+        """Pack the units of a Ray Data batch; returns a row for each: number, bytes_in, error.
+
+        A user's mistake is returned and not raised, so that Ray does not print its own lines about it.
+        """
+        done = [self._try(Unit(**json.loads(text))) for text in batch["unit"]]
+        return {key: [row[key] for row in done] for key in ("number", "bytes_in", "error")}
+
+    def _try(self, unit: Unit) -> dict[str, Any]:
+        try:
+            return self.pack(unit) | {"error": ""}
+        except UserError as error:
+            return {"number": unit.number, "bytes_in": 0, "error": str(error)}
 
     def pack(self, unit: Unit) -> dict[str, Any]:
         """Pack one unit; returns its figures, which also lie in its part file, written last."""
+        tally = _Tally()
+        with tempfile.TemporaryDirectory(prefix="landmark-pack-") as folder:
+            shards = ShardSet(Path(folder), unit, self.packing.row_group_rows)
+            if unit.tars:
+                self._pack_tars(unit, shards, tally)
+            else:
+                self._pack_rows(unit, shards, tally)
+            return self._publish(unit, shards, tally)
+
+    def _pack_rows(self, unit: Unit, shards: ShardSet, tally: _Tally) -> None:
+        """Pack planned rows."""
         rows = read_unit(self.work, unit)
         first = _first_row(self.work, unit)
-        parts, rejects = [], []
-        bytes_in = 0
-        with tempfile.TemporaryDirectory(prefix="landmark-pack-") as folder:
-            writer = ShardWriter(Path(folder) / "shard.parquet", self.packing.row_group_rows)
-            for number, (row, data, reason) in enumerate(self._read(rows)):
-                bytes_in += len(data)
-                try:
-                    if reason:
-                        raise Refused(reason)
-                    packed = pack_image(data, self.packing)
-                except Refused as refused:
-                    rejects.append((row["image_id"], row["origin"], str(refused)))
-                    continue
-                row_group = writer.add(row["image_id"], row["label"], packed)
-                parts.append((first + number, row_group, packed.width, packed.height))
-            writer.close()
-            figures = self._publish(unit, writer, parts, rejects)
-        return figures | {"number": unit.number, "bytes_in": bytes_in}
+        for number, (row, data, reason) in enumerate(self._read(rows)):
+            tally.members += 1
+            tally.bytes_in += len(data)
+            try:
+                if reason:
+                    raise Refused(reason)
+                packed = pack_image(data, self.packing)
+            except Refused as refused:
+                tally.rejects.append((first + number, row["image_id"], row["origin"], str(refused)))
+                continue
+            shards.add(row["split"], first + number, row["image_id"], row["label"], packed)
 
     def _read(self, rows: pa.Table) -> Iterator[tuple[dict[str, Any], bytes, str]]:
         """Yield each planned row with its file's bytes, or the reason why there are none."""
@@ -113,27 +122,93 @@ class Packer:
         with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="landmark-read") as pool:
             yield from run_ahead(pool, read, rows.to_pylist(), READS_AHEAD)
 
-    def _publish(self, unit: Unit, writer: ShardWriter, parts: list[tuple], rejects: list[tuple]) -> dict[str, Any]:
-        """Publish the shard, then its part of the catalog, then the figures that say it is done."""
-        shard = self.output / unit.path
-        figures: dict[str, Any] = {"rows": writer.rows, "row_groups": writer.row_groups, "rejects": len(rejects)}
-        figures |= {"bytes_out": writer.path.stat().st_size, "sha256": "", "path": unit.path, "split": unit.split}
-        if writer.rows:
-            figures["sha256"] = file_sha256(writer.path)
-            shard.upload(writer.path)
-        part = self.work / "parts" / f"{unit.number:06d}"
-        columns = [list(column) for column in zip(*parts, strict=True)] or [[]] * len(PART_SCHEMA)
-        write_table(Location(part.uri + ".parquet"), pa.table(columns, schema=PART_SCHEMA))
-        columns = [list(column) for column in zip(*rejects, strict=True)] or [[]] * len(REJECTS_SCHEMA)
-        write_table(Location(part.uri + ".rejects.parquet"), pa.table(columns, schema=REJECTS_SCHEMA))
-        Location(part.uri + ".json").write_text(json.dumps(figures))
+    def _pack_tars(self, unit: Unit, shards: ShardSet, tally: _Tally) -> None:
+        """Pack the wanted images of tars, each once; raises UserError for a damaged tar, before anything is published."""
+        assert isinstance(self.source, Gldv2Source)
+        index = load_index(self.work, self.plan_id)
+        taken = read_without(self.work, unit.number)
+        for tar in unit.tars:
+            md5 = self.source.md5(tar)
+            tally.unchecked += md5 is None
+            reader = TarReader(self.source.root / tar, md5)
+            for name, data in reader.members():
+                found = image_id(name)
+                if found is None:
+                    tally.ignored += 1
+                    continue
+                tally.members += 1
+                row = index.row(int(found, 16))
+                if row == UNWANTED:
+                    continue
+                try:
+                    packed = _pack_once(row, row in taken, data, self.packing)
+                except _Stranger as stranger:
+                    tally.rejects.append((NO_ROW, found, f"{tar}:{name}", str(stranger)))
+                except Refused as refused:
+                    tally.rejects.append((row, found, f"{tar}:{name}", str(refused)))
+                else:
+                    taken.add(row)
+                    shards.add(SPLITS[index.splits[row]], row, found, int(index.labels[row]), packed)
+            tally.bytes_in += reader.bytes
+
+    def _publish(self, unit: Unit, shards: ShardSet, tally: _Tally) -> dict[str, Any]:
+        """Publish the shards, then their part of the catalog, then the figures that say the unit is done."""
+        done, parts = shards.close()
+        for shard in done:
+            (self.output / shard.entry.path).upload(shard.file)
+        strangers = sum(reject[0] == NO_ROW for reject in tally.rejects)
+        figures = {
+            "number": unit.number,
+            "rows": len(parts),
+            "rejects": len(tally.rejects) - strangers,
+            "strangers": strangers,
+            "members": tally.members,
+            "ignored": tally.ignored,
+            "unchecked": tally.unchecked,
+            "bytes_in": tally.bytes_in,
+            "shards": [{"split": shard.split, **vars(shard.entry)} for shard in done],
+        }
+        write_table(part_file(self.work, unit.number, ".parquet"), _table(parts, PART_SCHEMA))
+        write_table(part_file(self.work, unit.number, ".rejects.parquet"), _table(tally.rejects, PART_REJECTS_SCHEMA))
+        part_file(self.work, unit.number, ".json").write_text(json.dumps(figures))
         return figures
 
 
-def file_sha256(path: Path) -> str:
-    """Return a local file's SHA-256 in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+class _Stranger(Exception):
+    """A file in a tar that stands for none of the planned images; its text is the reason."""
+
+
+def _pack_once(row: int, taken: bool, data: bytes | None, packing: PackingConfig) -> Packed:
+    if row == UNKNOWN:
+        raise _Stranger("no row")
+    if taken:
+        raise _Stranger("duplicate")
+    if data is None:
+        raise Refused("too large")
+    return pack_image(data, packing)
+
+
+def part_file(work: Location, number: int, ending: str) -> Location:
+    """Return a file of a unit's part: .parquet, .rejects.parquet, or .json, which says that the unit is done."""
+    return work / PARTS_FOLDER / f"{number:06d}{ending}"
+
+
+def without_file(work: Location, number: int) -> Location:
+    """Return the file of the plan rows that a unit leaves to an earlier one."""
+    return work / WITHOUT_FOLDER / f"{number:06d}.json"
+
+
+def read_without(work: Location, number: int) -> set[int]:
+    """Return the plan rows that a unit leaves to an earlier one, which holds the same images."""
+    try:
+        return set(json.loads(without_file(work, number).read_text()))
+    except NotFound:
+        return set()
+
+
+def _table(rows: list[Any], schema: pa.Schema) -> pa.Table:
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[]] * len(schema)
+    return pa.table(columns, schema=schema)
 
 
 def _first_row(work: Location, unit: Unit) -> int:

@@ -1,0 +1,91 @@
+"""The catalog of wanted images, before any is read: listed, reduced to the subset, labelled and split in one process."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from landmark.config import PrepareConfig
+from landmark.data.dataset import SPLITS
+from landmark.data.packing.sources import Listing, ListingSource, Source, class_labels
+from landmark.data.splits import split_images
+from landmark.data.subset import select_images
+
+
+@dataclass(kw_only=True, frozen=True)
+class Wanted:
+    """The images that are to be packed."""
+
+    items: pa.Table
+    """One row an image: what the source lists, with label int32 and split (dictionary of SPLITS)."""
+    in_order: bool
+    """Whether the rows are packed in their order, because the source mixed them."""
+    landmark_ids: list[str]
+    """In the order of the labels."""
+    names: list[str]
+    """The landmarks' names, or their ids where there are none, in the order of the labels."""
+    listing: Listing
+    """What the source listed."""
+    notes: list[str]
+    """What is worth telling."""
+
+    def splits(self) -> np.ndarray:
+        """Return each image's split: int8 (images,)."""
+        return self.items["split"].combine_chunks().indices.to_numpy()
+
+
+def wanted_images(source: Source, config: PrepareConfig) -> Wanted:
+    """List a source's images, select the subset, give labels and splits.
+
+    The same seed gives the same subset and splits on any machine and in any order of the source's rows. A source
+    that brings its splits has made its choice already.
+    """
+    listing = list_source(source)
+    items, notes = listing.items, list(listing.notes)
+    brought = "split" in items.column_names
+    if not brought and not config.subset.keeps_all():
+        kept = select_images(items, config.subset, config.seed)
+        notes.append(f"the subset keeps {int(kept.sum()):,} of {len(items):,} images")
+        items = items.filter(pa.array(kept))
+    labels, landmark_ids = class_labels(items)
+    if brought:
+        splits = pc.index_in(items["split"].combine_chunks(), pa.array(SPLITS)).to_numpy()
+        items = items.drop_columns(["split"])
+    else:
+        splits = split_images(labels, items["group"], config.split, config.seed)
+        notes += _lone_classes(labels)
+    items = items.append_column("label", pa.array(labels, pa.int32()))
+    items = items.append_column("split", pa.DictionaryArray.from_arrays(pa.array(splits, pa.int8()), list(SPLITS)))
+    return Wanted(
+        items=items,
+        in_order=brought,
+        landmark_ids=landmark_ids,
+        names=_names(landmark_ids, listing.names),
+        listing=listing,
+        notes=notes,
+    )
+
+
+def list_source(source: Source) -> Listing:
+    """Return what a source holds."""
+    if isinstance(source, ListingSource):
+        return source.listing()
+    return Listing(items=source.items(), notes=source.notes())
+
+
+def _lone_classes(labels: np.ndarray) -> list[str]:
+    """Return a note on the classes that no other split than train can hold."""
+    lone = int((np.bincount(labels) == 1).sum())
+    return [f"{lone:,} classes have one image, which is in train"] if lone else []
+
+
+def _names(landmark_ids: list[str], names: pa.Table | None) -> list[str]:
+    """Return each landmark's published name, or its id."""
+    ids = pa.array(landmark_ids, pa.string())
+    if names is None or not len(names):
+        return landmark_ids
+    known = names["landmark_id"].cast(pa.string()).combine_chunks()
+    rows = pc.index_in(ids, known)
+    found = names["name"].combine_chunks().take(rows)
+    return pc.coalesce(pc.if_else(pc.equal(found, ""), None, found), ids).to_pylist()

@@ -1,0 +1,108 @@
+"""The finish of a packing job: labels, catalog and rejects out of the parts, and the manifest last."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from landmark import __version__
+from landmark.config import PrepareConfig, UserError
+from landmark.data.dataset import (
+    CATALOG_SCHEMA,
+    LABELS_SCHEMA,
+    REJECTS_SCHEMA,
+    SCHEMA_VERSION,
+    SPLITS,
+    Manifest,
+    PackedDataset,
+    ShardEntry,
+    SplitEntry,
+    read_table,
+    write_table,
+)
+from landmark.data.packing.join import Figures, part_rejects
+from landmark.data.packing.plan import Plan, fingerprint, read_faults, read_plan
+from landmark.data.packing.sources import Source, SyntheticSource
+from landmark.data.packing.units import WORK_FOLDER, Unit
+from landmark.data.packing.worker import PART_SCHEMA, part_file
+from landmark.storage import Location
+
+EXTRA_COLUMNS = ("author", "license", "category", "supercategory")
+"""Columns that travel into the catalog where the source has them."""
+
+
+def finish(
+    output: Location, source: Source, config: PrepareConfig, plan: Plan, figures: Figures, missing: pa.Table
+) -> PackedDataset:
+    """Write labels, catalog and rejects, then the manifest; the work folder goes last.
+
+    missing: planned images that never came, REJECTS_SCHEMA. Raises UserError where no image was packed.
+    """
+    catalog = _catalog(output, plan, figures)
+    if not len(catalog):
+        raise UserError("no image could be packed; check the source")
+    counts = np.bincount(catalog["label"].to_numpy(), minlength=len(plan.names))
+    labels = [list(range(len(plan.names))), plan.landmark_ids, plan.names, counts]
+    write_table(output / "labels.parquet", pa.table(labels, schema=LABELS_SCHEMA))
+    write_table(output / "catalog.parquet", catalog)
+    write_table(output / "rejects.parquet", _rejects(output, plan, figures, missing))
+    if isinstance(source, SyntheticSource):
+        write_table(output / "synthetic.parquet", source.items().drop_columns(["origin"]))
+    refused = sum(part["rejects"] + part["strangers"] for part in figures.values()) + len(missing)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        created_by=f"landmark {__version__}",
+        source=fingerprint(config),
+        seed=config.seed,
+        short_side=config.packing.short_side,
+        quality=config.packing.quality,
+        row_group_rows=config.packing.row_group_rows,
+        classes=len(plan.names),
+        rejects=refused + plan.faults,
+        splits={split: _split_entry(split, plan.units, figures) for split in SPLITS},
+    )
+    (output / "manifest.json").write_text(manifest.to_json())
+    (output / WORK_FOLDER).delete()
+    return PackedDataset.open(output.uri)
+
+
+def _rejects(output: Location, plan: Plan, figures: Figures, missing: pa.Table) -> pa.Table:
+    """Return all that was left out: rows of the source's tables first, then images."""
+    numbers = [
+        unit.number for unit in plan.units if figures[unit.number]["rejects"] + figures[unit.number]["strangers"]
+    ]
+    parts = [part_rejects(output, number).drop_columns(["plan_row"]) for number in numbers]
+    return pa.concat_tables([REJECTS_SCHEMA.empty_table(), read_faults(output / WORK_FOLDER), *parts, missing])
+
+
+def _split_entry(split: str, units: list[Unit], figures: Figures) -> SplitEntry:
+    """Return a split's shards, in the order of the units and of each unit's own."""
+    shards = []
+    for unit in units:
+        for shard in figures[unit.number]["shards"]:
+            if shard["split"] == split:
+                shards.append(ShardEntry(**{key: value for key, value in shard.items() if key != "split"}))
+    return SplitEntry(rows=sum(shard.rows for shard in shards), shards=shards)
+
+
+def _catalog(output: Location, plan: Plan, figures: Figures) -> pa.Table:
+    """Join the parts with the plan: one row a packed image, split by split, numbered within its split."""
+    work = output / WORK_FOLDER
+    parts: dict[str, list[pa.Table]] = {split: [] for split in SPLITS}
+    for unit in plan.units:
+        part, start = read_table(part_file(work, unit.number, ".parquet")), 0
+        for shard in figures[unit.number]["shards"]:
+            number = np.full(shard["rows"], len(parts[shard["split"]]), dtype=np.int32)
+            rows = part.slice(start, shard["rows"]).set_column(1, "shard", pa.array(number))
+            parts[shard["split"]].append(rows)
+            start += shard["rows"]
+    joined = pa.concat_tables([PART_SCHEMA.empty_table(), *(part for split in SPLITS for part in parts[split])])
+    counts = [sum(map(len, parts[split])) for split in SPLITS]
+    columns: dict[str, Any] = {name: joined[name] for name in ("shard", "row_group", "width", "height")}
+    columns["sample"] = pa.array(np.concatenate([np.arange(count) for count in counts]))
+    planned = read_plan(work, ["image_id", "landmark_id", "label", "split", *EXTRA_COLUMNS]).combine_chunks()
+    rows = joined["plan_row"].combine_chunks()
+    columns |= {name: planned[name].take(rows) for name in planned.column_names}
+    extra = [pa.field(name, pa.string()) for name in EXTRA_COLUMNS if name in planned.column_names]
+    schema = pa.schema([*CATALOG_SCHEMA, *extra])
+    return pa.table({field.name: columns[field.name].cast(field.type) for field in schema})

@@ -1,0 +1,67 @@
+"""Joining the parts of a packing job: images that came twice, and images that never came."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from landmark.data.dataset import REJECTS_SCHEMA, read_table
+from landmark.data.packing.plan import Plan, read_plan
+from landmark.data.packing.units import WORK_FOLDER
+from landmark.data.packing.worker import NO_ROW, part_file, read_without, without_file
+from landmark.storage import Location
+
+Figures = dict[int, dict[str, Any]]
+"""The figures of the units that are done, by the unit's number."""
+
+
+def part_rejects(output: Location, number: int) -> pa.Table:
+    """Return what a unit refused: plan_row and REJECTS_SCHEMA."""
+    return read_table(part_file(output / WORK_FOLDER, number, ".rejects.parquet"))
+
+
+def drop_duplicates(output: Location, plan: Plan, figures: Figures) -> bool:
+    """Find images that several units packed, and make the later units packing work again, without them.
+
+    Returns whether there were any; their figures are gone from `figures`, so that another run packs them.
+    """
+    if not plan.in_tars():
+        return False
+    work = output / WORK_FOLDER
+    taken = np.zeros(plan.planned, dtype=bool)
+    again = False
+    for unit in plan.units:
+        rows = _packed_rows(work, unit.number)
+        twice = rows[taken[rows]]
+        taken[rows] = True
+        if not len(twice):
+            continue
+        again = True
+        without = sorted(read_without(work, unit.number) | set(twice.tolist()))
+        # In this order: a unit without figures is packed again, by whatever lies in its file.
+        without_file(work, unit.number).write_text(json.dumps(without))
+        part_file(work, unit.number, ".json").delete()
+        for shard in figures.pop(unit.number)["shards"]:
+            (output / shard["path"]).delete()
+    return again
+
+
+def find_missing(output: Location, plan: Plan) -> pa.Table:
+    """Return the planned images that were in no tar: REJECTS_SCHEMA."""
+    if not plan.in_tars():
+        return REJECTS_SCHEMA.empty_table()
+    work = output / WORK_FOLDER
+    seen = np.zeros(plan.planned, dtype=bool)
+    for unit in plan.units:
+        refused = part_rejects(output, unit.number)["plan_row"].to_numpy()
+        seen[refused[refused != NO_ROW]] = True
+        seen[_packed_rows(work, unit.number)] = True
+    rows = np.flatnonzero(~seen)
+    ids = read_plan(work, ["image_id"])["image_id"].take(pa.array(rows))
+    reasons = pa.array(np.full(len(rows), "missing"), pa.string())
+    return pa.table([ids, pa.array(np.full(len(rows), "train.csv"), pa.string()), reasons], schema=REJECTS_SCHEMA)
+
+
+def _packed_rows(work: Location, number: int) -> np.ndarray:
+    return read_table(part_file(work, number, ".parquet"), columns=["plan_row"])["plan_row"].to_numpy()

@@ -1,0 +1,123 @@
+"""Tars read as a stream: the members one after the other, the whole checked at its end, nothing unpacked to disk."""
+
+import hashlib
+import itertools
+import tarfile
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from landmark.config import UserError
+from landmark.data.reader import run_ahead
+from landmark.data.stream import CHUNK_BYTES, ResumingStream
+from landmark.storage import Location
+
+BLOCK = tarfile.BLOCKSIZE
+LARGEST_MEMBER = 512 << 20
+"""Bytes of a file above which it is skipped: no photograph, and it would have to fit memory."""
+
+
+class TarReader:
+    """Reads one tar from front to back.
+
+    Python's tarfile takes a tar that is cut between two members for a whole one, so headers are walked here.
+    """
+
+    def __init__(self, place: Location, md5: str | None) -> None:
+        self.place = place
+        self.md5 = md5
+        self.bytes = 0
+        """Bytes taken so far."""
+
+    def members(self) -> Generator[tuple[str, bytes | None], None, None]:
+        """Yield name and bytes of each regular file.
+
+        Raises UserError with one line that names the tar when, at the end, it is cut short or differs from its
+        MD5. A file of more than LARGEST_MEMBER bytes comes as None.
+        """
+        with _Tape(self.place) as tape:
+            ended = False
+            while (header := tape.take(BLOCK)) and len(header) == BLOCK:
+                self.bytes = tape.position
+                if not any(header):
+                    ended = True
+                    break
+                info = self._parse(header, tape.position - BLOCK)
+                data = None
+                if info.size <= LARGEST_MEMBER:
+                    data = tape.take(info.size)
+                else:
+                    tape.skip(info.size)
+                if tape.ended or len(tape.take(-info.size % BLOCK)) < -info.size % BLOCK:
+                    break
+                if info.isreg():
+                    yield info.name, data
+            tape.drain()
+            self.bytes = tape.position
+            self._check(tape, ended)
+
+    def _parse(self, header: bytes, position: int) -> tarfile.TarInfo:
+        try:
+            return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise UserError(f"{self.place}: damaged at byte {position:,} ({error}); download it again") from None
+
+    def _check(self, tape: "_Tape", ended: bool) -> None:
+        found = tape.digest.hexdigest()
+        if self.md5 is not None and found != self.md5:
+            short = "" if ended else f" and it is cut short after {tape.position:,} bytes"
+            raise UserError(f"{self.place}: its MD5 is {found}, published is {self.md5}{short}; download it again")
+        if self.md5 is None and not ended:
+            raise UserError(f"{self.place}: cut short after {tape.position:,} bytes; download it again")
+
+
+class _Tape:
+    """The bytes of a file in order, hashed as they come; the next chunk is fetched while one is used."""
+
+    def __init__(self, place: Location) -> None:
+        self.digest = hashlib.md5(usedforsecurity=False)
+        self.position = 0
+        self.ended = False
+        """Whether less was there than was asked for."""
+        self._stream = ResumingStream(place)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="landmark-tar")
+        self._chunks = run_ahead(self._pool, self._fetch, itertools.repeat(None), 1)
+        self._chunk = memoryview(b"")
+
+    def __enter__(self) -> "_Tape":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._chunks.close()
+        self._pool.shutdown()
+        self._stream.close()
+
+    def _fetch(self, nothing: None) -> bytes:
+        chunk = self._stream.read(CHUNK_BYTES) or b""
+        self.digest.update(chunk)
+        return chunk
+
+    def _pieces(self, count: int) -> Iterator[memoryview]:
+        while count > 0:
+            if not self._chunk:
+                self._chunk = memoryview(next(self._chunks))
+            if not self._chunk:
+                self.ended = True
+                return
+            piece, self._chunk = self._chunk[:count], self._chunk[count:]
+            self.position += len(piece)
+            count -= len(piece)
+            yield piece
+
+    def take(self, count: int) -> bytes:
+        """Return the next bytes, fewer at the end."""
+        return b"".join(self._pieces(count))
+
+    def skip(self, count: int) -> None:
+        """Pass over bytes."""
+        for _ in self._pieces(count):
+            pass
+
+    def drain(self) -> None:
+        """Pass over all that is left."""
+        while not self.ended:
+            self.skip(CHUNK_BYTES)

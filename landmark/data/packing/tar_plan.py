@@ -1,0 +1,97 @@
+"""The plan for images in tars: groups of consecutive tars, sized so that their shards come near the size aimed at."""
+
+import itertools
+
+import numpy as np
+import pyarrow as pa
+
+from landmark.config import PrepareConfig, UserError
+from landmark.data.dataset import SPLITS
+from landmark.data.gldv2 import id_keys, image_id
+from landmark.data.images import Refused, pack_image
+from landmark.data.packing.catalog import Wanted
+from landmark.data.packing.gldv2_source import Gldv2Source
+from landmark.data.packing.index import IdIndex
+from landmark.data.packing.tar import TarReader
+from landmark.data.packing.units import SIZE_SAMPLES, UNITS_AT_LEAST, Unit
+
+SPREAD = 4.0
+"""Standard deviations by which a unit may hold more images than expected before an extra shard begins."""
+
+
+def plan_tars(source: Gldv2Source, wanted: Wanted, config: PrepareConfig) -> tuple[pa.Table, list[Unit], IdIndex]:
+    """Return the planned rows in the order of their ids, the units, and the index of the ids.
+
+    Which tar holds which image is not known before it is read: ids are spread evenly over the tars.
+    """
+    keys = id_keys(wanted.items["image_id"])
+    order = np.argsort(keys)
+    splits = wanted.splits()
+    rows = wanted.items.drop_columns(["group"]).take(pa.array(order))
+    known = wanted.listing.known
+    index = IdIndex(
+        wanted=keys[order],
+        labels=rows["label"].to_numpy(),
+        splits=splits[order],
+        known=keys[:0] if known is None else known,
+    )
+    counts = np.bincount(splits, minlength=len(SPLITS))
+    image_bytes = _image_bytes(source, config)
+    return rows, _units(source.tars, counts, image_bytes, config), index
+
+
+def _image_bytes(source: Gldv2Source, config: PrepareConfig) -> float:
+    """Return the mean size of a packed image, judged by the first ones of the first tar."""
+    sizes, looked = [], 0
+    members = TarReader(source.root / source.tars[0], None).members()
+    for name, data in members:
+        if image_id(name) is None or data is None:
+            continue
+        looked += 1
+        try:
+            sizes.append(len(pack_image(data, config.packing).jpeg))
+        except Refused:
+            continue
+        finally:
+            if looked == SIZE_SAMPLES:
+                members.close()
+    if not sizes:
+        raise UserError(
+            f"{source.root / source.tars[0]}: none of {looked} files looked at is a readable picture named "
+            "<16 hexadecimal digits>.jpg; check gldv2.path"
+        )
+    return sum(sizes) / len(sizes)
+
+
+def _units(tars: tuple[str, ...], counts: np.ndarray, image_bytes: float, config: PrepareConfig) -> list[Unit]:
+    """Group the tars: as many a unit as fill a shard of the smallest split, but enough units to share out."""
+    shard_bytes = config.packing.shard_mib * 2**20
+    smallest = counts[counts > 0].min() * image_bytes / len(tars)
+    size = min(max(1, round(shard_bytes / smallest)), -(-len(tars) // UNITS_AT_LEAST))
+    number = -(-len(tars) // size)
+    bounds = np.arange(number + 1) * len(tars) // number
+    done = np.arange(len(tars) + 1) * int(counts.sum()) // len(tars)
+    units: list[Unit] = []
+    for start, stop in itertools.pairwise(bounds.tolist()):
+        expected = counts * (stop - start) / len(tars)
+        limits = {
+            split: _shard_rows(float(rows), image_bytes, shard_bytes, config.packing.row_group_rows)
+            for split, rows in zip(SPLITS, expected, strict=True)
+        }
+        units.append(
+            Unit(
+                number=len(units),
+                name=f"{len(units):05d}",
+                rows=int(done[stop] - done[start]),
+                tars=list(tars[start:stop]),
+                shard_rows=limits,
+            )
+        )
+    return units
+
+
+def _shard_rows(expected: float, image_bytes: float, shard_bytes: int, row_group_rows: int) -> int:
+    """Return the rows after which a unit begins its next shard of a split: its shards come out alike."""
+    shards = max(1, round(expected * image_bytes / shard_bytes))
+    most = (expected + SPREAD * expected**0.5) / shards
+    return max(1, int(-(-most // row_group_rows))) * row_group_rows
