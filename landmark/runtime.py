@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 
 import ray
 import ray.data
@@ -37,3 +38,12 @@ def quiet_data() -> None:
     """Silence Ray Data's own progress bars and plans in this process: ours are shown instead."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+def own_message(error: BaseException) -> str | None:
+    """Return the message of a UserError that was raised in a task or actor, out of Ray's wrapping of it; None for any other.
+
+    Ray Data keeps the error's text alone, inside its own.
+    """
+    found = re.findall(r"^landmark\.(?:config\.errors\.UserError|storage\.NotFound): (.*)$", str(error), re.MULTILINE)
+    return found[-1] if found else None

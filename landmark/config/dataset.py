@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from landmark.config.errors import require
+from landmark.config.subset import SubsetConfig
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -14,6 +15,14 @@ class FoldersConfig:
     """Folder or URI (s3://…) that holds one folder a class."""
     groups: str | None = None
     """CSV file with columns id, group: images of a group never straddle a split. `id` is the file's name without its ending."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class RepackConfig:
+    """A packed dataset whose images become another one, each in the split that it has."""
+
+    path: str | None = None
+    """Folder or URI of the packed dataset."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -116,18 +125,30 @@ class PrepareConfig:
 
     output: str
     """Folder or URI (s3://bucket/key) of the packed dataset."""
-    source: Literal["synthetic", "folders"] = "synthetic"
+    source: Literal["synthetic", "folders", "dataset"] = "synthetic"
     """Where images come from."""
     folders: FoldersConfig = field(default_factory=FoldersConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    dataset: RepackConfig = field(default_factory=RepackConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
+    subset: SubsetConfig = field(default_factory=SubsetConfig)
     packing: PackingConfig = field(default_factory=PackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     seed: int = 0
-    """Seed of the synthetic images, the split and the order of the rows."""
+    """Seed of the synthetic images, the subset, the split and the order of the rows."""
+    verify: bool = False
+    """Pack nothing: check the finished dataset in `output` against its manifest."""
 
     def __post_init__(self) -> None:
         require(
             self.source != "folders" or self.folders.path is not None,
             "folders.path is missing; give the folder that holds one folder a class",
+        )
+        require(
+            self.source != "dataset" or self.dataset.path is not None,
+            "dataset.path is missing; give the folder or URI of a packed dataset",
+        )
+        require(
+            self.source == "dataset" or self.subset.keeps_all(),
+            f"subset is for source dataset, but source is {self.source}; leave the subset out, or choose it when training",
         )

@@ -29,6 +29,7 @@ from landmark.data.packing.plan import WORK_FOLDER, Plan, Unit, fingerprint, loa
 from landmark.data.packing.sources import Source, SyntheticSource
 from landmark.data.packing.worker import Packer
 from landmark.progress import Progress
+from landmark.runtime import own_message
 from landmark.storage import Location, NotFound, check_writable
 
 JUDGED_ROWS = 1000
@@ -140,11 +141,8 @@ def _run(
 
 def _explain(error: ray.exceptions.RayError) -> UserError:
     """Return a worker's error as one line: its own, where it was a user's mistake."""
-    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    while cause is not None and not isinstance(cause, UserError):
-        cause = cause.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = str(cause) if cause is not None else (lines[-1] if lines else type(error).__name__)
+    text = own_message(error) or (lines[-1] if lines else type(error).__name__)
     return UserError(f"packing stopped: {text}; run the same command again to go on")
 
 

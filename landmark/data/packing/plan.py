@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from landmark.config import PackingConfig, PrepareConfig, UserError, to_mapping
@@ -63,11 +64,11 @@ class Plan:
 def fingerprint(config: PrepareConfig) -> dict[str, Any]:
     """Return what decides a dataset's content: the config without where it goes and who computes it."""
     values = to_mapping(config)
-    unused = {"folders": config.source != "folders", "synthetic": config.source != "synthetic"}
+    unused = {name: config.source != name for name in ("folders", "synthetic", "dataset")}
     return {
         key: value
         for key, value in values.items()
-        if key not in ("output", "cluster", "packing") and not unused.get(key, False)
+        if key not in ("output", "cluster", "packing", "verify") and not unused.get(key, False)
     } | {"packing": {key: value for key, value in values["packing"].items() if key != "max_reject_share"}}
 
 
@@ -105,14 +106,20 @@ def read_plan(work: Location, columns: list[str]) -> pa.Table:
 def _make(work: Location, source: Source, config: PrepareConfig) -> Plan:
     items = source.items()
     labels, names = class_labels(items)
-    splits = split_images(labels, items["group"], config.split, config.seed)
     items = items.append_column("label", pa.array(labels, pa.int32()))
-    items = items.append_column("split", pa.array([SPLITS[number] for number in splits]))
+    kept = "split" in items.column_names
+    if kept:
+        splits = pc.index_in(items["split"], pa.array(SPLITS)).to_numpy()
+    else:
+        splits = split_images(labels, items["group"], config.split, config.seed)
+        items = items.append_column("split", pa.array([SPLITS[number] for number in splits]))
     shard_rows = rows_per_shard(source, items, config.packing, config.seed)
     order: list[np.ndarray] = []
     units: list[Unit] = []
     for number, split in enumerate(SPLITS):
-        rows = generator(config.seed, 2, number).permutation(np.flatnonzero(splits == number))
+        rows = np.flatnonzero(splits == number)
+        if not kept:  # a source that brings its splits is a dataset, whose rows are mixed already
+            rows = generator(config.seed, 2, number).permutation(rows)
         for shard, part in enumerate(_even_parts(rows, shard_rows, config.packing.row_group_rows)):
             units.append(Unit(number=len(units), split=split, shard=shard, rows=len(part)))
             order.append(part)

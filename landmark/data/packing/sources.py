@@ -20,7 +20,10 @@ class Source(Protocol):
     """Where the images of a dataset come from. Small and picklable: workers get a copy."""
 
     def items(self) -> pa.Table:
-        """Return one row an image: image_id, landmark_id, group, origin strings, and what `read` needs."""
+        """Return one row an image: image_id, landmark_id, group, origin strings, and what `read` needs.
+
+        A column split says where each image stays; its rows are then packed in their order.
+        """
         ...
 
     def read(self, row: dict[str, Any]) -> bytes:
