@@ -29,6 +29,7 @@ REQUEST_TIMEOUT_S = 15
 DEADLINE_S = 90
 """Seconds for which object storage may fail or not answer before that is an error; LANDMARK_STORAGE_DEADLINE_S overrides it."""
 LONGEST_PAUSE_S = 8
+DENIED = "access denied"
 
 _TRANSIENT = (
     "NETWORK_CONNECTION",
@@ -206,10 +207,28 @@ def locate(uri: str | Path) -> Location:
 
 
 def check_writable(location: Location) -> None:
-    """Write and delete a small file, so that an unwritable place is an error before the work, not after."""
+    """Write and delete a small file, so that an unwritable place is an error before the work, not after.
+
+    Some servers create a bucket that is written to; a bucket that is not there is an error all the same.
+    """
+    if lacks_bucket(location):
+        raise UserError(f"{location}: no such bucket; create it or check its name")
     probe = location / f".landmark-write-check-{uuid.uuid4().hex}"
     probe.write_bytes(b"")
     probe.delete()
+
+
+def lacks_bucket(location: Location) -> bool:
+    """Return whether a location is in an S3 bucket that does not exist; False where the credentials may not know."""
+    parts = urlsplit(location.uri)
+    if parts.scheme != "s3" or not parts.netloc:
+        return False
+    try:
+        return not Location(f"s3://{parts.netloc}").exists()
+    except UserError as error:
+        if DENIED in str(error):
+            return False
+        raise
 
 
 def _open(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -360,9 +379,11 @@ def _reason(error: OSError) -> str:
         return f"{text} from the object storage at {endpoint}; check that the server runs, then run the same again"
     denied = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "InvalidAccessKeyId", "Forbidden")
     if any(word in text for word in denied):
-        return "access denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's permissions"
+        return f"{DENIED}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's permissions"
     if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text or "Bucket does not exist" in text:
         return "no such bucket; create it or check its name"
+    if any(word in text for word in ("SLOW_DOWN", "SlowDown", "THROTTLING", "SERVICE_UNAVAILABLE", "HTTP status 503")):
+        return f"the object storage at {endpoint} is busy (it answers with 503 or SlowDown); run the same again later"
     if "NETWORK_CONNECTION" in text or "curlCode" in text or "Connection" in text:
         return f"cannot reach the object storage at {endpoint}; check AWS_ENDPOINT_URL and that the server runs"
     return f"{error.strerror or text.splitlines()[0]}; check the path and its permissions"

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from landmark.config import SubsetConfig, UserError, from_mapping, nearest, to_mapping
-from landmark.storage import Location, NotFound, locate, retrying
+from landmark.storage import Location, NotFound, lacks_bucket, locate, retrying
 
 T = TypeVar("T")
 
@@ -130,6 +130,8 @@ class PackedDataset:
         try:
             text = (location / "manifest.json").read_text()
         except NotFound:
+            if lacks_bucket(location):
+                raise UserError(f"{uri}: no such bucket; create it or check its name") from None
             state = "an unfinished dataset; run the same `landmark prepare` again" if location.exists() else "not there"
             raise UserError(f"{uri}: no manifest.json, so it is {state}, or check the path") from None
         try:
@@ -193,6 +195,21 @@ def read_table(location: Location, **options: Any) -> pa.Table:
         with location.fs.open_input_file(location.path) as stream:
             return pq.read_table(stream, **options)
 
+    return _named(location, read)
+
+
+def read_parquet(location: Location, read: Callable[[pq.ParquetFile], T]) -> T:
+    """Return what `read` makes of an open Parquet file; opened anew where storage fails in a way that passes."""
+
+    def opened() -> T:
+        with location.fs.open_input_file(location.path) as stream:
+            return read(pq.ParquetFile(stream, page_checksum_verification=True))
+
+    return _named(location, opened)
+
+
+def _named(location: Location, read: Callable[[], T]) -> T:
+    """Run a reader of a Parquet file; raises UserError naming the file where it is damaged."""
     try:
         return retrying(location.uri, damage_marked(read))
     except pa.ArrowInvalid as error:

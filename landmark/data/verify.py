@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from landmark.config import UserError
-from landmark.data.dataset import PackedDataset, ShardEntry, damage_marked, read_table
+from landmark.data.dataset import PackedDataset, ShardEntry, read_parquet, read_table
 from landmark.data.reader import run_ahead
 from landmark.progress import Progress
-from landmark.storage import NotFound, retrying
+from landmark.storage import NotFound
 
 THREADS = 4
 COLUMNS = ["sample", "image_id", "landmark_id", "label", "split", "shard", "row_group"]
@@ -80,16 +80,15 @@ def _check_shard(dataset: PackedDataset, piece: _Piece) -> list[str]:
             f"{place}: its content changed: SHA-256 {digest[:12]}…, but the manifest says {entry.sha256[:12]}…"
         )
 
-    def read() -> tuple[int, pa.Table, list[int]]:
-        with place.fs.open_input_file(place.path) as stream:
-            file = pq.ParquetFile(stream, page_checksum_verification=True)
-            sizes = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
-            return file.metadata.num_row_groups, file.read(columns=["image_id", "label"]), sizes
+    def read(file: pq.ParquetFile) -> tuple[pa.Table, list[int]]:
+        sizes = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
+        return file.read(columns=["image_id", "label"]), sizes
 
     try:
-        row_groups, table, sizes = retrying(place.uri, damage_marked(read))
-    except (pa.ArrowInvalid, NotFound) as error:
-        return [*problems, f"{place}: not a readable Parquet file ({' '.join(str(error).split())})"]
+        table, sizes = read_parquet(place, read)
+    except UserError as error:
+        return [*problems, str(error)]
+    row_groups = len(sizes)
     if (len(table), row_groups) != (entry.rows, entry.row_groups):
         problems.append(
             f"{place}: {len(table)} rows in {row_groups} row groups, but the manifest says {entry.rows} in "

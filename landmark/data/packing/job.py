@@ -2,6 +2,7 @@
 
 import collections
 import json
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -142,7 +143,8 @@ def _run(
 def _explain(error: ray.exceptions.RayError) -> UserError:
     """Return a worker's error as one line: its own, where it was a user's mistake."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = own_message(error) or (lines[-1] if lines else type(error).__name__)
+    causes = [line for line in lines if re.match(r"[\w.]+(Error|Invalid|Exception): ", line)]
+    text = own_message(error) or next(reversed(causes or lines), type(error).__name__)
     return UserError(f"packing stopped: {text}; run the same command again to go on")
 
 

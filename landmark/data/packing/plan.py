@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from landmark.config import PackingConfig, PrepareConfig, UserError, to_mapping
-from landmark.data.dataset import SPLITS
+from landmark.data.dataset import SPLITS, read_parquet, read_table
 from landmark.data.images import Refused, pack_image
 from landmark.data.packing.sources import Source, class_labels
 from landmark.data.randomness import generator
@@ -93,14 +93,12 @@ def load_or_make(output: Location, source: Source, config: PrepareConfig) -> Pla
 
 def read_unit(work: Location, unit: Unit) -> pa.Table:
     """Return the planned rows of a unit."""
-    with (work / PLAN_FILE).open_input() as stream:
-        return pq.ParquetFile(stream).read_row_group(unit.number)
+    return read_parquet(work / PLAN_FILE, lambda file: file.read_row_group(unit.number))
 
 
 def read_plan(work: Location, columns: list[str]) -> pa.Table:
     """Return columns of all planned rows, unit by unit."""
-    with (work / PLAN_FILE).open_input() as stream:
-        return pq.read_table(stream, columns=columns)
+    return read_table(work / PLAN_FILE, columns=columns)
 
 
 def _make(work: Location, source: Source, config: PrepareConfig) -> Plan:

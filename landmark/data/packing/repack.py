@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from landmark.config import SubsetConfig, UserError
-from landmark.data.dataset import SPLITS, PackedDataset, damage_marked
+from landmark.data.dataset import SPLITS, PackedDataset, read_parquet
 from landmark.data.selection import open_dataset
-from landmark.storage import NotFound, locate, retrying
+from landmark.storage import NotFound, locate
 
 KEPT_ROW_GROUPS = 8
 _reading = threading.Lock()
@@ -70,18 +69,7 @@ def _row_group(uri: str, number: int) -> pa.Table:
 
 @functools.lru_cache(maxsize=KEPT_ROW_GROUPS)
 def _cached_row_group(uri: str, number: int) -> pa.Table:
-    place = locate(uri)
-
-    def read() -> pa.Table:
-        with place.fs.open_input_file(place.path) as stream:
-            file = pq.ParquetFile(stream, page_checksum_verification=True)
-            return file.read_row_group(number, columns=["image"])
-
     try:
-        return retrying(uri, damage_marked(read))
-    except NotFound:
+        return read_parquet(locate(uri), lambda file: file.read_row_group(number, columns=["image"]))
+    except NotFound:  # a missing image would be a reject, a missing shard stops the job
         raise UserError(f"{uri}: missing; put the shard back or prepare that dataset again") from None
-    except pa.ArrowInvalid as error:
-        raise UserError(
-            f"{uri}: damaged ({' '.join(str(error).split())}); put the shard back or prepare that dataset again"
-        ) from None

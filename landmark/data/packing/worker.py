@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from landmark.config import PackingConfig, UserError
-from landmark.data.dataset import REJECTS_SCHEMA, SHARD_SCHEMA, write_table
+from landmark.data.dataset import REJECTS_SCHEMA, SHARD_SCHEMA, read_parquet, write_table
 from landmark.data.images import Packed, Refused, pack_image
 from landmark.data.packing.plan import WORK_FOLDER, Unit, read_unit
 from landmark.data.packing.sources import Source
@@ -146,8 +146,7 @@ def file_sha256(path: Path) -> str:
 
 def _first_row(work: Location, unit: Unit) -> int:
     """Return the plan row of a unit's first row."""
-    with (work / "plan.parquet").open_input() as stream:
-        metadata = pq.ParquetFile(stream).metadata
+    metadata = read_parquet(work / "plan.parquet", lambda file: file.metadata)
     if metadata.num_row_groups <= unit.number:
         raise UserError(f"{work}: the plan has no unit {unit.number}; delete the folder and prepare again")
     return sum(metadata.row_group(number).num_rows for number in range(unit.number))
