@@ -325,6 +325,7 @@ class Unanswered(OSError):
 
 
 _watch = threading.local()
+_left_behind: list["_Call"] = []
 
 
 def alive() -> None:
@@ -358,11 +359,17 @@ def _watched(operation: Callable[[], T], patience: float) -> T:
     while call.is_alive():
         left = call.seen + patience - time.monotonic()
         if left <= 0:
+            _left_behind.append(call)
             raise Unanswered(f"no answer for {patience:g} s")
         call.join(left)
     if call.error is not None:
         raise call.error
     return call.result
+
+
+def hanging() -> bool:
+    """Return whether an operation that was given up still hangs; the end of the process would wait for it."""
+    return any(call.is_alive() for call in _left_behind)
 
 
 def _passes(error: OSError) -> bool:

@@ -1,10 +1,11 @@
 """The loader: one rank's decoded batches of a split, pass after pass, without draining in between."""
 
 import collections
+import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -140,21 +141,25 @@ class Loader:
         threads = self.config.decode_threads or available_cpus()
         with ThreadPoolExecutor(threads, thread_name_prefix="landmark-decode") as pool:
             try:
-                for epoch, plan, tables in self._passes():
-                    for batch in self._decode_ahead(pool, epoch, plan, tables, threads):
-                        self._put(epoch, batch)
-                        if self._stop.is_set():
-                            return
-                    self._put(epoch, None)
+                # Closed here and now, whatever happens: left to the garbage collector, the reader's threads would be
+                # waited for in a thread that they may wait for.
+                with contextlib.closing(self._passes()) as passes:
+                    for epoch, plan, tables in passes:
+                        for batch in self._decode_ahead(pool, epoch, plan, tables, threads):
+                            self._put(epoch, batch)
+                            if self._stop.is_set():
+                                return
+                        self._put(epoch, None)
             except Exception as error:  # handed to the consumer, which raises it
                 self._put(self._next, error)
 
-    def _passes(self) -> Iterator[tuple[int, RankPlan, Iterable[pa.Table]]]:
+    def _passes(self) -> Generator[tuple[int, RankPlan, Iterable[pa.Table]], None, None]:
         """Yield each epoch's plan and tables."""
         if self.config.stream != "ray":
             for epoch in self.epochs:
                 plan = self.plan(epoch)
-                yield epoch, plan, read_by_thread(self.reader, plan.units)
+                with contextlib.closing(read_by_thread(self.reader, plan.units)) as tables:
+                    yield epoch, plan, tables
             return
         stream = _EpochSorter(read_by_ray(self.reader, ((e, self.plan(e).units) for e in self.epochs), self.config))
         for epoch in self.epochs:

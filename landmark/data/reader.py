@@ -1,7 +1,7 @@
 """Readers: plan units become Arrow tables of compressed images, by a thread or by Ray Data actors."""
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -93,8 +93,8 @@ def _lost(unit: Unit, fault: str) -> pa.Table:
     )
 
 
-def read_by_thread(reader: UnitReader, units: Iterable[Unit]) -> Iterator[pa.Table]:
-    """Yield the units' tables in order, reading ahead in a thread of this process."""
+def read_by_thread(reader: UnitReader, units: Iterable[Unit]) -> Generator[pa.Table, None, None]:
+    """Yield the units' tables in order, reading ahead in a thread of this process; `close` it when it is not used up."""
     with ThreadPoolExecutor(1, thread_name_prefix="landmark-read") as pool:
         yield from run_ahead(pool, reader.read, units, UNITS_AHEAD)
 

@@ -117,6 +117,7 @@ def test_a_damaged_shard_stops_training_with_its_name(damaged, stream, request):
     ):
         list(loader.epoch(1))
     assert "\n" not in str(error.value)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("landmark-")]
 
 
 @pytest.mark.parametrize(("stream", "world"), [("thread", 1), ("thread", 3), ("ray", 1)])
