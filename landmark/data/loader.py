@@ -161,10 +161,12 @@ class Loader:
                 with contextlib.closing(read_by_thread(self.reader, plan.units)) as tables:
                     yield epoch, plan, tables
             return
-        stream = _EpochSorter(read_by_ray(self.reader, ((e, self.plan(e).units) for e in self.epochs), self.config))
-        for epoch in self.epochs:
-            plan = self.plan(epoch)
-            yield epoch, plan, stream.tables(epoch, int(plan.batch_rows.sum()))
+        planned = ((epoch, self.plan(epoch).units) for epoch in self.epochs)
+        with contextlib.closing(read_by_ray(self.reader, planned, self.config)) as blocks:
+            stream = _EpochSorter(blocks)
+            for epoch in self.epochs:
+                plan = self.plan(epoch)
+                yield epoch, plan, stream.tables(epoch, int(plan.batch_rows.sum()))
 
     def _decode_ahead(
         self, pool: ThreadPoolExecutor, epoch: int, plan: RankPlan, tables: Iterable[pa.Table], ahead: int

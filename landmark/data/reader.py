@@ -131,7 +131,7 @@ class _ReaderActor:
 
 def read_by_ray(
     reader: UnitReader, epochs: Iterable[tuple[int, list[Unit]]], config: LoaderConfig
-) -> Iterator[tuple[int, pa.Table]]:
+) -> Generator[tuple[int, pa.Table], None, None]:
     """Yield (epoch, table) for all units of all epochs as one Ray Data stream, so that nothing drains between epochs.
 
     Order is not kept (keeping it spills): tables of an epoch may come after the next epoch's first ones.

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,6 +12,7 @@ from landmark.config import SubsetConfig
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import Selection
 from landmark.training.checkpoints import read_meta, resolve_checkpoint
+from tests.packed import write_packed
 
 SUBSET = ["--subset.classes", "4", "--subset.choose", "random", "--subset.max-images", "45"]
 SAME = SubsetConfig(classes=4, choose="random", max_images=45)
@@ -44,16 +44,15 @@ def test_a_run_on_a_subset_is_evaluated_on_the_same_rows(small_dataset, tmp_path
     assert (metrics["rows"], metrics["classes"]) == (chosen.split("test").rows, 4)
 
 
-def test_several_workers_train_on_a_subset_and_count_what_a_damaged_shard_loses(small_dataset, tmp_path, capfd):
+def test_several_workers_train_on_a_subset_and_count_what_a_damaged_shard_loses(ray_cluster, tmp_path, capfd):
     """Both ranks go through equal steps, or DDP would hang; the losses of both are summed."""
-    copy = tmp_path / "d"
-    shutil.copytree(small_dataset, copy)
-    chosen = Selection(PackedDataset.open(str(copy)), SAME, 0)
-    shard = chosen.split("train").shards[0]
-    (copy / shard.path).unlink()
-    lost = chosen.catalog("train")["shard"].to_pylist().count(0)
+    dataset = write_packed(tmp_path / "d", {"train": [80, 40], "val": [20]}, classes=6)
+    chosen = Selection(dataset, SAME, 0)
+    shard = chosen.split("train").shards[1]
+    (tmp_path / "d" / shard.path).unlink()
+    lost = chosen.catalog("train")["shard"].to_pylist().count(1)
     several = ["--workers.count", "2", "--workers.cpus", "0.5", "--loader.reader-cpus", "0.1"]
-    run = ["train", "--dataset", str(copy), "--output", str(tmp_path), *SUBSET, *FAST, *several]
+    run = ["train", "--dataset", str(tmp_path / "d"), "--output", str(tmp_path), *SUBSET, *FAST, *several]
     assert main([*run, "--loader.damaged", "skip"]) == 0
     assert read_meta(resolve_checkpoint(str(tmp_path / "train"))).classes == chosen.class_names
     rows = list(csv.DictReader((tmp_path / "train" / "history.csv").open()))
