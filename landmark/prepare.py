@@ -1,25 +1,54 @@
 """`landmark prepare`: images and labels become a packed dataset."""
 
 import sys
+import time
 from collections.abc import Sequence
 
+import numpy as np
+
 from landmark.cli import run_verb
-from landmark.config import PrepareConfig
+from landmark.config import PrepareConfig, UserError, to_yaml
+from landmark.data.dataset import PackedDataset
 from landmark.data.packing.gldv2_source import gldv2_source
 from landmark.data.packing.job import PackingResult, pack_dataset
+from landmark.data.packing.repack import DatasetSource
 from landmark.data.packing.sources import Source, SyntheticSource, folder_source
+from landmark.data.verify import verify_dataset
 from landmark.progress import clock
+from landmark.reporting.plots import classes_png
 from landmark.runtime import connect
 from landmark.storage import locate
 
 
-def prepare(config: PrepareConfig) -> PackingResult:
-    """Pack a dataset and say where it lies."""
+def prepare(config: PrepareConfig) -> PackingResult | None:
+    """Pack a dataset and say where it lies, or check a finished one."""
+    if config.verify:
+        verify(config.output)
+        return None
     source = _source(config)
     connect(config.cluster)
     result = pack_dataset(locate(config.output), source, config)
+    if result.packed:
+        (locate(config.output) / "config.yaml").write_text(to_yaml(config))
     _tell(result)
     return result
+
+
+def verify(uri: str) -> None:
+    """Check a finished dataset, printing a line for each problem; raises UserError where there is one."""
+    dataset = PackedDataset.open(uri)
+    start, problems = time.monotonic(), 0
+    for problem in verify_dataset(dataset):
+        print(problem, flush=True)
+        problems += 1
+    if problems:
+        raise UserError(f"{uri}: {problems} problems, named above; put these files back, or prepare the dataset again")
+    entries = dataset.manifest.splits.values()
+    shards = [shard for entry in entries for shard in entry.shards]
+    print(
+        f"{uri}: {sum(entry.rows for entry in entries):,} images in {len(shards):,} shards, "
+        f"{sum(shard.bytes for shard in shards) / 2**20:,.1f} MiB, checked in {clock(time.monotonic() - start)}: all well"
+    )
 
 
 def _source(config: PrepareConfig) -> Source:
@@ -27,6 +56,8 @@ def _source(config: PrepareConfig) -> Source:
         return folder_source(config.folders.path, config.folders.groups)
     if config.source == "gldv2":
         return gldv2_source(config.gldv2, clean=config.subset.clean)
+    if config.source == "dataset" and config.dataset.path is not None:
+        return DatasetSource(locate(config.dataset.path).uri, config.subset, config.seed)
     return SyntheticSource(config.synthetic, config.seed)
 
 
@@ -36,15 +67,32 @@ def _tell(result: PackingResult) -> None:
     manifest = result.dataset.manifest
     if result.packed:
         rate = result.packed / max(result.seconds, 1e-9)
-        print(f"packed {result.packed:,} images in {clock(result.seconds)} ({rate:,.0f} images/s)")
+        print(
+            f"packed {result.packed:,} images in {clock(result.seconds)} ({rate:,.0f} images/s), "
+            f"{result.bytes_in / 2**20:,.1f} MiB read"
+        )
     else:
         print("nothing to do: the dataset is there already")
     rows = ", ".join(f"{name} {entry.rows:,}" for name, entry in manifest.splits.items())
-    print(f"{manifest.classes} classes; images: {rows}; {result.bytes_out / 2**20:,.1f} MiB")
-    if result.rejects:
-        print("rejected: " + ", ".join(f"{count} {reason}" for reason, count in result.rejects.items()))
+    print(f"{manifest.classes:,} classes; images: {rows}; {result.bytes_out / 2**20:,.1f} MiB written")
     where = result.dataset.location
+    _tell_classes(result.dataset)
+    if result.rejects:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in result.rejects.items())
+        print(f"rejected: {reasons}; each is listed in {where / 'rejects.parquet'}")
     print(f"dataset: {where}  next: landmark tune --dataset {where}")
+
+
+def _tell_classes(dataset: PackedDataset) -> None:
+    """Say how the images are spread over the classes, and draw it into the dataset's folder."""
+    counts, names = dataset.labels["images"].to_numpy(), dataset.class_names
+    most, least = int(counts.argmax()), int(counts.argmin())
+    picture = dataset.location / "classes.png"
+    picture.write_bytes(classes_png(counts, names))
+    print(
+        f"images a class: {counts[most]:,} at most ({names[most]}), {np.median(counts):,.0f} in the median, "
+        f"{counts[least]:,} at least ({names[least]}); {picture}"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,15 +2,18 @@
 
 import contextlib
 import functools
+import hashlib
+import io
 import os
 import random
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -24,8 +27,9 @@ CHUNK_BYTES = 16 << 20
 CONNECT_TIMEOUT_S = 5
 REQUEST_TIMEOUT_S = 15
 DEADLINE_S = 90
-"""Seconds for which object storage that fails or does not answer is tried again; LANDMARK_STORAGE_DEADLINE_S overrides it."""
+"""Seconds for which object storage may fail or not answer before that is an error; LANDMARK_STORAGE_DEADLINE_S overrides it."""
 LONGEST_PAUSE_S = 8
+DENIED = "access denied"
 
 _TRANSIENT = (
     "NETWORK_CONNECTION",
@@ -92,10 +96,31 @@ class Location:
         """Return the file's bytes."""
 
         def read() -> bytes:
-            with self.fs.open_input_file(self.path) as stream:
-                return stream.read()
+            buffer = io.BytesIO()
+            self._copy_to(buffer.write)
+            return buffer.getvalue()
 
         return retrying(self.uri, read)
+
+    def sha256(self) -> tuple[str, int]:
+        """Return the file's SHA-256 in hexadecimal and its size, reading it as a stream."""
+
+        def read() -> tuple[str, int]:
+            digest = hashlib.sha256()
+            size = self._copy_to(digest.update)
+            return digest.hexdigest(), size
+
+        return retrying(self.uri, read)
+
+    def _copy_to(self, take: Callable[[bytes], object]) -> int:
+        """Hand the file's bytes to `take`, chunk by chunk; returns their number."""
+        size = 0
+        with self.fs.open_input_stream(self.path) as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                take(chunk)
+                size += len(chunk)
+                alive()
+        return size
 
     def read_text(self) -> str:
         """Return the file's text (UTF-8)."""
@@ -128,6 +153,7 @@ class Location:
                 with source.open("rb") as reader, self.fs.open_output_stream(self.path) as stream:
                     while chunk := reader.read(CHUNK_BYTES):
                         stream.write(chunk)
+                        alive()
             else:
                 with _replaced(local) as temporary:
                     shutil.copyfile(source, temporary)
@@ -138,9 +164,8 @@ class Location:
         """Copy the file to a local path."""
 
         def copy() -> None:
-            with self.fs.open_input_stream(self.path) as stream, target.open("wb") as writer:
-                while chunk := stream.read(CHUNK_BYTES):
-                    writer.write(chunk)
+            with target.open("wb") as writer:
+                self._copy_to(writer.write)
 
         retrying(self.uri, copy)
 
@@ -182,7 +207,12 @@ def locate(uri: str | Path) -> Location:
 
 
 def check_writable(location: Location) -> None:
-    """Write and delete a small file, so that an unwritable place is an error before the work, not after."""
+    """Write and delete a small file, so that an unwritable place is an error before the work, not after.
+
+    Some servers create a bucket that is written to; a bucket that is not there is an error all the same.
+    """
+    if lacks_bucket(location):
+        raise UserError(f"{location}: no such bucket; create it or check its name")
     probe = location / f".landmark-write-check-{uuid.uuid4().hex}"
     try:
         probe.write_bytes(b"")
@@ -195,6 +225,19 @@ def check_writable(location: Location) -> None:
 def _told(error: UserError, location: Location) -> str:
     """Return what an error says of a location."""
     return str(error).removeprefix(f"{location}: ")
+
+
+def lacks_bucket(location: Location) -> bool:
+    """Return whether a location is in an S3 bucket that does not exist; False where the credentials may not know."""
+    parts = urlsplit(location.uri)
+    if parts.scheme != "s3" or not parts.netloc:
+        return False
+    try:
+        return not Location(f"s3://{parts.netloc}").exists()
+    except UserError as error:
+        if DENIED in str(error):
+            return False
+        raise
 
 
 def _open(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -264,37 +307,99 @@ def _replaced(path: Path) -> Iterator[Path]:
 def retrying(uri: str, operation: Callable[[], T]) -> T:
     """Run an operation on storage that may be repeated; returns its result.
 
-    Failures that pass (throttling, a server that restarts or does not answer) are tried again, with growing
-    pauses, until the deadline; the clients' own time-outs end a call that hangs. Raises NotFound, or UserError with
-    one line that names the place and the mend.
+    Failures that pass (throttling, a server that restarts) are tried again, with growing pauses, until the
+    deadline after the first one. An operation on object storage that gives no sign of life for as long (see `alive`)
+    is given up, whatever its client's own time-outs. Raises NotFound, or UserError with one line that names the
+    place and the mend.
     """
-    deadline = time.monotonic() + float(os.environ.get("LANDMARK_STORAGE_DEADLINE_S", DEADLINE_S))
-    pause = 0.25
+    patience = float(os.environ.get("LANDMARK_STORAGE_DEADLINE_S", DEADLINE_S))
+    run = operation if urlsplit(uri).scheme in ("", "file") else functools.partial(_watched, operation, patience)
+    deadline, pause = None, 0.25
     while True:
         try:
-            return operation()
+            return run()
         except FileNotFoundError:
             raise NotFound(f"{uri}: no such file or folder; check the path") from None
         except OSError as error:
-            if not _passes(error) or time.monotonic() + pause > deadline:
+            now = time.monotonic()
+            deadline = now + patience if deadline is None else deadline
+            if not _passes(error) or now + pause > deadline:
                 raise UserError(f"{uri}: {_reason(error)}") from error
         time.sleep(pause * random.uniform(0.5, 1.0))
         pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
+class Unanswered(OSError):
+    """Object storage gave no sign of life until the deadline."""
+
+
+_watch = threading.local()
+_left_behind: list["_Call"] = []
+
+
+def alive() -> None:
+    """Say that the operation under way got something done: its deadline counts from now."""
+    if (call := getattr(_watch, "call", None)) is not None:
+        call.seen = time.monotonic()
+
+
+class _Call(threading.Thread):
+    """An operation in a thread of its own, so that it can be left behind when it hangs."""
+
+    def __init__(self, operation: Callable[[], Any]) -> None:
+        super().__init__(name="landmark-storage", daemon=True)
+        self.operation = operation
+        self.seen = time.monotonic()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        _watch.call = self
+        try:
+            self.result = self.operation()
+        except BaseException as error:  # raised again by the thread that waits
+            self.error = error
+
+
+def _watched(operation: Callable[[], T], patience: float) -> T:
+    """Run an operation, but give it up after `patience` seconds without a sign of life."""
+    call = _Call(operation)
+    call.start()
+    while call.is_alive():
+        left = call.seen + patience - time.monotonic()
+        if left <= 0:
+            _left_behind.append(call)
+            raise Unanswered(f"no answer for {patience:g} s")
+        call.join(left)
+    if call.error is not None:
+        raise call.error
+    return call.result
+
+
+def hanging() -> bool:
+    """Return whether an operation that was given up still hangs; the end of the process would wait for it."""
+    return any(call.is_alive() for call in _left_behind)
+
+
 def _passes(error: OSError) -> bool:
     """Return whether a failure is of the kind that passes: never one of the local disk."""
+    if isinstance(error, Unanswered):
+        return False
     return error.errno is None and any(word in str(error) for word in _TRANSIENT)
 
 
 def _reason(error: OSError) -> str:
     text = str(error)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+    if isinstance(error, Unanswered):
+        return f"{text} from the object storage at {endpoint}; check that the server runs, then run the same again"
     denied = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "InvalidAccessKeyId", "Forbidden")
     if any(word in text for word in denied):
-        return "access denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's permissions"
+        return f"{DENIED}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's permissions"
     if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text or "Bucket does not exist" in text:
         return "no such bucket; create it or check its name"
+    if any(word in text for word in ("SLOW_DOWN", "SlowDown", "THROTTLING", "SERVICE_UNAVAILABLE", "HTTP status 503")):
+        return f"the object storage at {endpoint} is busy (it answers with 503 or SlowDown); run the same again later"
     if "NETWORK_CONNECTION" in text or "curlCode" in text or "Connection" in text:
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
         return f"cannot reach the object storage at {endpoint}; check AWS_ENDPOINT_URL and that the server runs"
     return f"{error.strerror or text.splitlines()[0]}; check the path and its permissions"

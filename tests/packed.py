@@ -54,7 +54,15 @@ def write_packed(
             )
             path = folder / split / f"{index:05d}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, path, row_group_size=row_group_rows)
+            pq.write_table(
+                table,
+                path,
+                row_group_size=row_group_rows,
+                compression="none",
+                use_dictionary=False,
+                write_statistics=["label"],
+                write_page_checksum=True,
+            )
             data = path.read_bytes()
             shards.append(
                 ShardEntry(

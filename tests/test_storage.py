@@ -1,17 +1,20 @@
 """Storage: whole files or none, the same behaviour on disk and on S3, mistakes in one line."""
 
+import http.client
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from landmark.config import UserError
-from landmark.storage import Location, NotFound, check_writable, locate
+from landmark.storage import Location, NotFound, alive, check_writable, locate, retrying
 from tests.seaweed import Seaweed
 
 
@@ -78,6 +81,97 @@ def test_a_server_that_is_not_there_is_an_error_after_the_deadline(monkeypatch: 
     monkeypatch.setenv("LANDMARK_STORAGE_DEADLINE_S", "1")
     with pytest.raises(UserError, match=r"cannot reach the object storage at http://127\.0\.0\.1:9"):
         locate("s3://bucket/x").read_bytes()
+
+
+class Throttle(ThreadingHTTPServer):
+    """Stands before a server and answers the first requests as object storage does that is asked too often."""
+
+    def __init__(self, behind: int, refusals: int) -> None:
+        super().__init__(("127.0.0.1", 0), _ThrottleHandler)
+        self.behind, self.refusals, self.refused = behind, refusals, 0
+
+
+class _ThrottleHandler(BaseHTTPRequestHandler):
+    server: Throttle
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        if self.server.refused < self.server.refusals:
+            self.server.refused += 1
+            self.answer(503, {}, b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>")
+            return
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.behind)
+        connection.request(self.command, self.path, headers=dict(self.headers))
+        found = connection.getresponse()
+        self.answer(found.status, dict(found.getheaders()), found.read())
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in ({"Content-Length": str(len(body))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("refusals", [9, 10_000])
+def test_throttling_is_backed_off_until_the_deadline(s3: Seaweed, monkeypatch: pytest.MonkeyPatch, refusals: int):
+    (locate(s3.uri("throttled"))).write_text("x")
+    monkeypatch.setenv("LANDMARK_STORAGE_DEADLINE_S", "60" if refusals < 100 else "2")
+    with Throttle(s3.ports[3], refusals) as throttle:
+        threading.Thread(target=throttle.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{throttle.server_port}")
+        if refusals < 100:
+            assert locate(s3.uri("throttled")).read_text() == "x"
+            assert throttle.refused == refusals
+        else:
+            with pytest.raises(UserError, match="too many requests|object storage .* is busy"):
+                locate(s3.uri("throttled")).read_text()
+            assert throttle.refused < 60
+        throttle.shutdown()
+
+
+@pytest.mark.parametrize("action", ["read", "write", "upload"])
+def test_a_frozen_server_is_an_error_at_the_deadline(s3: Seaweed, monkeypatch: pytest.MonkeyPatch, tmp_path, action):
+    place = locate(s3.uri("frozen"))
+    place.write_text("x")
+    (tmp_path / "file").write_bytes(b"y" * 1000)
+    monkeypatch.setenv("LANDMARK_STORAGE_DEADLINE_S", "2")
+    s3.freeze()
+    try:
+        start = time.monotonic()
+        with pytest.raises(UserError, match=r"frozen: no answer for 2 s from the object storage at http"):
+            {
+                "read": place.read_bytes,
+                "write": lambda: place.write_text("z"),
+                "upload": lambda: place.upload(tmp_path / "file"),
+            }[action]()
+        assert time.monotonic() - start < 30
+    finally:
+        s3.thaw()
+    monkeypatch.setenv("LANDMARK_STORAGE_DEADLINE_S", "60")
+    place.write_text("again")
+    assert place.read_text() == "again"
+
+
+def test_an_operation_that_goes_on_is_never_given_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LANDMARK_STORAGE_DEADLINE_S", "0.5")
+
+    def slow(beats: int) -> str:
+        for _ in range(beats):
+            time.sleep(0.2)
+            alive()
+        return "done"
+
+    assert retrying("s3://bucket/x", lambda: slow(6)) == "done"
+    with pytest.raises(UserError, match="no answer for 0.5 s"):
+        retrying("s3://bucket/x", lambda: time.sleep(3))
 
 
 def test_s3_without_a_bucket_is_refused():

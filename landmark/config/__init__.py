@@ -5,6 +5,7 @@ from landmark.config.dataset import (
     FoldersConfig,
     PackingConfig,
     PrepareConfig,
+    RepackConfig,
     SplitConfig,
     SyntheticConfig,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "PackingConfig",
     "PrepareConfig",
     "Recipe",
+    "RepackConfig",
     "ReportConfig",
     "ScheduleConfig",
     "SchedulerConfig",

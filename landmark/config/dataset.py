@@ -18,6 +18,14 @@ class FoldersConfig:
 
 
 @dataclass(kw_only=True, frozen=True)
+class RepackConfig:
+    """A packed dataset whose images become another one, each in the split that it has."""
+
+    path: str | None = None
+    """Folder or URI of the packed dataset."""
+
+
+@dataclass(kw_only=True, frozen=True)
 class SyntheticConfig:
     """Procedurally drawn landmarks, for trying everything without a dataset."""
 
@@ -117,17 +125,20 @@ class PrepareConfig:
 
     output: str
     """Folder or URI (s3://bucket/key) of the packed dataset."""
-    source: Literal["synthetic", "folders", "gldv2"] = "synthetic"
+    source: Literal["synthetic", "folders", "gldv2", "dataset"] = "synthetic"
     """Where images come from."""
     folders: FoldersConfig = field(default_factory=FoldersConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     gldv2: Gldv2Config = field(default_factory=Gldv2Config)
-    subset: SubsetConfig = field(default_factory=SubsetConfig)
+    dataset: RepackConfig = field(default_factory=RepackConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
+    subset: SubsetConfig = field(default_factory=SubsetConfig)
     packing: PackingConfig = field(default_factory=PackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     seed: int = 0
     """Seed of the synthetic images, the subset, the split and the order of the rows."""
+    verify: bool = False
+    """Pack nothing: check the finished dataset in `output` against its manifest."""
 
     def __post_init__(self) -> None:
         require(
@@ -141,4 +152,8 @@ class PrepareConfig:
         require(
             self.source == "gldv2" or not self.subset.clean,
             "subset.clean is set, but only source gldv2 has a clean list; leave it out",
+        )
+        require(
+            self.source != "dataset" or self.dataset.path is not None,
+            "dataset.path is missing; give the folder or URI of a packed dataset",
         )

@@ -124,6 +124,9 @@ class LoaderConfig:
     """Row groups whose images are mixed with each other in a training epoch."""
     prefetch_batches: int = 4
     """Decoded batches that wait ready."""
+    damaged: Literal["stop", "skip"] = "stop"
+    """What a missing or damaged shard does. stop: end with an error; skip: go on without its images, which are counted as
+    lost_images: in training the images read before them are shown once more, in evaluation fewer are counted."""
 
     def __post_init__(self) -> None:
         require(16 <= self.image_size <= 2048, f"loader.image_size is {self.image_size}; expected 16 to 2048")

@@ -6,6 +6,7 @@ from typing import Literal
 from landmark.config.dataset import ClusterConfig
 from landmark.config.errors import require
 from landmark.config.recipe import Recipe
+from landmark.config.subset import SubsetConfig
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -34,6 +35,9 @@ class TrainConfig(Recipe):
 
     dataset: str
     """Folder or URI of a packed dataset, as `landmark prepare` writes it."""
+    subset: SubsetConfig = field(default_factory=SubsetConfig)
+    subset_seed: int = 0
+    """Seed of the subset's random choices, apart from the run's own."""
     output: str = "runs"
     """Folder or URI under which the run's folder lies."""
     name: str = "train"
@@ -60,6 +64,9 @@ class TuneConfig:
     """Folder or URI of a packed dataset, as `landmark prepare` writes it."""
     datasets: dict[str, str] = field(default_factory=dict)
     """Other datasets that the space's trials name: name, folder or URI, name, folder or URI …"""
+    subset: SubsetConfig = field(default_factory=SubsetConfig)
+    subset_seed: int = 0
+    """Seed of the subset's random choices, the same for all trials."""
     space: str = "demo"
     """Search space: a YAML file, or the name of one in tune_spaces/."""
     output: str = "runs"
@@ -99,6 +106,8 @@ class EvaluateConfig:
     """An answer counts as right when the label is among the k best guesses."""
     batch_size: int = 128
     """Images a step."""
+    damaged: Literal["stop", "skip"] = "stop"
+    """What a missing or damaged shard does: end with an error, or be skipped, its images told as lost_images."""
 
     def __post_init__(self) -> None:
         require(

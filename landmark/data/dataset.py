@@ -3,19 +3,23 @@
 import functools
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from landmark.config import UserError, from_mapping, nearest, to_mapping
-from landmark.storage import Location, NotFound, locate
+from landmark.config import SubsetConfig, UserError, from_mapping, nearest, to_mapping
+from landmark.storage import Location, NotFound, lacks_bucket, locate, retrying
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "test")
+_DAMAGE = ("CRC checksum", "thrift", "end of stream", "Unexpected end", "Corrupt", "corrupt", "Parquet", "row group")
 
 LABELS_SCHEMA = pa.schema(
     [("label", pa.int32()), ("landmark_id", pa.string()), ("name", pa.string()), ("images", pa.int64())]
@@ -108,6 +112,13 @@ class PackedDataset:
     row in the shard. It is dense, 0 to rows - 1, and the key of all accounting.
     """
 
+    subset = SubsetConfig()
+    """Which of the dataset's images are looked at."""
+    subset_seed = 0
+    """Seed of the subset's random choices."""
+    label_map: np.ndarray | None = None
+    """Label of each label in the shards, int64 (labels,); None: the same."""
+
     def __init__(self, location: Location, manifest: Manifest) -> None:
         self.location = location
         self.manifest = manifest
@@ -119,6 +130,8 @@ class PackedDataset:
         try:
             text = (location / "manifest.json").read_text()
         except NotFound:
+            if lacks_bucket(location):
+                raise UserError(f"{uri}: no such bucket; create it or check its name") from None
             state = "an unfinished dataset; run the same `landmark prepare` again" if location.exists() else "not there"
             raise UserError(f"{uri}: no manifest.json, so it is {state}, or check the path") from None
         try:
@@ -158,6 +171,10 @@ class PackedDataset:
             )
         return entry
 
+    def selected(self, split: str) -> np.ndarray | None:
+        """Return which samples of a split are looked at, bool (split rows,); None: all."""
+        return None
+
     def catalog(self, split: str) -> pa.Table:
         """Return the catalog's rows of a split, in the order of `sample`: CATALOG_SCHEMA."""
         table = read_table(self.location / "catalog.parquet", filters=pc.field("split") == split)
@@ -173,11 +190,50 @@ class PackedDataset:
 
 def read_table(location: Location, **options: Any) -> pa.Table:
     """Read a whole Parquet file; `options` go to `pyarrow.parquet.read_table`."""
-    with location.open_input() as stream:
-        try:
+
+    def read() -> pa.Table:
+        with location.fs.open_input_file(location.path) as stream:
             return pq.read_table(stream, **options)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{location}: not a readable Parquet file ({error}); prepare the dataset again") from None
+
+    return _named(location, read)
+
+
+def read_parquet(location: Location, read: Callable[[pq.ParquetFile], T]) -> T:
+    """Return what `read` makes of an open Parquet file; opened anew where storage fails in a way that passes."""
+
+    def opened() -> T:
+        with location.fs.open_input_file(location.path) as stream:
+            return read(pq.ParquetFile(stream, page_checksum_verification=True))
+
+    return _named(location, opened)
+
+
+def _named(location: Location, read: Callable[[], T]) -> T:
+    """Run a reader of a Parquet file; raises UserError naming the file where it is damaged."""
+    try:
+        return retrying(location.uri, damage_marked(read))
+    except pa.ArrowInvalid as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{location}: not a readable Parquet file ({reason}); prepare the dataset again") from None
+
+
+def damage_marked(read: Callable[[], T]) -> Callable[[], T]:
+    """Return a reader of Parquet that raises pa.ArrowInvalid for all damaged content.
+
+    pyarrow raises OSError both for content and for storage; only the latter passes, and has an error number or
+    names its client.
+    """
+
+    def marked() -> T:
+        try:
+            return read()
+        except OSError as error:
+            text = str(error)
+            if error.errno is None and "AWS Error" not in text and any(word in text for word in _DAMAGE):
+                raise pa.ArrowInvalid(text) from None
+            raise
+
+    return marked
 
 
 def write_table(location: Location, table: pa.Table) -> None:

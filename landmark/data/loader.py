@@ -1,15 +1,18 @@
 """The loader: one rank's decoded batches of a split, pass after pass, without draining in between."""
 
 import collections
+import contextlib
 import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from landmark.config import AugmentConfig, LoaderConfig, UserError
 from landmark.data.dataset import PackedDataset
@@ -17,6 +20,8 @@ from landmark.data.decode import decode_batch, flips
 from landmark.data.plan import RankPlan, RowGroups, plan_evaluation, plan_training_epoch
 from landmark.data.randomness import generator
 from landmark.data.reader import UnitReader, read_by_ray, read_by_thread
+
+MEND = "put the shard back or prepare the dataset again; `damaged: skip` goes on without its images"
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -41,6 +46,10 @@ class Loader:
     `epoch(n)` must be called for first, first + 1, …: decoding runs ahead, over the end of an epoch
     into the next one. With `augment` the split is shuffled and its crops are random; without, rows come
     in their own order under evaluation's centre crop. `close` ends the threads.
+
+    With config.damaged "skip", images of damaged shards are lost: in training the rows read before them are
+    shown once more, so that the ranks' steps stay equal; in evaluation batches are smaller. `lost` counts them by
+    epoch, complete when the epoch has ended, and `tell` gets one line a shard.
     """
 
     def __init__(
@@ -54,6 +63,7 @@ class Loader:
         seed: int = 0,
         augment: AugmentConfig | None = None,
         epochs: range = range(1, 2),
+        tell: Callable[[str], object] | None = None,
     ) -> None:
         self.config = config
         self.rank = rank
@@ -62,7 +72,11 @@ class Loader:
         self.augment = augment
         self.epochs = epochs
         self.groups = RowGroups.of(dataset, split)
-        self.reader = UnitReader(dataset.location, [shard.path for shard in dataset.split(split).shards])
+        self.label_map = dataset.label_map
+        paths = [shard.path for shard in dataset.split(split).shards]
+        self.reader = UnitReader(dataset.location, paths)
+        self.lost: collections.Counter[int] = collections.Counter()
+        self._losses = _Losses(config.damaged, tell)
         self._next = epochs.start
         self._queue: queue.Queue[tuple[int, Batch | BaseException | None]] = queue.Queue(config.prefetch_batches)
         self._stop = threading.Event()
@@ -127,35 +141,47 @@ class Loader:
         threads = self.config.decode_threads or available_cpus()
         with ThreadPoolExecutor(threads, thread_name_prefix="landmark-decode") as pool:
             try:
-                for epoch, plan, tables in self._passes():
-                    for batch in self._decode_ahead(pool, epoch, plan, tables, threads):
-                        self._put(epoch, batch)
-                        if self._stop.is_set():
-                            return
-                    self._put(epoch, None)
+                # Closed here and now, whatever happens: left to the garbage collector, the reader's threads would be
+                # waited for in a thread that they may wait for.
+                with contextlib.closing(self._passes()) as passes:
+                    for epoch, plan, tables in passes:
+                        for batch in self._decode_ahead(pool, epoch, plan, tables, threads):
+                            self._put(epoch, batch)
+                            if self._stop.is_set():
+                                return
+                        self._put(epoch, None)
             except Exception as error:  # handed to the consumer, which raises it
                 self._put(self._next, error)
 
-    def _passes(self) -> Iterator[tuple[int, RankPlan, Iterable[pa.Table]]]:
+    def _passes(self) -> Generator[tuple[int, RankPlan, Iterable[pa.Table]], None, None]:
         """Yield each epoch's plan and tables."""
         if self.config.stream != "ray":
             for epoch in self.epochs:
                 plan = self.plan(epoch)
-                yield epoch, plan, read_by_thread(self.reader, plan.units)
+                with contextlib.closing(read_by_thread(self.reader, plan.units)) as tables:
+                    yield epoch, plan, tables
             return
-        stream = _EpochSorter(read_by_ray(self.reader, ((e, self.plan(e).units) for e in self.epochs), self.config))
-        for epoch in self.epochs:
-            plan = self.plan(epoch)
-            yield epoch, plan, stream.tables(epoch, int(plan.batch_rows.sum()))
+        planned = ((epoch, self.plan(epoch).units) for epoch in self.epochs)
+        with contextlib.closing(read_by_ray(self.reader, planned, self.config)) as blocks:
+            stream = _EpochSorter(blocks)
+            for epoch in self.epochs:
+                plan = self.plan(epoch)
+                yield epoch, plan, stream.tables(epoch, int(plan.batch_rows.sum()))
 
     def _decode_ahead(
         self, pool: ThreadPoolExecutor, epoch: int, plan: RankPlan, tables: Iterable[pa.Table], ahead: int
     ) -> Iterator[Batch]:
         pending: collections.deque[Future[Batch]] = collections.deque()
         window = self.config.shuffle_row_groups if self.augment is not None else 1
-        rows = _mixed(tables, window, self.seed if self.augment is not None else None, epoch)
+        counted = self._losses.counted(tables, self.lost, epoch)
+        if self.augment is not None:
+            counted = self._losses.replaced(counted)
+        rows = _mixed(counted, window, self.seed if self.augment is not None else None, epoch)
         shares = plan.batch_rows * self.world_size / np.maximum(plan.global_rows, 1)
-        for table, share in zip(_rebatched(rows, plan.batch_rows), shares, strict=True):
+        for whole, share in zip(_rebatched(rows, plan.batch_rows), shares, strict=True):
+            table = whole.filter(pc.is_null(whole["fault"])) if self.lost[epoch] else whole
+            if not len(table):
+                continue
             pending.append(pool.submit(self._decode, table, epoch, float(share)))
             if len(pending) > ahead:
                 yield pending.popleft().result()
@@ -170,14 +196,63 @@ class Loader:
             pixels = decode_batch(images, samples, size, augment=self.augment, seed=self.seed, epoch=epoch)
         except ValueError as error:
             raise UserError(f"{self.reader.split}: {error}; check the dataset, or prepare it again") from None
+        labels = table["label"].to_numpy().astype(np.int64)
         mirrored = self.augment is not None and self.augment.flip
         return Batch(
             images=pixels,
-            labels=table["label"].to_numpy().astype(np.int64),
+            labels=labels if self.label_map is None else self.label_map[labels],
             samples=samples,
             flip=flips(self.seed, epoch, samples) if mirrored else np.zeros(len(samples), dtype=bool),
             share=share,
         )
+
+
+class _Losses:
+    """Counts the rows of units that could not be read, tells of them, and finds others for their places."""
+
+    def __init__(self, damaged: Literal["stop", "skip"], tell: Callable[[str], object] | None) -> None:
+        self.damaged = damaged
+        self.tell = tell
+        self.told: set[str] = set()
+        self.spare: pa.Table | None = None
+
+    def counted(self, tables: Iterable[pa.Table], lost: collections.Counter[int], epoch: int) -> Iterator[pa.Table]:
+        """Yield the tables, adding their lost rows to lost[epoch] and telling of each shard once.
+
+        Raises UserError for the first lost row, unless these are skipped.
+        """
+        for table in tables:
+            faults = table["fault"].drop_null()
+            lost[epoch] += len(faults)
+            for fault in pc.unique(faults).to_pylist():
+                if self.damaged == "stop":
+                    raise UserError(f"{fault}; {MEND}")
+                shard = fault.split(": ")[0]
+                if self.tell is not None and shard not in self.told:
+                    self.tell(f"warning: {fault}; its images are skipped and counted as lost_images")
+                self.told.add(shard)
+            yield table
+
+    def replaced(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Yield as many rows, with whole ones for the lost: those read just before, else those that come next.
+
+        Raises UserError where there is no whole row.
+        """
+        waiting = 0
+        fault = ""
+        for table in tables:
+            whole = table.filter(pc.is_null(table["fault"])) if table["fault"].null_count < len(table) else table
+            waiting += len(table) - len(whole)
+            if len(whole):
+                self.spare = whole
+                yield whole
+            elif self.spare is None:
+                fault = table["fault"][0].as_py()
+            if waiting and self.spare is not None:
+                yield self.spare.take(np.arange(waiting) % len(self.spare))
+                waiting = 0
+        if waiting:
+            raise UserError(f"{fault}; no other image could be read in its place, prepare the dataset again")
 
 
 class _EpochSorter:

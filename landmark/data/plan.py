@@ -28,7 +28,7 @@ class RowGroups:
 
     @classmethod
     def of(cls, dataset: PackedDataset, split: str) -> "RowGroups":
-        """Derive the row groups of a split from the manifest alone."""
+        """Derive the row groups of a split from the manifest alone, and of a selection those that hold a row of it."""
         size = dataset.manifest.row_group_rows
         shards = dataset.split(split).shards
         counts = np.array([shard.row_groups for shard in shards], dtype=np.int64)
@@ -36,7 +36,9 @@ class RowGroups:
         row_group = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         shard_rows = np.array([entry.rows for entry in shards], dtype=np.int64)
         rows = np.minimum(size, shard_rows[shard] - row_group * size)
-        return cls(shard=shard, row_group=row_group, first_sample=np.cumsum(rows) - rows, rows=rows, size=rows)
+        groups = cls(shard=shard, row_group=row_group, first_sample=np.cumsum(rows) - rows, rows=rows, size=rows)
+        selected = dataset.selected(split)
+        return groups if selected is None else groups.select(selected)
 
     def select(self, selected: np.ndarray) -> "RowGroups":
         """Keep the selected samples, bool (split rows,), and only the row groups that hold one."""

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from landmark.config import LoaderConfig, UserError
+from landmark.data.dataset import damage_marked
 from landmark.data.plan import Unit
-from landmark.storage import Location, retrying
+from landmark.storage import Location, NotFound, retrying
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,7 +23,11 @@ UNITS_A_BLOCK = 16
 
 
 class UnitReader:
-    """Reads units of one split: columns image (large binary), label int32, sample int64."""
+    """Reads units of one split: columns image (large binary), label int32, sample int64, fault string.
+
+    fault is null where all is well. A unit whose shard is missing or damaged comes as its planned rows all the
+    same, without images, and fault names the shard and says what is wrong: what to do is the loader's affair.
+    """
 
     def __init__(self, split: Location, shard_paths: list[str]) -> None:
         self.split = split
@@ -30,12 +35,16 @@ class UnitReader:
         self._files: collections.OrderedDict[int, pq.ParquetFile] = collections.OrderedDict()
 
     def read(self, unit: Unit) -> pa.Table:
-        """Return the unit's rows."""
+        """Return the unit's rows; raises UserError where the storage fails."""
         path = self.split / self.shard_paths[unit.shard]
         try:
-            table = retrying(path.uri, lambda: self._read_row_group(unit))
+            table = retrying(path.uri, damage_marked(lambda: self._read_row_group(unit)))
+            if unit.rows[-1] >= len(table):
+                raise pa.ArrowInvalid(f"row group {unit.row_group} has {len(table)} rows, fewer than planned")
+        except NotFound:
+            return _lost(unit, f"{path}: missing")
         except pa.ArrowInvalid as error:
-            raise UserError(f"{path}: damaged ({error}); replace the shard, or prepare the dataset again") from None
+            return _lost(unit, f"{path}: damaged ({' '.join(str(error).split())})")
         if len(unit.rows) < len(table):
             table = table.take(unit.rows)
         return pa.table(
@@ -43,30 +52,49 @@ class UnitReader:
                 "image": table["image"].cast(pa.large_binary()),
                 "label": table["label"],
                 "sample": pa.array(unit.rows + unit.first_sample),
+                "fault": pa.nulls(len(table), pa.string()),
             }
         )
 
     def _read_row_group(self, unit: Unit) -> pa.Table:
+        known = unit.shard in self._files
         try:
             return self._open(unit.shard).read_row_group(unit.row_group, columns=["label", "image"])
-        except OSError:
-            # A connection that broke leaves a file that cannot go on: the next try opens it anew.
+        except (OSError, pa.ArrowInvalid):
+            # A connection that broke, or a file that was replaced, leaves one that cannot go on: the next try opens it anew.
             self._files.pop(unit.shard, None)
+            if known:
+                return self._read_row_group(unit)
             raise
 
     def _open(self, shard: int) -> pq.ParquetFile:
         if shard in self._files:
             self._files.move_to_end(shard)
             return self._files[shard]
-        file = pq.ParquetFile((self.split / self.shard_paths[shard]).open_input(), pre_buffer=False)
+        path = self.split / self.shard_paths[shard]
+        stream = path.fs.open_input_file(path.path)
+        file = pq.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True)
         self._files[shard] = file
         if len(self._files) > OPEN_FILES:
             self._files.popitem(last=False)[1].close()
         return file
 
 
-def read_by_thread(reader: UnitReader, units: Iterable[Unit]) -> Iterator[pa.Table]:
-    """Yield the units' tables in order, reading ahead in a thread of this process."""
+def _lost(unit: Unit, fault: str) -> pa.Table:
+    """Return the rows of a unit whose images cannot be read."""
+    rows = len(unit.rows)
+    return pa.table(
+        {
+            "image": pa.nulls(rows, pa.large_binary()),
+            "label": pa.nulls(rows, pa.int32()),
+            "sample": pa.array(unit.rows + unit.first_sample),
+            "fault": pa.array([fault] * rows, pa.string()),
+        }
+    )
+
+
+def read_by_thread(reader: UnitReader, units: Iterable[Unit]) -> Generator[pa.Table, None, None]:
+    """Yield the units' tables in order, reading ahead in a thread of this process; `close` it when it is not used up."""
     with ThreadPoolExecutor(1, thread_name_prefix="landmark-read") as pool:
         yield from run_ahead(pool, reader.read, units, UNITS_AHEAD)
 
@@ -103,12 +131,14 @@ class _ReaderActor:
 
 def read_by_ray(
     reader: UnitReader, epochs: Iterable[tuple[int, list[Unit]]], config: LoaderConfig
-) -> Iterator[tuple[int, pa.Table]]:
+) -> Generator[tuple[int, pa.Table], None, None]:
     """Yield (epoch, table) for all units of all epochs as one Ray Data stream, so that nothing drains between epochs.
 
     Order is not kept (keeping it spills): tables of an epoch may come after the next epoch's first ones.
     """
     import ray
+
+    from landmark.runtime import own_message
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -123,8 +153,13 @@ def read_by_ray(
         num_cpus=config.reader_cpus,
         compute=ray.data.ActorPoolStrategy(size=config.readers),
     )
-    for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
-        yield from _by_epoch(block)
+    try:
+        for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+            yield from _by_epoch(block)
+    except ray.exceptions.RayError as error:
+        if (message := own_message(error)) is None:
+            raise
+        raise UserError(message) from None
 
 
 def _by_epoch(block: pa.Table) -> Iterator[tuple[int, pa.Table]]:

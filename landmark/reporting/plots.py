@@ -1,4 +1,4 @@
-"""Plots as PNG bytes: the confusion matrix, learning curves."""
+"""Plots as PNG bytes: the confusion matrix, learning curves, the sizes of classes."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -36,6 +36,42 @@ def confusion_png(confusion: pa.Table, names: Sequence[str]) -> bytes:
         axes.set_xticks(range(len(shown)), labels, rotation=90, fontsize=7)
         axes.set_yticks(range(len(shown)), labels, fontsize=7)
     figure.colorbar(image, ax=axes, shrink=0.7)
+    return _png(figure)
+
+
+def classes_png(counts: np.ndarray, names: Sequence[str]) -> bytes:
+    """Draw how many images the classes have, on a logarithmic scale.
+
+    counts: int (classes,). Up to 40 classes are a bar each, with its name; more are drawn as a histogram of their
+    sizes, and beside it by rank, so that 203,094 classes are read as easily as 41.
+    """
+    if len(counts) <= NAMED_CLASSES:
+        order = np.argsort(counts, kind="stable")
+        figure = Figure(figsize=(7, 1.4 + 0.2 * len(counts)), dpi=100, layout="constrained")
+        axes = figure.subplots()
+        bars = axes.barh(range(len(order)), counts[order], color=ACCENT)
+        axes.bar_label(bars, [f"{count:,}" for count in counts[order]], fontsize=7, padding=2)
+        axes.set_yticks(range(len(order)), [_short(names[i], 32) for i in order.tolist()], fontsize=7)
+        axes.set(title=f"Images of {len(counts)} classes", xlabel="images", xscale="log")
+        axes.margins(x=0.12, y=0.01)
+        axes.set_xlim(left=0.5)
+        panels = [axes]
+    else:
+        figure = Figure(figsize=(11, 4.2), dpi=100, layout="constrained")
+        panels = list(figure.subplots(1, 2))
+        top = max(2, int(counts.max()) + 1)
+        edges = np.unique(np.geomspace(1, top, 40).round()) - 0.5
+        panels[0].hist(counts, bins=edges.tolist(), color=ACCENT)
+        panels[0].set(title=f"{len(counts):,} classes by their number of images", xlabel="images of a class")
+        panels[0].set(ylabel="classes", xscale="log", yscale="log")
+        rank = np.arange(1, len(counts) + 1)
+        panels[1].plot(rank, np.maximum(np.sort(counts)[::-1], 0.5), color=ACCENT, drawstyle="steps-mid")
+        panels[1].set(title="from the largest class to the smallest", xlabel="rank of the class", ylabel="images")
+        panels[1].set(xscale="log", yscale="log")
+    for axes in panels:
+        axes.grid(color=GRID, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
     return _png(figure)
 
 

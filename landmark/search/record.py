@@ -23,6 +23,7 @@ METRICS = (
     "images_per_s",
     "data_wait_share",
     "epoch_seconds",
+    "lost_images",
 )
 """What is kept of an epoch, out of all that Ray Tune adds to a report."""
 FIRST_STEP, REPORTED, ERROR, CHECKPOINT = "first_step_at", "reported_at", "error", "checkpoint_path"

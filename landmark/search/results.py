@@ -45,7 +45,12 @@ def evaluate_best(study: Study, outcome: Outcome) -> dict[str, Any]:
             break
         recipe, dataset = standing.record.plan.recipe, study.datasets[standing.record.plan.dataset]
         result = evaluate_checkpoint(
-            study.location / standing.checkpoint, dataset, "test", TESTED, recipe.loader.batch_size
+            study.location / standing.checkpoint,
+            dataset,
+            "test",
+            TESTED,
+            recipe.loader.batch_size,
+            damaged=recipe.loader.damaged,
         )
         standing.test = dict(result.topk)
         if standing is outcome.best:

@@ -13,6 +13,7 @@ from ray import tune
 
 from landmark.config import TuneConfig, UserError, to_mapping, to_yaml
 from landmark.data.dataset import PackedDataset
+from landmark.data.selection import open_dataset
 from landmark.runtime import connect
 from landmark.search.leaderboard import (
     Standing,
@@ -92,7 +93,7 @@ def open_datasets(config: TuneConfig, space: Space, plans: list[TrialPlan]) -> d
     opened = {}
     for name in names:
         uri = config.dataset if name is None else config.datasets.get(name, name)
-        opened[name] = PackedDataset.open(uri)
+        opened[name] = open_dataset(uri, config.subset, config.subset_seed)
         for split in splits:
             opened[name].split(split)
     return opened
@@ -142,7 +143,7 @@ def _tuner(study: Study, slots: int, callbacks: list[tune.Callback], stopper: Bu
             dataclasses.replace(
                 plan, recipe=dataclasses.replace(plan.recipe, model=absolute_weights(plan.recipe.model))
             ),
-            study.datasets[plan.dataset].location.uri,
+            study.datasets[plan.dataset],
             study.location,
         )
         for plan in study.plans

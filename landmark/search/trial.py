@@ -15,8 +15,9 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from torch import nn
 
-from landmark.config import Recipe, TrainConfig, UserError, WorkersConfig, from_mapping, to_mapping
+from landmark.config import Recipe, SubsetConfig, TrainConfig, UserError, WorkersConfig, from_mapping, to_mapping
 from landmark.data.dataset import PackedDataset
+from landmark.data.selection import open_dataset
 from landmark.search.record import ERROR, FIRST_STEP, REPORTED
 from landmark.search.space import TrialPlan
 from landmark.storage import Location, locate
@@ -77,10 +78,11 @@ class Relay(TuneReportCallback):
             time.sleep(0.05)
 
 
-def trial_values(plan: TrialPlan, dataset: str, study: Location) -> dict[str, Any]:
-    """Return what Ray Tune hands to `run_trial` under the key `trial`; `dataset` is a URI."""
+def trial_values(plan: TrialPlan, dataset: PackedDataset, study: Location) -> dict[str, Any]:
+    """Return what Ray Tune hands to `run_trial` under the key `trial`."""
     folder = study / TUNE_FOLDER / plan.name
-    return {"name": plan.name, "recipe": to_mapping(plan.recipe), "dataset": dataset, "folder": folder.uri}
+    data = {"dataset": dataset.location.uri, "subset": to_mapping(dataset.subset), "subset_seed": dataset.subset_seed}
+    return {"name": plan.name, "recipe": to_mapping(plan.recipe), "folder": folder.uri, **data}
 
 
 def run_trial(config: dict[str, Any]) -> None:
@@ -105,15 +107,16 @@ def run_trial(config: dict[str, Any]) -> None:
 
 def _train(trial: dict[str, Any], workers: WorkersConfig) -> None:
     recipe = from_mapping(Recipe, trial["recipe"], "the trial's recipe")
+    subset, seed = from_mapping(SubsetConfig, trial["subset"], "the trial's subset"), int(trial["subset_seed"])
     if workers.count == 1:
         torch.set_num_threads(max(1, int(workers.cpus)))
-        fit(recipe, PackedDataset.open(trial["dataset"]), TuneSession())
+        fit(recipe, open_dataset(trial["dataset"], subset, seed), TuneSession())
         return
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
     place = {"dataset": trial["dataset"], "output": trial["folder"], "name": RUN_FOLDER}
     relay = Relay()
     fit_workers(
-        TrainConfig(**values, **place, workers=workers, tensorboard=False),
+        TrainConfig(**values, **place, subset=subset, subset_seed=seed, workers=workers, tensorboard=False),
         locate(trial["folder"]) / RUN_FOLDER,
         [relay],
     )

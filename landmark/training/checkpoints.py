@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from landmark.config import Recipe, UserError, from_mapping, load_yaml, parse_yaml, to_mapping, to_yaml
+from landmark.config import Recipe, SubsetConfig, UserError, from_mapping, load_yaml, parse_yaml, to_mapping, to_yaml
 from landmark.data.dataset import PackedDataset
 from landmark.models import build_model
 from landmark.storage import Location, NotFound, locate
@@ -38,6 +38,10 @@ class CheckpointMeta:
     """Epochs trained."""
     metrics: dict[str, float]
     """Metrics of that epoch."""
+    subset: SubsetConfig = field(default_factory=SubsetConfig)
+    """Which of the dataset's images it was trained on."""
+    subset_seed: int = 0
+    """Seed of the subset's random choices."""
 
 
 def write_checkpoint(

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from landmark.config import TrainConfig, UserError, from_mapping, to_mapping
-from landmark.data.dataset import PackedDataset
+from landmark.data.selection import open_dataset
 from landmark.runtime import quiet_data
 from landmark.storage import Location, locate
 from landmark.training.loop import fit
@@ -171,7 +171,8 @@ def _work(values: dict[str, Any]) -> None:
     recorder = Recorder(locate(values["run"]), tensorboard=config.tensorboard) if rank == 0 else None
     try:
         show = relay.put.remote if relay is not None else None
-        fit(config, PackedDataset.open(config.dataset), TrainWorkerSession(recorder), show=show)
+        dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
+        fit(config, dataset, TrainWorkerSession(recorder), show=show)
     finally:
         if recorder is not None:
             recorder.close()

@@ -1,13 +1,13 @@
 """Evaluating a checkpoint on a split: every row once, through the same input path as training."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from landmark.config import LoaderConfig
+from landmark.config import LoaderConfig, UserError
 from landmark.data.dataset import PackedDataset
 from landmark.data.loader import Loader
 from landmark.evaluation import Tally, summarise
@@ -53,8 +53,12 @@ def evaluate_checkpoint(
     batch_size: int = 128,
     *,
     quiet: bool = False,
+    damaged: Literal["stop", "skip"] = "stop",
 ) -> Evaluation:
-    """Evaluate a checkpoint on a split of a dataset with the same classes; raises UserError for other ones."""
+    """Evaluate a checkpoint on a split of a dataset with the same classes; raises UserError for other ones.
+
+    damaged: what a damaged shard does, as in LoaderConfig; images lost by it are told as lost_images.
+    """
     model, meta = load_model(checkpoint)
     check_classes(checkpoint, meta, dataset)
     rows = dataset.split(split).rows
@@ -62,16 +66,21 @@ def evaluate_checkpoint(
     model = model.to(device).to(memory_format=torch.channels_last)
     tally = Tally(dataset.num_classes, topk)
     progress = Progress(f"evaluating {split}", rows, enabled=not quiet)
-    config = LoaderConfig(image_size=meta.image_size, batch_size=batch_size, stream="thread")
-    with Loader(dataset, split, config) as loader:
+    config = LoaderConfig(image_size=meta.image_size, batch_size=batch_size, stream="thread", damaged=damaged)
+    with Loader(dataset, split, config, tell=None if quiet else print) as loader:
         for _, logits, labels in predict(model, loader.epoch(1), Preprocess(meta.mean, meta.std, device)):
             loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
             guesses = logits.topk(tally.guesses, dim=1).indices
             tally.update(labels.cpu().numpy(), guesses.cpu().numpy(), float(loss))
             progress.update(len(labels))
     progress.clear()
+    if not tally.rows:
+        raise UserError(f"{dataset.location}: no image of the {split} split could be read; prepare the dataset again")
     train_counts = dataset.label_counts("train")
-    return Evaluation(summary=summarise(tally, split, train_counts), tally=tally, meta=meta, train_counts=train_counts)
+    summary = summarise(tally, split, train_counts)
+    if lost := loader.lost[1]:
+        summary["lost_images"] = lost
+    return Evaluation(summary=summary, tally=tally, meta=meta, train_counts=train_counts)
 
 
 def write_evaluation(evaluation: Evaluation, folder: Location) -> None:

@@ -39,9 +39,11 @@ Show = Callable[[str], object]
 def fit(recipe: Recipe, dataset: PackedDataset, session: Session, *, show: Show | None = None) -> None:
     """Train a model as the recipe says, going on from the session's checkpoint where there is one.
 
-    show: takes rank 0's lines: `print` in the user's own process, something that carries them elsewhere.
+    show: takes rank 0's lines, and every rank's warnings: `print` in the user's own process, something that carries
+    them elsewhere.
     Reports after every epoch: epoch, train_loss, train_top1, val_loss, val_top1, val_top5,
-    val_macro_recall, lr, images_per_s, data_wait_share, epoch_seconds. All are reduced over the ranks.
+    val_macro_recall, lr, images_per_s, data_wait_share, epoch_seconds, and lost_images where damaged shards were
+    skipped. All are reduced over the ranks.
     """
     run = _Run(recipe, dataset, session)
     with session.restore() as directory:
@@ -50,7 +52,7 @@ def fit(recipe: Recipe, dataset: PackedDataset, session: Session, *, show: Show 
     loader = resolve_stream(recipe.loader, session.world_size)
     epochs = range(run.epoch + 1, recipe.epochs + 1)
     batches_of = functools.partial(
-        Loader, dataset, rank=session.rank, world_size=session.world_size, seed=recipe.seed, epochs=epochs
+        Loader, dataset, rank=session.rank, world_size=session.world_size, seed=recipe.seed, epochs=epochs, tell=show
     )
     with (
         batches_of("train", loader, augment=recipe.augment) as train,
@@ -142,6 +144,8 @@ class _Run:
             dataset=self.dataset.location.uri,
             epoch=self.epoch,
             metrics=metrics,
+            subset=self.dataset.subset,
+            subset_seed=self.dataset.subset_seed,
         )
         write_checkpoint(directory, self.model, self.state(), meta, plain_recipe(self.recipe))
 
@@ -190,6 +194,10 @@ class _Run:
             "data_wait_share": wait_s / all_train_s,
             "epoch_seconds": time.perf_counter() - start,
         }
+        if self.recipe.loader.damaged == "skip":
+            lost = torch.tensor([train.lost[epoch] + val.lost[epoch]], dtype=torch.float64, device=self.session.device)
+            if all_lost := int(self.session.all_reduce(lost).item()):
+                metrics["lost_images"] = all_lost
         self._judge(epoch, metrics)
         progress.clear()
         if show is not None:
@@ -224,8 +232,9 @@ def plain_recipe(recipe: Recipe) -> Recipe:
 
 
 def _epoch_line(metrics: dict[str, float], epochs: int) -> str:
+    lost = f", {metrics['lost_images']:,.0f} images lost" if "lost_images" in metrics else ""
     return (
         f"epoch {metrics['epoch']:.0f}/{epochs}: train loss {metrics['train_loss']:.3f}, "
         f"val loss {metrics['val_loss']:.3f}, val top-1 {metrics['val_top1']:.2%}, top-5 {metrics['val_top5']:.2%}, "
-        f"{metrics['images_per_s']:,.0f} images/s, waited for data {metrics['data_wait_share']:.0%}"
+        f"{metrics['images_per_s']:,.0f} images/s, waited for data {metrics['data_wait_share']:.0%}{lost}"
     )

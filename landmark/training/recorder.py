@@ -31,7 +31,8 @@ class Recorder:
         self.rows = [row for row in self.rows if int(row["epoch"]) < epoch]
         self.rows.append({key: f"{value:.6g}" for key, value in metrics.items()})
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(metrics), extrasaction="ignore")
+        names = dict.fromkeys([*metrics, *(key for row in self.rows for key in row)])
+        writer = csv.DictWriter(text, fieldnames=list(names))
         writer.writeheader()
         writer.writerows(self.rows)
         self.file.write_text(text.getvalue())

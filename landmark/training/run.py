@@ -9,6 +9,7 @@ from typing import Any
 
 from landmark.config import ModelConfig, TrainConfig, UserError, parse_yaml, to_mapping, to_yaml
 from landmark.data.dataset import PackedDataset
+from landmark.data.selection import open_dataset
 from landmark.storage import Location, NotFound, check_writable, locate
 from landmark.training.local import LocalSession
 from landmark.training.loop import fit
@@ -46,7 +47,7 @@ def run_training(config: TrainConfig) -> RunResult:
     """
     start = time.monotonic()
     config = absolute_paths(config)
-    dataset = PackedDataset.open(config.dataset)
+    dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
     for split in ("train", "val"):
         dataset.split(split)
     run = locate(config.output) / config.name
@@ -133,7 +134,7 @@ def _check_same_run(run: Location, config: TrainConfig) -> None:
     except NotFound:
         return
     before = parse_yaml(TrainConfig, text, f"{run}/config.yaml")
-    for key in ("dataset", "model", "optimizer", "seed"):
+    for key in ("dataset", "subset", "subset_seed", "model", "optimizer", "seed"):
         if getattr(before, key) != getattr(config, key):
             raise UserError(
                 f"{run}: a run of this name has another {key}; choose another --name, or delete that folder"

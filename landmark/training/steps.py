@@ -130,6 +130,8 @@ def validate(
         classes[1] += torch.bincount(labels[right[:, 0]], minlength=num_classes)
     loss_sum, top1, top5, rows = session.all_reduce(totals).tolist()
     support, hits = session.all_reduce(classes)
+    if not rows:
+        raise UserError("no image of the val split could be read; prepare the dataset again")
     present = support > 0
     return {
         "val_loss": loss_sum / rows,

@@ -1,5 +1,7 @@
 """The loader: exact passes, the same pixels for any number of ranks, no thread left behind."""
 
+import dataclasses
+import re
 import threading
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from landmark.config import AugmentConfig, LoaderConfig, UserError
 from landmark.data.dataset import PackedDataset
 from landmark.data.loader import Batch, Loader
-from tests.packed import write_packed
+from tests.packed import picture, write_packed
 
 CONFIG = LoaderConfig(image_size=16, batch_size=10, stream="thread", decode_threads=2, shuffle_row_groups=3)
 
@@ -74,9 +76,93 @@ def test_closing_in_the_middle_of_an_epoch_ends_the_threads(dataset):
     assert threading.active_count() == before
 
 
-def test_a_damaged_shard_is_named(tmp_path: Path):
-    broken = write_packed(tmp_path, {"train": [20]})
-    path = tmp_path / "train" / "00000.parquet"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"train/00000\.parquet"):
-        passes(broken, augment=AugmentConfig())
+def flip_a_byte(path: Path, of: bytes) -> None:
+    """Change one byte in the middle of where `of` lies in a file."""
+    data = bytearray(path.read_bytes())
+    data[data.index(of) + len(of) // 2] ^= 0x10
+    path.write_bytes(data)
+
+
+def damage(dataset: PackedDataset, fault: str, shard: str = "train/00001.parquet") -> None:
+    path = Path(dataset.location.uri) / shard
+    if fault == "deleted":
+        path.unlink()
+    elif fault == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif fault == "flipped byte":
+        first = int(shard.startswith("train")) * 40
+        flip_a_byte(path, picture(first % 4, first, 32))
+
+
+FAULTS = {"deleted": (24, "missing"), "truncated": (24, "damaged"), "flipped byte": (8, "damaged .*checksum")}
+
+
+@pytest.fixture(params=FAULTS)
+def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[PackedDataset, int, str]:
+    """A dataset of 72 training images with a damaged second shard, the images lost by it, and what is said of it."""
+    dataset = write_packed(tmp_path, {"train": [40, 24, 8], "val": [13]})
+    damage(dataset, request.param)
+    return dataset, *FAULTS[request.param]
+
+
+@pytest.mark.parametrize("stream", ["thread", "ray"])
+def test_a_damaged_shard_stops_training_with_its_name(damaged, stream, request):
+    if stream == "ray":
+        request.getfixturevalue("ray_cluster")
+    dataset, _, what = damaged
+    config = dataclasses.replace(CONFIG, stream=stream)
+    with (
+        Loader(dataset, "train", config, augment=AugmentConfig()) as loader,
+        pytest.raises(UserError, match=rf"train/00001\.parquet: {what}.*damaged: skip") as error,
+    ):
+        list(loader.epoch(1))
+    assert "\n" not in str(error.value)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("landmark-")]
+
+
+@pytest.mark.parametrize(("stream", "world"), [("thread", 1), ("thread", 3), ("ray", 1)])
+def test_a_skipped_shard_keeps_the_steps_and_its_loss_is_counted(damaged, world, stream, request):
+    if stream == "ray":
+        request.getfixturevalue("ray_cluster")
+    dataset, lost, what = damaged
+    config = dataclasses.replace(CONFIG, stream=stream, damaged="skip")
+    steps, shown, counted, told = set(), [], [0, 0], []
+    for rank in range(world):
+        options = {"augment": AugmentConfig(), "rank": rank, "world_size": world, "epochs": range(1, 3)}
+        with Loader(dataset, "train", config, tell=told.append, **options) as loader:
+            for epoch in (1, 2):
+                batches = list(loader.epoch(epoch))
+                steps.add(len(batches))
+                assert [len(batch.labels) for batch in batches] == loader.plan(epoch).batch_rows.tolist()
+                shown += [int(s) for batch in batches for s in batch.samples] if epoch == 1 else []
+                counted[epoch - 1] += loader.lost[epoch]
+                assert all(np.array_equal(batch.labels, batch.samples % 4) for batch in batches)
+    assert counted == [lost, lost]
+    assert len(steps) == 1
+    assert len(shown) == 72 and set(shown) == set(range(72)) - set(range(40, 40 + lost))
+    assert 1 <= len(told) <= world
+    assert all(re.search(rf"train/00001\.parquet: {what}.*counted as lost_images", line) for line in told)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_evaluation_counts_fewer_rows_and_repeats_none(tmp_path, world):
+    dataset = write_packed(tmp_path, {"train": [8], "val": [24, 16]})
+    damage(dataset, "flipped byte", "val/00000.parquet")
+    config = dataclasses.replace(CONFIG, damaged="skip")
+    shown, lost = [], 0
+    for rank in range(world):
+        with Loader(dataset, "val", config, rank=rank, world_size=world) as loader:
+            shown += [int(s) for batch in loader.epoch(1) for s in batch.samples]
+            lost += loader.lost[1]
+    assert shown == list(range(8, 40)) and lost == 8
+
+
+def test_nothing_left_to_show_is_an_error(tmp_path):
+    dataset = write_packed(tmp_path, {"train": [16]})
+    damage(dataset, "deleted", "train/00000.parquet")
+    config = dataclasses.replace(CONFIG, damaged="skip")
+    with (
+        Loader(dataset, "train", config, augment=AugmentConfig()) as loader,
+        pytest.raises(UserError, match=r"train/00000\.parquet: missing; no other image"),
+    ):
+        list(loader.epoch(1))

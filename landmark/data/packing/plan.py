@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from landmark.config import PackingConfig, PrepareConfig, UserError, to_mapping
-from landmark.data.dataset import REJECTS_SCHEMA, SPLITS, read_table, write_table
+from landmark.data.dataset import REJECTS_SCHEMA, SPLITS, read_parquet, read_table, write_table
 from landmark.data.images import Refused, pack_image
 from landmark.data.packing.catalog import Wanted, wanted_images
 from landmark.data.packing.gldv2_source import Gldv2Source
@@ -54,8 +54,8 @@ class Plan:
 def fingerprint(config: PrepareConfig) -> dict[str, Any]:
     """Return what decides a dataset's content: the config without where it goes and who computes it."""
     values = to_mapping(config)
-    sources = ("folders", "synthetic", "gldv2")
-    left_out = {"output", "cluster", *(name for name in sources if name != config.source)}
+    sources = ("folders", "synthetic", "gldv2", "dataset")
+    left_out = {"output", "cluster", "verify", *(name for name in sources if name != config.source)}
     if config.subset.keeps_all():
         left_out.add("subset")
     checks = {"packing": ("max_reject_share",), "gldv2": ("max_fault_share", "check_md5")}
@@ -84,15 +84,14 @@ def load_or_make(output: Location, source: Source, config: PrepareConfig) -> Pla
 
 def read_unit(work: Location, unit: Unit) -> pa.Table:
     """Return the planned rows of a unit."""
-    with (work / PLAN_FILE).open_input() as stream:
-        return pq.ParquetFile(stream).read_row_group(unit.number)
+    return read_parquet(work / PLAN_FILE, lambda file: file.read_row_group(unit.number))
 
 
 def read_plan(work: Location, columns: list[str]) -> pa.Table:
     """Return those of the columns that there are, of all planned rows: unit by unit, or of tars in the order of ids."""
-    with (work / PLAN_FILE).open_input() as stream:
-        file = pq.ParquetFile(stream)
-        return file.read(columns=[name for name in columns if name in file.schema_arrow.names])
+    return read_parquet(
+        work / PLAN_FILE, lambda file: file.read([name for name in columns if name in file.schema_arrow.names])
+    )
 
 
 def read_faults(work: Location) -> pa.Table:

@@ -21,7 +21,15 @@ class ShardWriter:
         self.rows = 0
         self.row_groups = 0
         # JPEG does not shrink further, and an uncompressed column is read without a copy.
-        self._writer = pq.ParquetWriter(path, SHARD_SCHEMA, compression="none", use_dictionary=False)
+        # The checksums of its pages let a reader notice one flipped byte, which a JPEG decoder would not.
+        self._writer = pq.ParquetWriter(
+            path,
+            SHARD_SCHEMA,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=["label"],
+            write_page_checksum=True,
+        )
         self._pending: list[tuple[str, int, bytes, int, int]] = []
 
     def add(self, image_id: str, label: int, packed: Packed) -> int:

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from landmark.config import PackingConfig, UserError
-from landmark.data.dataset import REJECTS_SCHEMA, SPLITS, write_table
+from landmark.data.dataset import REJECTS_SCHEMA, SPLITS, read_parquet, write_table
 from landmark.data.gldv2 import image_id
 from landmark.data.images import Packed, Refused, pack_image
 from landmark.data.packing.gldv2_source import Gldv2Source
@@ -213,8 +212,7 @@ def _table(rows: list[Any], schema: pa.Schema) -> pa.Table:
 
 def _first_row(work: Location, unit: Unit) -> int:
     """Return the plan row of a unit's first row."""
-    with (work / "plan.parquet").open_input() as stream:
-        metadata = pq.ParquetFile(stream).metadata
+    metadata = read_parquet(work / "plan.parquet", lambda file: file.metadata)
     if metadata.num_row_groups <= unit.number:
         raise UserError(f"{work}: the plan has no unit {unit.number}; delete the folder and prepare again")
     return sum(metadata.row_group(number).num_rows for number in range(unit.number))

@@ -1,0 +1,164 @@
+"""Verification: whether a finished dataset's files are what its manifest says, and agree with each other."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from landmark.config import UserError
+from landmark.data.dataset import PackedDataset, ShardEntry, read_parquet, read_table
+from landmark.data.reader import run_ahead
+from landmark.progress import Progress
+from landmark.storage import NotFound
+
+THREADS = 4
+COLUMNS = ["sample", "image_id", "landmark_id", "label", "split", "shard", "row_group"]
+
+
+@dataclass(kw_only=True, frozen=True)
+class _Piece:
+    """A shard to check: its entry, and what the catalog says of its rows."""
+
+    split: str
+    entry: ShardEntry
+    catalog: pa.Table
+
+
+def verify_dataset(dataset: PackedDataset) -> Iterator[str]:
+    """Yield one line for each thing that is wrong, naming the file; nothing where all is well.
+
+    Shards are read as streams, several at a time, and never held whole. Each one's size, SHA-256, rows, row
+    groups, ids and labels are compared with manifest and catalog, the catalog with the labels. Raises UserError where
+    the storage fails.
+    """
+    tables: dict[str, pa.Table] = {}
+    for name, columns in (("catalog", COLUMNS), ("labels", None), ("rejects", None)):
+        try:
+            tables[name] = read_table(dataset.location / f"{name}.parquet", columns=columns)
+        except NotFound:
+            yield f"{dataset.location}/{name}.parquet: missing"
+        except UserError as error:
+            yield str(error)
+    yield from _check_tables(dataset, tables)
+    pieces = list(_pieces(dataset, tables.get("catalog")))
+    progress = Progress("verifying", sum(piece.entry.bytes for piece in pieces) >> 20, "MiB")
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="landmark-verify") as pool:
+        checked = run_ahead(pool, lambda piece: _check_shard(dataset, piece), pieces, THREADS)
+        for piece, problems in zip(pieces, checked, strict=True):
+            progress.update(piece.entry.bytes >> 20)
+            if problems:
+                progress.clear()
+            yield from problems
+    progress.clear()
+
+
+def _pieces(dataset: PackedDataset, catalog: pa.Table | None) -> Iterator[_Piece]:
+    """Yield the shards with their rows of the catalog, in its order; none where there is no catalog."""
+    for split, entry in dataset.manifest.splits.items():
+        rows = catalog.filter(pc.field("split") == split).sort_by("sample") if catalog is not None else None
+        start = 0
+        for shard in entry.shards:
+            yield _Piece(split=split, entry=shard, catalog=rows.slice(start, shard.rows) if rows is not None else None)
+            start += shard.rows
+
+
+def _check_shard(dataset: PackedDataset, piece: _Piece) -> list[str]:
+    entry, place = piece.entry, dataset.location / piece.entry.path
+    try:
+        digest, size = place.sha256()
+    except NotFound:
+        return [f"{place}: missing; {entry.rows} images lost"]
+    problems = []
+    if size != entry.bytes:
+        problems.append(f"{place}: {size} bytes, but the manifest says {entry.bytes}")
+    elif digest != entry.sha256:
+        problems.append(
+            f"{place}: its content changed: SHA-256 {digest[:12]}…, but the manifest says {entry.sha256[:12]}…"
+        )
+
+    def read(file: pq.ParquetFile) -> tuple[pa.Table, list[int]]:
+        sizes = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
+        return file.read(columns=["image_id", "label"]), sizes
+
+    try:
+        table, sizes = read_parquet(place, read)
+    except UserError as error:
+        return [*problems, str(error)]
+    row_groups = len(sizes)
+    if (len(table), row_groups) != (entry.rows, entry.row_groups):
+        problems.append(
+            f"{place}: {len(table)} rows in {row_groups} row groups, but the manifest says {entry.rows} in "
+            f"{entry.row_groups}"
+        )
+    elif piece.catalog is not None:
+        problems += _check_rows(dataset, piece, table, np.repeat(np.arange(row_groups), sizes))
+    return problems
+
+
+def _check_rows(dataset: PackedDataset, piece: _Piece, table: pa.Table, row_group: np.ndarray) -> list[str]:
+    """Compare a shard's rows with the catalog's."""
+    problems = []
+    found = {"image_id": table["image_id"], "label": table["label"], "row_group": pa.array(row_group, pa.int32())}
+    for name, column in found.items():
+        ours, theirs = column.to_pylist(), piece.catalog[name].to_pylist()
+        wrong = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
+        if wrong is not None or len(ours) != len(theirs):
+            where = f"row {wrong} is {ours[wrong]!r}, but {theirs[wrong]!r}" if wrong is not None else "fewer rows"
+            problems.append(f"{dataset.location}/catalog.parquet: {name} of {piece.entry.path}: {where} in the catalog")
+    return problems
+
+
+def _check_tables(dataset: PackedDataset, tables: dict[str, pa.Table]) -> Iterator[str]:
+    """Compare catalog, labels and rejects with the manifest and each other."""
+    manifest, labels, catalog = dataset.manifest, tables.get("labels"), tables.get("catalog")
+    place = f"{dataset.location}/labels.parquet"
+    if labels is not None and labels["label"].to_pylist() != list(range(manifest.classes)):
+        yield f"{place}: its labels are not 0 to {manifest.classes - 1}, as the manifest says"
+        labels = None
+    if "rejects" in tables and len(tables["rejects"]) != manifest.rejects:
+        yield (
+            f"{dataset.location}/rejects.parquet: {len(tables['rejects'])} rows, but the manifest says {manifest.rejects}"
+        )
+    if catalog is None:
+        return
+    yield from _check_catalog(dataset, catalog)
+    label = catalog["label"].to_numpy()
+    if not len(label) or label.min() < 0 or label.max() >= manifest.classes:
+        yield f"{dataset.location}/catalog.parquet: holds labels outside 0 to {manifest.classes - 1}"
+    elif labels is not None:
+        counts = np.bincount(label, minlength=manifest.classes)
+        wrong = np.flatnonzero(counts != labels["images"].to_numpy())
+        if len(wrong):
+            yield (
+                f"{place}: label {wrong[0]} has {labels['images'][int(wrong[0])].as_py()} images, but "
+                f"{counts[wrong[0]]} in the catalog ({len(wrong)} such)"
+            )
+        named = labels["landmark_id"].take(catalog["label"])
+        unequal = pc.sum(pc.not_equal(named, catalog["landmark_id"].cast(named.type))).as_py()
+        if unequal:
+            yield f"{dataset.location}/catalog.parquet: {unequal} rows whose landmark_id is not their label's"
+
+
+def _check_catalog(dataset: PackedDataset, catalog: pa.Table) -> Iterator[str]:
+    """Check that samples are dense, ids unique, and every row lies where a shard has one."""
+    place = f"{dataset.location}/catalog.parquet"
+    repeated = len(catalog) - pc.count_distinct(catalog["image_id"]).as_py()
+    if repeated:
+        yield f"{place}: {repeated} image ids occur more than once"
+    unknown = sorted(set(pc.unique(catalog["split"]).to_pylist()) - set(dataset.manifest.splits))
+    if unknown:
+        yield f"{place}: rows of a split that the manifest does not know: {unknown[0]!r}"
+    for split, entry in dataset.manifest.splits.items():
+        rows = catalog.filter(pc.field("split") == split).sort_by("sample")
+        if len(rows) != entry.rows:
+            yield f"{place}: {len(rows)} rows of {split}, but the manifest says {entry.rows}"
+        if not np.array_equal(rows["sample"].to_numpy(), np.arange(len(rows))):
+            yield f"{place}: the samples of {split} are not 0 to {len(rows) - 1}, each once"
+        counts = np.array([shard.rows for shard in entry.shards], dtype=np.int64)
+        expected = np.repeat(np.arange(len(counts)), counts)
+        if len(rows) == entry.rows and not np.array_equal(rows["shard"].to_numpy(), expected):
+            yield f"{place}: the shards of {split} are not those of the manifest"

@@ -1,0 +1,101 @@
+"""Subsets end to end: trained on without repacking, evaluated on the same rows, searched, written out."""
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from landmark.cli import main
+from landmark.config import SubsetConfig
+from landmark.data.dataset import PackedDataset
+from landmark.data.selection import Selection
+from landmark.training.checkpoints import read_meta, resolve_checkpoint
+from tests.packed import write_packed
+
+SUBSET = ["--subset.classes", "4", "--subset.choose", "random", "--subset.max-images", "45"]
+SAME = SubsetConfig(classes=4, choose="random", max_images=45)
+FAST = ["--model.backbone", "deck_mlp", "--loader.image-size", "16", "--epochs", "1", "--no-tensorboard"]
+
+
+def images_of(dataset: PackedDataset) -> dict[str, tuple[str, bytes]]:
+    """Split and bytes of every image of a dataset, by its id."""
+    found = {}
+    for split, entry in dataset.manifest.splits.items():
+        for shard in entry.shards:
+            table = pq.read_table(Path(dataset.location.uri) / shard.path)
+            for row in table.to_pylist():
+                assert row["image_id"] not in found
+                found[row["image_id"]] = split, row["image"]
+    return found
+
+
+def test_a_run_on_a_subset_is_evaluated_on_the_same_rows(small_dataset, tmp_path, capsys):
+    run = ["train", "--dataset", small_dataset, "--output", str(tmp_path), *SUBSET, "--subset-seed", "3", *FAST]
+    assert main(run) == 0
+    assert main([*run, "--subset-seed", "4"]) == 1
+    assert "a run of this name has another subset_seed" in capsys.readouterr().err
+    chosen = Selection(PackedDataset.open(small_dataset), SAME, 3)
+    meta = read_meta(resolve_checkpoint(str(tmp_path / "train")))
+    assert (meta.classes, meta.subset, meta.subset_seed) == (chosen.class_names, SAME, 3)
+    assert main(["evaluate", "--checkpoint", str(tmp_path / "train")]) == 0
+    metrics = json.loads((tmp_path / "train" / "evaluation-test" / "metrics.json").read_text())
+    assert (metrics["rows"], metrics["classes"]) == (chosen.split("test").rows, 4)
+
+
+def test_several_workers_train_on_a_subset_and_count_what_a_damaged_shard_loses(ray_cluster, tmp_path, capfd):
+    """Both ranks go through equal steps, or DDP would hang; the losses of both are summed."""
+    dataset = write_packed(tmp_path / "d", {"train": [80, 40], "val": [20]}, classes=6)
+    chosen = Selection(dataset, SAME, 0)
+    shard = chosen.split("train").shards[1]
+    (tmp_path / "d" / shard.path).unlink()
+    lost = chosen.catalog("train")["shard"].to_pylist().count(1)
+    several = ["--workers.count", "2", "--workers.cpus", "0.5", "--loader.reader-cpus", "0.1"]
+    run = ["train", "--dataset", str(tmp_path / "d"), "--output", str(tmp_path), *SUBSET, *FAST, *several]
+    assert main([*run, "--loader.damaged", "skip"]) == 0
+    assert read_meta(resolve_checkpoint(str(tmp_path / "train"))).classes == chosen.class_names
+    rows = list(csv.DictReader((tmp_path / "train" / "history.csv").open()))
+    assert [row["lost_images"] for row in rows] == [str(lost)] and lost > 0
+    assert f"{shard.path}: missing" in capfd.readouterr().out
+
+
+def test_all_trials_of_a_study_see_the_subset(small_dataset, tmp_path):
+    (tmp_path / "space.yaml").write_text(
+        "recipe: {epochs: 1, model: {backbone: deck_mlp}, loader: {image_size: 16, decode_threads: 1}}\n"
+        "parameters: {optimizer.lr: {grid: [0.01, 0.02]}}\n"
+    )
+    run = ["tune", "--dataset", small_dataset, "--output", str(tmp_path), "--space", str(tmp_path / "space.yaml")]
+    assert main([*run, *SUBSET]) == 0
+    chosen = Selection(PackedDataset.open(small_dataset), SAME, 0)
+    assert read_meta(resolve_checkpoint(str(tmp_path / "tune"))).classes == chosen.class_names
+    study = json.loads((tmp_path / "tune" / "study.json").read_text())
+    assert study["failed"] == 0 and study["finished"] == 2
+    metrics = json.loads((tmp_path / "tune" / "evaluation-test" / "metrics.json").read_text())
+    assert metrics["rows"] == chosen.split("test").rows
+
+
+def test_a_subset_is_written_out_with_its_bytes_and_splits(small_dataset, tmp_path, capsys):
+    output = str(tmp_path / "d")
+    command = ["prepare", "--source", "dataset", "--dataset.path", small_dataset, "--output", output]
+    assert main([*command, *SUBSET, "--seed", "5"]) == 0
+    shown = capsys.readouterr().out
+    before, after = PackedDataset.open(small_dataset), PackedDataset.open(output)
+    chosen = Selection(before, SAME, 5)
+    ids = {image_id for split in ("train", "val", "test") for image_id in chosen.catalog(split)["image_id"].to_pylist()}
+    every = images_of(before)
+    assert images_of(after) == {image_id: every[image_id] for image_id in ids}
+    assert after.class_names == chosen.class_names
+    assert f"packed {len(ids)} images" in shown and "images a class: 45 at most" in shown
+    assert (Path(output) / "classes.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["prepare", "--output", output, "--verify"]) == 0
+    assert main(["prepare", "--output", str(tmp_path / "e"), *SUBSET]) == 2
+
+
+@pytest.mark.parametrize("path", ["", "/none"])
+def test_a_source_that_is_no_dataset_is_named(path, tmp_path, capsys):
+    command = ["prepare", "--source", "dataset", "--output", str(tmp_path / "d")]
+    code = main([*command, "--dataset.path", path] if path else command)
+    shown = capsys.readouterr().err
+    assert (code, "/none: no manifest.json" in shown) == ((1, True) if path else (2, False))
+    assert len(shown.strip().splitlines()) == 1
