@@ -45,8 +45,8 @@ def model_summary(leaderboard: pd.DataFrame, baselines: Mapping[str, Mapping[str
             "optimizer": done["optimizer.name"],
             "epochs": done["epochs_run"].astype("Int64"),
             "data": done["dataset"].fillna("") if "dataset" in done else "",
-            "val_top1": done["val_top1"],
-            **{f"test_top{k}": done[f"test_top{k}"] for k in TOPK},
+            "val_top1": done["val_top1"].astype(float),
+            **{f"test_top{k}": done[f"test_top{k}"].astype(float) for k in TOPK},
         }
     )
     trivial = [

@@ -138,23 +138,23 @@ def test_the_gradient_is_that_of_one_process_with_the_joined_batch(dataset, tmp_
             assert torch.allclose(part["gradient"][name], parameter.grad, rtol=1e-4, atol=1e-6), name
 
 
-def test_a_run_of_two_workers_over_ray_data_learns_and_is_evaluated_like_one_of_one(dataset, tmp_path):
-    loader = LoaderConfig(image_size=16, batch_size=16, decode_threads=1)
-    optimizer = OptimizerConfig(name="adam", lr=0.003)
-    result = run_training(config(dataset, tmp_path, epochs=4, loader=loader, optimizer=optimizer))
+def test_two_workers_over_ray_data_learn_and_go_on_though_they_fill_the_cluster(dataset, tmp_path, monkeypatch):
+    # Paths of the user's folder, which the workers do not share, and not a share of a CPU left for anything else.
+    monkeypatch.chdir(dataset.location.local_path().parent)
+    loader = LoaderConfig(image_size=16, batch_size=16, decode_threads=1, stream="ray", reader_cpus=0.25)
+    shared = {
+        "loader": loader,
+        "workers": WorkersConfig(count=2, cpus=1.75),
+        "optimizer": OptimizerConfig(name="adam", lr=0.003),
+    }
+    run = dataclasses.replace(config(dataset, tmp_path, epochs=4, **shared), dataset=dataset.location.local_path().name)
+    result = run_training(run)
     assert result.best["val_top1"] > 0.5
     assert result.epochs_run == 4
     rows = list(csv.DictReader((tmp_path / "train" / "history.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     assert (locate(result.run) / result.best_checkpoint / "meta.json").exists()
-    again = run_training(config(dataset, tmp_path, epochs=5, loader=loader, optimizer=optimizer))
-    assert again.epochs_run == 5
-
-
-def test_a_run_that_fills_the_cluster_to_the_last_share_of_a_cpu_does_not_wait(dataset, tmp_path):
-    loader = LoaderConfig(image_size=16, batch_size=16, decode_threads=1, stream="ray", reader_cpus=0.25)
-    full = config(dataset, tmp_path, loader=loader, workers=WorkersConfig(count=2, cpus=1.75))
-    assert run_training(full).epochs_run == 2
+    assert run_training(dataclasses.replace(run, epochs=5)).epochs_run == 5
 
 
 def _pid(values: dict) -> None:
@@ -206,9 +206,3 @@ def test_more_workers_than_cpus_are_refused_before_anything_starts(dataset, tmp_
     many = config(dataset, tmp_path, workers=WorkersConfig(count=9, cpus=1))
     with pytest.raises(UserError, match="no room for the run"):
         run_training(many)
-
-
-def test_paths_are_those_of_the_users_folder_not_of_the_workers(dataset, tmp_path, monkeypatch):
-    monkeypatch.chdir(dataset.location.local_path().parent)
-    relative = dataclasses.replace(config(dataset, tmp_path, epochs=1), dataset=dataset.location.local_path().name)
-    assert run_training(relative).epochs_run == 1

@@ -104,6 +104,17 @@ def test_the_decks_tables_come_out_of_a_study(tmp_path: Path):
     assert (tmp_path / "out" / "optimizer_epochs.csv").read_text().startswith("model,optimizer/epochs,top1,top5,top10")
 
 
+def test_shares_that_are_whole_numbers_are_shares_all_the_same(tmp_path: Path):
+    study = write_study(tmp_path / "study")
+    board = BOARD.splitlines()
+    best = "1,t1,finished,resnet101,adam,,20,20,19,0,1,1,1,1,1,1,100,60,ray/t1,"
+    (study / "leaderboard.csv").write_text(f"{board[0]}\n{best}\n")
+    (study / "history.csv").write_text("trial,epoch,val_top1\nt1,1,1\n")
+    write_report(locate(study), locate(tmp_path / "out"))
+    summary = json.loads((tmp_path / "out" / "model_summary.json").read_text())
+    assert [row["val_top1"] for row in summary] == [1.0, None, None]
+
+
 def test_a_single_runs_page(tmp_path: Path):
     best = {"epoch": 2, "val_top1": 0.5}
     values = {"name": "r", "dataset": "d", "best": best, "epochs_run": 2, "best_checkpoint": "c"}

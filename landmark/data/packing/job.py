@@ -5,6 +5,7 @@ import json
 import re
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -121,7 +122,7 @@ def _run(output: Location, source: Source, config: PrepareConfig, plan: Plan, fi
                 raise _stopped(done["error"])
             number = int(done["number"])
             bytes_in += int(done["bytes_in"])
-            figures[number] = json.loads(part_file(output / WORK_FOLDER, number, ".json").read_text())
+            figures[number] = _read_part(output, number)
             rejects = sum(part["rejects"] + part["strangers"] for part in figures.values())
             progress.update(by_number[number].rows, f"{rejects} rejected" if rejects else "")
             _judge(output, config, figures)
@@ -129,6 +130,14 @@ def _run(output: Location, source: Source, config: PrepareConfig, plan: Plan, fi
         raise _explain(error) from error
     progress.clear()
     return bytes_in
+
+
+def _read_part(output: Location, number: int) -> dict[str, Any]:
+    """Return the figures of a unit that has just been packed."""
+    try:
+        return json.loads(part_file(output / WORK_FOLDER, number, ".json").read_text())
+    except UserError as error:
+        raise _stopped(str(error)) from None
 
 
 def _explain(error: ray.exceptions.RayError) -> UserError:
