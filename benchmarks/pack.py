@@ -25,7 +25,6 @@ from landmark.data.synthetic import draw_image, plan_images
 
 CLASSES = 20
 SIZE = 512
-ROUNDS = 3
 PACKING = PackingConfig(short_side=288)
 
 
@@ -80,6 +79,7 @@ def packing_figures(source: Path, cpus: int) -> dict[str, float]:
 
 def child(source: str, output: str, cpus: int) -> None:
     """Pack, and print the figures as JSON."""
+    import ray
     from ray._private.internal_api import memory_summary
 
     from landmark.config import ClusterConfig, FoldersConfig, PrepareConfig
@@ -94,7 +94,8 @@ def child(source: str, output: str, cpus: int) -> None:
             cluster=ClusterConfig(cpus=cpus),
         )
     )
-    spilled = [line for line in memory_summary(stats_only=True).splitlines() if line.startswith("Spilled")]
+    summary = memory_summary(address=ray.get_runtime_context().gcs_address, stats_only=True)
+    spilled = [line for line in summary.splitlines() if line.startswith("Spilled")]
     mib = float(spilled[0].split()[1]) if spilled else 0.0
     print(json.dumps({"rate": result.packed / result.seconds, "spilled_bytes": mib * 2**20}))
 
@@ -103,6 +104,7 @@ def main() -> None:
     """Print the figures, and keep them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--child", nargs=3)
     arguments = parser.parse_args()
     if arguments.child:
@@ -113,17 +115,21 @@ def main() -> None:
         paths = draw_folders(Path(folder) / "one", arguments.images)
         for cpus in (1, 2):
             rounds = []
-            for _ in range(ROUNDS):
+            for _ in range(arguments.rounds):
                 limit, ours = limit_rate(paths, cpus), packing_figures(Path(folder) / "one", cpus)
                 rounds.append((ours["rate"] / limit, ours["rate"], limit))
                 print(
                     f"{cpus} CPUs: packing {ours['rate']:.0f} images/s, limit {limit:.0f}: {ours['rate'] / limit:.2f}",
                     flush=True,
                 )
-            figures[f"over_limit_{cpus}cpu"], figures[f"rate_{cpus}cpu"], _ = sorted(rounds)[ROUNDS // 2]
+            figures[f"over_limit_{cpus}cpu"], figures[f"rate_{cpus}cpu"], _ = sorted(rounds)[arguments.rounds // 2]
         once = packing_figures(Path(folder) / "one", 2)
         grow(Path(folder) / "one", Path(folder) / "ten", 10)
         ten = packing_figures(Path(folder) / "ten", 2)
+        # The few seconds in which Ray starts its second worker weigh on a short job: the long one is the measure.
+        limits = sorted(limit for _, _, limit in rounds)
+        figures["over_limit_2cpu_short"] = figures["over_limit_2cpu"]
+        figures["over_limit_2cpu"], figures["rate_2cpu"] = ten["rate"] / limits[len(limits) // 2], ten["rate"]
         figures["peak_mib"], figures["peak_growth"] = once["peak_mib"], ten["peak_mib"] / once["peak_mib"]
         figures["spilled_bytes"] = once["spilled_bytes"] + ten["spilled_bytes"]
         print(

@@ -64,7 +64,7 @@ class _Camera:
         nod = np.array([(1, 0, 0), (0, cos_l, -sin_l), (0, sin_l, cos_l)])
         lean = np.array([(np.cos(roll), -np.sin(roll), 0), (np.sin(roll), np.cos(roll), 0), (0, 0, 1)])
         self.rotation = lean @ nod @ turn
-        self.aim = np.array([rng.normal(0, 0.28), 0.85 + rng.normal(0, 0.14), 0.0])
+        self.aim = np.array([rng.normal(0, 0.34), 0.85 + rng.normal(0, 0.17), 0.0])
         self.centre = side / 2
         self.horizon = float(self.centre - self.focal * np.tan(lift))
 
