@@ -21,7 +21,6 @@ os.environ.update(
 )
 
 import numpy as np
-from landmark.data.synthetic.gldv2_files import write_gldv2, write_tar
 from peak import Peak
 
 from landmark.config import (
@@ -37,6 +36,7 @@ from landmark.data.dataset import PackedDataset
 from landmark.data.gldv2 import image_path
 from landmark.data.loader import Loader
 from landmark.data.synthetic import draw_image, plan_images
+from landmark.data.synthetic.gldv2_files import write_gldv2, write_tar
 from landmark.prepare import prepare
 from tests.seaweed import Seaweed, free_ports
 
