@@ -13,6 +13,8 @@ from pyarrow import fs as pafs
 
 GRPC_OFFSET = 10_000
 BUCKET = "landmark"
+READY = b"ready" * 50_000
+"""Large enough to lie in a volume, beside which the index alone would answer."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -102,8 +104,10 @@ class Seaweed:
                 )
                 filesystem.create_dir(BUCKET)
                 with filesystem.open_output_stream(f"{BUCKET}/ready") as stream:
-                    stream.write(b"ready")
-                return
+                    stream.write(READY)
+                with filesystem.open_input_stream(f"{BUCKET}/ready") as stream:
+                    if stream.read() == READY:
+                        return
             except OSError:
                 if time.monotonic() > deadline:
                     raise
@@ -124,6 +128,8 @@ class Seaweed:
         """Let a frozen server run on."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
+        # Its parts have lost sight of each other meanwhile: until they meet again it answers that files are not there.
+        self._wait_ready()
 
     def stop(self) -> None:
         """End the server; its data goes with its folder, so nothing needs flushing."""
