@@ -149,7 +149,8 @@ def _explain(error: ray.exceptions.RayError) -> UserError:
 
 
 def _stopped(text: str) -> UserError:
-    return UserError(f"packing stopped: {text}; run the same command again to go on")
+    mend = "" if "run the same" in text else "; run the same command again to go on"
+    return UserError(f"packing stopped: {text}{mend}")
 
 
 def _judge(output: Location, config: PrepareConfig, figures: Figures, *, missing: int = 0, final: bool = False) -> None:
