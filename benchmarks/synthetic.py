@@ -19,8 +19,8 @@ import torch
 
 from landmark.config import (
     LoaderConfig,
+    LossConfig,
     ModelConfig,
-    OptimizerConfig,
     PackingConfig,
     PrepareConfig,
     SyntheticConfig,
@@ -105,7 +105,7 @@ def main() -> None:
                 output=folder,
                 epochs=epochs,
                 model=ModelConfig(backbone="resnet18"),
-                optimizer=OptimizerConfig(label_smoothing=0.05),
+                loss=LossConfig(label_smoothing=0.05),
                 loader=LoaderConfig(image_size=64, batch_size=32),
                 tensorboard=False,
             )

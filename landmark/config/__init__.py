@@ -11,18 +11,13 @@ from landmark.config.dataset import (
 )
 from landmark.config.errors import UserError, nearest
 from landmark.config.files import from_mapping, load_yaml, parse_yaml, to_mapping, to_yaml
-from landmark.config.recipe import (
-    AugmentConfig,
-    EarlyStoppingConfig,
-    LoaderConfig,
-    ModelConfig,
-    OptimizerConfig,
-    Recipe,
-    ScheduleConfig,
-)
+from landmark.config.input import AugmentConfig, LoaderConfig, ResizingConfig, SamplingConfig
+from landmark.config.optimization import ComputeConfig, EmaConfig, LossConfig, OptimizerConfig, ScheduleConfig
+from landmark.config.recipe import EarlyStoppingConfig, ModelConfig, Recipe
 from landmark.config.space import BudgetConfig, SchedulerConfig, SpaceConfig
 from landmark.config.subset import Gldv2Config, SubsetConfig
 from landmark.config.verbs import (
+    CheckpointConfig,
     EvaluateConfig,
     ReportConfig,
     TrainConfig,
@@ -33,12 +28,16 @@ from landmark.config.verbs import (
 __all__ = [
     "AugmentConfig",
     "BudgetConfig",
+    "CheckpointConfig",
     "ClusterConfig",
+    "ComputeConfig",
     "EarlyStoppingConfig",
+    "EmaConfig",
     "EvaluateConfig",
     "FoldersConfig",
     "Gldv2Config",
     "LoaderConfig",
+    "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
     "PackingConfig",
@@ -46,6 +45,8 @@ __all__ = [
     "Recipe",
     "RepackConfig",
     "ReportConfig",
+    "ResizingConfig",
+    "SamplingConfig",
     "ScheduleConfig",
     "SchedulerConfig",
     "SpaceConfig",

@@ -1,5 +1,6 @@
 """Configs of the verbs train, tune, evaluate and report."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,20 +14,59 @@ from landmark.config.subset import SubsetConfig
 class WorkersConfig:
     """The processes that train one model together (DDP), and what each may use."""
 
-    count: int = 1
-    """Training processes; 1 trains in this process, more train by Ray Train."""
+    count: int | str = 1
+    """Training processes; 1 trains in this process, more train by Ray Train. 2:8 is elastic: as many of 2 to 8 as the cluster has
+    room for, looked at every minute."""
     cpus: float = 1.0
     """CPUs that a training process reserves."""
     gpus: float | None = None
     """GPUs that a training process reserves; empty: 1 where the cluster has GPUs, else 0."""
     max_failures: int = 2
     """Times that a run of several processes is restarted from its last checkpoint after one died."""
+    stall_s: float = 300.0
+    """Seconds without a step after which a process counts as hung: it is named, ended and replaced."""
 
     def __post_init__(self) -> None:
-        require(self.count >= 1, f"workers.count is {self.count}; expected 1 or more")
+        require(
+            bool(re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", str(self.count))) and self.least <= self.most,
+            f"workers.count is {self.count}; expected a number of 1 or more, or least:most such as 2:8",
+        )
+        require(self.stall_s > 0, f"workers.stall_s is {self.stall_s}; expected above 0")
         require(self.cpus > 0, f"workers.cpus is {self.cpus}; expected above 0")
         require(self.gpus is None or self.gpus >= 0, f"workers.gpus is {self.gpus}; expected 0 or more")
         require(self.max_failures >= 0, f"workers.max_failures is {self.max_failures}; expected 0 or more")
+
+    @property
+    def least(self) -> int:
+        """Fewest training processes."""
+        return int(str(self.count).split(":")[0])
+
+    @property
+    def most(self) -> int:
+        """Most training processes."""
+        return int(str(self.count).split(":")[-1])
+
+    @property
+    def in_process(self) -> bool:
+        """Whether training runs in the process that asks for it."""
+        return self.most == 1
+
+
+@dataclass(kw_only=True, frozen=True)
+class CheckpointConfig:
+    """When a run saves, besides the end of every epoch; it is stored while training goes on."""
+
+    steps: int | None = None
+    """Steps between two checkpoints within an epoch; empty: by minutes alone."""
+    minutes: float | None = 10.0
+    """Minutes between two checkpoints; empty: by steps alone."""
+    keep: int = 2
+    """Checkpoints that are kept, the newest first, besides the best one: an older one serves where a newer one is damaged."""
+
+    def __post_init__(self) -> None:
+        require(self.steps is None or self.steps >= 1, f"checkpoint.steps is {self.steps}; expected 1 or more")
+        require(self.minutes is None or self.minutes > 0, f"checkpoint.minutes is {self.minutes}; expected above 0")
+        require(self.keep >= 1, f"checkpoint.keep is {self.keep}; expected 1 or more")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -42,6 +82,7 @@ class TrainConfig(Recipe):
     """Folder or URI under which the run's folder lies."""
     name: str = "train"
     """Name of the run: its folder. A run of the same name goes on from its last checkpoint."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tensorboard: bool = True
@@ -51,8 +92,8 @@ class TrainConfig(Recipe):
         super().__post_init__()
         require_name(self.name)
         require(
-            self.loader.batch_size >= self.workers.count,
-            f"loader.batch_size is {self.loader.batch_size}; expected at least one image a worker ({self.workers.count})",
+            self.loader.batch_size >= self.workers.most,
+            f"loader.batch_size is {self.loader.batch_size}; expected at least one image a worker ({self.workers.most})",
         )
 
 

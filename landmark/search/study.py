@@ -163,7 +163,7 @@ def _tuner(study: Study, slots: int, callbacks: list[tune.Callback], stopper: Bu
             scheduler=build_scheduler(space.scheduler, max(plan.recipe.epochs for plan in study.plans)),
             # A process that trains alone serves the next trial: no start, no imports. A run of several
             # workers is ended by ending its coordinator.
-            reuse_actors=config.workers.count == 1,
+            reuse_actors=config.workers.in_process,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),
@@ -186,7 +186,7 @@ def _placement(study: Study, slots: int) -> tune.PlacementGroupFactory:
     """Return what a trial reserves: its process's CPUs and GPUs, and its share of the slots where these are limited."""
     workers = study.config.workers
     share = {head_resource(): math.floor(1e4 / slots) / 1e4}
-    if workers.count > 1:  # Ray Train reserves what the workers need by itself
+    if not workers.in_process:  # Ray Train reserves what the workers need by itself
         return tune.PlacementGroupFactory([{"CPU": 0.0, **share}])
     gpus = gpus_per_worker(workers.gpus)
     process = {"CPU": workers.cpus} | ({"GPU": gpus} if gpus else {})

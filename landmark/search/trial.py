@@ -108,7 +108,7 @@ def run_trial(config: dict[str, Any]) -> None:
 def _train(trial: dict[str, Any], workers: WorkersConfig) -> None:
     recipe = from_mapping(Recipe, trial["recipe"], "the trial's recipe")
     subset, seed = from_mapping(SubsetConfig, trial["subset"], "the trial's subset"), int(trial["subset_seed"])
-    if workers.count == 1:
+    if workers.in_process:
         torch.set_num_threads(max(1, int(workers.cpus)))
         fit(recipe, open_dataset(trial["dataset"], subset, seed), TuneSession())
         return

@@ -116,7 +116,7 @@ def fit_workers(
     workers = config.workers
     gpus = gpus_per_worker(workers.gpus)
     scaling = ray.train.ScalingConfig(
-        num_workers=workers.count,
+        num_workers=workers.most if workers.least == workers.most else (workers.least, workers.most),
         use_gpu=gpus > 0,
         resources_per_worker={"CPU": workers.cpus} | ({"GPU": gpus} if gpus else {}),
     )

@@ -28,9 +28,9 @@ from landmark.training.checkpoints import (
     read_weights,
     write_checkpoint,
 )
-from landmark.training.optim import Schedule, build_optimizer
+from landmark.training.optim import Schedule
 from landmark.training.session import Session
-from landmark.training.steps import Preprocess, train_epoch, validate
+from landmark.training.steps import TrainStep, timed, validate
 
 Show = Callable[[str], object]
 """Takes a line for the person who watches."""
@@ -88,14 +88,13 @@ class _Run:
         self.info = model_info(recipe.model.backbone)
         model = build_model(recipe.model, classes=dataset.num_classes, image_size=size)
         self.model = model.to(session.device).to(memory_format=torch.channels_last)
-        self.preprocess = Preprocess(self.info.mean, self.info.std, session.device)
-        self.optimizer = build_optimizer(self.model, recipe.optimizer)
+        self.step = TrainStep(self.model, recipe, self.info, session)
         rows = dataset.split("train").rows
         self.steps_per_epoch = training_steps(rows, session.world_size, recipe.loader.batch_size)
         self.schedule = Schedule(
-            self.optimizer,
+            self.step.optimizer,
             recipe.schedule,
-            peak_lr=recipe.optimizer.peak_lr(),
+            optimizer_config=recipe.optimizer,
             steps_per_epoch=self.steps_per_epoch,
             epochs=recipe.epochs,
             mode=recipe.monitor_mode(),
@@ -103,7 +102,6 @@ class _Run:
         self.epoch = 0
         self.best = -math.inf
         self.stale_epochs = 0
-        self.ready: nn.Module | None = None
         # Dropout may differ between ranks, initial weights may not.
         torch.manual_seed(recipe.seed + 7919 * session.rank)
 
@@ -117,7 +115,7 @@ class _Run:
             )
         self.model.load_state_dict(read_weights(directory))
         state = read_state(directory)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.step.load_state(state["step"])
         self.schedule.load_state_dict(state["schedule"])
         self.epoch, self.best, self.stale_epochs = state["epoch"], state["best"], state["stale_epochs"]
         torch.set_rng_state(state["rng"])
@@ -125,7 +123,7 @@ class _Run:
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs besides the weights."""
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "step": self.step.state(),
             "schedule": self.schedule.state_dict(),
             "rng": torch.get_rng_state(),
             "epoch": self.epoch,
@@ -156,28 +154,23 @@ class _Run:
 
     def run_epoch(self, epoch: int, train: Loader, val: Loader, show: Show | None) -> dict[str, float]:
         """Train and validate one epoch; returns its metrics, the same on every rank."""
-        if self.ready is None:
-            self.ready = self.session.prepare(self.model)
         start = time.perf_counter()
         rows = self.dataset.split("train").rows
         progress = Progress(
             f"epoch {epoch}/{self.recipe.epochs}", rows, enabled=show is not None, sink=None if show is print else show
         )
-        totals = train_epoch(
-            self.ready,
-            train.epoch(epoch),
-            self.preprocess,
-            self.optimizer,
-            self.schedule,
-            self.recipe.optimizer,
-            first_step=(epoch - 1) * self.steps_per_epoch,
-            progress=progress,
-            world_size=self.session.world_size,
-        )
+        wait, lr, step = [0.0], 0.0, (epoch - 1) * self.steps_per_epoch
+        for batch in timed(train.epoch(epoch), wait):
+            lr = self.step.run(batch, self.schedule, step, self.recipe.loader.batch_size)
+            step += 1
+            progress.update(len(batch.labels) * self.session.world_size)
+        totals = self.step.take_totals()
+        if not totals.rows:
+            raise UserError("the training stream gave no batch; check the dataset's train split")
         train_s = time.perf_counter() - start
         average_buffers(self.model, self.session)
         sums = torch.tensor(
-            [totals.loss, totals.hits, totals.rows, totals.wait_s, train_s],
+            [totals.loss, totals.hits, totals.rows, wait[0], train_s],
             dtype=torch.float64,
             device=self.session.device,
         )
@@ -188,8 +181,10 @@ class _Run:
             "epoch": epoch,
             "train_loss": loss / count,
             "train_top1": hits / count,
-            **validate(self.model, val.epoch(epoch), self.preprocess, self.session, self.dataset.num_classes),
-            "lr": totals.lr,
+            **validate(
+                self.step.evaluated, val.epoch(epoch), self.step.preprocess, self.session, self.dataset.num_classes
+            ),
+            "lr": lr,
             "images_per_s": count / (all_train_s / self.session.world_size),
             "data_wait_share": wait_s / all_train_s,
             "epoch_seconds": time.perf_counter() - start,

@@ -12,7 +12,7 @@ ONE_CYCLE_START = 1 / 25
 ONE_CYCLE_END = 1e-4
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimizerConfig, batch_size: int) -> torch.optim.Optimizer:
     """Return an optimizer of the model's trainable parameters; weights of one dimension are never decayed.
 
     rmsprop has Keras' defaults (rho 0.9, epsilon 1e-7, Tieleman & Hinton 2012), adam and adamw torch's.
@@ -23,7 +23,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    lr = config.peak_lr()
+    lr = config.peak_lr(batch_size)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0)
     if config.name == "rmsprop":
@@ -33,7 +33,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     return torch.optim.AdamW(groups, lr=lr)
 
 
-def lr_factor(config: ScheduleConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
+def lr_factor(config: ScheduleConfig, step: float, steps_per_epoch: int, epochs: int) -> float:
     """Return what the peak learning rate is multiplied with at a step, counted from 0.
 
     one_cycle rises from 1/25 and falls to 1/10,000 by half cosines (Smith & Topin 2018), cosine falls
@@ -63,14 +63,14 @@ class Schedule:
         optimizer: torch.optim.Optimizer,
         config: ScheduleConfig,
         *,
-        peak_lr: float,
+        optimizer_config: OptimizerConfig,
         steps_per_epoch: int,
         epochs: int,
         mode: str,
     ) -> None:
         self.optimizer = optimizer
         self.config = config
-        self.peak_lr = peak_lr
+        self.optimizer_config = optimizer_config
         self.steps_per_epoch = steps_per_epoch
         self.epochs = epochs
         self.sign = 1.0 if mode == "max" else -1.0
@@ -78,9 +78,16 @@ class Schedule:
         self.best = -math.inf
         self.stale_epochs = 0
 
-    def set_lr(self, step: int) -> float:
-        """Set the learning rate for a step, counted from 0 over the run, and return it."""
-        lr = self.peak_lr * self.reduction * lr_factor(self.config, step, self.steps_per_epoch, self.epochs)
+    def set_lr(self, step: float, batch_size: int) -> float:
+        """Set the learning rate for a step and return it.
+
+        step: counted from 0 over the run, in steps of full-size epochs. batch_size: images of the step over all workers.
+        """
+        lr = (
+            self.optimizer_config.peak_lr(batch_size)
+            * self.reduction
+            * lr_factor(self.config, step, self.steps_per_epoch, self.epochs)
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr

@@ -45,12 +45,12 @@ class Need:
 
 def need_of(workers: WorkersConfig, loader: LoaderConfig) -> Need:
     """Return what a run with these settings needs on the connected cluster."""
-    by_ray = resolve_stream(loader, workers.count).stream == "ray"
+    by_ray = resolve_stream(loader, workers.most).stream == "ray"
     return Need(
-        workers=workers.count,
+        workers=workers.least,
         cpus=workers.cpus,
         gpus=gpus_per_worker(workers.gpus),
-        readers=workers.count * loader.readers if by_ray else 0,
+        readers=workers.least * loader.readers if by_ray else 0,
         reader_cpus=loader.reader_cpus,
     )
 

@@ -54,7 +54,7 @@ def run_training(config: TrainConfig) -> RunResult:
     check_writable(run)
     _check_same_run(run, config)
     (run / "config.yaml").write_text(to_yaml(config))
-    outcome = _fit_here(config, dataset, run) if config.workers.count == 1 else _fit_workers(config, run)
+    outcome = _fit_here(config, dataset, run) if config.workers.in_process else _fit_workers(config, run)
     epochs_run = outcome.pop("epochs_run")
     result = RunResult(
         name=config.name,

@@ -1,18 +1,18 @@
-"""One pass over a split: training steps, and the validation that counts every row once."""
+"""One training step, and the pass over a split that counts every row once."""
 
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from landmark.config import OptimizerConfig, UserError
+from landmark.config import Recipe, UserError
 from landmark.data.loader import Batch
-from landmark.models import classification_loss, logits_of, train_mode
-from landmark.progress import Progress
-from landmark.training.optim import Schedule
+from landmark.models import ModelInfo, classification_loss, logits_of, train_mode
+from landmark.training.optim import Schedule, build_optimizer
 from landmark.training.session import Session
 
 
@@ -44,7 +44,7 @@ class Preprocess:
 
 @dataclass(kw_only=True)
 class TrainTotals:
-    """Sums over a rank's part of a training epoch."""
+    """Sums over a rank's steps."""
 
     loss: float
     """Loss, summed over images."""
@@ -52,53 +52,64 @@ class TrainTotals:
     """Images whose best guess was right."""
     rows: int
     """Images."""
-    wait_s: float
-    """Seconds spent waiting for data."""
-    lr: float
-    """Learning rate of the last step."""
 
 
-def train_epoch(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    preprocess: Preprocess,
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
-    config: OptimizerConfig,
-    *,
-    first_step: int,
-    progress: Progress,
-    world_size: int,
-) -> TrainTotals:
-    """Run one epoch's steps on this rank.
+class TrainStep:
+    """All that a training step changes on one rank: weights, optimizer, averages; and the step itself."""
 
-    A rank's mean loss is weighted with its share of the step's images, so that the gradient averaged
-    over ranks is the gradient of the mean over all of the step's images.
-    """
-    train_mode(model)
-    sums = torch.zeros(3, dtype=torch.float64, device=preprocess.device)
-    wait, lr, step = [0.0], 0.0, first_step
-    for batch in timed(batches, wait):
-        inputs = preprocess(batch.images, batch.flip)
-        labels = torch.from_numpy(batch.labels).to(preprocess.device)
-        lr = schedule.set_lr(step)
-        output = model(inputs)
-        loss = classification_loss(output, labels, config.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
+    def __init__(self, model: nn.Module, recipe: Recipe, info: ModelInfo, session: Session) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.session = session
+        self.preprocess = Preprocess(info.mean, info.std, session.device)
+        self.optimizer = build_optimizer(model, recipe.optimizer, recipe.loader.batch_size)
+        self._sums = torch.zeros(3, dtype=torch.float64, device=session.device)
+        self._ready: nn.Module | None = None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is validated and kept: the averaged one where there is an average."""
+        return self.model
+
+    def run(self, batch: Batch, schedule: Schedule, step: float, batch_size: int) -> float:
+        """Take one step; `step` and `batch_size` as Schedule.set_lr has them; returns its learning rate.
+
+        A rank's mean loss is weighted with its share of the step's images, so that the gradient averaged
+        over ranks is the gradient of the mean over all of the step's images.
+        """
+        if self._ready is None:
+            self._ready = self.session.prepare(self.model)
+        train_mode(self._ready)
+        config = self.recipe.optimizer
+        inputs = self.preprocess(batch.images, batch.flip)
+        labels = torch.from_numpy(batch.labels).to(self.preprocess.device)
+        lr = schedule.set_lr(step, batch_size)
+        output = self._ready(inputs)
+        loss = classification_loss(output, labels, self.recipe.loss.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
         (loss * batch.share).backward()
         if config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimizer.step()
+            nn.utils.clip_grad_norm_(self._ready.parameters(), config.clip_norm)
+        self.optimizer.step()
         with torch.no_grad():
             rows = len(batch.labels)
             hits = (logits_of(output).argmax(1) == labels).sum()
-            sums += torch.stack([loss.detach().double() * rows, hits.double(), hits.new_tensor(rows).double()])
-        step += 1
-        progress.update(len(batch.labels) * world_size)
-    if step == first_step:
-        raise UserError("the training stream gave no batch; check the dataset's train split")
-    total_loss, hits_sum, rows_sum = sums.tolist()
-    return TrainTotals(loss=total_loss, hits=hits_sum, rows=int(rows_sum), wait_s=wait[0], lr=lr)
+            self._sums += torch.stack([loss.detach().double() * rows, hits.double(), hits.new_tensor(rows).double()])
+        return lr
+
+    def take_totals(self) -> TrainTotals:
+        """Return the sums since the last call, and begin anew; waits for the device."""
+        loss, hits, rows = self._sums.tolist()
+        self._sums.zero_()
+        return TrainTotals(loss=loss, hits=hits, rows=int(rows))
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs besides the weights of `evaluated`: tensors and plain values."""
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over a state; the weights of `model` are loaded already."""
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
 def predict(

@@ -16,7 +16,8 @@ metric: val_top1
 recipe:
   model: {backbone: resnet18}
   schedule: {name: one_cycle}
-  optimizer: {name: adam, label_smoothing: 0.1}
+  optimizer: {name: adam}
+  loss: {label_smoothing: 0.1}
   loader: {image_size: 32, batch_size: 32, decode_threads: 1}
 parameters:
   optimizer.lr: {grid: [1.0e-3, 1.0e-9]}

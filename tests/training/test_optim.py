@@ -40,24 +40,26 @@ def test_plateau_lowers_the_rate_after_patience_and_survives_a_checkpoint():
     def schedule() -> Schedule:
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
         config = ScheduleConfig(name="plateau", patience=1, factor=0.1)
-        return Schedule(optimizer, config, peak_lr=1.0, steps_per_epoch=1, epochs=99, mode="min")
+        return Schedule(
+            optimizer, config, optimizer_config=OptimizerConfig(lr=1.0), steps_per_epoch=1, epochs=99, mode="min"
+        )
 
     first = schedule()
     for loss in (1.0, 0.5, 0.6):
         first.epoch_end(loss)
     second = schedule()
     second.load_state_dict(first.state_dict())
-    assert second.set_lr(3) == 1.0
+    assert second.set_lr(3, 64) == 1.0
     second.epoch_end(0.7)
-    assert second.set_lr(4) == pytest.approx(0.1)
+    assert second.set_lr(4, 64) == pytest.approx(0.1)
     second.epoch_end(0.1)
-    assert second.set_lr(5) == pytest.approx(0.1)
+    assert second.set_lr(5, 64) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam", "adamw"])
 def test_norms_and_biases_are_not_decayed(name):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    optimizer = build_optimizer(model, OptimizerConfig(name=name, weight_decay=0.1))
+    optimizer = build_optimizer(model, OptimizerConfig(name=name, weight_decay=0.1), 64)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert [decay[id(p)] for p in model.parameters()] == [0.1, 0, 0, 0, 0.1, 0]
 
@@ -65,8 +67,8 @@ def test_norms_and_biases_are_not_decayed(name):
 def test_keras_rates_are_the_defaults_and_frozen_weights_are_left_out():
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
-    optimizer = build_optimizer(model, OptimizerConfig(name="rmsprop"))
+    optimizer = build_optimizer(model, OptimizerConfig(name="rmsprop"), 64)
     assert (optimizer.defaults["lr"], optimizer.defaults["alpha"], optimizer.defaults["eps"]) == (0.001, 0.9, 1e-7)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 1
-    assert OptimizerConfig(name="adam").peak_lr() == 0.001
-    assert OptimizerConfig(name="sgd", lr=0.3).peak_lr() == 0.3
+    assert OptimizerConfig(name="adam").peak_lr(64) == 0.001
+    assert OptimizerConfig(name="sgd", lr=0.3).peak_lr(64) == 0.3
