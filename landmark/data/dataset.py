@@ -180,6 +180,14 @@ class PackedDataset:
         table = read_table(self.location / "catalog.parquet", filters=pc.field("split") == split)
         return table.sort_by("sample")
 
+    def sample_labels(self, split: str) -> np.ndarray:
+        """Return the label of each sample of a split, int64 (split rows,); -1 for one that is not looked at."""
+        only = pc.field("split") == split
+        table = read_table(self.location / "catalog.parquet", columns=["sample", "label"], filters=only)
+        labels = np.full(self.manifest.splits[split].rows, -1, dtype=np.int64)
+        labels[table["sample"].to_numpy()] = table["label"].to_numpy()
+        return labels
+
     def label_counts(self, split: str) -> np.ndarray:
         """Return how many images each label has in a split: int64 (classes,)."""
         labels = read_table(self.location / "catalog.parquet", columns=["label"], filters=pc.field("split") == split)[

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import itertools
 import os
 import queue
 import threading
@@ -14,14 +15,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from landmark.config import AugmentConfig, LoaderConfig, UserError
+from landmark.config import AugmentConfig, LoaderConfig, SamplingConfig, UserError
 from landmark.data.dataset import PackedDataset
 from landmark.data.decode import decode_batch, flips
-from landmark.data.plan import RankPlan, RowGroups, plan_evaluation, plan_training_epoch
+from landmark.data.plan import RankPlan, Unit, plan_evaluation, plan_training_epoch
+from landmark.data.position import Position
 from landmark.data.randomness import generator
 from landmark.data.reader import UnitReader, read_by_ray, read_by_thread
+from landmark.data.sampling import EpochRows
 
 MEND = "put the shard back or prepare the dataset again; `damaged: skip` goes on without its images"
+Shape = Callable[[int], tuple[int, int]]
+"""Image size (pixels) and batch (images over all ranks) of an epoch."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -34,10 +39,14 @@ class Batch:
     """int64 (n,)."""
     samples: np.ndarray
     """Sample numbers, int64 (n,)."""
+    draws: np.ndarray
+    """Number of each image among all that the epoch shows: its sample, unless images repeat; int64 (n,)."""
     flip: np.ndarray
     """Images to mirror left to right, bool (n,)."""
     share: float
     """This rank's share of the step's images, times the ranks: what its mean loss counts in the ranks' mean."""
+    epoch: int
+    """Number of the epoch, from 1."""
 
 
 class Loader:
@@ -46,6 +55,9 @@ class Loader:
     `epoch(n)` must be called for first, first + 1, …: decoding runs ahead, over the end of an epoch
     into the next one. With `augment` the split is shuffled and its crops are random; without, rows come
     in their own order under evaluation's centre crop. `close` ends the threads.
+
+    position: where the first of `epochs` goes on, instead of at its beginning: the same batches as an undisturbed
+    epoch's from there on, where the ranks are as many; else another division of what is left.
 
     With config.damaged "skip", images of damaged shards are lost: in training the rows read before them are
     shown once more, so that the ranks' steps stay equal; in evaluation batches are smaller. `lost` counts them by
@@ -62,7 +74,10 @@ class Loader:
         world_size: int = 1,
         seed: int = 0,
         augment: AugmentConfig | None = None,
+        sampling: SamplingConfig | None = None,
         epochs: range = range(1, 2),
+        shape: Shape | None = None,
+        position: Position | None = None,
         tell: Callable[[str], object] | None = None,
     ) -> None:
         self.config = config
@@ -71,7 +86,9 @@ class Loader:
         self.seed = seed
         self.augment = augment
         self.epochs = epochs
-        self.groups = RowGroups.of(dataset, split)
+        self.shape = shape or (lambda epoch: (config.image_size, config.batch_size))
+        self.position = position
+        self.rows = EpochRows(dataset, split, sampling or SamplingConfig(), seed)
         self.label_map = dataset.label_map
         paths = [shard.path for shard in dataset.split(split).shards]
         self.reader = UnitReader(dataset.location, paths)
@@ -83,19 +100,14 @@ class Loader:
         self._thread: threading.Thread | None = None
 
     def plan(self, epoch: int) -> RankPlan:
-        """Return what this rank reads in an epoch."""
+        """Return what this rank reads in an epoch, from where it was last divided among the ranks."""
+        _, batch_size = self.shape(epoch)
+        placed = {"rank": self.rank, "world_size": self.world_size, "batch_size": batch_size}
         if self.augment is None:
-            return plan_evaluation(
-                self.groups, rank=self.rank, world_size=self.world_size, batch_size=self.config.batch_size
-            )
-        return plan_training_epoch(
-            self.groups,
-            rank=self.rank,
-            world_size=self.world_size,
-            batch_size=self.config.batch_size,
-            seed=self.seed,
-            epoch=epoch,
-        )
+            return plan_evaluation(self.rows.groups, **placed)
+        begun = self.position if self.position is not None and self.position.epoch == epoch else None
+        left = self.rows.left(epoch, begun.before if begun else None)
+        return plan_training_epoch(left, **placed, seed=self.seed, epoch=epoch, resumed=begun is not None)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch; epochs are asked for in order, each to its end."""
@@ -144,41 +156,51 @@ class Loader:
                 # Closed here and now, whatever happens: left to the garbage collector, the reader's threads would be
                 # waited for in a thread that they may wait for.
                 with contextlib.closing(self._passes()) as passes:
-                    for epoch, plan, tables in passes:
-                        for batch in self._decode_ahead(pool, epoch, plan, tables, threads):
-                            self._put(epoch, batch)
+                    for course, tables in passes:
+                        for batch in self._decode_ahead(pool, course, tables, threads):
+                            self._put(course.epoch, batch)
                             if self._stop.is_set():
                                 return
-                        self._put(epoch, None)
+                        self._put(course.epoch, None)
             except Exception as error:  # handed to the consumer, which raises it
                 self._put(self._next, error)
 
-    def _passes(self) -> Generator[tuple[int, RankPlan, Iterable[pa.Table]], None, None]:
-        """Yield each epoch's plan and tables."""
+    def _course(self, epoch: int) -> "_Course":
+        begun = self.position if self.position is not None and self.position.epoch == epoch else None
+        window = self.config.shuffle_row_groups if self.augment is not None else 1
+        return _Course.of(epoch, self.plan(epoch), begun.step if begun else 0, window)
+
+    def _passes(self) -> Generator[tuple["_Course", Iterable[pa.Table]], None, None]:
+        """Yield each epoch's course and tables."""
         if self.config.stream != "ray":
             for epoch in self.epochs:
-                plan = self.plan(epoch)
-                with contextlib.closing(read_by_thread(self.reader, plan.units)) as tables:
-                    yield epoch, plan, tables
+                course = self._course(epoch)
+                with contextlib.closing(read_by_thread(self.reader, course.units)) as tables:
+                    yield course, tables
             return
-        planned = ((epoch, self.plan(epoch).units) for epoch in self.epochs)
-        with contextlib.closing(read_by_ray(self.reader, planned, self.config)) as blocks:
-            stream = _EpochSorter(blocks)
+        courses: dict[int, _Course] = {}
+
+        def planned() -> Iterator[tuple[int, list[Unit]]]:
             for epoch in self.epochs:
-                plan = self.plan(epoch)
-                yield epoch, plan, stream.tables(epoch, int(plan.batch_rows.sum()))
+                courses[epoch] = self._course(epoch)
+                yield epoch, courses[epoch].units
+
+        with contextlib.closing(read_by_ray(self.reader, planned(), self.config)) as blocks:
+            stream = _InOrder(blocks)
+            for epoch in self.epochs:
+                course = courses.pop(epoch) if epoch in courses else self._course(epoch)
+                yield course, stream.tables(epoch, len(course.units))
 
     def _decode_ahead(
-        self, pool: ThreadPoolExecutor, epoch: int, plan: RankPlan, tables: Iterable[pa.Table], ahead: int
+        self, pool: ThreadPoolExecutor, course: "_Course", tables: Iterable[pa.Table], ahead: int
     ) -> Iterator[Batch]:
         pending: collections.deque[Future[Batch]] = collections.deque()
-        window = self.config.shuffle_row_groups if self.augment is not None else 1
+        epoch = course.epoch
         counted = self._losses.counted(tables, self.lost, epoch)
         if self.augment is not None:
             counted = self._losses.replaced(counted)
-        rows = _mixed(counted, window, self.seed if self.augment is not None else None, epoch)
-        shares = plan.batch_rows * self.world_size / np.maximum(plan.global_rows, 1)
-        for whole, share in zip(_rebatched(rows, plan.batch_rows), shares, strict=True):
+        rows = _mixed(counted, course, self.seed if self.augment is not None else None)
+        for whole, share in zip(_rebatched(rows, course.batch_rows), course.shares, strict=True):
             table = whole.filter(pc.is_null(whole["fault"])) if self.lost[epoch] else whole
             if not len(table):
                 continue
@@ -189,11 +211,11 @@ class Loader:
             yield pending.popleft().result()
 
     def _decode(self, table: pa.Table, epoch: int, share: float) -> Batch:
-        samples = table["sample"].to_numpy()
+        draws = table["draw"].to_numpy()
         images = [memoryview(value.as_buffer()).cast("B") for value in table["image"]]
-        size = self.config.image_size
+        size, _ = self.shape(epoch)
         try:
-            pixels = decode_batch(images, samples, size, augment=self.augment, seed=self.seed, epoch=epoch)
+            pixels = decode_batch(images, draws, size, augment=self.augment, seed=self.seed, epoch=epoch)
         except ValueError as error:
             raise UserError(f"{self.reader.split}: {error}; check the dataset, or prepare it again") from None
         labels = table["label"].to_numpy().astype(np.int64)
@@ -201,9 +223,48 @@ class Loader:
         return Batch(
             images=pixels,
             labels=labels if self.label_map is None else self.label_map[labels],
-            samples=samples,
-            flip=flips(self.seed, epoch, samples) if mirrored else np.zeros(len(samples), dtype=bool),
+            samples=table["sample"].to_numpy(),
+            draws=draws,
+            flip=flips(self.seed, epoch, draws) if mirrored else np.zeros(len(draws), dtype=bool),
             share=share,
+            epoch=epoch,
+        )
+
+
+@dataclass(kw_only=True, frozen=True)
+class _Course:
+    """What is still to be read of a rank's plan, where its first batches are done."""
+
+    epoch: int
+    units: list[Unit]
+    """Units to read, whole windows of them."""
+    window: int
+    """Units whose rows are mixed with each other."""
+    first_window: int
+    """Number of the first window that is read."""
+    skipped: int
+    """Rows of that window that are done."""
+    batch_rows: np.ndarray
+    shares: np.ndarray
+
+    @classmethod
+    def of(cls, epoch: int, plan: RankPlan, done: int, window: int) -> "_Course":
+        """Leave out the first `done` batches: windows that lie in them are not read, a window that they cut is."""
+        skipped, first = int(plan.batch_rows[:done].sum()), 0
+        sizes = [
+            sum(len(unit.rows) for unit in plan.units[at : at + window]) for at in range(0, len(plan.units), window)
+        ]
+        while first < len(sizes) and skipped >= sizes[first]:
+            skipped -= sizes[first]
+            first += 1
+        return cls(
+            epoch=epoch,
+            units=plan.units[first * window :],
+            window=window,
+            first_window=first,
+            skipped=skipped,
+            batch_rows=plan.batch_rows[done:],
+            shares=plan.shares[done:],
         )
 
 
@@ -234,7 +295,8 @@ class _Losses:
             yield table
 
     def replaced(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """Yield as many rows, with whole ones for the lost: those read just before, else those that come next.
+        """Yield a table for each, of as many rows, with whole ones for the lost: those read just before, else those that
+        come next.
 
         Raises UserError where there is no whole row.
         """
@@ -245,35 +307,30 @@ class _Losses:
             waiting += len(table) - len(whole)
             if len(whole):
                 self.spare = whole
-                yield whole
             elif self.spare is None:
                 fault = table["fault"][0].as_py()
             if waiting and self.spare is not None:
-                yield self.spare.take(np.arange(waiting) % len(self.spare))
+                whole = pa.concat_tables([whole, self.spare.take(np.arange(waiting) % len(self.spare))])
                 waiting = 0
+            yield whole
         if waiting:
             raise UserError(f"{fault}; no other image could be read in its place, prepare the dataset again")
 
 
-class _EpochSorter:
-    """Hands out the tables of a Ray stream epoch by epoch, keeping those of a later epoch for it."""
+class _InOrder:
+    """Hands out the tables of a Ray stream in the order of the plan, keeping those that came too early."""
 
-    def __init__(self, stream: Iterator[tuple[int, pa.Table]]) -> None:
+    def __init__(self, stream: Iterator[tuple[int, int, pa.Table]]) -> None:
         self.stream = stream
-        self.waiting: dict[int, list[pa.Table]] = collections.defaultdict(list)
+        self.waiting: dict[tuple[int, int], pa.Table] = {}
 
-    def tables(self, epoch: int, rows: int) -> Iterator[pa.Table]:
-        """Yield the epoch's tables until `rows` rows have come."""
-        for table in self.waiting.pop(epoch, []):
-            rows -= len(table)
-            yield table
-        while rows > 0:
-            number, table = next(self.stream)
-            if number != epoch:
-                self.waiting[number].append(table)
-                continue
-            rows -= len(table)
-            yield table
+    def tables(self, epoch: int, units: int) -> Iterator[pa.Table]:
+        """Yield the tables of the epoch's units, 0 to units - 1."""
+        for unit in range(units):
+            while (epoch, unit) not in self.waiting:
+                number, which, table = next(self.stream)
+                self.waiting[number, which] = table
+            yield self.waiting.pop((epoch, unit))
 
 
 def available_cpus() -> int:
@@ -282,24 +339,17 @@ def available_cpus() -> int:
     return int(text) if text.isdigit() and int(text) > 0 else len(os.sched_getaffinity(0))
 
 
-def _mixed(tables: Iterable[pa.Table], window: int, seed: int | None, epoch: int) -> Iterator[pa.Table]:
-    """Yield the rows of every `window` tables mixed with each other; as they are where seed is None."""
-    gathered: list[pa.Table] = []
-    number = 0
-    for table in tables:
-        gathered.append(table)
-        if len(gathered) == window:
-            yield _permuted(gathered, seed, epoch, number)
-            gathered, number = [], number + 1
-    if gathered:
-        yield _permuted(gathered, seed, epoch, number)
-
-
-def _permuted(tables: list[pa.Table], seed: int | None, epoch: int, number: int) -> pa.Table:
-    table = pa.concat_tables(tables).combine_chunks()
-    if seed is None:
-        return table
-    return table.take(generator(seed, epoch, 1 + number).permutation(len(table)))
+def _mixed(tables: Iterable[pa.Table], course: _Course, seed: int | None) -> Iterator[pa.Table]:
+    """Yield the rows of every window of tables mixed with each other, as they are where seed is None; without the
+    first window's rows that are done."""
+    source = iter(tables)
+    number, skipped = course.first_window, course.skipped
+    while gathered := list(itertools.islice(source, course.window)):
+        table = pa.concat_tables(gathered)
+        if seed is not None:
+            table = table.combine_chunks().take(generator(seed, course.epoch, 1 + number).permutation(len(table)))
+        yield table.slice(skipped)
+        number, skipped = number + 1, 0
 
 
 def _rebatched(tables: Iterable[pa.Table], sizes: np.ndarray) -> Iterator[pa.Table]:

@@ -1,6 +1,8 @@
 """Plans: which rows of which row groups a rank reads in an epoch, and how they fall into batches."""
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -54,12 +56,18 @@ class RowGroups:
             selected=selected,
         )
 
-    def offsets(self, index: int) -> np.ndarray:
-        """Return the rows to read of one row group, counted in it: int64 (rows,)."""
-        first, size = self.first_sample[index], self.size[index]
-        if self.selected is None:
-            return np.arange(size)
-        return np.flatnonzero(self.selected[first : first + size])
+    def unit(self, index: int, start: int, stop: int) -> "Unit":
+        """Return rows [start, stop) of those to read of one row group."""
+        first, size = int(self.first_sample[index]), int(self.size[index])
+        mine = None if self.selected is None else self.selected[first : first + size]
+        rows = (np.arange(size) if mine is None else np.flatnonzero(mine))[start:stop]
+        return Unit(
+            shard=int(self.shard[index]),
+            row_group=int(self.row_group[index]),
+            first_sample=first,
+            rows=rows,
+            draws=first + rows,
+        )
 
 
 @dataclass(kw_only=True, frozen=True, eq=False)
@@ -71,19 +79,35 @@ class Unit:
     first_sample: int
     """Sample number of the row group's first row."""
     rows: np.ndarray
-    """Rows to read, counted in the row group, ascending: int64 (n,)."""
+    """Rows to read, counted in the row group, ascending; repeated where an epoch shows an image more than once: int64 (n,)."""
+    draws: np.ndarray
+    """Number of each row among all that the epoch shows: its sample, unless images repeat; int64 (n,). The key of the
+    accounting and of the row's randomness. -1: shown to keep the ranks in step, and counted nowhere."""
+
+
+class Rows(Protocol):
+    """What is left to read of an epoch, in chunks that each lie in one row group."""
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Rows of each chunk, int64 (chunks,)."""
+        ...
+
+    def unit(self, index: int, start: int, stop: int) -> Unit:
+        """Return rows [start, stop) of a chunk."""
+        ...
 
 
 @dataclass(kw_only=True, frozen=True)
 class RankPlan:
-    """What one rank reads in one epoch."""
+    """What one rank reads in one epoch, or in the rest of one."""
 
     units: list[Unit]
     """Reads, in order; together exactly this rank's rows."""
     batch_rows: np.ndarray
     """Rows of each of this rank's batches, int64 (steps,)."""
-    global_rows: np.ndarray
-    """Rows of each step over all ranks, int64 (steps,)."""
+    shares: np.ndarray
+    """This rank's share of each step's images, times the ranks, float64 (steps,)."""
 
     @property
     def steps(self) -> int:
@@ -92,24 +116,34 @@ class RankPlan:
 
 
 def plan_training_epoch(
-    groups: RowGroups, *, rank: int, world_size: int, batch_size: int, seed: int, epoch: int
+    left: Rows, *, rank: int, world_size: int, batch_size: int, seed: int, epoch: int, resumed: bool = False
 ) -> RankPlan:
-    """Divide a shuffled epoch among the ranks: every row once, the same number of steps on each.
+    """Divide a shuffled epoch, or what is left of it, among the ranks: every row once, the same number of steps on each.
 
-    The shuffled row groups, laid end to end, are cut into `world_size` parts whose lengths differ by
-    one row at most (a row group on a cut is read by both sides, each taking its rows). Each part is
+    The shuffled chunks, laid end to end, are cut into `world_size` parts whose lengths differ by
+    one row at most (a chunk on a cut is read by both sides, each taking its rows). Each part is
     cut into the same number of batches, whose sizes differ by one at most: no tiny last batch, no
     dropped tail, no padding, and `batch_size` is met on average from below.
+
+    resumed: an epoch's rest may be smaller than the ranks are many. A rank without a row then takes part in the one
+    step with a row whose share is 0.
     """
-    total = int(groups.rows.sum())
-    if total < world_size:
+    total = int(left.rows.sum())
+    if total < world_size and not resumed:
         raise UserError(f"{total} training images for {world_size} workers; use at most {total} workers")
-    order = generator(seed, epoch).permutation(len(groups.rows))
+    if not total:
+        return RankPlan(units=[], batch_rows=np.zeros(0, dtype=np.int64), shares=np.zeros(0))
+    order = generator(seed, epoch).permutation(len(left.rows))
     steps = training_steps(total, world_size, batch_size)
     bounds = _cuts(total, world_size)
+    start, stop = int(bounds[rank]), int(bounds[rank + 1])
+    if start == stop:
+        row = left.unit(int(order[0]), 0, 1)
+        units = [dataclasses.replace(row, draws=np.full(1, -1))]
+        return RankPlan(units=units, batch_rows=np.ones(1, dtype=np.int64), shares=np.zeros(1))
     parts = np.stack([np.diff(_cuts(int(n), steps)) for n in np.diff(bounds)])
-    units = _slice_units(groups, order, int(bounds[rank]), int(bounds[rank + 1]))
-    return RankPlan(units=units, batch_rows=parts[rank], global_rows=parts.sum(axis=0))
+    shares = parts[rank] * world_size / parts.sum(axis=0)
+    return RankPlan(units=_slice_units(left, order, start, stop), batch_rows=parts[rank], shares=shares)
 
 
 def training_steps(total: int, world_size: int, batch_size: int) -> int:
@@ -129,7 +163,7 @@ def plan_evaluation(groups: RowGroups, *, rank: int, world_size: int, batch_size
     full, rest = divmod(stop - start, size)
     batches = np.array([size] * full + [rest] * bool(rest), dtype=np.int64)
     units = _slice_units(groups, np.arange(len(groups.rows)), start, stop)
-    return RankPlan(units=units, batch_rows=batches, global_rows=batches)
+    return RankPlan(units=units, batch_rows=batches, shares=np.ones(len(batches)))
 
 
 def _cuts(total: int, parts: int) -> np.ndarray:
@@ -137,17 +171,9 @@ def _cuts(total: int, parts: int) -> np.ndarray:
     return np.arange(parts + 1, dtype=np.int64) * total // parts
 
 
-def _slice_units(groups: RowGroups, order: np.ndarray, start: int, stop: int) -> list[Unit]:
-    """Return the units that hold rows [start, stop) of the row groups laid end to end in `order`."""
-    ends = np.cumsum(groups.rows[order])
-    begins = ends - groups.rows[order]
+def _slice_units(left: Rows, order: np.ndarray, start: int, stop: int) -> list[Unit]:
+    """Return the units that hold rows [start, stop) of the chunks laid end to end in `order`."""
+    ends = np.cumsum(left.rows[order])
+    begins = ends - left.rows[order]
     touched = np.flatnonzero((ends > start) & (begins < stop))
-    return [
-        Unit(
-            shard=int(groups.shard[order[i]]),
-            row_group=int(groups.row_group[order[i]]),
-            first_sample=int(groups.first_sample[order[i]]),
-            rows=groups.offsets(order[i])[max(start - begins[i], 0) : stop - begins[i]],
-        )
-        for i in touched
-    ]
+    return [left.unit(int(order[i]), max(start - int(begins[i]), 0), stop - int(begins[i])) for i in touched]

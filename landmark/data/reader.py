@@ -23,7 +23,7 @@ UNITS_A_BLOCK = 16
 
 
 class UnitReader:
-    """Reads units of one split: columns image (large binary), label int32, sample int64, fault string.
+    """Reads units of one split: columns image (large binary), label int32, sample and draw int64, fault string.
 
     fault is null where all is well. A unit whose shard is missing or damaged comes as its planned rows all the
     same, without images, and fault names the shard and says what is wrong: what to do is the loader's affair.
@@ -45,13 +45,14 @@ class UnitReader:
             return _lost(unit, f"{path}: missing")
         except pa.ArrowInvalid as error:
             return _lost(unit, f"{path}: damaged ({' '.join(str(error).split())})")
-        if len(unit.rows) < len(table):
+        if not np.array_equal(unit.rows, np.arange(len(table))):
             table = table.take(unit.rows)
         return pa.table(
             {
                 "image": table["image"].cast(pa.large_binary()),
                 "label": table["label"],
                 "sample": pa.array(unit.rows + unit.first_sample),
+                "draw": pa.array(unit.draws),
                 "fault": pa.nulls(len(table), pa.string()),
             }
         )
@@ -88,6 +89,7 @@ def _lost(unit: Unit, fault: str) -> pa.Table:
             "image": pa.nulls(rows, pa.large_binary()),
             "label": pa.nulls(rows, pa.int32()),
             "sample": pa.array(unit.rows + unit.first_sample),
+            "draw": pa.array(unit.draws),
             "fault": pa.array([fault] * rows, pa.string()),
         }
     )
@@ -124,17 +126,20 @@ class _ReaderActor:
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
         for row in plan.to_pylist():
-            epoch, rows = row.pop("epoch"), np.frombuffer(row.pop("rows"), dtype=np.int64)
-            table = self.reader.read(Unit(**row, rows=rows))
-            yield table.append_column("epoch", pa.array(np.full(len(table), epoch)))
+            rows, draws = (np.frombuffer(row.pop(name), dtype=np.int64) for name in ("rows", "draws"))
+            epoch, number = row.pop("epoch"), row.pop("unit")
+            table = self.reader.read(Unit(**row, rows=rows, draws=draws))
+            for name, value in (("epoch", epoch), ("unit", number)):
+                table = table.append_column(name, pa.array(np.full(len(table), value)))
+            yield table
 
 
 def read_by_ray(
     reader: UnitReader, epochs: Iterable[tuple[int, list[Unit]]], config: LoaderConfig
-) -> Generator[tuple[int, pa.Table], None, None]:
-    """Yield (epoch, table) for all units of all epochs as one Ray Data stream, so that nothing drains between epochs.
+) -> Generator[tuple[int, int, pa.Table], None, None]:
+    """Yield (epoch, number of the unit, table) for all units of all epochs as one Ray Data stream.
 
-    Order is not kept (keeping it spills): tables of an epoch may come after the next epoch's first ones.
+    Nothing drains between epochs. Order is not kept (keeping it spills): a table may come after later ones.
     """
     import ray
 
@@ -143,7 +148,11 @@ def read_by_ray(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 8 << 20
-    plan = [{"epoch": epoch, **vars(unit), "rows": unit.rows.tobytes()} for epoch, units in epochs for unit in units]
+    plan = [
+        {"epoch": epoch, "unit": number, **vars(unit), "rows": unit.rows.tobytes(), "draws": unit.draws.tobytes()}
+        for epoch, units in epochs
+        for number, unit in enumerate(units)
+    ]
     # Not from_arrow, which asks for a whole CPU to look at the tables, and waits for ever where none is left.
     stream = ray.data.from_items(plan, override_num_blocks=-(-len(plan) // UNITS_A_BLOCK)).map_batches(
         _ReaderActor,
@@ -155,16 +164,16 @@ def read_by_ray(
     )
     try:
         for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
-            yield from _by_epoch(block)
+            yield from _by_unit(block)
     except ray.exceptions.RayError as error:
         if (message := own_message(error)) is None:
             raise
         raise UserError(message) from None
 
 
-def _by_epoch(block: pa.Table) -> Iterator[tuple[int, pa.Table]]:
-    epochs = block["epoch"].to_numpy()
-    rows = block.drop_columns(["epoch"])
-    starts = np.flatnonzero(np.diff(epochs, prepend=-1))
+def _by_unit(block: pa.Table) -> Iterator[tuple[int, int, pa.Table]]:
+    epochs, units = block["epoch"].to_numpy(), block["unit"].to_numpy()
+    rows = block.drop_columns(["epoch", "unit"])
+    starts = np.flatnonzero(np.diff(epochs, prepend=-1) | np.diff(units, prepend=-1))
     for start, stop in zip(starts, [*starts[1:], len(epochs)], strict=True):
-        yield int(epochs[start]), rows.slice(start, stop - start)
+        yield int(epochs[start]), int(units[start]), rows.slice(start, stop - start)

@@ -79,6 +79,12 @@ class Selection(PackedDataset):
         index = table.schema.get_field_index("label")
         return table.set_column(index, "label", pa.array(self._new_labels(table), pa.int32()))
 
+    def sample_labels(self, split: str) -> np.ndarray:
+        """Return the dense label of each sample of a split, int64 (split rows,); -1 for one that is not selected."""
+        labels = np.full(self.manifest.splits[split].rows, -1, dtype=np.int64)
+        labels[self._rows(split)["sample"].to_numpy()] = self._new_labels(self._rows(split))
+        return labels
+
     def label_counts(self, split: str) -> np.ndarray:
         """Return how many selected images each label has in a split: int64 (classes,)."""
         return np.bincount(self._new_labels(self._rows(split)), minlength=self.num_classes).astype(np.int64)

@@ -1,0 +1,92 @@
+"""Position: how far an epoch has come on all ranks together, to the single sample."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Union = Callable[[np.ndarray], np.ndarray]
+"""Adds up uint8 arrays over the ranks: of bitmaps without a common bit it is their union."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Position:
+    """An epoch under way: who divided what was left of it, and what has been consumed since.
+
+    The draws consumed are a bitmap, as large as the epoch. On the same number of ranks a run goes on with the
+    batch after the last one, on another number it divides what is left anew: either way nothing is shown again and
+    nothing left out that a saved position records.
+    """
+
+    epoch: int
+    """Number of the epoch, from 1."""
+    world_size: int
+    """Ranks among which it was divided."""
+    length: int
+    """Draw numbers of the epoch lie below this."""
+    before: np.ndarray | None = None
+    """Draws consumed before it was so divided, bool (length,); None: none."""
+    step: int = 0
+    """Steps taken since it was so divided."""
+    known: np.ndarray | None = None
+    """Draws known to be consumed on any rank, bool (length,), those before included; None: none."""
+    mine: np.ndarray = field(init=False)
+    """Draws that this rank consumed since `known` was brought up to date."""
+
+    def __post_init__(self) -> None:
+        self.mine = np.zeros(self.length, dtype=bool)
+
+    def advance(self, draws: np.ndarray) -> None:
+        """Note one step and the draws it consumed on this rank, int64 (n,); negative ones count nowhere."""
+        self.mine[draws[draws >= 0]] = True
+        self.step += 1
+
+    def gather(self, union: Union) -> np.ndarray:
+        """Return the draws consumed so far on all ranks, bool (length,); called on every rank alike."""
+        everyones = np.unpackbits(union(np.packbits(self.mine)), count=self.length).astype(bool)
+        self.known = everyones if self.known is None else self.known | everyones
+        self.mine[:] = False
+        return self.known
+
+    def redivided(self, world_size: int) -> "Position":
+        """Return the position from which `world_size` ranks go on: this one where they are as many as before."""
+        if world_size == self.world_size:
+            return self
+        return Position(
+            epoch=self.epoch, world_size=world_size, length=self.length, before=self.known, known=self.known
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return the position as plain values and packed bitmaps; `gather` was called just before."""
+        return {
+            "epoch": self.epoch,
+            "world_size": self.world_size,
+            "length": self.length,
+            "step": self.step,
+            "before": _packed(self.before),
+            "known": _packed(self.known),
+        }
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> "Position":
+        """Return the position that `state` gave."""
+        length = int(state["length"])
+        return cls(
+            epoch=int(state["epoch"]),
+            world_size=int(state["world_size"]),
+            length=length,
+            step=int(state["step"]),
+            before=_unpacked(state["before"], length),
+            known=_unpacked(state["known"], length),
+        )
+
+
+def _packed(bitmap: np.ndarray | None) -> bytes | None:
+    return None if bitmap is None else np.packbits(bitmap).tobytes()
+
+
+def _unpacked(data: bytes | None, length: int) -> np.ndarray | None:
+    if data is None:
+        return None
+    return np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=length).astype(bool)
