@@ -58,7 +58,7 @@ class Position:
         )
 
     def state(self) -> dict[str, Any]:
-        """Return the position as plain values and packed bitmaps; `gather` was called just before."""
+        """Return the position as plain values and packed bitmaps, uint8 arrays; `gather` was called just before."""
         return {
             "epoch": self.epoch,
             "world_size": self.world_size,
@@ -70,7 +70,7 @@ class Position:
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "Position":
-        """Return the position that `state` gave."""
+        """Return the position that `state` gave, its arrays or tensors of them."""
         length = int(state["length"])
         return cls(
             epoch=int(state["epoch"]),
@@ -82,11 +82,9 @@ class Position:
         )
 
 
-def _packed(bitmap: np.ndarray | None) -> bytes | None:
-    return None if bitmap is None else np.packbits(bitmap).tobytes()
+def _packed(bitmap: np.ndarray | None) -> np.ndarray | None:
+    return None if bitmap is None else np.packbits(bitmap)
 
 
-def _unpacked(data: bytes | None, length: int) -> np.ndarray | None:
-    if data is None:
-        return None
-    return np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=length).astype(bool)
+def _unpacked(packed: Any, length: int) -> np.ndarray | None:
+    return None if packed is None else np.unpackbits(np.asarray(packed), count=length).astype(bool)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import gc
 import os
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -21,9 +22,11 @@ from landmark.data.selection import open_dataset
 from landmark.search.record import ERROR, FIRST_STEP, REPORTED
 from landmark.search.space import TrialPlan
 from landmark.storage import Location, locate
+from landmark.training.checkpoints import Snapshot, check_files
 from landmark.training.distributed import fit_workers
 from landmark.training.local import default_device
 from landmark.training.loop import fit
+from landmark.training.session import Phase
 
 TUNE_FOLDER = "ray"
 """Where Ray Tune keeps its state and the trials' checkpoints, below the study."""
@@ -38,6 +41,7 @@ class TuneSession:
 
     rank = 0
     world_size = 1
+    saves_within_epochs = False
 
     def __init__(self) -> None:
         self.device = default_device()
@@ -52,11 +56,23 @@ class TuneSession:
         """Return the values: there is one rank."""
         return values
 
-    def report(self, metrics: dict[str, float], checkpoint: Path | None) -> None:
+    def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
         """Report to Ray Tune, which stores the checkpoint; a trial that is stopped or paused ends here."""
-        stored = tune.Checkpoint.from_directory(str(checkpoint)) if checkpoint is not None else None
+        assert snapshot is not None
         times = {FIRST_STEP: self.first_step_at, REPORTED: time.time()}
-        tune.report({**metrics, **times}, checkpoint=stored)
+        with tempfile.TemporaryDirectory(prefix="landmark-checkpoint-") as folder:
+            snapshot.write(Path(folder))
+            tune.report({**metrics, **times}, checkpoint=tune.Checkpoint.from_directory(folder))
+
+    def save(self, snapshot: Snapshot | None, *, at_once: bool) -> None:
+        """Do nothing: Ray Tune takes a checkpoint with an epoch's report alone."""
+
+    def asked(self) -> bool:
+        """Return False: a trial's process is told nothing."""
+        return False
+
+    def moved(self, phase: Phase) -> None:
+        """Do nothing: Ray Tune watches the process."""
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
@@ -66,6 +82,7 @@ class TuneSession:
             yield None
             return
         with checkpoint.as_directory() as folder:
+            check_files(Path(folder))
             yield Path(folder)
 
 

@@ -1,11 +1,13 @@
 """Checkpoints: a directory with the weights, the state to go on from, and what the model is."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import nn
@@ -16,6 +18,12 @@ from landmark.models import build_model
 from landmark.storage import Location, NotFound, locate
 
 FILES = ("model.safetensors", "state.pt", "config.yaml", "meta.json")
+CHECKPOINTS = "checkpoints"
+"""Folder of a run's checkpoints."""
+INDEX = f"{CHECKPOINTS}/index.json"
+"""Names of a run's checkpoints."""
+CHECKSUMS = "checksums.json"
+"""SHA-256 of each file, written after them: a checkpoint with it is whole."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -35,28 +43,73 @@ class CheckpointMeta:
     dataset: str
     """URI of the packed dataset it was trained on."""
     epoch: int
-    """Epochs trained."""
+    """Epochs finished."""
     metrics: dict[str, float]
-    """Metrics of that epoch."""
+    """Metrics of the last of them."""
     subset: SubsetConfig = field(default_factory=SubsetConfig)
     """Which of the dataset's images it was trained on."""
     subset_seed: int = 0
     """Seed of the subset's random choices."""
 
 
-def write_checkpoint(
-    directory: Path, model: nn.Module, state: Mapping[str, Any], meta: CheckpointMeta, recipe: Recipe
-) -> None:
-    """Write a checkpoint into an existing directory."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    safetensors.torch.save_file(tensors, directory / "model.safetensors")
-    torch.save(dict(state), directory / "state.pt")
-    (directory / "config.yaml").write_text(to_yaml(recipe))
-    (directory / "meta.json").write_text(json.dumps(to_mapping(meta), indent=1) + "\n")
+class DamagedCheckpoint(UserError):
+    """A checkpoint whose files are not as they were written."""
+
+
+@dataclass(kw_only=True, frozen=True, eq=False)
+class Snapshot:
+    """A checkpoint in memory, which training does not change any more."""
+
+    name: str
+    """Name of its folder, such as epoch-0003, or epoch-0004-image-000007680 within the fourth epoch."""
+    weights: dict[str, torch.Tensor]
+    """Tensors of the model, on the CPU."""
+    state: dict[str, Any]
+    """What the run needs to go on besides: tensors on the CPU and plain values."""
+    meta: CheckpointMeta
+    recipe: Recipe
+
+    def write(self, directory: Path) -> None:
+        """Write the checkpoint into an existing directory."""
+        safetensors.torch.save_file(self.weights, directory / "model.safetensors")
+        torch.save(self.state, directory / "state.pt")
+        (directory / "config.yaml").write_text(to_yaml(self.recipe))
+        (directory / "meta.json").write_text(json.dumps(to_mapping(self.meta), indent=1) + "\n")
+        sums = {name: _sha256(directory / name) for name in FILES}
+        (directory / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
+
+
+def copied(value: Any) -> Any:
+    """Return a copy of nested dicts, lists and tuples whose tensors lie on the CPU, apart from the originals; arrays as tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True).contiguous()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, Mapping):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied(item) for item in value)
+    return value
+
+
+def check_files(directory: Path) -> None:
+    """Raise DamagedCheckpoint unless a checkpoint's files are those that were written."""
+    try:
+        sums = json.loads((directory / CHECKSUMS).read_text())
+    except (OSError, json.JSONDecodeError):
+        raise DamagedCheckpoint(f"{CHECKSUMS} is missing or no JSON") from None
+    for name in FILES:
+        if not (directory / name).exists() or _sha256(directory / name) != sums.get(name):
+            raise DamagedCheckpoint(f"{name} is missing or not as it was written")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_state(directory: Path) -> dict[str, Any]:
-    """Read the state to go on from."""
+    """Read the state to go on from; no code in it is run."""
     return torch.load(directory / "state.pt", weights_only=True, map_location="cpu")
 
 
@@ -102,7 +155,7 @@ def resolve_checkpoint(uri: str) -> Location:
     location = locate(uri)
     if (location / "meta.json").exists():
         return location
-    for name, key in (("run.json", "best_checkpoint"), ("study.json", "best")):
+    for name, key in (("run.json", "best_checkpoint"), ("study.json", "best"), (INDEX, "best")):
         try:
             values = json.loads((location / name).read_text())
         except NotFound:
@@ -110,6 +163,8 @@ def resolve_checkpoint(uri: str) -> Location:
         found = values[key]["checkpoint"] if isinstance(values[key], dict) else values[key]
         if not found:
             raise UserError(f"{location / name}: names no checkpoint; did any epoch end?")
+        if name == INDEX:  # of a run that has not ended
+            return location / CHECKPOINTS / found
         return locate(found) if "://" in found or found.startswith("/") else location / found
     state = "holds no meta.json, run.json or study.json" if location.exists() else "does not exist"
     raise UserError(f"{uri}: {state}; give the folder of a run, a study or a checkpoint")
@@ -128,45 +183,3 @@ def check_classes(checkpoint: Location, meta: CheckpointMeta, dataset: PackedDat
                 f"{checkpoint}: its class {index} is {ours!r}, but {theirs!r} in {dataset.location}; "
                 f"evaluate it on the dataset it was trained on ({meta.dataset})"
             )
-
-
-class CheckpointStore:
-    """Keeps a run's last and best checkpoints under `<run>/checkpoints`, named in its index.json."""
-
-    def __init__(self, run: Location, monitor: str, mode: str) -> None:
-        self.run = run
-        self.root = run / "checkpoints"
-        self.monitor = monitor
-        self.sign = 1.0 if mode == "max" else -1.0
-        self.index: dict[str, Any] = {"last": None, "best": None, "metrics": {}}
-        if (self.root / "index.json").exists():
-            self.index = json.loads((self.root / "index.json").read_text())
-
-    def save(self, directory: Path, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Store a checkpoint directory; the index changes when it is whole, then others are deleted."""
-        name = f"epoch-{epoch:04d}"
-        for file in FILES:
-            (self.root / name / file).upload(directory / file)
-        value = metrics[self.monitor]
-        best = self.index["metrics"].get(self.monitor)
-        if best is None or self.sign * value > self.sign * best:
-            self.index |= {"best": name, "metrics": dict(metrics)}
-        self.index["last"] = name
-        (self.root / "index.json").write_text(json.dumps(self.index, indent=1) + "\n")
-        for other in self.root.names():
-            if other not in ("index.json", self.index["last"], self.index["best"]):
-                (self.root / other).delete()
-
-    def path(self, which: str) -> str | None:
-        """Return the last or best checkpoint's path below the run, or None."""
-        name = self.index[which]
-        return f"checkpoints/{name}" if name else None
-
-    def fetch_last(self, directory: Path) -> bool:
-        """Copy the last checkpoint into a directory; False where there is none."""
-        name = self.index["last"]
-        if name is None:
-            return False
-        for file in FILES:
-            (self.root / name / file).download(directory / file)
-        return True

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import threading
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,22 +18,39 @@ from landmark.config import TrainConfig, UserError, from_mapping, to_mapping
 from landmark.data.selection import open_dataset
 from landmark.runtime import quiet_data
 from landmark.storage import Location, locate
+from landmark.training.board import Pulse, new_board, printed_lines
+from landmark.training.checkpoints import Snapshot
 from landmark.training.loop import fit
 from landmark.training.recorder import Recorder
+from landmark.training.session import Phase
+from landmark.training.store import CheckpointStore, Tell
+from landmark.training.watch import watched
 
 RAY_FOLDER = "ray"
-"""Where Ray Train keeps its checkpoints, below the run's folder."""
+"""Where Ray Train keeps its own state, below the run's folder."""
+CHECKPOINT_KEY = "checkpoint_path"
+"""Key of a report: path of the epoch's checkpoint, as the storage's filesystem has it."""
+RESIZE_S = 60.0
+"""Seconds between two looks whether an elastic run can have more workers."""
 
 
 class TrainWorkerSession:
-    """A Ray Train worker. Rank 0 also writes the run's record."""
+    """A Ray Train worker. Rank 0 also writes the run's checkpoints and record."""
 
-    def __init__(self, recorder: Recorder | None) -> None:
+    saves_within_epochs = True
+
+    def __init__(
+        self, run: Location, config: TrainConfig, *, tell: Tell, pulse: Pulse | None, stored_first: bool
+    ) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.recorder = recorder if self.rank == 0 else None
+        self.store = CheckpointStore(run, config.monitor, config.monitor_mode(), config.checkpoint, tell)
+        self.recorder = Recorder(run, tensorboard=config.tensorboard) if self.rank == 0 else None
+        self.pulse = pulse
+        self.stored_first = stored_first
+        self._noticed: set[str] = set()
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Wrap the model in DDP; running statistics are averaged once an epoch, not broadcast at every step."""
@@ -47,100 +64,101 @@ class TrainWorkerSession:
             torch.distributed.all_reduce(total)
         return total
 
-    def report(self, metrics: dict[str, float], checkpoint: Path | None) -> None:
-        """Report to Ray Train: a barrier, which stores rank 0's checkpoint."""
-        stored = ray.train.Checkpoint.from_directory(str(checkpoint)) if checkpoint is not None else None
-        ray.train.report(dict(metrics), checkpoint=stored)
+    def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
+        """Store rank 0's checkpoint, write the epoch's row, and report to Ray Train: a barrier.
+
+        Where the run is a trial, the checkpoint is stored first: a scheduler may end the trial here.
+        """
+        told: dict[str, Any] = dict(metrics)
+        if snapshot is not None:
+            self.store.save(snapshot, metrics)
+            if self.stored_first:
+                self.store.close()
+            told[CHECKPOINT_KEY] = (self.store.root / snapshot.name).path
         if self.recorder is not None:
             self.recorder.add(metrics)
+        ray.train.report(told)
+
+    def save(self, snapshot: Snapshot | None, *, at_once: bool) -> None:
+        """Store rank 0's checkpoint within an epoch."""
+        if snapshot is not None:
+            self.store.save(snapshot)
+            if at_once:
+                self.store.flush()
+
+    def asked(self) -> bool:
+        """Return whether a node of the run is about to be taken away, of which nothing was said before."""
+        notice = ray.train.get_preemption_info()
+        fresh = set(notice.preempted_node_ids) - self._noticed if notice is not None else set()
+        self._noticed |= fresh
+        if fresh and self.rank == 0:
+            self.store.tell(
+                f"note: {len(fresh)} of the run's nodes will be taken away: saving a checkpoint, then going on"
+            )
+        return bool(fresh)
+
+    def moved(self, phase: Phase) -> None:
+        """Let the watch know."""
+        if self.pulse is not None:
+            self.pulse.moved(phase)
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
-        """Give the checkpoint that Ray Train restarts from."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-            return
-        with checkpoint.as_directory() as folder:
-            yield Path(folder)
+        """Give the newest whole checkpoint; every rank finds the same."""
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) if self.store.fetch_last(Path(folder)) else None
+
+    def close(self) -> None:
+        """End the record and the store."""
+        if self.recorder is not None:
+            self.recorder.close()
+        self.store.flush()
 
 
-class _Relay:
-    """Carries rank 0's lines to the driver; Ray's own forwarding of output would add its own lines to them."""
+def fit_workers(config: TrainConfig, run: Location, callbacks: list[Any] | None = None, *, shown: bool = False) -> None:
+    """Train with config.workers under `run`; a run found there goes on from its last checkpoint.
 
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def put(self, line: str) -> None:
-        self.lines.append(line)
-
-    def take(self) -> list[str]:
-        lines, self.lines = self.lines, []
-        return lines
-
-
-@contextlib.contextmanager
-def relayed_lines(poll_s: float = 1.0) -> Iterator[ray.actor.ActorHandle]:
-    """Give a relay whose lines are printed in this process while the block runs."""
-    relay = ray.remote(num_cpus=0)(_Relay).remote()
-    done = threading.Event()
-
-    def show() -> None:
-        while not done.wait(poll_s):
-            for line in ray.get(relay.take.remote()):
-                print(line, flush=True)
-
-    thread = threading.Thread(target=show, name="landmark-relay", daemon=True)
-    thread.start()
-    try:
-        yield relay
-    finally:
-        done.set()
-        thread.join()
-        for line in ray.get(relay.take.remote()):
-            print(line, flush=True)
-        ray.kill(relay)
-
-
-def fit_workers(
-    config: TrainConfig,
-    storage: Location,
-    callbacks: list[Any] | None = None,
-    relay: ray.actor.ActorHandle | None = None,
-) -> ray.train.Result:
-    """Train with config.workers under `storage`; a run found there goes on from its last checkpoint.
-
-    relay: where rank 0's lines go, as `relayed_lines` gives it; without one nothing is shown.
-    Raises UserError with the worker's own message when a worker failed more often than max_failures.
+    callbacks: of Ray Train, for a run that is a trial. shown: whether the workers' lines are printed here.
+    Raises UserError with the worker's own message: at once for a mistake of the user's, else when workers failed more
+    often than max_failures.
     """
-    workers = config.workers
-    gpus = gpus_per_worker(workers.gpus)
-    scaling = ray.train.ScalingConfig(
+    board = new_board()
+    values = {"config": to_mapping(config), "run": run.uri, "board": board, "stored_first": bool(callbacks)}
+    trainer = ray.train.torch.TorchTrainer(
+        _work, train_loop_config=values, scaling_config=_scaling(config), run_config=_run_config(config, run, callbacks)
+    )
+    try:
+        with printed_lines(board) if shown else contextlib.nullcontext(), watched(board, config.workers.stall_s, print):
+            trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        told = ray.get(board.verdict.remote()) or worker_message(error)
+        raise UserError(f"training failed: {told}") from error
+    finally:
+        verdict = ray.get(board.verdict.remote())
+        ray.kill(board)
+    if verdict is not None:
+        raise UserError(f"training failed: {verdict}")
+
+
+def _scaling(config: TrainConfig) -> ray.train.ScalingConfig:
+    workers, gpus = config.workers, gpus_per_worker(config.workers.gpus)
+    return ray.train.ScalingConfig(
         num_workers=workers.most if workers.least == workers.most else (workers.least, workers.most),
         use_gpu=gpus > 0,
         resources_per_worker={"CPU": workers.cpus} | ({"GPU": gpus} if gpus else {}),
+        elastic_resize_monitor_interval_s=RESIZE_S,
     )
-    keep = ray.train.CheckpointConfig(
-        num_to_keep=2, checkpoint_score_attribute=config.monitor, checkpoint_score_order=config.monitor_mode()
+
+
+def _run_config(config: TrainConfig, run: Location, callbacks: list[Any] | None) -> ray.train.RunConfig:
+    local = run.local_path()
+    return ray.train.RunConfig(
+        name=RAY_FOLDER,
+        storage_path=str(local) if local else run.path,
+        storage_filesystem=None if local else run.fs,
+        failure_config=ray.train.FailureConfig(max_failures=config.workers.max_failures),
+        callbacks=callbacks,
     )
-    local = storage.local_path()
-    trainer = ray.train.torch.TorchTrainer(
-        _work,
-        train_loop_config={"config": to_mapping(config), "run": storage.uri, "relay": relay},
-        scaling_config=scaling,
-        run_config=ray.train.RunConfig(
-            name=RAY_FOLDER,
-            storage_path=str(local) if local else storage.path,
-            storage_filesystem=None if local else storage.fs,
-            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
-            checkpoint_config=keep,
-            callbacks=callbacks,
-        ),
-    )
-    try:
-        return trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise UserError(f"training failed: {worker_message(error)}") from error
 
 
 def gpus_per_worker(gpus: float | None) -> float:
@@ -160,19 +178,29 @@ def worker_message(error: BaseException) -> str:
 
 
 def _work(values: dict[str, Any]) -> None:
-    """Train in one worker process."""
+    """Train in one worker process. A user's mistake is noted on the board: the workers started after it end at once."""
+    board = values["board"]
+    if ray.get(board.verdict.remote()) is not None:
+        return
     quiet_data()
     # The old name of an option that has a new one since torch 2.15 and no other before.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
-    relay = values["relay"]
     config = from_mapping(TrainConfig, values["config"], "the run's config")
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    rank = ray.train.get_context().get_world_rank()
-    recorder = Recorder(locate(values["run"]), tensorboard=config.tensorboard) if rank == 0 else None
+    tell, rank = board.put.remote, ray.train.get_context().get_world_rank()
+    session = None
     try:
-        show = relay.put.remote if relay is not None else None
-        dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
-        fit(config, dataset, TrainWorkerSession(recorder), show=show)
+        with Pulse(board, rank) as pulse:
+            stored_first = values["stored_first"]
+            session = TrainWorkerSession(
+                locate(values["run"]), config, tell=tell, pulse=pulse, stored_first=stored_first
+            )
+            dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
+            fit(config, dataset, session, show=tell, checkpoint=config.checkpoint)
+            session.store.close()
+    except UserError as error:
+        ray.get(board.give_up.remote(str(error)))
+        raise
     finally:
-        if recorder is not None:
-            recorder.close()
+        if session is not None:
+            session.close()

@@ -1,28 +1,42 @@
 """The in-process session: one worker, checkpoints and record straight into the run's folder."""
 
 import contextlib
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from landmark.config import TrainConfig, UserError
 from landmark.storage import Location
-from landmark.training.checkpoints import CheckpointStore
+from landmark.training.checkpoints import Snapshot
 from landmark.training.recorder import Recorder
+from landmark.training.session import Phase
+from landmark.training.store import CheckpointStore, Tell
 
 
 class LocalSession:
-    """A training run in this process."""
+    """A training run in this process. SIGTERM, as a machine that is taken away sends it, saves and then ends the run."""
 
     rank = 0
     world_size = 1
+    saves_within_epochs = True
 
-    def __init__(self, run: Location, *, monitor: str, mode: str, tensorboard: bool) -> None:
+    def __init__(self, run: Location, config: TrainConfig, tell: Tell) -> None:
         self.device = default_device()
-        self.store = CheckpointStore(run, monitor, mode)
-        self.recorder = Recorder(run, tensorboard=tensorboard)
+        self.store = CheckpointStore(run, config.monitor, config.monitor_mode(), config.checkpoint, tell)
+        self.recorder = Recorder(run, tensorboard=config.tensorboard)
+        self.terminated = False
+        self._before: Any = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, number: int, frame: object) -> None:
+        self.terminated = True
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return the model itself."""
@@ -32,21 +46,45 @@ class LocalSession:
         """Return the values: there is one rank."""
         return values
 
-    def report(self, metrics: dict[str, float], checkpoint: Path | None) -> None:
-        """Store the checkpoint, then write the epoch's row."""
-        if checkpoint is not None:
-            self.store.save(checkpoint, int(metrics["epoch"]), metrics)
+    def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
+        """Store the checkpoint, and write the epoch's row."""
+        if snapshot is not None:
+            self.store.save(snapshot, metrics)
         self.recorder.add(metrics)
+        self._end_if_terminated()
+
+    def save(self, snapshot: Snapshot | None, *, at_once: bool) -> None:
+        """Store a checkpoint within an epoch; ends the run where it was terminated."""
+        if snapshot is not None:
+            self.store.save(snapshot)
+        if at_once:
+            self.store.flush()
+        self._end_if_terminated()
+
+    def _end_if_terminated(self) -> None:
+        if self.terminated:
+            self.store.close()
+            raise UserError(f"terminated; saved as {self.store.path('last')}: run the same again to go on from there")
+
+    def asked(self) -> bool:
+        """Return whether the process was told to end."""
+        return self.terminated
+
+    def moved(self, phase: Phase) -> None:
+        """Do nothing: nobody watches a single process."""
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
-        """Give the last checkpoint's directory."""
+        """Give the newest whole checkpoint's directory."""
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder) if self.store.fetch_last(Path(folder)) else None
 
     def close(self) -> None:
-        """End the record."""
+        """End the record and the store."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
         self.recorder.close()
+        self.store.flush()
 
 
 def default_device() -> torch.device:

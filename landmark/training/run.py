@@ -5,14 +5,15 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from landmark.config import ModelConfig, TrainConfig, UserError, parse_yaml, to_mapping, to_yaml
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
 from landmark.storage import Location, NotFound, check_writable, locate
+from landmark.training.checkpoints import read_meta
 from landmark.training.local import LocalSession
 from landmark.training.loop import fit
+from landmark.training.store import CheckpointStore
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -54,16 +55,25 @@ def run_training(config: TrainConfig) -> RunResult:
     check_writable(run)
     _check_same_run(run, config)
     (run / "config.yaml").write_text(to_yaml(config))
-    outcome = _fit_here(config, dataset, run) if config.workers.in_process else _fit_workers(config, run)
-    epochs_run = outcome.pop("epochs_run")
+    if config.workers.in_process:
+        _fit_here(config, dataset, run)
+    else:
+        _fit_workers(config, run)
+    store = CheckpointStore(run, config.monitor, config.monitor_mode())
+    best, last = store.path("best"), store.path("last")
+    if best is None or last is None:
+        raise UserError(f"{run}: the run ended without a checkpoint; look at the workers' output above")
+    epochs_run = read_meta(run / last).epoch
     result = RunResult(
         name=config.name,
         run=run.uri,
+        best_checkpoint=best,
+        last_checkpoint=last,
+        best=store.index["metrics"],
         epochs_run=epochs_run,
         stopped_early=epochs_run < config.epochs,
         seconds=round(time.monotonic() - start, 2),
         dataset=config.dataset,
-        **outcome,
     )
     (run / "run.json").write_text(json.dumps(to_mapping(result), indent=1) + "\n")
     return result
@@ -86,45 +96,24 @@ def absolute_weights(model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(model, weights=locate(model.weights).uri)
 
 
-def _fit_here(config: TrainConfig, dataset: PackedDataset, run: Location) -> dict[str, Any]:
-    session = LocalSession(run, monitor=config.monitor, mode=config.monitor_mode(), tensorboard=config.tensorboard)
+def _fit_here(config: TrainConfig, dataset: PackedDataset, run: Location) -> None:
+    session = LocalSession(run, config, print)
     try:
-        fit(config, dataset, session, show=print)
+        fit(config, dataset, session, show=print, checkpoint=config.checkpoint)
+        session.store.close()
     finally:
         session.close()
-    store = session.store
-    return {
-        "best_checkpoint": store.path("best"),
-        "last_checkpoint": store.path("last"),
-        "best": store.index["metrics"],
-        "epochs_run": len(session.recorder.rows),
-    }
 
 
-def _fit_workers(config: TrainConfig, run: Location) -> dict[str, Any]:
+def _fit_workers(config: TrainConfig, run: Location) -> None:
     # Ray is imported where several workers need it: one worker trains without it.
     from landmark.runtime import connect
-    from landmark.training.distributed import fit_workers, relayed_lines
+    from landmark.training.distributed import fit_workers
     from landmark.training.resources import check_room
 
     connect(config.cluster)
     check_room(config)
-    with relayed_lines() as relay:
-        result = fit_workers(config, run, relay=relay)
-    ranked = sorted(result.best_checkpoints or [], key=lambda pair: pair[1][config.monitor])
-    if not ranked or result.checkpoint is None:
-        raise UserError(f"{run}: the run ended without a checkpoint; look at the workers' output above")
-    checkpoint, metrics = ranked[-1 if config.monitor_mode() == "max" else 0]
-    return {
-        "best_checkpoint": _below(run, checkpoint.path),
-        "last_checkpoint": _below(run, result.checkpoint.path),
-        "best": {key: value for key, value in metrics.items() if isinstance(value, int | float)},
-        "epochs_run": int(result.metrics["epoch"]) if result.metrics else 0,
-    }
-
-
-def _below(run: Location, path: str) -> str:
-    return path.removeprefix(run.path.rstrip("/") + "/")
+    fit_workers(config, run, shown=True)
 
 
 def _check_same_run(run: Location, config: TrainConfig) -> None:

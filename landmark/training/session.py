@@ -2,10 +2,15 @@
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
+
+from landmark.training.checkpoints import Snapshot
+
+Phase = Literal["starting", "waiting for data", "in a step", "validating", "saving"]
+"""What a training process is at."""
 
 
 class Session(Protocol):
@@ -17,6 +22,8 @@ class Session(Protocol):
     """Number of processes that train this model together."""
     device: torch.device
     """Where this process computes."""
+    saves_within_epochs: bool
+    """Whether `save` is possible."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return the model so wrapped that `backward` averages gradients over the ranks; itself for one rank."""
@@ -26,12 +33,29 @@ class Session(Protocol):
         """Return the sum of `values` over the ranks, the same on each; called equally often on every rank."""
         ...
 
-    def report(self, metrics: dict[str, float], checkpoint: Path | None) -> None:
-        """Hand over an epoch's metrics, the same on every rank, and rank 0's checkpoint directory.
+    def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
+        """Hand over an epoch's metrics, the same on every rank, and rank 0's snapshot.
 
-        The directory may be deleted when this returns. Called once an epoch on every rank. May not
-        return: a scheduler that stops a trial ends it here.
+        Called once an epoch on every rank. May not return: a scheduler that stops a trial ends it here.
         """
+        ...
+
+    def save(self, snapshot: Snapshot | None, *, at_once: bool) -> None:
+        """Hand over rank 0's snapshot within an epoch; returns before it is stored, unless at_once.
+
+        Called on every rank. May not return where the process was asked to end.
+        """
+        ...
+
+    def asked(self) -> bool:
+        """Return whether the surroundings want a checkpoint now, before this or another process is taken away.
+
+        Called equally often on every rank, now and then; answers True once for each notice.
+        """
+        ...
+
+    def moved(self, phase: Phase) -> None:
+        """Take note that the loop got on and what it is at now."""
         ...
 
     def restore(self) -> AbstractContextManager[Path | None]:

@@ -30,7 +30,7 @@ from landmark.data.dataset import PackedDataset
 from landmark.data.loader import Loader
 from landmark.models import build_model, classification_loss
 from landmark.storage import locate
-from landmark.training.checkpoints import read_weights
+from landmark.training.checkpoints import Snapshot, read_weights
 from landmark.training.distributed import TrainWorkerSession, fit_workers
 from landmark.training.loop import fit
 from landmark.training.run import run_training
@@ -62,26 +62,26 @@ def config(packed: PackedDataset, folder: Path, **changes) -> TrainConfig:
 class WitnessSession(TrainWorkerSession):
     """A Ray Train session that writes down each rank's weights and samples."""
 
-    def __init__(self, folder: str) -> None:
-        super().__init__(None)
+    def __init__(self, run: TrainConfig, folder: str) -> None:
+        super().__init__(locate(folder), run, tell=print, pulse=None, stored_first=False)
         self.folder = folder
 
     def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
         self.model = super().prepare(model)
         return self.model
 
-    def report(self, metrics: dict[str, float], checkpoint: Path | None) -> None:
+    def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
         torch.save(
             {"weights": self.model.module.state_dict(), "metrics": dict(metrics)},
             f"{self.folder}/rank{self.rank}-epoch{metrics['epoch']}.pt",
         )
-        super().report(metrics, checkpoint)
+        super().report(metrics, snapshot)
 
 
 def _witnessed(values: dict) -> None:
     torch.set_num_threads(1)
     run = from_mapping(TrainConfig, values["config"], "the test")
-    fit(run, PackedDataset.open(run.dataset), WitnessSession(values["folder"]))
+    fit(run, PackedDataset.open(run.dataset), WitnessSession(run, values["folder"]))
 
 
 def test_weights_are_equal_on_both_ranks_and_metrics_are_reduced(dataset, tmp_path):
@@ -104,7 +104,7 @@ def test_weights_are_equal_on_both_ranks_and_metrics_are_reduced(dataset, tmp_pa
 
 def _one_gradient(values: dict) -> None:
     run = from_mapping(TrainConfig, values["config"], "the test")
-    session = TrainWorkerSession(None)
+    session = TrainWorkerSession(locate(values["folder"]), run, tell=print, pulse=None, stored_first=False)
     torch.manual_seed(0)
     model = session.prepare(build_model(run.model, classes=4, image_size=16))
     placed = {"rank": session.rank, "world_size": session.world_size, "augment": AugmentConfig()}
@@ -185,13 +185,12 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_planned(dataset, tmp_pa
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    result = fit_workers(run, storage)
+    fit_workers(run, storage)
     thread.join()
     assert killed and int((tmp_path / "train" / "pid1").read_text()) != killed[0]
-    assert result.metrics["epoch"] == 12
     rows = list(csv.DictReader((tmp_path / "train" / "history.csv").open()))
     assert [int(row["epoch"]) for row in rows] == list(range(1, 13))
-    assert read_weights(Path(result.checkpoint.path))
+    assert read_weights(tmp_path / "train" / "checkpoints" / "epoch-0012")
 
 
 def test_a_workers_mistake_is_one_line(dataset, tmp_path):

@@ -1,0 +1,135 @@
+"""The board: an actor beside the driver that takes the workers' lines, their moves, and what ends the run for good."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from landmark.training.session import Phase
+
+BEAT_S = 1.0
+
+
+@dataclass(kw_only=True)
+class Beat:
+    """What a worker tells of itself once a second."""
+
+    rank: int
+    node: str
+    """Ray's id of its node."""
+    host: str
+    pid: int
+    moves: int
+    """How often its loop got on to something else."""
+    phase: Phase
+    step: int
+    """Steps that it began."""
+
+
+class Board:
+    """Lines for the person who watches, a mistake that no restart mends, and each worker's last beat."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.fatal: str | None = None
+        self.beats: dict[int, tuple[float, Beat]] = {}
+
+    def put(self, line: str) -> None:
+        """Take a line."""
+        self.lines.append(line)
+
+    def take(self) -> list[str]:
+        """Give the lines that came since the last call."""
+        lines, self.lines = self.lines, []
+        return lines
+
+    def give_up(self, message: str) -> None:
+        """Take the message of a mistake that a restart would repeat; the first one counts."""
+        self.fatal = self.fatal or message
+
+    def verdict(self) -> str | None:
+        """Give that message."""
+        return self.fatal
+
+    def start(self, rank: int) -> None:
+        """Forget what a rank's process before this one told."""
+        self.beats.pop(rank, None)
+
+    def beat(self, beat: Beat) -> None:
+        """Take a worker's beat."""
+        self.beats[beat.rank] = (time.monotonic(), beat)
+
+    def seen(self) -> list[tuple[float, Beat]]:
+        """Give each worker's last beat and the seconds since."""
+        now = time.monotonic()
+        return [(now - at, beat) for at, beat in self.beats.values()]
+
+
+def new_board() -> ray.actor.ActorHandle:
+    """Start a board on this process's own node, which the run does not outlive."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # Concurrent, so that a burst of lines does not hold up beats.
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+
+
+@contextlib.contextmanager
+def printed_lines(board: ray.actor.ActorHandle, poll_s: float = 1.0) -> Iterator[None]:
+    """Print the board's lines in this process while the block runs."""
+    done = threading.Event()
+
+    def show() -> None:
+        for line in ray.get(board.take.remote()):
+            print(line, flush=True)
+
+    def watch() -> None:
+        while not done.wait(poll_s):
+            show()
+
+    thread = threading.Thread(target=watch, name="landmark-relay", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        show()
+
+
+class Pulse:
+    """A worker's side: beats once a second from a thread of its own, whatever the loop is waiting for."""
+
+    def __init__(self, board: ray.actor.ActorHandle, rank: int) -> None:
+        import os
+        import socket
+
+        self.board = board
+        node = ray.get_runtime_context().get_node_id()
+        self.beat = Beat(
+            rank=rank, node=node, host=socket.gethostname(), pid=os.getpid(), moves=0, phase="starting", step=0
+        )
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="landmark-pulse", daemon=True)
+
+    def __enter__(self) -> "Pulse":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        ray.get(self.board.start.remote(self.beat.rank))
+        while not self._ended.wait(BEAT_S):
+            self.board.beat.remote(self.beat)
+
+    def moved(self, phase: Phase) -> None:
+        """Note that the loop got on to `phase`."""
+        self.beat.moves += 1
+        self.beat.step += phase == "in a step"
+        self.beat.phase = phase

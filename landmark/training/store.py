@@ -1,0 +1,140 @@
+"""The store of a run's checkpoints: written while training goes on, the newest whole one found again."""
+
+import json
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from landmark.config import CheckpointConfig, UserError
+from landmark.storage import Location, NotFound
+from landmark.training.checkpoints import CHECKPOINTS, CHECKSUMS, FILES, INDEX, DamagedCheckpoint, Snapshot, check_files
+
+Tell = Callable[[str], object]
+
+
+class CheckpointStore:
+    """Keeps a run's newest and best checkpoints under `<run>/checkpoints`, named in its index.json.
+
+    A checkpoint counts when the index names it, which happens when all its files are there. One is written at a time,
+    by a thread; what fails is told, and the checkpoints before stay. Only one process of a run saves.
+    """
+
+    def __init__(
+        self, run: Location, monitor: str, mode: str, config: CheckpointConfig | None = None, tell: Tell | None = None
+    ) -> None:
+        self.run = run
+        self.root = run / CHECKPOINTS
+        self.monitor = monitor
+        self.sign = 1.0 if mode == "max" else -1.0
+        self.keep = (config or CheckpointConfig()).keep
+        self.tell = tell or (lambda line: None)
+        self.index = self._read_index()
+        self.error: UserError | None = None
+        self._thread: threading.Thread | None = None
+
+    def _read_index(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.run / INDEX).read_text())
+        except NotFound:
+            return {"kept": [], "best": None, "metrics": {}}
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            names = [name for name in self.root.names() if name != "index.json"]
+            self.tell(f"warning: {self.run / INDEX}: damaged; looking for checkpoints beside it")
+            # Their names are in the order of time, but for the end of an epoch, which counts no images.
+            return {"kept": sorted(names, key=lambda name: (name[:10], "image" not in name, name))[::-1]} | {
+                "best": None,
+                "metrics": {},
+            }
+
+    def save(self, snapshot: Snapshot, metrics: Mapping[str, float] | None = None) -> None:
+        """Store a snapshot in a thread, after the one before; metrics: those of the epoch that it ends."""
+        self.flush()
+        arguments = (snapshot, dict(metrics) if metrics is not None else None)
+        self._thread = threading.Thread(target=self._store, args=arguments, name="landmark-save", daemon=True)
+        self._thread.start()
+
+    def flush(self) -> None:
+        """Wait until the last snapshot is stored, or could not be: then `error` says why."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def close(self) -> None:
+        """Wait for the last snapshot; raises UserError where it could not be stored."""
+        self.flush()
+        if self.error is not None:
+            raise UserError(
+                f"the last checkpoint could not be stored ({self.error}); make room or mend the storage, then run the same "
+                f"again: it goes on from {self.index['kept'][0] if self.index['kept'] else 'the beginning'}"
+            )
+
+    def _store(self, snapshot: Snapshot, metrics: dict[str, float] | None) -> None:
+        try:
+            self._write(snapshot, metrics)
+            self.error = None
+        except (UserError, OSError) as error:
+            self.error = error if isinstance(error, UserError) else UserError(str(error))
+            self.tell(
+                f"warning: checkpoint {snapshot.name} was not stored: {error}; training goes on with those before"
+            )
+            self._forget(snapshot.name)
+
+    def _write(self, snapshot: Snapshot, metrics: dict[str, float] | None) -> None:
+        folder = self.root / snapshot.name
+        with tempfile.TemporaryDirectory(prefix="landmark-checkpoint-") as name:
+            snapshot.write(Path(name))
+            for file in (*FILES, CHECKSUMS):
+                (folder / file).upload(Path(name) / file)
+        index = dict(self.index)
+        if metrics is not None:
+            value, best = metrics[self.monitor], index["metrics"].get(self.monitor)
+            if best is None or self.sign * value > self.sign * best:
+                index |= {"best": snapshot.name, "metrics": metrics}
+        index["kept"] = [snapshot.name, *(name for name in index["kept"] if name != snapshot.name)][: self.keep]
+        (self.run / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+        self.index = index
+        for other in self.root.names():
+            if other not in ("index.json", index["best"], *index["kept"]):
+                (self.root / other).delete()
+
+    def _forget(self, name: str) -> None:
+        """Make room again: delete what was written of a checkpoint that the index does not name."""
+        if name in (self.index["best"], *self.index["kept"]):
+            return
+        try:
+            (self.root / name).delete()
+        except UserError as error:
+            self.tell(f"warning: {self.root / name}: its remains were not deleted: {error}")
+
+    def path(self, which: str) -> str | None:
+        """Return the path below the run of the best or the last checkpoint, or None."""
+        name = self.index["best"] if which == "best" else next(iter(self.index["kept"]), None)
+        return f"{CHECKPOINTS}/{name}" if name else None
+
+    def fetch_last(self, directory: Path) -> bool:
+        """Copy the newest checkpoint that is whole into a directory; False where there is none at all.
+
+        A damaged one is told and left out for good. Raises UserError where all are damaged.
+        """
+        names = list(dict.fromkeys([*self.index["kept"], *filter(None, [self.index["best"]])]))
+        for name in names:
+            try:
+                self._fetch(self.root / name, directory)
+            except (DamagedCheckpoint, NotFound) as error:
+                reason = f"missing ({error})" if isinstance(error, NotFound) else str(error)
+                self.tell(f"warning: {self.root / name}: damaged checkpoint: {reason}; going on from the one before")
+                self.index["kept"] = [other for other in self.index["kept"] if other != name]
+                if self.index["best"] == name:
+                    self.index |= {"best": None, "metrics": {}}
+                continue
+            return True
+        if names:
+            raise UserError(f"{self.root}: no checkpoint is whole; delete the run's folder, or choose another --name")
+        return False
+
+    def _fetch(self, checkpoint: Location, directory: Path) -> None:
+        for file in (*FILES, CHECKSUMS):
+            (checkpoint / file).download(directory / file)
+        check_files(directory)

@@ -1,0 +1,73 @@
+"""The watch: finds the worker of a run that hangs, says which, and ends it, so that Ray Train replaces it."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from landmark.training.board import BEAT_S, Beat
+
+SILENT_S = 5 * BEAT_S
+"""Seconds without a beat after which a process counts as stopped: its pulse does not wait for its loop."""
+
+
+def hung_worker(seen: list[tuple[float, Beat]], stalled: bool) -> Beat | None:
+    """Return the worker that the others wait for, if the run stands still.
+
+    All ranks meet in every step, so when one hangs all stand still: it is the one whose process is silent, else
+    the one that began the fewest steps, else one that is not in a step where the others are.
+    """
+    if not stalled or not seen:
+        return None
+    silent = [beat for since, beat in seen if since > SILENT_S]
+    beats = silent or [beat for _, beat in seen]
+    return min(beats, key=lambda beat: (beat.step, beat.phase == "in a step", beat.moves, beat.rank))
+
+
+@contextlib.contextmanager
+def watched(board: ray.actor.ActorHandle, stall_s: float, tell: Callable[[str], object]) -> Iterator[None]:
+    """End the hung worker of a run that has stood still for `stall_s` seconds, while the block runs; says so first."""
+    done = threading.Event()
+
+    def watch() -> None:
+        moves: dict[int, tuple[int, int]] = {}
+        moved_at = time.monotonic()
+        while not done.wait(min(BEAT_S, stall_s / 4)):
+            seen = ray.get(board.seen.remote())
+            now = {beat.rank: (beat.pid, beat.moves) for _, beat in seen}
+            if now != moves:
+                moves, moved_at = now, time.monotonic()
+            worker = hung_worker(seen, time.monotonic() - moved_at > stall_s)
+            if worker is not None:
+                tell(
+                    f"warning: rank {worker.rank} (process {worker.pid} on {worker.host}) has stood still for {stall_s:g} s, "
+                    f"{worker.phase}, after {worker.step} steps; ending it: the run goes on from its last checkpoint"
+                )
+                end_process(worker)
+                ray.get(board.start.remote(worker.rank))
+                moved_at = time.monotonic()
+
+    thread = threading.Thread(target=watch, name="landmark-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def end_process(worker: Beat) -> None:
+    """Kill a worker's process on its node, as only that reaches one that is stopped."""
+    there = NodeAffinitySchedulingStrategy(worker.node, soft=False)
+    with contextlib.suppress(ray.exceptions.RayError):
+        ray.get(ray.remote(num_cpus=0, scheduling_strategy=there)(_kill).remote(worker.pid))
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
