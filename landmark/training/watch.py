@@ -43,7 +43,7 @@ def watched(board: ray.actor.ActorHandle, stall_s: float, tell: Callable[[str], 
             if now != moves:
                 moves, moved_at = now, time.monotonic()
             worker = hung_worker(seen, time.monotonic() - moved_at > stall_s)
-            if worker is not None:
+            if worker is not None and not ended(worker):
                 tell(
                     f"warning: rank {worker.rank} (process {worker.pid} on {worker.host}) has stood still for {stall_s:g} s, "
                     f"{worker.phase}, after {worker.step} steps; ending it: the run goes on from its last checkpoint"
@@ -61,13 +61,27 @@ def watched(board: ray.actor.ActorHandle, stall_s: float, tell: Callable[[str], 
         thread.join()
 
 
+def ended(worker: Beat) -> bool:
+    """Return whether a worker's process is gone, or its node: Ray Train finds that by itself."""
+    return not _signalled(worker, 0)
+
+
 def end_process(worker: Beat) -> None:
     """Kill a worker's process on its node, as only that reaches one that is stopped."""
+    _signalled(worker, signal.SIGKILL)
+
+
+def _signalled(worker: Beat, number: int) -> bool:
     there = NodeAffinitySchedulingStrategy(worker.node, soft=False)
-    with contextlib.suppress(ray.exceptions.RayError):
-        ray.get(ray.remote(num_cpus=0, scheduling_strategy=there)(_kill).remote(worker.pid))
+    try:
+        return ray.get(ray.remote(num_cpus=0, scheduling_strategy=there)(_signal).remote(worker.pid, number))
+    except ray.exceptions.RayError:
+        return False
 
 
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+def _signal(pid: int, number: int) -> bool:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True

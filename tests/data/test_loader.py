@@ -6,11 +6,13 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from landmark.config import AugmentConfig, LoaderConfig, UserError
-from landmark.data.dataset import PackedDataset
+from landmark.config import AugmentConfig, LoaderConfig, SamplingConfig, UserError
+from landmark.data.dataset import PackedDataset, read_table, write_table
 from landmark.data.loader import Batch, Loader
+from landmark.data.position import Position
 from tests.packed import picture, write_packed
 
 CONFIG = LoaderConfig(image_size=16, batch_size=10, stream="thread", decode_threads=2, shuffle_row_groups=3)
@@ -60,6 +62,64 @@ def test_epochs_are_shuffled_each_its_own_way_and_repeat_exactly(dataset):
     for one, other in zip([*first, *second], [*again[0], *again[1]], strict=True):
         assert np.array_equal(one.samples, other.samples)
         assert np.array_equal(one.images, other.images)
+
+
+def flattened(batches: list[Batch]) -> list[tuple]:
+    return [(batch.draws.tolist(), batch.images.tobytes(), batch.labels.tolist(), batch.share) for batch in batches]
+
+
+@pytest.mark.parametrize(("world", "done"), [(1, 3), (2, 0), (2, 5), (3, 7)])
+def test_an_epoch_that_goes_on_has_the_same_batches_and_pixels(dataset, world, done):
+    for rank in range(world):
+        options = {"augment": AugmentConfig(), "rank": rank, "world_size": world}
+        whole = passes(dataset, epochs=2, **options)
+        position = Position(epoch=1, world_size=world, length=66, step=done)
+        rest = passes(dataset, epochs=2, position=position, **options)
+        assert flattened(rest[0]) == flattened(whole[0][done:])
+        assert flattened(rest[1]) == flattened(whole[1])
+
+
+def test_other_workers_show_what_is_left_with_the_same_pixels(dataset):
+    alone = by_sample(passes(dataset, augment=AugmentConfig())[0])
+    before = np.zeros(66, dtype=bool)
+    before[:64] = True
+    shown, steps = {}, set()
+    for rank in range(3):
+        position = Position(epoch=1, world_size=3, length=66, before=before, known=before)
+        batches = passes(dataset, augment=AugmentConfig(), rank=rank, world_size=3, position=position)[0]
+        steps.add(len(batches))
+        # A rank without a row keeps step with one that counts nothing.
+        assert all((batch.draws < 0).all() == (batch.share == 0) for batch in batches)
+        shown |= by_sample([batch for batch in batches if batch.share])
+    assert steps == {1}
+    assert shown == {sample: alone[sample] for sample in (64, 65)}
+
+
+@pytest.mark.parametrize("name", ["sqrt", "balanced"])
+def test_repeated_images_differ_in_pixels_and_add_up_to_an_epoch(tmp_path, name):
+    dataset = write_packed(tmp_path, {"train": [40]}, classes=4)
+    sampling = SamplingConfig(name=name)
+    catalog = dataset.location / "catalog.parquet"
+    table = read_table(catalog)
+    # A long tail: three images of class 0, the others of class 1.
+    labels = pa.array([0] * 3 + [1] * 37, pa.int32())
+    write_table(catalog, table.set_column(table.schema.get_field_index("label"), "label", labels))
+    batches = passes(dataset, augment=AugmentConfig(), sampling=sampling)[0]
+    draws = np.concatenate([batch.draws for batch in batches])
+    samples = np.concatenate([batch.samples for batch in batches])
+    assert sorted(draws.tolist()) == list(range(40))
+    rare = int((samples < 3).sum())
+    assert abs(rare - (20 if name == "balanced" else 8.9)) < 3
+    images = {
+        image.tobytes() for batch in batches for image, s in zip(batch.images, batch.samples, strict=True) if s < 3
+    }
+    assert len(images) == rare
+
+
+def test_the_size_of_images_and_batches_follows_the_epoch(dataset):
+    found = passes(dataset, epochs=2, augment=AugmentConfig(), shape=lambda epoch: (16 * epoch, 33 // epoch))
+    assert [len(batches) for batches in found] == [2, 5]
+    assert [batches[0].images.shape[1] for batches in found] == [16, 32]
 
 
 def test_validation_is_in_order_and_has_no_dropped_tail(dataset):

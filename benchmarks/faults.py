@@ -1,0 +1,242 @@
+"""What a kill costs: processes, workers, drivers and nodes that end at random steps, and what was shown twice or not at all.
+
+Run: python benchmarks/faults.py [--only NAME …]. Each run trains the same small network on drawn images for three epochs, with a
+checkpoint every 10 steps; every process writes down the draws of every step. `repeated` are draws that were shown again,
+`skipped` those never shown, over all attempts; `lost` is the time beyond the undisturbed run's. Weights are compared bit for bit
+with the undisturbed run's on as many workers. The last line is JSON, kept in benchmarks/results/faults.json.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))
+os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from landmark.config import PackingConfig, PrepareConfig, SyntheticConfig
+from landmark.data.dataset import PackedDataset
+from landmark.prepare import prepare
+from landmark.training.checkpoints import read_weights
+from tests.witness import consumed, steps_seen
+
+EPOCHS, BATCH, EVERY = 3, 16, 10
+Fault = Callable[["Run"], None]
+
+
+class Run:
+    """A run of `landmark train` in a process of its own, which faults befall."""
+
+    def __init__(self, folder: Path, dataset: str, name: str, workers: str, address: str | None) -> None:
+        self.folder = folder / name
+        self.command = [
+            *(sys.executable, "-m", "tests.witness", "train", "--dataset", dataset, "--output", str(folder)),
+            *("--name", name, "--epochs", str(EPOCHS), "--model.backbone", "resnet18", "--loader.image-size", "32"),
+            *("--loader.batch-size", str(BATCH), "--loader.decode-threads", "1", "--no-tensorboard"),
+            *("--checkpoint.steps", str(EVERY), "--workers.cpus", "1", "--workers.stall-s", "8"),
+        ]
+        if workers != "1":
+            self.command += ["--workers.count", workers, "--loader.stream", "thread", "--cluster.address", str(address)]
+        self.job: subprocess.Popen | None = None
+        self.said = ""
+
+    def start(self) -> None:
+        """Start it, or start it again."""
+        self.job = subprocess.Popen(self.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until as many steps were taken, over all processes and attempts."""
+        assert self.job is not None
+        deadline = time.monotonic() + 180
+        while steps_seen(self.folder) < step:
+            if self.job.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"{self.folder.name}: ended before step {step}: {self.job.communicate()[0]}")
+            time.sleep(0.01)
+
+    def workers(self) -> list[int]:
+        """Return the processes that took steps, the newest last."""
+        logs = sorted(self.folder.glob("witness/*.log"), key=lambda path: path.stat().st_mtime)
+        return [int(path.stem) for path in logs if path.stat().st_size]
+
+    def end(self) -> None:
+        """Wait until it ends well."""
+        assert self.job is not None
+        out, _ = self.job.communicate(timeout=400)
+        self.said += out
+        if self.job.returncode:
+            raise SystemExit(f"{self.folder.name}: {out}")
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return the last checkpoint's weights."""
+        return read_weights(self.folder / "checkpoints" / f"epoch-{EPOCHS:04d}")
+
+
+def kill_driver(run: Run) -> None:
+    """End the process that the user started, and start it again."""
+    assert run.job is not None
+    run.job.kill()
+    run.job.communicate()
+    run.start()
+
+
+def kill_worker(run: Run) -> None:
+    """End one worker's process."""
+    os.kill(run.workers()[-1], signal.SIGKILL)
+
+
+def stop_worker(run: Run) -> None:
+    """Let one worker's process hang."""
+    os.kill(run.workers()[-1], signal.SIGSTOP)
+
+
+class Nodes:
+    """A cluster of several nodes on this machine: a head that the drivers use, and nodes of one CPU each."""
+
+    def __init__(self, nodes: int) -> None:
+        self.cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "object_store_memory": 200 << 20, "include_dashboard": False},
+        )
+        self.nodes = [self.add() for _ in range(nodes)]
+
+    def add(self) -> object:
+        """Add a node."""
+        return self.cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+
+    def remove_one(self, run: Run) -> None:
+        """Remove the node on which the newest worker runs."""
+        pid = run.workers()[-1]
+        node = next(node for node in self.nodes if _is_below(pid, node))
+        self.nodes.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def drain_one(self, run: Run) -> None:
+        """Give notice that the node of the newest worker will be taken away, as a cloud does for a preempted machine."""
+        pid = run.workers()[-1]
+        node = next(node for node in self.nodes if _is_below(pid, node))
+        reason, deadline_s = "DRAIN_NODE_REASON_PREEMPTION", "600"
+        subprocess.run(
+            [
+                *(str(Path(sys.executable).with_name("ray")), "drain-node", "--address", self.cluster.address),
+                *("--node-id", node.node_id, "--reason", reason, "--reason-message", "benchmark"),
+                *("--deadline-remaining-seconds", deadline_s),
+            ],
+            check=True,
+            capture_output=True,
+        )
+
+
+def _is_below(pid: int, node: object) -> bool:
+    """Return whether a process was started by a node's raylet."""
+    import psutil
+
+    raylets = {info.process.pid for info in node.all_processes["raylet"]}
+    return any(parent.pid in raylets for parent in psutil.Process(pid).parents())
+
+
+def measure(run: Run, steps: list[int], fault: Fault | None, undisturbed: Run | None, seconds: float) -> dict:
+    """Run to the end with a fault at each of the steps; returns the row of the table."""
+    start = time.perf_counter()
+    run.start()
+    for step in steps:
+        run.wait_for_step(step)
+        assert fault is not None
+        fault(run)
+    run.end()
+    took = time.perf_counter() - start
+    counts = consumed(run.folder)
+    total = PackedDataset.open(run.command[run.command.index("--dataset") + 1]).split("train").rows
+    repeated = sum(count - 1 for epoch in counts.values() for count in epoch.values())
+    skipped = sum(total - len(epoch) for epoch in counts.values()) + total * (EPOCHS - len(counts))
+    equal = None
+    if undisturbed is not None:
+        before = undisturbed.weights()
+        equal = all(torch.equal(tensor, before[name]) for name, tensor in run.weights().items())
+    return {
+        "at": steps,
+        "repeated": repeated,
+        "skipped": skipped,
+        "seconds": took,
+        "lost_s": took - seconds,
+        "equal": equal,
+    }
+
+
+def main() -> None:
+    """Print the table, and keep it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    random.seed(arguments.seed)
+    rows: dict[str, dict] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["RAY_TMPDIR"] = "/tmp"
+        packed = prepare(
+            PrepareConfig(
+                output=str(folder / "dataset"),
+                synthetic=SyntheticConfig(images=1200, classes=6, image_size=48),
+                packing=PackingConfig(row_group_rows=32),
+            )
+        )
+        ray.shutdown()
+        dataset = str(folder / "dataset")
+        total = PackedDataset.open(dataset).split("train").rows
+        each = -(-total // BATCH)
+        nodes = Nodes(3)
+        address = nodes.cluster.address
+        references: dict[str, tuple[Run, float]] = {}
+
+        def kills(per_step: int) -> list[int]:
+            """Two random steps, one in the first epoch and one in the second, counted over all processes."""
+            return [per_step * random.randint(EVERY, each - 1), per_step * random.randint(each + EVERY, 2 * each)]
+
+        plan: list[tuple[str, str, list[int], Fault | None]] = [
+            ("nothing, 1 worker", "1", [], None),
+            ("process, 1 worker", "1", kills(1), kill_driver),
+            ("nothing, 2 workers", "2", [], None),
+            ("worker, 2 workers", "2", kills(2), kill_worker),
+            ("driver, 2 workers", "2", kills(2), kill_driver),
+            ("hung worker, 2 workers", "2", kills(2)[:1], stop_worker),
+            ("preemption notice, 2 workers", "2", kills(2)[:1], nodes.drain_one),
+            ("node, 2 workers", "2", kills(2)[:1], nodes.remove_one),
+            ("node, elastic 1:2", "1:2", kills(2)[:1], nodes.remove_one),
+        ]
+        for what, workers, steps, fault in plan:
+            if arguments.only and fault is not None and not any(word in what for word in arguments.only):
+                continue
+            run = Run(
+                folder / "runs", dataset, what.replace(" ", "-").replace(",", "").replace(":", "-"), workers, address
+            )
+            reference, seconds = references.get(workers, (None, 0.0))
+            rows[what] = measure(run, steps, fault, reference, seconds)
+            if fault is None:
+                references[workers] = (run, rows[what]["seconds"])
+            print(f"{what:32} {rows[what]}", flush=True)
+            for line in run.said.splitlines():
+                if line.startswith(("warning", "note")):
+                    print(f"    {line}", flush=True)
+        nodes.cluster.shutdown()
+        del packed
+    line = json.dumps(
+        {what: {k: round(v, 1) if isinstance(v, float) else v for k, v in row.items()} for what, row in rows.items()}
+    )
+    Path(__file__).with_name("results").joinpath("faults.json").write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Runs that write down each step's draws, to be killed and counted afterwards, in tests and benchmarks of faults."""
+
+import collections
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from landmark.data.position import Position
+
+STEP_S = 0.02
+"""How long a step takes at least, so that a kill finds it."""
+
+
+def write_down(folder: Path) -> None:
+    """Make this process append the epoch and the draws of every step to a file of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{os.getpid()}.log"
+    advance = Position.advance
+
+    def advanced(self: Position, draws: np.ndarray) -> None:
+        advance(self, draws)
+        with path.open("a") as log:
+            log.write(f"{self.epoch} {' '.join(map(str, draws.tolist()))}\n")
+        time.sleep(STEP_S)
+
+    Position.advance = advanced  # type: ignore[method-assign]
+
+
+def witnessed_work(values: dict[str, Any]) -> None:
+    """Train in a worker of Ray Train, every step written down in the run's folder."""
+    from landmark.training import distributed
+
+    write_down(Path(values["run"]) / "witness")
+    distributed._work(values)
+
+
+def steps_seen(run: Path) -> int:
+    """Return how many steps were written down, over all processes."""
+    return sum(path.read_text().count("\n") for path in run.glob("witness/*.log"))
+
+
+def consumed(run: Path) -> dict[int, collections.Counter[int]]:
+    """Return how often each draw was consumed in each epoch, over all processes and attempts."""
+    found: dict[int, collections.Counter[int]] = collections.defaultdict(collections.Counter)
+    for path in run.glob("witness/*.log"):
+        for line in path.read_text().splitlines():
+            epoch, *draws = map(int, line.split())
+            found[epoch].update(draw for draw in draws if draw >= 0)
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """Run `landmark …` with every step written down, in this process or in its workers."""
+    import landmark.training.distributed as distributed
+    from landmark.cli import main as landmark
+
+    output, name = (arguments[arguments.index(flag) + 1] for flag in ("--output", "--name"))
+    write_down(Path(output) / name / "witness")
+    distributed._work = witnessed_work
+    return landmark(arguments)
+
+
+if __name__ == "__main__":
+    import sys
+
+    # Once more under the module's own name: what is pickled by reference must be found by the workers.
+    from tests.witness import main as run
+
+    sys.exit(run(sys.argv[1:]))
