@@ -1,6 +1,6 @@
 """Models by name: the deck's networks, every torchvision classifier, timm's by an extra."""
 
-from landmark.models.losses import classification_loss, logits_of
+from landmark.models.losses import MixedLabels, class_weights, classification_loss, logits_of
 from landmark.models.registry import (
     ModelInfo,
     ParameterCounts,
@@ -13,10 +13,12 @@ from landmark.models.registry import (
 )
 
 __all__ = [
+    "MixedLabels",
     "ModelInfo",
     "ParameterCounts",
     "build_model",
     "check_name",
+    "class_weights",
     "classification_loss",
     "count_parameters",
     "logits_of",

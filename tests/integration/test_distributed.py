@@ -32,9 +32,10 @@ from landmark.models import build_model, classification_loss
 from landmark.storage import locate
 from landmark.training.checkpoints import Snapshot, read_weights
 from landmark.training.distributed import TrainWorkerSession, fit_workers
+from landmark.training.feed import place
 from landmark.training.loop import fit
+from landmark.training.preprocess import Preprocess
 from landmark.training.run import run_training
-from landmark.training.steps import Preprocess
 from tests.packed import write_packed
 
 
@@ -110,7 +111,8 @@ def _one_gradient(values: dict) -> None:
     placed = {"rank": session.rank, "world_size": session.world_size, "augment": AugmentConfig()}
     with Loader(PackedDataset.open(run.dataset), "train", run.loader, **placed) as loader:
         batch = next(iter(loader.epoch(1)))
-        output = model(Preprocess((0.5,) * 3, (0.5,) * 3, session.device)(batch.images, batch.flip))
+        placed = place(batch, session.device)
+        output = model(Preprocess((0.5,) * 3, (0.5,) * 3, session.device)(placed.images, placed.flip))
         (classification_loss(output, torch.from_numpy(batch.labels)) * batch.share).backward()
     gradient = {name: p.grad for name, p in model.module.named_parameters()}
     torch.save({"gradient": gradient, "batch": batch}, f"{values['folder']}/gradient{session.rank}.pt")
@@ -130,7 +132,8 @@ def test_the_gradient_is_that_of_one_process_with_the_joined_batch(dataset, tmp_
     torch.manual_seed(0)
     model = build_model(run.model, classes=4, image_size=16)
     preprocess = Preprocess((0.5,) * 3, (0.5,) * 3, torch.device("cpu"))
-    inputs = torch.cat([preprocess(batch.images, batch.flip) for batch in batches])
+    placed = [place(batch, preprocess.device) for batch in batches]
+    inputs = torch.cat([preprocess(batch.images, batch.flip) for batch in placed])
     labels = torch.cat([torch.from_numpy(batch.labels) for batch in batches])
     classification_loss(model(inputs), labels).backward()
     for name, parameter in model.named_parameters():

@@ -68,7 +68,8 @@ def test_a_run_learns_and_leaves_everything_that_is_promised(dataset, tmp_path, 
     assert meta.classes == ["c0", "c1", "c2", "c3"] and not model.training
     again = evaluate_checkpoint(resolve_checkpoint(str(run)), dataset, "val", (1, 5), 7)
     assert again.summary["top1"] == pytest.approx(result.best["val_top1"])
-    assert again.summary["loss"] == pytest.approx(result.best["val_loss"], rel=1e-4)
+    # Evaluation computes in fp32, validation as training does: in bf16 on CPUs that have it.
+    assert again.summary["loss"] == pytest.approx(result.best["val_loss"], rel=1e-2)
     assert again.summary["rows"] == 21
 
 

@@ -1,0 +1,43 @@
+"""A moving average of a model's weights."""
+
+import copy
+
+import torch
+from torch import nn
+
+from landmark.config import EmaConfig
+
+
+class WeightAverage:
+    """Averages the trainable weights of a model exponentially (Polyak & Juditsky 1992).
+
+    Running statistics are not averaged but copied: they are averages already.
+    """
+
+    def __init__(self, source: nn.Module, config: EmaConfig) -> None:
+        assert config.decay is not None
+        self.decay = config.decay
+        self.warmup = config.warmup
+        self.source = source
+        self._model = copy.deepcopy(source).eval().requires_grad_(False)
+        pairs = zip(self._model.parameters(), source.parameters(), strict=True)
+        trained = [(mine, theirs.detach()) for mine, theirs in pairs if theirs.requires_grad]
+        self._averages: list[torch.Tensor] = [mine for mine, _ in trained]
+        self._weights = [theirs for _, theirs in trained]
+
+    def update(self, step: int) -> None:
+        """Move the average towards the weights after a step, counted from 1."""
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+
+    def load(self) -> None:
+        """Begin anew with the weights that the model has now."""
+        self._model.load_state_dict(self.source.state_dict())
+
+    @property
+    def model(self) -> nn.Module:
+        """The averaged model, in evaluation mode, with the running statistics that the model has now."""
+        with torch.no_grad():
+            for mine, theirs in zip(self._model.buffers(), self.source.buffers(), strict=True):
+                mine.copy_(theirs)
+        return self._model
