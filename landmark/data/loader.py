@@ -214,10 +214,9 @@ class Loader:
         draws = table["draw"].to_numpy()
         images = [memoryview(value.as_buffer()).cast("B") for value in table["image"]]
         size, _ = self.shape(epoch)
-        try:
-            pixels = decode_batch(images, draws, size, augment=self.augment, seed=self.seed, epoch=epoch)
-        except ValueError as error:
-            raise UserError(f"{self.reader.split}: {error}; check the dataset, or prepare it again") from None
+        pixels, faults = decode_batch(images, draws, size, augment=self.augment, seed=self.seed, epoch=epoch)
+        for row, fault in faults.items():
+            raise UserError(f"{self.reader.split}: sample {draws[row]}: {fault}; prepare the dataset again")
         labels = table["label"].to_numpy().astype(np.int64)
         mirrored = self.augment is not None and self.augment.flip
         return Batch(
