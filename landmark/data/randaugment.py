@@ -126,15 +126,10 @@ def _solarize(image: np.ndarray, strength: float, _: float) -> np.ndarray:
     return _looked_up(image, np.where(values < 255 * (1 - strength), values, 255 - values))
 
 
-def _histograms(image: np.ndarray) -> list[np.ndarray]:
-    return [cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel() for channel in range(3)]
-
-
 def _autocontrast(image: np.ndarray, _: float, __: float) -> np.ndarray:
     tables = []
-    for counts in _histograms(image):
-        present = np.flatnonzero(counts)
-        low, high = int(present[0]), int(present[-1])
+    for channel in cv2.split(image):
+        low, high, _low_at, _high_at = cv2.minMaxLoc(channel)
         tables.append((np.arange(256) - low) * (255 / (high - low)) if high > low else np.arange(256))
     return _looked_up(image, np.stack(tables, axis=1)[None])
 
@@ -142,7 +137,8 @@ def _autocontrast(image: np.ndarray, _: float, __: float) -> np.ndarray:
 def _equalize(image: np.ndarray, _: float, __: float) -> np.ndarray:
     """Spread each channel's values, as Pillow's ImageOps.equalize does."""
     tables = []
-    for counts in _histograms(image):
+    for channel in range(3):
+        counts = cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel()
         present = counts[counts > 0]
         step = int(counts.sum() - present[-1]) // 255
         below = np.cumsum(counts) - counts
