@@ -75,7 +75,9 @@ def decode_batch(
             faults[row] = " ".join(str(error).split())
             pixels[row] = 0
     if augment is not None and augment.randaugment_ops:
-        randaugment(pixels, draws, seed, epoch, operations=augment.randaugment_ops, magnitude=augment.randaugment_magnitude)
+        randaugment(
+            pixels, draws, seed, epoch, operations=augment.randaugment_ops, magnitude=augment.randaugment_magnitude
+        )
     return pixels, faults
 
 
