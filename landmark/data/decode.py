@@ -1,5 +1,6 @@
 """Decoding: JPEG bytes to uint8 pixels of the model's size, decoding no more than the crop needs."""
 
+import threading
 from collections.abc import Sequence
 
 import cv2
@@ -7,12 +8,15 @@ import numpy as np
 import simplejpeg
 
 from landmark.config import AugmentConfig
+from landmark.data.images import LARGEST_PIXELS
+from landmark.data.randaugment import randaugment
 from landmark.data.randomness import uniforms
 
 cv2.setNumThreads(0)
 
 EVALUATION_CROP = 0.95
 """Side of the centre crop of evaluation, as a share of the image's short side."""
+_scratch = threading.local()
 
 
 def crop_boxes(sizes: np.ndarray, augment: AugmentConfig | None, draws: np.ndarray | None) -> np.ndarray:
@@ -37,29 +41,44 @@ def crop_boxes(sizes: np.ndarray, augment: AugmentConfig | None, draws: np.ndarr
 
 def decode_batch(
     images: Sequence[bytes | memoryview],
-    samples: np.ndarray,
+    draws: np.ndarray,
     size: int,
     *,
     augment: AugmentConfig | None = None,
     seed: int = 0,
     epoch: int = 0,
-) -> np.ndarray:
-    """Decode, crop and resize JPEGs: uint8 (n, size, size, 3), RGB.
+    out: np.ndarray | None = None,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Decode, crop, resize and augment JPEGs; returns uint8 pixels (n, size, size, 3), RGB, and what is wrong by row.
 
-    With `augment`, crops are random, a function of (seed, epoch, sample). libjpeg-turbo decodes at the
-    smallest scale (eighths) that still covers the crop, so that the resize after it is slight.
-    Raises ValueError naming the sample whose bytes are no JPEG.
+    draws: keys of randomness, int64 (n,), the sample numbers unless images repeat. With `augment`, crops and RandAugment
+    are functions of (seed, epoch, draw). Rows that cannot be decoded are black, and named in the second result. `out`
+    takes the pixels, so that no fresh memory is needed.
+
+    libjpeg-turbo decodes at 1, 1/2, 1/4 or 1/8, the smallest scale that covers the crop: its other eighths have no SIMD
+    code and take longer than the whole image.
     """
-    sizes = np.array([_size(data, sample) for data, sample in zip(images, samples, strict=True)])
-    draws = uniforms(seed, epoch, samples, 4) if augment is not None else None
-    boxes = crop_boxes(sizes.reshape(-1, 2), augment, draws)
-    pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
-    for i, data in enumerate(images):
+    pixels = np.empty((len(images), size, size, 3), dtype=np.uint8) if out is None else out
+    sizes, faults = _read_headers(images)
+    boxes = crop_boxes(sizes, augment, uniforms(seed, epoch, draws, 4) if augment is not None else None)
+    covered = np.floor(np.log2(np.minimum(boxes[:, 2], boxes[:, 3]) / size))
+    scales = 2 ** np.clip(covered, 0, 3).astype(np.int64)
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    plan = zip(sizes.tolist(), scales.tolist(), corners.tolist(), strict=True)
+    for row, (image_size, scale, box) in enumerate(plan):
+        if row in faults:
+            pixels[row] = 0
+            continue
         try:
-            pixels[i] = _decode_crop(data, sizes[i], boxes[i], size)
+            _decode_crop(images[row], image_size, scale, box, pixels[row])
         except ValueError as error:
-            raise ValueError(f"sample {samples[i]}: {error}") from None
-    return pixels
+            faults[row] = " ".join(str(error).split())
+            pixels[row] = 0
+    if augment is not None and augment.randaugment_ops:
+        randaugment(
+            pixels, draws, seed, epoch, operations=augment.randaugment_ops, magnitude=augment.randaugment_magnitude
+        )
+    return pixels, faults
 
 
 def flips(seed: int, epoch: int, samples: np.ndarray) -> np.ndarray:
@@ -67,29 +86,47 @@ def flips(seed: int, epoch: int, samples: np.ndarray) -> np.ndarray:
     return uniforms(seed, epoch, samples, 5)[:, 4] < 0.5
 
 
-def _size(data: bytes | memoryview, sample: int) -> tuple[int, int]:
-    try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError as error:
-        raise ValueError(f"sample {sample}: {error}") from None
-    return width, height
+def _read_headers(images: Sequence[bytes | memoryview]) -> tuple[np.ndarray, dict[int, str]]:
+    """Return width and height of each image, int64 (n, 2), 1 x 1 where they are not known, and what is wrong by row."""
+    sizes = np.ones((len(images), 2), dtype=np.int64)
+    faults = {}
+    for row, data in enumerate(images):
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError as error:
+            faults[row] = " ".join(str(error).split())
+            continue
+        if width * height > LARGEST_PIXELS:
+            faults[row] = f"{width} x {height} pixels, which no photograph has"
+            continue
+        sizes[row] = width, height
+    return sizes, faults
 
 
-def _decode_crop(data: bytes | memoryview, image_size: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
-    width, height = int(image_size[0]), int(image_size[1])
-    left, top, crop_width, crop_height = box
-    wanted = size / min(crop_width, crop_height)
+def _decode_crop(data: bytes | memoryview, size: list[int], scale: int, corners: list[float], out: np.ndarray) -> None:
+    """Decode one image of a known size at 1/scale, and resize what lies between the corners to `out`."""
+    width, height = -(-size[0] // scale), -(-size[1] // scale)
     decoded = simplejpeg.decode_jpeg(
         data,
         "RGB",
         fastdct=True,
         fastupsample=True,
-        min_width=min(width, int(width * wanted)),
-        min_height=min(height, int(height * wanted)),
+        min_width=width,
+        min_height=height,
+        buffer=_scratch_of(width * height * 3),
     )
-    scale_x, scale_y = decoded.shape[1] / width, decoded.shape[0] / height
-    x, y = int(left * scale_x), int(top * scale_y)
-    right, bottom = round((left + crop_width) * scale_x), round((top + crop_height) * scale_y)
-    crop = decoded[y : max(bottom, y + 1), x : max(right, x + 1)]
-    shrinks = crop.shape[0] > 1.5 * size or crop.shape[1] > 1.5 * size
-    return cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    scale_y, scale_x = decoded.shape[0] / size[1], decoded.shape[1] / size[0]
+    left, top = int(corners[0] * scale_x), int(corners[1] * scale_y)
+    right, bottom = round(corners[2] * scale_x), round(corners[3] * scale_y)
+    crop = decoded[top : max(bottom, top + 1), left : max(right, left + 1)]
+    # Linear weights two pixels a side: all of them down to half the size. INTER_AREA takes six times as long.
+    shrinks = max(crop.shape[:2]) > 2 * len(out)
+    cv2.resize(crop, out.shape[:2], dst=out, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _scratch_of(size: int) -> np.ndarray:
+    """Return this thread's memory for a decoded image of `size` bytes or more: fresh memory costs a page fault every 4 KiB."""
+    held = getattr(_scratch, "pixels", None)
+    if held is None or len(held) < size:
+        held = _scratch.pixels = np.empty(size, dtype=np.uint8)
+    return held

@@ -3,28 +3,27 @@
 import collections
 import contextlib
 import itertools
-import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from landmark.config import AugmentConfig, LoaderConfig, SamplingConfig, UserError
+from landmark.config import AugmentConfig, LoaderConfig, SamplingConfig
+from landmark.data.ahead import Pending, run_ahead
 from landmark.data.dataset import PackedDataset
-from landmark.data.decode import decode_batch, flips
+from landmark.data.decode import flips
+from landmark.data.decoding import ActorDecoder, Decoded, ThreadDecoder
+from landmark.data.losses import Losses
 from landmark.data.plan import RankPlan, Unit, plan_evaluation, plan_training_epoch
 from landmark.data.position import Position
 from landmark.data.randomness import generator
 from landmark.data.reader import UnitReader, read_by_ray, read_by_thread
 from landmark.data.sampling import EpochRows
 
-MEND = "put the shard back or prepare the dataset again; `damaged: skip` goes on without its images"
 Shape = Callable[[int], tuple[int, int]]
 """Image size (pixels) and batch (images over all ranks) of an epoch."""
 
@@ -59,9 +58,9 @@ class Loader:
     position: where the first of `epochs` goes on, instead of at its beginning: the same batches as an undisturbed
     epoch's from there on, where the ranks are as many; else another division of what is left.
 
-    With config.damaged "skip", images of damaged shards are lost: in training the rows read before them are
-    shown once more, so that the ranks' steps stay equal; in evaluation batches are smaller. `lost` counts them by
-    epoch, complete when the epoch has ended, and `tell` gets one line a shard.
+    With config.damaged "skip", images of damaged shards and images that cannot be decoded are lost: in training the rows
+    read before them, or others of the batch, are shown once more, so that the ranks' steps stay equal; in evaluation
+    batches are smaller. `lost` counts them by epoch, complete when the epoch has ended, and `tell` gets one line a shard.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class Loader:
         paths = [shard.path for shard in dataset.split(split).shards]
         self.reader = UnitReader(dataset.location, paths)
         self.lost: collections.Counter[int] = collections.Counter()
-        self._losses = _Losses(config.damaged, tell)
+        self._losses = Losses(dataset.location / split, config.damaged, self.lost, tell)
         self._next = epochs.start
         self._queue: queue.Queue[tuple[int, Batch | BaseException | None]] = queue.Queue(config.prefetch_batches)
         self._stop = threading.Event()
@@ -150,74 +149,65 @@ class Loader:
             return
 
     def _produce(self) -> None:
-        threads = self.config.decode_threads or available_cpus()
-        with ThreadPoolExecutor(threads, thread_name_prefix="landmark-decode") as pool:
-            try:
-                # Closed here and now, whatever happens: left to the garbage collector, the reader's threads would be
-                # waited for in a thread that they may wait for.
-                with contextlib.closing(self._passes()) as passes:
-                    for course, tables in passes:
-                        for batch in self._decode_ahead(pool, course, tables, threads):
-                            self._put(course.epoch, batch)
-                            if self._stop.is_set():
-                                return
-                        self._put(course.epoch, None)
-            except Exception as error:  # handed to the consumer, which raises it
-                self._put(self._next, error)
+        made = ActorDecoder if self.config.decode == "data" else ThreadDecoder
+        try:
+            # Closed here and now, whatever happens: left to the garbage collector, the reader's threads would be
+            # waited for in a thread that they may wait for.
+            with (
+                contextlib.closing(made(self.config, self.augment, self.seed)) as decoder,
+                contextlib.closing(self._jobs()) as jobs,
+                contextlib.closing(run_ahead(lambda job: _Decoding(self, decoder, job), jobs, decoder.ahead)) as done,
+            ):
+                for job, batch in done:
+                    if batch is not None or job.table is None:
+                        self._put(job.epoch, batch)
+                    if self._stop.is_set():
+                        return
+        except Exception as error:  # handed to the consumer, which raises it
+            self._put(self._next, error)
 
     def _course(self, epoch: int) -> "_Course":
         begun = self.position if self.position is not None and self.position.epoch == epoch else None
         window = self.config.shuffle_row_groups if self.augment is not None else 1
         return _Course.of(epoch, self.plan(epoch), begun.step if begun else 0, window)
 
-    def _passes(self) -> Generator[tuple["_Course", Iterable[pa.Table]], None, None]:
-        """Yield each epoch's course and tables."""
-        if self.config.stream != "ray":
-            for epoch in self.epochs:
-                course = self._course(epoch)
-                with contextlib.closing(read_by_thread(self.reader, course.units)) as tables:
-                    yield course, tables
-            return
+    def _jobs(self) -> Generator["_Job", None, None]:
+        """Yield the batches of all epochs, to be decoded, and after each epoch's the mark of its end."""
         courses: dict[int, _Course] = {}
 
-        def planned() -> Iterator[tuple[int, list[Unit]]]:
-            for epoch in self.epochs:
+        def course_of(epoch: int) -> _Course:
+            if epoch not in courses:
                 courses[epoch] = self._course(epoch)
-                yield epoch, courses[epoch].units
+            return courses[epoch]
 
-        with contextlib.closing(read_by_ray(self.reader, planned(), self.config)) as blocks:
-            stream = _InOrder(blocks)
+        read = read_by_ray if self.config.stream == "ray" else read_by_thread
+        units = (unit for epoch in self.epochs for unit in course_of(epoch).units)
+        with contextlib.closing(read(self.reader, units, self.config)) as tables:
             for epoch in self.epochs:
-                course = courses.pop(epoch) if epoch in courses else self._course(epoch)
-                yield course, stream.tables(epoch, len(course.units))
+                course = course_of(epoch)
+                yield from self._jobs_of(course, itertools.islice(tables, len(course.units)))
+                yield _Job(epoch=epoch)
+                del courses[epoch]
 
-    def _decode_ahead(
-        self, pool: ThreadPoolExecutor, course: "_Course", tables: Iterable[pa.Table], ahead: int
-    ) -> Iterator[Batch]:
-        pending: collections.deque[Future[Batch]] = collections.deque()
-        epoch = course.epoch
-        counted = self._losses.counted(tables, self.lost, epoch)
+    def _jobs_of(self, course: "_Course", tables: Iterable[pa.Table]) -> Iterator["_Job"]:
+        counted = self._losses.counted(tables, course.epoch)
         if self.augment is not None:
             counted = self._losses.replaced(counted)
+        size, _ = self.shape(course.epoch)
         rows = _mixed(counted, course, self.seed if self.augment is not None else None)
         for whole, share in zip(_rebatched(rows, course.batch_rows), course.shares, strict=True):
-            table = whole.filter(pc.is_null(whole["fault"])) if self.lost[epoch] else whole
-            if not len(table):
-                continue
-            pending.append(pool.submit(self._decode, table, epoch, float(share)))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+            table = whole.filter(pc.is_null(whole["fault"])) if self.lost[course.epoch] else whole
+            if len(table):
+                yield _Job(epoch=course.epoch, table=table, size=size, share=float(share))
 
-    def _decode(self, table: pa.Table, epoch: int, share: float) -> Batch:
+    def batch(self, job: "_Job", table: pa.Table, pixels: np.ndarray, faults: dict[int, str]) -> Batch | None:
+        """Put a decoded batch together; None where no image of it is left."""
+        if faults:
+            rows = self._losses.rows_left(table, faults, job.epoch, fill=self.augment is not None)
+            if not len(rows):
+                return None
+            table, pixels = table.take(rows), pixels[rows]
         draws = table["draw"].to_numpy()
-        images = [memoryview(value.as_buffer()).cast("B") for value in table["image"]]
-        size, _ = self.shape(epoch)
-        try:
-            pixels = decode_batch(images, draws, size, augment=self.augment, seed=self.seed, epoch=epoch)
-        except ValueError as error:
-            raise UserError(f"{self.reader.split}: {error}; check the dataset, or prepare it again") from None
         labels = table["label"].to_numpy().astype(np.int64)
         mirrored = self.augment is not None and self.augment.flip
         return Batch(
@@ -225,10 +215,40 @@ class Loader:
             labels=labels if self.label_map is None else self.label_map[labels],
             samples=table["sample"].to_numpy(),
             draws=draws,
-            flip=flips(self.seed, epoch, draws) if mirrored else np.zeros(len(draws), dtype=bool),
-            share=share,
-            epoch=epoch,
+            flip=flips(self.seed, job.epoch, draws) if mirrored else np.zeros(len(draws), dtype=bool),
+            share=job.share,
+            epoch=job.epoch,
         )
+
+
+@dataclass(kw_only=True, frozen=True)
+class _Job:
+    """A batch to be decoded, or without a table the end of its epoch."""
+
+    epoch: int
+    table: pa.Table | None = None
+    size: int = 0
+    share: float = 0.0
+
+
+class _Decoding:
+    """A batch that is being decoded; its result is the job and the batch."""
+
+    def __init__(self, loader: Loader, decoder: ThreadDecoder | ActorDecoder, job: _Job) -> None:
+        self.loader = loader
+        self.job = job
+        self.call: Pending[Decoded] | None = None
+        if job.table is not None:
+            self.call = decoder.submit(job.table, job.epoch, job.size)
+
+    def result(self) -> tuple[_Job, Batch | None]:
+        if self.call is None:
+            return self.job, None
+        return self.job, self.loader.batch(self.job, self.job.table, *self.call.result())
+
+    def cancel(self) -> None:
+        if self.call is not None:
+            self.call.cancel()
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -266,77 +286,6 @@ class _Course:
             batch_rows=plan.batch_rows[done:],
             shares=plan.shares[done:],
         )
-
-
-class _Losses:
-    """Counts the rows of units that could not be read, tells of them, and finds others for their places."""
-
-    def __init__(self, damaged: Literal["stop", "skip"], tell: Callable[[str], object] | None) -> None:
-        self.damaged = damaged
-        self.tell = tell
-        self.told: set[str] = set()
-        self.spare: pa.Table | None = None
-
-    def counted(self, tables: Iterable[pa.Table], lost: collections.Counter[int], epoch: int) -> Iterator[pa.Table]:
-        """Yield the tables, adding their lost rows to lost[epoch] and telling of each shard once.
-
-        Raises UserError for the first lost row, unless these are skipped.
-        """
-        for table in tables:
-            faults = table["fault"].drop_null()
-            lost[epoch] += len(faults)
-            for fault in pc.unique(faults).to_pylist():
-                if self.damaged == "stop":
-                    raise UserError(f"{fault}; {MEND}")
-                shard = fault.split(": ")[0]
-                if self.tell is not None and shard not in self.told:
-                    self.tell(f"warning: {fault}; its images are skipped and counted as lost_images")
-                self.told.add(shard)
-            yield table
-
-    def replaced(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """Yield a table for each, of as many rows, with whole ones for the lost: those read just before, else those that
-        come next.
-
-        Raises UserError where there is no whole row.
-        """
-        waiting = 0
-        fault = ""
-        for table in tables:
-            whole = table.filter(pc.is_null(table["fault"])) if table["fault"].null_count < len(table) else table
-            waiting += len(table) - len(whole)
-            if len(whole):
-                self.spare = whole
-            elif self.spare is None:
-                fault = table["fault"][0].as_py()
-            if waiting and self.spare is not None:
-                whole = pa.concat_tables([whole, self.spare.take(np.arange(waiting) % len(self.spare))])
-                waiting = 0
-            yield whole
-        if waiting:
-            raise UserError(f"{fault}; no other image could be read in its place, prepare the dataset again")
-
-
-class _InOrder:
-    """Hands out the tables of a Ray stream in the order of the plan, keeping those that came too early."""
-
-    def __init__(self, stream: Iterator[tuple[int, int, pa.Table]]) -> None:
-        self.stream = stream
-        self.waiting: dict[tuple[int, int], pa.Table] = {}
-
-    def tables(self, epoch: int, units: int) -> Iterator[pa.Table]:
-        """Yield the tables of the epoch's units, 0 to units - 1."""
-        for unit in range(units):
-            while (epoch, unit) not in self.waiting:
-                number, which, table = next(self.stream)
-                self.waiting[number, which] = table
-            yield self.waiting.pop((epoch, unit))
-
-
-def available_cpus() -> int:
-    """Return the CPUs this process may use: OMP_NUM_THREADS (Ray sets it to a worker's CPUs), else its affinity."""
-    text = os.environ.get("OMP_NUM_THREADS", "")
-    return int(text) if text.isdigit() and int(text) > 0 else len(os.sched_getaffinity(0))
 
 
 def _mixed(tables: Iterable[pa.Table], course: _Course, seed: int | None) -> Iterator[pa.Table]:

@@ -1,25 +1,24 @@
-"""Readers: plan units become Arrow tables of compressed images, by a thread or by Ray Data actors."""
+"""Readers: plan units become Arrow tables of compressed images, by threads or by Ray actors."""
 
-import collections
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+import contextlib
+import threading
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from landmark.config import LoaderConfig, UserError
+from landmark.config import LoaderConfig
+from landmark.data.actors import Actors
+from landmark.data.ahead import run_ahead
 from landmark.data.dataset import damage_marked
 from landmark.data.plan import Unit
 from landmark.storage import Location, NotFound, retrying
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-OPEN_FILES = 8
-UNITS_AHEAD = 4
-UNITS_A_BLOCK = 16
+OPEN_FILES = 16
+LEAST_AHEAD = 4
+"""Units read ahead, at least."""
 
 
 class UnitReader:
@@ -27,12 +26,14 @@ class UnitReader:
 
     fault is null where all is well. A unit whose shard is missing or damaged comes as its planned rows all the
     same, without images, and fault names the shard and says what is wrong: what to do is the loader's affair.
+    Threads may read at a time.
     """
 
     def __init__(self, split: Location, shard_paths: list[str]) -> None:
         self.split = split
         self.shard_paths = shard_paths
-        self._files: collections.OrderedDict[int, pq.ParquetFile] = collections.OrderedDict()
+        self._idle: list[tuple[int, pq.ParquetFile]] = []
+        self._lock = threading.Lock()
 
     def read(self, unit: Unit) -> pa.Table:
         """Return the unit's rows; raises UserError where the storage fails."""
@@ -58,27 +59,36 @@ class UnitReader:
         )
 
     def _read_row_group(self, unit: Unit) -> pa.Table:
-        known = unit.shard in self._files
+        known = self._take(unit.shard)
         try:
-            return self._open(unit.shard).read_row_group(unit.row_group, columns=["label", "image"])
+            file = known or self._open(unit.shard)
+            table = file.read_row_group(unit.row_group, columns=["label", "image"])
         except (OSError, pa.ArrowInvalid):
             # A connection that broke, or a file that was replaced, leaves one that cannot go on: the next try opens it anew.
-            self._files.pop(unit.shard, None)
-            if known:
+            if known is not None:
                 return self._read_row_group(unit)
             raise
+        self._keep(unit.shard, file)
+        return table
 
     def _open(self, shard: int) -> pq.ParquetFile:
-        if shard in self._files:
-            self._files.move_to_end(shard)
-            return self._files[shard]
         path = self.split / self.shard_paths[shard]
         stream = path.fs.open_input_file(path.path)
-        file = pq.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True)
-        self._files[shard] = file
-        if len(self._files) > OPEN_FILES:
-            self._files.popitem(last=False)[1].close()
-        return file
+        return pq.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True)
+
+    def _take(self, shard: int) -> pq.ParquetFile | None:
+        """Return an open file that no other thread uses, if there is one."""
+        with self._lock:
+            index = next((i for i, (which, _) in enumerate(self._idle) if which == shard), None)
+            return None if index is None else self._idle.pop(index)[1]
+
+    def _keep(self, shard: int, file: pq.ParquetFile) -> None:
+        """Keep a file open for the next unit of its shard, and close the one used longest ago."""
+        with self._lock:
+            self._idle.append((shard, file))
+            oldest = self._idle.pop(0)[1] if len(self._idle) > OPEN_FILES else None
+        if oldest is not None:
+            oldest.close()
 
 
 def _lost(unit: Unit, fault: str) -> pa.Table:
@@ -95,85 +105,30 @@ def _lost(unit: Unit, fault: str) -> pa.Table:
     )
 
 
-def read_by_thread(reader: UnitReader, units: Iterable[Unit]) -> Generator[pa.Table, None, None]:
-    """Yield the units' tables in order, reading ahead in a thread of this process; `close` it when it is not used up."""
-    with ThreadPoolExecutor(1, thread_name_prefix="landmark-read") as pool:
-        yield from run_ahead(pool, reader.read, units, UNITS_AHEAD)
+def read_by_thread(reader: UnitReader, units: Iterable[Unit], config: LoaderConfig) -> Generator[pa.Table, None, None]:
+    """Yield the units' tables in order, reading ahead in threads of this process; `close` it when it is not used up."""
+    with ThreadPoolExecutor(config.readers, thread_name_prefix="landmark-read") as pool:
+        yield from run_ahead(lambda unit: pool.submit(reader.read, unit), units, units_ahead(config))
 
 
-def run_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Generator[Result, None, None]:
-    """Yield function(item) in order, with up to `ahead` calls under way."""
-    pending: collections.deque[Future[Result]] = collections.deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
+def read_by_ray(reader: UnitReader, units: Iterable[Unit], config: LoaderConfig) -> Generator[pa.Table, None, None]:
+    """Yield the units' tables in order, reading ahead in Ray actors; `close` it when it is not used up.
 
-
-class _ReaderActor:
-    """The long-lived Ray Data actor: one batch is a block of the plan, one output a unit's table."""
-
-    def __init__(self, split: Location, shard_paths: list[str]) -> None:
-        self.reader = UnitReader(split, shard_paths)
-
-    def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
-        for row in plan.to_pylist():
-            rows, draws = (np.frombuffer(row.pop(name), dtype=np.int64) for name in ("rows", "draws"))
-            epoch, number = row.pop("epoch"), row.pop("unit")
-            table = self.reader.read(Unit(**row, rows=rows, draws=draws))
-            for name, value in (("epoch", epoch), ("unit", number)):
-                table = table.append_column(name, pa.array(np.full(len(table), value)))
-            yield table
-
-
-def read_by_ray(
-    reader: UnitReader, epochs: Iterable[tuple[int, list[Unit]]], config: LoaderConfig
-) -> Generator[tuple[int, int, pa.Table], None, None]:
-    """Yield (epoch, number of the unit, table) for all units of all epochs as one Ray Data stream.
-
-    Nothing drains between epochs. Order is not kept (keeping it spills): a table may come after later ones.
+    The object store holds the units that are read ahead and no others, however many there are. A table's buffers lie
+    in it until the table is let go of. Units are taken from `units` as they are needed.
     """
-    import ray
-
-    from landmark.runtime import own_message
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.target_max_block_size = 8 << 20
-    plan = [
-        {"epoch": epoch, "unit": number, **vars(unit), "rows": unit.rows.tobytes(), "draws": unit.draws.tobytes()}
-        for epoch, units in epochs
-        for number, unit in enumerate(units)
-    ]
-    # Not from_arrow, which asks for a whole CPU to look at the tables, and waits for ever where none is left.
-    stream = ray.data.from_items(plan, override_num_blocks=-(-len(plan) // UNITS_A_BLOCK)).map_batches(
-        _ReaderActor,
-        fn_constructor_args=(reader.split, reader.shard_paths),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=config.reader_cpus,
-        compute=ray.data.ActorPoolStrategy(size=config.readers),
+    actors = Actors(
+        UnitReader,
+        reader.split,
+        reader.shard_paths,
+        count=config.readers,
+        cpus=config.reader_cpus,
+        purpose="data readers",
     )
-    try:
-        for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
-            yield from _by_unit(block)
-    except ray.exceptions.RayError as error:
-        if (message := own_message(error)) is None:
-            raise
-        raise UserError(message) from None
+    with contextlib.closing(actors):
+        yield from run_ahead(lambda unit: actors.submit("read", unit), units, units_ahead(config))
 
 
-def _by_unit(block: pa.Table) -> Iterator[tuple[int, int, pa.Table]]:
-    epochs, units = block["epoch"].to_numpy(), block["unit"].to_numpy()
-    rows = block.drop_columns(["epoch", "unit"])
-    starts = np.flatnonzero(np.diff(epochs, prepend=-1) | np.diff(units, prepend=-1))
-    for start, stop in zip(starts, [*starts[1:], len(epochs)], strict=True):
-        yield int(epochs[start]), int(units[start]), rows.slice(start, stop - start)
+def units_ahead(config: LoaderConfig) -> int:
+    """Return the units that are read ahead."""
+    return max(LEAST_AHEAD, 2 * config.readers)

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from landmark.config import UserError
+from landmark.data.ahead import run_ahead
 from landmark.data.dataset import PackedDataset, ShardEntry, read_parquet, read_table
-from landmark.data.reader import run_ahead
 from landmark.progress import Progress
 from landmark.storage import NotFound
 
@@ -47,7 +47,7 @@ def verify_dataset(dataset: PackedDataset) -> Iterator[str]:
     pieces = list(_pieces(dataset, tables.get("catalog")))
     progress = Progress("verifying", sum(piece.entry.bytes for piece in pieces) >> 20, "MiB")
     with ThreadPoolExecutor(THREADS, thread_name_prefix="landmark-verify") as pool:
-        checked = run_ahead(pool, lambda piece: _check_shard(dataset, piece), pieces, THREADS)
+        checked = run_ahead(lambda piece: pool.submit(_check_shard, dataset, piece), pieces, THREADS)
         for piece, problems in zip(pieces, checked, strict=True):
             progress.update(piece.entry.bytes >> 20)
             if problems:

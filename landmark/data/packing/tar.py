@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from landmark.config import UserError
-from landmark.data.reader import run_ahead
+from landmark.data.ahead import run_ahead
 from landmark.data.stream import CHUNK_BYTES, ResumingStream
 from landmark.storage import Location
 
@@ -80,7 +80,7 @@ class _Tape:
         """Whether less was there than was asked for."""
         self._stream = ResumingStream(place)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="landmark-tar")
-        self._chunks = run_ahead(self._pool, self._fetch, itertools.repeat(None), 1)
+        self._chunks = run_ahead(lambda _: self._pool.submit(self._fetch, None), itertools.repeat(None), 1)
         self._chunk = memoryview(b"")
 
     def __enter__(self) -> "_Tape":

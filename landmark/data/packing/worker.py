@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from landmark.config import PackingConfig, UserError
+from landmark.data.ahead import run_ahead
 from landmark.data.dataset import REJECTS_SCHEMA, SPLITS, read_parquet, write_table
 from landmark.data.gldv2 import image_id
 from landmark.data.images import Packed, Refused, pack_image
@@ -22,7 +23,6 @@ from landmark.data.packing.shards import ShardSet
 from landmark.data.packing.sources import Source
 from landmark.data.packing.tar import TarReader
 from landmark.data.packing.units import PARTS_FOLDER, WITHOUT_FOLDER, WORK_FOLDER, Unit
-from landmark.data.reader import run_ahead
 from landmark.storage import Location, NotFound
 
 READ_THREADS = 4
@@ -119,7 +119,7 @@ class Packer:
                 return row, b"", "missing"
 
         with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="landmark-read") as pool:
-            yield from run_ahead(pool, read, rows.to_pylist(), READS_AHEAD)
+            yield from run_ahead(lambda row: pool.submit(read, row), rows.to_pylist(), READS_AHEAD)
 
     def _pack_tars(self, unit: Unit, shards: ShardSet, tally: _Tally) -> None:
         """Pack the wanted images of tars, each once; raises UserError for a damaged tar, before anything is published."""

@@ -1,0 +1,138 @@
+"""Where batches are decoded: in threads of the training process, or in Ray actors on CPUs elsewhere."""
+
+import collections
+import itertools
+import math
+import os
+import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+
+from landmark.config import AugmentConfig, LoaderConfig
+from landmark.data.actors import Actors
+from landmark.data.ahead import Pending
+from landmark.data.decode import decode_batch
+
+Decoded = tuple[np.ndarray, dict[int, str]]
+"""uint8 pixels (n, size, size, 3), and what is wrong by row."""
+IDLE_BUFFERS = 16
+
+
+class ThreadDecoder:
+    """Decodes in threads of this process, into memory that is used again when a batch is let go of."""
+
+    def __init__(self, config: LoaderConfig, augment: AugmentConfig | None, seed: int) -> None:
+        threads = config.decode_threads or available_cpus()
+        self.ahead = threads
+        """Batches to decode at a time."""
+        self.augment = augment
+        self.seed = seed
+        self._buffers = Buffers()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="landmark-decode")
+
+    def submit(self, table: pa.Table, epoch: int, size: int) -> Future[Decoded]:
+        """Decode a batch: columns image and draw."""
+        return self._pool.submit(self._decode, table, epoch, size)
+
+    def _decode(self, table: pa.Table, epoch: int, size: int) -> Decoded:
+        return decode_table(
+            table, size, self.augment, self.seed, epoch, self._buffers.take((len(table), size, size, 3))
+        )
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+class ActorDecoder:
+    """Decodes in Ray actors: compressed images go to them, uint8 pixels come back through the object store.
+
+    Pixels are read where they lie in the object store: a batch's array may not be written to.
+    """
+
+    def __init__(self, config: LoaderConfig, augment: AugmentConfig | None, seed: int) -> None:
+        self._actors = Actors(
+            _Decoder,
+            augment,
+            seed,
+            count=config.decoders,
+            cpus=config.data_cpus,
+            purpose="decoders",
+            spread=True,
+        )
+        self.ahead = 2 * config.decoders * max(1, int(config.data_cpus))
+        """Batches to decode at a time: for each actor one, and one that waits."""
+
+    def submit(self, table: pa.Table, epoch: int, size: int) -> Pending[Decoded]:
+        """Decode a batch: columns image and draw."""
+        # A copy: the rows alone, without the buffers around them.
+        rows = table.select(["image", "draw"]).take(np.arange(len(table)))
+        return self._actors.submit("decode", rows, epoch, size)
+
+    def close(self) -> None:
+        """End the actors."""
+        self._actors.close()
+
+
+class _Decoder:
+    """The actor."""
+
+    def __init__(self, augment: AugmentConfig | None, seed: int) -> None:
+        self.augment = augment
+        self.seed = seed
+
+    def decode(self, table: pa.Table, epoch: int, size: int) -> Decoded:
+        return decode_table(table, size, self.augment, self.seed, epoch, None)
+
+
+def decode_table(
+    table: pa.Table, size: int, augment: AugmentConfig | None, seed: int, epoch: int, out: np.ndarray | None
+) -> Decoded:
+    """Decode a table's column image (large binary, no nulls) with the randomness of its column draw."""
+    draws = table["draw"].to_numpy()
+    return decode_batch(jpegs(table["image"]), draws, size, augment=augment, seed=seed, epoch=epoch, out=out)
+
+
+def jpegs(column: pa.ChunkedArray) -> list[memoryview]:
+    """Return the values of a large binary column where they lie."""
+    views = []
+    for chunk in column.chunks:
+        _, offsets, data = chunk.buffers()
+        bounds = np.frombuffer(offsets, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
+        whole = memoryview(data).cast("B")
+        views += [whole[start:stop] for start, stop in itertools.pairwise(bounds)]
+    return views
+
+
+class Buffers:
+    """Memory for arrays that is used again when nobody holds the array: fresh memory costs a page fault every 4 KiB."""
+
+    def __init__(self) -> None:
+        self._idle: collections.deque[np.ndarray] = collections.deque(maxlen=IDLE_BUFFERS)
+
+    def take(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return a uint8 array of any content, its own as long as it or a view of it is held."""
+        size = math.prod(shape)
+        memory = self._fitting(size)
+        # The memoryview `data` between them keeps numpy from handing views the memory itself instead of this array as their base.
+        array = np.frombuffer(memory.data, dtype=np.uint8, count=size)
+        weakref.finalize(array, self._idle.append, memory).atexit = False
+        return array.reshape(shape)
+
+    def _fitting(self, size: int) -> np.ndarray:
+        while True:
+            try:
+                memory = self._idle.popleft()
+            except IndexError:
+                # Batches differ by a row.
+                return np.empty(size + size // 16, dtype=np.uint8)
+            if size <= len(memory) <= 2 * size:
+                return memory
+
+
+def available_cpus() -> int:
+    """Return the CPUs this process may use: OMP_NUM_THREADS (Ray sets it to a worker's CPUs), else its affinity."""
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    return int(text) if text.isdigit() and int(text) > 0 else len(os.sched_getaffinity(0))
