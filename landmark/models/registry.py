@@ -81,8 +81,13 @@ def model_info(name: str) -> ModelInfo:
         size = cfg.input_size[-1] if cfg else 224
         mean, std = (cfg.mean, cfg.std) if cfg else IMAGENET
         return ModelInfo(name=name, source="timm", image_size=size, mean=tuple(mean), std=tuple(std))
+    transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     return ModelInfo(
-        name=name, source="torchvision", image_size=_torchvision_size(name), mean=IMAGENET[0], std=IMAGENET[1]
+        name=name,
+        source="torchvision",
+        image_size=int(transforms.crop_size[0]),
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
     )
 
 
@@ -220,12 +225,6 @@ def _check_size(config: ModelConfig, classes: int, image_size: int) -> None:
             f"loader.image_size is {image_size}: {config.backbone} cannot take images that small ({reason}); "
             f"its own size is {own}"
         ) from None
-
-
-def _torchvision_size(name: str) -> int:
-    weights = torchvision.models.get_model_weights(name)
-    crop = getattr(weights.DEFAULT.transforms, "keywords", {}).get("crop_size", 224)
-    return int(crop if isinstance(crop, int) else crop[0])
 
 
 @cache
