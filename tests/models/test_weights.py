@@ -14,7 +14,7 @@ import torchvision
 from landmark.config import ModelConfig, UserError
 from landmark.data.decode import decode_batch
 from landmark.models import build_model, model_info
-from landmark.training.steps import Preprocess
+from landmark.training.preprocess import Preprocess
 
 FAMILIES = ["resnet18", "squeezenet1_0", "mobilenet_v3_small", "googlenet", "timm/resnet10t"]
 
@@ -113,7 +113,7 @@ def test_packaged_weights_know_imagenet():
     model = build_model(config, classes=1000, image_size=224).eval()
     info = model_info(config.backbone)
     pixels = decode_batch([path.read_bytes() for path in photos], np.arange(len(photos)), 224)
-    inputs = Preprocess(info.mean, info.std, torch.device("cpu"))(pixels, np.zeros(len(photos), dtype=bool))
+    inputs = Preprocess(info.mean, info.std, torch.device("cpu"))(torch.from_numpy(pixels))
     with torch.inference_mode():
         guesses = [wnids[guess] for guess in model(inputs).argmax(1)]
     right = [guess == path.name.split("_")[0] for guess, path in zip(guesses, photos, strict=True)]
