@@ -44,12 +44,12 @@ def run_verb(
     function: Callable[[T], Any],
     argv: Sequence[str] | None = None,
     *,
-    default: Callable[[Sequence[str]], T | None] = lambda arguments: None,
+    default: Callable[[str | None, Sequence[str]], T | None] | None = None,
 ) -> int:
     """Parse the arguments into a config of type `kind`, call `function` with it, return the exit code.
 
-    `--config FILE` gives the fields' defaults as YAML, as a run saves it. `default` may make them out
-    of the arguments instead. A user's mistake is one line on stderr: exit code 2 for the command
+    `--config FILE` gives the fields' defaults as YAML, as a run saves it. `default` may make them out of the other arguments
+    instead, and of the name that `--recipe NAME` gives. A user's mistake is one line on stderr: exit code 2 for the command
     line or a config, 1 for anything found later.
     """
     program = f"landmark {function.__name__}"
@@ -71,11 +71,20 @@ def parse(
     kind: type[T],
     arguments: Sequence[str],
     program: str,
-    default: Callable[[Sequence[str]], T | None] = lambda arguments: None,
+    default: Callable[[str | None, Sequence[str]], T | None] | None = None,
 ) -> T:
     """Parse command-line arguments into a config; raises UserError with one line."""
     rest, config_file = take_option(arguments, "--config")
-    base = load_yaml(kind, config_file) if config_file else default(rest)
+    recipe = None
+    if default is not None:
+        rest, recipe = take_option(rest, "--recipe")
+    if config_file and recipe:
+        raise UserError("--config and --recipe both say what to start from; leave one of them out")
+    base: T | None = None
+    if config_file:
+        base = load_yaml(kind, config_file)
+    elif default is not None:
+        base = default(recipe, rest)
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
@@ -96,7 +105,7 @@ def take_option(arguments: Sequence[str], flag: str) -> tuple[list[str], str | N
         if argument == flag:
             value = next(pending, None)
             if value is None:
-                raise UserError(f"{flag} needs a value; give a file")
+                raise UserError(f"{flag} needs a value; give a name or a file")
         elif argument.startswith(f"{flag}="):
             value = argument.split("=", 1)[1]
         else:
@@ -108,7 +117,10 @@ def _one_line(box: str) -> str:
     """Return the message of tyro's boxed error as one line that names the nearest valid option or choice."""
     title, text, hints = _read_box(box)
     if title == "Unrecognized options":
-        words = [word for word in text.partition(":")[2].replace(",", " ").split() if word.startswith("-")]
+        given = text.partition(":")[2].replace(",", " ").split()
+        words = [word for word in given if word.startswith("-")]
+        if not words:
+            return f"{given[0]!r} belongs to no option; see --help"
         near = [line.split()[0] for line in hints if line.startswith("--")]
         return f"unknown option '{words[0]}'" + (f"; {nearest(words[0], near)}" if near else "; see --help")
     if title == "Required options":

@@ -1,11 +1,15 @@
 """`landmark train`: one run."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
+import tyro
+
 from landmark.cli import run_verb
-from landmark.config import TrainConfig
+from landmark.config import Recipe, TrainConfig
 from landmark.progress import clock
+from landmark.recipes import load_recipe
 from landmark.training.run import RunResult, run_training
 
 
@@ -22,9 +26,18 @@ def train(config: TrainConfig) -> RunResult:
     return result
 
 
+def defaults(recipe: str | None, arguments: Sequence[str]) -> TrainConfig | None:
+    """Return the defaults of a command line that names a recipe."""
+    if recipe is None:
+        return None
+    found = load_recipe(recipe)
+    values = {field.name: getattr(found, field.name) for field in dataclasses.fields(Recipe)}
+    return TrainConfig(dataset=tyro.MISSING, **values)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; returns the exit code."""
-    return run_verb(TrainConfig, train, argv)
+    return run_verb(TrainConfig, train, argv, default=defaults)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ def best_line(summary: dict[str, Any], outcome: Outcome) -> str:
     return text + (f"; test {', '.join(tested)}" if tested else "")
 
 
-def defaults(arguments: Sequence[str]) -> TuneConfig | None:
-    """Return the defaults of a command line: what the space that it names says all trials have in common."""
+def defaults(recipe: str | None, arguments: Sequence[str]) -> TuneConfig | None:
+    """Return the defaults of a command line: what its space says all trials have in common, over the recipe that it names."""
     _, name = take_option(arguments, "--space")
     try:
         space = Space.load(name or SPACE)
@@ -61,7 +61,7 @@ def defaults(arguments: Sequence[str]) -> TuneConfig | None:
         if name is None:  # --help works where tune_spaces/ is not installed
             return None
         raise
-    return TuneConfig(dataset=tyro.MISSING, space=name or SPACE, recipe=space.recipe())
+    return TuneConfig(dataset=tyro.MISSING, space=name or SPACE, recipe=space.recipe(recipe))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from landmark.config.dataset import (
     SyntheticConfig,
 )
 from landmark.config.errors import UserError, nearest
-from landmark.config.files import from_mapping, load_yaml, parse_yaml, to_mapping, to_yaml
+from landmark.config.files import from_mapping, load_yaml, parse_mapping, parse_yaml, to_mapping, to_yaml
 from landmark.config.input import AugmentConfig, LoaderConfig, ResizingConfig, SamplingConfig
 from landmark.config.optimization import ComputeConfig, EmaConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from landmark.config.recipe import EarlyStoppingConfig, ModelConfig, Recipe
@@ -60,6 +60,7 @@ __all__ = [
     "from_mapping",
     "load_yaml",
     "nearest",
+    "parse_mapping",
     "parse_yaml",
     "to_mapping",
     "to_yaml",

@@ -50,8 +50,10 @@ class SpaceConfig:
 
     metric: Literal["val_top1", "val_top5", "val_macro_recall", "val_loss"] = "val_top1"
     """Metric by which trials are compared, and each trial's `monitor`; val_loss is minimised."""
+    base: str | None = None
+    """Recipe that all trials start from: deck, modern, finetune or a YAML file; `--recipe` names another; empty: the defaults."""
     recipe: dict[str, Any] = field(default_factory=dict)
-    """What every trial has in common, as nested keys of the recipe; the command line overrides it."""
+    """What every trial has in common, as nested keys over those of `base`; the command line overrides it."""
     parameters: dict[str, Any] = field(default_factory=dict)
     """Dotted recipe key -> {grid: […]}, {choice: […]}, {uniform: [low, high]} or {loguniform: [low, high]}; also `dataset`."""
     points: list[dict[str, Any]] = field(default_factory=list)

@@ -71,7 +71,11 @@ class CheckpointConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class TrainConfig(Recipe):
-    """Train one model."""
+    """Train one model.
+
+    --recipe NAME gives the defaults that all other flags override: modern (the way to begin, from scratch), finetune
+    (pretrained weights), deck (as the deck trained), or a YAML file of a recipe's keys.
+    """
 
     dataset: str
     """Folder or URI of a packed dataset, as `landmark prepare` writes it."""
@@ -99,7 +103,10 @@ class TrainConfig(Recipe):
 
 @dataclass(kw_only=True, frozen=True)
 class TuneConfig:
-    """Search for the best model: many trials, early stopping, a leaderboard."""
+    """Search for the best model: many trials, early stopping, a leaderboard.
+
+    --recipe NAME is what all trials start from, before the space's own recipe: modern, finetune, deck, or a YAML file.
+    """
 
     dataset: str
     """Folder or URI of a packed dataset, as `landmark prepare` writes it."""

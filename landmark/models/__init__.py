@@ -11,11 +11,13 @@ from landmark.models.registry import (
     model_names,
     train_mode,
 )
+from landmark.models.stages import Stage, rate_scales, stages
 
 __all__ = [
     "MixedLabels",
     "ModelInfo",
     "ParameterCounts",
+    "Stage",
     "build_model",
     "check_name",
     "class_weights",
@@ -24,5 +26,7 @@ __all__ = [
     "logits_of",
     "model_info",
     "model_names",
+    "rate_scales",
+    "stages",
     "train_mode",
 ]

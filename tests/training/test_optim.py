@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from landmark.config import OptimizerConfig, ScheduleConfig
+from landmark.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from landmark.models import build_model
 from landmark.training.optim import Schedule, build_optimizer, lr_factor
 
 
@@ -72,3 +73,24 @@ def test_keras_rates_are_the_defaults_and_frozen_weights_are_left_out():
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 1
     assert OptimizerConfig(name="adam").peak_lr(64) == 0.001
     assert OptimizerConfig(name="sgd", lr=0.3).peak_lr(64) == 0.3
+
+
+def test_a_stages_rate_falls_with_its_distance_from_the_classifier():
+    model = build_model(ModelConfig(backbone="resnet18"), classes=3, image_size=32)
+    config = OptimizerConfig(name="sgd", lr=1.0, layer_decay=0.5, weight_decay=0.1)
+    optimizer = build_optimizer(model, config, 1)
+    schedule = Schedule(
+        optimizer,
+        ScheduleConfig(name="constant"),
+        optimizer_config=config,
+        steps_per_epoch=1,
+        epochs=1,
+        mode="max",
+    )
+    assert schedule.set_lr(0, 1) == 1.0
+    rate = {p: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    assert len(rate) == len(list(model.parameters()))
+    assert rate[model.fc.weight] == (1.0, 0.1) and rate[model.fc.bias] == (1.0, 0.0)
+    assert rate[model.layer4[0].conv1.weight] == (0.5, 0.1)
+    assert rate[model.layer1[0].bn1.bias] == (1 / 16, 0.0)
+    assert rate[model.conv1.weight] == (1 / 32, 0.1)

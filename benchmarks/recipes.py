@@ -1,0 +1,152 @@
+"""What the recipes reach on real photographs: `modern` beside `deck` from scratch, and Lite0 by `finetune`.
+
+Run: python benchmarks/recipes.py [--seeds 3] [--only deck modern finetune] [--output FOLDER]. The photographs are
+`monuments` in LANDMARK_TEST_DATA (2,939 of 24 monuments). `deck` and `modern` train the same ResNet-18 at the same image size
+for the same number of epochs; `finetune` is as it stands but for its image size, to fit two cores. The recipes' values
+were chosen on the validation split; a run's best epoch is, too. The test split is used here alone, once a run.
+Dataset and runs are kept in --output: what is finished there is not trained again. The last line is JSON, kept in
+benchmarks/results/recipes.json.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+
+from landmark.config import FoldersConfig, PackingConfig, PrepareConfig, Recipe, TrainConfig
+from landmark.data.dataset import PackedDataset
+from landmark.prepare import prepare
+from landmark.recipes import load_recipe
+from landmark.storage import locate
+from landmark.training.evaluation import evaluate_checkpoint
+from landmark.training.run import run_training
+
+SCRATCH = ("deck", "modern")
+SHORT_SIDE = 160
+FINETUNE_SIZE = 160
+
+
+def dataset_in(folder: Path) -> PackedDataset:
+    """Pack the photographs, unless that is done."""
+    photos = Path(os.environ.get("LANDMARK_TEST_DATA", "../shared/data")) / "monuments"
+    if not photos.is_dir():
+        sys.exit(f"no photographs in {photos}; set LANDMARK_TEST_DATA")
+    if not (folder / "manifest.json").exists():
+        prepare(
+            PrepareConfig(
+                output=str(folder),
+                source="folders",
+                folders=FoldersConfig(path=str(photos), groups=str(photos / "groups.csv")),
+                packing=PackingConfig(short_side=SHORT_SIDE),
+            )
+        )
+    return PackedDataset.open(str(folder))
+
+
+def recipe_of(name: str, seed: int, arguments: argparse.Namespace) -> Recipe:
+    """Return a recipe as it stands but for what both recipes from scratch have in common."""
+    recipe = dataclasses.replace(load_recipe(name), seed=seed)
+    if name not in SCRATCH:
+        return dataclasses.replace(recipe, loader=dataclasses.replace(recipe.loader, image_size=FINETUNE_SIZE))
+    size, resizing = arguments.image_size, recipe.resizing
+    if resizing.start_size is not None:  # in the same proportion to the full size
+        start = round(resizing.start_size * size / recipe.loader.image_size / 16) * 16
+        resizing = dataclasses.replace(resizing, start_size=start)
+    return dataclasses.replace(
+        recipe,
+        epochs=arguments.epochs,
+        model=dataclasses.replace(recipe.model, backbone="resnet18"),
+        loader=dataclasses.replace(recipe.loader, image_size=size),
+        resizing=resizing,
+    )
+
+
+def tested(name: str, seed: int, dataset: PackedDataset, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train one run, unless it is finished, and evaluate its best checkpoint on the test split."""
+    recipe = recipe_of(name, seed, arguments)
+    shared = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
+    config = TrainConfig(
+        dataset=dataset.location.uri,
+        output=str(arguments.output),
+        name=f"{name}-{seed}",
+        tensorboard=False,
+        **shared,
+    )
+    record = arguments.output / config.name / "run.json"
+    if not record.exists():
+        run_training(config)
+    run = json.loads(record.read_text())
+    found = evaluate_checkpoint(locate(run["run"]) / run["best_checkpoint"], dataset, "test", quiet=True)
+    return {
+        "val_top1": run["best"]["val_top1"],
+        "top1": found.tally.top_k(1),
+        "top5": found.tally.top_k(5),
+        "majority": found.summary["majority_top1"],
+        "seconds": run["seconds"],
+        "recipe": recipe,
+    }
+
+
+def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """Return means and spreads (standard deviation over the seeds) by recipe."""
+    figures: dict[str, float] = {}
+    for name, rows in runs.items():
+        key = "lite0" if name == "finetune" else name
+        for metric in ("top1", "top5"):
+            values = [row[metric] for row in rows]
+            figures[f"{key}_{metric}"] = statistics.mean(values)
+            figures[f"{key}_{metric}_spread"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        figures[f"{key}_seconds"] = statistics.mean(row["seconds"] for row in rows)
+        figures[f"{key}_seeds"] = len(rows)
+    if set(SCRATCH) <= set(runs):
+        figures["gain"] = figures["modern_top1"] - figures["deck_top1"]
+    return figures
+
+
+def print_table(runs: dict[str, list[dict[str, Any]]], figures: dict[str, float]) -> None:
+    """Print the recipes as a table."""
+    print(
+        f"{'recipe':10}{'network':28}{'px':>5}{'epochs':>8}{'seeds':>7}{'val top-1':>11}{'test top-1':>16}{'top-5':>16}"
+        f"{'s a run':>9}"
+    )
+    for name, rows in runs.items():
+        key = "lite0" if name == "finetune" else name
+        recipe = rows[0]["recipe"]
+        shares = [f"{figures[f'{key}_{m}']:.1%} ± {figures[f'{key}_{m}_spread']:.1%}" for m in ("top1", "top5")]
+        print(
+            f"{name:10}{recipe.model.backbone:28}{recipe.loader.image_size:>5}{recipe.epochs:>8}{len(rows):>7}"
+            f"{statistics.mean(row['val_top1'] for row in rows):>11.1%}{shares[0]:>16}{shares[1]:>16}"
+            f"{figures[f'{key}_seconds']:>9.0f}"
+        )
+    print(f"majority baseline: test top-1 {next(iter(runs.values()))[0]['majority']:.1%}")
+
+
+def main() -> None:
+    """Print the table and the figures, and keep them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=[*SCRATCH, "finetune"], choices=[*SCRATCH, "finetune"])
+    parser.add_argument("--epochs", type=int, default=20, help="of the runs from scratch")
+    parser.add_argument("--image-size", type=int, default=80, help="of the runs from scratch, pixels")
+    parser.add_argument("--output", type=Path, default=Path("runs/recipes"), help="where dataset and runs are kept")
+    arguments = parser.parse_args()
+    dataset = dataset_in(arguments.output / "dataset")
+    runs = {
+        name: [tested(name, seed, dataset, arguments) for seed in range(arguments.seeds)] for name in arguments.only
+    }
+    figures = summary(runs)
+    print_table(runs, figures)
+    line = json.dumps({key: round(value, 4) for key, value in figures.items()})
+    if set(runs) == {*SCRATCH, "finetune"}:
+        Path(__file__).with_name("results").joinpath("recipes.json").write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

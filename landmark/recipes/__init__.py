@@ -1,0 +1,56 @@
+"""Recipes by name: YAML files beside this module, or a file of the user's own."""
+
+import importlib.resources
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from landmark.config import Recipe, UserError, from_mapping, nearest, parse_mapping
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the project."""
+    return sorted(path.name.removesuffix(".yaml") for path in _files())
+
+
+def recipe_values(name: str) -> dict[str, Any]:
+    """Return what a recipe says, as nested keys; the rest has a recipe's defaults.
+
+    name: of a recipe that comes with the project, or a YAML file. Raises UserError for an unknown name, and for a key or
+    value that is none of a recipe's.
+    """
+    source, text = _read(name)
+    values = parse_mapping(text, source)
+    from_mapping(Recipe, values, source)
+    return values
+
+
+def load_recipe(name: str) -> Recipe:
+    """Return a recipe by its name or file; raises UserError as `recipe_values` does."""
+    return from_mapping(Recipe, recipe_values(name), name)
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested keys, those of `over` before those of `base`."""
+    both = {**base, **over}
+    for key in base.keys() & over.keys():
+        if isinstance(base[key], Mapping) and isinstance(over[key], Mapping):
+            both[key] = merged(base[key], over[key])
+    return both
+
+
+def _files() -> list[Any]:
+    return [path for path in importlib.resources.files(__name__).iterdir() if path.name.endswith(".yaml")]
+
+
+def _read(name: str) -> tuple[str, str]:
+    """Return where a recipe was found and its text."""
+    for path in _files():
+        if path.name == f"{name}.yaml":
+            return f"landmark/recipes/{path.name}", path.read_text()
+    file = Path(name).expanduser()
+    if file.is_file():
+        return name, file.read_text()
+    raise UserError(
+        f"recipe {name!r} is neither a file nor a recipe that comes with landmark; {nearest(name, recipe_names())}"
+    )

@@ -1,0 +1,104 @@
+"""Recipes: each is known, builds, and is what flags override."""
+
+from pathlib import Path
+
+import pytest
+import tyro
+
+from landmark.cli import parse
+from landmark.config import Recipe, TrainConfig, TuneConfig, UserError, load_yaml, to_mapping, to_yaml
+from landmark.models import check_name, model_info, stages
+from landmark.models.registry import skeleton
+from landmark.recipes import load_recipe, merged, recipe_names
+from landmark.search.space import Space, leaf_keys
+from landmark.train import defaults as train_defaults
+from landmark.tune import defaults as tune_defaults
+
+
+def train(arguments: list[str]) -> TrainConfig:
+    return parse(TrainConfig, ["--dataset", "d", *arguments], "landmark train", train_defaults)
+
+
+def tune(arguments: list[str]) -> TuneConfig:
+    return parse(TuneConfig, ["--dataset", "d", *arguments], "landmark tune", tune_defaults)
+
+
+def test_every_recipe_says_known_keys_and_builds():
+    assert recipe_names() == ["deck", "finetune", "modern"]
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        check_name(recipe.model.backbone)
+        assert recipe.loader.image_size >= model_info(recipe.model.backbone).image_size
+        assert len(stages(skeleton(recipe.model, 10, recipe.loader.image_size))) > recipe.model.freeze_stages
+        assert [recipe.shape(epoch) for epoch in (1, recipe.epochs)][-1] == (
+            recipe.loader.image_size,
+            recipe.loader.batch_size,
+        )
+
+
+def test_the_decks_recipe_is_the_decks():
+    recipe = load_recipe("deck")
+    assert (recipe.model.backbone, recipe.optimizer.name, recipe.epochs) == ("resnet101", "adam", 20)
+    space = Space.load("deck").recipe()
+    assert (recipe.augment, recipe.schedule, recipe.loader) == (space.augment, space.schedule, space.loader)
+
+
+def test_flags_override_a_recipe_and_a_recipe_the_defaults():
+    config = train(["--recipe", "deck", "--optimizer.lr", "0.5", "--epochs", "3"])
+    expected = merged(to_mapping(load_recipe("deck")), {"optimizer": {"lr": 0.5}, "epochs": 3})
+    assert {key: value for key, value in to_mapping(config).items() if key in expected} == expected
+    assert train([]).optimizer == Recipe().optimizer
+
+
+def test_a_file_is_a_recipe_too(tmp_path: Path):
+    file = tmp_path / "own.yaml"
+    file.write_text("epochs: 7\noptimizer: {name: adamw}\n")
+    config = train([f"--recipe={file}"])
+    assert (config.epochs, config.optimizer.name, config.loader) == (7, "adamw", Recipe().loader)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--recipe", "modrn"],
+            "recipe 'modrn' is neither a file nor a recipe that comes with landmark; did you mean 'modern'?",
+        ),
+        (["--recipe"], "--recipe needs a value; give a name or a file"),
+        (
+            ["--recipe", "modern", "--config", "run.yaml"],
+            "--config and --recipe both say what to start from; leave one of them out",
+        ),
+        (["--recipe", "{}/typo.yaml"], "{}/typo.yaml: unknown key 'optimizer.rate'; did you mean"),
+        (["--recipe", "{}/value.yaml"], "{}/value.yaml: epochs is 0; expected 1 or more"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, tmp_path: Path):
+    (tmp_path / "typo.yaml").write_text("optimizer: {rate: 1}\n")
+    (tmp_path / "value.yaml").write_text("epochs: 0\n")
+    with pytest.raises(UserError) as error:
+        train([argument.format(tmp_path) for argument in arguments])
+    assert str(error.value).startswith(message.format(tmp_path)) and "\n" not in str(error.value)
+
+
+def test_a_study_starts_from_the_named_recipe_then_the_spaces_then_flags(tmp_path: Path):
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "base: deck\nrecipe: {epochs: 5, loader: {batch_size: 16}}\nparameters: {optimizer.lr: {grid: [0.1]}}\n"
+    )
+    config = tune(["--space", str(space), "--recipe.augment.flip"])
+    assert (config.recipe.optimizer.name, config.recipe.epochs, config.recipe.loader.batch_size) == ("adam", 5, 16)
+    assert config.recipe.loader.image_size == 299 and config.recipe.augment.flip
+    other = tune(["--space", str(space), "--recipe", "finetune"])
+    assert other.recipe.optimizer == load_recipe("finetune").optimizer
+    assert (other.recipe.epochs, other.recipe.loader.batch_size) == (5, 16)
+    (trial,) = Space.load(str(space)).trials(other.recipe)
+    assert (trial.recipe.optimizer.name, trial.recipe.optimizer.lr) == ("adamw", 0.1)
+
+
+def test_the_saved_config_is_resolved(tmp_path: Path):
+    config = train(["--recipe", "deck"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load_yaml(TrainConfig, tmp_path / "config.yaml") == config
+    assert set(leaf_keys(Recipe)) <= set(leaf_keys(TrainConfig))
+    assert tyro.MISSING not in to_mapping(config).values() and "recipe" not in to_mapping(config)
