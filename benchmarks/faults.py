@@ -44,7 +44,14 @@ class Run:
         self.command = [
             *(sys.executable, "-m", "tests.witness", "train", "--dataset", dataset, "--output", str(folder)),
             *("--name", name, "--epochs", str(EPOCHS), "--model.backbone", "resnet18", "--loader.image-size", "32"),
-            *("--loader.batch-size", str(BATCH), "--loader.decode-threads", "1", "--no-tensorboard"),
+            *(
+                "--loader.batch-size",
+                str(BATCH),
+                "--loader.decode-threads",
+                "1",
+                "--no-tensorboard",
+                "--compute.deterministic",
+            ),
             *("--checkpoint.steps", str(EVERY), "--workers.cpus", "1", "--workers.stall-s", "8"),
         ]
         if workers != "1":

@@ -24,8 +24,11 @@ class Precision:
 def autocast_dtype(config: ComputeConfig, device: torch.device) -> torch.dtype | None:
     """Return what autocast computes in; None: no autocast.
 
-    auto: bf16 where the device has instructions for it. Emulated it is slower than fp32.
+    auto: bf16 where the device has instructions for it. Emulated it is slower than fp32. Not on a CPU that is to be
+    deterministic: its bf16 kernels gave two equal runs different gradients (seen with torch 2.14, maps of 1 x 1).
     """
+    if config.amp == "auto" and config.deterministic and device.type == "cpu":
+        return None
     if config.amp == "auto":
         return torch.bfloat16 if _has_bf16(device) else None
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.amp]
