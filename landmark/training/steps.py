@@ -75,7 +75,7 @@ class TrainStep:
         self._epoch = 0
         self._ready: nn.Module | None = None
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self._buffers = list(model.buffers())
 
     @property
     def evaluated(self) -> nn.Module:
@@ -167,8 +167,10 @@ class TrainStep:
             # The gradients are averaged over the ranks already: the norm, and what follows from it, is the same on each.
             norm = nn.utils.clip_grad_norm_(self._parameters, clip_norm or math.inf)
             finite = not self._guarded or bool(torch.isfinite(norm))
-        if finite or scaler.is_enabled():
-            scaler.step(self.optimizer)  # which leaves out a step that is not finite by itself
+        if finite:
+            # Never called for what it would leave out by itself: a fused SGD left out at its first step keeps momentum
+            # that nobody has set (seen with torch 2.14).
+            scaler.step(self.optimizer)
         scaler.update()
         return finite
 

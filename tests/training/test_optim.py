@@ -94,3 +94,10 @@ def test_a_stages_rate_falls_with_its_distance_from_the_classifier():
     assert rate[model.layer4[0].conv1.weight] == (0.5, 0.1)
     assert rate[model.layer1[0].bn1.bias] == (1 / 16, 0.0)
     assert rate[model.conv1.weight] == (1 / 32, 0.1)
+
+
+@given(st.sampled_from(["sgd", "rmsprop", "adam", "adamw"]), st.integers(1, 4096), st.integers(1, 4096))
+def test_the_rate_follows_the_batch_linearly_for_sgd_and_by_its_root_for_others(name, batch, base):
+    config = OptimizerConfig(name=name, lr=0.1, base_batch_size=base)
+    assert config.peak_lr(batch) == pytest.approx(0.1 * (batch / base) ** (1.0 if name == "sgd" else 0.5))
+    assert OptimizerConfig(name=name, lr=0.1).peak_lr(batch) == 0.1
