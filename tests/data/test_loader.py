@@ -6,8 +6,8 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
