@@ -15,9 +15,9 @@ class LoaderConfig:
     batch_size: int = 64
     """Images a step over all workers together."""
     stream: Literal["auto", "thread", "ray"] = "auto"
-    """Who reads the shards: a thread of the training process, or Ray Data reader actors. auto: ray for several workers, else thread."""
+    """Who reads the shards: threads of the training process, or Ray actors. auto: ray for several workers, else thread."""
     readers: int = 1
-    """Ray Data reader actors a worker."""
+    """Reading threads or Ray reader actors a worker; more where a bucket answers slowly."""
     reader_cpus: float = 0.25
     """CPUs that Ray reserves for a reader actor."""
     decode_threads: int | None = None
@@ -27,8 +27,8 @@ class LoaderConfig:
     prefetch_batches: int = 4
     """Decoded batches that wait ready."""
     decode: Literal["worker", "data"] = "worker"
-    """Where images are decoded. worker: in threads of the training process; data: in Ray Data tasks, for clusters with nodes
-    that have CPUs to spare (stream: ray)."""
+    """Where images are decoded. worker: in threads of the training process; data: in Ray actors, for clusters with nodes that have
+    CPUs to spare (stream: ray)."""
     data_cpus: float = 1.0
     """decode data: CPUs that Ray reserves for a decoding actor."""
     decoders: int = 1
@@ -86,7 +86,7 @@ class AugmentConfig:
         low, high = self.crop_area
         require(0 < low <= high <= 1, f"augment.crop_area is {low} {high}; expected 0 < least <= greatest <= 1")
         require(self.crop_aspect >= 1, f"augment.crop_aspect is {self.crop_aspect}; expected 1 or more")
-        require(self.randaugment_ops >= 0, f"augment.randaugment_ops is {self.randaugment_ops}; expected 0 or more")
+        require(0 <= self.randaugment_ops <= 11, f"augment.randaugment_ops is {self.randaugment_ops}; expected 0 to 11")
         require(
             0 <= self.randaugment_magnitude <= 30,
             f"augment.randaugment_magnitude is {self.randaugment_magnitude}; expected 0 to 30",

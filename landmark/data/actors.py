@@ -1,6 +1,7 @@
 """Long-lived Ray actors that read or decode for one training process, called directly."""
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 from landmark.config import UserError
@@ -15,7 +16,8 @@ class Actors:
     """Actors of one class, called in turn, on any node with CPUs to spare.
 
     One that dies is started again, and what it was asked for is asked again: a call has one result, however often it is
-    made. They die with the process that made them, or when they are closed. Needs a connected Ray.
+    made. They end when they are closed and have done what they were asked, or with the process that made them. Needs a
+    connected Ray.
     """
 
     def __init__(
@@ -32,19 +34,18 @@ class Actors:
             "scheduling_strategy": "SPREAD" if spread else "DEFAULT",
         }
         self.told = f"{count} x {cpus:g} CPUs for {purpose}"
-        self._actors = [ray.remote(made).options(**options).remote(*arguments) for _ in range(count)]
-        self._turns = itertools.cycle(self._actors)
+        self._actors: list[Any] = [ray.remote(made).options(**options).remote(*arguments) for _ in range(count)]
+        self._turns: Iterator[Any] = itertools.cycle(self._actors)
 
     def submit(self, method: str, *arguments: Any) -> "Call":
         """Call a method of the actor whose turn it is; large arguments go through the object store."""
         return Call(getattr(next(self._turns), method).remote(*arguments), self.told)
 
     def close(self) -> None:
-        """End the actors; calls under way have no result."""
-        import ray
-
-        for actor in self._actors:
-            ray.kill(actor)
+        """Let go of the actors."""
+        # Not ray.kill: Ray would tell the user of each call that was under way.
+        self._actors = []
+        self._turns = itertools.cycle([])
 
 
 class Call:

@@ -20,26 +20,39 @@ Decoded = tuple[np.ndarray, dict[int, str]]
 IDLE_BUFFERS = 16
 
 
-class ThreadDecoder:
-    """Decodes in threads of this process, into memory that is used again when a batch is let go of."""
+class TableDecoder:
+    """Decodes tables with one augmentation, into memory that is used again when a batch is let go of."""
 
-    def __init__(self, config: LoaderConfig, augment: AugmentConfig | None, seed: int) -> None:
-        threads = config.decode_threads or available_cpus()
-        self.ahead = threads
-        """Batches to decode at a time."""
+    def __init__(self, augment: AugmentConfig | None, seed: int) -> None:
         self.augment = augment
         self.seed = seed
         self._buffers = Buffers()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="landmark-decode")
+
+    def decode(self, table: pa.Table, epoch: int, size: int) -> Decoded:
+        """Decode column image (large binary, no nulls) with the randomness of column draw."""
+        return decode_batch(
+            jpegs(table["image"]),
+            table["draw"].to_numpy(),
+            size,
+            augment=self.augment,
+            seed=self.seed,
+            epoch=epoch,
+            out=self._buffers.take((len(table), size, size, 3)),
+        )
+
+
+class ThreadDecoder:
+    """Decodes in threads of this process."""
+
+    def __init__(self, config: LoaderConfig, augment: AugmentConfig | None, seed: int) -> None:
+        self.ahead = config.decode_threads or available_cpus()
+        """Batches to decode at a time, beside the one that is waited for."""
+        self._decoder = TableDecoder(augment, seed)
+        self._pool = ThreadPoolExecutor(self.ahead, thread_name_prefix="landmark-decode")
 
     def submit(self, table: pa.Table, epoch: int, size: int) -> Future[Decoded]:
         """Decode a batch: columns image and draw."""
-        return self._pool.submit(self._decode, table, epoch, size)
-
-    def _decode(self, table: pa.Table, epoch: int, size: int) -> Decoded:
-        return decode_table(
-            table, size, self.augment, self.seed, epoch, self._buffers.take((len(table), size, size, 3))
-        )
+        return self._pool.submit(self._decoder.decode, table, epoch, size)
 
     def close(self) -> None:
         """End the threads."""
@@ -49,12 +62,13 @@ class ThreadDecoder:
 class ActorDecoder:
     """Decodes in Ray actors: compressed images go to them, uint8 pixels come back through the object store.
 
-    Pixels are read where they lie in the object store: a batch's array may not be written to.
+    Pixels are read where they lie in the object store: a batch's array may not be written to, and keeps its place
+    there until it is let go of.
     """
 
     def __init__(self, config: LoaderConfig, augment: AugmentConfig | None, seed: int) -> None:
         self._actors = Actors(
-            _Decoder,
+            TableDecoder,
             augment,
             seed,
             count=config.decoders,
@@ -63,7 +77,7 @@ class ActorDecoder:
             spread=True,
         )
         self.ahead = 2 * config.decoders * max(1, int(config.data_cpus))
-        """Batches to decode at a time: for each actor one, and one that waits."""
+        """Batches to decode at a time: one for each thread of the actors, and one that waits."""
 
     def submit(self, table: pa.Table, epoch: int, size: int) -> Pending[Decoded]:
         """Decode a batch: columns image and draw."""
@@ -72,27 +86,8 @@ class ActorDecoder:
         return self._actors.submit("decode", rows, epoch, size)
 
     def close(self) -> None:
-        """End the actors."""
+        """Let go of the actors."""
         self._actors.close()
-
-
-class _Decoder:
-    """The actor."""
-
-    def __init__(self, augment: AugmentConfig | None, seed: int) -> None:
-        self.augment = augment
-        self.seed = seed
-
-    def decode(self, table: pa.Table, epoch: int, size: int) -> Decoded:
-        return decode_table(table, size, self.augment, self.seed, epoch, None)
-
-
-def decode_table(
-    table: pa.Table, size: int, augment: AugmentConfig | None, seed: int, epoch: int, out: np.ndarray | None
-) -> Decoded:
-    """Decode a table's column image (large binary, no nulls) with the randomness of its column draw."""
-    draws = table["draw"].to_numpy()
-    return decode_batch(jpegs(table["image"]), draws, size, augment=augment, seed=seed, epoch=epoch, out=out)
 
 
 def jpegs(column: pa.ChunkedArray) -> list[memoryview]:

@@ -72,7 +72,7 @@ def fit(
 
 
 def resolve_stream(config: LoaderConfig, world_size: int) -> LoaderConfig:
-    """Return the loader's config with stream `auto` decided: Ray Data for several workers or decoders, else a thread."""
+    """Return the loader's config with stream `auto` decided: Ray actors for several workers or decoders, else threads."""
     if config.stream != "auto":
         return config
     by_ray = world_size > 1 or config.decode == "data"

@@ -19,7 +19,7 @@ TINY = 1e-6
 
 @dataclass(kw_only=True, frozen=True)
 class Need:
-    """What one run or trial needs at a time: processes that train, and Ray Data actors that read for them."""
+    """What one run or trial needs at a time: processes that train, and Ray actors that read and decode for them."""
 
     workers: int
     """Training processes."""
@@ -31,16 +31,22 @@ class Need:
     """Reader actors of all workers together; 0 where threads of the workers read."""
     reader_cpus: float
     """CPUs of a reader actor."""
+    decoders: int = 0
+    """Decoding actors of all workers together."""
+    decoder_cpus: float = 0.0
+    """CPUs of a decoding actor."""
 
     def bundles(self) -> list[Bundle]:
         """Return what each process needs, the greatest first."""
-        return [(self.cpus, self.gpus)] * self.workers + [(self.reader_cpus, 0.0)] * self.readers
+        actors = [(self.decoder_cpus, 0.0)] * self.decoders + [(self.reader_cpus, 0.0)] * self.readers
+        return [(self.cpus, self.gpus)] * self.workers + sorted(actors, reverse=True)
 
     def told(self) -> str:
         """Return the need in words."""
         gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
         text = f"{self.workers} x {self.cpus:g} CPUs{gpus} for workers"
-        return text + (f" + {self.readers} x {self.reader_cpus:g} CPUs for data readers" if self.readers else "")
+        text += f" + {self.readers} x {self.reader_cpus:g} CPUs for data readers" if self.readers else ""
+        return text + (f" + {self.decoders} x {self.decoder_cpus:g} CPUs for decoders" if self.decoders else "")
 
 
 def need_of(workers: WorkersConfig, loader: LoaderConfig) -> Need:
@@ -52,6 +58,8 @@ def need_of(workers: WorkersConfig, loader: LoaderConfig) -> Need:
         gpus=gpus_per_worker(workers.gpus),
         readers=workers.least * loader.readers if by_ray else 0,
         reader_cpus=loader.reader_cpus,
+        decoders=workers.least * loader.decoders if loader.decode == "data" else 0,
+        decoder_cpus=loader.data_cpus,
     )
 
 
@@ -106,11 +114,12 @@ def count_fitting(need: Need, nodes: Iterable[Bundle], most: int) -> int:
 
 def advice(need: Need, nodes: list[Bundle]) -> str:
     """Return which single settings would make the need fit."""
-    readers_each = need.readers // need.workers
+    readers_each, decoders_each = need.readers // need.workers, need.decoders // need.workers
     quarters = [number / 4 for number in range(int(4 * need.cpus), 0, -1)]
     ways: dict[str, list[tuple[float, dict[str, Any]]]] = {
         "workers.count": [
-            (count, {"workers": count, "readers": readers_each * count}) for count in range(need.workers - 1, 0, -1)
+            (count, {"workers": count, "readers": readers_each * count, "decoders": decoders_each * count})
+            for count in range(need.workers - 1, 0, -1)
         ],
         "workers.cpus": [(value, {"cpus": value}) for value in quarters if value < need.cpus],
         "workers.gpus": [(value, {"gpus": value}) for value in (4, 2, 1, 0.5, 0.25, 0) if value < need.gpus],
@@ -118,11 +127,16 @@ def advice(need: Need, nodes: list[Bundle]) -> str:
             (value, {"reader_cpus": value}) for value in (0.25, 0.1, 0.05) if need.readers and value < need.reader_cpus
         ],
     }
+    if need.decoders:
+        quarters = [number / 4 for number in range(int(4 * need.decoder_cpus), 0, -1)]
+        ways["loader.data_cpus"] = [(value, {"decoder_cpus": value}) for value in quarters if value < need.decoder_cpus]
     found = []
     for key, options in ways.items():
         fitting = (value for value, change in options if count_fitting(dataclasses.replace(need, **change), nodes, 1))
         if (value := next(fitting, None)) is not None:
             found.append(f"lower {key} to {value:g}")
-    if need.readers and count_fitting(dataclasses.replace(need, readers=0), nodes, 1):
+    if need.decoders and count_fitting(dataclasses.replace(need, decoders=0), nodes, 1):
+        found.append("set loader.decode to worker")
+    if need.readers and count_fitting(dataclasses.replace(need, readers=0), nodes, 1) and not need.decoders:
         found.append("set loader.stream to thread")
     return ", ".join([*found, "or add nodes"]) if found else "lower workers.count and workers.cpus, or add nodes"

@@ -6,7 +6,9 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from landmark.config import AugmentConfig, LoaderConfig, SamplingConfig, UserError
@@ -226,3 +228,93 @@ def test_nothing_left_to_show_is_an_error(tmp_path):
         pytest.raises(UserError, match=r"train/00000\.parquet: missing; no other image"),
     ):
         list(loader.epoch(1))
+
+
+def break_images(dataset: PackedDataset, shard: str, rows: list[int]) -> None:
+    """Put bytes that are no JPEG into rows of a shard whose pages are whole."""
+    path = Path(dataset.location.uri) / shard
+    table = pq.read_table(path)
+    images = [image if row not in rows else image[:300] for row, image in enumerate(table["image"].to_pylist())]
+    table = table.set_column(table.schema.get_field_index("image"), table.schema.field("image"), [images])
+    pq.write_table(table, path, row_group_size=8, compression="none", use_dictionary=False, write_page_checksum=True)
+
+
+WAYS = {
+    "thread": CONFIG,
+    "ray": dataclasses.replace(CONFIG, stream="ray"),
+    "data": dataclasses.replace(CONFIG, stream="ray", decode="data", data_cpus=0.5),
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> LoaderConfig:
+    """A config of each way to read and decode."""
+    if request.param != "thread":
+        request.getfixturevalue("ray_cluster")
+    return WAYS[request.param]
+
+
+def test_all_ways_yield_the_same_batches_in_the_same_order(dataset, way):
+    augment = AugmentConfig(randaugment_ops=1)
+    expected = [batch for batches in passes(dataset, epochs=3, augment=augment) for batch in batches]
+    with Loader(dataset, "train", way, augment=augment, epochs=range(1, 4)) as loader:
+        found = [batch for epoch in (1, 2, 3) for batch in loader.epoch(epoch)]
+    for one, other in zip(expected, found, strict=True):
+        assert one.epoch == other.epoch and one.share == other.share
+        for name in ("samples", "draws", "labels", "flip", "images"):
+            assert np.array_equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_an_image_that_cannot_be_decoded_stops_training_with_its_sample(tmp_path, way):
+    dataset = write_packed(tmp_path, {"train": [40, 24]})
+    break_images(dataset, "train/00001.parquet", [3])
+    with (
+        Loader(dataset, "train", way, augment=AugmentConfig()) as loader,
+        pytest.raises(UserError, match=r"/train: sample 43 cannot be decoded \(.+\); prepare .*damaged: skip") as error,
+    ):
+        list(loader.epoch(1))
+    assert "\n" not in str(error.value)
+
+
+def test_an_image_that_cannot_be_decoded_is_replaced_in_training_and_left_out_in_evaluation(tmp_path, way):
+    dataset = write_packed(tmp_path, {"train": [40, 24], "val": [10, 15]})
+    break_images(dataset, "train/00001.parquet", [3, 20])
+    break_images(dataset, "val/00000.parquet", list(range(10)))
+    config = dataclasses.replace(way, damaged="skip")
+    told: list[str] = []
+    with Loader(dataset, "train", config, augment=AugmentConfig(), epochs=range(1, 3), tell=told.append) as loader:
+        for epoch in (1, 2):
+            batches = list(loader.epoch(epoch))
+            assert [len(batch.labels) for batch in batches] == loader.plan(epoch).batch_rows.tolist()
+            shown = [int(sample) for batch in batches for sample in batch.samples]
+            assert len(shown) == 64 and set(shown) == set(range(64)) - {43, 60}
+            assert loader.lost[epoch] == 2
+            for batch in batches:
+                assert np.array_equal(batch.labels, batch.samples % 4) and np.array_equal(batch.draws, batch.samples)
+                assert batch.images.any(axis=(1, 2, 3)).all()
+    assert len(told) == 1 and re.search(r"/train: sample (43|60) cannot be decoded .*counted as lost_images", told[0])
+    with Loader(dataset, "val", config) as loader:
+        assert [int(sample) for batch in loader.epoch(1) for sample in batch.samples] == list(range(10, 25))
+        assert loader.lost[1] == 10
+
+
+def test_a_batch_of_images_none_of_which_can_be_decoded_is_an_error_in_training(tmp_path):
+    dataset = write_packed(tmp_path, {"train": [8]})
+    break_images(dataset, "train/00000.parquet", list(range(8)))
+    with (
+        Loader(dataset, "train", dataclasses.replace(CONFIG, damaged="skip"), augment=AugmentConfig()) as loader,
+        pytest.raises(UserError, match=r"sample \d cannot be decoded .*nor any other image of its batch"),
+    ):
+        list(loader.epoch(1))
+
+
+def test_memory_does_not_grow_with_epochs(dataset):
+    process = psutil.Process()
+    config = dataclasses.replace(CONFIG, image_size=128)
+    with Loader(dataset, "train", config, augment=AugmentConfig(), epochs=range(1, 121)) as loader:
+        sizes = []
+        for epoch in range(1, 121):
+            for _ in loader.epoch(epoch):
+                pass
+            sizes.append(process.memory_info().rss)
+    assert max(sizes[60:]) < max(sizes[20:60]) + (8 << 20)

@@ -1,0 +1,175 @@
+"""The input path beside its limit, beside torch's DataLoader, from a disk and from S3.
+
+Run: python benchmarks/ingest.py [--images 5900] [--rounds 3] [--seconds 6]. JPEGs of 384 x 288, random crops to 224. The
+limit is the same decode function over the same images in memory, by as many threads or processes as there are CPUs, the faster
+of the two. The ways take turns, each in a process of its own (benchmarks/ingest_ways.py); figures are medians of the rounds.
+The last line is JSON, kept in benchmarks/results/ingest.json.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))
+os.environ.update(AWS_ACCESS_KEY_ID="benchmark", AWS_SECRET_ACCESS_KEY="benchmark-secret", AWS_REGION="us-east-1")
+
+import numpy as np
+import simplejpeg
+
+from landmark.config import FoldersConfig, PackingConfig, PrepareConfig, SplitConfig, SyntheticConfig
+from landmark.data.dataset import Manifest
+from landmark.data.synthetic import draw_image, plan_images
+from landmark.prepare import prepare
+from landmark.storage import locate
+from tests.seaweed import Seaweed, free_ports
+
+CLASSES, WIDTH, HEIGHT, QUALITY = 16, 384, 288, 94
+SHARD_MIB = 20
+NAMES = {
+    "limit_threads": "limit: threads, no Ray",
+    "limit_processes": "limit: processes, no Ray",
+    "dataloader": "DataLoader, Pillow, image folder",
+    "thread": "ours, read by a thread",
+    "ray_readers": "ours, read by a Ray actor",
+    "ray_decoders": "ours, decoded by Ray actors",
+    "ray_data": "the same reading as a Ray Data stream",
+    "s3 thread": "ours from S3, read by a thread",
+    "s3 ray_readers": "ours from S3, read by a Ray actor",
+}
+
+
+def draw_folders(root: Path, images: int) -> None:
+    """Draw class folders of photograph-like JPEGs."""
+    config = SyntheticConfig(classes=CLASSES, images=images, image_size=WIDTH)
+    rows = plan_images(config, 0).to_pylist()
+    with multiprocessing.Pool() as pool:
+        pool.starmap(_draw, [(row, config, root) for row in rows], chunksize=50)
+
+
+def _draw(row: dict, config: SyntheticConfig, root: Path) -> None:
+    square = simplejpeg.decode_jpeg(draw_image(row, config, 0))
+    top = (WIDTH - HEIGHT) // 2
+    pixels = np.ascontiguousarray(square[top : top + HEIGHT])
+    path = root / row["landmark_id"] / f"{row['image_id']}.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(simplejpeg.encode_jpeg(pixels, quality=QUALITY, colorsubsampling="420"))
+
+
+def pack(folder: Path, output: str) -> None:
+    """Pack the drawings, nearly all for training, byte by byte as they are."""
+    prepare(
+        PrepareConfig(
+            output=output,
+            source="folders",
+            folders=FoldersConfig(path=str(folder)),
+            split=SplitConfig(val=0.02, test=0.02),
+            packing=PackingConfig(shard_mib=SHARD_MIB),
+        )
+    )
+
+
+def double(dataset: Path, target: Path) -> None:
+    """Make a dataset of twice as many training images: each shard is in it twice."""
+    shutil.copytree(dataset, target, copy_function=os.link)
+    manifest = Manifest.from_json((dataset / "manifest.json").read_text())
+    split = manifest.splits["train"]
+    split.shards += split.shards
+    split.rows *= 2
+    (target / "manifest.json").unlink()
+    (target / "manifest.json").write_text(manifest.to_json())
+
+
+def run(way: str, place: str, seconds: float) -> dict[str, float]:
+    """Run one way in a process of its own; returns its figures."""
+    command = [sys.executable, str(Path(__file__).with_name("ingest_ways.py")), way, place, str(seconds)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    if ended.returncode:
+        raise SystemExit(f"{way} failed:\n{ended.stderr}")
+    return json.loads(ended.stdout.strip().splitlines()[-1])
+
+
+def take_turns(places: dict[str, str], rounds: int, seconds: float) -> dict[str, dict[str, float]]:
+    """Run all ways in turn, several times; returns the median of each figure of each way."""
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in NAMES}
+    for number in range(rounds):
+        for way in NAMES:
+            place = places["s3" if way.startswith("s3 ") else "folder" if way == "dataloader" else "local"]
+            found[way].append(run(way.removeprefix("s3 "), place, seconds))
+            figures = ", ".join(f"{key} {value:,.1f}" for key, value in found[way][-1].items())
+            print(f"round {number + 1}: {NAMES[way]}: {figures}", flush=True)
+    return {way: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for way, rows in found.items()}
+
+
+def summary(median: dict[str, dict[str, float]], once: float, twice: float) -> dict[str, float]:
+    """Return the figures to keep."""
+    limit = max(median["limit_threads"]["rate"], median["limit_processes"]["rate"])
+    keys = {
+        "local": "thread",
+        "local_ray": "ray_readers",
+        "decode_data": "ray_decoders",
+        "ray_data": "ray_data",
+        "s3": "s3 thread",
+        "s3_ray": "s3 ray_readers",
+    }
+    over_limit = {f"{key}_over_limit": median[way]["rate"] / limit for key, way in keys.items()}
+    by_ray = [row for row in median.values() if "spilled_bytes" in row]
+    return over_limit | {
+        "local_over_dataloader": median["thread"]["rate"] / median["dataloader"]["rate"],
+        "first_batch_over_dataloader": median["thread"]["first_s"] / median["dataloader"]["first_s"],
+        "first_batch_s": median["thread"]["first_s"],
+        "first_batch_ray_s": median["ray_readers"]["first_s"],
+        "spilled_bytes": sum(row["spilled_bytes"] for row in by_ray),
+        "peak_store_mib": max(median[way]["peak_store_mib"] for way in ("ray_readers", "ray_decoders")),
+        "peak_store_once_mib": once,
+        "peak_store_twice_mib": twice,
+        "limit_images_per_s": limit,
+        "dataloader_images_per_s": median["dataloader"]["rate"],
+    }
+
+
+def main() -> None:
+    """Print the figures, and keep them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=5900)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=6)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        draw_folders(folder / "images", arguments.images)
+        pack(folder / "images", str(folder / "dataset"))
+        double(folder / "dataset", folder / "double")
+        ports = free_ports(4)
+        os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{ports[3]}"
+        server = Seaweed(folder, ports)
+        server.start()
+        try:
+            for path in (folder / "dataset").rglob("*"):
+                if path.is_file():
+                    (locate(server.uri("dataset")) / str(path.relative_to(folder / "dataset"))).upload(path)
+            places = {"local": str(folder / "dataset"), "folder": str(folder / "images"), "s3": server.uri("dataset")}
+            median = take_turns(places, arguments.rounds, arguments.seconds)
+        finally:
+            server.stop()
+        sizes = [run("ray_readers", str(folder / place), 2 * arguments.seconds) for place in ("dataset", "double")]
+    figures = summary(median, *(size["peak_store_mib"] for size in sizes))
+    print(f"\n{'':40}{'first batch, s':>15}{'images/s':>10}{'of the limit':>14}")
+    for way, row in median.items():
+        first = f"{row['first_s']:.1f}" if "first_s" in row else "-"
+        print(f"{NAMES[way]:40}{first:>15}{row['rate']:10,.0f}{row['rate'] / figures['limit_images_per_s']:14.2f}")
+    line = json.dumps({key: round(value, 3) for key, value in figures.items()})
+    Path(__file__).with_name("results").joinpath("ingest.json").write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

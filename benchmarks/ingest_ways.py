@@ -1,0 +1,249 @@
+"""Ways to get batches of pixels, each run by benchmarks/ingest.py in a process of its own: prints its figures as JSON.
+
+Run: python benchmarks/ingest_ways.py WAY PLACE SECONDS. The first batch counts from the start of the process; images/s from
+the first batch on, over as many epochs as the seconds hold.
+"""
+
+import itertools
+import json
+import multiprocessing
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+SIZE, BATCH, SEED = 224, 64, 0
+EPOCHS = range(1, 100_000)
+
+
+def measure(batches: Iterable[int], seconds: float, ready: float | None = None) -> dict[str, float]:
+    """Take batches for a time; returns images/s after the first, and seconds to it from the process's start or `ready`."""
+    began = psutil.Process().create_time() if ready is None else ready
+    source = iter(batches)
+    next(source)
+    first, start, images = time.time(), time.perf_counter(), 0
+    for count in source:
+        images += count
+        if time.perf_counter() - start > seconds:
+            break
+    return {"rate": images / (time.perf_counter() - start), "first_s": first - began}
+
+
+def loader_batches(place: str, **options: Any) -> Iterator[int]:
+    """Ours: training's loader, with nobody training."""
+    from landmark.config import AugmentConfig, LoaderConfig
+    from landmark.data.dataset import PackedDataset
+    from landmark.data.loader import Loader
+
+    config = LoaderConfig(image_size=SIZE, batch_size=BATCH, **options)
+    with Loader(
+        PackedDataset.open(place), "train", config, augment=AugmentConfig(), seed=SEED, epochs=EPOCHS
+    ) as loader:
+        for epoch in EPOCHS:
+            yield from (len(batch.images) for batch in loader.epoch(epoch))
+
+
+def thread(place: str, seconds: float) -> dict[str, float]:
+    """Ours, read by a thread: what one worker uses."""
+    return measure(loader_batches(place, stream="thread"), seconds)
+
+
+def ray_readers(place: str, seconds: float) -> dict[str, float]:
+    """Ours, read by a Ray actor: what several workers use. The first batch counts from when Ray runs, as in a job."""
+    with Store() as store:
+        figures = measure(loader_batches(place, stream="ray"), seconds, time.time())
+    return figures | store.figures
+
+
+def ray_decoders(place: str, seconds: float) -> dict[str, float]:
+    """Ours, read and decoded by Ray actors."""
+    from landmark.data.decoding import available_cpus
+
+    options = {"stream": "ray", "decode": "data", "decoders": available_cpus(), "data_cpus": 0.75, "reader_cpus": 0.25}
+    with Store() as store:
+        figures = measure(loader_batches(place, **options), seconds, time.time())
+    return figures | store.figures
+
+
+def ray_data(place: str, seconds: float) -> dict[str, float]:
+    """The same plan and the same reading as one Ray Data stream with a long-lived actor, decoded in threads here."""
+    with Store() as store:
+        figures = measure(_ray_data_batches(place), seconds, time.time())
+    return figures | store.figures
+
+
+class _DataReader:
+    def __init__(self, place: str) -> None:
+        self.reader, self.units = _plan(place, 1)
+
+    def __call__(self, rows: Any) -> Iterator[Any]:
+        for number in rows["item"].to_pylist():
+            yield self.reader.read(self.units[number % len(self.units)])
+
+
+def _ray_data_batches(place: str) -> Iterator[int]:
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = 8 << 20
+    _, units = _plan(place, 1)
+    stream = ray.data.from_items(list(range(40 * len(units))), override_num_blocks=40 * len(units) // 16).map_batches(
+        _DataReader,
+        fn_constructor_args=(place,),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=0.25,
+        compute=ray.data.ActorPoolStrategy(size=1),
+    )
+    tables = stream.iter_batches(batch_size=BATCH, batch_format="pyarrow", prefetch_batches=2)
+    yield from _decoded(tables)
+
+
+def _plan(place: str, epoch: int) -> tuple[Any, list[Any]]:
+    from landmark.data.dataset import PackedDataset
+    from landmark.data.plan import RowGroups, plan_training_epoch
+    from landmark.data.reader import UnitReader
+
+    dataset = PackedDataset.open(place)
+    plan = plan_training_epoch(
+        RowGroups.of(dataset, "train"), rank=0, world_size=1, batch_size=BATCH, seed=SEED, epoch=epoch
+    )
+    return UnitReader(dataset.location, [shard.path for shard in dataset.split("train").shards]), plan.units
+
+
+def _decoded(tables: Iterable[Any]) -> Iterator[int]:
+    """Decode tables as training does in threads."""
+    from landmark.config import AugmentConfig, LoaderConfig
+    from landmark.data.ahead import run_ahead
+    from landmark.data.decoding import ThreadDecoder
+
+    decoder = ThreadDecoder(LoaderConfig(), AugmentConfig(), SEED)
+    for pixels, _ in run_ahead(lambda table: decoder.submit(table, 1, SIZE), tables, decoder.ahead):
+        yield len(pixels)
+
+
+def limit_threads(place: str, seconds: float) -> dict[str, float]:
+    """The limit: the same decoding of the same images, all in memory, by nothing but threads."""
+    from landmark.data.decoding import available_cpus
+
+    batches = _in_memory(place)
+    threads = available_cpus()
+    ends = time.perf_counter() + seconds
+    with ThreadPoolExecutor(threads) as pool:
+        rates = list(pool.map(_decode_until, [batches[i::threads] for i in range(threads)], [ends] * threads))
+    return {"rate": sum(rates)}
+
+
+def limit_processes(place: str, seconds: float) -> dict[str, float]:
+    """The limit in processes."""
+    from landmark.data.decoding import available_cpus
+
+    batches = _in_memory(place)
+    processes = available_cpus()
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
+        ends = time.perf_counter() + seconds
+        parts = [(batches[i::processes], ends) for i in range(processes)]
+        return {"rate": sum(pool.starmap(_decode_until, parts, chunksize=1))}
+
+
+def _in_memory(place: str) -> list[Any]:
+    reader, units = _plan(place, 1)
+    tables = [reader.read(unit) for unit in units]
+    return [table.slice(start, BATCH) for table in tables for start in range(0, len(table), BATCH)]
+
+
+def _decode_until(batches: list[Any], ends: float) -> float:
+    """Decode batches, one after the other and again, until a time; returns images/s."""
+    from landmark.config import AugmentConfig
+    from landmark.data.decoding import TableDecoder
+
+    decoder = TableDecoder(AugmentConfig(), SEED)
+    start, images = time.perf_counter(), 0
+    for number, table in enumerate(itertools.cycle(batches)):
+        decoder.decode(table, 1 + number // len(batches), SIZE)
+        images += len(table)
+        if time.perf_counter() > ends:
+            break
+    return images / (time.perf_counter() - start)
+
+
+def dataloader(place: str, seconds: float) -> dict[str, float]:
+    """What users have today: torch's DataLoader and Pillow over an image folder."""
+    return measure(_dataloader_batches(place), seconds)
+
+
+def _dataloader_batches(folder: str) -> Iterator[int]:
+    import torch
+    from torchvision import datasets, transforms
+
+    from landmark.data.decoding import available_cpus
+
+    steps = [
+        transforms.RandomResizedCrop(SIZE, scale=(0.35, 1.0)),
+        transforms.RandomHorizontalFlip(),
+        transforms.PILToTensor(),
+    ]
+    loader = torch.utils.data.DataLoader(
+        datasets.ImageFolder(folder, transforms.Compose(steps)),
+        batch_size=BATCH,
+        shuffle=True,
+        num_workers=available_cpus(),
+        persistent_workers=True,
+    )
+    for _ in EPOCHS:
+        yield from (len(images) for images, _ in loader)
+
+
+class Store:
+    """A Ray on this machine, and how full its object store is at most and what it spills."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, float] = {}
+        self._ended = threading.Event()
+        self._peak = 0.0
+
+    def __enter__(self) -> "Store":
+        import ray
+
+        from landmark.config import ClusterConfig
+        from landmark.runtime import connect
+
+        connect(ClusterConfig(cpus=4))
+        self._address = ray.get_runtime_context().gcs_address
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.5):
+            self._peak = max(self._peak, self._stats().object_store_bytes_used / 2**20)
+
+    def _stats(self) -> Any:
+        from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+        return get_memory_info_reply(get_state_from_address(self._address)).store_stats
+
+    def __exit__(self, *error: object) -> None:
+        import ray
+
+        self._ended.set()
+        self._thread.join()
+        spilled = float(self._stats().spilled_bytes_total)
+        self.figures = {"peak_store_mib": self._peak, "spilled_bytes": spilled}
+        ray.shutdown()
+
+
+WAYS = {
+    way.__name__: way
+    for way in (thread, ray_readers, ray_decoders, ray_data, limit_threads, limit_processes, dataloader)
+}
+
+if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parent.parent))
+    print(json.dumps(WAYS[sys.argv[1]](sys.argv[2], float(sys.argv[3]))))
