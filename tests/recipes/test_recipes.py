@@ -3,24 +3,30 @@
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 import tyro
 
 from landmark.cli import parse
-from landmark.config import Recipe, TrainConfig, TuneConfig, UserError, load_yaml, to_mapping, to_yaml
-from landmark.models import check_name, model_info, stages
+from landmark.config import ModelConfig, Recipe, TrainConfig, TuneConfig, UserError, load_yaml, to_mapping, to_yaml
+from landmark.models import build_model, check_name, model_info, stages
 from landmark.models.registry import skeleton
 from landmark.recipes import load_recipe, merged, recipe_names
 from landmark.search.space import Space, leaf_keys
 from landmark.train import defaults as train_defaults
+from landmark.training.run import run_training
 from landmark.tune import defaults as tune_defaults
+from tests.packed import write_packed
+
+DATASET = ["--dataset", "d"]
 
 
 def train(arguments: list[str]) -> TrainConfig:
-    return parse(TrainConfig, ["--dataset", "d", *arguments], "landmark train", train_defaults)
+    return parse(TrainConfig, [*DATASET, *arguments], "landmark train", train_defaults)
 
 
 def tune(arguments: list[str]) -> TuneConfig:
-    return parse(TuneConfig, ["--dataset", "d", *arguments], "landmark tune", tune_defaults)
+    return parse(TuneConfig, [*DATASET, *arguments], "landmark tune", tune_defaults)
 
 
 def test_every_recipe_says_known_keys_and_builds():
@@ -102,3 +108,34 @@ def test_the_saved_config_is_resolved(tmp_path: Path):
     assert load_yaml(TrainConfig, tmp_path / "config.yaml") == config
     assert set(leaf_keys(Recipe)) <= set(leaf_keys(TrainConfig))
     assert tyro.MISSING not in to_mapping(config).values() and "recipe" not in to_mapping(config)
+
+
+def test_a_run_leaves_frozen_stages_as_they_came(tmp_path: Path):
+    """Through the whole loop: weights, statistics and the average of frozen stages are those of the start weights."""
+    write_packed(tmp_path / "dataset", {"train": [24], "val": [8]}, classes=3)
+    backbone = "shufflenet_v2_x0_5"
+    source = build_model(ModelConfig(backbone=backbone), classes=3, image_size=32)
+    safetensors.torch.save_file(source.state_dict(), tmp_path / "start.safetensors")
+    config = train(
+        [
+            *(
+                "--recipe",
+                "finetune",
+                "--dataset",
+                f"{tmp_path}/dataset",
+                "--output",
+                f"{tmp_path}/runs",
+                "--epochs",
+                "2",
+            ),
+            *("--model.backbone", backbone, "--model.weights", f"{tmp_path}/start.safetensors"),
+            *("--model.freeze-stages", "2", "--loader.image-size", "32", "--loader.batch-size", "8"),
+            *("--ema.decay", "0.9", "--no-tensorboard"),
+        ]
+    )
+    run = run_training(config)
+    tensors = safetensors.torch.load_file(Path(run.run) / run.best_checkpoint / "model.safetensors")
+    changed = {
+        name.partition(".")[0] for name, tensor in source.state_dict().items() if not torch.equal(tensor, tensors[name])
+    }
+    assert changed == {"stage3", "stage4", "conv5", "fc"}
