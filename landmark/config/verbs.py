@@ -2,7 +2,9 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from landmark.config.dataset import ClusterConfig
 from landmark.config.errors import require
@@ -14,7 +16,7 @@ from landmark.config.subset import SubsetConfig
 class WorkersConfig:
     """The processes that train one model together (DDP), and what each may use."""
 
-    count: int | str = 1
+    count: Annotated[int | str, tyro.conf.arg(aliases=["--workers"])] = 1
     """Training processes; 1 trains in this process, more train by Ray Train. 2:8 is elastic: as many of 2 to 8 as the cluster has
     room for, looked at every minute."""
     cpus: float = 1.0
@@ -23,7 +25,7 @@ class WorkersConfig:
     """GPUs that a training process reserves; empty: 1 where the cluster has GPUs, else 0."""
     max_failures: int = 2
     """Times that a run of several processes is restarted from its last checkpoint after one died."""
-    stall_s: float = 300.0
+    stall_s: float = 600.0
     """Seconds without a step after which a process counts as hung: it is named, ended and replaced."""
 
     def __post_init__(self) -> None:

@@ -211,20 +211,32 @@ def _set_dropout(model: nn.Module, config: ModelConfig) -> None:
     layers[-1].p = float(config.dropout or 0.0)
 
 
+def check_start_size(config: ModelConfig, classes: int, image_size: int, start_size: int) -> None:
+    """Raise UserError unless a network built for `image_size` takes images of `start_size`, too, as resizing wants."""
+    if (reason := _misfit(config, classes, image_size, start_size)) is not None:
+        raise UserError(
+            f"resizing.start_size is {start_size}: {config.backbone} built for {image_size} pixels cannot take it ({reason}); "
+            "choose another start_size, or leave it empty"
+        )
+
+
 def _check_size(config: ModelConfig, classes: int, image_size: int) -> None:
-    """Try the image size on a network without storage: what it says is the truth, tables are not."""
     own = model_info(config.backbone).image_size
-    if image_size >= own:
-        return
-    try:
-        train_mode(model := skeleton(config, classes, image_size))
-        model(torch.empty(2, 3, image_size, image_size, device=next(model.parameters()).device))
-    except (RuntimeError, ValueError, AssertionError, ZeroDivisionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    if image_size < own and (reason := _misfit(config, classes, image_size, image_size)) is not None:
         raise UserError(
             f"loader.image_size is {image_size}: {config.backbone} cannot take images that small ({reason}); "
             f"its own size is {own}"
-        ) from None
+        )
+
+
+def _misfit(config: ModelConfig, classes: int, image_size: int, size: int) -> str | None:
+    """Try images of `size` on a network without storage, and return why it cannot take them: tables do not tell the truth."""
+    try:
+        train_mode(model := skeleton(config, classes, image_size))
+        model(torch.empty(2, 3, size, size, device=next(model.parameters()).device))
+    except (RuntimeError, ValueError, AssertionError, ZeroDivisionError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return None
 
 
 @cache

@@ -13,7 +13,7 @@ from landmark.data.dataset import PackedDataset
 from landmark.data.plan import training_steps
 from landmark.data.position import Position
 from landmark.data.sampling import EpochRows
-from landmark.models import build_model, model_info
+from landmark.models import build_model, check_start_size, model_info
 from landmark.storage import locate
 from landmark.training.checkpoints import (
     CheckpointMeta,
@@ -41,7 +41,10 @@ class RunState:
         self.session = session
         torch.manual_seed(recipe.seed)
         self.info = model_info(recipe.model.backbone)
-        model = build_model(recipe.model, classes=dataset.num_classes, image_size=recipe.loader.image_size)
+        size, start_size = recipe.loader.image_size, recipe.resizing.start_size
+        model = build_model(recipe.model, classes=dataset.num_classes, image_size=size)
+        if start_size is not None:
+            check_start_size(recipe.model, dataset.num_classes, size, start_size)
         self.model = model.to(session.device)
         weighted = recipe.loss.class_weights != "none"
         class_counts = dataset.label_counts("train") if weighted else None

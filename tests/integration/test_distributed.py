@@ -1,11 +1,7 @@
-"""Two workers for real: equal weights on both ranks, the gradient of the joined batch, every row once, a killed worker."""
+"""Two workers for real: equal weights on both ranks, the gradient of the joined batch, mistakes told in one line."""
 
 import csv
 import dataclasses
-import os
-import signal
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -30,8 +26,8 @@ from landmark.data.dataset import PackedDataset
 from landmark.data.loader import Loader
 from landmark.models import build_model, classification_loss
 from landmark.storage import locate
-from landmark.training.checkpoints import Snapshot, read_weights
-from landmark.training.distributed import TrainWorkerSession, fit_workers
+from landmark.training.checkpoints import Snapshot
+from landmark.training.distributed import TrainWorkerSession
 from landmark.training.feed import place
 from landmark.training.loop import fit
 from landmark.training.preprocess import Preprocess
@@ -158,42 +154,6 @@ def test_two_workers_over_ray_data_learn_and_go_on_though_they_fill_the_cluster(
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     assert (locate(result.run) / result.best_checkpoint / "meta.json").exists()
     assert run_training(dataclasses.replace(run, epochs=5)).epochs_run == 5
-
-
-def _pid(values: dict) -> None:
-    (Path(values["run"]) / f"pid{ray.train.get_context().get_world_rank()}").write_text(str(os.getpid()))
-
-
-def test_a_killed_worker_is_replaced_and_the_run_ends_as_planned(dataset, tmp_path, monkeypatch):
-    import landmark.training.distributed as distributed
-
-    real_work, killed = distributed._work, []
-
-    def work(values: dict) -> None:
-        _pid(values)
-        real_work(values)
-
-    monkeypatch.setattr(distributed, "_work", work)
-    run = config(dataset, tmp_path, epochs=12)
-    storage = locate(tmp_path / "train")
-    storage.local_path().mkdir()
-
-    def kill() -> None:
-        history = tmp_path / "train" / "history.csv"
-        while not history.exists() or history.read_text().count("\n") < 3:
-            time.sleep(0.05)
-        pid = int((tmp_path / "train" / "pid1").read_text())
-        os.kill(pid, signal.SIGKILL)
-        killed.append(pid)
-
-    thread = threading.Thread(target=kill, daemon=True)
-    thread.start()
-    fit_workers(run, storage)
-    thread.join()
-    assert killed and int((tmp_path / "train" / "pid1").read_text()) != killed[0]
-    rows = list(csv.DictReader((tmp_path / "train" / "history.csv").open()))
-    assert [int(row["epoch"]) for row in rows] == list(range(1, 13))
-    assert read_weights(tmp_path / "train" / "checkpoints" / "epoch-0012")
 
 
 def test_a_workers_mistake_is_one_line(dataset, tmp_path):

@@ -14,6 +14,7 @@ from landmark.config import (
     LoaderConfig,
     ModelConfig,
     OptimizerConfig,
+    ResizingConfig,
     ScheduleConfig,
     TrainConfig,
     UserError,
@@ -125,6 +126,10 @@ def test_the_best_checkpoint_is_kept_though_later_ones_are_worse(dataset, tmp_pa
         ({"dataset": "/none"}, "/none: no manifest.json"),
         ({"model": ModelConfig(backbone="deck_mpl")}, "model.backbone is 'deck_mpl'; did you mean 'deck_mlp'"),
         ({"output": "/proc/none"}, "/proc/none"),
+        (
+            {"resizing": ResizingConfig(start_size=16), "loader": LoaderConfig(image_size=32)},
+            "resizing.start_size is 16: deck_mlp built for 32 pixels cannot take it",
+        ),
         ({"optimizer": OptimizerConfig(name="sgd", lr=1e12)}, "the loss became .* lower optimizer.lr"),
     ],
 )

@@ -1,0 +1,118 @@
+"""Workers that die or hang, and workers that become more: nothing skipped, what is repeated counted, the same weights."""
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import landmark.training.distributed as distributed
+from landmark.config import (
+    CheckpointConfig,
+    ComputeConfig,
+    LoaderConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    UserError,
+    WorkersConfig,
+)
+from landmark.data.dataset import PackedDataset
+from landmark.data.position import Position
+from landmark.training.checkpoints import read_weights
+from landmark.training.run import run_training
+from tests.packed import write_packed
+from tests.witness import consumed, steps_seen, witnessed_work, write_down
+
+TRAIN, BATCH, EVERY, EPOCHS = 160, 16, 4, 3
+
+
+@pytest.fixture(scope="module")
+def dataset(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
+    return write_packed(tmp_path_factory.mktemp("packed"), {"train": [100, 60], "val": [20], "test": [9]}, classes=4)
+
+
+def config(packed: PackedDataset, folder: Path, **changes) -> TrainConfig:
+    base = TrainConfig(
+        dataset=packed.location.uri,
+        output=str(folder),
+        epochs=EPOCHS,
+        model=ModelConfig(backbone="deck_cnn_max", dropout=0.2),
+        optimizer=OptimizerConfig(name="adam", lr=0.001),
+        loader=LoaderConfig(image_size=32, batch_size=BATCH, decode_threads=1, stream="thread"),
+        compute=ComputeConfig(deterministic=True),
+        checkpoint=CheckpointConfig(steps=EVERY),
+        workers=WorkersConfig(count=2, cpus=1, max_failures=2, stall_s=6),
+        tensorboard=False,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _witnessed() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "_work", witnessed_work)
+        # This process's own steps are written down by one test, and undone with the module.
+        patch.setattr(Position, "advance", Position.advance)
+        yield
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return read_weights(folder / "train" / "checkpoints" / f"epoch-{EPOCHS:04d}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    _witnessed: None, dataset: PackedDataset, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, torch.Tensor]:
+    """The weights of a run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run_training(config(dataset, folder))
+    return weights(folder)
+
+
+def at_step(run: Path, step: int, act: Callable[[int], None]) -> threading.Thread:
+    """Do something to the worker that took the last step when so many steps were taken over all processes."""
+
+    def wait() -> None:
+        while steps_seen(run) < step:
+            time.sleep(0.01)
+        logs = sorted(run.glob("witness/*.log"), key=lambda path: path.stat().st_mtime)
+        act(int(logs[-1].stem))
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
+def test_a_worker_that_dies_or_hangs_is_replaced_inside_the_epoch(dataset, tmp_path, undisturbed, number, capfd):
+    thread = at_step(tmp_path / "train", 2 * 15, lambda pid: os.kill(pid, number))
+    result = run_training(config(dataset, tmp_path))
+    thread.join()
+    assert result.epochs_run == EPOCHS
+    counts = consumed(tmp_path / "train")
+    assert all(set(counts[epoch]) == set(range(TRAIN)) for epoch in range(1, EPOCHS + 1))
+    repeated = sum(count - 1 for epoch in counts.values() for count in epoch.values())
+    assert repeated <= 2 * EVERY * BATCH
+    told = capfd.readouterr().out
+    assert ("has stood still for 6 s" in told) == (number == signal.SIGSTOP)
+    for name, tensor in weights(tmp_path).items():
+        assert torch.equal(tensor, undisturbed[name]), name
+
+
+def test_another_number_of_workers_goes_on_with_what_is_left(dataset, tmp_path):
+    alone = dataclasses.replace(config(dataset, tmp_path), workers=WorkersConfig(count=1))
+    write_down(tmp_path / "train" / "witness")
+    thread = at_step(tmp_path / "train", 14, lambda pid: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(UserError, match="terminated; saved as checkpoints/epoch-0002-image-"):
+        run_training(alone)
+    thread.join()
+    run_training(config(dataset, tmp_path))
+    counts = consumed(tmp_path / "train")
+    assert all(set(counts[epoch].values()) == {1} and len(counts[epoch]) == TRAIN for epoch in range(1, EPOCHS + 1))
