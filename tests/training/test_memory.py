@@ -1,0 +1,79 @@
+"""A long run: neither the process nor the object store grows over fifty epochs."""
+
+import gc
+import re
+from pathlib import Path
+
+import psutil
+import pytest
+
+from landmark.config import AugmentConfig, CheckpointConfig, LoaderConfig, ModelConfig, TrainConfig
+from landmark.data.dataset import PackedDataset
+from landmark.data.loader import Loader
+from landmark.training.recorder import Recorder
+from landmark.training.run import run_training
+from tests.packed import write_packed
+
+EPOCHS = 50
+SETTLED = 10
+"""Epochs after which buffers, caches and pools have their size."""
+PIXELS_MIB = 97 * 64 * 64 * 3 / 2**20
+"""An epoch's decoded pixels: what a leak would at least keep of it."""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
+    return write_packed(tmp_path_factory.mktemp("packed"), {"train": [60, 37], "val": [21]}, size=64)
+
+
+def resident_mib() -> float:
+    gc.collect()
+    return psutil.Process().memory_info().rss / 2**20
+
+
+def grown(sizes: list[float]) -> float:
+    """Return by how much the last epochs lie above those when all was settled."""
+    return min(sizes[-5:]) - max(sizes[SETTLED : SETTLED + 5])
+
+
+def test_a_run_of_fifty_epochs_does_not_grow(dataset, tmp_path, monkeypatch):
+    sizes: list[float] = []
+    add = Recorder.add
+
+    def added(self: Recorder, metrics: dict[str, float]) -> None:
+        add(self, metrics)
+        sizes.append(resident_mib())
+
+    monkeypatch.setattr(Recorder, "add", added)
+    run_training(
+        TrainConfig(
+            dataset=dataset.location.uri,
+            output=str(tmp_path),
+            epochs=EPOCHS,
+            model=ModelConfig(backbone="deck_mlp"),
+            loader=LoaderConfig(image_size=64, batch_size=32, decode_threads=2),
+            checkpoint=CheckpointConfig(steps=2),
+            tensorboard=False,
+        )
+    )
+    assert len(sizes) == EPOCHS
+    # A tenth of what keeping each epoch's pixels would add.
+    assert grown(sizes) < 0.1 * PIXELS_MIB * (EPOCHS - SETTLED - 10)
+    assert len(list((Path(tmp_path) / "train" / "checkpoints").iterdir())) <= 4
+
+
+def store_mib() -> float:
+    from ray._private.internal_api import memory_summary
+
+    text = memory_summary(stats_only=True)
+    return float(re.search(r"Plasma memory usage (\d+) MiB", text).group(1))
+
+
+def test_the_object_store_holds_what_is_read_ahead_and_no_more(ray_cluster, dataset):
+    config = LoaderConfig(image_size=64, batch_size=32, stream="ray", decode_threads=1)
+    sizes, before = [], store_mib()
+    with Loader(dataset, "train", config, augment=AugmentConfig(), epochs=range(1, EPOCHS + 1)) as loader:
+        for epoch in range(1, EPOCHS + 1):
+            assert sum(len(batch.draws) for batch in loader.epoch(epoch)) == 97
+            sizes.append(store_mib() - before)
+    assert max(sizes) <= 4
