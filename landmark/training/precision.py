@@ -1,18 +1,25 @@
 """How a model computes on a device: autocast, the scaler of fp16's gradients, deterministic algorithms."""
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import nn
 
-from landmark.config import ComputeConfig
+from landmark.config import ComputeConfig, UserError
 
 
 class Precision:
-    """The number format in which a model computes, for training and validation alike."""
+    """The number format in which a model computes, for training and validation alike.
 
-    def __init__(self, config: ComputeConfig, device: torch.device) -> None:
+    image_size: the smallest that the model will see, pixels. Raises UserError where half precision is asked for and
+    this processor computes it wrongly at that size.
+    """
+
+    def __init__(self, config: ComputeConfig, device: torch.device, model: nn.Module, image_size: int) -> None:
         self.device = device
-        self.dtype = autocast_dtype(config, device)
+        self.dtype = _autocast_dtype(config, device, model, image_size)
         # Gradients of fp16 vanish below 6e-8, those of bf16 have the range of fp32.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
 
@@ -21,17 +28,66 @@ class Precision:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
 
-def autocast_dtype(config: ComputeConfig, device: torch.device) -> torch.dtype | None:
+def _autocast_dtype(
+    config: ComputeConfig, device: torch.device, model: nn.Module, image_size: int
+) -> torch.dtype | None:
     """Return what autocast computes in; None: no autocast.
 
-    auto: bf16 where the device has instructions for it. Emulated it is slower than fp32. Not on a CPU that is to be
-    deterministic: its bf16 kernels gave two equal runs different gradients (seen with torch 2.14, maps of 1 x 1).
+    auto: bf16 where the device has instructions for it (emulated it is slower than fp32) and is right at it.
     """
-    if config.amp == "auto" and config.deterministic and device.type == "cpu":
+    chosen = {"auto": torch.bfloat16, "off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.amp]
+    if chosen is None or (config.amp == "auto" and not _has_bf16(device)):
         return None
-    if config.amp == "auto":
-        return torch.bfloat16 if _has_bf16(device) else None
-    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.amp]
+    wrong = next(wrong_convolutions(model, image_size), None) if device.type == "cpu" else None
+    if wrong is not None and config.amp != "auto":
+        raise UserError(
+            f"compute.amp is {config.amp}: at {image_size} pixels {wrong} covers more than its map, which CPUs compute wrongly "
+            "in half precision; use larger images, or set compute.amp to off"
+        )
+    return None if wrong else chosen
+
+
+def wrong_convolutions(model: nn.Module, image_size: int) -> Iterator[str]:
+    """Yield the names of the convolutions that torch's CPU kernels compute wrongly in half precision, in use at that size.
+
+    Seen with torch 2.14.1 (oneDNN) and bf16 over 5,050 shapes: where some weight of a kernel meets nothing but padding,
+    its gradient is whatever lay in memory (500 of 1,320 such shapes, up to 1e35), and a kernel as large as its unpadded
+    map can give a wrong output (https://github.com/pytorch/pytorch/issues/163347). All other shapes were right.
+    """
+    found: list[str] = []
+
+    def look(name: str, layer: nn.Conv2d, size: torch.Size) -> None:
+        if any(_is_wrong(layer, axis, int(size[2 + axis])) for axis in (0, 1)):
+            found.append(name)
+
+    hooks = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d):
+
+            def before(layer: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
+                assert isinstance(layer, nn.Conv2d)
+                look(name, layer, inputs[0].shape)
+
+            hooks.append(layer.register_forward_pre_hook(before))
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, image_size, image_size))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    yield from found
+
+
+def _is_wrong(layer: nn.Conv2d, axis: int, size: int) -> bool:
+    kernel, stride, dilation = layer.kernel_size[axis], layer.stride[axis], layer.dilation[axis]
+    reach = dilation * (kernel - 1)
+    padding = layer.padding[axis] if not isinstance(layer.padding, str) else reach // 2
+    if kernel > 1 and not padding and kernel == size:
+        return True
+    places = range(0, size + 2 * padding - reach, stride)
+    return not all(any(0 <= place - padding + tap * dilation < size for place in places) for tap in range(kernel))
 
 
 def set_up_device(config: ComputeConfig, device: torch.device) -> None:

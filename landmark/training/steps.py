@@ -60,7 +60,8 @@ class TrainStep:
         self.model = model.to(memory_format=torch.channels_last) if compute.channels_last else model
         self.recipe = recipe
         self.session = session
-        self.precision = Precision(compute, session.device)
+        smallest = min(recipe.shape(epoch)[0] for epoch in range(1, recipe.epochs + 1))
+        self.precision = Precision(compute, session.device, self.model, smallest)
         self.preprocess = Preprocess(info.mean, info.std, session.device, channels_last=compute.channels_last)
         self.augmentation = Augmentation(recipe.augment, recipe.seed)
         self.optimizer = build_optimizer(model, recipe.optimizer, recipe.loader.batch_size)

@@ -67,7 +67,10 @@ def tiny(*, norm: bool = True, seed: int = 0) -> nn.Module:
 
 def recipe(**changes: Any) -> Recipe:
     base = Recipe(
-        optimizer=STEADY, schedule=ScheduleConfig(name="constant"), compute=FP32, loader=LoaderConfig(batch_size=8)
+        optimizer=STEADY,
+        schedule=ScheduleConfig(name="constant"),
+        compute=FP32,
+        loader=LoaderConfig(batch_size=8, image_size=16),
     )
     return dataclasses.replace(base, **changes)
 

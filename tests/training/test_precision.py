@@ -1,0 +1,57 @@
+"""Half precision is used where the device has it and computes it rightly."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from landmark.config import ComputeConfig, UserError
+from landmark.training.precision import Precision, wrong_convolutions
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "wrong"),
+    [("resnet18", 16, True), ("resnet18", 32, True), ("resnet18", 64, False), ("mobilenet_v3_small", 32, True)],
+)
+def test_sizes_at_which_a_kernel_meets_only_padding_are_found(backbone, size, wrong):
+    model = torchvision.models.get_model(backbone).train()
+    assert bool(list(wrong_convolutions(model, size))) == wrong
+    assert model.training and not any(layer._forward_pre_hooks for layer in model.modules())
+
+
+def test_a_kernel_as_large_as_its_map_is_found():
+    assert list(wrong_convolutions(nn.Sequential(nn.Conv2d(3, 16, 16)), 16)) == ["0"]
+    assert not list(wrong_convolutions(nn.Sequential(nn.Conv2d(3, 16, 16)), 32))
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="needs a CPU with bf16")
+@pytest.mark.parametrize("size", [48, 64])
+def test_gradients_repeat_where_nothing_is_found_wrong(size):
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=4).train()
+    precision = Precision(ComputeConfig(amp="auto"), CPU, model, size)
+    assert precision.dtype is torch.bfloat16
+    images, found = torch.randn(4, 3, size, size), []
+    for _ in range(2):
+        model.zero_grad()
+        spoilt = [torch.full((1 << power,), float("nan")) for power in range(8, 20)]
+        del spoilt  # what is not set is no number
+        with precision.autocast():
+            output = model(images)
+        output.float().square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert all(torch.equal(one, two) and one.isfinite().all() for one, two in zip(*found, strict=True))
+
+
+def test_half_precision_that_would_be_wrong_is_refused_and_not_chosen():
+    model = torchvision.models.resnet18()
+    for amp in ("bf16", "fp16"):
+        with pytest.raises(
+            UserError, match=f"compute.amp is {amp}: at 16 pixels layer3.0.conv1 covers more than its map"
+        ):
+            Precision(ComputeConfig(amp=amp), CPU, model, 16)
+    assert Precision(ComputeConfig(amp="auto"), CPU, model, 16).dtype is None
+    assert Precision(ComputeConfig(amp="off"), CPU, model, 64).dtype is None
+    assert Precision(ComputeConfig(amp="bf16"), CPU, model, 64).dtype is torch.bfloat16
