@@ -1,12 +1,13 @@
 """The input path beside its limit, beside torch's DataLoader, from a disk and from S3.
 
-Run: python benchmarks/ingest.py [--images 5900] [--rounds 3] [--seconds 6]. JPEGs of 384 x 288, random crops to 224. The
+Run: python benchmarks/ingest.py [--images 5900] [--rounds 3] [--seconds 6] [--folder DIR]. JPEGs of 384 x 288, random crops to 224. The
 limit is the same decode function over the same images in memory, by as many threads or processes as there are CPUs, the faster
 of the two. The ways take turns, each in a process of its own (benchmarks/ingest_ways.py); figures are medians of the rounds.
 The last line is JSON, kept in benchmarks/results/ingest.json.
 """
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -25,7 +26,7 @@ import numpy as np
 import simplejpeg
 
 from landmark.config import FoldersConfig, PackingConfig, PrepareConfig, SplitConfig, SyntheticConfig
-from landmark.data.dataset import Manifest
+from landmark.data.dataset import PackedDataset
 from landmark.data.synthetic import draw_image, plan_images
 from landmark.prepare import prepare
 from landmark.storage import locate
@@ -79,12 +80,12 @@ def pack(folder: Path, output: str) -> None:
 def double(dataset: Path, target: Path) -> None:
     """Make a dataset of twice as many training images: each shard is in it twice."""
     shutil.copytree(dataset, target, copy_function=os.link)
-    manifest = Manifest.from_json((dataset / "manifest.json").read_text())
-    split = manifest.splits["train"]
-    split.shards += split.shards
-    split.rows *= 2
+    manifest = PackedDataset.open(str(dataset)).manifest
+    train = manifest.splits["train"]
+    twice = dataclasses.replace(train, rows=2 * train.rows, shards=2 * train.shards)
     (target / "manifest.json").unlink()
-    (target / "manifest.json").write_text(manifest.to_json())
+    text = dataclasses.replace(manifest, splits=manifest.splits | {"train": twice}).to_json()
+    (target / "manifest.json").write_text(text)
 
 
 def run(way: str, place: str, seconds: float) -> dict[str, float]:
@@ -142,15 +143,17 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5900)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument("--folder", type=Path, help="where the drawings are kept, to be used again")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        draw_folders(folder / "images", arguments.images)
-        pack(folder / "images", str(folder / "dataset"))
-        double(folder / "dataset", folder / "double")
+        folder = arguments.folder or Path(name)
+        if not (folder / "double").exists():
+            draw_folders(folder / "images", arguments.images)
+            pack(folder / "images", str(folder / "dataset"))
+            double(folder / "dataset", folder / "double")
         ports = free_ports(4)
         os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{ports[3]}"
-        server = Seaweed(folder, ports)
+        server = Seaweed(Path(name), ports)
         server.start()
         try:
             for path in (folder / "dataset").rglob("*"):

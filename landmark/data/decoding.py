@@ -1,7 +1,6 @@
 """Where batches are decoded: in threads of the training process, or in Ray actors on CPUs elsewhere."""
 
 import collections
-import itertools
 import math
 import os
 import weakref
@@ -14,6 +13,7 @@ from landmark.config import AugmentConfig, LoaderConfig
 from landmark.data.actors import Actors
 from landmark.data.ahead import Pending
 from landmark.data.decode import decode_batch
+from landmark.data.views import values
 
 Decoded = tuple[np.ndarray, dict[int, str]]
 """uint8 pixels (n, size, size, 3), and what is wrong by row."""
@@ -29,9 +29,9 @@ class TableDecoder:
         self._buffers = Buffers()
 
     def decode(self, table: pa.Table, epoch: int, size: int) -> Decoded:
-        """Decode column image (large binary, no nulls) with the randomness of column draw."""
+        """Decode column image (no nulls) with the randomness of column draw."""
         return decode_batch(
-            jpegs(table["image"]),
+            values(table["image"]),
             table["draw"].to_numpy(),
             size,
             augment=self.augment,
@@ -81,24 +81,13 @@ class ActorDecoder:
 
     def submit(self, table: pa.Table, epoch: int, size: int) -> Pending[Decoded]:
         """Decode a batch: columns image and draw."""
-        # A copy: the rows alone, without the buffers around them.
-        rows = table.select(["image", "draw"]).take(np.arange(len(table)))
-        return self._actors.submit("decode", rows, epoch, size)
+        # A copy: the images alone, without those around them.
+        images = pa.array(values(table["image"]), pa.large_binary())
+        return self._actors.submit("decode", pa.table({"image": images, "draw": table["draw"]}), epoch, size)
 
     def close(self) -> None:
         """Let go of the actors."""
         self._actors.close()
-
-
-def jpegs(column: pa.ChunkedArray) -> list[memoryview]:
-    """Return the values of a large binary column where they lie."""
-    views = []
-    for chunk in column.chunks:
-        _, offsets, data = chunk.buffers()
-        bounds = np.frombuffer(offsets, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
-        whole = memoryview(data).cast("B")
-        views += [whole[start:stop] for start, stop in itertools.pairwise(bounds)]
-    return views
 
 
 class Buffers:

@@ -23,6 +23,7 @@ from landmark.data.position import Position
 from landmark.data.randomness import generator
 from landmark.data.reader import UnitReader, read_by_ray, read_by_thread
 from landmark.data.sampling import EpochRows
+from landmark.data.views import reordered
 
 Shape = Callable[[int], tuple[int, int]]
 """Image size (pixels) and batch (images over all ranks) of an epoch."""
@@ -196,7 +197,7 @@ class Loader:
         size, _ = self.shape(course.epoch)
         rows = _mixed(counted, course, self.seed if self.augment is not None else None)
         for whole, share in zip(_rebatched(rows, course.batch_rows), course.shares, strict=True):
-            table = whole.filter(pc.is_null(whole["fault"])) if self.lost[course.epoch] else whole
+            table = whole if self.augment is not None else whole.filter(pc.is_null(whole["fault"]))
             if len(table):
                 yield _Job(epoch=course.epoch, table=table, size=size, share=float(share))
 
@@ -206,7 +207,7 @@ class Loader:
             rows = self._losses.rows_left(table, faults, job.epoch, fill=self.augment is not None)
             if not len(rows):
                 return None
-            table, pixels = table.take(rows), pixels[rows]
+            table, pixels = table.drop_columns(["image"]).take(rows), pixels[rows]
         draws = table["draw"].to_numpy()
         labels = table["label"].to_numpy().astype(np.int64)
         mirrored = self.augment is not None and self.augment.flip
@@ -296,7 +297,7 @@ def _mixed(tables: Iterable[pa.Table], course: _Course, seed: int | None) -> Ite
     while gathered := list(itertools.islice(source, course.window)):
         table = pa.concat_tables(gathered)
         if seed is not None:
-            table = table.combine_chunks().take(generator(seed, course.epoch, 1 + number).permutation(len(table)))
+            table = reordered(table, "image", generator(seed, course.epoch, 1 + number).permutation(len(table)))
         yield table.slice(skipped)
         number, skipped = number + 1, 0
 

@@ -4,12 +4,11 @@ import gc
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from landmark.config import AugmentConfig, LoaderConfig
-from landmark.data.decoding import ActorDecoder, Buffers, ThreadDecoder, jpegs
+from landmark.data.decoding import ActorDecoder, Buffers, ThreadDecoder
 from tests.packed import picture
 
 AUGMENT = AugmentConfig(randaugment_ops=2)
@@ -39,12 +38,6 @@ def test_actors_decode_to_the_same_pixels_as_threads(ray_cluster):
     for (pixels, faults), (other, other_faults) in zip(*results, strict=True):
         assert pixels.dtype == np.uint8 and np.array_equal(pixels, other)
         assert list(faults) == [2] and faults == other_faults
-
-
-@pytest.mark.parametrize("rows", [1, 3, 9])
-def test_values_are_found_where_they_lie(rows):
-    table = batch(rows)
-    assert [bytes(view) for view in jpegs(table["image"])] == table["image"].to_pylist()
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.booleans(), st.booleans()), max_size=30))
