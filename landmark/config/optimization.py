@@ -106,8 +106,7 @@ class ComputeConfig:
     accumulate: int = 1
     """Parts in which a worker computes its batch one after the other, to save memory; gradients are exchanged once a step."""
     deterministic: bool = False
-    """Use deterministic algorithms alone: the same run twice has the same weights, bit for bit, on GPUs too, but slower; amp auto
-    is off on CPUs then."""
+    """Use deterministic algorithms alone: the same run twice has the same weights, bit for bit, on GPUs too, but slower."""
 
     def __post_init__(self) -> None:
         require(self.accumulate >= 1, f"compute.accumulate is {self.accumulate}; expected 1 or more")

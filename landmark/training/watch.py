@@ -14,6 +14,8 @@ from landmark.training.board import BEAT_S, Beat
 
 SILENT_S = 5 * BEAT_S
 """Seconds without a beat after which a process counts as stopped: its pulse does not wait for its loop."""
+START_S = 600.0
+"""Seconds that a worker may take at least to its first step, and for that: models are built, and by option compiled."""
 
 
 def hung_worker(seen: list[tuple[float, Beat]], stalled: bool) -> Beat | None:
@@ -42,10 +44,12 @@ def watched(board: ray.actor.ActorHandle, stall_s: float, tell: Callable[[str], 
             now = {beat.rank: (beat.pid, beat.moves) for _, beat in seen}
             if now != moves:
                 moves, moved_at = now, time.monotonic()
-            worker = hung_worker(seen, time.monotonic() - moved_at > stall_s)
+            starting = any(beat.step <= 1 for _, beat in seen)
+            patience = max(stall_s, START_S) if starting else stall_s
+            worker = hung_worker(seen, time.monotonic() - moved_at > patience)
             if worker is not None and not ended(worker):
                 tell(
-                    f"warning: rank {worker.rank} (process {worker.pid} on {worker.host}) has stood still for {stall_s:g} s, "
+                    f"warning: rank {worker.rank} (process {worker.pid} on {worker.host}) has stood still for {patience:g} s, "
                     f"{worker.phase}, after {worker.step} steps; ending it: the run goes on from its last checkpoint"
                 )
                 end_process(worker)
