@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,7 +18,9 @@ from landmark.storage import Location, NotFound, retrying
 
 OPEN_FILES = 16
 LEAST_AHEAD = 4
-"""Units read ahead, at least."""
+"""Reads under way at a time, at least."""
+CALL_ROWS = 256
+"""Rows that one call of a reader actor reads, at least."""
 
 
 class UnitReader:
@@ -57,6 +59,10 @@ class UnitReader:
                 "fault": pa.nulls(len(table), pa.string()),
             }
         )
+
+    def read_all(self, units: list[Unit]) -> list[pa.Table]:
+        """Return the rows of several units."""
+        return [self.read(unit) for unit in units]
 
     def _read_row_group(self, unit: Unit) -> pa.Table:
         known = self._take(unit.shard)
@@ -108,7 +114,7 @@ def _lost(unit: Unit, fault: str) -> pa.Table:
 def read_by_thread(reader: UnitReader, units: Iterable[Unit], config: LoaderConfig) -> Generator[pa.Table, None, None]:
     """Yield the units' tables in order, reading ahead in threads of this process; `close` it when it is not used up."""
     with ThreadPoolExecutor(config.readers, thread_name_prefix="landmark-read") as pool:
-        yield from run_ahead(lambda unit: pool.submit(reader.read, unit), units, units_ahead(config))
+        yield from run_ahead(lambda unit: pool.submit(reader.read, unit), units, reads_ahead(config))
 
 
 def read_by_ray(reader: UnitReader, units: Iterable[Unit], config: LoaderConfig) -> Generator[pa.Table, None, None]:
@@ -126,9 +132,22 @@ def read_by_ray(reader: UnitReader, units: Iterable[Unit], config: LoaderConfig)
         purpose="data readers",
     )
     with contextlib.closing(actors):
-        yield from run_ahead(lambda unit: actors.submit("read", unit), units, units_ahead(config))
+        for tables in run_ahead(lambda part: actors.submit("read_all", part), _parts(units), reads_ahead(config)):
+            yield from tables
 
 
-def units_ahead(config: LoaderConfig) -> int:
-    """Return the units that are read ahead."""
+def reads_ahead(config: LoaderConfig) -> int:
+    """Return the reads that are under way at a time, beside the one that is waited for."""
     return max(LEAST_AHEAD, 2 * config.readers)
+
+
+def _parts(units: Iterable[Unit]) -> Iterator[list[Unit]]:
+    """Yield the units in parts worth a call of an actor, which costs some milliseconds in Ray."""
+    part: list[Unit] = []
+    for unit in units:
+        part.append(unit)
+        if sum(len(each.rows) for each in part) >= CALL_ROWS:
+            yield part
+            part = []
+    if part:
+        yield part
