@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -181,6 +182,27 @@ def measure(run: Run, steps: list[int], fault: Fault | None, undisturbed: Run | 
     }
 
 
+def scenarios(nodes: Nodes, each: int) -> list[tuple[str, str, list[int], Fault | None]]:
+    """Return what is done, to how many workers, at which steps, counted over all processes; each: steps of an epoch."""
+
+    def kills(workers: int, count: int = 2) -> list[int]:
+        random_steps = [random.randint(EVERY, each - 1), random.randint(each + EVERY, 2 * each)]
+        return [workers * step for step in random_steps[:count]]
+
+    return [
+        ("nothing, 1 worker", "1", [], None),
+        ("process, 1 worker", "1", kills(1), kill_driver),
+        ("nothing, 2 workers", "2", [], None),
+        ("worker, 2 workers", "2", kills(2), kill_worker),
+        ("driver, 2 workers", "2", kills(2), kill_driver),
+        ("hung worker, 2 workers", "2", kills(2, 1), stop_worker),
+        ("notice of preemption, 2 workers", "2", kills(2, 1), nodes.drain_one),
+        ("node, 2 workers", "2", kills(2, 1), nodes.remove_one),
+        ("node leaves, elastic 1:2", "1:2", kills(2, 1), nodes.remove_one),
+        ("node joins, elastic 1:2", "1:2", [each // 2], lambda run: nodes.add()),
+    ]
+
+
 def main() -> None:
     """Print the table, and keep it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -189,55 +211,31 @@ def main() -> None:
     arguments = parser.parse_args()
     random.seed(arguments.seed)
     rows: dict[str, dict] = {}
+    references: dict[str, tuple[Run, float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        os.environ["RAY_TMPDIR"] = "/tmp"
-        packed = prepare(
-            PrepareConfig(
-                output=str(folder / "dataset"),
-                synthetic=SyntheticConfig(images=1200, classes=6, image_size=48),
-                packing=PackingConfig(row_group_rows=32),
-            )
-        )
-        ray.shutdown()
         dataset = str(folder / "dataset")
-        total = PackedDataset.open(dataset).split("train").rows
-        each = -(-total // BATCH)
-        nodes = Nodes(3)
-        address = nodes.cluster.address
-        references: dict[str, tuple[Run, float]] = {}
-
-        def kills(per_step: int) -> list[int]:
-            """Two random steps, one in the first epoch and one in the second, counted over all processes."""
-            return [per_step * random.randint(EVERY, each - 1), per_step * random.randint(each + EVERY, 2 * each)]
-
-        plan: list[tuple[str, str, list[int], Fault | None]] = [
-            ("nothing, 1 worker", "1", [], None),
-            ("process, 1 worker", "1", kills(1), kill_driver),
-            ("nothing, 2 workers", "2", [], None),
-            ("worker, 2 workers", "2", kills(2), kill_worker),
-            ("driver, 2 workers", "2", kills(2), kill_driver),
-            ("hung worker, 2 workers", "2", kills(2)[:1], stop_worker),
-            ("preemption notice, 2 workers", "2", kills(2)[:1], nodes.drain_one),
-            ("node, 2 workers", "2", kills(2)[:1], nodes.remove_one),
-            ("node, elastic 1:2", "1:2", kills(2)[:1], nodes.remove_one),
-        ]
-        for what, workers, steps, fault in plan:
+        drawn = SyntheticConfig(images=1200, classes=6, image_size=48)
+        prepare(PrepareConfig(output=dataset, synthetic=drawn, packing=PackingConfig(row_group_rows=32)))
+        ray.shutdown()
+        # One is drained, two are removed: two are left for the elastic run, one for the last.
+        nodes = Nodes(4)
+        each = -(-PackedDataset.open(dataset).split("train").rows // BATCH)
+        for what, workers, steps, fault in scenarios(nodes, each):
             if arguments.only and fault is not None and not any(word in what for word in arguments.only):
                 continue
-            run = Run(
-                folder / "runs", dataset, what.replace(" ", "-").replace(",", "").replace(":", "-"), workers, address
-            )
+            label = re.sub(r"[ ,:]+", "-", what)
+            run = Run(folder / "runs", dataset, label, workers, nodes.cluster.address)
             reference, seconds = references.get(workers, (None, 0.0))
             rows[what] = measure(run, steps, fault, reference, seconds)
             if fault is None:
                 references[workers] = (run, rows[what]["seconds"])
             print(f"{what:32} {rows[what]}", flush=True)
-            for line in run.said.splitlines():
-                if line.startswith(("warning", "note")):
-                    print(f"    {line}", flush=True)
+            print(
+                "".join(f"    {line}\n" for line in run.said.splitlines() if line.startswith(("warning", "note"))),
+                end="",
+            )
         nodes.cluster.shutdown()
-        del packed
     line = json.dumps(
         {what: {k: round(v, 1) if isinstance(v, float) else v for k, v in row.items()} for what, row in rows.items()}
     )

@@ -60,6 +60,7 @@ def main(arguments: list[str]) -> int:
     output, name = (arguments[arguments.index(flag) + 1] for flag in ("--output", "--name"))
     write_down(Path(output) / name / "witness")
     distributed._work = witnessed_work
+    distributed.RESIZE_S = 5.0
     return landmark(arguments)
 
 
