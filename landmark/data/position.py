@@ -14,15 +14,15 @@ Union = Callable[[np.ndarray], np.ndarray]
 class Position:
     """An epoch under way: who divided what was left of it, and what has been consumed since.
 
-    The draws consumed are a bitmap, as large as the epoch. On the same number of ranks a run goes on with the
-    batch after the last one, on another number it divides what is left anew: either way nothing is shown again and
-    nothing left out that a saved position records.
+    The draws consumed are a bitmap, as large as the epoch. With the same division a run goes on with the batch after the
+    last one, on another number of ranks or with other batches it divides what is left anew: either way nothing that a
+    saved position records is shown again, and nothing else left out.
     """
 
     epoch: int
     """Number of the epoch, from 1."""
-    world_size: int
-    """Ranks among which it was divided."""
+    division: tuple[int, ...]
+    """What decides how it was divided: ranks, batch over all of them, row groups whose rows are mixed."""
     length: int
     """Draw numbers of the epoch lie below this."""
     before: np.ndarray | None = None
@@ -49,19 +49,17 @@ class Position:
         self.mine[:] = False
         return self.known
 
-    def redivided(self, world_size: int) -> "Position":
-        """Return the position from which `world_size` ranks go on: this one where they are as many as before."""
-        if world_size == self.world_size:
+    def redivided(self, division: tuple[int, ...]) -> "Position":
+        """Return the position from which a run with that division goes on: this one where it is the same as before."""
+        if division == self.division:
             return self
-        return Position(
-            epoch=self.epoch, world_size=world_size, length=self.length, before=self.known, known=self.known
-        )
+        return Position(epoch=self.epoch, division=division, length=self.length, before=self.known, known=self.known)
 
     def state(self) -> dict[str, Any]:
         """Return the position as plain values and packed bitmaps, uint8 arrays; `gather` was called just before."""
         return {
             "epoch": self.epoch,
-            "world_size": self.world_size,
+            "division": self.division,
             "length": self.length,
             "step": self.step,
             "before": _packed(self.before),
@@ -74,7 +72,7 @@ class Position:
         length = int(state["length"])
         return cls(
             epoch=int(state["epoch"]),
-            world_size=int(state["world_size"]),
+            division=tuple(int(number) for number in state["division"]),
             length=length,
             step=int(state["step"]),
             before=_unpacked(state["before"], length),

@@ -123,7 +123,7 @@ def _check_same_run(run: Location, config: TrainConfig) -> None:
     except NotFound:
         return
     before = parse_yaml(TrainConfig, text, f"{run}/config.yaml")
-    for key in ("dataset", "subset", "subset_seed", "model", "optimizer", "seed"):
+    for key in ("dataset", "subset", "subset_seed", "model", "optimizer", "sampling", "seed"):
         if getattr(before, key) != getattr(config, key):
             raise UserError(
                 f"{run}: a run of this name has another {key}; choose another --name, or delete that folder"

@@ -69,7 +69,11 @@ class RunState:
         self._mine = NO_TOTALS
 
     def _start_of(self, epoch: int) -> Position:
-        return Position(epoch=epoch, world_size=self.session.world_size, length=self.rows.length)
+        return Position(epoch=epoch, division=self._division(epoch), length=self.rows.length)
+
+    def _division(self, epoch: int) -> tuple[int, ...]:
+        _, batch_size = self.recipe.shape(epoch)
+        return self.session.world_size, batch_size, self.recipe.loader.shuffle_row_groups
 
     def load(self, directory: Path) -> None:
         """Take over a checkpoint's weights, state and position."""
@@ -92,7 +96,7 @@ class RunState:
                 f"the run's checkpoint is of {position.length:,} training images, but the dataset has {self.rows.length:,}; "
                 "choose another name"
             )
-        self.position = position.redivided(self.session.world_size)
+        self.position = position.redivided(self._division(position.epoch))
 
     def begin(self, epoch: int) -> None:
         """Begin an epoch, unless it is under way."""

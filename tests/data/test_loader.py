@@ -75,7 +75,7 @@ def test_an_epoch_that_goes_on_has_the_same_batches_and_pixels(dataset, world, d
     for rank in range(world):
         options = {"augment": AugmentConfig(), "rank": rank, "world_size": world}
         whole = passes(dataset, epochs=2, **options)
-        position = Position(epoch=1, world_size=world, length=66, step=done)
+        position = Position(epoch=1, division=(world,), length=66, step=done)
         rest = passes(dataset, epochs=2, position=position, **options)
         assert flattened(rest[0]) == flattened(whole[0][done:])
         assert flattened(rest[1]) == flattened(whole[1])
@@ -87,7 +87,7 @@ def test_other_workers_show_what_is_left_with_the_same_pixels(dataset):
     before[:64] = True
     shown, steps = {}, set()
     for rank in range(3):
-        position = Position(epoch=1, world_size=3, length=66, before=before, known=before)
+        position = Position(epoch=1, division=(3,), length=66, before=before, known=before)
         batches = passes(dataset, augment=AugmentConfig(), rank=rank, world_size=3, position=position)[0]
         steps.add(len(batches))
         # A rank without a row keeps step with one that counts nothing.

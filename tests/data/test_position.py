@@ -29,9 +29,9 @@ def batches(plan: RankPlan) -> list[np.ndarray]:
 
 def run_attempt(groups, samples, position: Position, steps: int | None) -> tuple[list[int], bool]:
     """Take steps on every rank and gather; returns the draws shown, and whether the epoch ended."""
-    placed = {"world_size": position.world_size, "batch_size": 8, "seed": 1, "epoch": 1, "resumed": True}
+    placed = {"world_size": position.division[0], "batch_size": 8, "seed": 1, "epoch": 1, "resumed": True}
     left = left_of(groups, samples, position)
-    ranks = [batches(plan_training_epoch(left, rank=rank, **placed)) for rank in range(position.world_size)]
+    ranks = [batches(plan_training_epoch(left, rank=rank, **placed)) for rank in range(position.division[0])]
     assert len({len(rank) for rank in ranks}) == 1
     stop = len(ranks[0]) if steps is None else min(position.step + steps, len(ranks[0]))
     shown = [int(d) for rank in ranks for batch in rank[position.step : stop] for d in batch if d >= 0]
@@ -49,11 +49,11 @@ def test_any_kills_and_workers_show_every_draw_once(shard_rows, size, tries, rep
     samples = (
         np.sort(data.draw(st.lists(st.integers(0, total - 1), min_size=total, max_size=total))) if repeated else None
     )
-    position = Position(epoch=1, world_size=tries[0][0], length=total)
+    position = Position(epoch=1, division=(tries[0][0],), length=total)
     shown: list[int] = []
     for world, steps in [*tries, (2, None)]:
         # Saved and read again, as a checkpoint is.
-        position = Position.of(position.state()).redivided(world)
+        position = Position.of(position.state()).redivided((world,))
         found, _ = run_attempt(groups, samples, position, steps)
         shown += found
     assert sorted(shown) == list(range(total))
@@ -61,13 +61,14 @@ def test_any_kills_and_workers_show_every_draw_once(shard_rows, size, tries, rep
 
 
 def test_the_same_number_of_workers_goes_on_with_the_next_step_and_another_divides_anew():
-    position = Position(epoch=3, world_size=2, length=10)
+    position = Position(epoch=3, division=(2, 8), length=10)
     position.advance(np.array([1, 4]))
     position.gather(lambda mine: mine)
-    same = Position.of(position.state()).redivided(2)
+    same = Position.of(position.state()).redivided((2, 8))
     assert (same.step, same.before) == (1, None)
-    other = Position.of(position.state()).redivided(3)
-    assert other.step == 0 and np.flatnonzero(other.before).tolist() == [1, 4]
+    for division in ((3, 8), (2, 16)):
+        other = Position.of(position.state()).redivided(division)
+        assert other.step == 0 and np.flatnonzero(other.before).tolist() == [1, 4]
 
 
 labels = st.lists(st.integers(0, 6), min_size=7, max_size=120).map(np.array)
