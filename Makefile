@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-BENCHMARKS := synthetic catalog pack reference
+BENCHMARKS := synthetic catalog pack reference ingest
 
 .PHONY: setup demo test check bench clean
 .NOTPARALLEL:

@@ -7,6 +7,7 @@ the first batch on, over as many epochs as the seconds hold.
 import itertools
 import json
 import multiprocessing
+import os
 import sys
 import threading
 import time
@@ -18,20 +19,30 @@ from typing import Any
 import psutil
 
 SIZE, BATCH, SEED = 224, 64, 0
+SERVER = "INGEST_SERVER_PID"
 EPOCHS = range(1, 100_000)
 
 
 def measure(batches: Iterable[int], seconds: float, ready: float | None = None) -> dict[str, float]:
-    """Take batches for a time; returns images/s after the first, and seconds to it from the process's start or `ready`."""
+    """Take batches for a time; returns images/s after the first, and seconds to it from the process's start or `ready`.
+
+    With the S3 server's process in the environment also the CPUs that it took.
+    """
     began = psutil.Process().create_time() if ready is None else ready
     source = iter(batches)
     next(source)
+    server = psutil.Process(int(os.environ[SERVER])) if SERVER in os.environ else None
+    used = sum(server.cpu_times()[:2]) if server else 0.0
     first, start, images = time.time(), time.perf_counter(), 0
     for count in source:
         images += count
         if time.perf_counter() - start > seconds:
             break
-    return {"rate": images / (time.perf_counter() - start), "first_s": first - began}
+    passed = time.perf_counter() - start
+    figures = {"rate": images / passed, "first_s": first - began}
+    if server:
+        figures["server_cpus"] = (sum(server.cpu_times()[:2]) - used) / passed
+    return figures
 
 
 def loader_batches(place: str, **options: Any) -> Iterator[int]:
