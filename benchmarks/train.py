@@ -28,7 +28,7 @@ sys.path.append(str(ROOT))
 CORES = len(os.sched_getaffinity(0))
 os.environ.update(
     AWS_ACCESS_KEY_ID="benchmark", AWS_SECRET_ACCESS_KEY="benchmark-secret", AWS_REGION="us-east-1",
-    OMP_NUM_THREADS=str(CORES), PYTHONPATH=str(ROOT),
+    OMP_NUM_THREADS=str(CORES), PYTHONPATH=str(ROOT), KINETO_LOG_LEVEL="5",
 )  # fmt: skip
 
 import pyarrow.parquet as pq
