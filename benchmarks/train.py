@@ -6,7 +6,7 @@ Run: python benchmarks/train.py [--quick]. For ResNet-50 at 224 px and ResNet-18
 - the bound: 1 / (1/mock + 1/decode), since both use all cores; with a GPU, the slower of the two;
 - plain: torch's DataLoader with Pillow over an image folder, and the loop of any tutorial.
 All take turns within a round and ratios are medians over rounds, so that a busy machine harms all alike. Then two workers of
-ours over Ray Train beside two of torchrun, each with one thread. The last line is JSON, kept in benchmarks/results/train.json.
+ours over Ray Train beside two of torchrun, each with half of the cores. The last line is JSON, kept in benchmarks/results/train.json.
 """
 
 import argparse
@@ -28,7 +28,8 @@ sys.path.append(str(ROOT))
 CORES = len(os.sched_getaffinity(0))
 os.environ.update(
     AWS_ACCESS_KEY_ID="benchmark", AWS_SECRET_ACCESS_KEY="benchmark-secret", AWS_REGION="us-east-1",
-    OMP_NUM_THREADS=str(CORES), PYTHONPATH=str(ROOT),
+    OMP_NUM_THREADS=str(CORES), PYTHONPATH=str(ROOT), KINETO_LOG_LEVEL="5",
+    RAY_worker_niceness="0",  # as torchrun's processes: Ray gives its own 15, and loses to whatever else runs
 )  # fmt: skip
 
 import pyarrow.parquet as pq
@@ -255,6 +256,7 @@ def measure(case: Case, rounds: int, datasets: tuple[PackedDataset, PackedDatase
 def two_workers(case: Case, rounds: int, dataset: PackedDataset, folder: Path) -> dict[str, float]:
     """Compare two workers of ours with two of torchrun, from the disk and from memory, in turns: steady epochs alone."""
     epochs = 3
+    os.environ["OMP_NUM_THREADS"] = str(max(1, CORES // 2))  # Ray starts here, and hands it to its workers
     found: dict[str, list[float]] = {"ours": [], "torchrun": [], "mock": []}
     for number in range(rounds):
         config = TrainConfig(
@@ -293,10 +295,7 @@ def torchrun(folder: Path, case: Case, epochs: int, extra: list[str]) -> float:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = [str(ROOT / "benchmarks" / "torchrun_peer.py"), str(folder / "images"), "--model", case.backbone]
     sizes = ["--size", str(case.size), "--batch", str(case.batch), "--epochs", str(epochs)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *script, *sizes, *extra], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, *script, *sizes, *extra], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"torchrun failed: {done.stderr[-2000:]}")
     return statistics.median(json.loads(done.stdout.strip().splitlines()[-1])[1:])
