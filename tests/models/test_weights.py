@@ -112,7 +112,8 @@ def test_packaged_weights_know_imagenet():
     config = ModelConfig(backbone="timm/tf_efficientnet_lite0", weights="lite0")
     model = build_model(config, classes=1000, image_size=224).eval()
     info = model_info(config.backbone)
-    pixels = decode_batch([path.read_bytes() for path in photos], np.arange(len(photos)), 224)
+    pixels, faults = decode_batch([path.read_bytes() for path in photos], np.arange(len(photos)), 224)
+    assert not faults
     inputs = Preprocess(info.mean, info.std, torch.device("cpu"))(torch.from_numpy(pixels))
     with torch.inference_mode():
         guesses = [wnids[guess] for guess in model(inputs).argmax(1)]

@@ -63,9 +63,10 @@ def test_a_run_of_fifty_epochs_does_not_grow(dataset, tmp_path, monkeypatch):
 
 
 def store_mib() -> float:
+    import ray
     from ray._private.internal_api import memory_summary
 
-    text = memory_summary(stats_only=True)
+    text = memory_summary(address=ray.get_runtime_context().gcs_address, stats_only=True)
     return float(re.search(r"Plasma memory usage (\d+) MiB", text).group(1))
 
 
