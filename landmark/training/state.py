@@ -29,6 +29,8 @@ from landmark.training.optim import Schedule
 from landmark.training.session import Session
 from landmark.training.steps import TrainStep, TrainTotals
 
+STATE_LAYOUT = 1
+"""Version of what a checkpoint's state holds."""
 NO_TOTALS = TrainTotals(loss=0.0, hits=0.0, rows=0)
 
 
@@ -85,6 +87,8 @@ class RunState:
             )
         self.model.load_state_dict(read_weights(directory))
         state = read_state(directory)
+        if state.get("layout") != STATE_LAYOUT:
+            raise UserError("the run's checkpoint is of another version of landmark; choose another name")
         self.step.load_state(state["step"])
         self.schedule.load_state_dict(state["schedule"])
         self.finished, self.best, self.stale_epochs = state["finished"], state["best"], state["stale_epochs"]
@@ -159,6 +163,7 @@ class RunState:
     def snapshot(self) -> Snapshot:
         """Return a checkpoint of this moment; within an epoch `gather` was called just before."""
         state = {
+            "layout": STATE_LAYOUT,
             "step": self.step.state(),
             "schedule": self.schedule.state_dict(),
             "finished": self.finished,
