@@ -4,6 +4,7 @@ Run: python benchmarks/ingest_ways.py WAY PLACE SECONDS. The first batch counts 
 the first batch on, over as many epochs as the seconds hold.
 """
 
+import gc
 import itertools
 import json
 import multiprocessing
@@ -85,6 +86,8 @@ def ray_data(place: str, seconds: float) -> dict[str, float]:
     """The same plan and the same reading as one Ray Data stream with a long-lived actor, decoded in threads here."""
     with Store() as store:
         figures = measure(_ray_data_batches(place), seconds, time.time())
+        gc.collect()
+        time.sleep(3)  # the stream's thread outlives it, and where Ray ends first it takes the process with it
     return figures | store.figures
 
 

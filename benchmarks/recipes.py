@@ -2,8 +2,8 @@
 
 Run: python benchmarks/recipes.py [--seeds 3] [--only deck modern finetune] [--output FOLDER]. The photographs are
 `monuments` in LANDMARK_TEST_DATA (2,939 of 24 monuments). `deck` and `modern` train the same ResNet-18 at the same image size
-for the same number of epochs; `finetune` is as it stands but for its image size, to fit two cores. The recipes' values
-were chosen on the validation split; a run's best epoch is, too. The test split is used here alone, once a run.
+for the same number of epochs; `finetune` is as it stands. The recipes' values were chosen on the validation split; a run's
+best epoch is, too. The test split is used here alone, once a run.
 Dataset and runs are kept in --output: what is finished there is not trained again. The last line is JSON, kept in
 benchmarks/results/recipes.json.
 """
@@ -28,8 +28,7 @@ from landmark.training.evaluation import evaluate_checkpoint
 from landmark.training.run import run_training
 
 SCRATCH = ("deck", "modern")
-SHORT_SIDE = 160
-FINETUNE_SIZE = 160
+SHORT_SIDE = 256
 
 
 def dataset_in(folder: Path) -> PackedDataset:
@@ -53,7 +52,7 @@ def recipe_of(name: str, seed: int, arguments: argparse.Namespace) -> Recipe:
     """Return a recipe as it stands but for what both recipes from scratch have in common."""
     recipe = dataclasses.replace(load_recipe(name), seed=seed)
     if name not in SCRATCH:
-        return dataclasses.replace(recipe, loader=dataclasses.replace(recipe.loader, image_size=FINETUNE_SIZE))
+        return recipe
     size, resizing = arguments.image_size, recipe.resizing
     if resizing.start_size is not None:  # in the same proportion to the full size
         start = round(resizing.start_size * size / recipe.loader.image_size / 16) * 16
@@ -133,7 +132,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=[*SCRATCH, "finetune"], choices=[*SCRATCH, "finetune"])
     parser.add_argument("--epochs", type=int, default=20, help="of the runs from scratch")
-    parser.add_argument("--image-size", type=int, default=80, help="of the runs from scratch, pixels")
+    parser.add_argument("--image-size", type=int, default=96, help="of the runs from scratch, pixels")
     parser.add_argument("--output", type=Path, default=Path("runs/recipes"), help="where dataset and runs are kept")
     arguments = parser.parse_args()
     dataset = dataset_in(arguments.output / "dataset")

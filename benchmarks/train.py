@@ -317,10 +317,10 @@ def cases(*, quick: bool) -> list[Case]:
 def main() -> None:
     """Print the figures, and keep them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="smaller batches and fewer rounds")
+    parser.add_argument("--quick", action="store_true", help="smaller batches and fewer images")
     parser.add_argument("--output", default=str(Path(__file__).with_name("results") / "train.json"))
     arguments = parser.parse_args()
-    rounds = 3 if arguments.quick else 7
+    rounds = 3
     figures: dict[str, float] = {"cores": CORES, "quick": float(arguments.quick)}
     with tempfile.TemporaryDirectory() as name:
         folder, ports = Path(name), free_ports(4)
@@ -328,13 +328,13 @@ def main() -> None:
         server = Seaweed(folder, ports)
         server.start()
         try:
-            datasets = make_datasets(folder, 600 if arguments.quick else 3000, server)
+            datasets = make_datasets(folder, 600 if arguments.quick else 1200, server)
             for case in cases(quick=arguments.quick):
                 figures |= measure(case, rounds, datasets, folder)
         finally:
             server.stop()
         alone = dataclasses.replace(cases(quick=arguments.quick)[1], steps=0)
-        figures |= two_workers(alone, 2 if arguments.quick else 5, datasets[0], folder)
+        figures |= two_workers(alone, 2 if arguments.quick else 3, datasets[0], folder)
     line = json.dumps({key: round(value, 3) for key, value in figures.items()})
     Path(arguments.output).write_text(line + "\n")
     print(line)

@@ -122,15 +122,27 @@ class TuneConfig:
     output: str = "runs"
     """Folder or URI under which the study's folder lies."""
     name: str = "tune"
-    """Name of the study: its folder."""
+    """Name of the study: its folder. A study of the same name goes on where it was left."""
     recipe: Recipe = field(default_factory=Recipe)
     """What every trial has in common; the space's parameters override it."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     max_concurrent: int | None = None
     """Trials at a time; empty: as many as the cluster has room for."""
+    resize_once: bool = False
+    """Write the images once at the size that the trials need, below the study, and train on those: where decoding limits."""
+    best: Literal["kept", "retrained"] = "kept"
+    """What becomes of the best trial: its checkpoint is taken as it is, or its recipe is trained anew, to its last epoch."""
     test: Literal["best", "all", "none"] = "best"
     """Which trials' models are evaluated on the test split at the end."""
+    dry_run: bool = False
+    """Print the trials, what they need and what they may cost, and start nothing."""
+    tensorboard: bool = True
+    """Write TensorBoard events: tensorboard --logdir FOLDER-OF-THE-STUDY."""
+    mlflow: str | None = None
+    """Tracking URI of an MLflow server or folder that the trials are logged to (pip install 'landmark[mlflow]')."""
+    wandb: str | None = None
+    """Project of Weights & Biases that the trials are logged to (pip install 'landmark[wandb]')."""
 
     def __post_init__(self) -> None:
         require_name(self.name)

@@ -28,6 +28,8 @@ class Standing:
     """That checkpoint's path below the study."""
     test: dict[int, float] = field(default_factory=dict)
     """Top-k shares on the test split by k, where it was evaluated."""
+    pareto: bool | None = None
+    """Whether no other trial is as good by every objective and better by one; None: there is one objective."""
 
     @property
     def best(self) -> dict[str, float]:
@@ -35,31 +37,48 @@ class Standing:
         return self.record.rows[self.best_epoch] if self.best_epoch is not None else {}
 
 
-def rank_trials(record: StudyRecord, metric: str, mode: str, find: Callable[[str], str | None]) -> list[Standing]:
+def rank_trials(
+    record: StudyRecord,
+    metric: str,
+    mode: str,
+    find: Callable[[TrialRecord], tuple[int, str] | None],
+    objectives: Sequence[str] = (),
+) -> list[Standing]:
     """Return the trials that started, best first, failed ones last.
 
-    `find` turns a checkpoint's path into its path below the study, or None when it was deleted: of
-    epochs with equal metrics only some are kept.
+    `find` gives a trial's best epoch whose checkpoint is kept, and its path below the study. objectives: what the searcher
+    looks for, where that is more than the metric.
     """
     sign = -1.0 if mode == "max" else 1.0
     standings = []
     for trial in record.trials.values():
         if trial.status() == "not started":
             continue
-        standing = Standing(record=trial)
-        epochs = trial.best_epochs(metric, mode)
-        for epoch in epochs:
-            path = find(trial.checkpoints[epoch]) if epoch in trial.checkpoints else None
-            if path is not None:
-                standing.best_epoch, standing.checkpoint = epoch, path
-                break
+        epochs, kept = trial.best_epochs(metric, mode), find(trial)
+        if kept is not None and kept[0] in trial.rows:
+            standings.append(Standing(record=trial, best_epoch=kept[0], checkpoint=kept[1]))
         else:
-            standing.best_epoch = epochs[0] if epochs else None
-        standings.append(standing)
+            standings.append(Standing(record=trial, best_epoch=epochs[0] if epochs else None))
     standings.sort(key=lambda s: (s.record.status() == "failed", sign * s.best[metric] if s.best else 0.0))
     for place, standing in enumerate(standings, 1):
         standing.rank = place if standing.record.status() != "failed" else None
+    if len(objectives) > 1:
+        mark_pareto([s for s in standings if s.rank is not None and s.best], objectives, mode)
     return standings
+
+
+def mark_pareto(standings: Sequence[Standing], objectives: Sequence[str], mode: str) -> None:
+    """Mark the trials that no other one beats: by the metric, the first objective, in its direction; speed; few weights."""
+
+    def values(standing: Standing) -> list[float]:
+        found = {**standing.best, "parameters": -float(standing.record.weights or 0)}
+        return [found[name] * (-1.0 if place == 0 and mode == "min" else 1.0) for place, name in enumerate(objectives)]
+
+    points = [values(standing) for standing in standings]
+    for standing, point in zip(standings, points, strict=True):
+        standing.pareto = not any(
+            other != point and all(a >= b for a, b in zip(other, point, strict=True)) for other in points
+        )
 
 
 def leaderboard_rows(standings: Sequence[Standing], keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -83,6 +102,8 @@ def _row(standing: Standing, keys: Sequence[str]) -> dict[str, Any]:
         **{key: best.get(key) for key in ("val_loss", "val_top1", "val_top5", "val_macro_recall")},
         **{f"test_top{k}": standing.test.get(k) for k in TESTED},
         "images_per_s": sum(speeds) / len(speeds) if speeds else None,
+        "parameters": trial.weights,
+        "pareto": standing.pareto,
         "seconds": trial.seconds,
         "checkpoint": standing.checkpoint,
         "error": trial.error,
@@ -92,7 +113,9 @@ def _row(standing: Standing, keys: Sequence[str]) -> dict[str, Any]:
 def history_rows(record: StudyRecord) -> list[dict[str, Any]]:
     """Return the rows of history.csv: one a trial and epoch."""
     return [
-        {"trial": trial.plan.name, "epoch": epoch} | {key: row.get(key) for key in METRICS if key != "epoch"}
+        {"trial": trial.plan.name, "epoch": epoch}
+        | {key: row.get(key) for key in METRICS if key != "epoch"}
+        | {"reported_at": f"{trial.times[epoch]:.3f}"}
         for trial in record.trials.values()
         for epoch, row in sorted(trial.rows.items())
     ]
@@ -113,7 +136,7 @@ def leaderboard_columns(keys: Sequence[str]) -> list[str]:
     metrics = ["val_loss", "val_top1", "val_top5", "val_macro_recall", *(f"test_top{k}" for k in TESTED)]
     return [
         *("rank", "trial", "status", *searched, "epochs", "epochs_run", "best_epoch", *metrics),
-        *("images_per_s", "seconds", "checkpoint", "error"),
+        *("images_per_s", "parameters", "pareto", "seconds", "checkpoint", "error"),
     ]
 
 

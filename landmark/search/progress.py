@@ -19,8 +19,9 @@ LOG_INTERVAL_S = 20.0
 class LiveTable(Callback):
     """Prints the trials now and then to stderr: in place on a terminal; elsewhere rarely, and only what changed."""
 
-    def __init__(self, name: str, record: StudyRecord, metric: str, mode: str) -> None:
+    def __init__(self, name: str, record: StudyRecord, metric: str, mode: str, total: int) -> None:
         self.name = name
+        self.total = total
         self.record = record
         self.metric = metric
         self.mode = mode
@@ -56,21 +57,23 @@ class LiveTable(Callback):
     def headline(self) -> str:
         """Return what is done, what it took and how long the rest may take at most."""
         record, counts = self.record, self.record.counts()
-        planned = sum(trial.plan.recipe.epochs for trial in record.trials.values())
-        ended = [trial for trial in record.trials.values() if trial.state == "ended"]
-        left = sum(t.plan.recipe.epochs - t.epochs_run for t in record.trials.values() if t.state != "ended")
-        elapsed = time.monotonic() - record.started
+        trials = list(record.trials.values())
+        known = sum(trial.plan.recipe.epochs for trial in trials)
+        planned = round(known / len(trials) * self.total) if trials else 0
+        ended = [trial for trial in trials if trial.state == "ended"]
+        left = planned - sum(t.plan.recipe.epochs if t.state == "ended" else t.epochs_run for t in trials)
+        elapsed = record.seconds_before + time.monotonic() - record.started
         stopped = sum(trial.status() == "stopped early" for trial in ended)
         rest = f", at most {clock(left * elapsed / record.epochs_run)} left" if record.epochs_run and left else ""
         return (
-            f"{self.name}: {len(ended)}/{len(record.trials)} trials ended ({stopped} stopped early, "
+            f"{self.name}: {len(ended)}/{self.total} trials ended ({stopped} stopped early, "
             f"{counts['failed']} failed), {record.epochs_run} of {planned} epochs, {clock(elapsed)}{rest}"
         )
 
     def table(self) -> str:
         """Return one row a trial that has started: those that run first, then the latest to end."""
-        order = {"running": 0, "paused": 1, "ended": 2}
-        started = [trial for trial in self.record.trials.values() if trial.state in order]
+        order = {"running": 0, "paused": 1, "waiting": 1, "ended": 2}
+        started = [trial for trial in self.record.trials.values() if trial.state != "waiting" or trial.rows]
         started.sort(key=lambda trial: (order[trial.state], -(trial.last_report_at or 0)))
         shown = started[:SHOWN_TRIALS]
         if not shown:

@@ -1,14 +1,15 @@
-"""The record of a study as it runs: each trial's epochs, state, checkpoints and times, fed by Ray Tune's callbacks."""
+"""The record of a study: each trial's epochs, state and times; kept in the study's journal, from which another process takes it up."""
 
+import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ray.tune import Callback
 from ray.tune.experiment import Trial
 
+from landmark.search.journal import Journal
 from landmark.search.space import TrialPlan
 
 METRICS = (
@@ -26,10 +27,13 @@ METRICS = (
     "lost_images",
 )
 """What is kept of an epoch, out of all that Ray Tune adds to a report."""
-FIRST_STEP, REPORTED, ERROR, CHECKPOINT = "first_step_at", "reported_at", "error", "checkpoint_path"
-"""Keys of a report besides the metrics: unix times, a failed trial's message, where its checkpoint lies."""
+FIRST_STEP, REPORTED, ERROR, WEIGHTS = "first_step_at", "reported_at", "error", "parameters"
+"""Keys of a report besides the metrics: unix times, a failed trial's message, how many weights its network has."""
 
 State = Literal["waiting", "running", "paused", "ended"]
+"""paused: until the scheduler has judged the others; waiting: for room, at first or to go on."""
+PlanOf = Callable[[int, dict[str, Any]], TrialPlan]
+"""Makes a trial's plan out of its number and its chosen values."""
 Status = Literal["finished", "stopped early", "failed", "not started"]
 
 
@@ -41,12 +45,20 @@ class TrialRecord:
     state: State = "waiting"
     rows: dict[int, dict[str, float]] = field(default_factory=dict)
     """Metrics by epoch."""
-    checkpoints: dict[int, str] = field(default_factory=dict)
-    """Path of the checkpoint by epoch, as the storage's filesystem has it; all but the best and the last are deleted."""
+    times: dict[int, float] = field(default_factory=dict)
+    """Unix time of the report by epoch."""
+    repeated: int = 0
+    """Epochs trained again, as their checkpoint was lost with a process."""
     error: str | None = None
     """Why it failed, in one line."""
+    weights: int | None = None
+    """Weights of its network."""
     process: str = ""
     """Host and process that ran it last."""
+    handed: bool = False
+    """Whether Ray Tune has it, to run it when there is room."""
+    legs: int = 0
+    """Times that it was started by this process: first, and when it went on after a pause, a take-over or a lost process."""
     first_step_at: float | None = None
     """Unix time of its first training step."""
     last_report_at: float | None = None
@@ -54,8 +66,13 @@ class TrialRecord:
 
     @property
     def epochs_run(self) -> int:
-        """Epochs trained."""
+        """The epoch it has come to."""
         return max(self.rows, default=0)
+
+    @property
+    def spent(self) -> int:
+        """Epochs trained, those that were trained again included."""
+        return len(self.rows) + self.repeated
 
     @property
     def seconds(self) -> float:
@@ -76,11 +93,32 @@ class TrialRecord:
         return sorted(self.rows, key=lambda epoch: (sign * self.rows[epoch][metric], epoch))
 
 
-class StudyRecord(Callback):
-    """Keeps a TrialRecord for every planned trial."""
+@dataclass(kw_only=True, frozen=True)
+class Exploit:
+    """A trial that went on with another's weights and changed settings, by population-based training."""
 
-    def __init__(self, plans: Iterable[TrialPlan]) -> None:
-        self.trials = {plan.name: TrialRecord(plan=plan) for plan in plans}
+    trial: str
+    source: str
+    """The trial whose weights it took."""
+    epoch: int
+    """Epoch of those weights."""
+    point: dict[str, Any]
+    """Its chosen values from then on."""
+    changed: dict[str, list[Any]]
+    """Parameter -> the source's value and the new one."""
+
+
+class StudyRecord:
+    """Keeps a TrialRecord for every trial that was proposed, and notes in the journal what happens to it."""
+
+    def __init__(self, journal: Journal | None = None) -> None:
+        self.trials: dict[str, TrialRecord] = {}
+        self.exploits: list[Exploit] = []
+        self.drivers = 0
+        """Processes that have driven this study, this one included."""
+        self.seconds_before = 0.0
+        """Wall time that earlier ones spent."""
+        self.journal = journal
         self.started = time.monotonic()
         self.started_at = time.time()
 
@@ -88,45 +126,104 @@ class StudyRecord(Callback):
         """Return the record of one of Ray Tune's trials."""
         return self.trials[trial.config["trial"]["name"]]
 
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Take over the states that Ray Tune changes without a callback."""
-        states: dict[str, State] = {
-            Trial.PENDING: "waiting",
-            Trial.RUNNING: "running",
-            Trial.PAUSED: "paused",
-            Trial.TERMINATED: "ended",
-            Trial.ERROR: "ended",
-        }
-        for trial in trials:
-            self.of(trial).state = states[trial.status]
+    def begin(self) -> None:
+        """Note that this process drives the study from now on."""
+        self.drivers += 1
+        self._note("driver")
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        """Note an epoch, or the failure of a trial that reports one."""
-        record = self.of(trial)
-        record.process = f"{result['hostname']}:{result['pid']}"
-        if record.first_step_at is None:
-            record.first_step_at = result.get(FIRST_STEP)
-        record.last_report_at = result.get(REPORTED)
+    def propose(self, plan: TrialPlan) -> TrialRecord:
+        """Take up a new trial."""
+        self._note("trial", trial=plan.name, number=plan.number, point=plan.point)
+        return self.trials.setdefault(plan.name, TrialRecord(plan=plan))
+
+    def add(self, trial: TrialRecord, result: Mapping[str, Any]) -> bool:
+        """Take a report: an epoch, or why the trial failed. False where it tells nothing new."""
+        if "pid" in result:
+            trial.process = f"{result.get('hostname', '')}:{result['pid']}"
+        if trial.first_step_at is None:
+            trial.first_step_at = result.get(FIRST_STEP)
         if ERROR in result:
-            record.error = str(result[ERROR])
-            return
-        epoch = int(result["epoch"])
-        record.rows[epoch] = {key: float(result[key]) for key in METRICS if key in result}
-        if CHECKPOINT in result:
-            record.checkpoints[epoch] = str(result[CHECKPOINT])
+            self.fail(trial, str(result[ERROR]))
+            return True
+        at, epoch = float(result[REPORTED]), int(result["epoch"])
+        if trial.times.get(epoch) == at:
+            return False
+        row = {key: float(result[key]) for key in METRICS if key in result}
+        self._report(trial, row, at, result.get(WEIGHTS))
+        values = {"trial": trial.plan.name, "row": row, "reported_at": at, "first_step_at": trial.first_step_at}
+        self._note("report", **values, process=trial.process, parameters=trial.weights)
+        return True
 
-    def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any) -> None:
-        """Note where the checkpoint of the last epoch lies."""
-        self.of(trial).checkpoints[int(trial.last_result["epoch"])] = checkpoint.path
+    def _report(self, trial: TrialRecord, row: dict[str, float], at: float, weights: int | None) -> None:
+        epoch = int(row["epoch"])
+        trial.repeated += epoch in trial.rows
+        trial.rows[epoch], trial.times[epoch] = row, at
+        trial.last_report_at = at
+        if weights is not None:
+            trial.weights = int(weights)
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Note a trial whose process died too often."""
-        self.of(trial).error = _death(trial)
+    def end(self, trial: TrialRecord) -> None:
+        """Note that a trial is over."""
+        if trial.state != "ended":
+            trial.state = "ended"
+            self._note("ended", trial=trial.plan.name)
+            self.flush()
+
+    def fail(self, trial: TrialRecord, error: str) -> None:
+        """Note that a trial failed, and why; what it learned before is kept."""
+        trial.error = error
+        self._note("failed", trial=trial.plan.name, error=error)
+        self.end(trial)
+
+    def take_over(self, exploit: Exploit, plan: TrialPlan) -> None:
+        """Note that a trial goes on with another's weights, as a changed plan."""
+        self.exploits.append(exploit)
+        trial = self.trials[exploit.trial]
+        trial.plan = plan
+        self._note("exploit", **dataclasses.asdict(exploit))
+        self.flush()
+
+    def restore(self, events: Iterable[Mapping[str, Any]], plan_of: PlanOf) -> None:
+        """Take up what earlier processes noted; trials that ran when the last one died wait to go on."""
+        begun, last = None, None
+        for event in events:
+            kind, at = event["event"], float(event["at"])
+            if kind == "driver":
+                self.drivers += 1
+                self.seconds_before += (last or at) - (begun or at)
+                begun = at
+            last = at
+            if kind == "trial":
+                plan = plan_of(int(event["number"]), event["point"])
+                self.trials[plan.name] = TrialRecord(plan=plan)
+            elif kind in ("report", "ended", "failed", "exploit"):
+                self._replay(kind, self.trials[event["trial"]], event, plan_of)
+        self.seconds_before += (last or 0.0) - (begun or 0.0)
+
+    def _replay(self, kind: str, trial: TrialRecord, event: Mapping[str, Any], plan_of: PlanOf) -> None:
+        if kind == "report":
+            self._report(trial, dict(event["row"]), float(event["reported_at"]), event["parameters"])
+            trial.process, trial.first_step_at = event["process"], event["first_step_at"]
+        elif kind == "exploit":
+            names = [field.name for field in dataclasses.fields(Exploit)]
+            self.exploits.append(Exploit(**{name: event[name] for name in names}))
+            trial.plan = dataclasses.replace(plan_of(trial.plan.number, event["point"]), name=trial.plan.name)
+        elif kind == "failed":
+            trial.error = event["error"]
+        else:
+            trial.state = "ended"
+
+    def flush(self, *, due: bool = False) -> None:
+        """Write the journal; due: only when the last time is a while ago."""
+        if self.journal is not None:
+            self.journal.flush(due=due)
+
+    def _note(self, event: str, **values: Any) -> None:
+        if self.journal is not None:
+            self.journal.add(event, **values)
 
     def counts(self) -> Mapping[str, int]:
-        """Return how many of the trials that ended have each status."""
+        """Return how many of the trials have each status."""
         found = dict.fromkeys(("finished", "stopped early", "failed", "not started"), 0)
         for record in self.trials.values():
             found[record.status()] += 1
@@ -135,12 +232,18 @@ class StudyRecord(Callback):
     @property
     def epochs_run(self) -> int:
         """Epochs trained in all."""
-        return sum(record.epochs_run for record in self.trials.values())
+        return sum(record.spent for record in self.trials.values())
+
+    @property
+    def epochs_repeated(self) -> int:
+        """Epochs of them that were trained again, after a process was lost."""
+        return sum(record.repeated for record in self.trials.values())
 
 
-def _death(trial: Trial) -> str:
+def death_of(trial: Trial) -> str:
     """Return one line that says why a trial's process ended, out of Ray Tune's error file."""
-    file = Path(trial.error_file)
-    lines = file.read_text().splitlines() if file.is_file() else []
-    told = next((line for line in reversed(lines) if "memory" in line or "dead because" in line), "no reason is known")
-    return f"its process died more often than workers.max_failures allows: {told.strip()[:200]}"
+    file = Path(trial.error_file) if trial.error_file else None
+    lines = file.read_text().splitlines() if file is not None and file.is_file() else []
+    told = next((line for line in reversed(lines) if "memory" in line or "dead because" in line), None)
+    told = told or next((line for line in reversed(lines) if "Error" in line), "no reason is known")
+    return f"it failed more often than workers.max_failures allows: {told.strip()[:200]}"

@@ -1,95 +1,207 @@
-"""What a study leaves in its folder: leaderboard.csv, history.csv, study.json and the best model's evaluation."""
+"""What a study leaves in its folder: leaderboard.csv, history.csv, study.json, the best model and its evaluation."""
 
+import dataclasses
 import itertools
 import json
 import statistics
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
+import ray
 
-from landmark.config import UserError
-from landmark.search.leaderboard import TESTED, history_rows, leaderboard_columns, leaderboard_rows, to_csv
-from landmark.search.record import METRICS, StudyRecord
+from landmark.config import Recipe, TrainConfig, UserError
+from landmark.data.dataset import PackedDataset
+from landmark.search.leaderboard import (
+    TESTED,
+    Standing,
+    history_rows,
+    leaderboard_columns,
+    leaderboard_rows,
+    rank_trials,
+    to_csv,
+)
+from landmark.search.record import METRICS, StudyRecord, TrialRecord
 from landmark.search.study import Outcome, Study
+from landmark.search.trial import TRIALS, store_of
+from landmark.storage import Location, NotFound
+from landmark.training.checkpoints import MODEL_FILES
+from landmark.training.distributed import gpus_per_worker
 from landmark.training.evaluation import evaluate_checkpoint, write_evaluation
+from landmark.training.run import RunResult, run_training
 
 EVALUATION_FOLDER = "evaluation-test"
+BEST = "best"
+"""Folder of the best model: weights, recipe, and what it is."""
+RETRAINED = "retrained"
+"""Folder of the run that trained the best recipe anew."""
 
 
-def write_results(study: Study, outcome: Outcome) -> dict[str, Any]:
-    """Evaluate the best on the test split, write every file, and return what study.json holds.
+@dataclass(kw_only=True)
+class Best:
+    """The study's model."""
+
+    standing: Standing
+    """The trial that it comes from."""
+    checkpoint: Location
+    """Where it was trained."""
+    metrics: dict[str, float]
+    """Of its epoch."""
+    exported: bool = False
+    """Whether it lies in the study's folder for it, too."""
+    baselines: dict[str, Any] = field(default_factory=dict)
+    """Top-k shares on the test split of answers that need no model."""
+
+
+def write_results(study: Study, outcome: Outcome) -> tuple[dict[str, Any], list[Standing]]:
+    """Settle on the best model, evaluate it on the test split, write every file; returns study.json's values and the leaderboard.
 
     Raises UserError, after everything is written, when no trial came through an epoch.
     """
-    baselines = evaluate_best(study, outcome)
+    space = study.space.config
+    standings = rank_trials(
+        outcome.record,
+        space.metric,
+        space.mode(),
+        lambda trial: best_of(study, trial),
+        space.searcher.objectives,
+    )
+    best = settle_best(study, outcome, standings)
     keys = study.space.keys
-    board = to_csv(leaderboard_rows(outcome.standings, keys), leaderboard_columns(keys))
+    board = to_csv(leaderboard_rows(standings, keys), leaderboard_columns(keys))
     (study.location / "leaderboard.csv").write_text(board)
-    (study.location / "history.csv").write_text(to_csv(history_rows(outcome.record), ["trial", *METRICS]))
-    summary = summarise(study, outcome) | {"baselines": baselines}
+    history = to_csv(history_rows(outcome.record), ["trial", *METRICS, "reported_at"])
+    (study.location / "history.csv").write_text(history)
+    summary = summarise(study, outcome, best)
     (study.location / "study.json").write_text(json.dumps(summary, indent=1) + "\n")
-    if outcome.best is None and not outcome.interrupted:
+    if best is None and not outcome.interrupted:
         raise UserError(why_none(study, outcome))
-    return summary
+    return summary, standings
 
 
-def evaluate_best(study: Study, outcome: Outcome) -> dict[str, Any]:
-    """Evaluate on the test split what the config asks for; returns the trivial baselines of the best's dataset."""
-    if outcome.interrupted or study.config.test == "none":
-        return {}
-    baselines: dict[str, Any] = {}
-    for standing in outcome.standings:
-        if standing.checkpoint is None or standing.rank is None:
-            continue
-        if standing is not outcome.best and study.config.test == "best":
-            break
-        recipe, dataset = standing.record.plan.recipe, study.datasets[standing.record.plan.dataset]
-        result = evaluate_checkpoint(
-            study.location / standing.checkpoint,
-            dataset,
-            "test",
-            TESTED,
-            recipe.loader.batch_size,
-            damaged=recipe.loader.damaged,
-        )
-        standing.test = dict(result.topk)
-        if standing is outcome.best:
-            write_evaluation(result, study.location / EVALUATION_FOLDER)
-            baselines = result.baselines
-    return baselines
+def best_of(study: Study, trial: TrialRecord) -> tuple[int, str] | None:
+    """Return a trial's best epoch and its checkpoint's path below the study, or None where none is kept."""
+    store = store_of(study.location, trial.plan)
+    path = store.path("best")
+    return None if path is None else (int(store.index["metrics"]["epoch"]), f"{TRIALS}/{trial.plan.name}/{path}")
 
 
-def summarise(study: Study, outcome: Outcome) -> dict[str, Any]:
-    """Return what study.json says besides the baselines."""
-    metric = study.space.config.metric
-    counts = outcome.record.counts()
-    best = outcome.best
+def settle_best(study: Study, outcome: Outcome, standings: list[Standing]) -> Best | None:
+    """Take or train the best model, evaluate what the config asks for, once, and export the best."""
+    standing = next((s for s in standings if s.rank == 1 and s.checkpoint is not None), None)
+    if standing is None:
+        return None
+    best = Best(standing=standing, checkpoint=study.location / str(standing.checkpoint), metrics=standing.best)
+    if outcome.interrupted:
+        return best
+    if study.config.best == "retrained":
+        run = retrain(study, standing)
+        best.checkpoint, best.metrics = study.location / RETRAINED / run.best_checkpoint, run.best
+    if study.config.test == "all":
+        for other in standings:
+            if other.checkpoint is not None and other.rank is not None and other is not standing:
+                other.test = dict(tested(study, other, study.location / other.checkpoint).topk)
+    if study.config.test != "none":
+        evaluate_best(study, best)
+    for file in MODEL_FILES:
+        (study.location / BEST / file).write_bytes((best.checkpoint / file).read_bytes())
+    best.exported = True
+    return best
+
+
+def retrain(study: Study, standing: Standing) -> RunResult:
+    """Train a trial's recipe from the beginning to its last epoch, or go on with that, where trials run."""
+    recipe, dataset, config = standing.record.plan.recipe, study.datasets[standing.record.plan.dataset], study.config
+    training = TrainConfig(
+        **{field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)},
+        dataset=dataset.location.uri,
+        subset=dataset.subset,
+        subset_seed=dataset.subset_seed,
+        output=study.location.uri,
+        name=RETRAINED,
+        workers=config.workers,
+        cluster=config.cluster,
+    )
+    if not config.workers.in_process:
+        return run_training(training)
+    task = ray.remote(num_cpus=config.workers.cpus, num_gpus=gpus_per_worker(config.workers.gpus))(run_training)
+    try:
+        return ray.get(task.remote(training))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+
+
+def evaluate_best(study: Study, best: Best) -> None:
+    """Evaluate the best model on the test split, unless that same model was; its trial's standing has the shares then."""
+    folder = study.location / EVALUATION_FOLDER
+    try:
+        before = json.loads((study.location / "study.json").read_text())
+    except NotFound:
+        before = {}
+    same = (before.get("best") or {}).get("trained_at") == str(best.checkpoint)
+    if same and (folder / "metrics.json").exists():
+        best.baselines = before["baselines"]
+        best.standing.test = {int(k): share for k, share in before["best"]["test"].items()}
+        return
+    result = tested(study, best.standing, best.checkpoint)
+    best.baselines, best.standing.test = result.baselines, dict(result.topk)
+    write_evaluation(result, folder)
+
+
+def tested(study: Study, standing: Standing, checkpoint: Location) -> Any:
+    """Evaluate a trial's model on the test split."""
+    recipe = standing.record.plan.recipe
+    dataset: PackedDataset = study.datasets[standing.record.plan.dataset]
+    batch, damaged = recipe.loader.batch_size, recipe.loader.damaged
+    return evaluate_checkpoint(checkpoint, dataset, "test", TESTED, batch, damaged=damaged)
+
+
+def summarise(study: Study, outcome: Outcome, best: Best | None) -> dict[str, Any]:
+    """Return what study.json says."""
+    record, space = outcome.record, study.space.config
+    counts = record.counts()
     return {
         "name": study.config.name,
-        "metric": metric,
-        "mode": study.space.config.mode(),
-        "scheduler": study.space.config.scheduler.name,
-        "trials": len(study.plans),
+        "metric": space.metric,
+        "mode": space.mode(),
+        "scheduler": space.scheduler.name,
+        "searcher": space.searcher.name,
+        "objectives": space.searcher.objectives or [space.metric],
+        "parameters": study.space.keys,
+        "trials": study.proposals.total,
         "finished": counts["finished"],
         "stopped_early": counts["stopped early"],
         "failed": counts["failed"],
-        "not_started": counts["not started"],
+        "not_started": study.proposals.total - len(record.trials) + counts["not started"],
         "interrupted": outcome.interrupted,
-        "epochs_run": outcome.record.epochs_run,
+        "ended_by": outcome.ended_by,
+        "epochs_run": record.epochs_run,
+        "epochs_repeated": record.epochs_repeated,
         "epochs_grid": study.epochs_grid,
+        "drivers": record.drivers,
         "seconds": round(outcome.seconds, 2),
-        "best": {
-            "trial": best.record.plan.name,
-            "parameters": best.record.plan.parameters,
-            metric: best.best[metric],
-            "epoch": best.best_epoch,
-            "checkpoint": best.checkpoint,
-            "test": {str(k): share for k, share in best.test.items()},
-        }
-        if best is not None
-        else None,
+        "best": _told(best, space.metric),
+        "baselines": best.baselines if best is not None else {},
+        "exploits": [dataclasses.asdict(exploit) for exploit in record.exploits],
         "dataset": study.config.dataset,
-        "timing": timing(outcome.record),
+        "timing": timing(record),
+    }
+
+
+def _told(best: Best | None, metric: str) -> dict[str, Any] | None:
+    if best is None:
+        return None
+    plan = best.standing.record.plan
+    return {
+        "trial": plan.name,
+        "parameters": plan.parameters,
+        metric: best.metrics[metric],
+        "epoch": int(best.metrics["epoch"]),
+        "checkpoint": BEST if best.exported else str(best.standing.checkpoint),
+        "trained_at": str(best.checkpoint),
+        "test": {str(k): share for k, share in best.standing.test.items()},
     }
 
 
@@ -101,6 +213,7 @@ def timing(record: StudyRecord) -> dict[str, Any]:
     next one's first step in the same process, over trials that did not pause.
     """
     stepped = [trial for trial in record.trials.values() if trial.first_step_at and trial.last_report_at]
+    stepped = [trial for trial in stepped if (trial.first_step_at or 0.0) >= record.started_at]
     if not stepped:
         return {}
     first = min(trial.first_step_at or 0.0 for trial in stepped)

@@ -1,64 +1,292 @@
-"""Schedulers: which trials end before their last epoch, and the budget that ends them all."""
+"""Schedulers: which trials end before their last epoch, wait for others, or go on with another's weights.
 
-import time
-from typing import Any
+All decide by the study's record alone, so that a study that another process takes up goes on as if nothing had happened:
+Ray Tune's own schedulers lose their rungs at a restore, and take over and pause through Ray Tune's checkpoints, which a trial
+of several workers does not have.
+"""
 
-from ray.tune import Stopper
-from ray.tune.schedulers import (
-    AsyncHyperBandScheduler,
-    FIFOScheduler,
-    HyperBandScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
+import math
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from landmark.config import BudgetConfig, SchedulerConfig, UserError
+import numpy as np
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-TIME = "epoch"
-"""What schedulers count: ours goes on in a restored trial, where Ray Tune's training_iteration starts anew."""
+from landmark.config import SchedulerConfig, UserError
+from landmark.search.record import ERROR, StudyRecord, TrialRecord, death_of
 
-
-def build_scheduler(config: SchedulerConfig, max_epochs: int) -> TrialScheduler:
-    """Return Ray Tune's scheduler; the metric and its direction are set by ray.tune.TuneConfig.
-
-    `max_epochs` is the greatest number of epochs of any trial. asha decides at once; hyperband pauses
-    trials until their bracket is complete, median_stopping while too few others have come as far.
-    """
-    if config.name in ("asha", "median_stopping") and config.grace_epochs > max_epochs:
-        raise UserError(
-            f"scheduler.grace_epochs is {config.grace_epochs}, but the longest trial has {max_epochs} epochs; lower it"
-        )
-    if config.name == "asha":
-        return AsyncHyperBandScheduler(
-            time_attr=TIME,
-            max_t=max_epochs,
-            grace_period=config.grace_epochs,
-            reduction_factor=config.reduction_factor,
-        )
-    if config.name == "hyperband":
-        return HyperBandScheduler(time_attr=TIME, max_t=max_epochs, reduction_factor=config.reduction_factor)
-    if config.name == "median_stopping":
-        return MedianStoppingRule(
-            time_attr=TIME, grace_period=config.grace_epochs, min_samples_required=config.min_trials
-        )
-    return FIFOScheduler()
+Verdict = Literal["go on", "stop", "pause", "restart"]
+"""pause: until `settle` decides; restart: give the process back, and go on later, maybe as another plan."""
 
 
-class BudgetStopper(Stopper):
-    """Ends the study when its epochs or its wall time are spent."""
+class Rule:
+    """Every trial runs to its end; the base of the other rules."""
 
-    def __init__(self, config: BudgetConfig) -> None:
+    def __init__(self, record: StudyRecord, config: SchedulerConfig, metric: str, mode: str) -> None:
+        self.record = record
         self.config = config
-        self.epochs: set[tuple[str, int]] = set()
-        self.deadline = None if config.seconds is None else time.time() + config.seconds
+        self.metric = metric
+        self.sign = 1.0 if mode == "max" else -1.0
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Count a trial's epoch; no single trial is ended here."""
-        if result["epoch"] > 0:
-            self.epochs.add((trial_id, int(result["epoch"])))
+    def judge(self, trial: TrialRecord) -> Verdict:
+        """Return what becomes of a trial that has come to the end of an epoch, not of its last one."""
+        return "go on"
+
+    def judge_again(self, trial: TrialRecord) -> Verdict:
+        """Return what becomes of a trial that had come there when the study's last process was lost."""
+        return self.judge(trial)
+
+    def settle(self) -> None:
+        """Decide on paused trials: those that go on are set to waiting, the others end."""
+
+    def score(self, trial: TrialRecord, epoch: int) -> float:
+        """Return a trial's metric at an epoch: more is better."""
+        return self.sign * trial.rows[epoch][self.metric]
+
+    def others_at(self, trial: TrialRecord, epoch: int) -> list[TrialRecord]:
+        """Return the other trials that have come to an epoch."""
+        return [other for other in self.record.trials.values() if other is not trial and epoch in other.rows]
+
+
+def rungs(grace_epochs: int, reduction_factor: float, max_epochs: int) -> list[int]:
+    """Return the epochs at which successive halving judges: grace_epochs x reduction_factor^k below max_epochs."""
+    found, level = [], float(grace_epochs)
+    while round(level) < max_epochs:
+        found.append(round(level))
+        level *= reduction_factor
+    return list(dict.fromkeys(found))
+
+
+class SuccessiveHalving(Rule):
+    """ASHA (Li et al. 2020): at each rung a trial ends unless it is among the best 1/reduction_factor of those before it."""
+
+    def __init__(self, *arguments: Any, max_epochs: int) -> None:
+        super().__init__(*arguments)
+        self.rungs = rungs(self.config.grace_epochs, self.config.reduction_factor, max_epochs)
+
+    def judge(self, trial: TrialRecord) -> Verdict:
+        """Compare with those that came to the same rung earlier; the first ones there go on."""
+        epoch = trial.epochs_run
+        if epoch not in self.rungs:
+            return "go on"
+        before = [
+            self.score(other, epoch)
+            for other in self.others_at(trial, epoch)
+            if other.times.get(epoch, 0.0) <= trial.times.get(epoch, math.inf)
+        ]
+        if not before:
+            return "go on"
+        cutoff = float(np.percentile(before, 100 * (1 - 1 / self.config.reduction_factor)))
+        return "stop" if self.score(trial, epoch) < cutoff else "go on"
+
+
+class MedianStopping(Rule):
+    """Vizier's rule (Golovin et al. 2017): a trial ends whose best is below the median of the others' means so far."""
+
+    def judge(self, trial: TrialRecord) -> Verdict:
+        """Compare with the others that have come as far, once there are min_trials of them."""
+        epoch = trial.epochs_run
+        others = self.others_at(trial, epoch)
+        if epoch < self.config.grace_epochs or len(others) < self.config.min_trials:
+            return "go on"
+        means = [
+            statistics.mean(self.score(other, before) for before in other.rows if before <= epoch) for other in others
+        ]
+        best = max(self.score(trial, before) for before in trial.rows)
+        return "stop" if best < statistics.median(means) else "go on"
+
+
+@dataclass(kw_only=True, frozen=True)
+class Bracket:
+    """Trials that are judged together."""
+
+    numbers: frozenset[int]
+    """Their numbers in the study."""
+    milestones: Sequence[int]
+    """Epochs at which the worst of them end."""
+
+
+def brackets(config: SchedulerConfig, max_epochs: int, total: int, seed: int) -> list[Bracket]:
+    """Return HyperBand's brackets for `total` trials (Li et al. 2018, algorithm 1), filled one after the other.
+
+    The first gives grace_epochs to many trials, each further one gives reduction_factor times as much to fewer; after the
+    last one of config.brackets kinds it begins again. Which trial is in which is drawn: neighbours in a grid are alike.
+    """
+    factor, deepest = config.reduction_factor, 0
+    while config.grace_epochs * factor ** (deepest + 1) <= max_epochs:
+        deepest += 1
+    kinds = list(range(deepest, max(-1, deepest - (config.brackets or deepest + 1)), -1))
+    numbers = list(range(1, total + 1))
+    random.Random(seed).shuffle(numbers)
+    found: list[Bracket] = []
+    while numbers:
+        halvings = kinds[len(found) % len(kinds)]
+        size = math.ceil((deepest + 1) / (halvings + 1) * factor**halvings)
+        milestones = rungs(max(1, round(max_epochs / factor**halvings)), factor, max_epochs)
+        found.append(Bracket(numbers=frozenset(numbers[:size]), milestones=milestones[:halvings]))
+        numbers = numbers[size:]
+    return found
+
+
+class HyperBand(Rule):
+    """HyperBand (Li et al. 2018): trials of a bracket wait for each other at its milestones; the best of them go on."""
+
+    def __init__(self, *arguments: Any, max_epochs: int, total: int, seed: int) -> None:
+        super().__init__(*arguments)
+        self.brackets = brackets(self.config, max_epochs, total, seed)
+
+    def judge(self, trial: TrialRecord) -> Verdict:
+        """Let a trial wait at its bracket's milestones."""
+        bracket = next(bracket for bracket in self.brackets if trial.plan.number in bracket.numbers)
+        return "pause" if trial.epochs_run in bracket.milestones else "go on"
+
+    def settle(self) -> None:
+        """Where all of a bracket have come to a milestone or ended, let its best 1/reduction_factor go on."""
+        by_number = {trial.plan.number: trial for trial in self.record.trials.values()}
+        for bracket in self.brackets:
+            members = [by_number[number] for number in bracket.numbers if number in by_number]
+            for milestone in bracket.milestones:
+                coming = [t for t in members if t.state != "ended" and t.epochs_run < milestone]
+                if coming or len(members) < len(bracket.numbers):
+                    break
+                there = [trial for trial in members if milestone in trial.rows]
+                there.sort(key=lambda t: (-self.score(t, milestone), t.plan.number))
+                best = max(1, int(len(there) / self.config.reduction_factor))
+                for place, trial in enumerate(there):
+                    if trial.state == "paused" and trial.epochs_run == milestone:
+                        if place < best:
+                            trial.state = "waiting"
+                        else:
+                            self.record.end(trial)
+
+
+TakeOver = Callable[[TrialRecord, TrialRecord, random.Random], bool]
+"""Makes the first trial go on with the second one's weights and changed settings; False where that was not possible."""
+
+
+class PopulationBased(Rule):
+    """Population-based training (Jaderberg et al. 2017): every interval_epochs the worst take over the best's weights and
+    settings, and change these. With less room than trials, those behind run first.
+    """
+
+    def __init__(self, *arguments: Any, take_over: TakeOver, seed: int) -> None:
+        super().__init__(*arguments)
+        self.take_over = take_over
+        self.seed = seed
+
+    def judge(self, trial: TrialRecord) -> Verdict:
+        """Compare with all that have come to the same epoch."""
+        epoch = trial.epochs_run
+        if epoch % self.config.interval_epochs:
+            return "go on"
+        peers = [t for t in [trial, *self.others_at(trial, epoch)] if t.error is None]
+        count = min(math.ceil(len(peers) * self.config.quantile), len(peers) // 2)
+        peers.sort(key=lambda peer: (self.score(peer, epoch), -peer.plan.number))
+        best = [peer for peer in peers[len(peers) - count :] if peer.state != "ended"]
+        if best and trial in peers[:count]:
+            draws = random.Random(f"{self.seed}-{trial.plan.number}-{epoch}")
+            if self.take_over(trial, draws.choice(best), draws):
+                return "restart"
+        return self._yield(epoch)
+
+    def judge_again(self, trial: TrialRecord) -> Verdict:
+        """Let it go on: its next interval will tell."""
+        return "go on"
+
+    def _yield(self, epoch: int) -> Verdict:
+        behind = any(t.state == "waiting" and t.epochs_run < epoch for t in self.record.trials.values())
+        return "restart" if behind else "go on"
+
+
+class StudyScheduler(FIFOScheduler):
+    """Hands each of Ray Tune's reports to the record, and carries out what the rule says.
+
+    To Ray Tune a pause is an end: the trial's process serves another one, and the trial goes on later from its own newest
+    checkpoint, as a new trial of Ray Tune's.
+    """
+
+    def __init__(self, record: StudyRecord, rule: Rule) -> None:
+        super().__init__()
+        self.record = record
+        self.rule = rule
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Take a report; returns whether Ray Tune's trial goes on."""
+        record = self.record.of(trial)
+        if not self.record.add(record, result):
+            return TrialScheduler.CONTINUE
+        if ERROR in result:
+            self.rule.settle()
+            return TrialScheduler.STOP
+        if record.epochs_run >= record.plan.recipe.epochs:  # ends by itself
+            return TrialScheduler.CONTINUE
+        return TrialScheduler.CONTINUE if self.carry_out(record, self.rule.judge(record)) else TrialScheduler.STOP
+
+    def carry_out(self, trial: TrialRecord, verdict: Verdict) -> bool:
+        """Bring a running trial's state to what the rule says; returns whether it goes on without a stop."""
+        if verdict == "go on":
+            return True
+        if verdict == "stop":
+            self.record.end(trial)
+        else:
+            trial.state = "paused" if verdict == "pause" else "waiting"
+        self.rule.settle()
+        if verdict == "pause" and trial.state == "waiting":
+            trial.state = "running"
+            return True
+        trial.handed = False
         return False
 
-    def stop_all(self) -> bool:
-        """Return whether the budget is spent."""
-        spent = self.config.epochs is not None and len(self.epochs) >= self.config.epochs
-        return spent or (self.deadline is not None and time.time() >= self.deadline)
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Note the end of a trial, unless it is to go on later."""
+        record = self.record.of(trial)
+        if record.state == "running":
+            self.record.end(record)
+        self.rule.settle()
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Note a trial whose process died too often."""
+        self.record.fail(self.record.of(trial), death_of(trial))
+        self.rule.settle()
+
+
+def build_rule(
+    record: StudyRecord,
+    config: SchedulerConfig,
+    metric: str,
+    mode: str,
+    *,
+    max_epochs: int,
+    total: int,
+    seed: int,
+    take_over: TakeOver,
+) -> Rule:
+    """Return the rule that a scheduler's config names.
+
+    max_epochs: the most of any trial. total: trials that there will be. Raises UserError for a grace that no trial outlives.
+    """
+    check_grace(config, max_epochs)
+    common = (record, config, metric, mode)
+    if config.name == "asha":
+        return SuccessiveHalving(*common, max_epochs=max_epochs)
+    if config.name == "hyperband":
+        return HyperBand(*common, max_epochs=max_epochs, total=total, seed=seed)
+    if config.name == "median_stopping":
+        return MedianStopping(*common)
+    if config.name == "pbt":
+        return PopulationBased(*common, take_over=take_over, seed=seed)
+    return Rule(*common)
+
+
+def check_grace(config: SchedulerConfig, max_epochs: int) -> None:
+    """Raise UserError where every trial ends before the scheduler would judge it."""
+    for key in ("grace_epochs", "interval_epochs"):
+        used = ("pbt",) if key == "interval_epochs" else ("asha", "hyperband", "median_stopping")
+        if config.name in used and getattr(config, key) > max_epochs:
+            raise UserError(
+                f"scheduler.{key} is {getattr(config, key)}, but the longest trial has {max_epochs} epochs; lower it"
+            )

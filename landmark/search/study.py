@@ -1,36 +1,44 @@
-"""A study: all trials of a space by Ray Tune, then the leaderboard and the best model on the test split."""
+"""A study: what is checked before it starts, and the run of its trials by Ray Tune, from where an earlier process left it."""
 
 import dataclasses
 import logging
-import math
 import os
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray import tune
 
-from landmark.config import TuneConfig, UserError, to_mapping, to_yaml
+from landmark.config import Recipe, TuneConfig, UserError, parse_yaml, to_mapping, to_yaml
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
 from landmark.runtime import connect
-from landmark.search.leaderboard import (
-    Standing,
-    rank_trials,
-)
+from landmark.search.budget import BudgetStopper
+from landmark.search.cache import needed_short_side, resized
+from landmark.search.domains import occurring
+from landmark.search.journal import Journal
+from landmark.search.lease import Lease
+from landmark.search.loggers import logger_callbacks
+from landmark.search.population import Population, changeable
 from landmark.search.progress import LiveTable
+from landmark.search.proposals import Listed, Proposals, build_proposals
+from landmark.search.queue import Keeper, TrialQueue
 from landmark.search.record import StudyRecord
-from landmark.search.schedulers import BudgetStopper, build_scheduler
-from landmark.search.space import Space, TrialPlan
-from landmark.search.trial import TUNE_FOLDER, run_trial, trial_values
-from landmark.storage import Location, check_writable, locate
-from landmark.training.distributed import gpus_per_worker
-from landmark.training.resources import head_resource, need_of, room_for
+from landmark.search.room import Room, find_room
+from landmark.search.schedulers import Rule, StudyScheduler, build_rule, check_grace
+from landmark.search.space import DATASET, Space, TrialPlan
+from landmark.search.trial import run_trial, store_of, trial_values
+from landmark.storage import Location, NotFound, check_writable, locate
 from landmark.training.run import absolute_weights
 
-WORST = {"max": 0.0, "min": 1e9}
-"""What a failed trial reports as its metric."""
+TUNE_FOLDER = "ray"
+"""Where Ray Tune and its loggers write, below the study; a folder for each process that drove it."""
+RESIZED = "resized"
+"""Where datasets are written at a smaller size for training."""
+SAME = ("dataset", "datasets", "subset", "subset_seed", "recipe")
+"""What a study that goes on must have in common with what it was."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -39,14 +47,23 @@ class Study:
 
     config: TuneConfig
     space: Space
-    plans: list[TrialPlan]
-    """Trials to run."""
+    proposals: Proposals
+    """Where its trials come from."""
+    kinds: list[TrialPlan]
+    """Its trials; of proposals one for each epochs, dataset and loader that may occur."""
     epochs_grid: int
     """Epochs of all of the space's trials, each run to its end."""
     datasets: dict[str | None, PackedDataset]
-    """Datasets by the names that trials have for them; None: the study's."""
+    """Datasets by the names that trials have for them; None: the study's. The best model is tested on these."""
     location: Location
     """Its folder."""
+    trained_on: dict[str | None, PackedDataset] = field(default_factory=dict)
+    """The same datasets where they are written at a smaller size for training."""
+
+    @property
+    def max_epochs(self) -> int:
+        """The most epochs of any trial."""
+        return max(plan.recipe.epochs for plan in self.kinds)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -54,37 +71,53 @@ class Outcome:
     """What the trials of a study came to."""
 
     record: StudyRecord
-    standings: list[Standing]
-    """The trials that started, best first."""
     seconds: float
-    """Wall time from the start to the last trial's end."""
+    """Wall time of all processes that drove it, up to the last trial's end."""
+    ended_by: str | None
+    """The budget or target that ended it, in words; None: all trials ended."""
     interrupted: bool
     """Whether the user ended it."""
-
-    @property
-    def best(self) -> Standing | None:
-        """The best trial that did not fail."""
-        return next((s for s in self.standings if s.rank == 1 and s.checkpoint is not None), None)
 
 
 def plan_study(config: TuneConfig) -> Study:
     """Check all that can be checked without a cluster; raises UserError for the first mistake."""
     space = Space.load(config.space)
-    plans = space.trials(config.recipe)
-    epochs_grid = sum(plan.recipe.epochs for plan in plans)
-    plans = plans[: space.config.budget.trials]
-    build_scheduler(space.config.scheduler, max(plan.recipe.epochs for plan in plans))
-    datasets = open_datasets(config, space, plans)
+    proposals = build_proposals(space, config.recipe, space.config.budget.trials)
+    listed = isinstance(proposals, Listed)
+    kinds = kinds_of_trials(space, config.recipe, proposals)
+    max_epochs = max(plan.recipe.epochs for plan in kinds)
+    check_grace(space.config.scheduler, max_epochs)
+    if space.config.scheduler.name == "pbt":
+        changeable(space)
+    datasets = open_datasets(config, space, [plan.dataset for plan in kinds])
     location = locate(config.output) / config.name
-    if (location / "config.yaml").exists():
-        raise UserError(f"{location}: a study of this name is there; choose another --name, or delete that folder")
-    check_writable(location)
-    return Study(config=config, space=space, plans=plans, epochs_grid=epochs_grid, datasets=datasets, location=location)
+    if not config.dry_run:
+        check_writable(location)
+    check_same_study(location, config, space)
+    return Study(
+        config=config,
+        space=space,
+        proposals=proposals,
+        kinds=kinds,
+        epochs_grid=sum(plan.recipe.epochs for plan in kinds) if listed else proposals.total * max_epochs,
+        datasets=datasets,
+        location=location,
+    )
 
 
-def open_datasets(config: TuneConfig, space: Space, plans: list[TrialPlan]) -> dict[str | None, PackedDataset]:
+def kinds_of_trials(space: Space, recipe: Recipe, proposals: Proposals) -> list[TrialPlan]:
+    """Return the trials of a list; of proposals one for each combination of epochs, dataset and loader that may occur."""
+    if isinstance(proposals, Listed):
+        return proposals.plans
+    groups = ("loader.", "model.", "resizing.", "compute.", "ema.", "optimizer.name")
+    keys = [key for key in space.parameters if key in ("epochs", DATASET) or key.startswith(groups)]
+    points = occurring(space.parameters, keys)
+    return [space.plan(number, point, recipe) for number, point in enumerate(points, 1)]
+
+
+def open_datasets(config: TuneConfig, space: Space, names: Iterable[str | None]) -> dict[str | None, PackedDataset]:
     """Open every dataset that a trial names: by --datasets, as a path or URI, or the study's own."""
-    names = dict.fromkeys(plan.dataset for plan in plans)
+    names = dict.fromkeys(names)
     unknown = [name for name in names if name is not None and name not in config.datasets and "/" not in name]
     if unknown:
         missing = " ".join(f"{name} FOLDER-OR-URI" for name in unknown)
@@ -99,68 +132,163 @@ def open_datasets(config: TuneConfig, space: Space, plans: list[TrialPlan]) -> d
     return opened
 
 
+def check_same_study(location: Location, config: TuneConfig, space: Space) -> None:
+    """Refuse to go on with a study of the same name that searches something else; its budget may have changed."""
+    try:
+        before = parse_yaml(TuneConfig, (location / "config.yaml").read_text(), f"{location}/config.yaml")
+        text = (location / "space.yaml").read_text()
+    except NotFound:
+        return
+    other = [key for key in SAME if getattr(before, key) != getattr(_absolute(config), key)]
+    spaces = [parse_yaml(type(space.config), part, f"{location}/space.yaml") for part in (text, space.text)]
+    if dataclasses.replace(spaces[0], budget=spaces[1].budget) != spaces[1]:
+        other.append("space")
+    if other:
+        raise UserError(
+            f"{location}: a study of this name is there, with another {', '.join(other)}; choose another --name, or delete that folder"
+        )
+
+
+def _absolute(config: TuneConfig) -> TuneConfig:
+    """Return the config with absolute paths: another process may have another working folder."""
+    return dataclasses.replace(
+        config,
+        dataset=locate(config.dataset).uri,
+        datasets={name: locate(uri).uri for name, uri in config.datasets.items()},
+        output=locate(config.output).uri,
+        recipe=dataclasses.replace(config.recipe, model=absolute_weights(config.recipe.model)),
+    )
+
+
 def run_trials(study: Study) -> Outcome:
-    """Run the trials of a study, showing a table of them as they go."""
-    start = time.monotonic()
+    """Run the trials of a study, or those that an earlier process left, showing a table of them as they go."""
+    space = study.space.config
+    with Lease(study.location):
+        journal = Journal(study.location)
+        record = StudyRecord(journal)
+        record.restore(journal.read(), lambda number, point: study.space.plan(number, point, study.config.recipe))
+        population = Population(study.space, study.config.recipe, record, lambda plan: store_of(study.location, plan))
+        rule = build_rule(
+            record,
+            space.scheduler,
+            space.metric,
+            space.mode(),
+            max_epochs=study.max_epochs,
+            total=study.proposals.total,
+            seed=space.seed,
+            take_over=population.take_over,
+        )
+        stopper = BudgetStopper(space.budget, record, space.metric, space.mode())
+        queue = TrialQueue(record, study.proposals, space.metric, space.mode())
+        take_up(study, record, StudyScheduler(record, rule), queue)
+        left = (
+            any(trial.state != "ended" for trial in record.trials.values())
+            or len(record.trials) < study.proposals.total
+        )
+        if left and not stopper.stop_all():
+            _run(study, record, rule, queue, stopper)
+        seconds, reason = stopper.seconds(), stopper.reason()
+        record.flush()
+    open_ones = [trial for trial in record.trials.values() if trial.state != "ended"]
+    for trial in open_ones if reason else []:
+        trial.state = "ended"  # in this process alone: with a greater budget they go on
+    return Outcome(record=record, seconds=seconds, ended_by=reason, interrupted=bool(open_ones) and not reason)
+
+
+def take_up(study: Study, record: StudyRecord, scheduler: StudyScheduler, queue: TrialQueue) -> None:
+    """Bring a restored record to where its trials' checkpoints are, and its rule and searcher to where the record is."""
+    for trial in record.trials.values():
+        study.proposals.adopt(trial.plan)
+        if trial.state == "ended":
+            continue
+        _recover_epoch(study, record, trial.plan.name)
+        if trial.rows and trial.epochs_run < trial.plan.recipe.epochs:
+            trial.state = "running"
+            if scheduler.carry_out(trial, scheduler.rule.judge_again(trial)):
+                trial.state = "waiting"
+    scheduler.rule.settle()
+    if study.space.config.scheduler.name == "pbt":
+        queue.propose_all()
+
+
+def _recover_epoch(study: Study, record: StudyRecord, name: str) -> None:
+    """Add the epoch whose checkpoint was stored, but whose report was lost with the driver."""
+    trial = record.trials[name]
+    metrics = store_of(study.location, trial.plan).last_metrics()
+    if metrics and int(metrics["epoch"]) == trial.epochs_run + 1:
+        record.add(trial, {**metrics, "reported_at": time.time()})
+
+
+def _run(study: Study, record: StudyRecord, rule: Rule, queue: TrialQueue, stopper: BudgetStopper) -> None:
     config, space = study.config, study.space.config
     connect(config.cluster)
-    slots = concurrent_trials(study)
-    (study.location / "config.yaml").write_text(to_yaml(config))
+    room = room_of(study)
+    if config.resize_once:
+        study = dataclasses.replace(study, trained_on=resize_datasets(study))
+    (study.location / "config.yaml").write_text(to_yaml(_absolute(config)))
     (study.location / "space.yaml").write_text(study.space.text)
-    print(
-        f"{config.name}: {len(study.plans)} trials, {slots} at a time, "
-        f"{study.epochs_grid} epochs in a full grid, scheduler {space.scheduler.name}",
-        file=sys.stderr,
-        flush=True,
-    )
-    record = StudyRecord(study.plans)
-    table = LiveTable(config.name, record, space.metric, space.mode())
-    stopper = BudgetStopper(space.budget)
-    _tuner(study, slots, [record, table], stopper).fit()
+    queue.values_of = lambda plan: _values(study, plan)
+    print(_headline(study, record, room.slots), file=sys.stderr, flush=True)
+    record.begin()
+    record.flush()
+    table = LiveTable(config.name, record, space.metric, space.mode(), study.proposals.total)
+    _tuner(study, room, StudyScheduler(record, rule), queue, [Keeper(record), table], stopper).fit()
     table.clear()
-    unfinished = any(trial.state != "ended" for trial in record.trials.values())
-    return Outcome(
-        record=record,
-        standings=rank_trials(record, space.metric, space.mode(), lambda path: _kept(study.location, path)),
-        seconds=time.monotonic() - start,
-        interrupted=unfinished and not stopper.stop_all(),
+
+
+def resize_datasets(study: Study) -> dict[str | None, PackedDataset]:
+    """Write each dataset at the size that the trials on it need, below the study, unless that is done."""
+    found = {}
+    for number, (name, dataset) in enumerate(study.datasets.items()):
+        side = needed_short_side(plan.recipe for plan in study.kinds if plan.dataset == name)
+        found[name] = resized(dataset, side, study.location / RESIZED / f"{number:02d}-{side}px")
+    return found
+
+
+def _headline(study: Study, record: StudyRecord, slots: int) -> str:
+    text = (
+        f"{study.config.name}: {study.proposals.total} trials, {slots} at a time, {study.epochs_grid} epochs in a full grid, "
+        f"scheduler {study.space.config.scheduler.name}"
     )
+    if not record.trials:
+        return text
+    ended = sum(trial.state == "ended" for trial in record.trials.values())
+    return f"{text}; going on after {record.epochs_run} epochs, with {ended} trials ended"
 
 
-def concurrent_trials(study: Study) -> int:
-    """Return how many trials run at a time; raises UserError where there is no room for one and its readers."""
-    most = min(len(study.plans), study.config.max_concurrent or len(study.plans))
-    needs = {need_of(study.config.workers, plan.recipe.loader) for plan in study.plans}
-    return min(room_for(need, "a trial", most) for need in needs)
+def room_of(study: Study) -> Room:
+    """Return the room for the study's trials on the connected cluster; raises UserError where there is none."""
+    recipes = [plan.recipe for plan in study.kinds]
+    classes = max(dataset.num_classes for dataset in study.datasets.values())
+    config = study.config
+    return find_room(config.workers, recipes, classes, study.proposals.total, config.max_concurrent)
 
 
-def _tuner(study: Study, slots: int, callbacks: list[tune.Callback], stopper: BudgetStopper) -> tune.Tuner:
-    """Return the tuner: every trial is known, so that Ray Tune's own search is a list."""
+def _values(study: Study, plan: TrialPlan) -> dict[str, Any]:
+    recipe = dataclasses.replace(plan.recipe, model=absolute_weights(plan.recipe.model))
+    dataset = study.trained_on.get(plan.dataset, study.datasets[plan.dataset])
+    return trial_values(dataclasses.replace(plan, recipe=recipe), dataset, study.location)
+
+
+def _tuner(
+    study: Study,
+    room: Room,
+    scheduler: StudyScheduler,
+    queue: TrialQueue,
+    callbacks: list[tune.Callback],
+    stopper: BudgetStopper,
+) -> tune.Tuner:
+    """Return the tuner: it has processes started, fed and watched; what is run, when and how far is ours."""
     _quiet_tune()
-    config, space = study.config, study.space.config
-    trials = [
-        trial_values(
-            dataclasses.replace(
-                plan, recipe=dataclasses.replace(plan.recipe, model=absolute_weights(plan.recipe.model))
-            ),
-            study.datasets[plan.dataset],
-            study.location,
-        )
-        for plan in study.plans
-    ]
+    config = study.config
     local = study.location.local_path()
     return tune.Tuner(
-        tune.with_resources(run_trial, _placement(study, slots)),
-        param_space={
-            "trial": tune.grid_search(trials),
-            "workers": to_mapping(config.workers),
-            "metric": space.metric,
-            "worst": WORST[space.mode()],
-        },
+        tune.with_resources(run_trial, room.placement),
+        param_space={"workers": to_mapping(room.workers)},
         tune_config=tune.TuneConfig(
-            metric=space.metric,
-            mode=space.mode(),
-            scheduler=build_scheduler(space.scheduler, max(plan.recipe.epochs for plan in study.plans)),
+            scheduler=scheduler,
+            search_alg=queue,
+            num_samples=-1,
             # A process that trains alone serves the next trial: no start, no imports. A run of several
             # workers is ended by ending its coordinator.
             reuse_actors=config.workers.in_process,
@@ -168,31 +296,15 @@ def _tuner(study: Study, slots: int, callbacks: list[tune.Callback], stopper: Bu
             trial_dirname_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
-            name=TUNE_FOLDER,
+            name=f"{TUNE_FOLDER}-{scheduler.record.drivers:03d}",
             storage_path=str(local) if local else study.location.path,
             storage_filesystem=None if local else study.location.fs,
             stop=stopper,
             failure_config=tune.FailureConfig(max_failures=config.workers.max_failures),
-            checkpoint_config=tune.CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute=space.metric, checkpoint_score_order=space.mode()
-            ),
-            callbacks=callbacks,
+            callbacks=[*callbacks, *logger_callbacks(config)],
             verbose=0,
         ),
     )
-
-
-def _placement(study: Study, slots: int) -> tune.PlacementGroupFactory:
-    """Return what a trial reserves: its process's CPUs and GPUs, and its share of the slots where these are limited."""
-    workers = study.config.workers
-    share = {head_resource(): math.floor(1e4 / slots) / 1e4}
-    if not workers.in_process:  # Ray Train reserves what the workers need by itself
-        return tune.PlacementGroupFactory([{"CPU": 0.0, **share}])
-    gpus = gpus_per_worker(workers.gpus)
-    process = {"CPU": workers.cpus} | ({"GPU": gpus} if gpus else {})
-    by_ray = any(plan.recipe.loader.stream == "ray" for plan in study.plans)
-    limited = by_ray or study.config.max_concurrent is not None
-    return tune.PlacementGroupFactory([process, share] if limited else [process])
 
 
 def _trial_name(trial: Any) -> str:
@@ -200,13 +312,9 @@ def _trial_name(trial: Any) -> str:
 
 
 def _quiet_tune() -> None:
-    """Keep Ray Tune from printing beside our table; what fails is in the table."""
+    """Keep Ray Tune from printing beside our table, and from writing what the journal has; what fails is in the table."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1e9"
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-
-
-def _kept(study: Location, path: str) -> str | None:
-    """Return a checkpoint's path below the study, or None if it was deleted."""
-    below = path.removeprefix(study.path.rstrip("/") + "/")
-    return below if (study / below / "meta.json").exists() else None

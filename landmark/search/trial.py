@@ -1,55 +1,81 @@
 """A trial: one training run inside Ray Tune, in the trial's own process or by several Ray Train workers."""
 
+import asyncio
 import contextlib
 import dataclasses
 import gc
 import os
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 from torch import nn
 
-from landmark.config import Recipe, SubsetConfig, TrainConfig, UserError, WorkersConfig, from_mapping, to_mapping
+from landmark.config import (
+    CheckpointConfig,
+    Recipe,
+    SubsetConfig,
+    TrainConfig,
+    UserError,
+    WorkersConfig,
+    from_mapping,
+    to_mapping,
+)
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
-from landmark.search.record import ERROR, FIRST_STEP, REPORTED
+from landmark.search.record import ERROR, FIRST_STEP, REPORTED, WEIGHTS
 from landmark.search.space import TrialPlan
 from landmark.storage import Location, locate
-from landmark.training.checkpoints import Snapshot, check_files
+from landmark.training.checkpoints import Snapshot
 from landmark.training.distributed import fit_workers
 from landmark.training.local import default_device
 from landmark.training.loop import fit
+from landmark.training.memory import give_back_memory
 from landmark.training.session import Phase
+from landmark.training.store import CheckpointStore
 
-TUNE_FOLDER = "ray"
-"""Where Ray Tune keeps its state and the trials' checkpoints, below the study."""
-RUN_FOLDER = "train"
-"""Where a trial of several workers keeps its Ray Train run, below the trial's folder."""
+TRIALS = "trials"
+"""Folder of the trials' runs, below the study."""
+CHECKPOINT = CheckpointConfig(keep=1)
+"""A trial keeps its newest and its best checkpoint."""
 END_TIMEOUT_S = 120
 """How long Ray Tune waits for a stopped trial's threads before it uses its process again (default: 2)."""
+POLL_S = 1.0
+TRANSIENT = (OSError, ray.exceptions.RayError, torch.OutOfMemoryError)
+"""Errors that another attempt may not meet: storage, a lost process or node, memory that other trials had."""
+
+
+def store_of(study: Location, plan: TrialPlan) -> CheckpointStore:
+    """Return the store of a trial's checkpoints."""
+    return CheckpointStore(
+        study / TRIALS / plan.name, plan.recipe.monitor, plan.recipe.monitor_mode(), CHECKPOINT, print
+    )
 
 
 class TuneSession:
-    """A trial of one worker, in the trial's own process."""
+    """A trial of one worker, in the trial's own process; its checkpoints lie where every run has them."""
 
     rank = 0
     world_size = 1
-    saves_within_epochs = False
+    saves_within_epochs = True
 
-    def __init__(self) -> None:
+    def __init__(self, store: CheckpointStore) -> None:
         self.device = default_device()
+        self.store = store
         self.first_step_at: float | None = None
+        self.weights = 0
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return the model itself; the loop calls this just before the first step."""
         self.first_step_at = time.time()
+        self.weights = sum(parameter.numel() for parameter in model.parameters())
         return model
 
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
@@ -57,15 +83,16 @@ class TuneSession:
         return values
 
     def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
-        """Report to Ray Tune, which stores the checkpoint; a trial that is stopped or paused ends here."""
+        """Store the checkpoint, then report to Ray Tune; a trial that is stopped or paused ends here."""
         assert snapshot is not None
-        times = {FIRST_STEP: self.first_step_at, REPORTED: time.time()}
-        with tempfile.TemporaryDirectory(prefix="landmark-checkpoint-") as folder:
-            snapshot.write(Path(folder))
-            tune.report({**metrics, **times}, checkpoint=tune.Checkpoint.from_directory(folder))
+        self.store.save(snapshot, metrics)
+        self.store.close()
+        report({**metrics, FIRST_STEP: self.first_step_at, REPORTED: time.time(), WEIGHTS: self.weights})
 
     def save(self, snapshot: Snapshot | None, *, at_once: bool) -> None:
-        """Do nothing: Ray Tune takes a checkpoint with an epoch's report alone."""
+        """Store a checkpoint within an epoch."""
+        assert snapshot is not None
+        self.store.save(snapshot)
 
     def asked(self) -> bool:
         """Return False: a trial's process is told nothing."""
@@ -77,67 +104,110 @@ class TuneSession:
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
         """Give the checkpoint that a paused or restarted trial goes on from."""
-        checkpoint = tune.get_checkpoint()
-        if checkpoint is None:
-            yield None
-            return
-        with checkpoint.as_directory() as folder:
-            check_files(Path(folder))
-            yield Path(folder)
+        with tempfile.TemporaryDirectory(prefix="landmark-checkpoint-") as folder:
+            yield Path(folder) if self.store.fetch_last(Path(folder)) else None
 
 
-class Relay(TuneReportCallback):
-    """Hands the epochs of a trial's Ray Train run to Ray Tune."""
+class Relay:
+    """Between a trial's workers and its process: an actor where rank 0's report waits until Ray Tune has taken it.
 
-    def drain(self) -> None:
-        """Wait until Ray Tune has taken the last epoch: the trial's function must not return before."""
-        while not self._training_actor_item_queue.empty():
-            time.sleep(0.05)
+    So a trial that is stopped or paused has not gone beyond what it reported.
+    """
+
+    def __init__(self) -> None:
+        self._reports: asyncio.Queue[tuple[dict[str, Any], asyncio.Event]] = asyncio.Queue()
+        self._taken = asyncio.Event()
+
+    async def report(self, metrics: dict[str, Any]) -> None:
+        """Hand over an epoch; returns when the trial goes on."""
+        taken = asyncio.Event()
+        await self._reports.put((metrics, taken))
+        await taken.wait()
+
+    async def take(self, timeout_s: float) -> dict[str, Any] | None:
+        """Give the next epoch, which the trial's process reports to Ray Tune, or None when there is none yet."""
+        try:
+            metrics, self._taken = await asyncio.wait_for(self._reports.get(), timeout_s)
+        except TimeoutError:
+            return None
+        return metrics
+
+    async def go_on(self) -> None:
+        """Let the workers go on."""
+        self._taken.set()
 
 
 def trial_values(plan: TrialPlan, dataset: PackedDataset, study: Location) -> dict[str, Any]:
     """Return what Ray Tune hands to `run_trial` under the key `trial`."""
-    folder = study / TUNE_FOLDER / plan.name
     data = {"dataset": dataset.location.uri, "subset": to_mapping(dataset.subset), "subset_seed": dataset.subset_seed}
-    return {"name": plan.name, "recipe": to_mapping(plan.recipe), "folder": folder.uri, **data}
+    return {"name": plan.name, "recipe": to_mapping(plan.recipe), "folder": (study / TRIALS / plan.name).uri, **data}
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """Run one trial: `config` has its `trial_values` under trial, besides the study's workers and metric.
+    """Run one trial, from its newest checkpoint on: `config` has its `trial_values` under trial, besides the study's workers.
 
-    A Python error is reported as the trial's result instead of raised: tried again it would repeat itself,
-    and so the process serves the next trial. A process that dies is restarted by Ray Tune, which goes on
-    from the last checkpoint.
+    An error that would repeat itself is reported as the trial's result instead of raised, and so the process serves the
+    next trial. One that may pass is raised, and a process may die: Ray Tune starts the trial again, up to
+    workers.max_failures times.
     """
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(END_TIMEOUT_S)
     _free_memory()
     try:
         _train(config["trial"], from_mapping(WorkersConfig, config["workers"], "the study's workers"))
+    except TRANSIENT:
+        raise
     except Exception as error:
         line = _one_line(error)
         if not isinstance(error, UserError):
             (locate(config["trial"]["folder"]) / "traceback.txt").write_text(traceback.format_exc())
             line += " (traceback.txt in the trial's folder)"
-        # Schedulers want the metric in every report; in epoch 0 it decides nothing.
-        tune.report({"epoch": 0, config["metric"]: config["worst"], ERROR: line, REPORTED: time.time()})
+        tune.report({ERROR: line, REPORTED: time.time()})
 
 
 def _train(trial: dict[str, Any], workers: WorkersConfig) -> None:
     recipe = from_mapping(Recipe, trial["recipe"], "the trial's recipe")
     subset, seed = from_mapping(SubsetConfig, trial["subset"], "the trial's subset"), int(trial["subset_seed"])
+    folder = locate(trial["folder"])
     if workers.in_process:
         torch.set_num_threads(max(1, int(workers.cpus)))
-        fit(recipe, open_dataset(trial["dataset"], subset, seed), TuneSession())
+        store = CheckpointStore(folder, recipe.monitor, recipe.monitor_mode(), CHECKPOINT, print)
+        try:
+            fit(recipe, open_dataset(trial["dataset"], subset, seed), TuneSession(store), checkpoint=CHECKPOINT)
+        finally:
+            store.flush()
         return
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
-    place = {"dataset": trial["dataset"], "output": trial["folder"], "name": RUN_FOLDER}
-    relay = Relay()
-    fit_workers(
-        TrainConfig(**values, **place, subset=subset, subset_seed=seed, workers=workers, tensorboard=False),
-        locate(trial["folder"]) / RUN_FOLDER,
-        [relay],
+    place = {"dataset": trial["dataset"], "output": folder.uri, "name": "trial", "checkpoint": CHECKPOINT}
+    _fit_relayed(
+        TrainConfig(**values, **place, subset=subset, subset_seed=seed, workers=workers, tensorboard=False), folder
     )
-    relay.drain()
+
+
+def _fit_relayed(config: TrainConfig, folder: Location) -> None:
+    """Train by several workers under `folder`, reporting each of their epochs from this process."""
+    relay = ray.remote(num_cpus=0)(Relay).remote()
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            fit_workers(config, folder, relay=relay)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work, name="landmark-trial", daemon=True)
+    thread.start()
+    while (metrics := ray.get(relay.take.remote(POLL_S))) is not None or thread.is_alive():
+        if metrics is not None:
+            report(metrics)
+            ray.get(relay.go_on.remote())
+    thread.join()
+    if failed:
+        raise failed[0]
+
+
+def report(metrics: dict[str, Any]) -> None:
+    """Report an epoch to Ray Tune; loggers take it for the step, as Ray Tune's own count starts anew with every process."""
+    tune.report({**metrics, "timesteps_total": int(metrics["epoch"])})
 
 
 def _one_line(error: Exception) -> str:
@@ -148,5 +218,6 @@ def _one_line(error: Exception) -> str:
 def _free_memory() -> None:
     """Let go of what the process's trial before this one held."""
     gc.collect()
+    give_back_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

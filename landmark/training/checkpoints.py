@@ -17,7 +17,10 @@ from landmark.data.dataset import PackedDataset
 from landmark.models import build_model
 from landmark.storage import Location, NotFound, locate
 
-FILES = ("model.safetensors", "state.pt", "config.yaml", "meta.json")
+MODEL_FILES = ("model.safetensors", "config.yaml", "meta.json")
+"""What a model needs to be used."""
+FILES = (*MODEL_FILES, "state.pt")
+"""What a run needs to go on."""
 CHECKPOINTS = "checkpoints"
 """Folder of a run's checkpoints."""
 INDEX = f"{CHECKPOINTS}/index.json"

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +29,6 @@ from landmark.training.watch import watched
 
 RAY_FOLDER = "ray"
 """Where Ray Train keeps its own state, below the run's folder."""
-CHECKPOINT_KEY = "checkpoint_path"
-"""Key of a report: path of the epoch's checkpoint, as the storage's filesystem has it."""
 RESIZE_S = 60.0
 """Seconds between two looks whether an elastic run can have more workers."""
 
@@ -40,20 +39,25 @@ class TrainWorkerSession:
     saves_within_epochs = True
 
     def __init__(
-        self, run: Location, config: TrainConfig, *, tell: Tell, pulse: Pulse | None, stored_first: bool
+        self, run: Location, config: TrainConfig, *, tell: Tell, pulse: Pulse | None, relay: Any | None
     ) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.device = ray.train.torch.get_device()
         self.store = CheckpointStore(run, config.monitor, config.monitor_mode(), config.checkpoint, tell)
-        self.recorder = Recorder(run, tensorboard=config.tensorboard) if self.rank == 0 else None
+        recorded = self.rank == 0 and relay is None
+        self.recorder = Recorder(run, tensorboard=config.tensorboard) if recorded else None
         self.pulse = pulse
-        self.stored_first = stored_first
+        self.relay = relay
+        self.first_step_at: float | None = None
+        self.weights = 0
         self._noticed: set[str] = set()
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Wrap the model in DDP; running statistics are averaged once an epoch, not broadcast at every step."""
+        self.first_step_at = time.time()
+        self.weights = sum(parameter.numel() for parameter in model.parameters())
         options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
         return ray.train.torch.prepare_model(model, move_to_device=False, parallel_strategy_kwargs=options)
 
@@ -67,17 +71,18 @@ class TrainWorkerSession:
     def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
         """Store rank 0's checkpoint, write the epoch's row, and report to Ray Train: a barrier.
 
-        Where the run is a trial, the checkpoint is stored first: a scheduler may end the trial here.
+        Where the run is a trial, its checkpoint is stored before the trial's process takes the report, and all ranks
+        wait until that goes on: a scheduler may end the trial here.
         """
-        told: dict[str, Any] = dict(metrics)
         if snapshot is not None:
             self.store.save(snapshot, metrics)
-            if self.stored_first:
-                self.store.close()
-            told[CHECKPOINT_KEY] = (self.store.root / snapshot.name).path
+        if self.relay is not None and self.rank == 0:
+            self.store.close()
+            told = {"first_step_at": self.first_step_at, "reported_at": time.time(), "parameters": self.weights}
+            ray.get(self.relay.report.remote({**metrics, **told}))
         if self.recorder is not None:
             self.recorder.add(metrics)
-        ray.train.report(told)
+        ray.train.report(dict(metrics))
 
     def save(self, snapshot: Snapshot | None, *, at_once: bool) -> None:
         """Store rank 0's checkpoint within an epoch."""
@@ -115,17 +120,18 @@ class TrainWorkerSession:
         self.store.flush()
 
 
-def fit_workers(config: TrainConfig, run: Location, callbacks: list[Any] | None = None, *, shown: bool = False) -> None:
+def fit_workers(config: TrainConfig, run: Location, *, relay: Any | None = None, shown: bool = False) -> None:
     """Train with config.workers under `run`; a run found there goes on from its last checkpoint.
 
-    callbacks: of Ray Train, for a run that is a trial. shown: whether the workers' lines are printed here.
+    relay: for a run that is a trial, an actor whose `report` takes rank 0's epochs, and returns when to go on. shown:
+    whether the workers' lines are printed here.
     Raises UserError with the worker's own message: at once for a mistake of the user's, else when workers failed more
     often than max_failures.
     """
     board = new_board()
-    values = {"config": to_mapping(config), "run": run.uri, "board": board, "stored_first": bool(callbacks)}
+    values = {"config": to_mapping(config), "run": run.uri, "board": board, "relay": relay}
     trainer = ray.train.torch.TorchTrainer(
-        _work, train_loop_config=values, scaling_config=_scaling(config), run_config=_run_config(config, run, callbacks)
+        _work, train_loop_config=values, scaling_config=_scaling(config), run_config=_run_config(config, run)
     )
     try:
         with printed_lines(board) if shown else contextlib.nullcontext(), watched(board, config.workers.stall_s, print):
@@ -150,14 +156,13 @@ def _scaling(config: TrainConfig) -> ray.train.ScalingConfig:
     )
 
 
-def _run_config(config: TrainConfig, run: Location, callbacks: list[Any] | None) -> ray.train.RunConfig:
+def _run_config(config: TrainConfig, run: Location) -> ray.train.RunConfig:
     local = run.local_path()
     return ray.train.RunConfig(
         name=RAY_FOLDER,
         storage_path=str(local) if local else run.path,
         storage_filesystem=None if local else run.fs,
         failure_config=ray.train.FailureConfig(max_failures=config.workers.max_failures),
-        callbacks=callbacks,
     )
 
 
@@ -191,10 +196,7 @@ def _work(values: dict[str, Any]) -> None:
     session = None
     try:
         with Pulse(board, rank) as pulse:
-            stored_first = values["stored_first"]
-            session = TrainWorkerSession(
-                locate(values["run"]), config, tell=tell, pulse=pulse, stored_first=stored_first
-            )
+            session = TrainWorkerSession(locate(values["run"]), config, tell=tell, pulse=pulse, relay=values["relay"])
             dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
             fit(config, dataset, session, show=tell, checkpoint=config.checkpoint)
             session.store.close()

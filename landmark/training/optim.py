@@ -40,8 +40,14 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, batch_size: int) 
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimizer's state, each tensor laid out in memory as its weight is: fused kernels take that for granted."""
+    """Load an optimizer's state, each tensor laid out in memory as its weight is: fused kernels take that for granted.
+
+    Settings such as weight decay stay the optimizer's own: population-based training changes them between two checkpoints.
+    """
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:

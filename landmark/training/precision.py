@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from landmark.config import ComputeConfig, UserError
+from landmark.training.memory import keep_freed_memory
 
 
 class Precision:
@@ -91,8 +92,9 @@ def _is_wrong(layer: nn.Conv2d, axis: int, size: int) -> bool:
 
 
 def set_up_device(config: ComputeConfig, device: torch.device) -> None:
-    """Choose, for the whole process, how a GPU's algorithms are chosen; CPUs are deterministic as they are."""
+    """Choose, for the whole process, how a GPU's algorithms are chosen, or how a CPU's memory is kept; CPUs are deterministic."""
     if device.type != "cuda":
+        keep_freed_memory()
         return
     if config.deterministic:
         # cuBLAS reads it when its handle is made, at the first product.

@@ -3,6 +3,7 @@
 import json
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,16 @@ class CheckpointStore:
         name = self.index["best"] if which == "best" else next(iter(self.index["kept"]), None)
         return f"{CHECKPOINTS}/{name}" if name else None
 
+    def last_metrics(self) -> dict[str, float]:
+        """Return the metrics of the newest checkpoint's last whole epoch; none where there is no checkpoint."""
+        path = self.path("last")
+        if path is None:
+            return {}
+        try:
+            return dict(json.loads((self.run / path / "meta.json").read_text())["metrics"])
+        except (NotFound, json.JSONDecodeError):
+            return {}
+
     def fetch_last(self, directory: Path) -> bool:
         """Copy the newest checkpoint that is whole into a directory; False where there is none at all.
 
@@ -133,6 +144,25 @@ class CheckpointStore:
         if names:
             raise UserError(f"{self.root}: no checkpoint is whole; delete the run's folder, or choose another --name")
         return False
+
+    def adopt(self, other: "CheckpointStore") -> int | None:
+        """Go on from another run's newest whole checkpoint in place of one's own, which are deleted.
+
+        Returns the epochs it had finished, or None where the other run has no checkpoint; then nothing is changed.
+        """
+        with tempfile.TemporaryDirectory(prefix="landmark-checkpoint-") as folder:
+            if not other.fetch_last(Path(folder)):
+                return None
+            meta = json.loads((Path(folder) / "meta.json").read_text())
+            name = f"taken-{meta['epoch']:04d}-{time.time_ns()}"
+            for file in (*FILES, CHECKSUMS):
+                (self.root / name / file).upload(Path(folder) / file)
+        self.index = {"kept": [name], "best": None, "metrics": {}}
+        (self.run / INDEX).write_text(json.dumps(self.index, indent=1) + "\n")
+        for old in self.root.names():
+            if old not in ("index.json", name):
+                (self.root / old).delete()
+        return int(meta["epoch"])
 
     def _fetch(self, checkpoint: Location, directory: Path) -> None:
         for file in (*FILES, CHECKSUMS):

@@ -60,7 +60,7 @@ class WitnessSession(TrainWorkerSession):
     """A Ray Train session that writes down each rank's weights and samples."""
 
     def __init__(self, run: TrainConfig, folder: str) -> None:
-        super().__init__(locate(folder), run, tell=print, pulse=None, stored_first=False)
+        super().__init__(locate(folder), run, tell=print, pulse=None, relay=None)
         self.folder = folder
 
     def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -101,7 +101,7 @@ def test_weights_are_equal_on_both_ranks_and_metrics_are_reduced(dataset, tmp_pa
 
 def _one_gradient(values: dict) -> None:
     run = from_mapping(TrainConfig, values["config"], "the test")
-    session = TrainWorkerSession(locate(values["folder"]), run, tell=print, pulse=None, stored_first=False)
+    session = TrainWorkerSession(locate(values["folder"]), run, tell=print, pulse=None, relay=None)
     torch.manual_seed(0)
     model = session.prepare(build_model(run.model, classes=4, image_size=16))
     placed = {"rank": session.rank, "world_size": session.world_size, "augment": AugmentConfig()}

@@ -1,9 +1,6 @@
 """Studies for real: early stopping, pausing, failures, several workers, the files that are left, S3."""
 
-import csv
-import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 
@@ -14,39 +11,13 @@ from landmark.search.space import Space
 from landmark.tune import tune
 from tests.packed import write_packed
 from tests.seaweed import Seaweed
-
-COMMON = """
-metric: val_top1
-recipe:
-  model: {backbone: deck_mlp}
-  optimizer: {name: adam}
-  schedule: {name: constant}
-  loader: {image_size: 16, batch_size: 16, decode_threads: 1}
-"""
-RATES = """
-parameters:
-  optimizer.lr: {grid: [1.0e-9, 0.003, 1.0e-8, 0.002, 1.0e-10, 0.001]}
-  epochs: {grid: [6]}
-"""
+from tests.studies import COMMON, RATES, epochs_of, events, rows, study
 
 
 @pytest.fixture(scope="module")
 def dataset(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("packed")
     return write_packed(folder, {"train": [64, 40], "val": [32], "test": [24]}, classes=4).location.uri
-
-
-def study(text: str, dataset: str, folder: Path, **changes) -> tuple[dict, Path]:
-    file = folder / "space.yaml"
-    file.write_text(text)
-    space = Space.load(str(file))
-    base = TuneConfig(dataset=dataset, space=str(file), output=str(folder), name="study", recipe=space.recipe())
-    config = dataclasses.replace(base, **changes)
-    return tune(config), folder / "study"
-
-
-def rows(file: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(file.open()))
 
 
 def test_asha_stops_poor_trials_and_the_study_leaves_its_files(dataset, tmp_path, capsys):
@@ -72,8 +43,12 @@ def test_asha_stops_poor_trials_and_the_study_leaves_its_files(dataset, tmp_path
     page = report(ReportConfig(run=str(folder)))
     assert best["trial"] in page.read_text()
     assert "stopped early" in capsys.readouterr().out
-    with pytest.raises(UserError, match="a study of this name is there"):
-        study(COMMON + RATES, dataset, tmp_path)
+    reports = len(events(folder, "report"))
+    again, _ = study(COMMON + RATES + scheduler, dataset, tmp_path, test="all")
+    assert (again["best"], again["epochs_run"]) == (best, summary["epochs_run"])
+    assert len(events(folder, "report")) == reports  # nothing is run, and nothing is tested, again
+    with pytest.raises(UserError, match="a study of this name is there, with another recipe, space; choose"):
+        study(COMMON.replace("16", "24") + RATES, dataset, tmp_path)
 
 
 def test_hyperband_pauses_trials_and_they_go_on_from_their_checkpoint(dataset, tmp_path):
@@ -83,10 +58,9 @@ def test_hyperband_pauses_trials_and_they_go_on_from_their_checkpoint(dataset, t
     (tmp_path / "hb").mkdir()
     summary, folder = study(COMMON + RATES.replace("[6]", "[9]") + scheduler, dataset, tmp_path / "hb", test="none")
     assert summary["epochs_run"] < 54
-    history = rows(folder / "history.csv")
-    for name in {row["trial"] for row in history}:
-        epochs = [int(row["epoch"]) for row in history if row["trial"] == name]
+    for epochs in epochs_of(folder).values():
         assert epochs == list(range(1, len(epochs) + 1))
+    assert summary["epochs_repeated"] == 0
 
 
 def test_median_stopping_ends_a_trial_below_the_others(dataset, tmp_path):
@@ -116,6 +90,7 @@ def test_when_all_fail_the_first_reason_is_told(dataset, tmp_path):
 def test_a_budget_of_epochs_ends_the_study(dataset, tmp_path):
     summary, _ = study(COMMON + RATES + "budget: {epochs: 9}\n", dataset, tmp_path, test="none", max_concurrent=1)
     assert 9 <= summary["epochs_run"] <= 12
+    assert summary["ended_by"] == "its budget of 9 epochs is spent"
 
 
 def test_trials_of_two_workers_run_nested_and_finish(dataset, tmp_path):

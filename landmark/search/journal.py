@@ -1,0 +1,62 @@
+"""The journal of a study: every event of its trials in their order, so that another driver process can go on."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from landmark.config import UserError
+from landmark.storage import Location, NotFound
+
+FOLDER = "journal"
+SEGMENT_EVENTS = 400
+"""Events of a file: it is written whole again for each few new ones, as object storage wants it."""
+INTERVAL_S = 1.0
+"""Seconds between two writes: what a killed driver forgets, and its trials' checkpoints tell."""
+
+
+class Journal:
+    """Appends events as JSON lines under `<study>/journal`; one process writes at a time."""
+
+    def __init__(self, study: Location) -> None:
+        self.folder = study / FOLDER
+        self.number = max((_number(name) for name in self._names()), default=0) + 1
+        self._lines: list[str] = []
+        self._unwritten = False
+        self._written_at = 0.0
+
+    def _names(self) -> list[str]:
+        try:
+            return [name for name in self.folder.names() if name.endswith(".jsonl")]
+        except NotFound:
+            return []
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Yield all events that earlier processes wrote, oldest first."""
+        for name in self._names():
+            for number, line in enumerate((self.folder / name).read_text().splitlines(), 1):
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(
+                        f"{self.folder / name}: line {number} is no JSON ({error}); delete that line, or start a study of another --name"
+                    ) from None
+
+    def add(self, event: str, **values: Any) -> None:
+        """Note an event; `flush` writes it."""
+        if len(self._lines) >= SEGMENT_EVENTS:
+            self.flush()
+            self.number, self._lines = self.number + 1, []
+        self._lines.append(json.dumps({"event": event, "at": round(time.time(), 3), **values}))
+        self._unwritten = True
+
+    def flush(self, *, due: bool = False) -> None:
+        """Write what was noted; due: only when the last time is a while ago."""
+        if not self._unwritten or (due and time.monotonic() - self._written_at < INTERVAL_S):
+            return
+        (self.folder / f"{self.number:05d}.jsonl").write_text("\n".join(self._lines) + "\n")
+        self._unwritten, self._written_at = False, time.monotonic()
+
+
+def _number(name: str) -> int:
+    return int(name.split(".")[0]) if name.split(".")[0].isdigit() else 0

@@ -1,0 +1,252 @@
+"""Searches for real: populations, proposals, several workers a trial, studies that are taken up, lost processes, loggers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from landmark.config import TrainConfig, UserError, WorkersConfig, load_yaml
+from landmark.data.dataset import PackedDataset
+from landmark.storage import locate
+from landmark.training.checkpoints import read_meta, read_recipe, read_weights
+from tests.packed import write_packed
+from tests.studies import COMMON, RATES, epochs_of, events, rows, study
+
+HYPERBAND = "scheduler: {name: hyperband, reduction_factor: 3, brackets: 1}\n"
+PBT = "scheduler: {name: pbt, interval_epochs: 2, quantile: 0.5, resample: 0.0}\n"
+LRS = """
+parameters:
+  optimizer.lr: {choice: [1.0e-9, 0.002, 0.003]}
+  epochs: {grid: [6]}
+"""
+POPULATION = LRS + "samples: 4\nseed: 3\n"
+
+
+@pytest.fixture(scope="module")
+def dataset(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("packed")
+    return write_packed(folder, {"train": [64, 40], "val": [32], "test": [24]}, classes=4).location.uri
+
+
+def took_over(folder: Path, summary: dict) -> None:
+    """Check that exploits happened, and that each trial went on from the other's weights with changed settings."""
+    assert summary["exploits"]
+    reports = events(folder, "report")
+    for exploit in summary["exploits"]:
+        assert exploit["changed"], "a setting is changed with the weights"
+        after = [
+            e["row"] for e in reports if e["trial"] == exploit["trial"] and e["row"]["epoch"] == exploit["epoch"] + 1
+        ]
+        source = [
+            e["row"] for e in reports if e["trial"] == exploit["source"] and e["row"]["epoch"] == exploit["epoch"]
+        ]
+        own = [e["row"] for e in reports if e["trial"] == exploit["trial"] and e["row"]["epoch"] <= exploit["epoch"]]
+        # The weights are the other's: the loss goes on from its, not from the trial's own.
+        assert after and source
+        assert abs(after[0]["train_loss"] - source[0]["train_loss"]) < abs(
+            after[0]["train_loss"] - own[-1]["train_loss"]
+        )
+        last = [e for e in summary["exploits"] if e["trial"] == exploit["trial"]][-1]
+        kept = folder / "trials" / exploit["trial"] / "checkpoints"
+        newest = json.loads((kept / "index.json").read_text())["kept"][0]
+        assert read_recipe(kept / newest).optimizer.lr == last["point"]["optimizer.lr"]
+
+
+def test_a_population_takes_over_weights_and_changes_settings(dataset, tmp_path):
+    summary, folder = study(COMMON + POPULATION + PBT, dataset, tmp_path, test="none", max_concurrent=2)
+    assert summary["finished"] == 4 and summary["failed"] == 0
+    took_over(folder, summary)
+    starts = [event["row"]["epoch"] for event in events(folder, "report")][:4]
+    assert sorted(starts) == [1, 1, 2, 2]  # those behind run first: nobody is a whole study ahead
+
+
+@pytest.mark.parametrize(
+    "scheduler", ["asha, grace_epochs: 2, reduction_factor: 2", "hyperband, brackets: 1", "median_stopping"]
+)
+def test_a_study_that_was_left_ends_like_an_undisturbed_one(dataset, tmp_path, scheduler):
+    text = COMMON + RATES + f"scheduler: {{name: {scheduler}}}\n"
+    (tmp_path / "whole").mkdir()
+    whole, _ = study(text, dataset, tmp_path / "whole", test="none", max_concurrent=1)
+    for budget in (5, 12):
+        part, folder = study(text + f"budget: {{epochs: {budget}}}\n", dataset, tmp_path, test="none", max_concurrent=1)
+        assert part["epochs_run"] >= budget and part["ended_by"]
+    done, folder = study(text, dataset, tmp_path, test="none", max_concurrent=1)
+    assert done["epochs_repeated"] == 0 and done["drivers"] == 3
+    assert done["epochs_run"] == whole["epochs_run"]
+    assert epochs_of(folder) == epochs_of(tmp_path / "whole" / "study")
+    assert done["best"]["val_top1"] == whole["best"]["val_top1"]
+
+
+def test_proposals_follow_results_and_go_on_after_a_stop(dataset, tmp_path):
+    text = COMMON + (
+        "parameters:\n  optimizer.name: {choice: [sgd, adam]}\n"
+        "  optimizer.lr: {by: optimizer.name, sgd: {loguniform: [0.001, 0.3]}, adam: {loguniform: [1.0e-5, 1.0e-2]}}\n"
+        "samples: 8\nsearcher: {name: optuna, startup: 3, objectives: [val_top1, images_per_s]}\n"
+    ).replace("samples", "samples")
+    text = text.replace("loader:", "epochs: 1\n  loader:")
+    first, folder = study(text + "budget: {epochs: 4}\n", dataset, tmp_path, test="none", max_concurrent=1)
+    assert first["epochs_run"] == 4
+    summary, _ = study(text, dataset, tmp_path, test="none", max_concurrent=2)
+    assert (summary["finished"], summary["searcher"], summary["epochs_run"]) == (8, "optuna", 8)
+    board = rows(folder / "leaderboard.csv")
+    assert len({(row["optimizer.name"], row["optimizer.lr"]) for row in board}) == 8
+    front = [row for row in board if row["pareto"] == "True"]
+    best_speed = max(board, key=lambda row: float(row["images_per_s"]))
+    assert board[0] in front or float(board[0]["val_top1"]) in [float(row["val_top1"]) for row in front]
+    assert 1 <= len(front) <= 8 and float(best_speed["images_per_s"]) > 0
+
+
+def test_a_target_ends_the_study(dataset, tmp_path):
+    summary, _ = study(COMMON + RATES + "budget: {target: 0.3}\n", dataset, tmp_path, test="none", max_concurrent=1)
+    assert summary["ended_by"] == "a trial reached its target, val_top1 0.3"
+    assert summary["epochs_run"] < summary["epochs_grid"]
+
+
+def test_trials_share_images_of_the_size_they_need(small_dataset, tmp_path):
+    text = COMMON + "parameters:\n  optimizer.lr: {grid: [0.003, 0.001]}\n  epochs: {grid: [1]}\n"
+    summary, folder = study(text, small_dataset, tmp_path, resize_once=True)
+    (made,) = (folder / "resized").iterdir()
+    shared, whole = PackedDataset.open(str(made)), PackedDataset.open(small_dataset)
+    assert made.name == "00-32px" and shared.manifest.short_side == 32  # crops of a quarter and more are not enlarged
+    assert shared.split("train").rows == whole.split("train").rows
+    meta = read_meta(locate(summary["best"]["trained_at"]))
+    assert meta.dataset == shared.location.uri and meta.classes == whole.class_names
+    assert summary["finished"] == 2 and summary["best"]["test"]["1"] > 0
+
+
+def test_the_best_recipe_is_trained_anew_and_exported(dataset, tmp_path):
+    text = COMMON + RATES + "scheduler: {name: asha, reduction_factor: 2}\nbudget: {epochs: 8}\n"
+    summary, folder = study(text, dataset, tmp_path, best="retrained")
+    assert summary["best"]["checkpoint"] == "best"
+    run = load_yaml(TrainConfig, folder / "retrained" / "config.yaml")
+    assert run.optimizer.lr == summary["best"]["parameters"]["optimizer.lr"]
+    history = rows(folder / "retrained" / "history.csv")
+    assert len(history) == 6  # to its last epoch, whatever the scheduler granted
+    exported, trained = read_weights(folder / "best"), read_weights(Path(summary["best"]["trained_at"]))
+    assert all(torch.equal(exported[name], trained[name]) for name in trained)
+    assert summary["best"]["test"]["1"] > 0 and (folder / "evaluation-test" / "metrics.json").exists()
+
+
+def test_a_lost_process_is_replaced_and_its_trial_goes_on(dataset, tmp_path):
+    text = COMMON + "parameters:\n  optimizer.lr: {grid: [0.003]}\n  epochs: {grid: [30]}\n"
+    killed = []
+
+    def kill() -> None:
+        while not killed:
+            time.sleep(0.05)
+            if (tmp_path / "study" / "journal").exists() and (found := events(tmp_path / "study", "report")):
+                killed.append(int(found[-1]["process"].split(":")[-1]))
+                os.kill(killed[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    summary, folder = study(text, dataset, tmp_path, test="none")
+    thread.join(timeout=1)
+    assert killed and summary["finished"] == 1
+    assert list(epochs_of(folder).values()) == [list(range(1, 31))]
+    assert summary["epochs_repeated"] == 0
+    assert len({event["process"] for event in events(folder, "report")}) == 2
+
+
+def test_two_workers_pause_and_go_on(dataset, tmp_path):
+    text = COMMON + "parameters:\n  optimizer.lr: {grid: [1.0e-9, 0.003, 1.0e-8]}\n  epochs: {grid: [3]}\n" + HYPERBAND
+    summary, folder = study(text, dataset, tmp_path, test="none", workers=WorkersConfig(count=2))
+    assert (summary["finished"], summary["stopped_early"], summary["failed"]) == (1, 2, 0)
+    assert sorted(map(len, epochs_of(folder).values())) == [1, 1, 3]
+    assert summary["best"]["parameters"]["optimizer.lr"] == 0.003
+    assert len({e["process"] for e in events(folder, "report") if e["trial"] == summary["best"]["trial"]}) == 2
+
+
+def test_two_workers_stop_early_and_take_over(dataset, tmp_path):
+    text = COMMON + LRS.replace("[6]", "[3]") + "samples: 2\nseed: 3\n" + PBT.replace("epochs: 2", "epochs: 1")
+    summary, folder = study(text, dataset, tmp_path, test="none", workers=WorkersConfig(count=2))
+    assert summary["finished"] == 2
+    took_over(folder, summary)
+    (tmp_path / "asha").mkdir()
+    grid = COMMON + "parameters:\n  optimizer.lr: {grid: [0.003, 1.0e-9]}\n  epochs: {grid: [3]}\n"
+    stop = "scheduler: {name: asha, reduction_factor: 2}\n"
+    two = WorkersConfig(count=2)
+    summary, _ = study(grid + stop, dataset, tmp_path / "asha", test="none", workers=two, max_concurrent=1)
+    assert (summary["finished"], summary["stopped_early"]) == (1, 1)
+
+
+@pytest.fixture
+def command(dataset: str, tmp_path: Path) -> list[str]:
+    """The command of a study whose driver has a Ray of its own."""
+    file = tmp_path / "space.yaml"
+    file.write_text(
+        COMMON + RATES.replace("[6]", "[40]") + "scheduler: {name: hyperband, brackets: 1, grace_epochs: 4}\n"
+    )
+    place = ["--dataset", dataset, "--output", str(tmp_path), "--name", "study"]
+    return [
+        sys.executable,
+        "-m",
+        "landmark",
+        "tune",
+        "--space",
+        str(file),
+        *place,
+        "--cluster.cpus",
+        "2",
+        "--test",
+        "none",
+    ]
+
+
+def test_a_killed_driver_s_study_goes_on(command, tmp_path):
+    folder = tmp_path / "study"
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(events(folder, "report")) < 15:
+        assert driver.poll() is None and time.monotonic() < deadline, driver.stderr.read()
+        time.sleep(0.1)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.wait()
+    psutil.wait_procs(family, timeout=30)
+    ended = {event["trial"] for event in events(folder, "ended")}
+    reports = len(events(folder, "report"))
+    again = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert again.returncode == 0, again.stderr
+    assert "going on after" in again.stderr
+    summary = json.loads((folder / "study.json").read_text())
+    assert (summary["drivers"], summary["finished"] + summary["stopped_early"], summary["failed"]) == (2, 6, 0)
+    assert summary["epochs_repeated"] == 0
+    for epochs in epochs_of(folder).values():
+        assert epochs == list(range(1, len(epochs) + 1))
+    assert not ended & {event["trial"] for event in events(folder, "report")[reports:]}
+
+
+def test_loggers_write_each_epoch_under_its_trial(dataset, tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    text = COMMON + "parameters:\n  optimizer.lr: {grid: [0.003, 0.001]}\n  epochs: {grid: [2]}\n"
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    study(text, dataset, tmp_path, test="none", tensorboard=True, mlflow=uri)
+    found = list((tmp_path / "study").glob("ray-001/*/events.out.tfevents.*"))
+    assert len(found) == 2
+    mlflow.set_tracking_uri(uri)
+    runs = mlflow.search_runs(experiment_names=["study"])
+    assert len(runs) == 2 and (runs["metrics.val_top1"] > 0).all()
+
+
+def test_a_logger_that_is_not_installed_is_named(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"--wandb: the package wandb is not installed; pip install 'landmark\[wandb\]'"
+    ):
+        study(COMMON + RATES, dataset, tmp_path, wandb="project")
+
+
+def test_dry_run_starts_nothing(dataset, tmp_path, capsys):
+    study(COMMON + RATES, dataset, tmp_path, dry_run=True)
+    told = capsys.readouterr().out
+    assert "003" in told and "36" in told
+    assert not (tmp_path / "study").exists()

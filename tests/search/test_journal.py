@@ -1,0 +1,127 @@
+"""What a study remembers: the journal, the record taken up from it, one driver at a time, budgets over all of them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from landmark.config import BudgetConfig, Recipe, UserError
+from landmark.search.budget import BudgetStopper
+from landmark.search.journal import SEGMENT_EVENTS, Journal
+from landmark.search.lease import FILE, Lease
+from landmark.search.record import ERROR, FIRST_STEP, REPORTED, WEIGHTS, Exploit, StudyRecord
+from landmark.search.space import TrialPlan
+from landmark.storage import locate
+
+
+def plan_of(number: int, point: dict) -> TrialPlan:
+    recipe = Recipe(epochs=4)
+    return TrialPlan(
+        number=number, name=f"{number:03d}", point=point, parameters=dict(point), recipe=recipe, dataset=None
+    )
+
+
+def result(epoch: int, value: float, at: float) -> dict:
+    times = {FIRST_STEP: 5.0, REPORTED: at, WEIGHTS: 123, "pid": 7, "hostname": "h"}
+    return {"epoch": epoch, "val_top1": value, "epoch_seconds": 1.0, **times}
+
+
+def test_events_of_all_processes_come_back_in_order_from_files_of_bounded_size(tmp_path):
+    for driver in range(3):
+        journal = Journal(locate(tmp_path))
+        for number in range(SEGMENT_EVENTS + 10):
+            journal.add("e", driver=driver, number=number)
+        journal.flush()
+    events = list(Journal(locate(tmp_path)).read())
+    assert [(e["driver"], e["number"]) for e in events] == [
+        (driver, number) for driver in range(3) for number in range(SEGMENT_EVENTS + 10)
+    ]
+    sizes = [len(path.read_text().splitlines()) for path in (tmp_path / "journal").iterdir()]
+    assert len(sizes) == 6 and max(sizes) == SEGMENT_EVENTS
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    journal = Journal(locate(tmp_path))
+    journal.add("a")
+    journal.flush()
+    (tmp_path / "journal" / "00001.jsonl").write_text('{"event": "a"}\n{"eve')
+    with pytest.raises(UserError, match="00001.jsonl: line 2 is no JSON"):
+        list(Journal(locate(tmp_path)).read())
+
+
+def test_a_record_is_taken_up_as_it_was(tmp_path):
+    journal = Journal(locate(tmp_path))
+    record = StudyRecord(journal)
+    record.begin()
+    one, two, three = (record.propose(plan_of(number, {"optimizer.lr": 0.1 * number})) for number in (1, 2, 3))
+    for epoch in (1, 2):
+        assert record.add(one, result(epoch, 0.2 * epoch, 10.0 + epoch))
+    assert not record.add(one, result(2, 0.4, 12.0))  # told again as the trial ends
+    record.add(two, {ERROR: "the loss became nan", REPORTED: 13.0})
+    exploit = Exploit(
+        trial="003", source="001", epoch=2, point={"optimizer.lr": 0.5}, changed={"optimizer.lr": [0.1, 0.5]}
+    )
+    record.take_over(exploit, plan_of(3, exploit.point))
+    record.end(one)
+    record.flush()
+
+    again = StudyRecord(Journal(locate(tmp_path)))
+    again.restore(again.journal.read(), plan_of)
+    assert again.trials["001"] == one
+    assert (again.trials["002"].state, again.trials["002"].error) == ("ended", "the loss became nan")
+    assert again.trials["003"].plan.point == {"optimizer.lr": 0.5} and again.trials["003"].state == "waiting"
+    assert again.exploits == [exploit] and again.drivers == 1
+    assert again.trials["001"].weights == 123 and again.epochs_run == 2
+    # The second epoch's checkpoint was lost with its process: trained again, it is counted and told.
+    again.begin()
+    again.add(again.trials["001"], result(2, 0.5, 99.0))
+    assert (again.epochs_run, again.epochs_repeated) == (3, 1)
+    assert three.plan.name == "003"
+
+
+def test_budgets_count_what_all_processes_spent():
+    record = StudyRecord()
+    trial = record.propose(plan_of(1, {}))
+    by_epochs = BudgetStopper(BudgetConfig(epochs=2), record, "val_top1", "max")
+    by_time = BudgetStopper(BudgetConfig(seconds=100), record, "val_top1", "max")
+    by_target = BudgetStopper(BudgetConfig(target=0.5), record, "val_top1", "max")
+    by_loss = BudgetStopper(BudgetConfig(target=0.5), record, "val_loss", "min")
+    for epoch, value in ((1, 0.4), (2, 0.5)):
+        assert not any(stopper.stop_all() for stopper in (by_epochs, by_time, by_target, by_loss))
+        record.add(trial, {**result(epoch, value, float(epoch)), "val_loss": 1 - value})
+    assert "budget of 2 epochs" in by_epochs.reason()
+    assert "target, val_top1 0.5" in by_target.reason()
+    assert by_loss.stop_all()
+    record.seconds_before = 100
+    assert by_time.stop_all()
+    assert not BudgetStopper(BudgetConfig(), record, "val_top1", "max").stop_all()
+
+
+def test_one_process_drives_a_study_and_a_dead_one_is_replaced(tmp_path):
+    study = locate(tmp_path)
+    with Lease(study), pytest.raises(UserError, match=f"process {os.getpid()} on .* runs this study"), Lease(study):
+        pass
+    assert not (tmp_path / FILE).exists()
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    started = psutil.Process(other.pid).create_time()
+    held = {"host": socket.gethostname(), "pid": other.pid, "started": started, "beat": 0}
+    (tmp_path / FILE).write_text(json.dumps(held))
+    with pytest.raises(UserError, match=f"process {other.pid}"), Lease(study):
+        pass
+    other.kill()
+    other.wait()
+    with Lease(study):
+        assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
+
+
+def test_a_holder_elsewhere_counts_as_dead_when_it_gives_no_sign_of_life(tmp_path):
+    study = locate(tmp_path)
+    held = {"host": "elsewhere", "pid": 1, "started": 0.0, "beat": time.time()}
+    (tmp_path / FILE).write_text(json.dumps(held))
+    with Lease(study, beat_s=0.1):
+        assert json.loads((tmp_path / FILE).read_text())["host"] == socket.gethostname()
