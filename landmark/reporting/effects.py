@@ -99,6 +99,8 @@ def comparable_trials(study: StudyTables) -> Comparable:
         "What learns fast looks better here than it may be in the end."
     )
     keys = [key for key in study.keys if key != "epochs"]
+    if "epochs" in _varied(counted, study.keys):
+        told += " Their number of epochs is not judged: at one epoch it says nothing."
     return Comparable(trials=counted, keys=_varied(counted, keys), epoch=epoch, told=told)
 
 

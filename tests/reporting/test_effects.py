@@ -114,7 +114,7 @@ def test_finished_trials_are_counted_where_they_are_the_most(tmp_path):
 
 def test_where_most_were_stopped_all_are_compared_at_the_epoch_that_half_of_them_reached(tmp_path):
     trials = [
-        trial("a", "finished", 0.9, **{"optimizer.name": "sgd"}),
+        trial("a", "finished", 0.9, epochs=8, **{"optimizer.name": "sgd"}),
         trial("b", "stopped early", 0.45, **{"optimizer.name": "sgd"}),
         trial("c", "stopped early", 0.4, **{"optimizer.name": "adam"}),
         trial("d", "stopped early", 0.1, **{"optimizer.name": "adam"}),
@@ -128,6 +128,7 @@ def test_where_most_were_stopped_all_are_compared_at_the_epoch_that_half_of_them
         "c": 0.4,
     }
     assert counted.keys == ["optimizer.name"]
+    assert counted.epoch == 2 and "number of epochs is not judged" in counted.told
     assert "compared at epoch 2" in counted.told and "the 3 trials that came so far; 1 others" in counted.told
 
 
