@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-STOPPED = "stopped early"
+from landmark.reporting.tables import STOPPED
 
 
 @dataclass(kw_only=True)
@@ -22,6 +22,8 @@ class Section:
     """As `html_table` gives it."""
     picture: str | None = None
     """PNG in base64, as `embedded` gives it."""
+    alt: str = ""
+    """What the picture shows, for who cannot see it; empty: the title says it."""
 
 
 @dataclass(kw_only=True)
@@ -83,6 +85,10 @@ def _cell(value: Any, *, share: bool) -> dict[str, Any]:
         return {"text": "", "number": share}
     if share:
         return {"text": f"{value:.2%}", "number": True}
+    if isinstance(value, float) and abs(value) >= 1e4:
+        return {"text": f"{value:,.0f}", "number": True}
     if isinstance(value, float):
         return {"text": f"{value:,.4g}", "number": True}
-    return {"text": str(value), "number": isinstance(value, int)}
+    if isinstance(value, bool):
+        return {"text": "yes" if value else "no", "number": False}
+    return {"text": f"{value:,}" if isinstance(value, int) else str(value), "number": isinstance(value, int)}

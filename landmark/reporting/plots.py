@@ -32,11 +32,11 @@ def confusion_png(confusion: pa.Table, names: Sequence[str]) -> bytes:
     image = axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     axes.set(title=title, xlabel="predicted", ylabel="true")
     if len(shown) <= max(NAMED_CLASSES, SHOWN_CLASSES):
-        labels = [_short(names[i]) for i in shown.tolist()]
+        labels = [short_name(names[i]) for i in shown.tolist()]
         axes.set_xticks(range(len(shown)), labels, rotation=90, fontsize=7)
         axes.set_yticks(range(len(shown)), labels, fontsize=7)
     figure.colorbar(image, ax=axes, shrink=0.7)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def classes_png(counts: np.ndarray, names: Sequence[str]) -> bytes:
@@ -51,7 +51,7 @@ def classes_png(counts: np.ndarray, names: Sequence[str]) -> bytes:
         axes = figure.subplots()
         bars = axes.barh(range(len(order)), counts[order], color=ACCENT)
         axes.bar_label(bars, [f"{count:,}" for count in counts[order]], fontsize=7, padding=2)
-        axes.set_yticks(range(len(order)), [_short(names[i], 32) for i in order.tolist()], fontsize=7)
+        axes.set_yticks(range(len(order)), [short_name(names[i], 32) for i in order.tolist()], fontsize=7)
         axes.set(title=f"Images of {len(counts)} classes", xlabel="images", xscale="log")
         axes.margins(x=0.12, y=0.01)
         axes.set_xlim(left=0.5)
@@ -72,7 +72,7 @@ def classes_png(counts: np.ndarray, names: Sequence[str]) -> bytes:
         axes.grid(color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def curves_png(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, ylabel: str) -> bytes:
@@ -81,14 +81,14 @@ def curves_png(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, 
     axes = figure.subplots()
     for name, points in curves.items():
         x, y = [point[0] for point in points], [point[1] for point in points]
-        (line,) = axes.plot(x, y, linewidth=1.5, label=_short(name, 48))
+        (line,) = axes.plot(x, y, linewidth=1.5, label=short_name(name, 48))
         axes.plot(x[-1:], y[-1:], marker="o", markersize=4, color=line.get_color())
     axes.set(title=title, xlabel="epoch", ylabel=ylabel)
     axes.grid(color=GRID, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if 0 < len(curves) <= 14:
         axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def _matrix(true: np.ndarray, predicted: np.ndarray, count: np.ndarray, shown: np.ndarray, classes: int) -> np.ndarray:
@@ -103,12 +103,14 @@ def _matrix(true: np.ndarray, predicted: np.ndarray, count: np.ndarray, shown: n
     return matrix
 
 
-def _short(name: str, length: int = 24) -> str:
+def short_name(name: str, length: int = 24) -> str:
+    """Return a name for a picture, cut to a length, and without a formula in it."""
     plain = name.replace("$", r"\$")
     return plain if len(plain) <= length else plain[: length - 1] + "…"
 
 
-def _png(figure: Figure) -> bytes:
+def png_bytes(figure: Figure) -> bytes:
+    """Return a figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -1,22 +1,94 @@
-"""Tables of a study: its leaderboard, the deck's model summary and its optimizer x epochs table."""
+"""Tables of a study: what its folder holds, the deck's model summary and its optimizer x epochs table."""
 
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from landmark.config import UserError
 from landmark.storage import Location, NotFound
 
 TOPK = (1, 5, 10)
+FINISHED, STOPPED, FAILED, NOT_STARTED = "finished", "stopped early", "failed", "not started"
+"""How a trial ended."""
+METRIC_NAMES = {
+    "val_top1": "validation top-1",
+    "val_top5": "validation top-5",
+    "val_macro_recall": "validation macro recall",
+    "val_loss": "validation loss",
+    "images_per_s": "images a second in training",
+    "parameters": "weights of the model",
+}
+"""Metrics in words."""
+SEARCHED_OF_OLD = ("dataset", "epochs")
+"""Searched keys without a dot, looked for in studies that do not say what they searched."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class StudyTables:
+    """A study as its folder has it."""
+
+    summary: dict[str, Any]
+    """study.json."""
+    board: pd.DataFrame
+    """leaderboard.csv: a row a trial, best first."""
+    history: pd.DataFrame
+    """history.csv: a row a trial and epoch."""
+    metric: str
+    """By which trials are compared; a column of both tables, float, NaN where there is none."""
+    mode: str
+    """max or min: whether the metric is better when greater or when smaller."""
+    keys: list[str]
+    """Searched keys that are columns of the leaderboard."""
+
+    @property
+    def results(self) -> pd.DataFrame:
+        """Rows of the leaderboard of the trials that did not fail and have a metric."""
+        return self.board[~self.board["status"].isin((FAILED, NOT_STARTED)) & self.board[self.metric].notna()]
+
+    @property
+    def objectives(self) -> list[str]:
+        """Metrics that were searched for together, the study's first; one where the study had no others."""
+        return [name for name in self.summary.get("objectives") or [self.metric] if name in self.board]
+
+
+def read_study(run: Location) -> StudyTables:
+    """Read a study's folder; raises UserError that names the file and what it lacks."""
+    summary = read_json(run / "study.json")
+    needed = ("name", "metric", "dataset", "trials", "stopped_early", "epochs_run")
+    if missing := [key for key in needed if key not in summary]:
+        raise UserError(f"{run / 'study.json'}: no {', '.join(missing)}; run the study again")
+    metric = summary["metric"]
+    board, history = read_csv(run / "leaderboard.csv"), read_csv(run / "history.csv")
+    for name, table, columns in (
+        ("leaderboard.csv", board, ("trial", "status", metric)),
+        ("history.csv", history, ("trial", "epoch", metric)),
+    ):
+        if missing := [column for column in columns if column not in table]:
+            raise UserError(f"{run / name}: no column {', '.join(missing)}; run the study again")
+        # A table without rows has no types.
+        table[metric] = pd.to_numeric(table[metric], errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
+    listed = summary.get("parameters")
+    if listed is None:
+        listed = [name for name in board.columns if "." in name or name in SEARCHED_OF_OLD]
+    return StudyTables(
+        summary=summary,
+        board=board,
+        history=history,
+        metric=metric,
+        mode=summary.get("mode") or ("min" if metric.endswith("loss") else "max"),
+        keys=[key for key in listed if key in board],
+    )
 
 
 def read_csv(place: Location) -> pd.DataFrame:
     """Read a CSV file of a study or run; raises UserError where it is missing or no CSV."""
     try:
-        return pd.read_csv(io.StringIO(place.read_text()), keep_default_na=True)
+        return pd.read_csv(io.StringIO(place.read_text()), dtype={"trial": str})
     except NotFound:
         raise UserError(f"{place}: not there; has the run come to its end?") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -38,7 +110,7 @@ def model_summary(leaderboard: pd.DataFrame, baselines: Mapping[str, Mapping[str
     not evaluated on the test split have no value there; failed ones are left out. `data` is empty where all trials
     have the study's dataset.
     """
-    done = leaderboard[leaderboard["status"] != "failed"]
+    done = leaderboard[~leaderboard["status"].isin((FAILED, NOT_STARTED))]
     rows = pd.DataFrame(
         {
             "model": done["model.backbone"],
@@ -90,3 +162,17 @@ def as_text(table: pd.DataFrame, shares: Sequence[str]) -> str:
     for column in (name for name in shares if name in filled):
         shown[column] = ["" if pd.isna(value) else f"{value:.2%}" for value in filled[column]]
     return shown.where(shown.notna(), "").to_string(index=False)
+
+
+def named(metric: str) -> str:
+    """Return a metric in words."""
+    return METRIC_NAMES.get(metric, metric)
+
+
+def shown_metric(metric: str, value: float) -> str:
+    """Return a metric's value for reading: shares as percentages, weights in millions."""
+    if metric == "parameters":
+        return f"{value / 1e6:.3g} M"
+    if metric == "images_per_s" or metric.endswith("loss"):
+        return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:.1%}"

@@ -86,7 +86,7 @@ def test_a_studys_page_is_whole_and_escaped(tmp_path: Path):
     )
     page = (Path(write_report(locate(study), locate(study / "report")).path)).read_text()
     checker = checked(page)
-    assert checker.tags.count("img") == 2
+    assert checker.tags.count("img") == 5
     assert "deck &lt;script&gt;" in page and "t1-&lt;b&gt;" in page
     assert re.search(r'<tr class="early"><td class="number">2', page)
     assert "no memory" in page

@@ -1,0 +1,262 @@
+"""The page of a study: its leaderboard, pictures of all its trials, what its parameters did, the deck's tables."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from landmark.reporting import study_plots
+from landmark.reporting.effects import comparable_trials, effect_of, importance
+from landmark.reporting.page import Page, Section, embedded, html_table
+from landmark.reporting.sections import evaluation_sections, table_of
+from landmark.reporting.study_series import (
+    changed_keys,
+    exploits_table,
+    learning_curves,
+    parallel_axes,
+    schedule_of,
+    spending,
+)
+from landmark.reporting.tables import (
+    FAILED,
+    FINISHED,
+    STOPPED,
+    StudyTables,
+    model_summary,
+    named,
+    optimizer_epochs,
+    read_study,
+    shown_metric,
+    write_table,
+)
+from landmark.storage import Location
+
+HIDDEN = ("checkpoint", "error", "seconds")
+SHOWN_TRIALS = 200
+SHOWN_KEYS = 12
+"""Parameters that pictures show at most: those that explain the most."""
+SHOWN_SCHEDULES = 4
+
+
+def study_page(run: Location, output: Location) -> Page:
+    """Return a study's page, and write its tables as CSV and JSON; raises UserError that names a file that is amiss."""
+    study = read_study(run)
+    summary, baselines = study.summary, study.summary.get("baselines") or {}
+    models, epochs = model_summary(study.board, baselines), optimizer_epochs(study.board)
+    for name, table in (("leaderboard", study.board), ("model_summary", models), ("optimizer_epochs", epochs)):
+        write_table(output, name, table)
+    sections = [
+        _leaderboard(study),
+        *_curves(study),
+        *_spending(study),
+        *_pareto(study),
+        *_parallel(study),
+        *_effects(study, output),
+        *_exploits(study, output),
+    ]
+    tested = models[models["test_top1"].notna()]
+    if len(tested):
+        told = "On the test split, beside the trivial baselines; all trials are in model_summary.csv."
+        sections.append(Section(title="Model summary", text=told, table=table_of(tested)))
+    if len(epochs):
+        sections.append(Section(title="Optimizer and epochs", table=table_of(epochs)))
+    sections += evaluation_sections(run / "evaluation-test")
+    failed = study.board[study.board["status"] == FAILED]
+    if len(failed) and "error" in failed:
+        sections.append(Section(title="Failed trials", table=html_table(failed[["trial", "error"]])))
+    return Page(
+        title=f"Study {summary['name']}",
+        subtitle=f"{summary['dataset']} · {summary.get('scheduler', 'no scheduler')} · best by {study.metric}",
+        facts=_facts(summary),
+        sections=sections,
+        commands=[
+            f"landmark evaluate --checkpoint {run}",
+            f"landmark tune --config {run}/config.yaml --name another",
+        ],
+    )
+
+
+def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    best = summary.get("best") or {}
+    facts = [(f"test top-{k}", f"{share:.1%}") for k, share in (best.get("test") or {}).items()]
+    majority = (summary.get("baselines") or {}).get("majority", {})
+    if "1" in majority:
+        facts.append(("majority top-1", f"{majority['1']:.1%}"))
+    spent, grid = f"{summary['epochs_run']:,}", summary.get("epochs_grid")
+    return [
+        *facts,
+        ("trials", f"{summary['trials']:,}"),
+        ("stopped early", f"{summary['stopped_early']:,}"),
+        *([("failed", f"{summary['failed']:,}")] if summary.get("failed") else []),
+        ("epochs run / full grid", f"{spent} / {grid:,}") if grid else ("epochs run", spent),
+    ]
+
+
+def _leaderboard(study: StudyTables) -> Section:
+    board = study.board
+    shown = board.drop(columns=[name for name in HIDDEN if name in board]).head(SHOWN_TRIALS)
+    more = (
+        f" The first {SHOWN_TRIALS} of {len(board):,}; all are in leaderboard.csv." if len(board) > len(shown) else ""
+    )
+    return Section(
+        title="Leaderboard",
+        text=f"By {study.metric} on the validation split. Trials that stopped early are in colour.{more}",
+        table=table_of(shown.dropna(axis=1, how="all")),
+    )
+
+
+def _curves(study: StudyTables) -> list[Section]:
+    curves = learning_curves(study)
+    if not curves:
+        return [Section(title="Learning curves", text="No trial reported a metric.")]
+    counts = {status: sum(curve.status == status for curve in curves) for status in (FINISHED, STOPPED, FAILED)}
+    told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    first = next((curve for curve in curves if curve.rank == 1), None)
+    best = f" The best, {first.trial}, ends at {shown_metric(study.metric, first.values[-1])}." if first else ""
+    silent = len(study.board) - len(curves)
+    return [
+        Section(
+            title="Learning curves",
+            text="Every trial: a dot where it finished, a cross where it was stopped early, dashed where it failed. "
+            f"The best three are numbered.{f' {silent} trials reported nothing.' if silent else ''}",
+            picture=embedded(study_plots.learning_curves_png(curves, study.metric)),
+            alt=f"Lines of {named(study.metric)} over epochs of {len(curves)} trials: {told}.{best}",
+        )
+    ]
+
+
+def _spending(study: StudyTables) -> list[Section]:
+    spent = spending(study)
+    if not len(spent.improved):
+        return []
+    last, total = int(spent.improved[-1]), len(spent.values)
+    grid = study.summary.get("epochs_grid")
+    share = f", {total / grid:.0%} of the {grid:,} that the full grid costs" if grid else ""
+    text = (
+        f"{total:,} epochs were trained{share}. "
+        f"The best, {shown_metric(study.metric, spent.best[last])}, came after {last + 1:,} of them."
+    )
+    return [
+        Section(
+            title="Epochs spent against the best so far",
+            text=text,
+            picture=embedded(study_plots.spending_png(spent, study.metric, grid)),
+            alt=f"Step line of the best {named(study.metric)} over the epochs of all trials, with "
+            f"{len(spent.improved)} new bests. {text}",
+        )
+    ]
+
+
+def _pareto(study: StudyTables) -> list[Section]:
+    objectives = study.objectives
+    if len(objectives) < 2 or "pareto" not in study.board:
+        return []
+    results = study.results.dropna(subset=objectives)
+    results = results.assign(pareto=results["pareto"].astype(str).str.lower() == "true")
+    if not len(results):
+        return []
+    front = results[results["pareto"]].sort_values(objectives[1])
+    columns = dict.fromkeys(["rank", "trial", *objectives, *study.keys])
+    others = " and ".join(named(name) for name in objectives[1:])
+    return [
+        Section(
+            title=f"{named(objectives[0]).capitalize()} against {others}",
+            text=f"{len(front)} of {len(results)} trials are on the Pareto front: none is at least as good as they in "
+            "every objective and better in one. Numbers are places on the leaderboard.",
+            table=table_of(front[[name for name in columns if name in front]]),
+            picture=embedded(study_plots.pareto_png(results, objectives)),
+            alt=f"Scatter of {named(objectives[0])} against {others}, {len(results)} trials, {len(front)} on the front.",
+        )
+    ]
+
+
+def _parallel(study: StudyTables) -> list[Section]:
+    results = study.results
+    title = "Settings and what they led to"
+    if not len(results):
+        return []
+    axes = parallel_axes(study)
+    if len(axes) == 1:
+        return [Section(title=title, text="No searched setting differs between the trials that have a result.")]
+    more = f" The first {SHOWN_KEYS} of {len(axes) - 1} settings." if len(axes) > SHOWN_KEYS + 1 else ""
+    shown = [*axes[:-1][:SHOWN_KEYS], axes[-1]]
+    best = results.iloc[int(np.argmax(axes[-1].positions))]
+    names = ", ".join(axis.name for axis in shown[:-1])
+    return [
+        Section(
+            title=title,
+            text="Each line is a trial on its way through its settings to its result: the darker the better, the best "
+            f"one bold, trials stopped early dashed.{more}",
+            picture=embedded(study_plots.parallel_png(shown, results["status"].tolist())),
+            alt=f"Parallel coordinates of {len(results)} trials over {names} and {named(study.metric)}. The best is "
+            f"{best['trial']} with {shown_metric(study.metric, best[study.metric])}.",
+        )
+    ]
+
+
+def _effects(study: StudyTables, output: Location) -> list[Section]:
+    if not len(study.results):
+        return []
+    counted = comparable_trials(study)
+    effects = [effect_of(counted.trials, key, study.metric) for key in counted.keys]
+    title = "The effect of each setting"
+    if not effects:
+        return [Section(title=title, text=f"{counted.told} No searched setting differs between these.")]
+    table = importance(effects, study.mode)
+    write_table(output, "importance", table)
+    by_key = {effect.key: effect for effect in effects}
+    shown = [by_key[key] for key in table["parameter"].head(SHOWN_KEYS)]
+    told = ", ".join(table["parameter"].head(3))
+    limits = (
+        f"Explained: the share of the variance of {study.metric} between trials that a setting accounts for by itself "
+        "(eta squared: between its values, or between ranges of equally many trials where it is continuous). By "
+        "chance: what a setting without any effect would show with so few trials; only what is well above it counts. "
+        "It misses what settings do together, and where trials were chosen by a search, not at random, settings that "
+        "were tried together share their effect."
+    )
+    return [
+        Section(
+            title=title,
+            text=f"{counted.told} A dot is a trial, a bar the mean of a value or of a range of values.",
+            picture=embedded(study_plots.effects_png(shown, study.metric, counted.epoch)),
+            alt=f"A panel for each of {len(shown)} settings with the {named(study.metric)} of each trial by the "
+            f"setting's value. In order of the variance they explain: {told}.",
+        ),
+        Section(title="How much each setting explains", text=limits, table=table_of(_in_words(study, table))),
+    ]
+
+
+def _in_words(study: StudyTables, table: pd.DataFrame) -> pd.DataFrame:
+    """Return the importance with the best mean as the metric is shown, and headings in words."""
+    shown = table.assign(best_mean=[shown_metric(study.metric, mean) for mean in table["best_mean"]])
+    return shown.rename(columns={"by_chance": "by chance", "best": "best on average", "best_mean": "mean there"})
+
+
+def _exploits(study: StudyTables, output: Location) -> list[Section]:
+    exploits = study.summary.get("exploits") or []
+    if not exploits:
+        return []
+    table = exploits_table(exploits)
+    write_table(output, "exploits", table)
+    sections = [
+        Section(
+            title="Weights taken over from better trials",
+            text=f"Population based training: {len(table)} times a trial went on from a better one's weights, with "
+            "settings changed.",
+            table=table_of(table),
+        )
+    ]
+    keys = changed_keys(exploits)[:SHOWN_SCHEDULES]
+    schedules = {key: schedule_of(study, exploits, key) for key in keys}
+    schedules = {key: trials for key, trials in schedules.items() if trials}
+    if schedules:
+        best = (study.summary.get("best") or {}).get("trial")
+        sections.append(
+            Section(
+                title="Settings that changed while trials ran",
+                text="A line a trial, a dot where it took over another's weights; the best trial bold.",
+                picture=embedded(study_plots.schedules_png(schedules, best)),
+                alt=f"Step lines of {', '.join(schedules)} over the epochs of each trial.",
+            )
+        )
+    return sections
