@@ -28,11 +28,12 @@ from landmark.training.evaluation import evaluate_checkpoint
 from landmark.training.run import run_training
 
 SCRATCH = ("deck", "modern")
-SHORT_SIDE = 256
+SHORT_SIDES = {"deck": 160, "modern": 160, "finetune": 256}
+"""Pixels of the images as each recipe reads them."""
 
 
-def dataset_in(folder: Path) -> PackedDataset:
-    """Pack the photographs, unless that is done."""
+def dataset_in(folder: Path, short_side: int) -> PackedDataset:
+    """Pack the photographs at a short side, unless that is done."""
     photos = Path(os.environ.get("LANDMARK_TEST_DATA", "../shared/data")) / "monuments"
     if not photos.is_dir():
         sys.exit(f"no photographs in {photos}; set LANDMARK_TEST_DATA")
@@ -42,7 +43,7 @@ def dataset_in(folder: Path) -> PackedDataset:
                 output=str(folder),
                 source="folders",
                 folders=FoldersConfig(path=str(photos), groups=str(photos / "groups.csv")),
-                packing=PackingConfig(short_side=SHORT_SIDE),
+                packing=PackingConfig(short_side=short_side),
             )
         )
     return PackedDataset.open(str(folder))
@@ -132,13 +133,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=[*SCRATCH, "finetune"], choices=[*SCRATCH, "finetune"])
     parser.add_argument("--epochs", type=int, default=20, help="of the runs from scratch")
-    parser.add_argument("--image-size", type=int, default=96, help="of the runs from scratch, pixels")
+    parser.add_argument("--image-size", type=int, default=80, help="of the runs from scratch, pixels")
     parser.add_argument("--output", type=Path, default=Path("runs/recipes"), help="where dataset and runs are kept")
     arguments = parser.parse_args()
-    dataset = dataset_in(arguments.output / "dataset")
-    runs = {
-        name: [tested(name, seed, dataset, arguments) for seed in range(arguments.seeds)] for name in arguments.only
-    }
+    runs = {}
+    for name in arguments.only:
+        side = SHORT_SIDES[name]
+        dataset = dataset_in(arguments.output / f"dataset-{side}", side)
+        runs[name] = [tested(name, seed, dataset, arguments) for seed in range(arguments.seeds)]
     figures = summary(runs)
     print_table(runs, figures)
     line = json.dumps({key: round(value, 4) for key, value in figures.items()})

@@ -23,11 +23,15 @@ class TrialQueue(Searcher):
         self.best_of = (metric, mode)
         self.values_of: Callable[[TrialPlan], dict[str, Any]] = lambda plan: {"name": plan.name}
         """What a trial's process is given of its plan."""
+        self.most = 1
+        """Trials that Ray Tune may have at a time."""
         self._told = set[str]()
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the next trial's config; None while all wait for others, FINISHED when all have ended."""
+        """Return the next trial's config; None while there are enough or all wait for others, FINISHED when all have ended."""
         self.tell_ended()
+        if sum(trial.handed and trial.state != "ended" for trial in self.record.trials.values()) >= self.most:
+            return None
         waiting = [trial for trial in self.record.trials.values() if trial.state == "waiting" and not trial.handed]
         trial = min(waiting, key=lambda trial: (trial.epochs_run, trial.plan.number), default=None) or self._new()
         if trial is None:

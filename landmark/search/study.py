@@ -228,6 +228,10 @@ def _run(study: Study, record: StudyRecord, rule: Rule, queue: TrialQueue, stopp
     (study.location / "config.yaml").write_text(to_yaml(_absolute(config)))
     (study.location / "space.yaml").write_text(study.space.text)
     queue.values_of = lambda plan: _values(study, plan)
+    # All processes start at once. No trial is given ahead: Ray Tune would begin to start a process for it, too, and then
+    # wait for that at the end.
+    queue.most = room.slots
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(room.slots)
     print(_headline(study, record, room.slots), file=sys.stderr, flush=True)
     record.begin()
     record.flush()
