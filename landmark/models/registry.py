@@ -107,6 +107,13 @@ def build_model(config: ModelConfig, *, classes: int, image_size: int) -> nn.Mod
     return model
 
 
+def build_skeleton(config: ModelConfig, *, classes: int, image_size: int) -> nn.Module:
+    """Build a network on torch's meta device: shapes, and what is frozen, but no weights; what it computes has shapes alone, too."""
+    model = skeleton(config, classes, image_size)
+    _freeze(model, config, classes, image_size)
+    return model
+
+
 def head_tensors(config: ModelConfig, classes: int, image_size: int) -> set[str]:
     """Return the names of the tensors whose shape follows the number of classes: the head's, auxiliary ones too."""
     ours = skeleton(config, classes, image_size).state_dict()
@@ -116,8 +123,7 @@ def head_tensors(config: ModelConfig, classes: int, image_size: int) -> set[str]
 
 def count_parameters(config: ModelConfig, *, classes: int, image_size: int) -> ParameterCounts:
     """Count a network's parameters without making them."""
-    model = skeleton(config, classes, image_size)
-    _freeze(model, config, classes, image_size)
+    model = build_skeleton(config, classes=classes, image_size=image_size)
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return ParameterCounts(
         total=sum(size for size, _ in sizes), trainable=sum(size for size, trainable in sizes if trainable)
@@ -173,12 +179,12 @@ def _construct(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
 
 
 def skeleton(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
-    """Construct a network without storage; torchvision's RegNets compute with tensors and need some."""
+    """Construct a network without storage; torchvision's RegNets compute with tensors and need some at first."""
     try:
         with torch.device("meta"):
             return _construct(config, classes, image_size)
     except NotImplementedError:
-        return _construct(config, classes, image_size)
+        return _construct(config, classes, image_size).to("meta")
 
 
 def _options(name: str, image_size: int) -> dict[str, Any]:
@@ -211,32 +217,46 @@ def _set_dropout(model: nn.Module, config: ModelConfig) -> None:
     layers[-1].p = float(config.dropout or 0.0)
 
 
+def check_images(config: ModelConfig, *, classes: int, image_size: int, start_size: int | None = None) -> None:
+    """Raise UserError unless the network can be built as the config says and takes images of these sizes.
+
+    start_size: of the images that resizing begins with, None: as all. Takes a network without storage, so that nothing is
+    computed; weights are not looked at.
+    """
+    check_name(config.backbone)
+    _refuse_misfit(config, classes, image_size, [image_size] if start_size is None else [image_size, start_size])
+
+
 def check_start_size(config: ModelConfig, classes: int, image_size: int, start_size: int) -> None:
     """Raise UserError unless a network built for `image_size` takes images of `start_size`, too, as resizing wants."""
-    if (reason := _misfit(config, classes, image_size, start_size)) is not None:
-        raise UserError(
-            f"resizing.start_size is {start_size}: {config.backbone} built for {image_size} pixels cannot take it ({reason}); "
-            "choose another start_size, or leave it empty"
-        )
+    _refuse_misfit(config, classes, image_size, [start_size])
 
 
 def _check_size(config: ModelConfig, classes: int, image_size: int) -> None:
-    own = model_info(config.backbone).image_size
-    if image_size < own and (reason := _misfit(config, classes, image_size, image_size)) is not None:
-        raise UserError(
-            f"loader.image_size is {image_size}: {config.backbone} cannot take images that small ({reason}); "
-            f"its own size is {own}"
-        )
+    # Images larger than its own a network takes nearly always: trying those would cost every start a tenth of a second.
+    if image_size < model_info(config.backbone).image_size:
+        _refuse_misfit(config, classes, image_size, [image_size])
 
 
-def _misfit(config: ModelConfig, classes: int, image_size: int, size: int) -> str | None:
-    """Try images of `size` on a network without storage, and return why it cannot take them: tables do not tell the truth."""
+def _refuse_misfit(config: ModelConfig, classes: int, image_size: int, sizes: list[int]) -> None:
+    """Try images of each size on a network without storage that is built for `image_size`: tables do not tell the truth."""
+    size = image_size
     try:
-        train_mode(model := skeleton(config, classes, image_size))
-        model(torch.empty(2, 3, size, size, device=next(model.parameters()).device))
+        train_mode(model := build_skeleton(config, classes=classes, image_size=image_size))
+        with torch.no_grad():
+            for size in sizes:
+                model(torch.empty(2, 3, size, size, device="meta"))
     except (RuntimeError, ValueError, AssertionError, ZeroDivisionError) as error:
-        return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    return None
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        if size != image_size:
+            raise UserError(
+                f"resizing.start_size is {size}: {config.backbone} built for {image_size} pixels cannot take it ({reason}); "
+                "choose another start_size, or leave it empty"
+            ) from None
+        raise UserError(
+            f"loader.image_size is {size}: {config.backbone} cannot take images of that size ({reason}); "
+            f"its own size is {model_info(config.backbone).image_size}"
+        ) from None
 
 
 @cache
