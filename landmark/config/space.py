@@ -27,6 +27,32 @@ class SchedulerConfig:
         require(self.min_trials >= 1, f"scheduler.min_trials is {self.min_trials}; expected 1 or more")
 
 
+Objective = Literal["val_top1", "val_top5", "val_macro_recall", "val_loss", "images_per_s", "parameters"]
+
+
+@dataclass(kw_only=True, frozen=True)
+class SearcherConfig:
+    """Where the trials of a space with parameters come from."""
+
+    name: Literal["listed", "optuna"] = "listed"
+    """listed: the grid crossed with `samples` random draws, all known before the first trial starts; optuna: `samples` trials, each
+    proposed out of what those before it came to, by tree-structured Parzen estimators (Bergstra et al. 2011; needs the extra optuna)."""
+    startup: int = 10
+    """optuna: trials that have to end before proposals follow results; until then points are random."""
+    objectives: list[Objective] = field(default_factory=list)
+    """optuna: the metric, and what is sought beside it: images_per_s (more is better), parameters (the network's weights; fewer are
+    better); empty: the metric alone."""
+
+    def __post_init__(self) -> None:
+        require(self.startup >= 1, f"searcher.startup is {self.startup}; expected 1 or more")
+        repeated = sorted({name for name in self.objectives if self.objectives.count(name) > 1})
+        require(not repeated, f"searcher.objectives names {', '.join(repeated)} twice; leave one out")
+        require(
+            self.name == "optuna" or not self.objectives,
+            f"searcher.objectives needs a searcher that proposes; set searcher.name to optuna, or remove {self.objectives}",
+        )
+
+
 @dataclass(kw_only=True, frozen=True)
 class BudgetConfig:
     """What a study may spend; at the limit all trials end and the study is concluded with what there is."""
@@ -55,13 +81,16 @@ class SpaceConfig:
     recipe: dict[str, Any] = field(default_factory=dict)
     """What every trial has in common, as nested keys over those of `base`; the command line overrides it."""
     parameters: dict[str, Any] = field(default_factory=dict)
-    """Dotted recipe key -> {grid: […]}, {choice: […]}, {uniform: [low, high]} or {loguniform: [low, high]}; also `dataset`."""
+    """Dotted recipe key, or `dataset` -> a domain: {grid: […]}, {choice: […]}, {int: [low, high]}, {uniform: [low, high]} or
+    {loguniform: [low, high]}; or cases by another searched key: {by: KEY, VALUE: a domain or a plain value, …, default: …}. A trial
+    without a case leaves the recipe's value."""
     points: list[dict[str, Any]] = field(default_factory=list)
     """Instead of parameters: the runs one by one, dotted recipe keys with a value each; also `name` and `dataset`."""
     samples: int = 1
-    """Draws of the random parameters; the grid is crossed with each."""
+    """Draws of the random parameters; the grid is crossed with each. searcher optuna: the number of trials."""
     seed: int = 0
-    """Seed of the draws."""
+    """Seed of the draws and proposals."""
+    searcher: SearcherConfig = field(default_factory=SearcherConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
 
@@ -74,6 +103,20 @@ class SpaceConfig:
         require(
             bool(self.parameters or self.points),
             "neither 'parameters' nor 'points' is given; add parameters to combine, or points to list",
+        )
+        self._check_searcher()
+
+    def _check_searcher(self) -> None:
+        if self.searcher.name == "listed":
+            return
+        name = self.searcher.name
+        require(not self.points, f"searcher.name is {name}, but 'points' lists the runs; remove one of them")
+        require(self.samples > 1, f"samples is {self.samples}; with searcher {name} it is the number of trials: set it")
+        judged = [objective for objective in self.searcher.objectives if objective.startswith("val_")]
+        require(
+            not self.searcher.objectives or judged == [self.metric],
+            f"searcher.objectives is {self.searcher.objectives}; expected the metric, {self.metric}, and besides it "
+            "images_per_s or parameters",
         )
 
     def mode(self) -> Literal["max", "min"]:

@@ -1,36 +1,42 @@
-"""Search spaces: a YAML file becomes the list of trials, each with its whole recipe checked before anything starts."""
+"""Search spaces: a YAML file says which trials there can be; each becomes a plan, its whole recipe checked."""
 
 import dataclasses
+import functools
 import importlib.resources
-import itertools
-import math
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from landmark.config import Recipe, SpaceConfig, UserError, from_mapping, nearest, parse_yaml, to_mapping
-from landmark.models import check_name
+from landmark.config import ModelConfig, Recipe, SpaceConfig, UserError, from_mapping, nearest, parse_yaml, to_mapping
+from landmark.models import check_images, check_name
 from landmark.recipes import merged, recipe_values
+from landmark.search import domains
+from landmark.search.domains import Point
 
-KINDS = ("grid", "choice", "uniform", "loguniform")
 DATASET = "dataset"
 """Key that is no recipe key: which dataset a trial is trained on."""
 NAME = "name"
 """Key of a point that is no recipe key: what it is called."""
 NAME_LENGTH = 64
+NETWORK = ("model.", "loader.image_size", "resizing.")
+"""What decides, or begins the keys that decide, which network is built and for which images."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class TrialPlan:
     """One trial of a study, known before it starts."""
 
+    number: int
+    """Its place in the study, counted from 1."""
     name: str
     """Its number and values: unique in the study, fit for a folder's name."""
+    point: Point
+    """What the space chose for it, by key, as JSON has it: `Space.plan` makes the same plan out of it again."""
     parameters: dict[str, Any]
-    """Value of each searched key in this trial."""
+    """Value of each searched key in this trial, chosen or the recipe's own."""
     recipe: Recipe
     """All that it learns by."""
     dataset: str | None
@@ -38,9 +44,9 @@ class TrialPlan:
 
 
 class Space:
-    """A search space whose keys and kinds are right; `trials` checks the values together with a recipe.
+    """A search space whose keys, domains and cases are right; `check` and `plan` check values together with a recipe.
 
-    Both raise UserError that names the file, the key and what was expected.
+    All raise UserError that names the file, the key and what was expected.
     """
 
     def __init__(self, config: SpaceConfig, source: str, text: str) -> None:
@@ -50,13 +56,15 @@ class Space:
         self._leaves = leaf_keys(Recipe)
         if "monitor" in config.recipe:
             raise UserError(f"{source}: recipe.monitor follows the space's metric; remove it and set 'metric'")
-        for key, values in config.parameters.items():
+        for key in config.parameters:
             self._check_key(str(key), "parameters.", (DATASET,))
-            self._check_domain(f"parameters.{key}", values)
+        self.parameters = domains.read_parameters(config.parameters, source)
+        """The searched keys and their domains; none where points are listed."""
         for number, point in enumerate(config.points, 1):
             for key in point:
                 self._check_key(str(key), f"points: row {number}: ", (NAME, DATASET))
-        if config.samples > 1 and not self._random_keys():
+        found = [domain for parameter in self.parameters.values() for domain in parameter.domains()]
+        if config.samples > 1 and config.searcher.name == "listed" and not any(domain.is_random for domain in found):
             raise UserError(f"{source}: samples is {config.samples}, but no parameter is random; remove samples")
 
     @classmethod
@@ -68,9 +76,9 @@ class Space:
     @property
     def keys(self) -> list[str]:
         """The searched keys, in the order of the file."""
-        if self.config.parameters:
-            return [str(key) for key in self.config.parameters]
-        return list(dict.fromkeys(key for point in self.config.points for key in point if key != NAME))
+        return list(self.parameters) or list(
+            dict.fromkeys(key for point in self.config.points for key in point if key != NAME)
+        )
 
     def recipe(self, base: str | None = None) -> Recipe:
         """Return what all trials have in common, as far as the space says it, over the recipe `base` or the space's own."""
@@ -78,48 +86,82 @@ class Space:
         values = merged(recipe_values(name) if name else {}, self.config.recipe)
         return self._build({**values, "monitor": self.config.metric}, "recipe")
 
+    @functools.cached_property
+    def points(self) -> list[Point]:
+        """The values of each trial that is listed: the points, or the grid crossed with each draw of what is random."""
+        if self.config.points:
+            return self.config.points
+        generator = random.Random(self.config.seed)
+        return [point for _ in range(self.config.samples) for point in domains.drawn(self.parameters, generator)]
+
+    @functools.cached_property
+    def total(self) -> int:
+        """Trials that a study of the whole space has."""
+        if self.config.searcher.name == "listed":
+            return len(self.points)
+        return domains.count(self.parameters, self.config.samples)
+
     def trials(self, recipe: Recipe) -> list[TrialPlan]:
-        """Return all trials in the order of the file, over a common recipe that the space's keys override."""
+        """Return all trials that are listed, in the order of the file, over a common recipe that the space's keys override."""
+        self.check(recipe)
+        return [self.plan(number, point, recipe) for number, point in enumerate(self.points, 1)]
+
+    def plan(self, number: int, point: Mapping[str, Any], recipe: Recipe) -> TrialPlan:
+        """Return the trial of a number (counted from 1) and point over the common recipe."""
+        values = {key: value for key, value in point.items() if key not in (NAME, DATASET)}
+        resolved_recipe = self._build(_merged(to_mapping(recipe), values), f"trial {number} ({_told(values)})")
+        resolved = to_mapping(resolved_recipe)
+        dataset = point.get(DATASET)
+        parameters = {key: dataset if key == DATASET else _get(resolved, key) for key in self.keys}
+        label = str(point.get(NAME) or "-".join(_short(value) for value in parameters.values() if value is not None))
+        digits = max(3, len(str(self.total)))
+        name = re.sub(r"[^A-Za-z0-9.+-]+", "_", f"{number:0{digits}d}-{label}")[:NAME_LENGTH].rstrip("-_.")
+        return TrialPlan(
+            number=number,
+            name=name,
+            point=dict(point),
+            parameters=parameters,
+            recipe=resolved_recipe,
+            dataset=dataset,
+        )
+
+    def check(self, recipe: Recipe) -> None:
+        """Check every value that the file names over the common recipe, whether a trial comes to have it or not."""
         if recipe.monitor != self.config.metric:
             raise UserError(
                 f"--recipe.monitor is {recipe.monitor}, but the metric of {self.source} is {self.config.metric}; "
                 "trials are compared by the space's metric: change that"
             )
         base = to_mapping(recipe)
-        self._check_bounds(base)
-        points = list(self._points())
-        width = max(3, len(str(len(points))))
-        plans = [self._plan(f"{number:0{width}d}", point, base) for number, point in enumerate(points, 1)]
-        self._check_backbones([plan.recipe.model.backbone for plan in plans])
-        return plans
+        for domain, points in domains.probes(self.parameters):
+            self._check_one([_without_dataset(point) for point in points], base, domain.where)
 
-    def _plan(self, number: str, point: Mapping[str, Any], base: Mapping[str, Any]) -> TrialPlan:
-        values = {key: value for key, value in point.items() if key not in (NAME, DATASET)}
-        recipe = self._build(_merged(base, values), f"trial {int(number)} ({_told(values)})")
-        resolved = to_mapping(recipe)
-        dataset = point.get(DATASET)
-        parameters = {key: dataset if key == DATASET else _get(resolved, key) for key in self.keys}
-        label = str(point.get(NAME) or "-".join(_short(value) for value in parameters.values() if value is not None))
-        name = re.sub(r"[^A-Za-z0-9.+-]+", "_", f"{number}-{label}")[:NAME_LENGTH].rstrip("-_.")
-        return TrialPlan(name=name, parameters=parameters, recipe=recipe, dataset=dataset)
+    def networks(self, recipe: Recipe) -> Iterator[TrialPlan]:
+        """Yield a trial for every combination of the values that decide which network and images a trial has."""
+        keys = [key for key in self.parameters if key.startswith(NETWORK)]
+        for number, point in enumerate(domains.occurring(self.parameters, keys), 1):
+            yield self.plan(number, point, recipe)
 
-    def _points(self) -> Iterator[Mapping[str, Any]]:
-        """Yield each trial's values: the listed points, or the grid crossed with each draw."""
-        if self.config.points:
-            yield from self.config.points
-            return
-        domains = {str(key): next(iter(domain.items())) for key, domain in self.config.parameters.items()}
-        grids = {key: values for key, (kind, values) in domains.items() if kind == "grid"}
-        drawn = {key: domain for key, domain in domains.items() if domain[0] != "grid"}
-        generator = random.Random(self.config.seed)
-        for _ in range(self.config.samples):
-            for combination in itertools.product(*grids.values()):
-                draws = {key: _draw(generator, kind, values) for key, (kind, values) in drawn.items()}
-                chosen = dict(zip(grids, combination, strict=True)) | draws
-                yield {key: chosen[key] for key in domains}
+    def check_networks(self, plans: Iterable[TrialPlan]) -> None:
+        """Try each trial's images on its network: a pass without storage, so that nothing is computed.
 
-    def _random_keys(self) -> list[str]:
-        return [key for key, domain in self.config.parameters.items() if "grid" not in domain]
+        Raises UserError that says which values do not go together.
+        """
+        for plan in plans:
+            model = dataclasses.replace(plan.recipe.model, weights=None)
+            if (reason := _misfit(model, plan.recipe.loader.image_size, plan.recipe.resizing.start_size)) is not None:
+                raise UserError(f"{self.source}: trials with {_told(plan.point) or 'the common recipe'}: {reason}")
+
+    def _check_one(self, points: Sequence[Point], base: Mapping[str, Any], where: str) -> None:
+        """Raise the first point's error unless one of the points is right."""
+        first: UserError | None = None
+        for point in points:
+            try:
+                self._build(_merged(base, point), where)
+                return
+            except UserError as error:
+                first = first or error
+        raise first or AssertionError(where)
 
     def _check_key(self, key: str, where: str, special: tuple[str, ...]) -> None:
         if key in self._leaves or key in special:
@@ -132,43 +174,11 @@ class Space:
         hint = nearest(key, [*self._leaves, *special])
         raise UserError(f"{self.source}: {where}{key}: no such key of a recipe; {hint}")
 
-    def _check_domain(self, where: str, domain: Any) -> None:
-        expected = "expected {grid: […]}, {choice: […]}, {uniform: [low, high]} or {loguniform: [low, high]}"
-        if not isinstance(domain, Mapping) or len(domain) != 1:
-            raise UserError(f"{self.source}: {where} is {domain!r}; {expected}")
-        kind, values = next(iter(domain.items()))
-        if kind not in KINDS:
-            raise UserError(f"{self.source}: {where}: unknown kind {kind!r}; {nearest(str(kind), KINDS)}")
-        if not isinstance(values, list) or not values:
-            state = "is empty" if values == [] else f"is {values!r}"
-            raise UserError(f"{self.source}: {where}.{kind} {state}; give a list of one value or more")
-        if kind in ("grid", "choice"):
-            return
-        bounds = [number for value in values if (number := _number(value)) is not None]
-        if not len(values) == len(bounds) == 2 or bounds[0] >= bounds[1]:
-            raise UserError(f"{self.source}: {where}.{kind} is {values!r}; expected two numbers, the lower one first")
-        if kind == "loguniform" and bounds[0] <= 0:
-            raise UserError(f"{self.source}: {where}.loguniform is {values!r}; expected bounds above 0")
-
-    def _check_bounds(self, base: Mapping[str, Any]) -> None:
-        """Check what no single trial shows: all values of a choice, and both bounds of a range."""
-        first = next(self._points())
-        for key in self._random_keys():
-            ((kind, values),) = self.config.parameters[key].items()
-            for value in values if key != DATASET else ():
-                point = {name: other for name, other in first.items() if name != DATASET} | {key: value}
-                recipe = self._build(_merged(base, point), f"parameters.{key}.{kind}")
-                self._check_backbones([recipe.model.backbone])
-
-    def _check_backbones(self, backbones: list[str]) -> None:
-        for backbone in dict.fromkeys(backbones):
-            try:
-                check_name(backbone)
-            except UserError as error:
-                raise UserError(f"{self.source}: {error}") from None
-
     def _build(self, values: Mapping[str, Any], where: str) -> Recipe:
-        return from_mapping(Recipe, values, f"{self.source}: {where}")
+        recipe = from_mapping(Recipe, values, f"{self.source}: {where}")
+        if (reason := _unknown(recipe.model.backbone)) is not None:
+            raise UserError(f"{self.source}: {where}: {reason}")
+        return recipe
 
 
 def space_names() -> list[str]:
@@ -205,21 +215,24 @@ def _read(name: str) -> tuple[str, str]:
     raise UserError(f"--space {name}: neither a file nor a space in tune_spaces/; {nearest(name, space_names())}")
 
 
-def _draw(generator: random.Random, kind: str, values: list[Any]) -> Any:
-    if kind == "choice":
-        return generator.choice(values)
-    low, high = (float(value) for value in values)
-    if kind == "uniform":
-        return generator.uniform(low, high)
-    return math.exp(generator.uniform(math.log(low), math.log(high)))
-
-
-def _number(value: Any) -> float | None:
-    # YAML 1.1 reads 1e-4 as text.
+@functools.cache
+def _unknown(backbone: str) -> str | None:
+    """Return why there is no network of a name; None where there is one."""
     try:
-        return None if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        return None
+        check_name(backbone)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def _misfit(model: ModelConfig, image_size: int, start_size: int | None) -> str | None:
+    """Return why a network cannot take images of these sizes; None where it can. The classes do not matter."""
+    try:
+        check_images(model, classes=2, image_size=image_size, start_size=start_size)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,6 +246,10 @@ def _merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any
             target = target[group]
         target[leaf] = value
     return merged
+
+
+def _without_dataset(point: Point) -> Point:
+    return {key: value for key, value in point.items() if key != DATASET}
 
 
 def _get(values: Mapping[str, Any], key: str) -> Any:

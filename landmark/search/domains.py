@@ -1,0 +1,286 @@
+"""Domains of searched parameters: what values each may have, on its own or by the value of another one."""
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from landmark.config import UserError, nearest
+
+KINDS = ("grid", "choice", "int", "uniform", "loguniform")
+BY, DEFAULT = "by", "default"
+"""Keys of cases: the parameter that decides, and what holds for its other values."""
+EXPECTED = (
+    "expected {grid: […]}, {choice: […]}, {int: [low, high]}, {uniform: [low, high]}, {loguniform: [low, high]} or "
+    "{by: OTHER_KEY, VALUE: …}"
+)
+Point = dict[str, Any]
+"""The value of each searched key that a trial sets."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class Domain:
+    """The values that a parameter may have."""
+
+    kind: str
+    """One of KINDS, or constant."""
+    values: tuple[Any, ...]
+    """The values; of int, uniform and loguniform the bounds, the lower one first."""
+    where: str
+    """Where the space says so: `parameters.KEY.KIND`, or `parameters.KEY.CASE.KIND`."""
+
+    @property
+    def is_random(self) -> bool:
+        """Whether trials draw a value, in place of having one each."""
+        return self.kind not in ("grid", "constant")
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether there is no end to its values."""
+        return self.kind in ("uniform", "loguniform")
+
+    def draw(self, generator: random.Random) -> Any:
+        """Return a random value."""
+        if self.kind == "int":
+            return generator.randint(*self.values)
+        if self.kind == "uniform":
+            return generator.uniform(*self.values)
+        if self.kind == "loguniform":
+            low, high = self.values
+            return math.exp(generator.uniform(math.log(low), math.log(high)))
+        return generator.choice(self.values)
+
+    def all(self) -> Sequence[Any]:
+        """Return all values; of a continuous range its bounds."""
+        return range(self.values[0], self.values[1] + 1) if self.kind == "int" else self.values
+
+    def has(self, case: Any) -> bool:
+        """Return whether a case is of one of the values; those of a continuous range are not listed."""
+        if self.kind == "int":
+            return isinstance(case, int) and case in self.all()
+        return any(_same(case, value) for value in self.values)
+
+
+@dataclass(kw_only=True, frozen=True)
+class Parameter:
+    """A searched key: one domain, or one for each value of another key."""
+
+    key: str
+    by: str | None
+    """The searched key that decides between the cases; None: `default` holds for all trials."""
+    cases: tuple[tuple[Any, Domain], ...] = ()
+    """Values of `by`, and what holds for them."""
+    default: Domain | None = None
+    """What holds for its other values; None: the key is not set there."""
+
+    def domain(self, chosen: Mapping[str, Any]) -> Domain | None:
+        """Return what holds where `chosen` are the values of the keys before it; None: the key is not set."""
+        if self.by is not None and self.by in chosen:
+            for value, domain in self.cases:
+                if _same(value, chosen[self.by]):
+                    return domain
+        return self.default
+
+    def domains(self) -> list[Domain]:
+        """Return all of its domains, in the order of the file."""
+        return [domain for _, domain in self.cases] + ([self.default] if self.default is not None else [])
+
+
+Parameters = Mapping[str, Parameter]
+
+
+def read_parameters(values: Mapping[str, Any], source: str) -> dict[str, Parameter]:
+    """Return the parameters that a space file describes; `source` names it in errors.
+
+    Raises UserError for a domain or case that is none, naming its key.
+    """
+    parameters = {str(key): _parameter(str(key), value, source) for key, value in values.items()}
+    for parameter in parameters.values():
+        _check_by(parameter, parameters, source)
+    for key in parameters:
+        _check_cycle(key, parameters, source)
+    for parameter in parameters.values():
+        _check_cases(parameter, parameters, source)
+    return parameters
+
+
+def combinations(parameters: Parameters, options: Callable[[str, Domain], Iterable[Any]]) -> Iterator[Point]:
+    """Yield every combination of the values that `options` gives for a key and the domain that holds for it.
+
+    A key comes after the one it goes by. Of those that may come next, what is listed comes before what is random, each in
+    the order of the file, so that every combination of listed values has its own draws.
+    """
+
+    def extend(chosen: Point, left: tuple[str, ...]) -> Iterator[Point]:
+        if not left:
+            yield {key: chosen[key] for key in parameters if key in chosen}
+            return
+        ready = {key: parameters[key].domain(chosen) for key in left if parameters[key].by not in left}
+        key = next((key for key, domain in ready.items() if domain is None or not domain.is_random), next(iter(ready)))
+        rest, domain = tuple(other for other in left if other != key), ready[key]
+        if domain is None:
+            yield from extend(chosen, rest)
+            return
+        for value in options(key, domain):
+            yield from extend({**chosen, key: value}, rest)
+
+    return extend({}, tuple(parameters))
+
+
+def drawn(parameters: Parameters, generator: random.Random) -> Iterator[Point]:
+    """Yield the grid's combinations, each with a draw of what is random."""
+    return combinations(parameters, lambda key, domain: [domain.draw(generator)] if domain.is_random else domain.values)
+
+
+def one_drawn(parameters: Parameters, generator: random.Random) -> Point:
+    """Return one point at random, of the grid's values too."""
+    return next(combinations(parameters, lambda key, domain: [domain.draw(generator)]))
+
+
+def occurring(parameters: Parameters, keys: Iterable[str]) -> Iterator[Point]:
+    """Yield every combination of values of `keys`, and of those they go by; of ranges the bounds."""
+    wanted = set(keys) & set(parameters)
+    for key in list(wanted):
+        wanted.update(_before(key, parameters))
+    part = {key: parameter for key, parameter in parameters.items() if key in wanted}
+    return combinations(part, lambda key, domain: domain.values)
+
+
+def count(parameters: Parameters, most: int) -> int:
+    """Return how many different points there are, up to `most`."""
+    if any(domain.is_continuous for parameter in parameters.values() for domain in parameter.domains()):
+        return most
+    return sum(1 for _ in itertools.islice(combinations(parameters, lambda key, domain: domain.all()), most))
+
+
+def probes(parameters: Parameters) -> Iterator[tuple[Domain, list[Point]]]:
+    """Yield, for every value that a space file names, points that have it: those listed, and the bounds of ranges.
+
+    The first point has nothing else but the values of the keys before it for which its case holds; the others have the
+    first, and the last, values of all other keys, too. A value is wrong where it is wrong in all of them.
+    """
+    for key, parameter in parameters.items():
+        for domain in parameter.domains():
+            for value in domain.values:
+                if (reached := _reaching(key, domain, parameters)) is not None:
+                    forced = {**reached, key: value}
+                    yield domain, [forced, *(_filled(parameters, forced, place) for place in (0, -1))]
+
+
+def _filled(parameters: Parameters, forced: Mapping[str, Any], place: int) -> Point:
+    """Return the forced values and, for other keys, the ones at a place of their domains."""
+    return next(combinations(parameters, lambda key, domain: [forced[key] if key in forced else domain.values[place]]))
+
+
+def _reaching(key: str, domain: Domain, parameters: Parameters) -> dict[str, Any] | None:
+    """Return values of the keys before `key` with which `domain` holds for it; None where no values do."""
+    parameter = parameters[key]
+    if parameter.by is None:
+        return {}
+    before = parameters[parameter.by]
+    for theirs in before.domains():
+        for value in theirs.all():
+            if parameter.domain({before.key: value}) is domain:
+                forced = _reaching(before.key, theirs, parameters)
+                if forced is not None:
+                    return {**forced, before.key: value}
+    return None
+
+
+def _before(key: str, parameters: Parameters) -> Iterator[str]:
+    while (by := parameters[key].by) is not None:
+        yield by
+        key = by
+
+
+def _parameter(key: str, value: Any, source: str) -> Parameter:
+    where = f"parameters.{key}"
+    if not isinstance(value, Mapping) or BY not in value:
+        return Parameter(key=key, by=None, default=_domain(where, value, source))
+    named = {case: _case(f"{where}.{case}", domain, source) for case, domain in value.items() if case != BY}
+    default = named.pop(DEFAULT, None)
+    if not named:
+        raise UserError(f"{source}: {where} has no case; give a value of {value[BY]} and what holds for it")
+    return Parameter(key=key, by=str(value[BY]), cases=tuple(named.items()), default=default)
+
+
+def _case(where: str, value: Any, source: str) -> Domain:
+    if isinstance(value, Mapping):
+        return _domain(where, value, source)
+    return Domain(kind="constant", values=(value,), where=where)
+
+
+def _domain(where: str, domain: Any, source: str) -> Domain:
+    if not isinstance(domain, Mapping) or len(domain) != 1:
+        raise UserError(f"{source}: {where} is {domain!r}; {EXPECTED}")
+    kind, values = next(iter(domain.items()))
+    if kind not in KINDS:
+        raise UserError(f"{source}: {where}: unknown kind {kind!r}; {nearest(str(kind), KINDS)}")
+    if not isinstance(values, list) or not values:
+        state = "is empty" if values == [] else f"is {values!r}"
+        raise UserError(f"{source}: {where}.{kind} {state}; give a list of one value or more")
+    if kind not in ("grid", "choice"):
+        values = _bounds(f"{source}: {where}.{kind}", kind, values)
+    return Domain(kind=kind, values=tuple(values), where=f"{where}.{kind}")
+
+
+def _bounds(where: str, kind: str, values: list[Any]) -> list[Any]:
+    bounds = [number for value in values if (number := _number(value)) is not None]
+    if not len(values) == len(bounds) == 2 or bounds[0] >= bounds[1]:
+        raise UserError(f"{where} is {values!r}; expected two numbers, the lower one first")
+    if kind == "loguniform" and bounds[0] <= 0:
+        raise UserError(f"{where} is {values!r}; expected bounds above 0")
+    if kind == "int":
+        if not all(bound.is_integer() for bound in bounds):
+            raise UserError(f"{where} is {values!r}; expected two whole numbers, the lower one first")
+        return [int(bound) for bound in bounds]
+    return bounds
+
+
+def _check_by(parameter: Parameter, parameters: Parameters, source: str) -> None:
+    if parameter.by is not None and parameter.by not in parameters:
+        raise UserError(
+            f"{source}: parameters.{parameter.key}.by is {parameter.by!r}, which is not searched; "
+            f"{nearest(parameter.by, [key for key in parameters if key != parameter.key])}"
+        )
+
+
+def _check_cycle(key: str, parameters: Parameters, source: str) -> None:
+    chain = [key]
+    for by in _before(key, parameters):
+        if by in chain:
+            raise UserError(f"{source}: parameters.{key}.by: {' by '.join([*chain, by])} goes round; break the circle")
+        chain.append(by)
+
+
+def _check_cases(parameter: Parameter, parameters: Parameters, source: str) -> None:
+    """Check that each case is of a value that the key before it may have."""
+    if parameter.by is None:
+        return
+    domains = parameters[parameter.by].domains()
+    ranges = [domain.where for domain in domains if domain.is_continuous]
+    if ranges:
+        raise UserError(
+            f"{source}: parameters.{parameter.key}.by is {parameter.by!r}, but {ranges[0]} is a range; give it listed values"
+        )
+    for value, _ in parameter.cases:
+        if not any(domain.has(value) for domain in domains):
+            known = [str(other) for domain in domains for other in itertools.islice(domain.all(), 1000)]
+            raise UserError(
+                f"{source}: parameters.{parameter.key}.{value}: {parameter.by} is never {value!r}; {nearest(str(value), known)}"
+            )
+
+
+def _same(case: Any, value: Any) -> bool:
+    """Return whether a case is of a value; YAML may have read 1e-4 as text in one place and 0.0001 as a number in another."""
+    return case == value or str(case) == str(value)
+
+
+def _number(value: Any) -> float | None:
+    # YAML 1.1 reads 1e-4 as text.
+    try:
+        return None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
