@@ -1,0 +1,224 @@
+"""`landmark tune --dry-run`: the trials of a study, what each takes, and an estimate of what all of them cost."""
+
+import itertools
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from landmark.config import SchedulerConfig
+from landmark.data.dataset import PackedDataset
+from landmark.progress import clock
+from landmark.search.packing import trial_footprint, trial_memory
+from landmark.search.space import Space, TrialPlan
+from landmark.search.table import aligned, shown_value
+from landmark.training.local import default_device
+
+SHOWN_TRIALS = 60
+TRAINING_PASSES = 3
+"""Forward passes that a training step costs: the backward pass computes two gradients for each product."""
+RATE_S = 1.0
+"""Seconds for which the rate is measured."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class TrialCost:
+    """What one trial takes when it runs to its last epoch."""
+
+    plan: TrialPlan
+    images: int
+    """Images trained on, over all epochs."""
+    memory: int
+    """Bytes of a training process."""
+    flops: float
+    """Floating-point operations of an image's forward pass at full size."""
+    total_flops: float
+    """Of all epochs: training, and validation after each."""
+
+
+def dry_run_text(
+    space: Space,
+    plans: Sequence[TrialPlan],
+    datasets: Mapping[str | None, PackedDataset],
+    *,
+    workers: int,
+    resources: str,
+    at_a_time: int,
+    gpu: bool,
+) -> str:
+    """Return what a study would run, as text for reading.
+
+    plans: `proposals.preview` of the space. datasets: by the names that trials have for them. workers: training processes a
+    trial. resources: of a trial, in words. at_a_time: trials that run side by side. gpu: whether they train on GPUs. Takes
+    about a second: the rate by which the cost is estimated is measured here.
+    """
+    costs = [trial_cost(plan, datasets[plan.dataset], workers, gpu=gpu) for plan in plans]
+    device, rate = measured_rate()
+    lines = [
+        f"{len(plans)} trials of {space.source}{_searched(space)}",
+        _table(space, costs),
+        f"a trial has {resources}; {at_a_time} at a time",
+        *_totals(space, costs, at_a_time * workers, rate, device),
+    ]
+    return "\n".join(lines)
+
+
+def trial_cost(plan: TrialPlan, dataset: PackedDataset, workers: int, *, gpu: bool) -> TrialCost:
+    """Return what a trial takes; progressive resizing counts by the pixels of each epoch."""
+    recipe, classes = plan.recipe, dataset.num_classes
+    train, val = dataset.split("train").rows, dataset.split("val").rows
+    flops = trial_footprint(recipe, classes).flops
+    full = recipe.loader.image_size
+    shares = [(recipe.shape(epoch)[0] / full) ** 2 for epoch in range(1, recipe.epochs + 1)]
+    return TrialCost(
+        plan=plan,
+        images=train * recipe.epochs,
+        memory=trial_memory(recipe, classes, workers, gpu=gpu),
+        flops=flops,
+        total_flops=flops * (TRAINING_PASSES * train * sum(shares) + val * recipe.epochs),
+    )
+
+
+def kept_share(scheduler: SchedulerConfig, epochs: Sequence[int]) -> float | None:
+    """Return the share of all epochs that a scheduler leaves of trials with so many epochs; None where only results decide.
+
+    asha: at each rung one of reduction_factor goes on (Li et al. 2020): what it comes to with many trials, or a little
+    more, since the first to reach a rung go on whatever they are worth. hyperband: brackets of successive halving, filled
+    one after the other from the one that halves least (Li et al. 2018).
+    """
+    if scheduler.name == "none":
+        return 1.0
+    longest, factor = max(epochs), scheduler.reduction_factor
+    if scheduler.name == "asha":
+        rungs = _rungs(scheduler.grace_epochs, longest, factor)
+        return sum(_left(rungs, factor, trial) for trial in epochs) / sum(epochs)
+    if scheduler.name == "hyperband":
+        return _hyperband_epochs(len(epochs), longest, factor) / (len(epochs) * longest)
+    return None
+
+
+def measured_rate(seconds: float = RATE_S) -> tuple[str, float]:
+    """Return a device's name and the floating-point operations a second of a small network's training steps on it.
+
+    The network is four 3x3 convolutions with batch norm on 64 maps of 56 x 56, as the middle of a ResNet; the device is
+    the one that training here would use, with as many threads as torch has here.
+    """
+    device = default_device()
+    layers = [layer for _ in range(4) for layer in (nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU())]
+    model = nn.Sequential(*layers).to(device).to(memory_format=torch.channels_last)
+    images = torch.randn(16, 64, 56, 56, device=device).to(memory_format=torch.channels_last)
+    images.requires_grad_()  # as the middle of a network hands its gradient on
+    counter = FlopCounterMode(display=False)
+    with counter:  # the first step, which is also the slowest
+        model(images).mean().backward()
+    _wait(device)
+    steps, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        model(images).mean().backward()
+        _wait(device)
+        steps += 1
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return name, steps * counter.get_total_flops() / (time.perf_counter() - start)
+
+
+def _searched(space: Space) -> str:
+    if space.config.searcher.name == "listed":
+        return ""
+    return ": random points, as a study has them before results are there to follow"
+
+
+def _table(space: Space, costs: Sequence[TrialCost]) -> str:
+    keys = [key for key in space.keys if key != "epochs"]
+    header = ["trial", *keys, "epochs", "images", "memory GiB", "GFLOP/image"]
+    rows = [
+        [
+            cost.plan.name.split("-", 1)[0],
+            *(shown_value(cost.plan.parameters[key]) for key in keys),
+            str(cost.plan.recipe.epochs),
+            f"{cost.images:,}",
+            f"{cost.memory / 2**30:.1f}",
+            f"{cost.flops / 1e9:.2f}",
+        ]
+        for cost in costs[:SHOWN_TRIALS]
+    ]
+    more = len(costs) - len(rows)
+    return aligned([header, *rows]) + (f"\n  … and {more} more" if more > 0 else "")
+
+
+def _totals(space: Space, costs: Sequence[TrialCost], devices: int, rate: float, device: str) -> list[str]:
+    scheduler = space.config.scheduler
+    epochs = [cost.plan.recipe.epochs for cost in costs]
+    flops = sum(cost.total_flops for cost in costs)
+    lines = [
+        f"all epochs of all trials: {sum(epochs):,} epochs, {sum(cost.images for cost in costs):,} images, {flops:.3g} FLOP "
+        f"({TRAINING_PASSES} forward passes an image of training, 1 of validation)",
+        f"this machine's rate: {rate / 1e9:,.0f} GFLOP/s ({device}; measured with a small convolutional network, without "
+        "reading and decoding: real trials are slower where these or memory limit them)",
+        f"at that rate: {clock(flops / rate)} on one such device; {clock(flops / rate / devices)} on {devices}, one a worker of the "
+        "trials that run at a time",
+    ]
+    share = kept_share(scheduler, epochs)
+    if share is None:
+        lines.append(
+            f"{scheduler.name} ends trials by what the others reach: how many epochs that saves is not known before"
+        )
+    elif share < 1:
+        lines.append(
+            f"{scheduler.name} leaves about {share:.0%} of the epochs ({_told(scheduler, max(epochs))}): "
+            f"{math.ceil(share * sum(epochs)):,} epochs, {clock(share * flops / rate / devices)} on {devices} devices"
+        )
+    budget = space.config.budget
+    limits = [f"{budget.epochs:,} epochs"] if budget.epochs is not None else []
+    limits += [clock(budget.seconds)] if budget.seconds is not None else []
+    return lines + ([f"the space's budget ends the study after {' or '.join(limits)}"] if limits else [])
+
+
+def _told(scheduler: SchedulerConfig, longest: int) -> str:
+    factor = scheduler.reduction_factor
+    if scheduler.name == "hyperband":
+        return f"1 of {factor:g} goes on at each halving of its brackets"
+    rungs = ", ".join(f"{rung:g}" for rung in _rungs(scheduler.grace_epochs, longest, factor))
+    return f"1 of {factor:g} goes on after {rungs} epochs"
+
+
+def _rungs(grace: int, longest: int, factor: float) -> list[float]:
+    """Return the epochs after which trials are judged: grace, grace x factor … below the longest trial's last epoch."""
+    rungs, rung = [], float(grace)
+    while rung < longest:
+        rungs.append(rung)
+        rung *= factor
+    return rungs
+
+
+def _left(rungs: Sequence[float], factor: float, epochs: int) -> float:
+    """Return the epochs that a trial of `epochs` runs in the mean."""
+    bounds = [0.0, *(rung for rung in rungs if rung < epochs), float(epochs)]
+    return sum((end - begin) / factor**rung for rung, (begin, end) in enumerate(itertools.pairwise(bounds)))
+
+
+def _hyperband_epochs(trials: int, longest: int, factor: float) -> float:
+    """Return the epochs of all trials in HyperBand's brackets."""
+    brackets = round(math.log(longest) / math.log(factor)) + 1
+    spent, left = 0.0, trials
+    while left:
+        for halvings in range(brackets):
+            begin = int(longest * factor**-halvings)
+            if begin < 1:
+                continue
+            alive = min(left, math.ceil(brackets / (halvings + 1) * factor**halvings))
+            left -= alive
+            reached = 0
+            for _ in range(halvings + 1):
+                spent += alive * (begin - reached)
+                reached, begin = begin, min(int(begin * factor), longest)
+                alive = math.ceil(alive / factor)
+    return spent
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
