@@ -1,7 +1,8 @@
 """Configs as YAML: typed loading that names the file, the key and its nearest valid neighbour."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,11 +12,13 @@ import yaml
 from landmark.config.errors import UserError, nearest
 
 T = TypeVar("T")
+# pydantic's reader and writer of a type: making one takes ten times as long as using it.
+_adapter: Callable[[Any], pydantic.TypeAdapter[Any]] = functools.cache(pydantic.TypeAdapter)
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
     """Return a config dataclass as nested plain values (tuples become lists)."""
-    return pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
+    return _adapter(type(config)).dump_python(config, mode="json")
 
 
 def to_yaml(config: Any) -> str:
@@ -60,7 +63,7 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], source: str) -> T:
     """
     _refuse_unknown_keys(kind, values, source, "")
     try:
-        return pydantic.TypeAdapter(kind).validate_python(values)
+        return _adapter(kind).validate_python(values)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{source}: {_explain(first)}") from None

@@ -133,7 +133,8 @@ class SpaceConfig:
         judged = [objective for objective in self.searcher.objectives if objective.startswith("val_")]
         require(
             not self.searcher.objectives or judged == [self.metric],
-            f"searcher.objectives is {self.searcher.objectives}; expected the metric, {self.metric}, and besides it images_per_s or parameters",
+            f"searcher.objectives is {self.searcher.objectives}; expected the metric, {self.metric}, and besides it "
+            "images_per_s or parameters",
         )
 
     def mode(self) -> Literal["max", "min"]:

@@ -224,43 +224,39 @@ def check_images(config: ModelConfig, *, classes: int, image_size: int, start_si
     computed; weights are not looked at.
     """
     check_name(config.backbone)
-    _refuse_misfit(config, classes, image_size)
-    build_skeleton(config, classes=classes, image_size=image_size)
-    if start_size is not None and start_size != image_size:
-        check_start_size(config, classes, image_size, start_size)
+    _refuse_misfit(config, classes, image_size, [image_size] if start_size is None else [image_size, start_size])
 
 
 def check_start_size(config: ModelConfig, classes: int, image_size: int, start_size: int) -> None:
     """Raise UserError unless a network built for `image_size` takes images of `start_size`, too, as resizing wants."""
-    if (reason := _misfit(config, classes, image_size, start_size)) is not None:
-        raise UserError(
-            f"resizing.start_size is {start_size}: {config.backbone} built for {image_size} pixels cannot take it ({reason}); "
-            "choose another start_size, or leave it empty"
-        )
+    _refuse_misfit(config, classes, image_size, [start_size])
 
 
 def _check_size(config: ModelConfig, classes: int, image_size: int) -> None:
-    # Larger images than its own a network takes nearly always; trying them would cost every start a tenth of a second.
+    # Images larger than its own a network takes nearly always: trying those would cost every start a tenth of a second.
     if image_size < model_info(config.backbone).image_size:
-        _refuse_misfit(config, classes, image_size)
+        _refuse_misfit(config, classes, image_size, [image_size])
 
 
-def _refuse_misfit(config: ModelConfig, classes: int, image_size: int) -> None:
-    if (reason := _misfit(config, classes, image_size, image_size)) is not None:
-        raise UserError(
-            f"loader.image_size is {image_size}: {config.backbone} cannot take images of that size ({reason}); "
-            f"its own size is {model_info(config.backbone).image_size}"
-        )
-
-
-def _misfit(config: ModelConfig, classes: int, image_size: int, size: int) -> str | None:
-    """Try images of `size` on a network without storage, and return why it cannot take them: tables do not tell the truth."""
+def _refuse_misfit(config: ModelConfig, classes: int, image_size: int, sizes: list[int]) -> None:
+    """Try images of each size on a network without storage that is built for `image_size`: tables do not tell the truth."""
+    size = image_size
     try:
-        train_mode(model := skeleton(config, classes, image_size))
-        model(torch.empty(2, 3, size, size, device=next(model.parameters()).device))
+        train_mode(model := build_skeleton(config, classes=classes, image_size=image_size))
+        with torch.no_grad():
+            for size in sizes:
+                model(torch.empty(2, 3, size, size, device="meta"))
     except (RuntimeError, ValueError, AssertionError, ZeroDivisionError) as error:
-        return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    return None
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        if size != image_size:
+            raise UserError(
+                f"resizing.start_size is {size}: {config.backbone} built for {image_size} pixels cannot take it ({reason}); "
+                "choose another start_size, or leave it empty"
+            ) from None
+        raise UserError(
+            f"loader.image_size is {size}: {config.backbone} cannot take images of that size ({reason}); "
+            f"its own size is {model_info(config.backbone).image_size}"
+        ) from None
 
 
 @cache

@@ -155,21 +155,23 @@ def count(parameters: Parameters, most: int) -> int:
     return sum(1 for _ in itertools.islice(combinations(parameters, lambda key, domain: domain.all()), most))
 
 
-def probes(parameters: Parameters) -> Iterator[tuple[Domain, Point]]:
-    """Yield a point for every value that a space file names: those listed, and the bounds of ranges.
+def probes(parameters: Parameters) -> Iterator[tuple[Domain, list[Point]]]:
+    """Yield, for every value that a space file names, points that have it: those listed, and the bounds of ranges.
 
-    What a case names comes with a value of the key before it for which the case holds; other keys have their first values.
+    The first point has nothing else but the values of the keys before it for which its case holds; the others have the
+    first, and the last, values of all other keys, too. A value is wrong where it is wrong in all of them.
     """
     for key, parameter in parameters.items():
         for domain in parameter.domains():
             for value in domain.values:
-                if (forced := _reaching(key, domain, parameters)) is not None:
-                    yield domain, _first(parameters, {**forced, key: value})
+                if (reached := _reaching(key, domain, parameters)) is not None:
+                    forced = {**reached, key: value}
+                    yield domain, [forced, *(_filled(parameters, forced, place) for place in (0, -1))]
 
 
-def _first(parameters: Parameters, forced: Mapping[str, Any]) -> Point:
-    """Return the point of all first values but those that are forced."""
-    return next(combinations(parameters, lambda key, domain: [forced[key] if key in forced else domain.values[0]]))
+def _filled(parameters: Parameters, forced: Mapping[str, Any], place: int) -> Point:
+    """Return the forced values and, for other keys, the ones at a place of their domains."""
+    return next(combinations(parameters, lambda key, domain: [forced[key] if key in forced else domain.values[place]]))
 
 
 def _reaching(key: str, domain: Domain, parameters: Parameters) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """`landmark tune --dry-run`: the trials of a study, what each takes, and an estimate of what all of them cost."""
 
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -61,7 +62,7 @@ def dry_run_text(
         f"{len(plans)} trials of {space.source}{_searched(space)}",
         _table(space, costs),
         f"a trial has {resources}; {at_a_time} at a time",
-        *_totals(space, costs, at_a_time, rate, device),
+        *_totals(space, costs, at_a_time * workers, rate, device),
     ]
     return "\n".join(lines)
 
@@ -108,7 +109,7 @@ def measured_rate(seconds: float = RATE_S) -> tuple[str, float]:
     """
     device = default_device()
     layers = [layer for _ in range(4) for layer in (nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU())]
-    model = nn.Sequential(*layers).to(device, memory_format=torch.channels_last)
+    model = nn.Sequential(*layers).to(device).to(memory_format=torch.channels_last)
     images = torch.randn(16, 64, 56, 56, device=device).to(memory_format=torch.channels_last)
     images.requires_grad_()  # as the middle of a network hands its gradient on
     counter = FlopCounterMode(display=False)
@@ -148,7 +149,7 @@ def _table(space: Space, costs: Sequence[TrialCost]) -> str:
     return aligned([header, *rows]) + (f"\n  … and {more} more" if more > 0 else "")
 
 
-def _totals(space: Space, costs: Sequence[TrialCost], at_a_time: int, rate: float, device: str) -> list[str]:
+def _totals(space: Space, costs: Sequence[TrialCost], devices: int, rate: float, device: str) -> list[str]:
     scheduler = space.config.scheduler
     epochs = [cost.plan.recipe.epochs for cost in costs]
     flops = sum(cost.total_flops for cost in costs)
@@ -157,8 +158,8 @@ def _totals(space: Space, costs: Sequence[TrialCost], at_a_time: int, rate: floa
         f"({TRAINING_PASSES} forward passes an image of training, 1 of validation)",
         f"this machine's rate: {rate / 1e9:,.0f} GFLOP/s ({device}; measured with a small convolutional network, without "
         "reading and decoding: real trials are slower where these or memory limit them)",
-        f"at that rate: {clock(flops / rate)} one after the other, {clock(flops / rate / at_a_time)} with {at_a_time} at a "
-        "time on as many such devices",
+        f"at that rate: {clock(flops / rate)} on one such device; {clock(flops / rate / devices)} on {devices}, one a worker of the "
+        "trials that run at a time",
     ]
     share = kept_share(scheduler, epochs)
     if share is None:
@@ -168,10 +169,10 @@ def _totals(space: Space, costs: Sequence[TrialCost], at_a_time: int, rate: floa
     elif share < 1:
         lines.append(
             f"{scheduler.name} leaves about {share:.0%} of the epochs ({_told(scheduler, max(epochs))}): "
-            f"{math.ceil(share * sum(epochs)):,} epochs, {clock(share * flops / rate / at_a_time)}"
+            f"{math.ceil(share * sum(epochs)):,} epochs, {clock(share * flops / rate / devices)} on {devices} devices"
         )
     budget = space.config.budget
-    limits = [f"{budget.epochs:,} epochs"] * (budget.epochs is not None)
+    limits = [f"{budget.epochs:,} epochs"] if budget.epochs is not None else []
     limits += [clock(budget.seconds)] if budget.seconds is not None else []
     return lines + ([f"the space's budget ends the study after {' or '.join(limits)}"] if limits else [])
 
@@ -196,7 +197,7 @@ def _rungs(grace: int, longest: int, factor: float) -> list[float]:
 def _left(rungs: Sequence[float], factor: float, epochs: int) -> float:
     """Return the epochs that a trial of `epochs` runs in the mean."""
     bounds = [0.0, *(rung for rung in rungs if rung < epochs), float(epochs)]
-    return sum((end - begin) / factor**rung for rung, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)))
+    return sum((end - begin) / factor**rung for rung, (begin, end) in enumerate(itertools.pairwise(bounds)))
 
 
 def _hyperband_epochs(trials: int, longest: int, factor: float) -> float:

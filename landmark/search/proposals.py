@@ -144,11 +144,7 @@ class OptunaProposals:
         for attempt in range(MOST_TRIES):
             self._study.sampler = self._sampler(number, attempt)
             trial = self._study.ask()
-            point = next(
-                domains.combinations(
-                    self._space.parameters, lambda _, domain, trial=trial: [self._suggested(trial, domain)]
-                )
-            )
+            point = self._point(trial)
             # What is known of it is added anew by `adopt`: so a restored study knows exactly as much.
             self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
             if (plan := self._new(number, point)) is not None:
@@ -170,6 +166,10 @@ class OptunaProposals:
         except UserError:  # each value is right, but not with these others
             self._seen.add(_identity(point))
             return None
+
+    def _point(self, trial: Any) -> Point:
+        """Return the point that Optuna suggests, from the keys that others go by on."""
+        return next(domains.combinations(self._space.parameters, lambda _, domain: [self._suggested(trial, domain)]))
 
     def _suggested(self, trial: Any, domain: Domain) -> Any:
         name, distribution = self._distribution(domain)

@@ -5,7 +5,7 @@ import functools
 import importlib.resources
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,8 +133,8 @@ class Space:
                 "trials are compared by the space's metric: change that"
             )
         base = to_mapping(recipe)
-        for domain, point in domains.probes(self.parameters):
-            self._built(point, base, domain.where)
+        for domain, points in domains.probes(self.parameters):
+            self._check_one([_without_dataset(point) for point in points], base, domain.where)
 
     def networks(self, recipe: Recipe) -> Iterator[TrialPlan]:
         """Yield a trial for every combination of the values that decide which network and images a trial has."""
@@ -152,8 +152,16 @@ class Space:
             if (reason := _misfit(model, plan.recipe.loader.image_size, plan.recipe.resizing.start_size)) is not None:
                 raise UserError(f"{self.source}: trials with {_told(plan.point) or 'the common recipe'}: {reason}")
 
-    def _built(self, point: Mapping[str, Any], base: Mapping[str, Any], where: str) -> Recipe:
-        return self._build(_merged(base, {key: value for key, value in point.items() if key != DATASET}), where)
+    def _check_one(self, points: Sequence[Point], base: Mapping[str, Any], where: str) -> None:
+        """Raise the first point's error unless one of the points is right."""
+        first: UserError | None = None
+        for point in points:
+            try:
+                self._build(_merged(base, point), where)
+                return
+            except UserError as error:
+                first = first or error
+        raise first or AssertionError(where)
 
     def _check_key(self, key: str, where: str, special: tuple[str, ...]) -> None:
         if key in self._leaves or key in special:
@@ -238,6 +246,10 @@ def _merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any
             target = target[group]
         target[leaf] = value
     return merged
+
+
+def _without_dataset(point: Point) -> Point:
+    return {key: value for key, value in point.items() if key != DATASET}
 
 
 def _get(values: Mapping[str, Any], key: str) -> Any:

@@ -20,12 +20,14 @@ def record(results: dict[str, list[float]], epochs: int = 3) -> StudyRecord:
     """A record of trials whose val_top1 by epoch is given."""
     plans = [
         TrialPlan(
+            number=number,
             name=name,
+            point={"optimizer.lr": 0.1, "epochs": epochs},
             parameters={"optimizer.lr": 0.1, "epochs": epochs},
             recipe=Recipe(epochs=epochs),
             dataset=None,
         )
-        for name in results
+        for number, name in enumerate(results, 1)
     ]
     made = StudyRecord(plans)
     for name, values in results.items():

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from landmark.config import Recipe, SchedulerConfig, UserError
+from landmark.search.proposals import build_proposals, preview
 from landmark.search.schedulers import build_scheduler
 from landmark.search.space import Space, leaf_keys, space_names
 
@@ -44,10 +45,10 @@ def test_the_decks_runs_are_the_decks_row_for_row():
 
 
 def test_every_shipped_space_makes_trials():
-    assert {"deck", "demo", "small", "backbone_optimizer_epochs"} <= set(space_names())
+    assert {"deck", "demo", "small", "backbone_optimizer_epochs", "modern"} <= set(space_names())
     for name in space_names():
         space = Space.load(name)
-        trials = space.trials(space.recipe())
+        trials = preview(build_proposals(space, space.recipe()))
         assert trials and len({trial.name for trial in trials}) == len(trials)
         build_scheduler(space.config.scheduler, max(trial.recipe.epochs for trial in trials))
     cross = Space.load("backbone_optimizer_epochs")
@@ -70,9 +71,63 @@ samples: 5
     assert [t.parameters for t in found] != [t.parameters for t in plans(text + "seed: 1\n", tmp_path)]
 
 
+def test_draws_are_those_of_studies_begun_before_there_were_cases(tmp_path):
+    text = """
+parameters:
+  optimizer.lr: {loguniform: [0.001, 0.1]}
+  model.backbone: {grid: [resnet18, vgg11]}
+  optimizer.name: {choice: [sgd, adam]}
+samples: 2
+seed: 7
+"""
+    rates = [0.00444288968124421, 0.006160940191909269, 0.0013959587116837906, 0.005387382780493348]
+    found = plans(text, tmp_path)
+    assert [trial.parameters["model.backbone"] for trial in found] == ["resnet18", "vgg11"] * 2
+    assert [trial.parameters["optimizer.lr"] for trial in found] == pytest.approx(rates, rel=1e-9)
+    assert [trial.parameters["optimizer.name"] for trial in found] == ["sgd"] * 4
+
+
+def test_modern_suits_each_networks_needs():
+    space = Space.load("modern")
+    trials = space.trials(space.recipe())
+    assert len(trials) == 48 and len({t.recipe.model.backbone for t in trials}) == 4
+    for trial in trials:
+        recipe = trial.recipe
+        sgd = recipe.optimizer.name == "sgd"
+        assert (recipe.optimizer.clip_norm is None) == sgd == (recipe.optimizer.lr >= 0.03)
+        assert recipe.loader.batch_size == (512 if recipe.loader.image_size == 304 else 1024)
+        assert not (sgd and recipe.model.backbone == "convnext_tiny")
+        assert ("augment.randaugment_magnitude" in trial.point) == (recipe.augment.randaugment_ops == 2)
+        assert trial.parameters["augment.randaugment_magnitude"] == recipe.augment.randaugment_magnitude
+    assert any(recipe.resizing.start_size == 128 for recipe in (t.recipe for t in trials))
+
+
+def test_without_a_case_the_recipes_value_stands(tmp_path):
+    text = """
+recipe: {optimizer: {momentum: 0.5}}
+parameters:
+  optimizer.name: {grid: [sgd, adam]}
+  optimizer.momentum: {by: optimizer.name, sgd: {grid: [0.0, 0.9]}}
+"""
+    found = plans(text, tmp_path)
+    assert [trial.recipe.optimizer.momentum for trial in found] == [0.0, 0.9, 0.5]
+    assert [trial.parameters["optimizer.momentum"] for trial in found] == [0.0, 0.9, 0.5]
+    assert [trial.point for trial in found][2] == {"optimizer.name": "adam"}
+    assert [trial.number for trial in found] == [1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (
+            "parameters: {optimizer.name: {choice: [sgd, adam]}, optimizer.lr: {by: optimizer.name, sgd: 0.1, adam: -1}}",
+            "space.yaml: parameters.optimizer.lr.adam: optimizer.lr is -1.0; expected above 0",
+        ),
+        (
+            "parameters: {epochs: {choice: [5]}, optimizer.name: {by: epochs, 5: {choice: [sgd, adm]}}}",
+            "space.yaml: parameters.optimizer.name.5.choice: key 'optimizer.name' is 'adm'; did you mean 'adam'",
+        ),
+        ("parameters: {epochs: {by: epoch, 5: 1}}", "parameters.epochs.by is 'epoch', which is not searched"),
         (
             "parameters: {model.bakbone: {grid: [resnet18]}}",
             "model.bakbone: no such key of a recipe; did you mean 'model.backbone'",

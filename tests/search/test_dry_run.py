@@ -1,0 +1,96 @@
+"""What a dry run tells: the trials, what they take, and what a scheduler leaves of them."""
+
+import pytest
+
+from landmark.config import SchedulerConfig
+from landmark.search.dry_run import dry_run_text, kept_share, measured_rate, trial_cost
+from landmark.search.packing import trial_flops
+from landmark.search.proposals import build_proposals, preview
+from landmark.search.space import Space
+from tests.packed import write_packed
+
+TEXT = """
+recipe: {loader: {image_size: 32, batch_size: 16}}
+parameters:
+  model.backbone: {grid: [resnet18, deck_mlp]}
+  optimizer.lr: {grid: [0.1, 0.01]}
+  epochs: {grid: [9]}
+scheduler: {name: asha, grace_epochs: 1, reduction_factor: 3}
+budget: {epochs: 20}
+"""
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return write_packed(tmp_path / "packed", {"train": [60, 40], "val": [20]})
+
+
+def load(text: str, tmp_path) -> Space:
+    file = tmp_path / "space.yaml"
+    file.write_text(text)
+    return Space.load(str(file))
+
+
+def test_the_text_has_every_trial_and_the_totals(dataset, tmp_path):
+    space = load(TEXT, tmp_path)
+    plans = preview(build_proposals(space, space.recipe()))
+    lines = dry_run_text(
+        space, plans, {None: dataset}, workers=1, resources="1 CPU", at_a_time=2, gpu=False
+    ).splitlines()
+    assert lines[0].startswith("4 trials of ") and lines[0].endswith("space.yaml")
+    assert lines[1].split() == [
+        *("trial", "model.backbone", "optimizer.lr", "epochs", "images", "memory", "GiB", "GFLOP/image"),
+    ]
+    rows = [line.split() for line in lines[2:6]]
+    assert [row[0] for row in rows] == ["001", "002", "003", "004"]
+    assert rows[0][1:5] == ["resnet18", "0.1", "9", "900"]
+    assert float(rows[0][5]) >= 0.6 and float(rows[0][6]) == pytest.approx(0.07, abs=0.01)
+    text = "\n".join(lines[6:])
+    assert "a trial has 1 CPU; 2 at a time" in text
+    assert "36 epochs, 3,600 images" in text
+    assert "asha leaves about 26% of the epochs (1 of 3 goes on after 1, 3 epochs): 10 epochs" in text
+    assert "budget ends the study after 20 epochs" in text
+    assert "GFLOP/s" in text
+
+
+def test_proposals_that_follow_results_are_said_to_be_random(dataset, tmp_path):
+    searched = TEXT.replace("budget: {epochs: 20}", "samples: 3\nsearcher: {name: optuna}")
+    space = load(searched, tmp_path)
+    plans = preview(build_proposals(space, space.recipe()))
+    text = dry_run_text(space, plans, {None: dataset}, workers=1, resources="1 CPU", at_a_time=1, gpu=False)
+    assert text.startswith("3 trials of ") and "random points" in text.splitlines()[0]
+
+
+def test_small_images_of_progressive_resizing_cost_less(dataset, tmp_path):
+    space = load(TEXT, tmp_path)
+    plan = preview(build_proposals(space, space.recipe()))[0]
+    cost = trial_cost(plan, dataset, 1, gpu=False)
+    assert cost.images == 900
+    assert cost.total_flops == pytest.approx(trial_flops(plan.recipe, 4) * 9 * (3 * 100 + 20))
+    changed = TEXT.replace("batch_size: 16}", "batch_size: 16}, resizing: {start_size: 16}").replace(", deck_mlp", "")
+    resized = load(changed, tmp_path)
+    smaller = trial_cost(preview(build_proposals(resized, resized.recipe()))[0], dataset, 1, gpu=False)
+    assert smaller.total_flops < 0.9 * cost.total_flops
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "epochs", "share"),
+    [
+        (SchedulerConfig(), [9, 9], 1.0),
+        (SchedulerConfig(name="asha", grace_epochs=1), [9], (1 + 2 / 3 + 6 / 9) / 9),
+        (SchedulerConfig(name="asha", grace_epochs=9), [9], 1.0),
+        (SchedulerConfig(name="asha", grace_epochs=3), [3, 9], (3 + 3 + 6 / 3) / 12),
+        # max 9, factor 3: brackets of 3 x 9 epochs; 5 x 3, 2 x 9; 9 x 1, 3 x 3, 1 x 9
+        (SchedulerConfig(name="hyperband"), [9] * 3, 1.0),
+        (SchedulerConfig(name="hyperband"), [9] * 8, (27 + 5 * 3 + 2 * 6) / 72),
+        (SchedulerConfig(name="hyperband"), [9] * 17, (27 + 5 * 3 + 2 * 6 + 9 + 3 * 2 + 6) / 153),
+        (SchedulerConfig(name="median_stopping"), [9], None),
+    ],
+)
+def test_what_schedulers_leave(scheduler, epochs, share):
+    assert kept_share(scheduler, epochs) == (None if share is None else pytest.approx(share))
+
+
+def test_the_rate_is_measured():
+    name, rate = measured_rate(0.1)
+    assert name and 1e8 < rate < 1e16
