@@ -14,6 +14,7 @@ from landmark.config import SchedulerConfig
 from landmark.data.dataset import PackedDataset
 from landmark.progress import clock
 from landmark.search.packing import trial_footprint, trial_memory
+from landmark.search.schedulers import Bracket, brackets, rungs
 from landmark.search.space import Space, TrialPlan
 from landmark.search.table import aligned, shown_value
 from landmark.training.local import default_device
@@ -87,17 +88,17 @@ def kept_share(scheduler: SchedulerConfig, epochs: Sequence[int]) -> float | Non
     """Return the share of all epochs that a scheduler leaves of trials with so many epochs; None where only results decide.
 
     asha: at each rung one of reduction_factor goes on (Li et al. 2020): what it comes to with many trials, or a little
-    more, since the first to reach a rung go on whatever they are worth. hyperband: brackets of successive halving, filled
-    one after the other from the one that halves least (Li et al. 2018).
+    more, since the first to reach a rung go on whatever they are worth. hyperband: the same exactly, bracket by bracket.
     """
-    if scheduler.name == "none":
+    if scheduler.name in ("none", "pbt"):
         return 1.0
     longest, factor = max(epochs), scheduler.reduction_factor
     if scheduler.name == "asha":
-        rungs = _rungs(scheduler.grace_epochs, longest, factor)
-        return sum(_left(rungs, factor, trial) for trial in epochs) / sum(epochs)
+        levels = rungs(scheduler.grace_epochs, factor, longest)
+        return sum(_left(levels, factor, trial) for trial in epochs) / sum(epochs)
     if scheduler.name == "hyperband":
-        return _hyperband_epochs(len(epochs), longest, factor) / (len(epochs) * longest)
+        made = brackets(scheduler, longest, len(epochs), seed=0)
+        return sum(_bracket_epochs(bracket, longest, factor) for bracket in made) / (len(epochs) * longest)
     return None
 
 
@@ -181,41 +182,22 @@ def _told(scheduler: SchedulerConfig, longest: int) -> str:
     factor = scheduler.reduction_factor
     if scheduler.name == "hyperband":
         return f"1 of {factor:g} goes on at each halving of its brackets"
-    rungs = ", ".join(f"{rung:g}" for rung in _rungs(scheduler.grace_epochs, longest, factor))
-    return f"1 of {factor:g} goes on after {rungs} epochs"
+    levels = ", ".join(str(rung) for rung in rungs(scheduler.grace_epochs, factor, longest))
+    return f"1 of {factor:g} goes on after {levels} epochs"
 
 
-def _rungs(grace: int, longest: int, factor: float) -> list[float]:
-    """Return the epochs after which trials are judged: grace, grace x factor … below the longest trial's last epoch."""
-    rungs, rung = [], float(grace)
-    while rung < longest:
-        rungs.append(rung)
-        rung *= factor
-    return rungs
-
-
-def _left(rungs: Sequence[float], factor: float, epochs: int) -> float:
+def _left(levels: Sequence[int], factor: float, epochs: int) -> float:
     """Return the epochs that a trial of `epochs` runs in the mean."""
-    bounds = [0.0, *(rung for rung in rungs if rung < epochs), float(epochs)]
+    bounds = [0.0, *(rung for rung in levels if rung < epochs), float(epochs)]
     return sum((end - begin) / factor**rung for rung, (begin, end) in enumerate(itertools.pairwise(bounds)))
 
 
-def _hyperband_epochs(trials: int, longest: int, factor: float) -> float:
-    """Return the epochs of all trials in HyperBand's brackets."""
-    brackets = round(math.log(longest) / math.log(factor)) + 1
-    spent, left = 0.0, trials
-    while left:
-        for halvings in range(brackets):
-            begin = int(longest * factor**-halvings)
-            if begin < 1:
-                continue
-            alive = min(left, math.ceil(brackets / (halvings + 1) * factor**halvings))
-            left -= alive
-            reached = 0
-            for _ in range(halvings + 1):
-                spent += alive * (begin - reached)
-                reached, begin = begin, min(int(begin * factor), longest)
-                alive = math.ceil(alive / factor)
+def _bracket_epochs(bracket: Bracket, longest: int, factor: float) -> int:
+    """Return the epochs of a bracket's trials, all as long as the longest."""
+    spent, alive, before = 0, len(bracket.numbers), 0
+    for milestone in [*bracket.milestones, longest]:
+        spent += alive * (milestone - before)
+        alive, before = max(1, int(alive / factor)), milestone
     return spent
 
 

@@ -68,18 +68,15 @@ def test_a_population_takes_over_weights_and_changes_settings(dataset, tmp_path)
     assert sorted(starts) == [1, 1, 2, 2]  # those behind run first: nobody is a whole study ahead
 
 
-@pytest.mark.parametrize(
-    "scheduler", ["asha, grace_epochs: 2, reduction_factor: 2", "hyperband, brackets: 1", "median_stopping"]
-)
+@pytest.mark.parametrize("scheduler", ["asha, grace_epochs: 2, reduction_factor: 2", "hyperband, brackets: 1"])
 def test_a_study_that_was_left_ends_like_an_undisturbed_one(dataset, tmp_path, scheduler):
     text = COMMON + RATES + f"scheduler: {{name: {scheduler}}}\n"
     (tmp_path / "whole").mkdir()
     whole, _ = study(text, dataset, tmp_path / "whole", test="none", max_concurrent=1)
-    for budget in (5, 12):
-        part, folder = study(text + f"budget: {{epochs: {budget}}}\n", dataset, tmp_path, test="none", max_concurrent=1)
-        assert part["epochs_run"] >= budget and part["ended_by"]
+    part, folder = study(text + "budget: {epochs: 9}\n", dataset, tmp_path, test="none", max_concurrent=1)
+    assert part["epochs_run"] >= 9 and part["ended_by"]
     done, folder = study(text, dataset, tmp_path, test="none", max_concurrent=1)
-    assert done["epochs_repeated"] == 0 and done["drivers"] == 3
+    assert done["epochs_repeated"] == 0 and done["drivers"] == 2
     assert done["epochs_run"] == whole["epochs_run"]
     assert epochs_of(folder) == epochs_of(tmp_path / "whole" / "study")
     assert done["best"]["val_top1"] == whole["best"]["val_top1"]

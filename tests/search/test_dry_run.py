@@ -80,10 +80,12 @@ def test_small_images_of_progressive_resizing_cost_less(dataset, tmp_path):
         (SchedulerConfig(name="asha", grace_epochs=1), [9], (1 + 2 / 3 + 6 / 9) / 9),
         (SchedulerConfig(name="asha", grace_epochs=9), [9], 1.0),
         (SchedulerConfig(name="asha", grace_epochs=3), [3, 9], (3 + 3 + 6 / 3) / 12),
-        # max 9, factor 3: brackets of 3 x 9 epochs; 5 x 3, 2 x 9; 9 x 1, 3 x 3, 1 x 9
-        (SchedulerConfig(name="hyperband"), [9] * 3, 1.0),
-        (SchedulerConfig(name="hyperband"), [9] * 8, (27 + 5 * 3 + 2 * 6) / 72),
-        (SchedulerConfig(name="hyperband"), [9] * 17, (27 + 5 * 3 + 2 * 6 + 9 + 3 * 2 + 6) / 153),
+        # max 9, factor 3: brackets of 9 x 1, 3 x 3, 1 x 9; 5 x 3, 1 x 9; 3 x 9 epochs
+        (SchedulerConfig(name="hyperband"), [9] * 9, (9 + 3 * 2 + 6) / 81),
+        (SchedulerConfig(name="hyperband"), [9] * 14, (21 + 5 * 3 + 6) / 126),
+        (SchedulerConfig(name="hyperband"), [9] * 17, (21 + 21 + 27) / 153),
+        (SchedulerConfig(name="hyperband", brackets=1), [9] * 18, (21 + 21) / 162),
+        (SchedulerConfig(name="pbt"), [9], 1.0),
         (SchedulerConfig(name="median_stopping"), [9], None),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from landmark.config import Recipe
 from landmark.search.leaderboard import leaderboard_columns, leaderboard_rows, leaderboard_text, rank_trials, to_csv
 from landmark.search.progress import LiveTable
-from landmark.search.record import StudyRecord
+from landmark.search.record import StudyRecord, TrialRecord
 from landmark.search.results import timing
 from landmark.search.space import TrialPlan
 from landmark.search.table import aligned, shown_metric, shown_value
@@ -18,43 +18,56 @@ KEYS = ["optimizer.lr", "epochs"]
 
 def record(results: dict[str, list[float]], epochs: int = 3) -> StudyRecord:
     """A record of trials whose val_top1 by epoch is given."""
-    plans = [
-        TrialPlan(
+    made = StudyRecord()
+    for number, (name, values) in enumerate(results.items(), 1):
+        plan = TrialPlan(
             number=number,
             name=name,
-            point={"optimizer.lr": 0.1, "epochs": epochs},
+            point={},
             parameters={"optimizer.lr": 0.1, "epochs": epochs},
             recipe=Recipe(epochs=epochs),
             dataset=None,
         )
-        for number, name in enumerate(results, 1)
-    ]
-    made = StudyRecord(plans)
-    for name, values in results.items():
-        trial = made.trials[name]
+        trial = made.propose(plan)
         trial.state = "ended" if values else "waiting"
         for epoch, value in enumerate(values, 1):
             row = {"val_top1": value, "val_top5": 1.0, "val_loss": 1 - value, "val_macro_recall": value}
-            trial.rows[epoch] = {**row, "images_per_s": 100.0, "epoch_seconds": 2.0, "epoch": float(epoch)}
-            trial.checkpoints[epoch] = f"study/{name}/{epoch}"
+            trial.rows[epoch] = {**row, "images_per_s": 100.0 * number, "epoch_seconds": 2.0, "epoch": float(epoch)}
+            trial.times[epoch] = float(epoch)
     return made
+
+
+def best_of(trial: TrialRecord) -> tuple[int, str]:
+    epoch = trial.best_epochs("val_top1", "max")[0]
+    return epoch, f"trials/{trial.plan.name}/checkpoints/epoch-{epoch:04d}"
 
 
 def test_trials_are_ranked_by_their_best_kept_epoch_and_failed_ones_come_last():
     found = record({"a": [0.2, 0.5, 0.4], "b": [0.6], "c": [0.9], "d": []})
-    found.trials["c"].error = "no memory"
-    ranked = rank_trials(found, "val_top1", "max", lambda path: None if path.endswith("a/2") else path)
+    found.fail(found.trials["c"], "no memory")
+    ranked = rank_trials(found, "val_top1", "max", lambda trial: (3, "a/3") if trial.plan.name == "a" else None)
     assert [s.record.plan.name for s in ranked] == ["b", "a", "c"]
     assert [s.rank for s in ranked] == [1, 2, None]
-    assert (ranked[1].best_epoch, ranked[1].checkpoint) == (3, "study/a/3")
-    by_loss = rank_trials(found, "val_loss", "min", lambda path: path)
+    assert (ranked[1].best_epoch, ranked[1].checkpoint) == (3, "a/3")
+    assert (ranked[0].best_epoch, ranked[0].checkpoint) == (1, None)
+    by_loss = rank_trials(found, "val_loss", "min", best_of)
     assert [s.best_epoch for s in by_loss] == [1, 2, 1]
     assert found.counts() == {"finished": 1, "stopped early": 1, "failed": 1, "not started": 1}
     assert found.epochs_run == 5
 
 
+def test_the_front_holds_what_no_other_trial_beats_by_every_objective():
+    found = record({"a": [0.5], "b": [0.5], "c": [0.9], "d": [0.3]})
+    found.trials["a"].weights, found.trials["c"].weights = 10, 5
+    ranked = rank_trials(found, "val_top1", "max", best_of, ["val_top1", "images_per_s"])
+    assert {s.record.plan.name: s.pareto for s in ranked} == {"a": False, "b": False, "c": True, "d": True}
+    ranked = rank_trials(found, "val_loss", "min", best_of, ["val_loss", "parameters"])
+    assert [s.record.plan.name for s in ranked if s.pareto] == ["c", "b"]
+    assert all(s.pareto is None for s in rank_trials(found, "val_top1", "max", best_of))
+
+
 def test_the_table_says_network_and_optimizer_though_they_are_not_searched():
-    ranked = rank_trials(record({"a": [0.2, 0.5, 0.4], "b": [0.6]}), "val_top1", "max", lambda path: path)
+    ranked = rank_trials(record({"a": [0.2, 0.5, 0.4], "b": [0.6]}), "val_top1", "max", best_of)
     ranked[0].test = {1: 0.5, 5: 0.75, 10: 1.0}
     columns = leaderboard_columns(KEYS)
     rows = list(csv.DictReader(io.StringIO(to_csv(leaderboard_rows(ranked, KEYS), columns))))
@@ -69,7 +82,7 @@ def test_the_table_says_network_and_optimizer_though_they_are_not_searched():
 
 def test_the_live_table_marks_trials_that_stopped_early(capsys):
     found = record({"a": [0.2, 0.5, 0.4], "b": [0.6], "c": []})
-    table = LiveTable("study", found, "val_top1", "max")
+    table = LiveTable("study", found, "val_top1", "max", 3)
     table.print()
     shown = capsys.readouterr().err
     assert "study: 2/3 trials ended (1 stopped early, 0 failed), 4 of 9 epochs" in shown
@@ -82,6 +95,7 @@ def test_the_live_table_marks_trials_that_stopped_early(capsys):
 
 def test_gaps_between_trials_are_those_of_one_process():
     found = record({"a": [0.1], "b": [0.1], "c": [0.1]})
+    found.started_at = 5.0
     for name, process, first, last in (("a", "p", 10.0, 20.0), ("b", "p", 20.5, 30.0), ("c", "q", 11.0, 40.0)):
         trial = found.trials[name]
         trial.process, trial.first_step_at, trial.last_report_at = process, first, last

@@ -6,7 +6,7 @@ import pytest
 
 from landmark.config import Recipe, SchedulerConfig, UserError
 from landmark.search.proposals import build_proposals, preview
-from landmark.search.schedulers import build_scheduler
+from landmark.search.schedulers import check_grace
 from landmark.search.space import Space, leaf_keys, space_names
 
 DECK = [
@@ -50,7 +50,7 @@ def test_every_shipped_space_makes_trials():
         space = Space.load(name)
         trials = preview(build_proposals(space, space.recipe()))
         assert trials and len({trial.name for trial in trials}) == len(trials)
-        build_scheduler(space.config.scheduler, max(trial.recipe.epochs for trial in trials))
+        check_grace(space.config.scheduler, max(trial.recipe.epochs for trial in trials))
     cross = Space.load("backbone_optimizer_epochs")
     assert len(cross.trials(cross.recipe())) == 3 * 3 * 2
 
@@ -178,4 +178,4 @@ def test_leaf_keys_are_the_recipes_fields():
 
 def test_a_grace_beyond_every_trial_is_refused():
     with pytest.raises(UserError, match="scheduler.grace_epochs is 5, but the longest trial has 3"):
-        build_scheduler(SchedulerConfig(name="asha", grace_epochs=5), 3)
+        check_grace(SchedulerConfig(name="asha", grace_epochs=5), 3)
