@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from landmark.config import PackingConfig, PrepareConfig, Recipe
+from landmark.config import PackingConfig, PrepareConfig, Recipe, RepackConfig
 from landmark.data.dataset import PackedDataset
 from landmark.data.packing.job import pack_dataset
 from landmark.data.packing.repack import DatasetSource
@@ -30,6 +30,10 @@ def resized(dataset: PackedDataset, short_side: int, place: Location) -> PackedD
         return dataset
     source = DatasetSource(dataset.location.uri, dataset.subset, dataset.subset_seed)
     config = PrepareConfig(
-        output=place.uri, source="dataset", seed=dataset.subset_seed, packing=PackingConfig(short_side=short_side)
+        output=place.uri,
+        source="dataset",
+        dataset=RepackConfig(path=dataset.location.uri),
+        seed=dataset.subset_seed,
+        packing=PackingConfig(short_side=short_side),
     )
     return pack_dataset(place, source, config).dataset

@@ -10,6 +10,7 @@ from ray.tune.search import Searcher
 
 from landmark.search.proposals import Proposals
 from landmark.search.record import StudyRecord, TrialRecord
+from landmark.search.schedulers import StudyScheduler
 from landmark.search.space import TrialPlan
 
 
@@ -72,8 +73,9 @@ class TrialQueue(Searcher):
 class Keeper(Callback):
     """Keeps the record's states as Ray Tune starts trials and loses processes, and its journal written."""
 
-    def __init__(self, record: StudyRecord) -> None:
-        self.record = record
+    def __init__(self, scheduler: StudyScheduler) -> None:
+        self.scheduler = scheduler
+        self.record = scheduler.record
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Note that a trial runs."""
@@ -84,6 +86,10 @@ class Keeper(Callback):
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Note that a trial lost its process and waits for another one."""
         self.record.of(trial).state = "waiting"
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Note that a trial lost its process for good."""
+        self.scheduler.failed(trial)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Write the journal now and then."""

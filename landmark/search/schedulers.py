@@ -248,8 +248,8 @@ class StudyScheduler(FIFOScheduler):
             self.record.end(record)
         self.rule.settle()
 
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Note a trial whose process died too often."""
+    def failed(self, trial: Trial) -> None:
+        """Note a trial whose process died too often. Ray Tune's own on_trial_error is also called for one that is tried again."""
         self.record.fail(self.record.of(trial), death_of(trial))
         self.rule.settle()
 

@@ -29,7 +29,7 @@ from landmark.search.record import StudyRecord
 from landmark.search.room import Room, find_room
 from landmark.search.schedulers import Rule, StudyScheduler, build_rule, check_grace
 from landmark.search.space import DATASET, Space, TrialPlan
-from landmark.search.trial import run_trial, store_of, trial_values
+from landmark.search.trial import TrialProcess, store_of, trial_values
 from landmark.storage import Location, NotFound, check_writable, locate
 from landmark.training.run import absolute_weights
 
@@ -236,7 +236,8 @@ def _run(study: Study, record: StudyRecord, rule: Rule, queue: TrialQueue, stopp
     record.begin()
     record.flush()
     table = LiveTable(config.name, record, space.metric, space.mode(), study.proposals.total)
-    _tuner(study, room, StudyScheduler(record, rule), queue, [Keeper(record), table], stopper).fit()
+    scheduler = StudyScheduler(record, rule)
+    _tuner(study, room, scheduler, queue, [Keeper(scheduler), table], stopper).fit()
     table.clear()
 
 
@@ -287,7 +288,7 @@ def _tuner(
     config = study.config
     local = study.location.local_path()
     return tune.Tuner(
-        tune.with_resources(run_trial, room.placement),
+        tune.with_resources(TrialProcess, room.placement),
         param_space={"workers": to_mapping(room.workers)},
         tune_config=tune.TuneConfig(
             scheduler=scheduler,

@@ -16,6 +16,9 @@ from typing import Any
 import ray
 import torch
 from ray import tune
+from ray.train._internal.session import get_session
+from ray.tune.trainable.function_trainable import wrap_function
+from ray.util import remove_placement_group
 from torch import nn
 
 from landmark.config import (
@@ -48,6 +51,8 @@ CHECKPOINT = CheckpointConfig(keep=1)
 END_TIMEOUT_S = 120
 """How long Ray Tune waits for a stopped trial's threads before it uses its process again (default: 2)."""
 POLL_S = 1.0
+END_WORKERS_S = 15.0
+"""Seconds that the workers of a trial that ended may take to come to the end of their epoch."""
 TRANSIENT = (OSError, ray.exceptions.RayError, torch.OutOfMemoryError)
 """Errors that another attempt may not meet: storage, a lost process or node, memory that other trials had."""
 
@@ -115,14 +120,22 @@ class Relay:
     """
 
     def __init__(self) -> None:
-        self._reports: asyncio.Queue[tuple[dict[str, Any], asyncio.Event]] = asyncio.Queue()
-        self._taken = asyncio.Event()
+        self._reports: asyncio.Queue[tuple[dict[str, Any], asyncio.Future[bool]]] = asyncio.Queue()
+        self._taken: asyncio.Future[bool] | None = None
+        self._ended = False
+        self._group: Any = None
 
-    async def report(self, metrics: dict[str, Any]) -> None:
-        """Hand over an epoch; returns when the trial goes on."""
-        taken = asyncio.Event()
+    async def begin(self, placement_group: Any) -> None:
+        """Take what the workers occupy."""
+        self._group = placement_group
+
+    async def report(self, metrics: dict[str, Any]) -> bool:
+        """Hand over an epoch; returns, when it is known, whether the trial goes on."""
+        taken = asyncio.get_running_loop().create_future()
+        if self._ended:
+            return False
         await self._reports.put((metrics, taken))
-        await taken.wait()
+        return await taken
 
     async def take(self, timeout_s: float) -> dict[str, Any] | None:
         """Give the next epoch, which the trial's process reports to Ray Tune, or None when there is none yet."""
@@ -132,9 +145,12 @@ class Relay:
             return None
         return metrics
 
-    async def go_on(self) -> None:
-        """Let the workers go on."""
-        self._taken.set()
+    async def go_on(self, *, ended: bool = False) -> Any:
+        """Let the workers go on, or return; gives what they occupy."""
+        self._ended = ended
+        if self._taken is not None and not self._taken.done():
+            self._taken.set_result(not ended)
+        return self._group
 
 
 def trial_values(plan: TrialPlan, dataset: PackedDataset, study: Location) -> dict[str, Any]:
@@ -162,6 +178,25 @@ def run_trial(config: dict[str, Any]) -> None:
             (locate(config["trial"]["folder"]) / "traceback.txt").write_text(traceback.format_exc())
             line += " (traceback.txt in the trial's folder)"
         tune.report({ERROR: line, REPORTED: time.time()})
+
+
+class TrialProcess(wrap_function(run_trial)):  # type: ignore[misc]
+    """Ray Tune's trainable around `run_trial`, which ends only when that has: Ray Tune's own does not wait for it.
+
+    A trial of several workers would leave their placement group behind: Ray Train's cleaner asks the dashboard of
+    whatever Ray it finds first, and the Ray of a single machine has none.
+    """
+
+    def cleanup(self) -> None:
+        """End the trial where it is, then its process."""
+        session = get_session()
+        session.stop_event.set()
+        session.continue_lock.release()
+        if session.training_started:
+            # What it raises was reported, or is the SystemExit by which it ends.
+            with contextlib.suppress(BaseException):
+                session.training_thread.join(timeout=END_TIMEOUT_S)
+        super().cleanup()
 
 
 def _train(trial: dict[str, Any], workers: WorkersConfig) -> None:
@@ -196,11 +231,19 @@ def _fit_relayed(config: TrainConfig, folder: Location) -> None:
 
     thread = threading.Thread(target=work, name="landmark-trial", daemon=True)
     thread.start()
-    while (metrics := ray.get(relay.take.remote(POLL_S))) is not None or thread.is_alive():
-        if metrics is not None:
-            report(metrics)
-            ray.get(relay.go_on.remote())
-    thread.join()
+    stopping = get_session().stop_event
+    try:
+        while (metrics := ray.get(relay.take.remote(POLL_S))) is not None or (
+            thread.is_alive() and not stopping.is_set()
+        ):
+            if metrics is not None:
+                report(metrics)
+                ray.get(relay.go_on.remote())
+    finally:  # where Ray Tune ends the trial, by SystemExit or while its workers are within an epoch
+        group = ray.get(relay.go_on.remote(ended=True))
+        thread.join(END_WORKERS_S)
+        if thread.is_alive() and group is not None:
+            remove_placement_group(group)
     if failed:
         raise failed[0]
 

@@ -33,6 +33,10 @@ RESIZE_S = 60.0
 """Seconds between two looks whether an elastic run can have more workers."""
 
 
+class TrialEnded(Exception):
+    """The trial that a run is of has ended, or pauses: its workers return as if they had come to their last epoch."""
+
+
 class TrainWorkerSession:
     """A Ray Train worker. Rank 0 also writes the run's checkpoints and record."""
 
@@ -50,6 +54,8 @@ class TrainWorkerSession:
         self.recorder = Recorder(run, tensorboard=config.tensorboard) if recorded else None
         self.pulse = pulse
         self.relay = relay
+        if relay is not None and self.rank == 0:
+            relay.begin.remote(ray.util.get_current_placement_group())
         self.first_step_at: float | None = None
         self.weights = 0
         self._noticed: set[str] = set()
@@ -72,17 +78,22 @@ class TrainWorkerSession:
         """Store rank 0's checkpoint, write the epoch's row, and report to Ray Train: a barrier.
 
         Where the run is a trial, its checkpoint is stored before the trial's process takes the report, and all ranks
-        wait until that goes on: a scheduler may end the trial here.
+        wait until that goes on: a scheduler may end the trial here, by TrialEnded on each of them.
         """
         if snapshot is not None:
             self.store.save(snapshot, metrics)
-        if self.relay is not None and self.rank == 0:
-            self.store.close()
-            told = {"first_step_at": self.first_step_at, "reported_at": time.time(), "parameters": self.weights}
-            ray.get(self.relay.report.remote({**metrics, **told}))
+        if self.relay is not None:
+            goes_on = self.rank == 0 and self._relay(metrics)
+            if not self.all_reduce(torch.tensor([float(goes_on)], device=self.device)).item():
+                raise TrialEnded
         if self.recorder is not None:
             self.recorder.add(metrics)
         ray.train.report(dict(metrics))
+
+    def _relay(self, metrics: dict[str, float]) -> bool:
+        self.store.close()
+        told = {"first_step_at": self.first_step_at, "reported_at": time.time(), "parameters": self.weights}
+        return ray.get(self.relay.report.remote({**metrics, **told}))
 
     def save(self, snapshot: Snapshot | None, *, at_once: bool) -> None:
         """Store rank 0's checkpoint within an epoch."""
@@ -123,8 +134,8 @@ class TrainWorkerSession:
 def fit_workers(config: TrainConfig, run: Location, *, relay: Any | None = None, shown: bool = False) -> None:
     """Train with config.workers under `run`; a run found there goes on from its last checkpoint.
 
-    relay: for a run that is a trial, an actor whose `report` takes rank 0's epochs, and returns when to go on. shown:
-    whether the workers' lines are printed here.
+    relay: for a run that is a trial, an actor. Rank 0 tells its `begin` the workers' placement group and its `report` each
+    epoch; that returns, when it is known, whether to go on. shown: whether the workers' lines are printed here.
     Raises UserError with the worker's own message: at once for a mistake of the user's, else when workers failed more
     often than max_failures.
     """
@@ -200,6 +211,8 @@ def _work(values: dict[str, Any]) -> None:
             dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
             fit(config, dataset, session, show=tell, checkpoint=config.checkpoint)
             session.store.close()
+    except TrialEnded:
+        return
     except UserError as error:
         ray.get(board.give_up.remote(str(error)))
         raise

@@ -112,7 +112,8 @@ def test_trials_share_images_of_the_size_they_need(small_dataset, tmp_path):
     summary, folder = study(text, small_dataset, tmp_path, resize_once=True)
     (made,) = (folder / "resized").iterdir()
     shared, whole = PackedDataset.open(str(made)), PackedDataset.open(small_dataset)
-    assert made.name == "00-32px" and shared.manifest.short_side == 32  # crops of a quarter and more are not enlarged
+    # A crop of 0.35 of the image, the smallest, is 16 px wide then.
+    assert made.name == "00-28px" and shared.manifest.short_side == 28
     assert shared.split("train").rows == whole.split("train").rows
     meta = read_meta(locate(summary["best"]["trained_at"]))
     assert meta.dataset == shared.location.uri and meta.classes == whole.class_names

@@ -93,14 +93,6 @@ def test_a_budget_of_epochs_ends_the_study(dataset, tmp_path):
     assert summary["ended_by"] == "its budget of 9 epochs is spent"
 
 
-def test_trials_of_two_workers_run_nested_and_finish(dataset, tmp_path):
-    text = COMMON + "parameters:\n  optimizer.lr: {grid: [0.003, 0.001]}\n  epochs: {grid: [2]}\n"
-    summary, folder = study(text, dataset, tmp_path, workers=WorkersConfig(count=2, cpus=1))
-    assert (summary["finished"], summary["failed"]) == (2, 0)
-    assert summary["epochs_run"] == 4
-    assert rows(folder / "leaderboard.csv")[0]["test_top1"]
-
-
 def test_no_room_is_said_before_anything_starts(dataset, tmp_path):
     text = COMMON + "parameters: {epochs: {grid: [2]}}\n"
     with pytest.raises(UserError, match="no room for a trial: it needs 9 x 1 CPUs"):
