@@ -54,9 +54,10 @@ class Ledger:
         return twice
 
     def epochs_cut(self, at: float, running: int) -> float:
-        """Return the share of an epoch, over all trials that ran at a unix time, that had passed since their last reports.
+        """Return how much of an epoch had passed, at a unix time, since the last reports of the trials that ran, over all of them.
 
-        running: how many ran; of the trials that have begun these are the ones to report last.
+        running: how many ran; of the trials that have begun these are the ones to report last. At most one epoch each:
+        a trial that went on just then had stood still before.
         """
         begun = sorted((self.last[trial] for trial in self.begun), key=lambda event: -float(event["reported_at"]))
         return sum(

@@ -6,7 +6,8 @@ Run: python benchmarks/study.py [--quick] [--only NAME …]. Two parts:
 - kills: a study's process group is killed (SIGKILL) at one moment, which the study's journal tells, and the same command is
   run again at once, until the study ends; for each scheduler, and for trials of two workers. Beside it the same study undisturbed.
   ended_again: trials that had ended before the kill and were trained again (0 is right). epochs_twice: epochs whose report
-  the journal has twice. epochs_cut: what the running trials had done of the epochs that the kill cut short, told from the times.
+  the journal has twice. epochs_cut: what the running trials had done, at most, of the epochs that the kill cut short, told
+  by the time since their last reports.
   lost_s: wall time beyond the undisturbed study's. same_best, same_trials: whether the best trial, and how many trials,
   have the undisturbed study's metric; asynchronous schedulers may decide otherwise where trials come in another order.
   left_s: how long the processes that the killed one had started lived on; null: until the study ended.
@@ -67,7 +68,7 @@ class Case:
         return {
             "recipe": {
                 "epochs": EPOCHS,
-                "model": {"backbone": "resnet18"},
+                "model": {"backbone": "shufflenet_v2_x0_5"},
                 "schedule": {"name": "constant"},
                 "loader": {"image_size": 32, "batch_size": 16, "decode_threads": 1},
             },
@@ -120,6 +121,8 @@ class StudyProcess:
 
     def start(self) -> psutil.Process:
         """Start it, or start it again."""
+        # So that it ends with the benchmark. Here, as Ray, which has packed the dataset, takes the handler away.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
         with self.log.open("a") as log:
             self.job = subprocess.Popen(self.command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
         return psutil.Process(self.job.pid)
@@ -201,13 +204,14 @@ def killed(study: StudyProcess, moment: str, case: Case, reference: StudyProcess
     left_s = study.outlived(below)
     study.end()
     lost_s = time.perf_counter() - start - seconds
-    after, running = read_ledger(study.study), min(case.at_a_time, len(before.begun))
+    after, left = read_ledger(study.study), before.proposed - before.ended
+    running = min(case.at_a_time, len(left))
     best, best_before = study.summary()["best"], reference.summary()["best"]
     board, board_before = study.board(), reference.board()
     return {
         "killed": True,
         "running": running,
-        "waiting": len(before.begun) - running,
+        "waiting": len(left) - running,
         "ended": len(before.ended),
         "ended_again": len(before.ended & after.trained_since(before)),
         "epochs_twice": after.epochs_twice(),

@@ -88,9 +88,9 @@ class Contest:
 
     def textbook(self, trials: int) -> tuple[float, float]:
         """Return the textbook's seconds, scaled to all trials, and those of them that start Ray."""
-        job = self.job(self.folder / "textbook")
-        seconds, printed = run_together([[sys.executable, PEERS, "textbook", job, str(trials)]])
-        parts = json.loads(printed[0].strip().splitlines()[-1])
+        output = self.folder / "textbook"
+        seconds, _ = run_together([[sys.executable, PEERS, "textbook", self.job(output), str(trials)]])
+        parts = json.loads((output / "times.json").read_text())
         return seconds + parts["fit_s"] * (len(self.rates) / trials - 1), parts["connect_s"]
 
     def round(self, number: int) -> dict[str, float]:

@@ -4,7 +4,7 @@ Run by benchmarks/tune.py, which writes JOB, a JSON file of dataset, output and 
 - python benchmarks/tune_peers.py plain JOB PART PARTS: every PARTS-th trial by run_training, one after the other;
 - python benchmarks/tune_peers.py textbook JOB TRIALS: the first trials by a Ray Tune function that builds a TorchTrainer, with
   Ray Data for the images and TuneReportCallback for the metrics (docs.ray.io, "Hyperparameter Tuning with Ray Tune"), two at a
-  time. Its last line is JSON: seconds of ray.init and of Tuner.fit;
+  time. Its seconds of ray.init and of Tuner.fit go into times.json in the job's output;
 - python benchmarks/tune_peers.py connect: prints the seconds that a command's connection to a Ray of its own takes.
 """
 
@@ -145,7 +145,8 @@ def textbook(job: dict[str, Any], trials: int) -> None:
     short = [result for result in results if (result.metrics or {}).get("epoch") != recipes[0]["epochs"]]
     if results.errors or short:
         raise SystemExit(f"{len(short)} of {trials} trials did not come to their end: {results.errors[:1]}")
-    print(json.dumps({"connect_s": connected - start, "fit_s": time.perf_counter() - connected}))
+    times = {"connect_s": connected - start, "fit_s": time.perf_counter() - connected}
+    (Path(job["output"]) / "times.json").write_text(json.dumps(times))
 
 
 def connect_s() -> float:
