@@ -162,8 +162,14 @@ class StudyProcess:
     def end(self) -> None:
         """Wait until it ends well."""
         assert self.job is not None
-        if self.job.wait(DEADLINE_S):
-            raise SystemExit(f"{self.study.name}: ended with {self.job.returncode}: {self.log.read_text()[-2000:]}")
+        try:
+            code = self.job.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            code = None
+        if code != 0:
+            state = f"ended with {code}" if code is not None else f"had not ended after {DEADLINE_S} s"
+            raise SystemExit(f"{self.study.name}: {state}: {self.log.read_text()[-2000:]}")
 
     def summary(self) -> dict[str, Any]:
         """Return its study.json."""
