@@ -1,0 +1,147 @@
+"""What early stopping saves, and what it loses: a full grid on real photographs beside ASHA, HyperBand and median stopping.
+
+Run: python benchmarks/search.py [--quick] [--output FOLDER]. The photographs are `monuments` in LANDMARK_TEST_DATA: the 12 monuments
+with the most of them, 150 at most of each, packed at a short side of 96 px, near-duplicates on the same side of a split. The
+grid is 3 networks x 3 optimizers x 2 numbers of epochs at 48 px, small enough for two cores to run all four studies in some
+20 minutes. Each study is the command `landmark tune`, two trials at a time of one thread each, alone on the machine; its best
+trial by validation is evaluated on the test split, which is used for that alone. A trial is a function of its recipe, so all
+studies train the same 18 runs, as far as they let them.
+
+The rate is constant and the average of the weights is what is validated. So a run of few epochs is the beginning of the run of
+many: at a rung both have the same metric, and no run is ahead because its schedule ends earlier (a cosine's would be; see
+docs/decisions.md, "trials of the demo"). The average does what the end of a cosine does: it takes the noise out of the last steps.
+
+Epochs and wall time are those of each study's study.json, `gap` is the grid's best test top-1 minus the study's, in points.
+Dataset and studies are kept in --output: what has a study.json is not run again. The last line is JSON, kept in
+benchmarks/results/search.json.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))
+os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="")
+
+import ray
+from studies import run_together, tune_command
+
+from landmark.config import FoldersConfig, PackingConfig, PrepareConfig, SubsetConfig
+from landmark.prepare import prepare
+
+MONUMENTS, PHOTOS_EACH, SHORT_SIDE = 12, 150, 96
+AT_A_TIME = 2
+RECIPE = {
+    "schedule": {"name": "constant", "warmup_epochs": 0.5},
+    "ema": {"decay": 0.98},
+    "loss": {"label_smoothing": 0.1},
+    "loader": {"image_size": 48, "batch_size": 16, "decode_threads": 1},
+}
+GRID = {
+    "model.backbone": ["resnet18", "shufflenet_v2_x1_0", "shufflenet_v2_x0_5"],
+    "optimizer.name": ["sgd", "rmsprop", "adam"],
+    "epochs": [6, 12],
+}
+QUICK_GRID = {"model.backbone": ["shufflenet_v2_x0_5"], "optimizer.name": ["sgd", "rmsprop", "adam"], "epochs": [2, 4]}
+SCHEDULERS = {
+    "grid": {"name": "none"},
+    "asha": {"name": "asha", "grace_epochs": 1, "reduction_factor": 3},
+    "hyperband": {"name": "hyperband", "grace_epochs": 1, "reduction_factor": 3},
+    "median": {"name": "median_stopping", "grace_epochs": 2, "min_trials": 3},
+}
+
+
+def dataset_in(folder: Path, *, quick: bool) -> str:
+    """Pack the photographs, unless that is done; returns the dataset's path."""
+    photos = Path(os.environ.get("LANDMARK_TEST_DATA", "../shared/data")) / "monuments"
+    if not photos.is_dir():
+        sys.exit(f"no photographs in {photos}; set LANDMARK_TEST_DATA")
+    if not (folder / "manifest.json").exists():
+        prepare(
+            PrepareConfig(
+                output=str(folder),
+                source="folders",
+                folders=FoldersConfig(path=str(photos), groups=str(photos / "groups.csv")),
+                subset=SubsetConfig(classes=4 if quick else MONUMENTS, max_images=60 if quick else PHOTOS_EACH),
+                packing=PackingConfig(short_side=SHORT_SIDE),
+            )
+        )
+        ray.shutdown()
+    return str(folder)
+
+
+def studied(name: str, grid: dict[str, list[Any]], dataset: str, output: Path) -> dict[str, Any]:
+    """Run one study, unless it is finished; returns its study.json."""
+    summary = output / name / "study.json"
+    if not summary.exists():
+        space = {
+            "metric": "val_top1",
+            "recipe": RECIPE,
+            "parameters": {key: {"grid": values} for key, values in grid.items()},
+            "scheduler": SCHEDULERS[name],
+        }
+        room = ["--max-concurrent", str(AT_A_TIME), "--workers.cpus", "1", "--cluster.cpus", str(AT_A_TIME)]
+        run_together([tune_command(space, dataset, output, name, *room, "--test", "best")])
+    return json.loads(summary.read_text())
+
+
+def figures_of(studies: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Return the figures of all studies, and of each beside the grid's."""
+    top1 = {name: study["best"]["test"]["1"] for name, study in studies.items()}
+    figures: dict[str, float] = {"grid_best": top1["grid"], "grid_epochs": studies["grid"]["epochs_run"]}
+    for name, study in studies.items():
+        figures[f"{name}_seconds"] = study["seconds"]
+        if name != "grid":
+            figures[f"{name}_epoch_share"] = study["epochs_run"] / study["epochs_grid"]
+            figures[f"{name}_time_share"] = study["seconds"] / studies["grid"]["seconds"]
+            figures[f"{name}_gap"] = 100 * (top1["grid"] - top1[name])
+    return figures
+
+
+def print_table(studies: dict[str, dict[str, Any]], figures: dict[str, float]) -> None:
+    """Print the studies as a table."""
+    print(f"{'study':12}{'epochs':>8}{'share':>8}{'s':>8}{'val top-1':>11}{'test top-1':>12}{'gap':>8}  best")
+    for name, study in studies.items():
+        best = study["best"]
+        gap = f"{figures[f'{name}_gap']:.1f}" if name != "grid" else "-"
+        print(
+            f"{name:12}{study['epochs_run']:>8}{study['epochs_run'] / study['epochs_grid']:>8.0%}{study['seconds']:>8.0f}"
+            f"{best['val_top1']:>11.1%}{best['test']['1']:>12.1%}{gap:>8}  {best['trial']} at epoch {best['epoch']}"
+        )
+    print(f"majority baseline: test top-1 {studies['grid']['baselines']['majority']['1']:.1%}")
+
+
+def main() -> None:
+    """Print the table and the figures, and keep them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--quick", action="store_true", help="six small runs on four monuments; nothing is kept in results/"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="where dataset and studies are kept (runs/search, runs/search-quick)"
+    )
+    arguments = parser.parse_args()
+    output = arguments.output or Path("runs/search-quick" if arguments.quick else "runs/search")
+    dataset = dataset_in((output / "dataset").resolve(), quick=arguments.quick)
+    grid = QUICK_GRID if arguments.quick else GRID
+    studies = {}
+    for name in SCHEDULERS:
+        studies[name] = studied(name, grid, dataset, output.resolve())
+        told = (
+            f"{studies[name]['epochs_run']} of {studies[name]['epochs_grid']} epochs, {studies[name]['seconds']:.0f} s"
+        )
+        print(f"{name}: {told}", flush=True)
+    figures = figures_of(studies)
+    print_table(studies, figures)
+    line = json.dumps({key: round(value, 4) for key, value in figures.items()})
+    if not arguments.quick:
+        Path(__file__).with_name("results").joinpath("search.json").write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

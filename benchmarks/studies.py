@@ -1,0 +1,36 @@
+"""Studies as commands, for the benchmarks of `landmark tune`: the space's file is written, the command line made and run."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+
+def tune_command(space: Mapping[str, Any], dataset: str, output: Path, name: str, *flags: str) -> list[str]:
+    """Return the command of a study, its space written to a file beside the study's folder."""
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(dict(space), sort_keys=False))
+    command = [sys.executable, "-m", "landmark", "tune", "--dataset", dataset, "--space", str(file)]
+    return [*command, "--output", str(output), "--name", name, *flags]
+
+
+def run_together(commands: Sequence[Sequence[str]]) -> tuple[float, list[str]]:
+    """Run commands beside each other; returns the wall time until the last one's end, seconds, and what each printed."""
+    start = time.perf_counter()
+    jobs = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    outputs = [job.communicate() for job in jobs]
+    seconds = time.perf_counter() - start
+    for job, command, (_, said) in zip(jobs, commands, outputs, strict=True):
+        if job.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with {job.returncode}: {said[-2000:]}")
+    return seconds, [printed for printed, _ in outputs]

@@ -1,0 +1,355 @@
+"""Whether a study stays light over many trials, and what a kill of its driver costs.
+
+Run: python benchmarks/study.py [--quick] [--only NAME …]. Two parts:
+- many: 200 trials of a second or less. The driver's memory (RSS), that of all processes below it, and the seconds a trial are
+  compared between the last quarter of the trials and the second one.
+- kills: a study's process group is killed (SIGKILL) at one moment, which the study's journal tells, and the same command is
+  run again at once, until the study ends; for each scheduler, and for trials of two workers. Beside it the same study undisturbed.
+  ended_again: trials that had ended before the kill and were trained again (0 is right). epochs_twice: epochs whose report
+  the journal has twice. epochs_cut: what the running trials had done, at most, of the epochs that the kill cut short, told
+  by the time since their last reports.
+  lost_s: wall time beyond the undisturbed study's. same_best, same_trials: whether the best trial, and how many trials,
+  have the undisturbed study's metric; asynchronous schedulers may decide otherwise where trials come in another order.
+  left_s: how long the processes that the killed one had started lived on; null: until the study ended.
+Everything runs on CPUs. The last line is JSON, kept in benchmarks/results/study.json.
+"""
+
+import argparse
+import atexit
+import csv
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))
+os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="")
+
+import psutil
+import ray
+from journal import Ledger, read_ledger
+from studies import tune_command
+
+from landmark.config import PrepareConfig, SyntheticConfig
+from landmark.prepare import prepare
+from tests.packed import write_packed
+
+DEADLINE_S = 600
+MANY, QUICK_MANY = 200, 40
+EPOCHS = 9
+ROOM = ("--workers.cpus", "1", "--max-concurrent", "2", "--cluster.cpus", "2")
+PAIRS = ("--workers.cpus", "1", "--workers.count", "2", "--max-concurrent", "1", "--cluster.cpus", "3")
+"""Two workers of a CPU each, and half a CPU for their readers."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class Case:
+    """A kind of study that is killed, and when."""
+
+    label: str
+    scheduler: dict[str, Any]
+    moments: tuple[str, ...]
+    trials: int = 8
+    at_a_time: int = 2
+    flags: tuple[str, ...] = ROOM
+
+    def space(self) -> dict[str, Any]:
+        """Return its search space."""
+        return {
+            "recipe": {
+                "epochs": EPOCHS,
+                "model": {"backbone": "shufflenet_v2_x0_5"},
+                "schedule": {"name": "constant"},
+                "loader": {"image_size": 32, "batch_size": 16, "decode_threads": 1},
+            },
+            "parameters": {"optimizer.lr": {"loguniform": [1e-4, 1e-1]}},
+            "samples": self.trials,
+            "scheduler": self.scheduler,
+        }
+
+
+CASES = (
+    Case(label="none", scheduler={"name": "none"}, moments=("early", "within an epoch", "half ended")),
+    Case(label="asha", scheduler={"name": "asha"}, moments=("within an epoch", "half ended")),
+    Case(label="hyperband", scheduler={"name": "hyperband"}, moments=("within an epoch", "some paused", "half ended")),
+    Case(label="pbt", scheduler={"name": "pbt"}, moments=("within an epoch", "half ended")),
+    Case(
+        label="asha, 2 workers",
+        scheduler={"name": "asha"},
+        moments=("within an epoch", "half ended"),
+        trials=4,
+        at_a_time=1,
+        flags=PAIRS,
+    ),
+)
+
+
+Moment = Callable[[Ledger, Case], bool]
+MOMENTS: dict[str, Moment] = {
+    "early": lambda ledger, case: bool(ledger.proposed),
+    "within an epoch": lambda ledger, case: ledger.reports >= case.trials // 2,
+    "some paused": lambda ledger, case: len(ledger.begun) >= case.at_a_time + 2,
+    "half ended": lambda ledger, case: len(ledger.ended) >= case.trials // 2,
+}
+"""What the journal tells when the kill befalls; within an epoch: half an epoch's time after that."""
+
+
+class StudyProcess:
+    """The command of a study, in a process group of its own."""
+
+    def __init__(self, space: dict[str, Any], dataset: str, output: Path, name: str, *flags: str) -> None:
+        self.command = tune_command(space, dataset, output, name, *flags)
+        self.study = output / name
+        self.log = output / f"{name}.log"
+        self.job: subprocess.Popen | None = None
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """End it where it still runs: it would outlive an interrupted benchmark."""
+        if self.job is not None and self.job.poll() is None:
+            self.kill()
+
+    def start(self) -> psutil.Process:
+        """Start it, or start it again."""
+        # So that it ends with the benchmark. Here, as Ray, which has packed the dataset, takes the handler away.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+        with self.log.open("a") as log:
+            self.job = subprocess.Popen(self.command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        return psutil.Process(self.job.pid)
+
+    def wait(self, moment: str, case: Case) -> bool:
+        """Wait for a moment; False where the study ended before it."""
+        assert self.job is not None
+        deadline = time.monotonic() + DEADLINE_S
+        while not MOMENTS[moment](ledger := read_ledger(self.study), case):
+            if self.job.poll() is not None or time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        if moment == "within an epoch":
+            time.sleep(ledger.epoch_s() / 2)
+        return self.job.poll() is None
+
+    def kill(self) -> list[psutil.Process]:
+        """Kill it and its process group; returns the other processes below it, which are to end by themselves."""
+        assert self.job is not None
+        below = psutil.Process(self.job.pid).children(recursive=True)
+        os.killpg(self.job.pid, signal.SIGKILL)
+        self.job.wait()
+        return below
+
+    def outlived(self, others: list[psutil.Process]) -> float | None:
+        """Return after how many seconds the others had ended; None where some were there when the study ended: these are killed."""
+        assert self.job is not None
+        start = time.perf_counter()
+        while any(map(lives, others)):
+            if self.job.poll() is not None:
+                for process in filter(lives, others):
+                    process.kill()
+                return None
+            time.sleep(0.1)
+        return time.perf_counter() - start
+
+    def end(self) -> None:
+        """Wait until it ends well."""
+        assert self.job is not None
+        try:
+            code = self.job.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            code = None
+        if code != 0:
+            state = f"ended with {code}" if code is not None else f"had not ended after {DEADLINE_S} s"
+            raise SystemExit(f"{self.study.name}: {state}: {self.log.read_text()[-2000:]}")
+
+    def summary(self) -> dict[str, Any]:
+        """Return its study.json."""
+        return json.loads((self.study / "study.json").read_text())
+
+    def board(self) -> dict[str, tuple[str, str]]:
+        """Return each trial's epochs and best metric, as its leaderboard has them."""
+        rows = csv.DictReader((self.study / "leaderboard.csv").open())
+        return {row["trial"]: (row["epochs_run"], row["val_top1"]) for row in rows}
+
+
+def lives(process: psutil.Process) -> bool:
+    """Return whether a process is there and does anything."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def undisturbed(study: StudyProcess) -> float:
+    """Run a study to its end; returns its wall time, seconds."""
+    start = time.perf_counter()
+    study.start()
+    study.end()
+    return time.perf_counter() - start
+
+
+def killed(study: StudyProcess, moment: str, case: Case, reference: StudyProcess, seconds: float) -> dict[str, Any]:
+    """Run a study with a kill at a moment; returns the row of the table."""
+    start = time.perf_counter()
+    study.start()
+    if not study.wait(moment, case):
+        study.end()
+        return {"killed": False}
+    at, before = time.time(), read_ledger(study.study)
+    below = study.kill()
+    study.start()
+    left_s = study.outlived(below)
+    study.end()
+    lost_s = time.perf_counter() - start - seconds
+    after, left = read_ledger(study.study), before.proposed - before.ended
+    running = min(case.at_a_time, len(left))
+    best, best_before = study.summary()["best"], reference.summary()["best"]
+    board, board_before = study.board(), reference.board()
+    return {
+        "killed": True,
+        "running": running,
+        "waiting": len(left) - running,
+        "ended": len(before.ended),
+        "ended_again": len(before.ended & after.trained_since(before)),
+        "epochs_twice": after.epochs_twice(),
+        "epochs_cut": before.epochs_cut(at, running),
+        "lost_s": lost_s,
+        "same_best": all(best[key] == best_before[key] for key in ("trial", "epoch", "val_top1", "test")),
+        "same_trials": f"{sum(board.get(trial) == found for trial, found in board_before.items())}/{len(board_before)}",
+        "left_s": left_s,
+    }
+
+
+def kills(folder: Path, cases: list[Case], *, quick: bool) -> dict[str, dict[str, Any]]:
+    """Kill each case's study at each of its moments; returns the table's rows."""
+    dataset = str(folder / "dataset")
+    prepare(PrepareConfig(output=dataset, synthetic=SyntheticConfig(images=600, classes=6, image_size=48)))
+    ray.shutdown()
+    rows = {}
+    for case in cases:
+        slug = re.sub(r"\W+", "-", case.label)
+        reference = StudyProcess(case.space(), dataset, folder / "studies", slug, *case.flags)
+        seconds = undisturbed(reference)
+        print(f"{case.label}: undisturbed {seconds:.0f} s", flush=True)
+        for number, moment in enumerate(case.moments[-1:] if quick else case.moments):
+            study = StudyProcess(case.space(), dataset, folder / "studies", f"{slug}-{number}", *case.flags)
+            row = rows[f"{case.label}, {moment}"] = killed(study, moment, case, reference, seconds)
+            print(f"{case.label}, {moment}: {shown(row)}", flush=True)
+    return rows
+
+
+def shown(row: dict[str, Any]) -> str:
+    """Return a row for reading."""
+    return ", ".join(
+        f"{key} {value:.1f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+    )
+
+
+class Memory:
+    """Samples of a driver's memory and of that of all processes below it, MiB, by unix time."""
+
+    def __init__(self, driver: psutil.Process) -> None:
+        self.driver = driver
+        self.samples: list[tuple[float, float, float]] = []
+
+    def sample(self) -> None:
+        """Take a sample; nothing where the driver has ended."""
+        try:
+            own = self.driver.memory_info().rss
+            below = [self._rss(process) for process in self.driver.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return
+        self.samples.append((time.time(), own / 2**20, sum(below) / 2**20))
+
+    def _rss(self, process: psutil.Process) -> int:
+        try:
+            return process.memory_info().rss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return 0
+
+    def growth(self, early: tuple[float, float], late: tuple[float, float]) -> tuple[float, float]:
+        """Return by how much the means of two spans of time differ: of the driver, of all below it."""
+
+        def mean(span: tuple[float, float], column: int) -> float:
+            return statistics.mean(sample[column] for sample in self.samples if span[0] <= sample[0] <= span[1])
+
+        return mean(late, 1) - mean(early, 1), mean(late, 2) - mean(early, 2)
+
+
+def many(folder: Path, trials: int) -> dict[str, float]:
+    """Run a study of many short trials; returns how its memory and its pace change."""
+    dataset = write_packed(folder / "tiny", {"train": [64], "val": [32], "test": [24]}).location.uri
+    space = {
+        "recipe": {
+            "epochs": 1,
+            "model": {"backbone": "deck_mlp"},
+            "optimizer": {"name": "adam"},
+            "schedule": {"name": "constant"},
+            "loader": {"image_size": 16, "batch_size": 16, "decode_threads": 1},
+        },
+        "parameters": {"optimizer.lr": {"loguniform": [1e-4, 1e-2]}},
+        "samples": trials,
+    }
+    study = StudyProcess(space, dataset, folder / "studies", "many", *ROOM, "--test", "none")
+    memory = Memory(study.start())
+    assert study.job is not None
+    while study.job.poll() is None:
+        memory.sample()
+        time.sleep(0.5)
+    study.end()
+    ended = sorted(read_ledger(study.study).ended_at.values())
+    if len(ended) != trials:
+        raise SystemExit(f"{len(ended)} of {trials} trials ended: {study.log.read_text()[-2000:]}")
+    quarters = [ended[trials * quarter // 4 - 1] for quarter in (1, 2, 3, 4)]
+    early, late = (quarters[0], quarters[1]), (quarters[2], quarters[3])
+    driver, below = memory.growth(early, late)
+    each_s = [(span[1] - span[0]) / (trials / 4) for span in (early, late)]
+    return {
+        "trials": trials,
+        "driver_rss_mib": memory.samples[-1][1],
+        "driver_rss_growth_mib": driver,
+        "below_rss_growth_mib": below,
+        "seconds_per_trial": each_s[1],
+        "seconds_per_trial_ratio": each_s[1] / each_s[0],
+    }
+
+
+def rounded(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values, and those within them, with three digits after the point."""
+    return {
+        key: rounded(value) if isinstance(value, dict) else round(value, 3) if isinstance(value, float) else value
+        for key, value in values.items()
+    }
+
+
+def main() -> None:
+    """Print the figures and the table, and keep them."""
+    names = ["many", *(case.label for case in CASES)]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="40 trials, and the last moment of each kind of study")
+    parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME", help=", ".join(names))
+    arguments = parser.parse_args()
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        if "many" in arguments.only:
+            figures = many(Path(name), QUICK_MANY if arguments.quick else MANY)
+            print(shown(figures), flush=True)
+        if cases := [case for case in CASES if case.label in arguments.only]:
+            figures["kills"] = kills(Path(name), cases, quick=arguments.quick)
+    line = json.dumps(rounded(figures))
+    if arguments.only == names and not arguments.quick:
+        Path(__file__).with_name("results").joinpath("study.json").write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()
