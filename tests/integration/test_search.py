@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import mlflow
 import psutil
 import pytest
 import torch
@@ -224,7 +225,6 @@ def test_a_killed_driver_s_study_goes_on(command, tmp_path):
 
 
 def test_loggers_write_each_epoch_under_its_trial(dataset, tmp_path):
-    mlflow = pytest.importorskip("mlflow")
     text = COMMON + "parameters:\n  optimizer.lr: {grid: [0.003, 0.001]}\n  epochs: {grid: [2]}\n"
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     study(text, dataset, tmp_path, test="none", tensorboard=True, mlflow=uri)
