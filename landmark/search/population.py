@@ -54,8 +54,9 @@ def moved(domain: Domain, value: Any, draws: random.Random) -> Any:
         low, high = domain.values
         return min(high, max(low, value * draws.choice(FACTORS)))
     values = list(domain.all())
-    place = values.index(value) + draws.choice((-1, 1))
-    return values[min(len(values) - 1, max(0, place))]
+    place = values.index(value)
+    neighbours = [values[near] for near in (place - 1, place + 1) if 0 <= near < len(values)]
+    return draws.choice(neighbours or values)
 
 
 class Population:

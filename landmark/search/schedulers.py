@@ -186,7 +186,9 @@ class PopulationBased(Rule):
         peers = [t for t in [trial, *self.others_at(trial, epoch)] if t.error is None]
         count = min(math.ceil(len(peers) * self.config.quantile), len(peers) // 2)
         peers.sort(key=lambda peer: (self.score(peer, epoch), -peer.plan.number))
-        best = [peer for peer in peers[len(peers) - count :] if peer.state != "ended"]
+        # Not from one that has come to its last epoch: its weights would have nothing left to learn with.
+        best = [peer for peer in peers[len(peers) - count :] if peer.epochs_run < peer.plan.recipe.epochs]
+        best = [peer for peer in best if peer.state != "ended"]
         if best and trial in peers[:count]:
             draws = random.Random(f"{self.seed}-{trial.plan.number}-{epoch}")
             if self.take_over(trial, draws.choice(best), draws):

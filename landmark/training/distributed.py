@@ -83,17 +83,17 @@ class TrainWorkerSession:
         if snapshot is not None:
             self.store.save(snapshot, metrics)
         if self.relay is not None:
-            goes_on = self.rank == 0 and self._relay(metrics)
+            goes_on = self.rank == 0 and self._relay(self.relay, metrics)
             if not self.all_reduce(torch.tensor([float(goes_on)], device=self.device)).item():
                 raise TrialEnded
         if self.recorder is not None:
             self.recorder.add(metrics)
         ray.train.report(dict(metrics))
 
-    def _relay(self, metrics: dict[str, float]) -> bool:
+    def _relay(self, relay: Any, metrics: dict[str, float]) -> bool:
         self.store.close()
         told = {"first_step_at": self.first_step_at, "reported_at": time.time(), "parameters": self.weights}
-        return ray.get(self.relay.report.remote({**metrics, **told}))
+        return ray.get(relay.report.remote({**metrics, **told}))
 
     def save(self, snapshot: Snapshot | None, *, at_once: bool) -> None:
         """Store rank 0's checkpoint within an epoch."""

@@ -21,7 +21,6 @@ from landmark.training.checkpoints import read_meta, read_recipe, read_weights
 from tests.packed import write_packed
 from tests.studies import COMMON, RATES, epochs_of, events, rows, study
 
-HYPERBAND = "scheduler: {name: hyperband, reduction_factor: 3, brackets: 1}\n"
 PBT = "scheduler: {name: pbt, interval_epochs: 2, quantile: 0.5, resample: 0.0}\n"
 LRS = """
 parameters:
@@ -155,26 +154,27 @@ def test_a_lost_process_is_replaced_and_its_trial_goes_on(dataset, tmp_path):
     assert len({event["process"] for event in events(folder, "report")}) == 2
 
 
-def test_two_workers_pause_and_go_on(dataset, tmp_path):
-    text = COMMON + "parameters:\n  optimizer.lr: {grid: [1.0e-9, 0.003, 1.0e-8]}\n  epochs: {grid: [3]}\n" + HYPERBAND
-    summary, folder = study(text, dataset, tmp_path, test="none", workers=WorkersConfig(count=2))
-    assert (summary["finished"], summary["stopped_early"], summary["failed"]) == (1, 2, 0)
-    assert sorted(map(len, epochs_of(folder).values())) == [1, 1, 3]
-    assert summary["best"]["parameters"]["optimizer.lr"] == 0.003
-    assert len({e["process"] for e in events(folder, "report") if e["trial"] == summary["best"]["trial"]}) == 2
+# Two processes a trial, which read by threads: fewer processes to start.
+NESTED = COMMON.replace("decode_threads: 1", "decode_threads: 1, stream: thread")
 
 
-def test_two_workers_stop_early_and_take_over(dataset, tmp_path):
-    text = COMMON + LRS.replace("[6]", "[3]") + "samples: 2\nseed: 3\n" + PBT.replace("epochs: 2", "epochs: 1")
-    summary, folder = study(text, dataset, tmp_path, test="none", workers=WorkersConfig(count=2))
+def test_trials_of_two_workers_pause_stop_and_go_on(dataset, tmp_path):
+    text = NESTED + "parameters:\n  optimizer.lr: {grid: [1.0e-9, 0.003]}\n  epochs: {grid: [2]}\n"
+    halving = "scheduler: {name: hyperband, reduction_factor: 2, brackets: 1}\n"
+    summary, folder = study(text + halving, dataset, tmp_path, workers=WorkersConfig(count=2))
+    assert (summary["finished"], summary["stopped_early"], summary["failed"]) == (1, 1, 0)
+    assert sorted(map(len, epochs_of(folder).values())) == [1, 2]
+    assert summary["best"]["parameters"]["optimizer.lr"] == 0.003 and summary["best"]["test"]["1"] > 0
+    for row in rows(folder / "leaderboard.csv"):
+        assert (folder / row["checkpoint"] / "model.safetensors").exists()
+
+
+def test_trials_of_two_workers_take_over(dataset, tmp_path):
+    text = NESTED + LRS.replace("[6]", "[2]") + "samples: 2\nseed: 6\n" + PBT.replace("epochs: 2", "epochs: 1")
+    two = WorkersConfig(count=2)
+    summary, folder = study(text, dataset, tmp_path, test="none", workers=two, max_concurrent=1)
     assert summary["finished"] == 2
     took_over(folder, summary)
-    (tmp_path / "asha").mkdir()
-    grid = COMMON + "parameters:\n  optimizer.lr: {grid: [0.003, 1.0e-9]}\n  epochs: {grid: [3]}\n"
-    stop = "scheduler: {name: asha, reduction_factor: 2}\n"
-    two = WorkersConfig(count=2)
-    summary, _ = study(grid + stop, dataset, tmp_path / "asha", test="none", workers=two, max_concurrent=1)
-    assert (summary["finished"], summary["stopped_early"]) == (1, 1)
 
 
 @pytest.fixture
