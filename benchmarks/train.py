@@ -309,7 +309,7 @@ def cases(*, quick: bool) -> list[Case]:
             Case(backbone="resnet18", size=128, batch=256, steps=5 if quick else 30),
         ]
     return [
-        Case(backbone="resnet50", size=224, batch=8 if quick else 32, steps=2 if quick else 4),
+        Case(backbone="resnet50", size=224, batch=32, steps=2 if quick else 4),
         Case(backbone="resnet18", size=128, batch=32 if quick else 64, steps=4 if quick else 8),
     ]
 
