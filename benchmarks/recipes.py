@@ -13,15 +13,15 @@ import dataclasses
 import json
 import os
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
-from landmark.config import FoldersConfig, PackingConfig, PrepareConfig, Recipe, TrainConfig
+from monuments import pack_monuments
+
+from landmark.config import Recipe, TrainConfig
 from landmark.data.dataset import PackedDataset
-from landmark.prepare import prepare
 from landmark.recipes import load_recipe
 from landmark.storage import locate
 from landmark.training.evaluation import evaluate_checkpoint
@@ -30,23 +30,6 @@ from landmark.training.run import run_training
 SCRATCH = ("deck", "modern")
 SHORT_SIDES = {"deck": 160, "modern": 160, "finetune": 256}
 """Pixels of the images as each recipe reads them."""
-
-
-def dataset_in(folder: Path, short_side: int) -> PackedDataset:
-    """Pack the photographs at a short side, unless that is done."""
-    photos = Path(os.environ.get("LANDMARK_TEST_DATA", "../shared/data")) / "monuments"
-    if not photos.is_dir():
-        sys.exit(f"no photographs in {photos}; set LANDMARK_TEST_DATA")
-    if not (folder / "manifest.json").exists():
-        prepare(
-            PrepareConfig(
-                output=str(folder),
-                source="folders",
-                folders=FoldersConfig(path=str(photos), groups=str(photos / "groups.csv")),
-                packing=PackingConfig(short_side=short_side),
-            )
-        )
-    return PackedDataset.open(str(folder))
 
 
 def recipe_of(name: str, seed: int, arguments: argparse.Namespace) -> Recipe:
@@ -140,7 +123,7 @@ def main() -> None:
     runs = {}
     for name in arguments.only:
         side = SHORT_SIDES[name]
-        dataset = dataset_in(arguments.output / f"dataset-{side}", side)
+        dataset = PackedDataset.open(pack_monuments(arguments.output / f"dataset-{side}", side))
         seeds = arguments.seeds if name in SCRATCH else arguments.finetune_seeds
         runs[name] = [tested(name, seed, dataset, arguments) for seed in range(seeds)]
     figures = summary(runs)

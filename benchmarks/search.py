@@ -28,10 +28,10 @@ sys.path.append(str(ROOT))
 os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="")
 
 import ray
+from monuments import pack_monuments
 from studies import run_together, tune_command
 
-from landmark.config import FoldersConfig, PackingConfig, PrepareConfig, SubsetConfig
-from landmark.prepare import prepare
+from landmark.config import SubsetConfig
 
 MONUMENTS, PHOTOS_EACH, SHORT_SIDE = 12, 150, 96
 AT_A_TIME = 2
@@ -53,25 +53,6 @@ SCHEDULERS = {
     "hyperband": {"name": "hyperband", "grace_epochs": 1, "reduction_factor": 3},
     "median": {"name": "median_stopping", "grace_epochs": 2, "min_trials": 3},
 }
-
-
-def dataset_in(folder: Path, *, quick: bool) -> str:
-    """Pack the photographs, unless that is done; returns the dataset's path."""
-    photos = Path(os.environ.get("LANDMARK_TEST_DATA", "../shared/data")) / "monuments"
-    if not photos.is_dir():
-        sys.exit(f"no photographs in {photos}; set LANDMARK_TEST_DATA")
-    if not (folder / "manifest.json").exists():
-        prepare(
-            PrepareConfig(
-                output=str(folder),
-                source="folders",
-                folders=FoldersConfig(path=str(photos), groups=str(photos / "groups.csv")),
-                subset=SubsetConfig(classes=4 if quick else MONUMENTS, max_images=60 if quick else PHOTOS_EACH),
-                packing=PackingConfig(short_side=SHORT_SIDE),
-            )
-        )
-        ray.shutdown()
-    return str(folder)
 
 
 def studied(name: str, grid: dict[str, list[Any]], dataset: str, output: Path) -> dict[str, Any]:
@@ -126,7 +107,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     output = arguments.output or Path("runs/search-quick" if arguments.quick else "runs/search")
-    dataset = dataset_in((output / "dataset").resolve(), quick=arguments.quick)
+    quick = arguments.quick
+    subset = SubsetConfig(classes=4 if quick else MONUMENTS, max_images=60 if quick else PHOTOS_EACH)
+    dataset = pack_monuments((output / "dataset").resolve(), SHORT_SIDE, subset)
+    ray.shutdown()  # each study starts its own
     grid = QUICK_GRID if arguments.quick else GRID
     studies = {}
     for name in SCHEDULERS:

@@ -158,7 +158,7 @@ def exploits_table(exploits: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         {
             "epoch": exploit["epoch"],
             "trial": exploit["trial"],
-            "took over from": exploit["from"],
+            "took over from": exploit["source"],
             "what changed": ", ".join(
                 f"{key} {shown_value(before)} → {shown_value(after)}"
                 for key, (before, after) in exploit["changed"].items()

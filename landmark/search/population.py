@@ -59,6 +59,11 @@ def moved(domain: Domain, value: Any, draws: random.Random) -> Any:
     return draws.choice(neighbours or values)
 
 
+def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return key -> both values, where they differ."""
+    return {key: [before[key], value] for key, value in after.items() if value != before[key]}
+
+
 class Population:
     """The trials of a study that learn from each other."""
 
@@ -82,11 +87,13 @@ class Population:
         epoch = self.store_of(trial.plan).adopt(self.store_of(before))
         if epoch is None:
             return False
-        changed = {
-            key: [before.parameters[key], value]
-            for key, value in plan.parameters.items()
-            if value != before.parameters[key]
-        }
-        exploit = Exploit(trial=trial.plan.name, source=before.name, epoch=epoch, point=point, changed=changed)
+        exploit = Exploit(
+            trial=trial.plan.name,
+            source=before.name,
+            epoch=epoch,
+            point=point,
+            changed=differing(trial.plan.parameters, plan.parameters),
+            explored=differing(before.parameters, plan.parameters),
+        )
         self.record.take_over(exploit, dataclasses.replace(plan, name=trial.plan.name))
         return True

@@ -9,54 +9,65 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from landmark.search.proposals import Proposals
-from landmark.search.record import StudyRecord, TrialRecord
-from landmark.search.schedulers import StudyScheduler
+from landmark.search.record import TrialRecord
+from landmark.search.schedulers import Rule, StudyScheduler
 from landmark.search.space import TrialPlan
 
 
 class TrialQueue(Searcher):
     """Gives Ray Tune the trials that wait, those least far first, then new ones; ends when all have ended."""
 
-    def __init__(self, record: StudyRecord, proposals: Proposals, metric: str, mode: str) -> None:
+    def __init__(
+        self, rule: Rule, proposals: Proposals, values_of: Callable[[TrialPlan], dict[str, Any]], most: int
+    ) -> None:
+        """values_of: what a trial's process is given of its plan. most: trials that Ray Tune may have at a time."""
         super().__init__()
-        self.record = record
+        self.rule = rule
+        self.record = rule.record
         self.proposals = proposals
-        self.best_of = (metric, mode)
-        self.values_of: Callable[[TrialPlan], dict[str, Any]] = lambda plan: {"name": plan.name}
-        """What a trial's process is given of its plan."""
-        self.most = 1
-        """Trials that Ray Tune may have at a time."""
+        self.values_of = values_of
+        self.most = most
         self._told = set[str]()
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial's config; None while there are enough or all wait for others, FINISHED when all have ended."""
-        self.tell_ended()
+        self._tell_ended()
         if sum(trial.handed and trial.state != "ended" for trial in self.record.trials.values()) >= self.most:
             return None
-        waiting = [trial for trial in self.record.trials.values() if trial.state == "waiting" and not trial.handed]
-        trial = min(waiting, key=lambda trial: (trial.epochs_run, trial.plan.number), default=None) or self._new()
+        trial = self._waiting() or self._new() or self._waiting()
         if trial is None:
             ended = all(trial.state == "ended" for trial in self.record.trials.values())
             return Searcher.FINISHED if ended else None
         trial.handed = True
         return {"trial": self.values_of(trial.plan)}
 
+    def _waiting(self) -> TrialRecord | None:
+        waiting = [trial for trial in self.record.trials.values() if trial.state == "waiting" and not trial.handed]
+        return min(waiting, key=lambda trial: (trial.epochs_run, trial.plan.number), default=None)
+
     def _new(self) -> TrialRecord | None:
+        """Return a trial that was not there yet; where there is none any more, those that wait for it are judged."""
         plan = self.proposals.next()
-        return None if plan is None else self.record.propose(plan)
+        if plan is not None:
+            return self.record.propose(plan)
+        if not self.record.complete:
+            self.record.complete = True
+            self.rule.settle()
+        return None
 
     def propose_all(self) -> None:
         """Take up all trials now: those of a population know each other from the beginning."""
         while self._new() is not None:
             pass
 
-    def tell_ended(self) -> None:
+    def _tell_ended(self) -> None:
         """Let the searcher know what came of the trials that ended since."""
         for trial in self.record.trials.values():
             if trial.state == "ended" and trial.plan.name not in self._told:
                 self._told.add(trial.plan.name)
-                best = trial.best_epochs(*self.best_of) if trial.error is None else []
-                found = trial.rows[best[0]] | {"parameters": float(trial.weights or 0)} if best else None
+                found = None
+                if trial.rows and trial.error is None:
+                    found = trial.rows[self.rule.best_epoch(trial)] | {"parameters": float(trial.weights or 0)}
                 self.proposals.told(trial.plan, found)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -79,9 +90,7 @@ class Keeper(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Note that a trial runs."""
-        record = self.record.of(trial)
-        record.state = "running"
-        record.legs += 1
+        self.record.of(trial).state = "running"
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Note that a trial lost its process and waits for another one."""

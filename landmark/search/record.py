@@ -57,8 +57,6 @@ class TrialRecord:
     """Host and process that ran it last."""
     handed: bool = False
     """Whether Ray Tune has it, to run it when there is room."""
-    legs: int = 0
-    """Times that it was started by this process: first, and when it went on after a pause, a take-over or a lost process."""
     first_step_at: float | None = None
     """Unix time of its first training step."""
     last_report_at: float | None = None
@@ -105,7 +103,9 @@ class Exploit:
     point: dict[str, Any]
     """Its chosen values from then on."""
     changed: dict[str, list[Any]]
-    """Parameter -> the source's value and the new one."""
+    """Parameter -> the trial's own value before and its value after, where they differ."""
+    explored: dict[str, list[Any]]
+    """Parameter -> the source's value and the trial's, where they differ: what was changed on the way."""
 
 
 class StudyRecord:
@@ -114,6 +114,8 @@ class StudyRecord:
     def __init__(self, journal: Journal | None = None) -> None:
         self.trials: dict[str, TrialRecord] = {}
         self.exploits: list[Exploit] = []
+        self.complete = False
+        """Whether there will be no further trial."""
         self.drivers = 0
         """Processes that have driven this study, this one included."""
         self.seconds_before = 0.0

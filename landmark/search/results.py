@@ -12,6 +12,7 @@ import ray
 
 from landmark.config import Recipe, TrainConfig, UserError
 from landmark.data.dataset import PackedDataset
+from landmark.runtime import connect
 from landmark.search.leaderboard import (
     TESTED,
     Standing,
@@ -24,7 +25,7 @@ from landmark.search.leaderboard import (
 from landmark.search.record import METRICS, StudyRecord, TrialRecord
 from landmark.search.study import Outcome, Study
 from landmark.search.trial import TRIALS, store_of
-from landmark.storage import Location, NotFound
+from landmark.storage import Location, NotFound, locate
 from landmark.training.checkpoints import MODEL_FILES
 from landmark.training.distributed import gpus_per_worker
 from landmark.training.evaluation import evaluate_checkpoint, write_evaluation
@@ -34,7 +35,7 @@ EVALUATION_FOLDER = "evaluation-test"
 BEST = "best"
 """Folder of the best model: weights, recipe, and what it is."""
 RETRAINED = "retrained"
-"""Folder of the run that trained the best recipe anew."""
+"""Folder of the runs that train a best recipe anew, each under its trial's name."""
 
 
 @dataclass(kw_only=True)
@@ -66,17 +67,23 @@ def write_results(study: Study, outcome: Outcome) -> tuple[dict[str, Any], list[
         lambda trial: best_of(study, trial),
         space.searcher.objectives,
     )
+    write_tables(study, outcome, standings)  # what training came to is there, whatever becomes of the best model
     best = settle_best(study, outcome, standings)
-    keys = study.space.keys
-    board = to_csv(leaderboard_rows(standings, keys), leaderboard_columns(keys))
-    (study.location / "leaderboard.csv").write_text(board)
-    history = to_csv(history_rows(outcome.record), ["trial", *METRICS, "reported_at"])
-    (study.location / "history.csv").write_text(history)
+    write_tables(study, outcome, standings)
     summary = summarise(study, outcome, best)
     (study.location / "study.json").write_text(json.dumps(summary, indent=1) + "\n")
     if best is None and not outcome.interrupted:
         raise UserError(why_none(study, outcome))
     return summary, standings
+
+
+def write_tables(study: Study, outcome: Outcome, standings: list[Standing]) -> None:
+    """Write the leaderboard and the history."""
+    keys = study.space.keys
+    board = to_csv(leaderboard_rows(standings, keys), leaderboard_columns(keys))
+    (study.location / "leaderboard.csv").write_text(board)
+    history = to_csv(history_rows(outcome.record), ["trial", *METRICS, "reported_at"])
+    (study.location / "history.csv").write_text(history)
 
 
 def best_of(study: Study, trial: TrialRecord) -> tuple[int, str] | None:
@@ -88,7 +95,7 @@ def best_of(study: Study, trial: TrialRecord) -> tuple[int, str] | None:
 
 def settle_best(study: Study, outcome: Outcome, standings: list[Standing]) -> Best | None:
     """Take or train the best model, evaluate what the config asks for, once, and export the best."""
-    standing = next((s for s in standings if s.rank == 1 and s.checkpoint is not None), None)
+    standing = next((s for s in standings if s.rank is not None and s.checkpoint is not None), None)
     if standing is None:
         return None
     best = Best(standing=standing, checkpoint=study.location / str(standing.checkpoint), metrics=standing.best)
@@ -96,7 +103,7 @@ def settle_best(study: Study, outcome: Outcome, standings: list[Standing]) -> Be
         return best
     if study.config.best == "retrained":
         run = retrain(study, standing)
-        best.checkpoint, best.metrics = study.location / RETRAINED / run.best_checkpoint, run.best
+        best.checkpoint, best.metrics = locate(run.run) / run.best_checkpoint, run.best
     if study.config.test == "all":
         for other in standings:
             if other.checkpoint is not None and other.rank is not None and other is not standing:
@@ -117,13 +124,14 @@ def retrain(study: Study, standing: Standing) -> RunResult:
         dataset=dataset.location.uri,
         subset=dataset.subset,
         subset_seed=dataset.subset_seed,
-        output=study.location.uri,
-        name=RETRAINED,
+        output=(study.location / RETRAINED).uri,
+        name=standing.record.plan.name,
         workers=config.workers,
         cluster=config.cluster,
     )
     if not config.workers.in_process:
         return run_training(training)
+    connect(config.cluster)  # where all trials had ended before, nothing has
     task = ray.remote(num_cpus=config.workers.cpus, num_gpus=gpus_per_worker(config.workers.gpus))(run_training)
     try:
         return ray.get(task.remote(training))

@@ -23,8 +23,6 @@ class Room:
     """The processes of a trial, the share of a GPU decided."""
     slots: int
     """Trials at a time."""
-    memory: int
-    """Bytes that a training process needs at most."""
     placement: tune.PlacementGroupFactory
     """What a trial reserves."""
 
@@ -42,14 +40,13 @@ def find_room(
     if on_gpu and workers.gpus is None and workers.in_process:
         workers = dataclasses.replace(workers, gpus=gpu_share(memory, gpu_bytes()))
     most = min(total, max_concurrent or total)
-    slots = min(room_for(need_of(workers, recipe.loader), "a trial", most) for recipe in recipes)
+    needs = {need_of(workers, recipe.loader) for recipe in recipes}
+    slots = min(room_for(need, "a trial", most) for need in needs)
     limited = max_concurrent is not None
     if not on_gpu and (fitting := _fitting(memory, workers)) < slots:
         slots, limited = fitting, True
     by_ray = any(recipe.loader.stream == "ray" for recipe in recipes)
-    return Room(
-        workers=workers, slots=slots, memory=memory, placement=_placement(workers, slots, limited=limited or by_ray)
-    )
+    return Room(workers=workers, slots=slots, placement=_placement(workers, slots, limited=limited or by_ray))
 
 
 def gpu_bytes() -> int:

@@ -47,6 +47,10 @@ class Rule:
         """Return a trial's metric at an epoch: more is better."""
         return self.sign * trial.rows[epoch][self.metric]
 
+    def best_epoch(self, trial: TrialRecord) -> int:
+        """Return a trial's best epoch, of equals the first."""
+        return max(sorted(trial.rows), key=lambda epoch: self.score(trial, epoch))
+
     def others_at(self, trial: TrialRecord, epoch: int) -> list[TrialRecord]:
         """Return the other trials that have come to an epoch."""
         return [other for other in self.record.trials.values() if other is not trial and epoch in other.rows]
@@ -151,7 +155,7 @@ class HyperBand(Rule):
             members = [by_number[number] for number in bracket.numbers if number in by_number]
             for milestone in bracket.milestones:
                 coming = [t for t in members if t.state != "ended" and t.epochs_run < milestone]
-                if coming or len(members) < len(bracket.numbers):
+                if coming or not (self.record.complete or len(members) == len(bracket.numbers)):
                     break
                 there = [trial for trial in members if milestone in trial.rows]
                 there.sort(key=lambda t: (-self.score(t, milestone), t.plan.number))

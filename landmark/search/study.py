@@ -25,9 +25,9 @@ from landmark.search.population import Population, changeable
 from landmark.search.progress import LiveTable
 from landmark.search.proposals import Listed, Proposals, build_proposals
 from landmark.search.queue import Keeper, TrialQueue
-from landmark.search.record import StudyRecord
+from landmark.search.record import StudyRecord, TrialRecord
 from landmark.search.room import Room, find_room
-from landmark.search.schedulers import Rule, StudyScheduler, build_rule, check_grace
+from landmark.search.schedulers import StudyScheduler, build_rule, check_grace
 from landmark.search.space import DATASET, Space, TrialPlan
 from landmark.search.trial import TrialProcess, store_of, trial_values
 from landmark.storage import Location, NotFound, check_writable, locate
@@ -179,14 +179,14 @@ def run_trials(study: Study) -> Outcome:
             take_over=population.take_over,
         )
         stopper = BudgetStopper(space.budget, record, space.metric, space.mode())
-        queue = TrialQueue(record, study.proposals, space.metric, space.mode())
-        take_up(study, record, StudyScheduler(record, rule), queue)
+        scheduler = StudyScheduler(record, rule)
+        take_up(study, scheduler)
         left = (
             any(trial.state != "ended" for trial in record.trials.values())
             or len(record.trials) < study.proposals.total
         )
         if left and not stopper.stop_all():
-            _run(study, record, rule, queue, stopper)
+            _run(study, scheduler, stopper)
         seconds, reason = stopper.seconds(), stopper.reason()
         record.flush()
     open_ones = [trial for trial in record.trials.values() if trial.state != "ended"]
@@ -195,48 +195,49 @@ def run_trials(study: Study) -> Outcome:
     return Outcome(record=record, seconds=seconds, ended_by=reason, interrupted=bool(open_ones) and not reason)
 
 
-def take_up(study: Study, record: StudyRecord, scheduler: StudyScheduler, queue: TrialQueue) -> None:
+def take_up(study: Study, scheduler: StudyScheduler) -> None:
     """Bring a restored record to where its trials' checkpoints are, and its rule and searcher to where the record is."""
+    record = scheduler.record
     for trial in record.trials.values():
         study.proposals.adopt(trial.plan)
         if trial.state == "ended":
             continue
-        _recover_epoch(study, record, trial.plan.name)
+        _recover_epoch(study, record, trial)
         if trial.rows and trial.epochs_run < trial.plan.recipe.epochs:
             trial.state = "running"
             if scheduler.carry_out(trial, scheduler.rule.judge_again(trial)):
                 trial.state = "waiting"
     scheduler.rule.settle()
-    if study.space.config.scheduler.name == "pbt":
-        queue.propose_all()
 
 
-def _recover_epoch(study: Study, record: StudyRecord, name: str) -> None:
+def _recover_epoch(study: Study, record: StudyRecord, trial: TrialRecord) -> None:
     """Add the epoch whose checkpoint was stored, but whose report was lost with the driver."""
-    trial = record.trials[name]
-    metrics = store_of(study.location, trial.plan).last_metrics()
+    store = store_of(study.location, trial.plan)
+    if store.path("best") is None:  # no epoch of its own since it began, or since it took over another's weights
+        return
+    metrics = store.last_metrics()
     if metrics and int(metrics["epoch"]) == trial.epochs_run + 1:
         record.add(trial, {**metrics, "reported_at": time.time()})
 
 
-def _run(study: Study, record: StudyRecord, rule: Rule, queue: TrialQueue, stopper: BudgetStopper) -> None:
-    config, space = study.config, study.space.config
+def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper) -> None:
+    config, space, record = study.config, study.space.config, scheduler.record
     connect(config.cluster)
     room = room_of(study)
     if config.resize_once:
         study = dataclasses.replace(study, trained_on=resize_datasets(study))
     (study.location / "config.yaml").write_text(to_yaml(_absolute(config)))
     (study.location / "space.yaml").write_text(study.space.text)
-    queue.values_of = lambda plan: _values(study, plan)
     # All processes start at once. No trial is given ahead: Ray Tune would begin to start a process for it, too, and then
     # wait for that at the end.
-    queue.most = room.slots
+    queue = TrialQueue(scheduler.rule, study.proposals, lambda plan: _values(study, plan), room.slots)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(room.slots)
     print(_headline(study, record, room.slots), file=sys.stderr, flush=True)
     record.begin()
+    if space.scheduler.name == "pbt":
+        queue.propose_all()
     record.flush()
     table = LiveTable(config.name, record, space.metric, space.mode(), study.proposals.total)
-    scheduler = StudyScheduler(record, rule)
     _tuner(study, room, scheduler, queue, [Keeper(scheduler), table], stopper).fit()
     table.clear()
 

@@ -59,9 +59,11 @@ TRANSIENT = (OSError, ray.exceptions.RayError, torch.OutOfMemoryError)
 
 def store_of(study: Location, plan: TrialPlan) -> CheckpointStore:
     """Return the store of a trial's checkpoints."""
-    return CheckpointStore(
-        study / TRIALS / plan.name, plan.recipe.monitor, plan.recipe.monitor_mode(), CHECKPOINT, print
-    )
+    return _store(study / TRIALS / plan.name, plan.recipe)
+
+
+def _store(folder: Location, recipe: Recipe) -> CheckpointStore:
+    return CheckpointStore(folder, recipe.monitor, recipe.monitor_mode(), CHECKPOINT, print)
 
 
 class TuneSession:
@@ -150,6 +152,8 @@ class Relay:
         self._ended = ended
         if self._taken is not None and not self._taken.done():
             self._taken.set_result(not ended)
+        while ended and not self._reports.empty():
+            self._reports.get_nowait()[1].set_result(False)
         return self._group
 
 
@@ -205,7 +209,7 @@ def _train(trial: dict[str, Any], workers: WorkersConfig) -> None:
     folder = locate(trial["folder"])
     if workers.in_process:
         torch.set_num_threads(max(1, int(workers.cpus)))
-        store = CheckpointStore(folder, recipe.monitor, recipe.monitor_mode(), CHECKPOINT, print)
+        store = _store(folder, recipe)
         try:
             fit(recipe, open_dataset(trial["dataset"], subset, seed), TuneSession(store), checkpoint=CHECKPOINT)
         finally:

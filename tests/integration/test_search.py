@@ -14,8 +14,9 @@ import psutil
 import pytest
 import torch
 
-from landmark.config import TrainConfig, UserError, WorkersConfig, load_yaml
+from landmark.config import ReportConfig, TrainConfig, UserError, WorkersConfig, load_yaml
 from landmark.data.dataset import PackedDataset
+from landmark.report import report
 from landmark.storage import locate
 from landmark.training.checkpoints import read_meta, read_recipe, read_weights
 from tests.packed import write_packed
@@ -41,7 +42,7 @@ def took_over(folder: Path, summary: dict) -> None:
     assert summary["exploits"]
     reports = events(folder, "report")
     for exploit in summary["exploits"]:
-        assert exploit["changed"], "a setting is changed with the weights"
+        assert exploit["explored"], "a setting is changed with the weights"
         after = [
             e["row"] for e in reports if e["trial"] == exploit["trial"] and e["row"]["epoch"] == exploit["epoch"] + 1
         ]
@@ -64,6 +65,8 @@ def test_a_population_takes_over_weights_and_changes_settings(dataset, tmp_path)
     summary, folder = study(COMMON + POPULATION + PBT, dataset, tmp_path, test="none", max_concurrent=2)
     assert summary["finished"] == 4 and summary["failed"] == 0
     took_over(folder, summary)
+    page = report(ReportConfig(run=str(folder))).read_text()
+    assert "took over from" in page and summary["exploits"][0]["source"] in page
     starts = [event["row"]["epoch"] for event in events(folder, "report")][:4]
     assert sorted(starts) == [1, 1, 2, 2]  # those behind run first: nobody is a whole study ahead
 
@@ -87,7 +90,7 @@ def test_proposals_follow_results_and_go_on_after_a_stop(dataset, tmp_path):
         "parameters:\n  optimizer.name: {choice: [sgd, adam]}\n"
         "  optimizer.lr: {by: optimizer.name, sgd: {loguniform: [0.001, 0.3]}, adam: {loguniform: [1.0e-5, 1.0e-2]}}\n"
         "samples: 8\nsearcher: {name: optuna, startup: 3, objectives: [val_top1, images_per_s]}\n"
-    ).replace("samples", "samples")
+    )
     text = text.replace("loader:", "epochs: 1\n  loader:")
     first, folder = study(text + "budget: {epochs: 4}\n", dataset, tmp_path, test="none", max_concurrent=1)
     assert first["epochs_run"] == 4
@@ -124,9 +127,9 @@ def test_the_best_recipe_is_trained_anew_and_exported(dataset, tmp_path):
     text = COMMON + RATES + "scheduler: {name: asha, reduction_factor: 2}\nbudget: {epochs: 8}\n"
     summary, folder = study(text, dataset, tmp_path, best="retrained")
     assert summary["best"]["checkpoint"] == "best"
-    run = load_yaml(TrainConfig, folder / "retrained" / "config.yaml")
+    run = load_yaml(TrainConfig, folder / "retrained" / summary["best"]["trial"] / "config.yaml")
     assert run.optimizer.lr == summary["best"]["parameters"]["optimizer.lr"]
-    history = rows(folder / "retrained" / "history.csv")
+    history = rows(folder / "retrained" / summary["best"]["trial"] / "history.csv")
     assert len(history) == 6  # to its last epoch, whatever the scheduler granted
     exported, trained = read_weights(folder / "best"), read_weights(Path(summary["best"]["trained_at"]))
     assert all(torch.equal(exported[name], trained[name]) for name in trained)

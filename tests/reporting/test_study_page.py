@@ -151,8 +151,8 @@ def test_several_objectives_have_their_front(tmp_path):
 
 def test_exploits_of_population_based_training_are_told_and_drawn(tmp_path):
     exploits = [
-        {"trial": "002-$x$_<i>", "from": "000-$x$_<i>", "epoch": 2, "changed": {"optimizer.lr": [0.1, 0.08]}},
-        {"trial": "004-$x$_<i>", "from": "000-$x$_<i>", "epoch": 1, "changed": {"optimizer.name": ["sgd", "adam"]}},
+        {"trial": "002-$x$_<i>", "source": "000-$x$_<i>", "epoch": 2, "changed": {"optimizer.lr": [0.1, 0.08]}},
+        {"trial": "004-$x$_<i>", "source": "000-$x$_<i>", "epoch": 1, "changed": {"optimizer.name": ["sgd", "adam"]}},
     ]
     study = drawn_study(tmp_path / "study", 6, exploits=exploits, best={"trial": "000-$x$_<i>"})
     page, pictures = page_of(study, tmp_path / "out")

@@ -15,8 +15,8 @@ from landmark.reporting.study_series import (
 from tests.reporting.studies import study_of
 
 EXPLOITS = [
-    {"trial": "b", "from": "a", "epoch": 4, "changed": {"optimizer.lr": [0.12, 0.08], "augment.name": ["x", "y"]}},
-    {"trial": "b", "from": "c", "epoch": 2, "changed": {"optimizer.lr": [0.1, 0.12]}},
+    {"trial": "b", "source": "a", "epoch": 4, "changed": {"optimizer.lr": [0.12, 0.08], "augment.name": ["x", "y"]}},
+    {"trial": "b", "source": "c", "epoch": 2, "changed": {"optimizer.lr": [0.1, 0.12]}},
 ]
 
 

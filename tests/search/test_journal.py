@@ -64,7 +64,12 @@ def test_a_record_is_taken_up_as_it_was(tmp_path):
     assert not record.add(one, result(2, 0.4, 12.0))  # told again as the trial ends
     record.add(two, {ERROR: "the loss became nan", REPORTED: 13.0})
     exploit = Exploit(
-        trial="003", source="001", epoch=2, point={"optimizer.lr": 0.5}, changed={"optimizer.lr": [0.1, 0.5]}
+        trial="003",
+        source="001",
+        epoch=2,
+        point={"optimizer.lr": 0.5},
+        changed={"optimizer.lr": [0.3, 0.5]},
+        explored={"optimizer.lr": [0.1, 0.5]},
     )
     record.take_over(exploit, plan_of(3, exploit.point))
     record.end(one)
@@ -108,13 +113,15 @@ def test_one_process_drives_a_study_and_a_dead_one_is_replaced(tmp_path):
         pass
     assert not (tmp_path / FILE).exists()
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    started = psutil.Process(other.pid).create_time()
-    held = {"host": socket.gethostname(), "pid": other.pid, "started": started, "beat": 0}
-    (tmp_path / FILE).write_text(json.dumps(held))
-    with pytest.raises(UserError, match=f"process {other.pid}"), Lease(study):
-        pass
-    other.kill()
-    other.wait()
+    try:
+        started = psutil.Process(other.pid).create_time()
+        held = {"host": socket.gethostname(), "pid": other.pid, "started": started, "beat": 0}
+        (tmp_path / FILE).write_text(json.dumps(held))
+        with pytest.raises(UserError, match=f"process {other.pid}"), Lease(study):
+            pass
+    finally:
+        other.kill()
+        other.wait()
     with Lease(study):
         assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
 

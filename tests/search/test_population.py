@@ -87,6 +87,10 @@ def test_a_trial_takes_weights_and_point_and_forgets_its_own(tmp_path):
     assert population.take_over(*trials, random.Random(0))
     (exploit,) = record.exploits
     assert (exploit.trial, exploit.source, exploit.epoch) == (plans[0].name, plans[1].name, 2)
+    for key, values in (("changed", plans[0].parameters), ("explored", plans[1].parameters)):
+        after = trials[0].plan.parameters
+        assert getattr(exploit, key) == {k: [values[k], after[k]] for k in after if after[k] != values[k]}
+    assert exploit.explored
     assert trials[0].plan.name == plans[0].name and trials[0].plan.point == exploit.point
     folder = tmp_path / "fetched"
     folder.mkdir()
