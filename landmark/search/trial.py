@@ -37,7 +37,7 @@ from landmark.search.record import ERROR, FIRST_STEP, REPORTED, WEIGHTS
 from landmark.search.space import TrialPlan
 from landmark.storage import Location, locate
 from landmark.training.checkpoints import Snapshot
-from landmark.training.distributed import fit_workers
+from landmark.training.distributed import RECOVERED, fit_workers
 from landmark.training.local import default_device
 from landmark.training.loop import fit
 from landmark.training.memory import give_back_memory
@@ -110,9 +110,15 @@ class TuneSession:
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
-        """Give the checkpoint that a paused or restarted trial goes on from."""
+        """Give the checkpoint that a paused or restarted trial goes on from; its epoch is told once more.
+
+        A process that died between storing and reporting an epoch would leave it out of the record.
+        """
         with tempfile.TemporaryDirectory(prefix="landmark-checkpoint-") as folder:
-            yield Path(folder) if self.store.fetch_last(Path(folder)) else None
+            found = self.store.fetch_last(Path(folder))
+            if metrics := self.store.last_metrics():
+                report({**metrics, REPORTED: time.time(), RECOVERED: True})
+            yield Path(folder) if found else None
 
 
 class Relay:
