@@ -1,5 +1,6 @@
 """Workers that die or hang, and workers that become more: nothing skipped, what is repeated counted, the same weights."""
 
+import csv
 import dataclasses
 import os
 import signal
@@ -26,6 +27,7 @@ from landmark.data.dataset import PackedDataset
 from landmark.data.position import Position
 from landmark.training.checkpoints import read_weights
 from landmark.training.run import run_training
+from tests.dying import dying_work
 from tests.packed import write_packed
 from tests.witness import consumed, steps_seen, witnessed_work, write_down
 
@@ -104,6 +106,14 @@ def test_a_worker_that_dies_or_hangs_is_replaced_inside_the_epoch(dataset, tmp_p
     assert ("has stood still for 6 s" in told) == (number == signal.SIGSTOP)
     for name, tensor in weights(tmp_path).items():
         assert torch.equal(tensor, undisturbed[name]), name
+
+
+def test_an_epoch_that_was_stored_is_not_lost_with_its_report(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "_work", dying_work)
+    run_training(config(dataset, tmp_path))
+    assert (tmp_path / "train" / "died").exists()
+    with (tmp_path / "train" / "history.csv").open() as history:
+        assert [int(row["epoch"]) for row in csv.DictReader(history)] == list(range(1, EPOCHS + 1))
 
 
 def test_another_number_of_workers_goes_on_with_what_is_left(dataset, tmp_path):
