@@ -49,7 +49,7 @@ def config(packed: PackedDataset, folder: Path, **changes) -> TrainConfig:
         loader=LoaderConfig(image_size=32, batch_size=BATCH, decode_threads=1, stream="thread"),
         compute=ComputeConfig(deterministic=True),
         checkpoint=CheckpointConfig(steps=EVERY),
-        workers=WorkersConfig(count=2, cpus=1, max_failures=2, stall_s=6),
+        workers=WorkersConfig(count=2, cpus=1, max_failures=2, stall_s=12),
         tensorboard=False,
     )
     return dataclasses.replace(base, **changes)
@@ -103,7 +103,7 @@ def test_a_worker_that_dies_or_hangs_is_replaced_inside_the_epoch(dataset, tmp_p
     repeated = sum(count - 1 for epoch in counts.values() for count in epoch.values())
     assert repeated <= 2 * EVERY * BATCH
     told = capfd.readouterr().out
-    assert ("has stood still for 6 s" in told) == (number == signal.SIGSTOP)
+    assert ("has stood still for 12 s" in told) == (number == signal.SIGSTOP)
     for name, tensor in weights(tmp_path).items():
         assert torch.equal(tensor, undisturbed[name]), name
 
