@@ -25,7 +25,8 @@ def majority_top_k(train_counts: np.ndarray, counts: np.ndarray, k: int) -> floa
 
 def random_gap(classes: int, rows: int, landmarks: int) -> float:
     """Return the GAP expected of guesses and scores drawn at random, for `rows` images of which `landmarks` show one."""
-    return gap_by_chance(landmarks / (classes * max(rows, 1)), rows, landmarks)
+    share = landmarks / (classes * max(rows, 1))
+    return gap_by_chance(share, share, rows, landmarks)
 
 
 def majority_gap(train_counts: np.ndarray, counts: np.ndarray, rows: int) -> float:
@@ -35,7 +36,7 @@ def majority_gap(train_counts: np.ndarray, counts: np.ndarray, rows: int) -> flo
     """
     landmarks = int(np.asarray(counts).sum())
     share = majority_top_k(train_counts, counts, 1) * landmarks / max(rows, 1)
-    return gap_by_chance(share, rows, landmarks)
+    return gap_by_chance(share, max(share * rows - 1, 0) / max(rows - 1, 1), rows, landmarks)
 
 
 def nearest_neighbours(

@@ -32,15 +32,16 @@ def gap(right: np.ndarray, landmarks: int) -> float:
     return float((precision * right).sum() / max(landmarks, 1))
 
 
-def gap_by_chance(share: float, rows: int, landmarks: int) -> float:
-    """Return the GAP expected of predictions whose scores tell nothing, `share` of the `rows` of them being right.
+def gap_by_chance(share: float, others: float, rows: int, landmarks: int) -> float:
+    """Return the GAP expected of `rows` predictions whose scores tell nothing.
 
-    At place i precision is 1/i for the right prediction itself and `share` for the i - 1 before it.
+    share: chance that a prediction is right; others: that another one is, where it is. At place i precision is then
+    (1 + (i - 1) x others) / i.
     """
     if not rows or not landmarks:
         return 0.0
     harmonic = float((1.0 / np.arange(1, rows + 1)).sum())
-    return share * (harmonic * (1 - share) + rows * share) / landmarks
+    return share * (harmonic * (1 - others) + rows * others) / landmarks
 
 
 @dataclass(kw_only=True, frozen=True, eq=False)

@@ -162,7 +162,10 @@ def test_evaluate_writes_its_files(dataset, tmp_path, capsys):
     summary = evaluate(EvaluateConfig(checkpoint=str(tmp_path / "train"), topk=(1, 3)))
     folder = tmp_path / "train" / "evaluation-test"
     assert json.loads((folder / "metrics.json").read_text()) == summary
-    assert {p.name for p in folder.iterdir()} == {"metrics.json", "per_class.csv", "confusion.csv", "confusion.png"}
+    files = {"metrics.json", "per_class.csv", "confusion.csv", "confusion.png", "calibration.csv", "bands.csv"}
+    assert {p.name for p in folder.iterdir() if p.suffix != ".parquet"} == files
+    stored = {p.stem for p in folder.glob("*.parquet")}
+    assert stored == {"predictions", "per_class", "examples"}
     cells = list(csv.DictReader((folder / "confusion.csv").open()))
     assert sum(int(cell["count"]) for cell in cells) == 23
     assert "majority" in capsys.readouterr().out

@@ -1,0 +1,160 @@
+"""Inference: every image once, in this process or by replicas of Ray Data's, going on where it was killed."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from landmark.config import EvaluateConfig, UserError
+from landmark.data.dataset import PackedDataset
+from landmark.evaluate import evaluate
+from landmark.storage import Location, locate
+from landmark.training import inference
+from landmark.training.checkpoints import resolve_checkpoint
+from landmark.training.evaluation import evaluate_checkpoint
+from landmark.training.inference import PARTS, infer, job_of
+from landmark.training.run import run_training
+from tests.packed import write_packed
+from tests.training.test_run import config
+
+ROWS = 93
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[PackedDataset, Location]:
+    """A dataset of 93 test images and a model that learned a little of it."""
+    folder = tmp_path_factory.mktemp("inference")
+    dataset = write_packed(folder / "dataset", {"train": [40], "val": [16], "test": [50, ROWS - 50]}, classes=4)
+    run_training(config(dataset, folder, epochs=1))
+    return dataset, resolve_checkpoint(str(folder / "train"))
+
+
+@pytest.fixture
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "PART_ROWS", 10)
+
+
+@pytest.mark.usefixtures("_small_parts")
+@pytest.mark.parametrize("batch_size", [4, 128])
+def test_every_image_once_whatever_the_parts(trained, batch_size):
+    dataset, checkpoint = trained
+    job = job_of(checkpoint, dataset, "test", 3, batch_size, "stop")
+    assert job.parts == 10
+    found = infer(job, ROWS, None, quiet=True).predictions
+    assert np.array_equal(found.samples, np.arange(ROWS))
+    assert found.image_ids[7] == "test000007" and found.labels[7] == 3
+    assert found.guesses.shape == (ROWS, 3) and (np.diff(found.scores, axis=1) <= 0).all()
+
+
+@pytest.mark.usefixtures("_small_parts")
+def test_replicas_of_ray_data_give_the_same(trained, ray_cluster, tmp_path):
+    dataset, checkpoint = trained
+    job = job_of(checkpoint, dataset, "test", 3, 16, "stop")
+    alone = infer(job, ROWS, None, quiet=True).predictions
+    found = infer(job, ROWS, locate(tmp_path), replicas=2, cpus=1, quiet=True)
+    assert found.fresh == ROWS
+    for name in ("samples", "image_ids", "labels", "guesses", "scores", "losses"):
+        assert np.array_equal(getattr(found.predictions, name), getattr(alone, name)), name
+    again = infer(job, ROWS, locate(tmp_path), replicas=2, cpus=1, quiet=True)
+    assert again.fresh == 0 and np.array_equal(again.predictions.guesses, alone.guesses)
+
+
+KILLED = """
+import sys, time
+from landmark.training import inference
+inference.PART_ROWS = 10
+infer = inference.Replica.infer
+def slow(self, part, tell=None):
+    table = infer(self, part, tell)
+    print("part", part, flush=True)
+    time.sleep(0.3)
+    return table
+inference.Replica.infer = slow
+from landmark.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_killed_evaluation_goes_on_and_tells_the_same(trained, tmp_path, monkeypatch, capsys):
+    dataset, checkpoint = trained
+    command = [
+        "evaluate",
+        "--checkpoint",
+        str(checkpoint),
+        "--dataset",
+        dataset.location.uri,
+        "--output",
+        str(tmp_path / "killed"),
+    ]
+    job = subprocess.Popen([sys.executable, "-c", KILLED, *command], stdout=subprocess.PIPE, text=True, cwd=Path.cwd())
+    assert job.stdout is not None
+    for line in job.stdout:
+        if line.startswith("part 3"):
+            os.kill(job.pid, signal.SIGKILL)
+            break
+    job.wait()
+    parts = list((tmp_path / "killed" / PARTS).glob("*/*.parquet"))
+    assert len(parts) in (4, 5)
+    monkeypatch.setattr(inference, "PART_ROWS", 10)
+    read = []
+    plain = inference.Replica.infer
+    monkeypatch.setattr(
+        inference.Replica, "infer", lambda self, part, tell=None: read.append(part) or plain(self, part, tell)
+    )
+    here = EvaluateConfig(checkpoint=str(checkpoint), dataset=dataset.location.uri)
+    summary = evaluate(dataclasses.replace(here, output=str(tmp_path / "killed")))
+    assert f"going on: {len(parts)} of 10 parts are there already" in capsys.readouterr().out
+    assert len(read) == 10 - len(parts)
+    assert not (tmp_path / "killed" / PARTS).exists()
+    assert evaluate(dataclasses.replace(here, output=str(tmp_path / "whole"))) == summary
+    stored = [pq.read_table(tmp_path / name / "predictions.parquet") for name in ("killed", "whole")]
+    assert stored[0].equals(stored[1])
+
+
+@pytest.mark.usefixtures("_small_parts")
+def test_parts_of_another_model_or_setting_are_not_taken(trained, tmp_path):
+    dataset, checkpoint = trained
+    first = job_of(checkpoint, dataset, "test", 3, 16, "stop")
+    infer(first, ROWS, locate(tmp_path), quiet=True)
+    other = job_of(checkpoint, dataset, "test", 2, 16, "stop")
+    assert other.folder != first.folder
+    assert infer(other, ROWS, locate(tmp_path), quiet=True).fresh == ROWS
+
+
+def test_lost_shards_are_counted_and_a_damaged_one_named(trained, tmp_path):
+    dataset, checkpoint = trained
+    broken = tmp_path / "dataset"
+    shutil.copytree(str(dataset.location.local_path()), broken)
+    (broken / "test" / "00000.parquet").write_bytes(b"no parquet")
+    opened = PackedDataset.open(str(broken))
+    found = evaluate_checkpoint(checkpoint, opened, "test", (1,), damaged="skip", samples=20, quiet=True)
+    assert (found.summary["rows"], found.summary["lost_images"]) == (ROWS - 50, 50)
+    with pytest.raises(UserError, match="00000.parquet: damaged"):
+        evaluate_checkpoint(checkpoint, opened, "test", (1,), quiet=True)
+
+
+def test_two_models_are_compared_on_the_same_images(trained, tmp_path, capsys):
+    dataset, checkpoint = trained
+    run = run_training(config(dataset, tmp_path, epochs=2, name="longer"))
+    summary = evaluate(
+        EvaluateConfig(
+            checkpoint=str(checkpoint), against=run.run, output=str(tmp_path / "out"), bootstrap=50, neighbours=3
+        )
+    )
+    said = capsys.readouterr().out
+    assert "McNemar's p" in said and "neighbours" in said
+    assert summary["knn_top10"] == 1.0 and 0 <= summary["knn_top1"] <= 1
+    table = pq.read_table(tmp_path / "out" / "comparison.parquet")
+    assert table["sample"].to_pylist() == list(range(ROWS))
+    examples = pq.read_table(tmp_path / "out" / "examples.parquet")
+    assert set(examples["kind"].to_pylist()) <= {"mistake", "pair", "class"}
+    assert all(data[:2] == b"\xff\xd8" for data in examples["thumbnail"].to_pylist())
+    with pytest.raises(UserError, match="no room for 900 replicas"):
+        evaluate(EvaluateConfig(checkpoint=str(checkpoint), replicas=900, output=str(tmp_path / "out")))
