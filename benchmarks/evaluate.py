@@ -1,0 +1,169 @@
+"""What an evaluation costs: all metrics of stored predictions at the size of GLDv2's test set, and inference beside the bare model.
+
+Run: python benchmarks/evaluate.py [--quick]. Two parts:
+- metrics: made-up predictions for 117,577 images of 203,094 classes, the ten best guesses each, a fifth of the images without a
+  landmark, are stored; a process of its own reads them, computes every metric with 1,000 resamples of the bootstrap, and writes
+  all tables. metrics_s is the time from reading to the last file, metrics_peak_mib the process's greatest resident memory.
+- inference: ResNet-18 at 128 px over a packed dataset of drawn images, by the path of `landmark evaluate` (read, decode, crop,
+  infer, keep the guesses), beside the same network over tensors that lie in memory, in turns. inference_over_bare is the median
+  of the ratios of images/s.
+The last line is JSON, kept in benchmarks/results/evaluate.json.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))
+os.environ.update(PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="")
+
+import numpy as np
+
+from landmark.evaluation.predictions import Predictions
+
+ROWS, CLASSES, KEPT, STRANGERS = 117_577, 203_094, 10, 0.2
+SIZE, BATCH, IMAGES, SPEED_CLASSES = 128, 64, 3000, 20
+
+
+def make_predictions(rows: int) -> Predictions:
+    """Return predictions of a model that is right for about half of the images, classes in a long tail."""
+    random = np.random.default_rng(0)
+    labels = np.minimum((random.pareto(0.9, rows) * 20).astype(np.int64), CLASSES - 1)
+    guesses = random.integers(0, CLASSES, (rows, KEPT))
+    right = random.random(rows) < 0.5
+    guesses[right, np.minimum(random.geometric(0.6, int(right.sum())) - 1, KEPT - 1)] = labels[right]
+    scores = -np.sort(-random.dirichlet(np.ones(KEPT + 1), rows)[:, :KEPT], axis=1)
+    labels[random.random(rows) < STRANGERS] = -1
+    ids = random.integers(0, 1 << 62, rows)
+    return Predictions(
+        samples=np.arange(rows),
+        image_ids=np.array([f"{number:016x}" for number in ids.tolist()]),
+        labels=labels.astype(np.int32),
+        guesses=guesses.astype(np.int32),
+        scores=scores.astype(np.float32),
+        losses=np.where(labels < 0, np.nan, random.exponential(size=rows)).astype(np.float32),
+    )
+
+
+def measure_metrics(folder: str) -> None:
+    """Read the stored predictions, compute and write everything, and print seconds and peak memory."""
+    from landmark.data.dataset import read_table
+    from landmark.evaluation.summary import metrics_of, tally_of
+    from landmark.reporting.evaluation_files import write_evaluation_files
+    from landmark.storage import locate
+
+    train_counts = np.maximum(10_000 // (np.arange(CLASSES) + 1), 1)
+    names = [f"landmark {label}" for label in range(CLASSES)]
+    start = time.perf_counter()
+    predictions = Predictions.from_table(read_table(locate(folder) / "stored.parquet"))
+    tally = tally_of(predictions, CLASSES, (1, 5, 10))
+    summary = metrics_of(predictions, tally, "test", train_counts)
+    computed = time.perf_counter() - start
+    write_evaluation_files(locate(folder) / "evaluation", summary, tally, predictions, names, train_counts)
+    took = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"metrics_s": took, "metrics_compute_s": computed, "metrics_peak_mib": peak}))
+
+
+def metrics(folder: Path, rows: int) -> dict[str, float]:
+    """Return the figures of the metrics' process."""
+    from landmark.data.dataset import write_table
+    from landmark.storage import locate
+
+    write_table(locate(folder) / "stored.parquet", make_predictions(rows).to_table())
+    command = [sys.executable, __file__, "--metrics", str(folder)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def inference(folder: Path, images: int, rounds: int) -> dict[str, float]:
+    """Return images/s of the evaluation's path and of the bare model."""
+    import ray
+    import torch
+
+    from landmark.config import LoaderConfig, ModelConfig, PackingConfig, PrepareConfig, SyntheticConfig, TrainConfig
+    from landmark.data.loader import Loader
+    from landmark.prepare import prepare
+    from landmark.training.checkpoints import resolve_checkpoint
+    from landmark.training.inference import Replica, job_of
+    from landmark.training.run import run_training
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    drawn = SyntheticConfig(classes=SPEED_CLASSES, images=images, image_size=160, tail=0.0)
+    prepare(PrepareConfig(output=str(folder / "dataset"), synthetic=drawn, packing=PackingConfig(short_side=160)))
+    ray.shutdown()
+    loader = LoaderConfig(image_size=SIZE, batch_size=BATCH, stream="thread")
+    model = ModelConfig(backbone="resnet18")
+    run_training(
+        TrainConfig(
+            dataset=str(folder / "dataset"), output=str(folder), epochs=1, model=model, loader=loader, tensorboard=False
+        )
+    )
+    checkpoint = resolve_checkpoint(str(folder / "train"))
+    from landmark.data.selection import open_dataset
+
+    dataset = open_dataset(str(folder / "dataset"))
+    replica = Replica(job_of(checkpoint, dataset, "train", 10, BATCH, "stop"), None)
+    rows = dataset.split("train").rows
+    with Loader(dataset, "train", loader) as batches:
+        held = [torch.from_numpy(batch.images.copy()) for batch in batches.epoch(1)]
+
+    def ours() -> float:
+        start = time.perf_counter()
+        counted = sum(len(replica.infer(part)) for part in range(replica.job.parts))
+        assert counted == rows
+        return rows / (time.perf_counter() - start)
+
+    def bare() -> float:
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for images_of_batch in held:
+                replica.model(replica.preprocess(images_of_batch, torch.zeros(len(images_of_batch), dtype=torch.bool)))
+        return rows / (time.perf_counter() - start)
+
+    found = []
+    for number in range(rounds + 1):
+        pair = (ours(), bare()) if number % 2 else (bare(), ours())[::-1]
+        if number:  # the first round warms up
+            found.append(pair)
+            print(f"evaluation {pair[0]:,.0f} images/s, bare model {pair[1]:,.0f} images/s", flush=True)
+    return {
+        "inference_images_per_s": statistics.median(pair[0] for pair in found),
+        "bare_images_per_s": statistics.median(pair[1] for pair in found),
+        "inference_over_bare": statistics.median(pair[0] / pair[1] for pair in found),
+    }
+
+
+def main() -> None:
+    """Print the figures, and keep them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the images, one round")
+    parser.add_argument("--metrics", help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "evaluate.json")
+    arguments = parser.parse_args()
+    if arguments.metrics:
+        measure_metrics(arguments.metrics)
+        return
+    rows, images, rounds = (ROWS // 10, IMAGES // 5, 1) if arguments.quick else (ROWS, IMAGES, 3)
+    with tempfile.TemporaryDirectory() as name:
+        figures: dict[str, float] = {"rows": rows, "classes": CLASSES, **metrics(Path(name), rows)}
+        print(
+            f"{rows:,} images x {CLASSES:,} classes: metrics {figures['metrics_compute_s']:.1f} s, with all files "
+            f"{figures['metrics_s']:.1f} s, {figures['metrics_peak_mib']:,.0f} MiB",
+            flush=True,
+        )
+        figures |= inference(Path(name), images, rounds)
+    line = json.dumps({key: round(value, 3) for key, value in figures.items()})
+    arguments.output.write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()
