@@ -40,7 +40,7 @@ def sketch(grey: np.ndarray) -> Sketch:
     scale = SIDE / max(grey.shape)
     size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
     grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    orb = cv2.ORB_create(KEY_POINTS, scaleFactor=1.2, nlevels=8, edgeThreshold=15, patchSize=31, fastThreshold=8)
+    orb = cv2.ORB.create(KEY_POINTS, scaleFactor=1.2, nlevels=8, edgeThreshold=15, patchSize=31, fastThreshold=8)
     points, descriptors = orb.detectAndCompute(grey, None)
     return Sketch(
         grey=grey, points=np.array([p.pt for p in points], dtype=np.float32).reshape(-1, 2), descriptors=descriptors
