@@ -16,6 +16,7 @@ from landmark.config import UserError, load_yaml, nearest
 T = TypeVar("T")
 VERBS = {
     "prepare": "pack images and labels into a dataset",
+    "clean": "drop copies, wrong labels and pictures of nothing from a dataset",
     "train": "train one model",
     "tune": "search for the best model",
     "evaluate": "evaluate a model beside its trivial baselines",

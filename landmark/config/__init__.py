@@ -1,5 +1,6 @@
 """Typed configuration: one dataclass a component, YAML in and out, command line by the same fields."""
 
+from landmark.config.cleaning import CleanConfig, DuplicatesConfig, NoiseConfig, QualityConfig
 from landmark.config.dataset import (
     ClusterConfig,
     FoldersConfig,
@@ -29,8 +30,10 @@ __all__ = [
     "AugmentConfig",
     "BudgetConfig",
     "CheckpointConfig",
+    "CleanConfig",
     "ClusterConfig",
     "ComputeConfig",
+    "DuplicatesConfig",
     "EarlyStoppingConfig",
     "EmaConfig",
     "EvaluateConfig",
@@ -39,9 +42,11 @@ __all__ = [
     "LoaderConfig",
     "LossConfig",
     "ModelConfig",
+    "NoiseConfig",
     "OptimizerConfig",
     "PackingConfig",
     "PrepareConfig",
+    "QualityConfig",
     "Recipe",
     "RepackConfig",
     "ReportConfig",

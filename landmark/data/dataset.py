@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "test")
+SELECTION_KIND = "selection"
+"""What the manifest of a cleaned dataset says that it is."""
 _DAMAGE = ("CRC checksum", "thrift", "end of stream", "Unexpected end", "Corrupt", "corrupt", "Parquet", "row group")
 
 LABELS_SCHEMA = pa.schema(
@@ -118,6 +120,8 @@ class PackedDataset:
     """Seed of the subset's random choices."""
     label_map: np.ndarray | None = None
     """Label of each label in the shards, int64 (labels,); None: the same."""
+    relabelled = False
+    """Whether images have other labels than in the shards: then `sample_labels` alone knows them."""
 
     def __init__(self, location: Location, manifest: Manifest) -> None:
         self.location = location
@@ -138,6 +142,8 @@ class PackedDataset:
             values = json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError(f"{uri}/manifest.json: not JSON ({error}); prepare the dataset again") from None
+        if values.get("kind") == SELECTION_KIND:
+            raise UserError(f"{uri}: a cleaned dataset; a packed one is needed here: {values.get('dataset')}")
         if values.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
                 f"{uri}/manifest.json: schema_version is {values.get('schema_version')!r}; this landmark reads "
@@ -174,6 +180,10 @@ class PackedDataset:
     def selected(self, split: str) -> np.ndarray | None:
         """Return which samples of a split are looked at, bool (split rows,); None: all."""
         return None
+
+    def full_catalog(self, columns: list[str] | None = None) -> pa.Table:
+        """Return the catalog's rows of all splits with the labels of the shards' numbering; `columns`: these alone."""
+        return read_table(self.location / "catalog.parquet", columns=columns)
 
     def catalog(self, split: str) -> pa.Table:
         """Return the catalog's rows of a split, in the order of `sample`: CATALOG_SCHEMA."""

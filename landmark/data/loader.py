@@ -90,6 +90,7 @@ class Loader:
         self.position = position
         self.rows = EpochRows(dataset, split, sampling or SamplingConfig(), seed)
         self.label_map = dataset.label_map
+        self.sample_labels = dataset.sample_labels(split) if dataset.relabelled else None
         paths = [shard.path for shard in dataset.split(split).shards]
         self.reader = UnitReader(dataset.location, paths)
         self.lost: collections.Counter[int] = collections.Counter()
@@ -209,12 +210,17 @@ class Loader:
                 return None
             table, pixels = table.drop_columns(["image"]).take(rows), pixels[rows]
         draws = table["draw"].to_numpy()
+        samples = table["sample"].to_numpy()
         labels = table["label"].to_numpy().astype(np.int64)
+        if self.sample_labels is not None:
+            labels = self.sample_labels[samples]
+        elif self.label_map is not None:
+            labels = self.label_map[labels]
         mirrored = self.augment is not None and self.augment.flip
         return Batch(
             images=pixels,
-            labels=labels if self.label_map is None else self.label_map[labels],
-            samples=table["sample"].to_numpy(),
+            labels=labels,
+            samples=samples,
             draws=draws,
             flip=flips(self.seed, job.epoch, draws) if mirrored else np.zeros(len(draws), dtype=bool),
             share=job.share,

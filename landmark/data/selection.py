@@ -1,107 +1,42 @@
 """Selections: a subset of a packed dataset that is read where it lies, nothing packed again."""
 
 import dataclasses
-import functools
+import json
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from landmark.config import SubsetConfig, UserError
-from landmark.data.dataset import PackedDataset, SplitEntry, read_table
+from landmark.data.chosen import COLUMNS, Chosen
+from landmark.data.cleaned import CleanedDataset
+from landmark.data.dataset import SELECTION_KIND, PackedDataset
 from landmark.data.subset import select_images
-from landmark.storage import locate
-
-COLUMNS = ["sample", "image_id", "landmark_id", "label", "split"]
+from landmark.storage import NotFound, locate
 
 
-class Selection(PackedDataset):
-    """A packed dataset of which only a subset is looked at, with the same interface.
-
-    Classes are chosen over all splits together, and each image keeps its split and its sample number. Labels are
-    dense anew, 0 to k - 1, in the order of the dataset's.
-    """
+class Selection(Chosen):
+    """A subset of a packed or cleaned dataset; classes are chosen over all splits together."""
 
     def __init__(self, dataset: PackedDataset, subset: SubsetConfig, seed: int) -> None:
-        super().__init__(dataset.location, dataset.manifest)
         if subset.clean:
             raise UserError(
                 "subset.clean applies where GLDv2's own files are prepared; leave it out for a packed dataset"
             )
         if subset.landmarks is not None:
             subset = dataclasses.replace(subset, landmarks=locate(subset.landmarks).uri)
+        every_column = subset.where is not None or bool(subset.licenses)
+        table = dataset.full_catalog(None if every_column else COLUMNS)
+        super().__init__(dataset, table.filter(pa.array(select_images(table, subset, seed))).select(COLUMNS))
         self.subset = subset
         self.subset_seed = seed
-        every_column = subset.where is not None or bool(subset.licenses)
-        table = read_table(self.location / "catalog.parquet", columns=None if every_column else COLUMNS)
-        self._kept = table.filter(pa.array(select_images(table, subset, seed))).select(COLUMNS)
-        old = np.unique(self._kept["label"].to_numpy())
-        self.old_labels = old.astype(np.int64)
-        self.label_map = np.full(dataset.num_classes, -1, dtype=np.int64)
-        self.label_map[old] = np.arange(len(old))
-
-    @property
-    def num_classes(self) -> int:
-        """Number of labels."""
-        return len(self.old_labels)
-
-    @functools.cached_property
-    def labels(self) -> pa.Table:
-        """The labels, in order, with the images that are looked at: LABELS_SCHEMA."""
-        table = read_table(self.location / "labels.parquet").take(pa.array(self.old_labels))
-        counts = np.bincount(self._new_labels(self._kept), minlength=self.num_classes)
-        for name, values in (("label", np.arange(self.num_classes)), ("images", counts)):
-            index = table.schema.get_field_index(name)
-            table = table.set_column(index, table.schema.field(name), pa.array(values, table.schema.field(name).type))
-        return table
-
-    def split(self, name: str) -> SplitEntry:
-        """Return a split's shards, with the number of rows that are looked at; raises UserError for none."""
-        entry = super().split(name)
-        rows = len(self._rows(name))
-        if not rows:
-            raise UserError(
-                f"{self.location}: the subset leaves no image in the {name} split; loosen the subset, or prepare a "
-                f"dataset of it with `landmark prepare`"
-            )
-        return dataclasses.replace(entry, rows=rows)
-
-    def selected(self, split: str) -> np.ndarray | None:
-        """Return which samples of a split are looked at, bool (split rows,)."""
-        mask = np.zeros(self.manifest.splits[split].rows, dtype=bool)
-        mask[self._rows(split)["sample"].to_numpy()] = True
-        return mask
-
-    def catalog(self, split: str) -> pa.Table:
-        """Return the catalog's selected rows of a split, in the order of `sample`, labels dense: CATALOG_SCHEMA."""
-        table = super().catalog(split)
-        table = table.filter(pa.array(self.selected(split)))
-        index = table.schema.get_field_index("label")
-        return table.set_column(index, "label", pa.array(self._new_labels(table), pa.int32()))
-
-    def sample_labels(self, split: str) -> np.ndarray:
-        """Return the dense label of each sample of a split, int64 (split rows,); -1 for one that is not selected."""
-        labels = np.full(self.manifest.splits[split].rows, -1, dtype=np.int64)
-        labels[self._rows(split)["sample"].to_numpy()] = self._new_labels(self._rows(split))
-        return labels
-
-    def label_counts(self, split: str) -> np.ndarray:
-        """Return how many selected images each label has in a split: int64 (classes,)."""
-        return np.bincount(self._new_labels(self._rows(split)), minlength=self.num_classes).astype(np.int64)
-
-    def _rows(self, split: str) -> pa.Table:
-        return self._by_split[split]
-
-    @functools.cached_property
-    def _by_split(self) -> dict[str, pa.Table]:
-        return {split: self._kept.filter(pc.field("split") == split) for split in self.manifest.splits}
-
-    def _new_labels(self, table: pa.Table) -> np.ndarray:
-        assert self.label_map is not None
-        return self.label_map[table["label"].to_numpy()]
 
 
 def open_dataset(uri: str, subset: SubsetConfig | None = None, seed: int = 0) -> PackedDataset:
-    """Open the dataset at a path or URI, or a subset of it; raises UserError where there is none."""
-    dataset = PackedDataset.open(uri)
+    """Open the packed or cleaned dataset at a path or URI, or a subset of it; raises UserError where there is none."""
+    location = locate(uri)
+    try:
+        values = json.loads((location / "manifest.json").read_text())
+    except (NotFound, json.JSONDecodeError):
+        values = {}
+    is_cleaned = isinstance(values, dict) and values.get("kind") == SELECTION_KIND
+    dataset = CleanedDataset.of(location, values) if is_cleaned else PackedDataset.open(uri)
     return dataset if subset is None or subset.keeps_all() else Selection(dataset, subset, seed)

@@ -38,7 +38,7 @@ class DatasetSource:
 
     def read(self, row: dict[str, Any]) -> bytes:
         """Return one image as it lies in its shard; raises UserError where that is damaged."""
-        table = _row_group(f"{self.uri.rstrip('/')}/{row['origin']}", row["from_row_group"])
+        table = _row_group(f"{_base(self.uri)}/{row['origin']}", row["from_row_group"])
         return table["image"][row["from_row"]].as_py()
 
     def notes(self) -> list[str]:
@@ -47,7 +47,7 @@ class DatasetSource:
 
     def listing(self) -> Listing:
         """Return the items with the landmarks' names as the dataset has them."""
-        names = PackedDataset.open(self.uri).labels.select(["landmark_id", "name"])
+        names = PackedDataset.open(_base(self.uri)).labels.select(["landmark_id", "name"])
         return Listing(items=self.items(), notes=self.notes(), names=names)
 
 
@@ -66,6 +66,12 @@ def _placed(dataset: PackedDataset, split: str) -> pa.Table:
     for name, values in (columns | {"from_row": pa.array(place)}).items():
         rest = rest.append_column(name, values)
     return rest
+
+
+@functools.cache
+def _base(uri: str) -> str:
+    """Return where the shards of a dataset lie: with a cleaned one, those of the dataset that was cleaned."""
+    return open_dataset(uri).location.uri.rstrip("/")
 
 
 def _row_group(uri: str, number: int) -> pa.Table:

@@ -1,0 +1,1 @@
+"""Cleaning: what is wrong with the images of a dataset, and the selection without it."""

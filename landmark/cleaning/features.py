@@ -1,0 +1,223 @@
+"""Features: what cleaning knows of each image - hashes, how it looks, its embedding - kept in parts, so that it goes on."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import simplejpeg
+import torch
+
+from landmark.config import CleanConfig, ModelConfig, UserError
+from landmark.data.ahead import run_ahead
+from landmark.data.cleaned import fingerprint
+from landmark.data.dataset import SPLITS, PackedDataset, read_table, write_table
+from landmark.data.images import LARGEST_PIXELS
+from landmark.data.plan import RowGroups, Unit
+from landmark.data.reader import UnitReader
+from landmark.models import Embedder, build_model, model_info
+from landmark.models.weights import PACKAGED
+from landmark.progress import Progress
+from landmark.storage import Location, NotFound
+from landmark.training.checkpoints import load_model, resolve_checkpoint
+from landmark.training.local import default_device
+from landmark.training.preprocess import Preprocess
+
+IMAGENET_CLASSES = 1000
+
+
+@dataclass(kw_only=True, frozen=True)
+class EmbeddingModel:
+    """A network that gives embeddings, and how its input is made."""
+
+    embedder: Embedder
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    told: str
+    """What a person reads of it."""
+
+    @classmethod
+    def load(cls, weights: str, image_size: int | None) -> "EmbeddingModel":
+        """Load packaged weights by their name, or a checkpoint; raises UserError where there is none."""
+        if weights in PACKAGED:
+            config = ModelConfig(backbone=PACKAGED[weights], weights=weights)
+            info = model_info(config.backbone)
+            size = image_size or info.image_size
+            model = build_model(config, classes=IMAGENET_CLASSES, image_size=size)
+            return cls(
+                embedder=Embedder(model), image_size=size, mean=info.mean, std=info.std, told=f"{weights} weights"
+            )
+        checkpoint = resolve_checkpoint(weights)
+        model, meta = load_model(checkpoint)
+        return cls(
+            embedder=Embedder(model),
+            image_size=image_size or meta.image_size,
+            mean=tuple(meta.mean),
+            std=tuple(meta.std),
+            told=checkpoint.uri,
+        )
+
+
+@dataclass(kw_only=True, frozen=True)
+class Look:
+    """What is seen of one image by decoding it."""
+
+    file_hash: bytes
+    """SHA-256 of its bytes."""
+    pixel_hash: bytes
+    """SHA-256 of its size and pixels; empty where it cannot be decoded."""
+    fault: str | None
+    """Why it cannot be decoded."""
+    width: int = 0
+    height: int = 0
+    spread: float = 0.0
+    """Standard deviation of its grey values."""
+    entropy: float = 0.0
+    """Entropy of its grey values, bits."""
+
+
+def look_at(data: bytes, out: np.ndarray) -> Look:
+    """Decode one JPEG wholly and look at it; its pixels, squeezed into a square, go to `out`: uint8 (size, size, 3)."""
+    file_hash = hashlib.sha256(data).digest()
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        if width * height > LARGEST_PIXELS:
+            raise ValueError(f"{width} x {height} pixels, which no photograph has")
+        pixels = simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError as error:
+        out[:] = 0
+        return Look(file_hash=file_hash, pixel_hash=b"", fault=" ".join(str(error).split()))
+    cv2.resize(pixels, out.shape[:2], dst=out, interpolation=cv2.INTER_AREA)
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    shares = np.bincount(grey.ravel(), minlength=256) / grey.size
+    shares = shares[shares > 0]
+    return Look(
+        file_hash=file_hash,
+        pixel_hash=hashlib.sha256(np.array(pixels.shape).tobytes() + pixels.tobytes()).digest(),
+        fault=None,
+        width=width,
+        height=height,
+        spread=float(grey.std()),
+        entropy=float(-(shares * np.log2(shares)).sum()),
+    )
+
+
+def extract_features(
+    dataset: PackedDataset, folder: Location, model: EmbeddingModel, config: CleanConfig, *, quiet: bool = False
+) -> pa.Table:
+    """Look at and embed every image that a dataset has, each once; returns a row an image by split and sample.
+
+    Columns: split, sample, those of Look, embedding (float16, fixed size). A part is written for each shard; parts that
+    `folder` has of the same dataset and settings are not made again.
+    """
+    settings = {"fingerprint": fingerprint(dataset), "weights": model.told, "image_size": model.image_size}
+    _begin(folder, settings)
+    total = sum(_rows(dataset, split) for split in SPLITS)
+    progress = Progress("embedding", total, enabled=not quiet)
+    parts = []
+    for split in SPLITS:
+        if not _rows(dataset, split):
+            continue
+        groups = RowGroups.of(dataset, split)
+        reader = UnitReader(dataset.location, [shard.path for shard in dataset.split(split).shards])
+        for shard in np.unique(groups.shard).tolist():
+            part = folder / f"{split}-{shard:05d}.parquet"
+            indices = np.flatnonzero(groups.shard == shard)
+            rows = int(groups.rows[indices].sum())
+            try:
+                table = read_table(part)
+            except NotFound:
+                table = None
+            if table is None or len(table) != rows:
+                units = (groups.unit(int(i), 0, int(groups.rows[i])) for i in indices)
+                table = pa.concat_tables(_extracted(split, units, reader, model, config, progress))
+                write_table(part, table)
+            else:
+                progress.update(rows)
+            parts.append(table)
+    progress.clear()
+    return pa.concat_tables(parts).combine_chunks()
+
+
+def _rows(dataset: PackedDataset, split: str) -> int:
+    selected = dataset.selected(split)
+    return dataset.manifest.splits[split].rows if selected is None else int(selected.sum())
+
+
+def _begin(folder: Location, settings: dict[str, object]) -> None:
+    """Refuse parts that were made otherwise."""
+    place = folder / "settings.json"
+    try:
+        found = json.loads(place.read_text())
+    except NotFound:
+        place.write_text(json.dumps(settings, indent=1) + "\n")
+        return
+    if found != settings:
+        raise UserError(
+            f"{folder}: holds features of another dataset, weights or image size; give another output, or delete that folder"
+        )
+
+
+def _extracted(
+    split: str,
+    units: Iterator[Unit],
+    reader: UnitReader,
+    model: EmbeddingModel,
+    config: CleanConfig,
+    progress: Progress,
+) -> Iterator[pa.Table]:
+    device = default_device()
+    embedder = model.embedder.to(device).to(memory_format=torch.channels_last)
+    preprocess = Preprocess(model.mean, model.std, device)
+
+    def looked(unit: Unit) -> tuple[pa.Table, np.ndarray, list[Look]]:
+        table = reader.read(unit)
+        pixels = np.zeros((len(table), model.image_size, model.image_size, 3), dtype=np.uint8)
+        images = table["image"].to_pylist()
+        faults = table["fault"].to_pylist()
+        looks = [
+            Look(file_hash=b"", pixel_hash=b"", fault=fault) if data is None else look_at(data, out)
+            for data, fault, out in zip(images, faults, pixels, strict=True)
+        ]
+        return table, pixels, looks
+
+    with ThreadPoolExecutor(config.threads, thread_name_prefix="landmark-look") as pool:
+        for table, pixels, looks in run_ahead(lambda unit: pool.submit(looked, unit), units, config.threads):
+            with torch.inference_mode():
+                embeddings = torch.cat(
+                    [
+                        embedder(preprocess(torch.from_numpy(pixels[at : at + config.batch_size]).to(device))).cpu()
+                        for at in range(0, len(pixels), config.batch_size)
+                    ]
+                )
+            progress.update(len(table))
+            yield _as_table(split, table["sample"], looks, embeddings.numpy().astype(np.float16))
+
+
+def _as_table(split: str, samples: pa.ChunkedArray, looks: list[Look], embeddings: np.ndarray) -> pa.Table:
+    columns = {name: pa.array([getattr(look, name) for look in looks], kind) for name, kind in _LOOK.items()}
+    flat = pa.array(embeddings.ravel())
+    return pa.table(
+        {
+            "split": pa.array([split] * len(looks)),
+            "sample": samples,
+            **columns,
+            "embedding": pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1]),
+        }
+    )
+
+
+_LOOK = {
+    "file_hash": pa.binary(),
+    "pixel_hash": pa.binary(),
+    "fault": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "spread": pa.float64(),
+    "entropy": pa.float64(),
+}

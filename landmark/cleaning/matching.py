@@ -1,0 +1,96 @@
+"""Matching: whether two images are copies of one photograph, by laying one on the other.
+
+As Ozaki & Yokoo (2019) verify neighbours: key points matched, one transform that RANSAC finds. A photograph of the same place
+passes that, too, so the pixels decide: laid on each other, copies correlate, two photographs do not.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from landmark.config import DuplicatesConfig
+
+SIDE = 224
+"""Longest side at which images are compared, pixels."""
+KEY_POINTS = 400
+LEAST_MATCHES = 8
+REACH = 4.0
+"""Pixels that a key point may lie beside where the transform takes it."""
+THUMBNAIL = 32
+SAME = 0.985
+"""Correlation of two whole images at THUMBNAIL that needs no key points."""
+LEAST_SCALE = 0.2
+
+
+@dataclass(kw_only=True, frozen=True, eq=False)
+class Sketch:
+    """What is kept of an image to compare it."""
+
+    grey: np.ndarray
+    """uint8 (h, w), longest side SIDE."""
+    points: np.ndarray
+    """Key points, float32 (n, 2)."""
+    descriptors: np.ndarray | None
+    """ORB descriptors, uint8 (n, 32)."""
+
+
+def sketch(grey: np.ndarray) -> Sketch:
+    """Return what is compared of a grey image, uint8 (h, w)."""
+    scale = SIDE / max(grey.shape)
+    size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
+    grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    orb = cv2.ORB.create(KEY_POINTS, scaleFactor=1.2, nlevels=8, edgeThreshold=15, patchSize=31, fastThreshold=8)
+    points, descriptors = orb.detectAndCompute(grey, None)
+    return Sketch(
+        grey=grey, points=np.array([p.pt for p in points], dtype=np.float32).reshape(-1, 2), descriptors=descriptors
+    )
+
+
+def likeness(one: Sketch, other: Sketch, config: DuplicatesConfig) -> float:
+    """Return the correlation of two images laid on each other, -1 to 1; 0 where nothing says how to lay them."""
+    whole = correlation(_thumbnail(one.grey), _thumbnail(other.grey))
+    if whole >= SAME:
+        return whole
+    transform = align(one, other, config.inliers)
+    if transform is None:
+        return 0.0
+    width, height = other.grey.shape[1], other.grey.shape[0]
+    moved = cv2.warpAffine(one.grey, transform, (width, height), flags=cv2.INTER_LINEAR)
+    inside = cv2.warpAffine(np.full_like(one.grey, 255), transform, (width, height), flags=cv2.INTER_NEAREST) > 0
+    inside = cv2.erode(inside.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    area = abs(float(np.linalg.det(transform[:, :2]))) * one.grey.size
+    if inside.sum() < config.overlap * max(area, other.grey.size):
+        return 0.0
+    moved, still = (cv2.GaussianBlur(image, (0, 0), 1.5) for image in (moved, other.grey))
+    return correlation(moved[inside], still[inside])
+
+
+def align(one: Sketch, other: Sketch, inliers: int) -> np.ndarray | None:
+    """Return the shift, turn and scaling that takes one image to the other, float64 (2, 3); None where too few points agree."""
+    if one.descriptors is None or other.descriptors is None or min(len(one.points), len(other.points)) < LEAST_MATCHES:
+        return None
+    matches = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True).match(one.descriptors, other.descriptors)
+    if len(matches) < max(LEAST_MATCHES, inliers):
+        return None
+    source = one.points[[match.queryIdx for match in matches]]
+    target = other.points[[match.trainIdx for match in matches]]
+    transform, agreeing = cv2.estimateAffinePartial2D(
+        source, target, method=cv2.RANSAC, ransacReprojThreshold=REACH, maxIters=1000, confidence=0.99
+    )
+    if transform is None or int(agreeing.sum()) < inliers:
+        return None
+    scale = float(np.sqrt(abs(np.linalg.det(transform[:, :2]))))
+    return transform if LEAST_SCALE < scale < 1 / LEAST_SCALE else None
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Return Pearson's correlation of two arrays of one shape; 0 where one is constant."""
+    a, b = one.astype(np.float32).ravel(), other.astype(np.float32).ravel()
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / norm if norm > 0 else 0.0
+
+
+def _thumbnail(grey: np.ndarray) -> np.ndarray:
+    return cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)

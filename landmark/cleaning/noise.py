@@ -1,0 +1,133 @@
+"""Noise: wrong labels, by confident learning and by neighbours, and pictures of nothing.
+
+Each image's classes come out-of-fold from a linear classifier on frozen embeddings (Northcutt et al. 2021, the library cleanlab),
+and from its nearest embeddings' labels, by which GLDv2's authors confirmed theirs (Weyand et al. 2020); the mean of both counts.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from landmark.cleaning.neighbours import nearest_embeddings
+from landmark.config import NoiseConfig, UserError
+
+SHARPNESS = 10.0
+"""How much more a near neighbour's vote counts: exp(SHARPNESS * cosine)."""
+INVERSE_PENALTY = 10.0
+"""Regularisation of the linear classifier, as scikit-learn counts it: embeddings have length 1."""
+
+
+@dataclass(kw_only=True, frozen=True, eq=False)
+class Findings:
+    """What is said of each image's label; arrays of one length n."""
+
+    wrong: np.ndarray
+    """Whether its label is wrong, bool."""
+    best: np.ndarray
+    """The class that is most probable, int64."""
+    confidence: np.ndarray
+    """Probability of that class, float64."""
+    own: np.ndarray
+    """Probability of the class that it carries, float64."""
+    familiarity: np.ndarray
+    """Mean cosine with its nearest embeddings, float64."""
+
+
+def find_noise(embeddings: np.ndarray, labels: np.ndarray, config: NoiseConfig, seed: int) -> Findings:
+    """Judge the labels of images, int64 (n,), by their embeddings (n, d).
+
+    Raises UserError where a package is missing. Classes are those present; memory is images times classes, and above
+    config.max_cells images times neighbours.
+    """
+    classes, codes = np.unique(labels, return_inverse=True)
+    near, cosines = nearest_embeddings(embeddings, config.neighbours)
+    familiarity = cosines.mean(axis=1).astype(np.float64) if near.shape[1] else np.zeros(len(labels))
+    weights = np.exp(SHARPNESS * (cosines.astype(np.float64) - 1))
+    if len(classes) < 2 or near.shape[1] == 0:
+        ones = np.ones(len(labels))
+        return Findings(wrong=ones < 0, best=labels, confidence=ones, own=ones, familiarity=familiarity)
+    if len(labels) * len(classes) > config.max_cells:
+        return _by_votes(classes, codes, codes[near], weights, familiarity)
+    votes = np.zeros((len(labels), len(classes)))
+    np.add.at(votes, (np.arange(len(labels))[:, None], codes[near]), weights)
+    votes /= votes.sum(axis=1, keepdims=True)
+    probabilities = (votes + out_of_fold(embeddings, codes, config.folds, seed)) / 2
+    best = probabilities.argmax(axis=1)
+    rows = np.arange(len(labels))
+    return Findings(
+        wrong=_confidently_wrong(codes, probabilities),
+        best=classes[best],
+        confidence=probabilities[rows, best],
+        own=probabilities[rows, codes],
+        familiarity=familiarity,
+    )
+
+
+def out_of_fold(embeddings: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Return class probabilities, float64 (n, classes), each from a classifier that has not seen the image."""
+    linear_model = _sklearn()
+    vectors = embeddings.astype(np.float32)
+    probabilities = np.full((len(codes), int(codes.max()) + 1), 1e-9)
+    fold = _stratified(codes, folds, seed)
+    for number in range(folds):
+        held = fold == number
+        if not held.any() or len(np.unique(codes[~held])) < 2:
+            continue
+        model = linear_model.LogisticRegression(C=INVERSE_PENALTY, max_iter=200)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an early end of the solver changes the ranking little
+            model.fit(vectors[~held], codes[~held])
+        probabilities[np.ix_(held, model.classes_)] += model.predict_proba(vectors[held])
+    return probabilities / probabilities.sum(axis=1, keepdims=True)
+
+
+def _stratified(codes: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Return each row's fold, int64 (n,), each class spread over all of them."""
+    shuffled = np.random.default_rng(seed).permutation(len(codes))
+    order = shuffled[np.argsort(codes[shuffled], kind="stable")]
+    fold = np.empty(len(codes), dtype=np.int64)
+    fold[order] = np.arange(len(codes)) % folds
+    return fold
+
+
+def _confidently_wrong(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    try:
+        from cleanlab.filter import find_label_issues
+    except ImportError:
+        raise UserError("finding wrong labels needs the package cleanlab; pip install 'landmark[clean]'") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        issues = find_label_issues(codes, probabilities, filter_by="predicted_neq_given", n_jobs=1)
+    return np.asarray(issues, dtype=bool)
+
+
+def _by_votes(
+    classes: np.ndarray, codes: np.ndarray, voted: np.ndarray, weights: np.ndarray, familiarity: np.ndarray
+) -> Findings:
+    """Judge by the neighbours alone: sparse, images times neighbours."""
+    rows, count = voted.shape
+    total = weights.sum(axis=1)
+    order = np.argsort(voted, axis=1, kind="stable")
+    sorted_votes, sorted_weights = np.take_along_axis(voted, order, 1), np.take_along_axis(weights, order, 1)
+    new = np.concatenate([np.ones((rows, 1), bool), sorted_votes[:, 1:] != sorted_votes[:, :-1]], axis=1)
+    run = np.cumsum(new, axis=1) - 1
+    sums = np.zeros((rows, count))
+    np.add.at(sums, (np.arange(rows)[:, None], run), sorted_weights)
+    best_run = sums.argmax(axis=1)
+    place = (run == best_run[:, None]).argmax(axis=1)
+    best = sorted_votes[np.arange(rows), place]
+    confidence = sums[np.arange(rows), best_run] / total
+    own = (weights * (voted == codes[:, None])).sum(axis=1) / total
+    # Half of the votes for one other class, and fewer than a fifth for its own: GLDv2's authors asked for agreement, too.
+    wrong = (best != codes) & (confidence >= 0.5) & (own < 0.2)
+    return Findings(wrong=wrong, best=classes[best], confidence=confidence, own=own, familiarity=familiarity)
+
+
+def _sklearn() -> Any:
+    try:
+        from sklearn import linear_model
+    except ImportError:
+        raise UserError("finding wrong labels needs the package scikit-learn; pip install 'landmark[clean]'") from None
+    return linear_model

@@ -1,0 +1,238 @@
+"""Cleaning a dataset: the detectors one after the other, and the files of the cleaned dataset."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from landmark.cleaning.audit import Rows, Verdicts, strongest, write_audit
+from landmark.cleaning.duplicates import (
+    Pairs,
+    candidate_pairs,
+    drop_copies,
+    equal_pairs,
+    groups_of,
+    keeping_rank,
+    verified_pairs,
+)
+from landmark.cleaning.features import EmbeddingModel, extract_features
+from landmark.cleaning.noise import find_noise
+from landmark.cleaning.pictures import Pictures, thumbnail
+from landmark.config import CleanConfig, UserError, to_mapping
+from landmark.data.cleaned import KEPT_SCHEMA, fingerprint
+from landmark.data.dataset import SCHEMA_VERSION, SELECTION_KIND, SPLITS, PackedDataset, write_table
+from landmark.data.selection import open_dataset
+from landmark.storage import Location, locate
+
+
+class Cleaning:
+    """One cleaning: what is known of the images, and what is decided.
+
+    `judge` runs all detectors; each looks at what the ones before left.
+    """
+
+    def __init__(self, dataset: PackedDataset, features: pa.Table, config: CleanConfig, *, quiet: bool = False) -> None:
+        self.dataset = dataset
+        self.config = config
+        self.quiet = quiet
+        self.features = features.drop_columns(["embedding"])
+        flat = features["embedding"].combine_chunks()
+        self.embeddings = flat.flatten().to_numpy().reshape(len(features), -1)
+        self.rows = rows_of(dataset, features)
+        self.verdicts = Verdicts(rows=self.rows)
+        self.pictures = Pictures(dataset, self.rows.split, self.rows.sample)
+        self.seconds: dict[str, float] = {}
+        self.familiarity = np.full(len(features), np.nan)
+        """Mean cosine with the nearest embeddings of each image that was looked at for noise."""
+
+    def judge(self) -> Verdicts:
+        """Run all detectors; returns what becomes of each row."""
+        with self._timed("quality"):
+            self._quality()
+        with self._timed("exact_duplicates"):
+            self._exact()
+        if self.config.duplicates.near:
+            with self._timed("near_duplicates"):
+                self._near()
+        with self._timed("label_noise"):
+            self._noise()
+        self._small_classes()
+        return self.verdicts
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[stage] = round(time.monotonic() - start, 2)
+
+    def _column(self, name: str) -> np.ndarray:
+        return self.features[name].to_numpy(zero_copy_only=False)
+
+    @property
+    def _in_splits(self) -> np.ndarray:
+        """Which rows are of the splits in which more than copies is sought, bool (n,)."""
+        return np.isin(self.rows.split, [SPLITS.index(split) for split in self.config.splits])
+
+    def _quality(self) -> None:
+        unreadable = ~np.array(self.features["fault"].is_null())
+        self.verdicts.drop(np.flatnonzero(unreadable), "unreadable", np.zeros(unreadable.sum()), 0.0)
+        limits = self.config.quality
+        seen = {
+            "side": np.minimum(self._column("width"), self._column("height")) / limits.min_side,
+            "spread": self._column("spread") / max(limits.min_spread, 1e-9),
+            "entropy": self._column("entropy") / max(limits.min_entropy, 1e-9),
+        }
+        # The score is the worst of the three, as a share of what is asked for.
+        worst = np.min(list(seen.values()), axis=0)
+        rows = np.flatnonzero((worst < 1) & ~self.verdicts.dropped & self._in_splits)
+        self.verdicts.drop(rows, "degenerate", worst[rows], 1.0)
+
+    def _copies(self, pairs: Pairs, reason: str, threshold: float) -> None:
+        groups = groups_of(len(self.rows.label), pairs)
+        areas = self._column("width").astype(np.int64) * self._column("height")
+        rank = keeping_rank(self.rows.split, self.rows.label, areas, groups)
+        copies = drop_copies(pairs, rank)
+        self.verdicts.drop(copies.rows, reason, copies.score, threshold, copies.kept)
+
+    def _exact(self) -> None:
+        left = self.verdicts.left
+        hashes = [self._column(name)[left] for name in ("file_hash", "pixel_hash")]
+        pairs = equal_pairs(*hashes)
+        self._copies(
+            Pairs(first=left[pairs.first], second=left[pairs.second], score=pairs.score), "exact_duplicate", 1.0
+        )
+
+    def _near(self) -> None:
+        left, options = self.verdicts.left, self.config.duplicates
+        candidates = candidate_pairs(left, self.embeddings[left], options)
+        pairs = verified_pairs(candidates, self.pictures, options, threads=self.config.threads, quiet=self.quiet)
+        self._copies(pairs, "near_duplicate", options.correlation)
+
+    def _noise(self) -> None:
+        left, options = self.verdicts.left, self.config.noise
+        found = find_noise(self.embeddings[left], self.rows.label[left], options, self.config.seed)
+        self.familiarity[left] = found.familiarity
+        sought = self._in_splits[left]
+        nothing = sought & (found.familiarity < options.distractor)
+        self.verdicts.drop(left[nothing], "distractor", found.familiarity[nothing], options.distractor)
+        wrong = sought & found.wrong & ~nothing
+        sure = wrong & (found.confidence >= options.relabel)
+        unsure = wrong & ~sure
+        self.verdicts.relabel(left[sure], found.best[sure], found.confidence[sure], options.relabel)
+        self.verdicts.drop(left[unsure], "label_noise", found.confidence[unsure], options.relabel)
+
+    def _small_classes(self) -> None:
+        left = self.verdicts.left
+        labels = self.verdicts.label
+        training = left[self.rows.split[left] == SPLITS.index("train")]
+        counts = np.bincount(labels[training], minlength=self.dataset.manifest.classes)
+        small = left[counts[labels[left]] < self.config.min_images]
+        score = counts[labels[small]].astype(np.float64)
+        self.verdicts.drop(small, "small_class", score, float(self.config.min_images))
+
+
+def rows_of(dataset: PackedDataset, features: pa.Table) -> Rows:
+    """Return the rows of the features, in their order, with what the catalog knows of them."""
+    catalog = dataset.full_catalog(["split", "sample", "image_id", "label"])
+    order = np.lexsort((catalog["sample"].to_numpy(), _split_numbers(catalog)))
+    catalog = catalog.take(pa.array(order))
+    split, sample = _split_numbers(features), features["sample"].to_numpy()
+    place = np.lexsort((sample, split))
+    if len(catalog) != len(features) or not (
+        np.array_equal(sample[place], catalog["sample"].to_numpy())
+        and np.array_equal(split[place], _split_numbers(catalog))
+    ):
+        raise UserError(f"{dataset.location}: catalog.parquet does not fit its shards; prepare the dataset again")
+    back = np.empty_like(place)
+    back[place] = np.arange(len(place))
+    catalog = catalog.take(pa.array(back))
+    return Rows(
+        split=split,
+        sample=sample,
+        image_id=catalog["image_id"].combine_chunks(),
+        label=catalog["label"].to_numpy().astype(np.int64),
+    )
+
+
+def _split_numbers(table: pa.Table) -> np.ndarray:
+    return pc.index_in(table["split"], pa.array(SPLITS)).to_numpy().astype(np.int64)
+
+
+def clean_dataset(config: CleanConfig, *, quiet: bool = False) -> dict[str, Any]:
+    """Clean a dataset and write the result to config.output; returns what clean.json says."""
+    output = locate(config.output)
+    dataset = open_dataset(config.dataset)
+    if output.uri.rstrip("/") == locate(config.dataset).uri.rstrip("/"):
+        raise UserError(f"output is {config.output}, the dataset itself; give another folder")
+    start = time.monotonic()
+    model = EmbeddingModel.load(config.weights, config.image_size)
+    features = extract_features(dataset, output / "features", model, config, quiet=quiet)
+    embedding_s = round(time.monotonic() - start, 2)
+    cleaning = Cleaning(dataset, features, config, quiet=quiet)
+    verdicts = cleaning.judge()
+    if not len(verdicts.left):
+        raise UserError(f"{config.dataset}: cleaning would leave no image; clean with looser thresholds")
+    summary = {
+        "dataset": config.dataset,
+        "output": output.uri,
+        "rows_before": verdicts.per_split(after=False),
+        "rows_after": verdicts.per_split(after=True),
+        "by_reason": verdicts.by_reason(),
+        "thresholds": {
+            **{key: to_mapping(getattr(config, key)) for key in ("quality", "duplicates", "noise")},
+            "min_images": config.min_images,
+            "splits": list(config.splits),
+        },
+        "embeddings": model.told,
+        "seconds": {"embedding": embedding_s, **cleaning.seconds},
+    }
+    write_cleaned(output, dataset, cleaning, summary)
+    return summary
+
+
+def write_cleaned(output: Location, dataset: PackedDataset, cleaning: Cleaning, summary: dict[str, Any]) -> None:
+    """Write kept.parquet, audit.parquet, audit.csv, examples.parquet, clean.json and, last, manifest.json."""
+    verdicts, rows = cleaning.verdicts, cleaning.rows
+    left = verdicts.left
+    kept = pa.table(
+        [
+            pa.array(SPLITS).take(pa.array(rows.split[left])),
+            pa.array(rows.sample[left]),
+            pa.array(verdicts.label[left], pa.int32()),
+        ],
+        schema=KEPT_SCHEMA,
+    )
+    # A reader must not find the old manifest over new rows.
+    (output / "manifest.json").delete()
+    write_table(output / "kept.parquet", kept)
+    noted = verdicts.noted()
+    write_audit(output, noted)
+    write_table(output / "examples.parquet", examples(noted, cleaning.pictures))
+    (output / "clean.json").write_text(json.dumps(summary, indent=1) + "\n")
+    manifest = {
+        "kind": SELECTION_KIND,
+        "schema_version": SCHEMA_VERSION,
+        "dataset": dataset.location.uri,
+        "fingerprint": fingerprint(dataset),
+        "rows": len(kept),
+        "rows_before": summary["rows_before"],
+        "rows_after": summary["rows_after"],
+    }
+    (output / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def examples(noted: pa.Table, pictures: Pictures) -> pa.Table:
+    """Return the strongest rows of each reason with thumbnails: examples.parquet."""
+    table = strongest(noted)
+    rows, others = table["row"].to_pylist(), table["other_row"].to_pylist()
+    images = pictures.read([row for row in [*rows, *others] if row >= 0])
+    columns = table.select(["reason", "action", "image_id", "label", "score", "other_image_id", "other_label"])
+    for name, wanted in (("thumbnail", rows), ("other_thumbnail", others)):
+        small = [thumbnail(images.get(row)) for row in wanted]
+        columns = columns.append_column(name, pa.array(small, pa.binary()))
+    return columns

@@ -1,0 +1,86 @@
+"""Cleaned datasets: the images of a packed dataset that cleaning kept, read where they lie, some with another label."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from landmark.config import UserError
+from landmark.data.chosen import COLUMNS, Chosen
+from landmark.data.dataset import SCHEMA_VERSION, PackedDataset, read_table
+from landmark.storage import Location, NotFound
+
+KEPT_SCHEMA = pa.schema([("split", pa.string()), ("sample", pa.int64()), ("label", pa.int32())])
+
+
+class CleanedDataset(Chosen):
+    """A cleaned dataset, as `landmark clean` writes it: the images kept of a packed one, some with another label.
+
+    Pixels, shards and sample numbers are the packed dataset's; `location` and `manifest` are, too.
+    """
+
+    none_left = "{location}: cleaning left no image in the {split} split; clean with looser thresholds"
+
+    def __init__(self, dataset: PackedDataset, kept: pa.Table) -> None:
+        super().__init__(dataset, kept)
+        self.relabelled = True
+
+    @classmethod
+    def of(cls, location: Location, values: dict[str, Any]) -> "CleanedDataset":
+        """Open the cleaned dataset at a location with this manifest; raises UserError where it or its base is damaged."""
+        place = f"{location}/manifest.json"
+        if values.get("schema_version") != SCHEMA_VERSION or not isinstance(values.get("dataset"), str):
+            raise UserError(f"{place}: not of this version; clean the dataset again")
+        try:
+            base = PackedDataset.open(values["dataset"])
+        except UserError as error:
+            raise UserError(f"{place}: the dataset that was cleaned cannot be opened: {error}") from None
+        if fingerprint(base) != values.get("fingerprint"):
+            raise UserError(f"{place}: {base.location} was packed anew since; clean it again")
+        try:
+            kept = read_table(location / "kept.parquet")
+        except NotFound:
+            raise UserError(f"{location}/kept.parquet: missing; clean the dataset again") from None
+        if kept.schema.names != KEPT_SCHEMA.names or len(kept) != values.get("rows"):
+            raise UserError(f"{location}/kept.parquet: not as manifest.json says; clean the dataset again")
+        return cls(base, _joined(base, kept))
+
+    def full_catalog(self, columns: list[str] | None = None) -> pa.Table:
+        """Return the catalog's rows of the images kept, with their labels in the shards' numbering."""
+        if columns is not None and set(columns) <= set(COLUMNS):
+            return self._kept.select(columns)
+        table = super().full_catalog()
+        parts = []
+        for split in self.manifest.splits:
+            rows = table.filter(pc.field("split") == split).sort_by("sample").filter(pa.array(self.selected(split)))
+            kept = self._rows(split)
+            for name in ("label", "landmark_id"):
+                field = rows.schema.field(name)
+                rows = rows.set_column(rows.schema.get_field_index(name), field, kept[name].cast(field.type))
+            parts.append(rows)
+        return pa.concat_tables(parts)
+
+
+def _joined(base: PackedDataset, kept: pa.Table) -> pa.Table:
+    """Return the rows kept with what the catalog knows of them, by split and sample: COLUMNS."""
+    landmark_ids = base.labels["landmark_id"]
+    table = base.full_catalog(COLUMNS)
+    parts = []
+    for split, entry in base.manifest.splits.items():
+        mine = kept.filter(pc.field("split") == split)
+        labels = np.full(entry.rows, -1, dtype=np.int32)
+        labels[mine["sample"].to_numpy()] = mine["label"].to_numpy()
+        rows = table.filter(pc.field("split") == split).sort_by("sample").filter(pa.array(labels >= 0))
+        new = pa.array(labels[labels >= 0])
+        ids = landmark_ids.take(new).cast(rows.schema.field("landmark_id").type)
+        rows = rows.set_column(rows.schema.get_field_index("label"), "label", new)
+        parts.append(rows.set_column(rows.schema.get_field_index("landmark_id"), "landmark_id", ids))
+    return pa.concat_tables(parts)
+
+
+def fingerprint(dataset: PackedDataset) -> str:
+    """Return what tells a packed dataset from any other: the SHA-256 of its shards' own."""
+    shards = [shard.sha256 for entry in dataset.manifest.splits.values() for shard in entry.shards]
+    return hashlib.sha256("\n".join(shards).encode()).hexdigest()
