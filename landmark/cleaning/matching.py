@@ -18,9 +18,13 @@ LEAST_MATCHES = 8
 REACH = 4.0
 """Pixels that a key point may lie beside where the transform takes it."""
 THUMBNAIL = 32
-SAME = 0.985
+SAME = 0.99
 """Correlation of two whole images at THUMBNAIL that needs no key points."""
 LEAST_SCALE = 0.2
+MOST_TURN = 5.0
+"""Degrees by which a copy may be turned."""
+BLUR = 0.8
+"""Standard deviation, pixels, of what is smoothed away before images are correlated: the traces of encoding."""
 
 
 @dataclass(kw_only=True, frozen=True, eq=False)
@@ -62,7 +66,7 @@ def likeness(one: Sketch, other: Sketch, config: DuplicatesConfig) -> float:
     area = abs(float(np.linalg.det(transform[:, :2]))) * one.grey.size
     if inside.sum() < config.overlap * max(area, other.grey.size):
         return 0.0
-    moved, still = (cv2.GaussianBlur(image, (0, 0), 1.5) for image in (moved, other.grey))
+    moved, still = (cv2.GaussianBlur(image, (0, 0), BLUR) for image in (moved, other.grey))
     return correlation(moved[inside], still[inside])
 
 
@@ -81,7 +85,8 @@ def align(one: Sketch, other: Sketch, inliers: int) -> np.ndarray | None:
     if transform is None or int(agreeing.sum()) < inliers:
         return None
     scale = float(np.sqrt(abs(np.linalg.det(transform[:, :2]))))
-    return transform if LEAST_SCALE < scale < 1 / LEAST_SCALE else None
+    turn = abs(float(np.degrees(np.arctan2(transform[1, 0], transform[0, 0]))))
+    return transform if LEAST_SCALE < scale < 1 / LEAST_SCALE and turn < MOST_TURN else None
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:

@@ -49,18 +49,19 @@ def find_noise(embeddings: np.ndarray, labels: np.ndarray, config: NoiseConfig, 
         ones = np.ones(len(labels))
         return Findings(wrong=ones < 0, best=labels, confidence=ones, own=ones, familiarity=familiarity)
     if len(labels) * len(classes) > config.max_cells:
-        return _by_votes(classes, codes, codes[near], weights, familiarity)
+        return _by_votes(classes, codes, codes[near], weights, familiarity, config)
     votes = np.zeros((len(labels), len(classes)))
     np.add.at(votes, (np.arange(len(labels))[:, None], codes[near]), weights)
     votes /= votes.sum(axis=1, keepdims=True)
     probabilities = (votes + out_of_fold(embeddings, codes, config.folds, seed)) / 2
     best = probabilities.argmax(axis=1)
     rows = np.arange(len(labels))
+    confidence, own = probabilities[rows, best], probabilities[rows, codes]
     return Findings(
-        wrong=_confidently_wrong(codes, probabilities),
+        wrong=_confidently_wrong(codes, probabilities) & _beyond(confidence, own, config),
         best=classes[best],
-        confidence=probabilities[rows, best],
-        own=probabilities[rows, codes],
+        confidence=confidence,
+        own=own,
         familiarity=familiarity,
     )
 
@@ -99,12 +100,21 @@ def _confidently_wrong(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarr
         raise UserError("finding wrong labels needs the package cleanlab; pip install 'landmark[clean]'") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        issues = find_label_issues(codes, probabilities, filter_by="predicted_neq_given", n_jobs=1)
+        issues = find_label_issues(codes, probabilities, filter_by="confident_learning", n_jobs=1)
     return np.asarray(issues, dtype=bool)
 
 
+def _beyond(confidence: np.ndarray, own: np.ndarray, config: NoiseConfig) -> np.ndarray:
+    return (confidence >= config.confidence) & (own < config.own)
+
+
 def _by_votes(
-    classes: np.ndarray, codes: np.ndarray, voted: np.ndarray, weights: np.ndarray, familiarity: np.ndarray
+    classes: np.ndarray,
+    codes: np.ndarray,
+    voted: np.ndarray,
+    weights: np.ndarray,
+    familiarity: np.ndarray,
+    config: NoiseConfig,
 ) -> Findings:
     """Judge by the neighbours alone: sparse, images times neighbours."""
     rows, count = voted.shape
@@ -120,8 +130,7 @@ def _by_votes(
     best = sorted_votes[np.arange(rows), place]
     confidence = sums[np.arange(rows), best_run] / total
     own = (weights * (voted == codes[:, None])).sum(axis=1) / total
-    # Half of the votes for one other class, and fewer than a fifth for its own: GLDv2's authors asked for agreement, too.
-    wrong = (best != codes) & (confidence >= 0.5) & (own < 0.2)
+    wrong = (best != codes) & _beyond(confidence, own, config)
     return Findings(wrong=wrong, best=classes[best], confidence=confidence, own=own, familiarity=familiarity)
 
 

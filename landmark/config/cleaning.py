@@ -31,13 +31,13 @@ class DuplicatesConfig:
     """Look for near-duplicates, besides exact ones."""
     neighbours: int = 12
     """Nearest embeddings of each image that are looked at."""
-    similarity: float = 0.6
+    similarity: float = 0.75
     """Least cosine of two embeddings for the images to be compared."""
     inliers: int = 12
     """Least key points that one shift, turn and scaling takes from one image to the other."""
-    correlation: float = 0.85
+    correlation: float = 0.96
     """Least correlation of the two images, laid on each other, to be copies."""
-    overlap: float = 0.3
+    overlap: float = 0.5
     """Least share of the larger image that the other one covers."""
 
     def __post_init__(self) -> None:
@@ -56,6 +56,10 @@ class NoiseConfig:
     """Parts of which each gets its probabilities from a classifier of the others."""
     neighbours: int = 10
     """Nearest embeddings that vote on an image's class."""
+    own: float = 0.1
+    """Probability of the class that an image carries, below which its label may be wrong."""
+    confidence: float = 0.4
+    """Least probability of another class for a label to be wrong."""
     relabel: float = 0.6
     """Least probability of another class for a wrong label to be replaced by it; below, the image is dropped."""
     distractor: float = 0.5
@@ -66,7 +70,9 @@ class NoiseConfig:
     def __post_init__(self) -> None:
         require(self.folds >= 2, f"noise.folds is {self.folds}; expected 2 or more")
         require(self.neighbours >= 1, f"noise.neighbours is {self.neighbours}; expected 1 or more")
-        require(0 <= self.relabel <= 1, f"noise.relabel is {self.relabel}; expected 0 to 1")
+        for name in ("own", "confidence", "relabel"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"noise.{name} is {value}; expected 0 to 1")
         require(-1 <= self.distractor <= 1, f"noise.distractor is {self.distractor}; expected -1 to 1")
 
 
