@@ -1,4 +1,4 @@
-"""Configs of the verbs train, tune, evaluate and report."""
+"""Configs of the verbs train, tune and evaluate."""
 
 import re
 from dataclasses import dataclass, field
@@ -176,16 +176,6 @@ class EvaluateConfig:
             bool(self.topk) and all(k >= 1 for k in self.topk), f"topk is {self.topk}; expected numbers of 1 or more"
         )
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}; expected 1 or more")
-
-
-@dataclass(kw_only=True, frozen=True)
-class ReportConfig:
-    """Make a page and tables out of a study or a run."""
-
-    run: str
-    """Folder or URI of a study or a run."""
-    output: str | None = None
-    """Folder or URI for the page and tables; empty: report in the run's folder."""
 
 
 def require_name(name: str) -> None:
