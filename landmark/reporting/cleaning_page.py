@@ -32,7 +32,7 @@ EXAMPLES = (
     "thumbnail",
     "other_thumbnail",
 )
-STRONGEST = 15
+STRONGEST = 8
 """Rows of each reason in the page's table."""
 PHOTOGRAPH_BYTES = 900_000
 

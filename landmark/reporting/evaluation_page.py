@@ -158,7 +158,7 @@ def _matrix(evaluated: Evaluated) -> list[Section]:
     return [
         Section(
             title="Confusion matrix",
-            text=f"{which}A row is a true class, a column an answer; the darker, the greater the share of the row. Wheel, "
+            text=f"{which}A row is a true class, a column an answer; the stronger its colour, the greater the share of the row. Wheel, "
             "pinch or + and - zoom, dragging moves, arrow keys go from cell to cell.",
             widget=Widget(name="matrix", data=matrix_data(evaluated)),
         )

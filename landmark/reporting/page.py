@@ -89,6 +89,11 @@ class Section:
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-") or "section"
 
     @property
+    def photographs(self) -> int:
+        """How many there are in all galleries."""
+        return sum(len(gallery.pictures) for gallery in self.galleries)
+
+    @property
     def drawn(self) -> Markup:
         """The chart with its text alternative."""
         label = html.escape(self.alt or self.title, quote=True)

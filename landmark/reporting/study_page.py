@@ -194,7 +194,7 @@ def _parallel(study: StudyTables) -> list[Section]:
     return [
         Section(
             title=title,
-            text="Each line is a trial on its way through its settings to its result: the darker the better, the best "
+            text="Each line is a trial on its way through its settings to its result: the stronger its colour the better, the best "
             f"one bold, trials stopped early dashed.{more}",
             chart=study_plots.parallel_svg(shown, results["status"].tolist()),
             alt=f"Parallel coordinates of {len(results)} trials over {names} and {named(study.metric)}. The best is "
