@@ -7,7 +7,7 @@ import pandas as pd
 
 from landmark.config import UserError
 from landmark.reporting.page import Gallery, Picture, Section, html_table, within_budget
-from landmark.reporting.tables import read_json, read_parquet, write_table
+from landmark.reporting.tables import read_json, read_parquet, require_numbers, write_table
 from landmark.storage import Location, locate
 
 AGAIN = "clean the dataset again"
@@ -59,6 +59,8 @@ def cleaning_sections(folder: Location, output: Location) -> list[Section]:
     values = read_json(folder / "clean.json")
     if missing := [key for key in ("rows_before", "rows_after", "by_reason") if key not in values]:
         raise UserError(f"{folder / 'clean.json'}: no {', '.join(missing)}; {AGAIN}")
+    for key in ("rows_before", "rows_after"):
+        require_numbers(folder / "clean.json", values[key], list(values[key]), AGAIN)
     names = _names(folder, values)
     sections = [_overview(values, output)]
     if (folder / "audit.parquet").exists():

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from landmark.config import UserError
-from landmark.reporting.tables import read_csv, read_json, read_parquet, require_columns
+from landmark.reporting.tables import read_csv, read_json, read_parquet, require_columns, require_numbers
 from landmark.storage import Location
 
 SPLITS = ("test", "val", "train")
@@ -23,7 +23,8 @@ MEASURES = {
     "rejection_auroc": "rejection (AUROC)",
 }
 """Metrics besides the top-k shares, in words."""
-NEEDED = ("split", "rows", "classes", "loss", "macro_recall", "classes_present")
+NEEDED = ("rows", "classes", "loss", "top1", "macro_recall", "classes_present")
+DIFFERENCE = ("a", "b", "difference", "low", "high")
 
 
 @dataclass(kw_only=True)
@@ -64,18 +65,22 @@ def read_evaluation(run: Location) -> Evaluated | None:
     if folder is None:
         return None
     metrics = read_json(folder / "metrics.json")
-    if missing := [key for key in NEEDED if key not in metrics]:
-        raise UserError(f"{folder / 'metrics.json'}: no {', '.join(missing)}; {AGAIN}")
+    _check_metrics(folder / "metrics.json", metrics)
     found = Evaluated(folder=folder, metrics=metrics, classes=_classes(folder), confusion=_confusion(folder))
     if (folder / "calibration.csv").exists():
         found.calibration = _table(folder / "calibration.csv", ("low", "high", "rows", "confidence", "accuracy"))
     if metrics.get("bands"):
         found.bands = pd.DataFrame(metrics["bands"])
-        require_columns(folder / "metrics.json", found.bands, ("band", "classes", "top1", "macro_recall"), AGAIN)
+        columns = ("band", "classes", "top1", "macro_recall")
+        require_columns(folder / "metrics.json", found.bands, columns, AGAIN)
+        for name in ("top1", "macro_recall"):
+            found.bands[name] = pd.to_numeric(found.bands[name], errors="coerce")
     if (folder / "examples.parquet").exists():
         found.examples = read_parquet(folder / "examples.parquet", EXAMPLE_COLUMNS, AGAIN).to_pandas()
     if (folder / "comparison.json").exists():
         found.comparison = read_json(folder / "comparison.json")
+        for values in _objects(folder / "comparison.json", found.comparison, "difference"):
+            require_numbers(folder / "comparison.json", values, DIFFERENCE, AGAIN)
         if (folder / "comparison_classes.csv").exists():
             needed = ("name", "images", "only_a", "only_b")
             found.compared_classes = _table(folder / "comparison_classes.csv", needed)
@@ -114,6 +119,27 @@ def confused_pairs(evaluated: Evaluated) -> pd.DataFrame:
     wrong = cells[(cells["true"] != cells["predicted"]) & (cells["true"] >= 0)]
     wrong = wrong.assign(share=wrong["count"] / wrong["true"].map(support))
     return wrong.sort_values(["count", "share"], ascending=False, kind="stable", ignore_index=True)
+
+
+def _check_metrics(place: Location, metrics: dict[str, Any]) -> None:
+    """Raise UserError unless the metrics are what `landmark evaluate` writes."""
+    require_numbers(place, metrics, [*NEEDED, *(key for key in MEASURES if metrics.get(key) is not None)], AGAIN)
+    if "split" not in metrics:
+        raise UserError(f"{place}: no split; {AGAIN}")
+    for key, pair in (metrics.get("intervals") or {}).items():
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise UserError(f"{place}: the interval of {key} is {pair!r}, expected two numbers; {AGAIN}")
+        require_numbers(place, dict(zip(("low", "high"), pair, strict=True)), ("low", "high"), AGAIN)
+    if not all(isinstance(band, dict) for band in metrics.get("bands") or []):
+        raise UserError(f"{place}: bands is no list of objects; {AGAIN}")
+
+
+def _objects(place: Location, values: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """Return the objects of a key of a JSON file, none where there is no such key."""
+    found = values.get(key) or {}
+    if not isinstance(found, dict) or not all(isinstance(value, dict) for value in found.values()):
+        raise UserError(f"{place}: {key} is no object of objects; {AGAIN}")
+    return list(found.values())
 
 
 def _classes(folder: Location) -> pd.DataFrame:

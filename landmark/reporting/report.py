@@ -12,7 +12,7 @@ from landmark.reporting.plots import curves_svg
 from landmark.reporting.provenance import cost_of, provenance_sections, shown_time
 from landmark.reporting.sections import table_of
 from landmark.reporting.study_page import study_page
-from landmark.reporting.tables import read_csv, read_json, read_study, require_columns, write_table
+from landmark.reporting.tables import read_csv, read_json, read_study, require_columns, require_numbers, write_table
 from landmark.storage import Location
 
 CONTENTS = {
@@ -87,8 +87,9 @@ def run_page(run: Location, output: Location) -> Page:
     values = read_json(run / "run.json")
     if missing := [key for key in ("name", "dataset", "best", "epochs_run") if key not in values]:
         raise UserError(f"{run / 'run.json'}: no {', '.join(missing)}; run the training again")
-    history = require_columns(run / "history.csv", read_csv(run / "history.csv"), ["epoch"], "run the training again")
     best = values["best"]
+    require_numbers(run / "run.json", best, ("val_top1", "epoch"), "run the training again")
+    history = require_columns(run / "history.csv", read_csv(run / "history.csv"), ["epoch"], "run the training again")
     curves = {name: _points(history, name) for name in ("train_top1", "val_top1", "val_top5") if name in history}
     losses = {name: _points(history, name) for name in ("train_loss", "val_loss") if name in history}
     return Page(

@@ -126,6 +126,15 @@ def read_json(place: Location) -> dict[str, Any]:
     return values
 
 
+def require_numbers(place: Location, values: Mapping[str, Any], keys: Sequence[str], again: str) -> None:
+    """Check that a JSON file has these keys, each a number; raises UserError that names the file and the first one amiss."""
+    if missing := [key for key in keys if key not in values]:
+        raise UserError(f"{place}: no {', '.join(missing)}; {again}")
+    for key in keys:
+        if isinstance(values[key], bool) or not isinstance(values[key], int | float):
+            raise UserError(f"{place}: {key} is {values[key]!r}, expected a number; {again}")
+
+
 def model_summary(leaderboard: pd.DataFrame, baselines: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     """Return the deck's "Model Summary": a row a model with its test top-1/5/10, then the baselines.
 

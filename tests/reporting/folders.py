@@ -157,7 +157,7 @@ def write_evaluation(folder: Path, classes: int, rows: int, *, photographs: bool
         )
     top1, recall = float((true == answer).mean()), float(table["recall"].mean())
     metrics = {
-        "split": "test",
+        "split": folder.name.removeprefix("evaluation-"),
         "rows": rows,
         "classes": classes,
         "loss": 1.234,

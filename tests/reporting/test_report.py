@@ -88,7 +88,7 @@ def test_a_studys_page_is_whole_and_escaped(tmp_path: Path):
         locate(study / "evaluation-test"), summary, tally, ["a", "<i>", "$c$ & d"], np.array([3, 2, 1])
     )
     page = (Path(write_report(locate(study), locate(study / "report")).path)).read_text()
-    checker = checked(page)
+    checked(page)
     assert page.count('<svg role="img"') == 5
     assert "deck &lt;script&gt;" in page and "t1-&lt;b&gt;" in page
     assert re.search(r'<tr class="early"><td class="number">2', page)
