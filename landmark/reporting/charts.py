@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from landmark.reporting.plots import ACCENT, GRID, INK, svg_text
+from landmark.reporting.plots import ACCENT, GRID, INK, dress, svg_text
 
 SOFT = "#5b6875"
 
@@ -42,11 +42,7 @@ def reliability_svg(bins: pd.DataFrame) -> str:
     )
     right.set(xlim=(0, 1), xlabel="confidence", ylabel="answers")
     for axes in (left, right):
-        axes.grid(color=GRID, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(GRID)
-        axes.tick_params(color=GRID)
+        dress(axes)
     return svg_text(figure)
 
 

@@ -2,18 +2,22 @@
 
 import hashlib
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 SHOWN_CLASSES = 60
 NAMED_CLASSES = 40
 INK, GRID, ACCENT = "#1b2733", "#d9dee3", "#0b6e99"
+LINES = (ACCENT, "#b4551d", "#1f8a5b", "#7a4fa3")
+"""Colours of curves beside each other."""
 
 
 def confusion_png(confusion: pa.Table, names: Sequence[str]) -> bytes:
@@ -80,27 +84,35 @@ def classes_figure(counts: np.ndarray, names: Sequence[str]) -> Figure:
         panels[1].set(title="from the largest class to the smallest", xlabel="rank of the class", ylabel="images")
         panels[1].set(xscale="log", yscale="log")
     for axes in panels:
-        axes.grid(color=GRID, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        dress(axes)
     return figure
 
 
-def curves_svg(curves: Mapping[str, Sequence[tuple[float, float]]], ylabel: str) -> str:
-    """Draw one line a curve: name -> points of (epoch, value); the last point of each is marked."""
-    figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
+def curves_svg(curves: Mapping[str, Sequence[tuple[float, float]]], *, shares: bool) -> str:
+    """Draw one line a curve: name -> points of (epoch, value); the last point of each is marked. shares: as percentages."""
+    figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
     axes = figure.subplots()
-    for name, points in curves.items():
+    for (name, points), color in zip(curves.items(), itertools.cycle(LINES)):
         x, y = [point[0] for point in points], [point[1] for point in points]
-        (line,) = axes.plot(x, y, linewidth=1.5, label=short_name(name, 48))
-        axes.plot(x[-1:], y[-1:], marker="o", markersize=4, color=line.get_color())
-    axes.set(xlabel="epoch", ylabel=ylabel)
+        axes.plot(x, y, linewidth=2, color=color, label=short_name(name, 48))
+        axes.plot(x[-1:], y[-1:], marker="o", markersize=5, color=color)
+    axes.set(xlabel="epoch", ylabel="" if shares else "cross entropy")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(color=GRID, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    if 0 < len(curves) <= 14:
+    if shares:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    dress(axes)
+    if curves:
         axes.legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return svg_text(figure)
+
+
+def dress(axes: Axes) -> None:
+    """Give a chart its grid and take away what frames it."""
+    axes.grid(color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GRID)
+    axes.tick_params(which="both", color=GRID)
 
 
 def _matrix(true: np.ndarray, predicted: np.ndarray, count: np.ndarray, shown: np.ndarray, classes: int) -> np.ndarray:

@@ -29,7 +29,7 @@ def provenance_sections(
         sections.append(Section(title="Command", text=started, texts=[("The exact command", environment["command"])]))
     texts = [(name, text) for name in CONFIGS if (text := _text(run / name)) is not None]
     if texts:
-        told = "Every setting as it was resolved; the same file starts the same again with --config."
+        told = "Every setting as it was resolved; with --config config.yaml the same starts again."
         sections.append(Section(title="Configuration", text=told, texts=texts))
     if machine := machine_rows(environment):
         sections.append(Section(title="Hardware", table=html_table(pd.DataFrame(machine, columns=["what", "value"]))))

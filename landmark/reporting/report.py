@@ -12,7 +12,15 @@ from landmark.reporting.plots import curves_svg
 from landmark.reporting.provenance import cost_of, provenance_sections, shown_time
 from landmark.reporting.sections import table_of
 from landmark.reporting.study_page import study_page
-from landmark.reporting.tables import read_csv, read_json, read_study, require_columns, require_numbers, write_table
+from landmark.reporting.tables import (
+    named,
+    read_csv,
+    read_json,
+    read_study,
+    require_columns,
+    require_numbers,
+    write_table,
+)
 from landmark.storage import Location
 
 CONTENTS = {
@@ -90,8 +98,8 @@ def run_page(run: Location, output: Location) -> Page:
     best = values["best"]
     require_numbers(run / "run.json", best, ("val_top1", "epoch"), "run the training again")
     history = require_columns(run / "history.csv", read_csv(run / "history.csv"), ["epoch"], "run the training again")
-    curves = {name: _points(history, name) for name in ("train_top1", "val_top1", "val_top5") if name in history}
-    losses = {name: _points(history, name) for name in ("train_loss", "val_loss") if name in history}
+    curves = {named(name): _points(history, name) for name in ("train_top1", "val_top1", "val_top5") if name in history}
+    losses = {named(name): _points(history, name) for name in ("train_loss", "val_loss") if name in history}
     return Page(
         title=f"Run {values['name']}",
         subtitle=str(values["dataset"]),
@@ -104,8 +112,10 @@ def run_page(run: Location, output: Location) -> Page:
             Group(
                 title="Training",
                 sections=[
-                    Section(title="Accuracy", chart=curves_svg(curves, "share"), alt=_curves_alt("Accuracy", curves)),
-                    Section(title="Loss", chart=curves_svg(losses, "cross entropy"), alt=_curves_alt("Loss", losses)),
+                    Section(
+                        title="Accuracy", chart=curves_svg(curves, shares=True), alt=_curves_alt("Accuracy", curves)
+                    ),
+                    Section(title="Loss", chart=curves_svg(losses, shares=False), alt=_curves_alt("Loss", losses)),
                     Section(title="Epochs", table=table_of(history)),
                 ],
             )

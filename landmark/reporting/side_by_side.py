@@ -69,13 +69,8 @@ def _points(history: pd.DataFrame, name: str) -> tuple[list[int], list[float]]:
 
 
 def _title(name: str) -> str:
-    words = {
-        "epochs_run": "epochs run",
-        "best_epoch": "best epoch",
-        "seconds": "seconds",
-        "train_loss": "training loss",
-    }
-    words |= {"train_top1": "training top-1", **{f"test_top{k}": f"test top-{k}" for k in TOPK}}
+    words = {"epochs_run": "epochs run", "best_epoch": "best epoch"}
+    words |= {f"test_top{k}": f"test top-{k}" for k in TOPK}
     return words.get(name) or named(name)
 
 

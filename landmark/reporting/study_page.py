@@ -49,7 +49,8 @@ def study_page(run: Location, output: Location) -> Page:
     results, tested = [], models[models["test_top1"].notna()]
     if len(tested):
         told = "On the test split, beside the trivial baselines; all trials are in model_summary.csv."
-        results.append(Section(title="Model summary", text=told, table=table_of(tested)))
+        shown = tested if (tested["data"].fillna("") != "").any() else tested.drop(columns="data")
+        results.append(Section(title="Model summary", text=told, table=table_of(shown)))
     if len(epochs):
         told = "Of each network, optimizer and number of epochs the best trial."
         results.append(Section(title="Optimizer and epochs", text=told, table=table_of(epochs)))

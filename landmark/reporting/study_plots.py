@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from landmark.reporting.effects import Effect
-from landmark.reporting.plots import ACCENT, GRID, INK, short_name, svg_text
+from landmark.reporting.plots import ACCENT, INK, dress, short_name, svg_text
 from landmark.reporting.study_series import Axis, Curve, Spending, is_log
 from landmark.reporting.tables import FAILED, FINISHED, METRIC_NAMES, STOPPED, named, shown_metric
 
@@ -63,7 +63,7 @@ def learning_curves_svg(curves: Sequence[Curve], metric: str) -> str:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(left=0)
     _metric_axis(axes, "y", metric, np.concatenate([curve.values for curve in curves]))
-    _dress(axes)
+    dress(axes)
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     return svg_text(figure)
 
@@ -94,7 +94,7 @@ def spending_svg(spent: Spending, metric: str, grid: int | None) -> str:
     axes.set_xlim(0, 1.03 * max(len(epochs), grid or 0) + 0.5)
     _metric_axis(axes, "y", metric, spent.values)
     axes.margins(y=0.12)
-    _dress(axes)
+    dress(axes)
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return svg_text(figure)
 
@@ -169,7 +169,7 @@ def effects_svg(effects: Sequence[Effect], metric: str, epoch: int | None) -> st
         if not log:
             room = 0.06 * span or 0.05 * abs(values[0]) or 0.05
             axes.set_xlim(values.min() - room, values.max() + room)
-        _dress(axes)
+        dress(axes)
     for axes in panels[len(effects) :]:
         axes.set_visible(False)
     return svg_text(figure)
@@ -198,7 +198,7 @@ def pareto_svg(results: pd.DataFrame, objectives: Sequence[str]) -> str:
         _metric_axis(axes, "x", other, x)
         _metric_axis(axes, "y", metric, y)
         axes.margins(0.08)
-        _dress(axes)
+        dress(axes)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     return svg_text(figure)
 
@@ -224,7 +224,7 @@ def schedules_svg(schedules: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndar
             axes.yaxis.set_major_formatter("{x:g}")
         if best in trials:
             axes.legend(frameon=False, fontsize=9)
-        _dress(axes)
+        dress(axes)
     return svg_text(figure)
 
 
@@ -365,11 +365,3 @@ def _together(
 
 def _tick(metric: str, value: float) -> str:
     return shown_metric(metric, value).replace(".0%", "%")
-
-
-def _dress(axes: Axes) -> None:
-    axes.grid(color=GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GRID)
-    axes.tick_params(color=GRID)

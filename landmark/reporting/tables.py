@@ -22,6 +22,8 @@ METRIC_NAMES = {
     "val_top5": "validation top-5",
     "val_macro_recall": "validation macro recall",
     "val_loss": "validation loss",
+    "train_top1": "training top-1",
+    "train_loss": "training loss",
     "images_per_s": "images a second in training",
     "parameters": "weights of the model",
 }

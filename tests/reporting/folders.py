@@ -29,10 +29,11 @@ TOWNS = (
 
 
 @cache
-def names_of(classes: int) -> list[str]:
-    """Return class names, one of them hostile."""
+def names_of(classes: int, hostile: bool = True) -> list[str]:
+    """Return class names; hostile: one of them looks like markup."""
     names = [f"{PLACES[n % 15]} of {TOWNS[(n // 15) % 15]}{f' {n // 225}' if n >= 225 else ''}" for n in range(classes)]
-    names[min(3, classes - 1)] = 'Église <b>St. Mary</b> & "sons" $x$'
+    if hostile:
+        names[min(3, classes - 1)] = 'Église <b>St. Mary</b> & "sons" $x$'
     return names
 
 
@@ -128,11 +129,13 @@ def write_run(folder: Path) -> Path:
     return folder
 
 
-def write_evaluation(folder: Path, classes: int, rows: int, *, photographs: bool = True, old: bool = False) -> Path:
+def write_evaluation(
+    folder: Path, classes: int, rows: int, *, photographs: bool = True, old: bool = False, hostile: bool = True
+) -> Path:
     """Write an evaluation as `landmark evaluate` leaves it; old: without what it did not write once."""
     rng = np.random.default_rng(classes)
     folder.mkdir(parents=True, exist_ok=True)
-    names = names_of(classes)
+    names = names_of(classes, hostile)
     train = np.maximum(2, 4000 * np.arange(1, classes + 1) ** -0.8).astype(int)
     true = rng.choice(classes, rows, p=train / train.sum())
     # Classes of one kind of building are confused with each other.
@@ -224,7 +227,7 @@ def _examples(confusion: pd.DataFrame, classes: int) -> pd.DataFrame:
     return table[~(table["kind"].eq("class") & table.duplicated(["kind", "image_id"]))]
 
 
-def write_cleaned(folder: Path, classes: int = 30) -> Path:
+def write_cleaned(folder: Path, classes: int = 30, hostile: bool = True) -> Path:
     """Write a cleaned dataset's audit: every reason, with counterparts."""
     folder.mkdir(parents=True, exist_ok=True)
     reasons = (
@@ -265,17 +268,17 @@ def write_cleaned(folder: Path, classes: int = 30) -> Path:
                 )
     pd.DataFrame(audit).to_parquet(folder / "audit.parquet", index=False)
     pd.DataFrame(examples).to_parquet(folder / "examples.parquet", index=False)
-    pd.DataFrame({"name": names_of(classes)}).to_parquet(folder / "labels.parquet", index=False)
+    pd.DataFrame({"name": names_of(classes, hostile)}).to_parquet(folder / "labels.parquet", index=False)
     return folder
 
 
-def whole_study(folder: Path, trials: int = 20, classes: int = 100) -> Path:
+def whole_study(folder: Path, trials: int = 20, classes: int = 100, hostile: bool = True) -> Path:
     """Write a study with an evaluation and a cleaned dataset: everything the page can show."""
-    cleaned = write_cleaned(folder / "cleaned", min(30, classes))
+    cleaned = write_cleaned(folder / "cleaned", min(30, classes), hostile)
     study = grid_study(folder / "study", trials, dataset=str(cleaned))
-    write_evaluation(study / "evaluation-test", classes, 50 * classes)
+    write_evaluation(study / "evaluation-test", classes, 50 * classes, hostile=hostile)
     return study
 
 
 if __name__ == "__main__":
-    print(f"landmark report --run {whole_study(Path(sys.argv[1]))} --price-per-hour 12.5")
+    print(f"landmark report --run {whole_study(Path(sys.argv[1]), hostile=False)} --price-per-hour 12.5")
