@@ -105,7 +105,9 @@ def _overview(values: dict[str, Any], output: Location) -> Section:
 
 def _audit(place: Location, names: list[str]) -> Section:
     audit = read_parquet(place, AUDIT, AGAIN).to_pandas()
-    top = audit.sort_values("score", ascending=False, kind="stable").groupby("reason", sort=False).head(STRONGEST)
+    # Scores of some reasons are the worse the smaller they are: the farthest beyond the threshold is the strongest.
+    beyond = audit.assign(beyond=(audit["score"] - audit["threshold"]).abs().fillna(0))
+    top = beyond.sort_values("beyond", ascending=False, kind="stable").groupby("reason", sort=False).head(STRONGEST)
     order = {reason: number for number, reason in enumerate(REASONS)}
     top = top.sort_values("reason", key=lambda column: column.map(order), kind="stable")
     shown = pd.DataFrame(
