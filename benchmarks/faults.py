@@ -25,12 +25,12 @@ os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
 
 import ray
 import torch
-from ray.cluster_utils import Cluster
 
 from landmark.config import PackingConfig, PrepareConfig, SyntheticConfig
 from landmark.data.dataset import PackedDataset
 from landmark.prepare import prepare
 from landmark.training.checkpoints import read_weights
+from tests.nodes import Nodes
 from tests.witness import consumed, steps_seen
 
 EPOCHS, BATCH, EVERY = 3, 16, 10
@@ -109,51 +109,6 @@ def stop_worker(run: Run) -> None:
     os.kill(run.workers()[-1], signal.SIGSTOP)
 
 
-class Nodes:
-    """A cluster of several nodes on this machine: a head that the drivers use, and nodes of one CPU each."""
-
-    def __init__(self, nodes: int) -> None:
-        self.cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "object_store_memory": 200 << 20, "include_dashboard": False},
-        )
-        self.nodes = [self.add() for _ in range(nodes)]
-
-    def add(self) -> object:
-        """Add a node."""
-        return self.cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
-
-    def remove_one(self, run: Run) -> None:
-        """Remove the node on which the newest worker runs."""
-        pid = run.workers()[-1]
-        node = next(node for node in self.nodes if _is_below(pid, node))
-        self.nodes.remove(node)
-        self.cluster.remove_node(node, allow_graceful=False)
-
-    def drain_one(self, run: Run) -> None:
-        """Give notice that the node of the newest worker will be taken away, as a cloud does for a preempted machine."""
-        pid = run.workers()[-1]
-        node = next(node for node in self.nodes if _is_below(pid, node))
-        reason, deadline_s = "DRAIN_NODE_REASON_PREEMPTION", "600"
-        subprocess.run(
-            [
-                *(str(Path(sys.executable).with_name("ray")), "drain-node", "--address", self.cluster.address),
-                *("--node-id", node.node_id, "--reason", reason, "--reason-message", "benchmark"),
-                *("--deadline-remaining-seconds", deadline_s),
-            ],
-            check=True,
-            capture_output=True,
-        )
-
-
-def _is_below(pid: int, node: object) -> bool:
-    """Return whether a process was started by a node's raylet."""
-    import psutil
-
-    raylets = {info.process.pid for info in node.all_processes["raylet"]}
-    return any(parent.pid in raylets for parent in psutil.Process(pid).parents())
-
-
 def measure(run: Run, steps: list[int], fault: Fault | None, undisturbed: Run | None, seconds: float) -> dict:
     """Run to the end with a fault at each of the steps; returns the row of the table."""
     start = time.perf_counter()
@@ -196,9 +151,9 @@ def scenarios(nodes: Nodes, each: int) -> list[tuple[str, str, list[int], Fault 
         ("worker, 2 workers", "2", kills(2), kill_worker),
         ("driver, 2 workers", "2", kills(2), kill_driver),
         ("hung worker, 2 workers", "2", kills(2, 1), stop_worker),
-        ("notice of preemption, 2 workers", "2", kills(2, 1), nodes.drain_one),
-        ("node, 2 workers", "2", kills(2, 1), nodes.remove_one),
-        ("node leaves, elastic 1:2", "1:2", kills(2, 1), nodes.remove_one),
+        ("notice of preemption, 2 workers", "2", kills(2, 1), lambda run: nodes.drain(run.workers()[-1])),
+        ("node, 2 workers", "2", kills(2, 1), lambda run: nodes.remove(run.workers()[-1])),
+        ("node leaves, elastic 1:2", "1:2", kills(2, 1), lambda run: nodes.remove(run.workers()[-1])),
         ("node joins, elastic 1:2", "1:2", [each // 2], lambda run: nodes.add()),
     ]
 

@@ -25,6 +25,8 @@ def connect(cluster: ClusterConfig) -> None:
     # Ray's own progress bars and per-operator logs would drown ours.
     quiet_data()
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    # Ray asks for the machine's figures and the time zone at its start, to send them home.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not address:
         ray.init(address="local", num_cpus=cluster.cpus, include_dashboard=False, **quiet)
         return

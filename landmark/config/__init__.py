@@ -10,6 +10,7 @@ from landmark.config.dataset import (
     SyntheticConfig,
 )
 from landmark.config.errors import UserError, nearest
+from landmark.config.evaluation import EvaluateConfig
 from landmark.config.files import from_mapping, load_yaml, parse_mapping, parse_yaml, to_mapping, to_yaml
 from landmark.config.input import AugmentConfig, LoaderConfig, ResizingConfig, SamplingConfig
 from landmark.config.optimization import ComputeConfig, EmaConfig, LossConfig, OptimizerConfig, ScheduleConfig
@@ -19,7 +20,6 @@ from landmark.config.space import BudgetConfig, SchedulerConfig, SearcherConfig,
 from landmark.config.subset import Gldv2Config, SubsetConfig
 from landmark.config.verbs import (
     CheckpointConfig,
-    EvaluateConfig,
     TrainConfig,
     TuneConfig,
     WorkersConfig,

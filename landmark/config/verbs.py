@@ -1,4 +1,4 @@
-"""Configs of the verbs train, tune and evaluate."""
+"""Configs of the verbs train and tune."""
 
 import re
 from dataclasses import dataclass, field
@@ -150,32 +150,6 @@ class TuneConfig:
             self.max_concurrent is None or self.max_concurrent >= 1,
             f"max_concurrent is {self.max_concurrent}; expected 1 or more",
         )
-
-
-@dataclass(kw_only=True, frozen=True)
-class EvaluateConfig:
-    """Evaluate a model on a split, beside its trivial baselines."""
-
-    checkpoint: str
-    """Folder or URI of a run, a study (its best model) or a checkpoint."""
-    dataset: str | None = None
-    """Folder or URI of a packed dataset; empty: the one the model was trained on."""
-    split: Literal["train", "val", "test"] = "test"
-    """Which split's images."""
-    output: str | None = None
-    """Folder or URI for the results; empty: evaluation-<split> in the folder of the checkpoint."""
-    topk: tuple[int, ...] = (1, 5, 10)
-    """An answer counts as right when the label is among the k best guesses."""
-    batch_size: int = 128
-    """Images a step."""
-    damaged: Literal["stop", "skip"] = "stop"
-    """What a missing or damaged shard does: end with an error, or be skipped, its images told as lost_images."""
-
-    def __post_init__(self) -> None:
-        require(
-            bool(self.topk) and all(k >= 1 for k in self.topk), f"topk is {self.topk}; expected numbers of 1 or more"
-        )
-        require(self.batch_size >= 1, f"batch_size is {self.batch_size}; expected 1 or more")
 
 
 def require_name(name: str) -> None:

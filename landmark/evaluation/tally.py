@@ -71,6 +71,12 @@ class Tally:
         present = self.support > 0
         return float((self.right[present] / self.support[present]).mean()) if present.any() else 0.0
 
+    def macro_precision(self) -> float:
+        """Return the mean precision of the classes that occur; one that is never guessed counts 0, as in scikit-learn."""
+        present = self.support > 0
+        precision = self.right[present] / np.maximum(self.predicted[present], 1)
+        return float(precision.mean()) if present.any() else 0.0
+
     def confusion(self) -> pa.Table:
         """Return the cells of the confusion matrix that are not zero: true, predicted, count; sorted."""
         return pa.table(

@@ -1,5 +1,6 @@
 """Models by name: the deck's networks, every torchvision classifier, timm's by an extra."""
 
+from landmark.models.embeddings import Embedder
 from landmark.models.losses import MixedLabels, class_weights, classification_loss, logits_of
 from landmark.models.registry import (
     ModelInfo,
@@ -17,6 +18,7 @@ from landmark.models.registry import (
 from landmark.models.stages import Stage, rate_scales, stages
 
 __all__ = [
+    "Embedder",
     "MixedLabels",
     "ModelInfo",
     "ParameterCounts",

@@ -76,7 +76,8 @@ def read_evaluation(run: Location) -> Evaluated | None:
         for name in ("top1", "macro_recall"):
             found.bands[name] = pd.to_numeric(found.bands[name], errors="coerce")
     if (folder / "examples.parquet").exists():
-        found.examples = read_parquet(folder / "examples.parquet", EXAMPLE_COLUMNS, AGAIN).to_pandas()
+        examples = read_parquet(folder / "examples.parquet", EXAMPLE_COLUMNS, AGAIN).to_pandas()
+        found.examples = examples[examples["thumbnail"].notna()]
     if (folder / "comparison.json").exists():
         found.comparison = read_json(folder / "comparison.json")
         for values in _objects(folder / "comparison.json", found.comparison, "difference"):

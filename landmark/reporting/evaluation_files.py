@@ -1,4 +1,4 @@
-"""An evaluation as files: metrics.json, per_class.csv, confusion.csv and confusion.png."""
+"""An evaluation as files: metrics, tables of classes, confusion and calibration, the predictions, and pictures to look at."""
 
 import io
 import json
@@ -9,20 +9,85 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
+from landmark.data.dataset import SPLITS, PackedDataset, write_table
+from landmark.data.pictures import Pictures, thumbnail
 from landmark.evaluation import Tally
+from landmark.evaluation.comparison import Comparison
+from landmark.evaluation.examples import choose_examples
+from landmark.evaluation.measures import BANDS, class_bands
+from landmark.evaluation.predictions import Predictions
+from landmark.evaluation.summary import calibration_of
 from landmark.reporting.plots import confusion_png
 from landmark.storage import Location
 
 
 def write_evaluation_files(
-    folder: Location, summary: Mapping[str, Any], tally: Tally, names: Sequence[str], train_counts: np.ndarray
+    folder: Location,
+    summary: Mapping[str, Any],
+    tally: Tally,
+    predictions: Predictions,
+    names: Sequence[str],
+    train_counts: np.ndarray,
 ) -> None:
-    """Write an evaluation's files into a folder; metrics.json comes last."""
-    write_csv(folder / "per_class.csv", tally.per_class(names, train_counts))
+    """Write an evaluation's tables into a folder; metrics.json comes last."""
+    bands = pa.array([BANDS[band] for band in class_bands(train_counts).tolist()])
+    classes = tally.per_class(names, train_counts).append_column("band", bands)
+    write_csv(folder / "per_class.csv", classes)
+    write_table(folder / "per_class.parquet", classes)
     confusion = tally.confusion()
     write_csv(folder / "confusion.csv", confusion)
     (folder / "confusion.png").write_bytes(confusion_png(confusion, names))
+    write_csv(folder / "calibration.csv", calibration_table(predictions))
+    if summary["bands"]:
+        write_csv(folder / "bands.csv", pa.Table.from_pylist(summary["bands"]))
+    write_table(folder / "predictions.parquet", predictions.to_table())
     (folder / "metrics.json").write_text(json.dumps(dict(summary), indent=1) + "\n")
+
+
+def calibration_table(predictions: Predictions) -> pa.Table:
+    """Return the bins of the confidence: low, high, rows, confidence and accuracy (null in an empty bin)."""
+    found = calibration_of(predictions)
+    columns = {name: getattr(found, name) for name in ("low", "high", "rows", "confidence", "accuracy")}
+    return pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()})
+
+
+def write_examples(
+    folder: Location, predictions: Predictions, tally: Tally, dataset: PackedDataset, split: str
+) -> None:
+    """Write the images worth looking at, small: kind, image_id, label, predicted, score, thumbnail (JPEG)."""
+    chosen = choose_examples(predictions, tally)
+    shown = predictions.take(chosen.rows)
+    places = np.full(len(shown), SPLITS.index(split))
+    images = Pictures(dataset, places, shown.samples).read(range(len(shown))) if len(shown) else {}
+    table = pa.table(
+        {
+            "kind": pa.array(chosen.kinds, pa.string()),
+            "image_id": pa.array(shown.image_ids, pa.string()),
+            "label": pa.array(shown.labels),
+            "predicted": pa.array(shown.guesses[:, 0]),
+            "score": pa.array(shown.scores[:, 0]),
+            "thumbnail": pa.array([thumbnail(images.get(row)) for row in range(len(shown))], pa.binary()),
+        }
+    )
+    write_table(folder / "examples.parquet", table)
+
+
+def write_comparison(folder: Location, comparison: Comparison, names: Sequence[str], models: tuple[str, str]) -> None:
+    """Write two models' comparison: comparison.json, comparison.parquet (images), comparison_classes.csv."""
+    write_table(folder / "comparison.parquet", comparison.table)
+    label, right_a, right_b = (
+        comparison.table[name].to_numpy(zero_copy_only=False) for name in ("label", "right_a", "right_b")
+    )
+    known = label >= 0
+    counts = [
+        np.bincount(label[known & rows], minlength=len(names))
+        for rows in (known, right_a & ~right_b, right_b & ~right_a)
+    ]
+    columns = dict(zip(("images", "only_a", "only_b"), counts, strict=True))
+    classes = pa.table({"label": np.arange(len(names), dtype=np.int32), "name": list(names), **columns})
+    write_csv(folder / "comparison_classes.csv", classes.filter(pa.array(counts[0] > 0)))
+    values = {"a": models[0], "b": models[1], **comparison.summary()}
+    (folder / "comparison.json").write_text(json.dumps(values, indent=1) + "\n")
 
 
 def write_csv(place: Location, table: pa.Table) -> None:

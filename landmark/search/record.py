@@ -11,6 +11,7 @@ from ray.tune.experiment import Trial
 
 from landmark.search.journal import Journal
 from landmark.search.space import TrialPlan
+from landmark.training.distributed import RECOVERED
 
 METRICS = (
     "epoch",
@@ -148,7 +149,7 @@ class StudyRecord:
             self.fail(trial, str(result[ERROR]))
             return True
         at, epoch = float(result[REPORTED]), int(result["epoch"])
-        if trial.times.get(epoch) == at:
+        if trial.times.get(epoch) == at or (RECOVERED in result and epoch in trial.rows):
             return False
         row = {key: float(result[key]) for key in METRICS if key in result}
         self._report(trial, row, at, result.get(WEIGHTS))

@@ -158,7 +158,8 @@ class HyperBand(Rule):
                 if coming or not (self.record.complete or len(members) == len(bracket.numbers)):
                     break
                 there = [trial for trial in members if milestone in trial.rows]
-                there.sort(key=lambda t: (-self.score(t, milestone), t.plan.number))
+                # Of equals the longer one goes on: with more epochs to come a network is as good so far, and better later.
+                there.sort(key=lambda t: (-self.score(t, milestone), -t.plan.recipe.epochs, t.plan.number))
                 best = max(1, int(len(there) / self.config.reduction_factor))
                 for place, trial in enumerate(there):
                     if trial.state == "paused" and trial.epochs_run == milestone:

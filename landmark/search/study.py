@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import os
 import sys
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +24,7 @@ from landmark.search.population import Population, changeable
 from landmark.search.progress import LiveTable
 from landmark.search.proposals import Listed, Proposals, build_proposals
 from landmark.search.queue import Keeper, TrialQueue
-from landmark.search.record import StudyRecord, TrialRecord
+from landmark.search.record import StudyRecord
 from landmark.search.room import Room, find_room
 from landmark.search.schedulers import StudyScheduler, build_rule, check_grace
 from landmark.search.space import DATASET, Space, TrialPlan
@@ -202,22 +201,11 @@ def take_up(study: Study, scheduler: StudyScheduler) -> None:
         study.proposals.adopt(trial.plan)
         if trial.state == "ended":
             continue
-        _recover_epoch(study, record, trial)
         if trial.rows and trial.epochs_run < trial.plan.recipe.epochs:
             trial.state = "running"
             if scheduler.carry_out(trial, scheduler.rule.judge_again(trial)):
                 trial.state = "waiting"
     scheduler.rule.settle()
-
-
-def _recover_epoch(study: Study, record: StudyRecord, trial: TrialRecord) -> None:
-    """Add the epoch whose checkpoint was stored, but whose report was lost with the driver."""
-    store = store_of(study.location, trial.plan)
-    if store.path("best") is None:  # no epoch of its own since it began, or since it took over another's weights
-        return
-    metrics = store.last_metrics()
-    if metrics and int(metrics["epoch"]) == trial.epochs_run + 1:
-        record.add(trial, {**metrics, "reported_at": time.time()})
 
 
 def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper) -> None:

@@ -1,6 +1,5 @@
 """A trial: one training run inside Ray Tune, in the trial's own process or by several Ray Train workers."""
 
-import asyncio
 import contextlib
 import dataclasses
 import gc
@@ -34,10 +33,11 @@ from landmark.config import (
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
 from landmark.search.record import ERROR, FIRST_STEP, REPORTED, WEIGHTS
+from landmark.search.relay import Relay
 from landmark.search.space import TrialPlan
 from landmark.storage import Location, locate
 from landmark.training.checkpoints import Snapshot
-from landmark.training.distributed import fit_workers
+from landmark.training.distributed import RECOVERED, fit_workers
 from landmark.training.local import default_device
 from landmark.training.loop import fit
 from landmark.training.memory import give_back_memory
@@ -110,51 +110,15 @@ class TuneSession:
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
-        """Give the checkpoint that a paused or restarted trial goes on from."""
+        """Give the checkpoint that a paused or restarted trial goes on from; its epoch is told once more.
+
+        A process that died between storing and reporting an epoch would leave it out of the record.
+        """
         with tempfile.TemporaryDirectory(prefix="landmark-checkpoint-") as folder:
-            yield Path(folder) if self.store.fetch_last(Path(folder)) else None
-
-
-class Relay:
-    """Between a trial's workers and its process: an actor where rank 0's report waits until Ray Tune has taken it.
-
-    So a trial that is stopped or paused has not gone beyond what it reported.
-    """
-
-    def __init__(self) -> None:
-        self._reports: asyncio.Queue[tuple[dict[str, Any], asyncio.Future[bool]]] = asyncio.Queue()
-        self._taken: asyncio.Future[bool] | None = None
-        self._ended = False
-        self._group: Any = None
-
-    async def begin(self, placement_group: Any) -> None:
-        """Take what the workers occupy."""
-        self._group = placement_group
-
-    async def report(self, metrics: dict[str, Any]) -> bool:
-        """Hand over an epoch; returns, when it is known, whether the trial goes on."""
-        taken = asyncio.get_running_loop().create_future()
-        if self._ended:
-            return False
-        await self._reports.put((metrics, taken))
-        return await taken
-
-    async def take(self, timeout_s: float) -> dict[str, Any] | None:
-        """Give the next epoch, which the trial's process reports to Ray Tune, or None when there is none yet."""
-        try:
-            metrics, self._taken = await asyncio.wait_for(self._reports.get(), timeout_s)
-        except TimeoutError:
-            return None
-        return metrics
-
-    async def go_on(self, *, ended: bool = False) -> Any:
-        """Let the workers go on, or return; gives what they occupy."""
-        self._ended = ended
-        if self._taken is not None and not self._taken.done():
-            self._taken.set_result(not ended)
-        while ended and not self._reports.empty():
-            self._reports.get_nowait()[1].set_result(False)
-        return self._group
+            found = self.store.fetch_last(Path(folder))
+            if metrics := self.store.last_metrics():
+                report({**metrics, REPORTED: time.time(), RECOVERED: True})
+            yield Path(folder) if found else None
 
 
 def trial_values(plan: TrialPlan, dataset: PackedDataset, study: Location) -> dict[str, Any]:

@@ -5,12 +5,13 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from landmark.training.session import Phase
+if TYPE_CHECKING:  # torch comes with it: seconds until the board's process is there
+    from landmark.training.session import Phase
 
 BEAT_S = 1.0
 
@@ -26,7 +27,7 @@ class Beat:
     pid: int
     moves: int
     """How often its loop got on to something else."""
-    phase: Phase
+    phase: "Phase"
     step: int
     """Steps that it began."""
 
@@ -128,7 +129,7 @@ class Pulse:
         while not self._ended.wait(BEAT_S):
             self.board.beat.remote(self.beat)
 
-    def moved(self, phase: Phase) -> None:
+    def moved(self, phase: "Phase") -> None:
         """Note that the loop got on to `phase`."""
         self.beat.moves += 1
         self.beat.step += phase == "in a step"

@@ -13,6 +13,8 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.experimental.internal_kv import _internal_kv_get
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from torch import nn
 
 from landmark.config import TrainConfig, UserError, from_mapping, to_mapping
@@ -29,6 +31,8 @@ from landmark.training.watch import watched
 
 RAY_FOLDER = "ray"
 """Where Ray Train keeps its own state, below the run's folder."""
+RECOVERED = "recovered"
+"""Key of a report that may have been made before: the epoch of the checkpoint that a run goes on from."""
 RESIZE_S = 60.0
 """Seconds between two looks whether an elastic run can have more workers."""
 
@@ -82,15 +86,20 @@ class TrainWorkerSession:
         """
         if snapshot is not None:
             self.store.save(snapshot, metrics)
-        if self.relay is not None:
-            goes_on = self.rank == 0 and self._relay(self.relay, metrics)
-            if not self.all_reduce(torch.tensor([float(goes_on)], device=self.device)).item():
-                raise TrialEnded
+        self._go_on(metrics)
         if self.recorder is not None:
             self.recorder.add(metrics)
         ray.train.report(dict(metrics))
 
-    def _relay(self, relay: Any, metrics: dict[str, float]) -> bool:
+    def _go_on(self, metrics: dict[str, Any]) -> None:
+        """Tell the trial, where the run is of one, an epoch, on all ranks; raises TrialEnded where that is its last."""
+        if self.relay is None:
+            return
+        goes_on = self.rank == 0 and self._relay(self.relay, metrics)
+        if not self.all_reduce(torch.tensor([float(goes_on)], device=self.device)).item():
+            raise TrialEnded
+
+    def _relay(self, relay: Any, metrics: dict[str, Any]) -> bool:
         self.store.close()
         told = {"first_step_at": self.first_step_at, "reported_at": time.time(), "parameters": self.weights}
         return ray.get(relay.report.remote({**metrics, **told}))
@@ -120,15 +129,33 @@ class TrainWorkerSession:
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
-        """Give the newest whole checkpoint; every rank finds the same."""
+        """Give the newest whole checkpoint; every rank finds the same. Its epoch is told now where it was not before."""
         with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder) if self.store.fetch_last(Path(folder)) else None
+            found = self.store.fetch_last(Path(folder))
+            if metrics := self.store.last_metrics():
+                if self.recorder is not None:
+                    self.recorder.recover(metrics)
+                self._go_on({**metrics, RECOVERED: True})
+            yield Path(folder) if found else None
 
     def close(self) -> None:
         """End the record and the store."""
         if self.recorder is not None:
             self.recorder.close()
         self.store.flush()
+
+
+class Trainer(ray.train.torch.TorchTrainer):
+    """Ray Train's trainer without the watch over its placement group where there is no dashboard that could answer it.
+
+    That is the Ray that one command has for itself, which ends with it; the watch would keep each run waiting 12 s at its end.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        found = super()._create_default_callbacks()
+        if _internal_kv_get("webui:url", namespace="dashboard"):
+            return found
+        return [callback for callback in found if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
 def fit_workers(config: TrainConfig, run: Location, *, relay: Any | None = None, shown: bool = False) -> None:
@@ -141,7 +168,7 @@ def fit_workers(config: TrainConfig, run: Location, *, relay: Any | None = None,
     """
     board = new_board()
     values = {"config": to_mapping(config), "run": run.uri, "board": board, "relay": relay}
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = Trainer(
         _work, train_loop_config=values, scaling_config=_scaling(config), run_config=_run_config(config, run)
     )
     try:

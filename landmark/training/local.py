@@ -77,7 +77,9 @@ class LocalSession:
     def restore(self) -> Iterator[Path | None]:
         """Give the newest whole checkpoint's directory."""
         with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder) if self.store.fetch_last(Path(folder)) else None
+            found = self.store.fetch_last(Path(folder))
+            self.recorder.recover(self.store.last_metrics())
+            yield Path(folder) if found else None
 
     def close(self) -> None:
         """End the record and the store."""

@@ -42,6 +42,11 @@ class Recorder:
             self.events.flush()
             self._upload_events()
 
+    def recover(self, metrics: dict[str, float]) -> None:
+        """Write the epoch that a checkpoint ends, unless that was done: a process may die between the two."""
+        if metrics and int(metrics["epoch"]) not in {int(row["epoch"]) for row in self.rows}:
+            self.add(metrics)
+
     def _upload_events(self) -> None:
         if self._to_upload is None:
             return

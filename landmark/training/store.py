@@ -115,9 +115,12 @@ class CheckpointStore:
         return f"{CHECKPOINTS}/{name}" if name else None
 
     def last_metrics(self) -> dict[str, float]:
-        """Return the metrics of the newest checkpoint's last whole epoch; none where there is no checkpoint."""
+        """Return the metrics of the newest checkpoint's last whole epoch.
+
+        None where there is no checkpoint, or the run has finished no epoch of its own since it adopted another's.
+        """
         path = self.path("last")
-        if path is None:
+        if path is None or self.path("best") is None:
             return {}
         try:
             return dict(json.loads((self.run / path / "meta.json").read_text())["metrics"])

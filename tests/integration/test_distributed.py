@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import ray
 import ray.train
-import ray.train.torch
 import torch
 
 from landmark.config import (
@@ -27,7 +26,7 @@ from landmark.data.loader import Loader
 from landmark.models import build_model, classification_loss
 from landmark.storage import locate
 from landmark.training.checkpoints import Snapshot
-from landmark.training.distributed import TrainWorkerSession
+from landmark.training.distributed import Trainer, TrainWorkerSession
 from landmark.training.feed import place
 from landmark.training.loop import fit
 from landmark.training.preprocess import Preprocess
@@ -83,7 +82,7 @@ def _witnessed(values: dict) -> None:
 
 def test_weights_are_equal_on_both_ranks_and_metrics_are_reduced(dataset, tmp_path):
     run = config(dataset, tmp_path, model=ModelConfig(backbone="resnet18"))
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = Trainer(
         _witnessed,
         train_loop_config={"config": to_mapping(run), "folder": str(tmp_path)},
         scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
@@ -116,7 +115,7 @@ def _one_gradient(values: dict) -> None:
 
 def test_the_gradient_is_that_of_one_process_with_the_joined_batch(dataset, tmp_path):
     run = config(dataset, tmp_path, loader=LoaderConfig(image_size=16, batch_size=15, stream="thread"))
-    ray.train.torch.TorchTrainer(
+    Trainer(
         _one_gradient,
         train_loop_config={"config": to_mapping(run), "folder": str(tmp_path)},
         scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),

@@ -172,6 +172,21 @@ def test_trials_of_two_workers_pause_stop_and_go_on(dataset, tmp_path):
         assert (folder / row["checkpoint"] / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("scheduler", ["asha, reduction_factor: 2", "median_stopping, grace_epochs: 1, min_trials: 1"])
+def test_a_poor_trial_of_two_workers_is_stopped(dataset, tmp_path, scheduler):
+    text = NESTED + "parameters:\n  optimizer.lr: {grid: [0.003, 1.0e-9]}\n  epochs: {grid: [2]}\n"
+    text += f"scheduler: {{name: {scheduler}}}\n"
+    two = WorkersConfig(count=2)
+    summary, folder = study(text, dataset, tmp_path, test="none", workers=two, max_concurrent=1)
+    assert (summary["finished"], summary["stopped_early"], summary["failed"]) == (1, 1, 0)
+    board = rows(folder / "leaderboard.csv")
+    assert [(float(row["optimizer.lr"]), row["status"]) for row in board] == [
+        (0.003, "finished"),
+        (1e-9, "stopped early"),
+    ]
+    assert sorted(map(len, epochs_of(folder).values())) == [1, 2]
+
+
 def test_trials_of_two_workers_take_over(dataset, tmp_path):
     text = NESTED + LRS.replace("[6]", "[2]") + "samples: 2\nseed: 6\n" + PBT.replace("epochs: 2", "epochs: 1")
     two = WorkersConfig(count=2)

@@ -1,5 +1,6 @@
 """Workers that die or hang, and workers that become more: nothing skipped, what is repeated counted, the same weights."""
 
+import csv
 import dataclasses
 import os
 import signal
@@ -26,6 +27,7 @@ from landmark.data.dataset import PackedDataset
 from landmark.data.position import Position
 from landmark.training.checkpoints import read_weights
 from landmark.training.run import run_training
+from tests.dying import dying_work
 from tests.packed import write_packed
 from tests.witness import consumed, steps_seen, witnessed_work, write_down
 
@@ -47,7 +49,7 @@ def config(packed: PackedDataset, folder: Path, **changes) -> TrainConfig:
         loader=LoaderConfig(image_size=32, batch_size=BATCH, decode_threads=1, stream="thread"),
         compute=ComputeConfig(deterministic=True),
         checkpoint=CheckpointConfig(steps=EVERY),
-        workers=WorkersConfig(count=2, cpus=1, max_failures=2, stall_s=6),
+        workers=WorkersConfig(count=2, cpus=1, max_failures=2, stall_s=12),
         tensorboard=False,
     )
     return dataclasses.replace(base, **changes)
@@ -101,9 +103,17 @@ def test_a_worker_that_dies_or_hangs_is_replaced_inside_the_epoch(dataset, tmp_p
     repeated = sum(count - 1 for epoch in counts.values() for count in epoch.values())
     assert repeated <= 2 * EVERY * BATCH
     told = capfd.readouterr().out
-    assert ("has stood still for 6 s" in told) == (number == signal.SIGSTOP)
+    assert ("has stood still for 12 s" in told) == (number == signal.SIGSTOP)
     for name, tensor in weights(tmp_path).items():
         assert torch.equal(tensor, undisturbed[name]), name
+
+
+def test_an_epoch_that_was_stored_is_not_lost_with_its_report(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "_work", dying_work)
+    run_training(config(dataset, tmp_path))
+    assert (tmp_path / "train" / "died").exists()
+    with (tmp_path / "train" / "history.csv").open() as history:
+        assert [int(row["epoch"]) for row in csv.DictReader(history)] == list(range(1, EPOCHS + 1))
 
 
 def test_another_number_of_workers_goes_on_with_what_is_left(dataset, tmp_path):

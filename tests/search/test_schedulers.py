@@ -1,5 +1,6 @@
 """Rules decide by the record alone: who stops, who waits for whom, who takes over, and the same when a study is taken up."""
 
+import dataclasses
 import random
 
 import pytest
@@ -102,6 +103,17 @@ def test_hyperband_lets_the_best_go_on_when_all_have_come_and_never_before():
     assert [trial.state for trial in trials[5:8]] == ["waiting", "ended", "ended"]
     rule.settle()  # what was decided stays
     assert trials[5].state == "waiting"
+
+
+def test_of_equals_hyperband_keeps_the_longer():
+    found = record(2)
+    short, long = found.trials.values()
+    short.plan = dataclasses.replace(short.plan, recipe=Recipe(epochs=3))
+    rule = HyperBand(found, SchedulerConfig(name="hyperband", brackets=1), *MAX, max_epochs=9, total=2, seed=0)
+    for trial in (short, long):
+        come(trial, 1, 0.4).state = "paused"
+    rule.settle()
+    assert (short.state, long.state) == ("ended", "waiting")
 
 
 def test_hyperband_does_not_wait_for_trials_that_failed():

@@ -1,0 +1,118 @@
+"""Two models on the same images: who is right where the other is wrong, and whether that may be chance."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from landmark.evaluation.bootstrap import Interval, Resampled, percentile_interval, weights_of
+from landmark.evaluation.measures import gap, gap_order
+from landmark.evaluation.predictions import Predictions
+
+EXACT_BELOW = 1000
+"""Images on which one model alone is right up to which McNemar's test is the exact, binomial one."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class Difference:
+    """A metric of two models, and the second's minus the first's with its 95 % interval by the paired bootstrap."""
+
+    a: float
+    b: float
+    difference: float
+    interval: Interval
+
+
+@dataclass(kw_only=True, frozen=True, eq=False)
+class Comparison:
+    """Model a beside model b on the same images."""
+
+    both_right: int
+    only_a: int
+    only_b: int
+    both_wrong: int
+    mcnemar_p: float
+    """Probability of a difference as large where both are right equally often (McNemar 1947)."""
+    differences: dict[str, Difference]
+    """By metric: top-k and gap."""
+    table: pa.Table
+    """One row an image: sample, image_id, label, guess_a, score_a, guess_b, score_b, right_a, right_b."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures for JSON."""
+        counts = {name: getattr(self, name) for name in ("both_right", "only_a", "only_b", "both_wrong", "mcnemar_p")}
+        differences = {
+            name: {"a": d.a, "b": d.b, "difference": d.difference, "low": d.interval.low, "high": d.interval.high}
+            for name, d in self.differences.items()
+        }
+        return {"rows": sum(list(counts.values())[:4]), **counts, "difference": differences}
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Return the two-sided p of McNemar's test: exact up to EXACT_BELOW discordant images, above with Edwards' correction."""
+    discordant = only_a + only_b
+    if not discordant:
+        return 1.0
+    if discordant <= EXACT_BELOW:
+        tail = sum(math.comb(discordant, i) for i in range(min(only_a, only_b) + 1))
+        return min(1.0, 2 * tail / 2**discordant)
+    statistic = max(abs(only_a - only_b) - 1, 0) ** 2 / discordant
+    return math.erfc(math.sqrt(statistic / 2))
+
+
+def compare(a: Predictions, b: Predictions, topk: tuple[int, ...], *, samples: int = 1000, seed: int = 0) -> Comparison:
+    """Compare two models' predictions for the same images; raises ValueError where they are of others.
+
+    Both are resampled together, so that an image that is hard for both does not widen the difference's interval.
+    """
+    if not (np.array_equal(a.samples, b.samples) and np.array_equal(a.labels, b.labels)):
+        raise ValueError("the predictions are of other images, or of other labels")
+    known = a.known
+    right_a, right_b = a.top(1) & known, b.top(1) & known
+    cells = [right_a & right_b, right_a & ~right_b, ~right_a & right_b, ~right_a & ~right_b]
+    both, only_a, only_b, neither = (int((cell & known).sum()) for cell in cells)
+    drawn = _paired(a, b, topk, samples, seed)
+    whole = [_whole(predictions, topk) for predictions in (a, b)]
+    differences = {
+        name: Difference(
+            a=whole[0][name],
+            b=whole[1][name],
+            difference=whole[1][name] - whole[0][name],
+            interval=percentile_interval(drawn[name]),
+        )
+        for name in whole[0]
+    }
+    columns = {"sample": a.samples, "image_id": a.image_ids, "label": a.labels}
+    for letter, predictions, right in (("a", a, right_a), ("b", b, right_b)):
+        columns |= {f"guess_{letter}": predictions.guesses[:, 0], f"score_{letter}": predictions.scores[:, 0]}
+        columns[f"right_{letter}"] = right
+    return Comparison(
+        both_right=both,
+        only_a=only_a,
+        only_b=only_b,
+        both_wrong=neither,
+        mcnemar_p=mcnemar(only_a, only_b),
+        differences=differences,
+        table=pa.table({name: pa.array(values) for name, values in columns.items()}),
+    )
+
+
+def _whole(predictions: Predictions, topk: tuple[int, ...]) -> dict[str, float]:
+    landmarks = int(predictions.known.sum())
+    found = {f"top{k}": float((predictions.top(k) & predictions.known).sum() / max(landmarks, 1)) for k in topk}
+    order = gap_order(predictions.scores[:, 0], predictions.image_ids, predictions.guesses[:, 0])
+    return found | {"gap": gap((predictions.top(1) & predictions.known)[order], landmarks)}
+
+
+def _paired(a: Predictions, b: Predictions, topk: tuple[int, ...], samples: int, seed: int) -> dict[str, np.ndarray]:
+    """Return each metric's difference in each resample, float (samples,)."""
+    first, second = Resampled(a, topk), Resampled(b, topk)
+    names = [*(f"top{k}" for k in topk), "gap"]
+    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for weights in weights_of(len(a), samples, seed):
+        ours, theirs = first.metrics(weights), second.metrics(weights)
+        for name in names:
+            found[name].append(theirs[name] - ours[name])
+    return {name: np.concatenate(parts) for name, parts in found.items()}

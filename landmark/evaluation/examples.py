@@ -1,0 +1,51 @@
+"""Which images are worth looking at: confident mistakes, and those behind the most confused pairs of classes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from landmark.evaluation.predictions import Predictions
+from landmark.evaluation.tally import Tally
+
+MISTAKES = 48
+PAIRS = 24
+EACH_PAIR = 2
+
+
+@dataclass(kw_only=True, frozen=True, eq=False)
+class Examples:
+    """Rows of predictions that are shown."""
+
+    kinds: list[str]
+    """mistake: most confident first; pair: of a confused pair; class: an image of a class that such a pair names."""
+    rows: np.ndarray
+    """Rows of the predictions, int64 (n,)."""
+
+
+def confused_pairs(tally: Tally, most: int = PAIRS) -> list[tuple[int, int]]:
+    """Return the pairs (true label, guessed label) that are confused most often, most first."""
+    table = tally.confusion()
+    true, guessed, count = (table[name].to_numpy() for name in ("true", "predicted", "count"))
+    wrong = np.flatnonzero(true != guessed)
+    first = wrong[np.lexsort((guessed[wrong], true[wrong], -count[wrong]))][:most]
+    return list(zip(true[first].tolist(), guessed[first].tolist(), strict=True))
+
+
+def choose_examples(predictions: Predictions, tally: Tally) -> Examples:
+    """Return what is shown of predictions: no more than some hundred images, whatever the number of classes."""
+    scores, best, labels = predictions.scores[:, 0], predictions.guesses[:, 0], predictions.labels
+    wrong = np.flatnonzero(predictions.known & (best != labels))
+    wrong = wrong[np.argsort(-scores[wrong], kind="stable")]
+    kinds, rows = ["mistake"] * len(wrong[:MISTAKES]), wrong[:MISTAKES].tolist()
+    named: dict[int, None] = {}
+    for true, guessed in confused_pairs(tally):
+        of_pair = wrong[(labels[wrong] == true) & (best[wrong] == guessed)][:EACH_PAIR]
+        rows += of_pair.tolist()
+        kinds += ["pair"] * len(of_pair)
+        named |= {true: None, guessed: None}
+    for label in named:
+        mine = np.flatnonzero(labels == label)
+        if len(mine):  # the image that the model is surest of, right ones first
+            rows.append(int(mine[np.lexsort((-scores[mine], best[mine] != label))[0]]))
+            kinds.append("class")
+    return Examples(kinds=kinds, rows=np.array(rows, dtype=np.int64))

@@ -1,0 +1,110 @@
+"""Measures over stored predictions: GAP, calibration, rejection, and what the frequency of a class does to them.
+
+All take arrays of n images and are exact, ties included; tests hold them against scikit-learn and against plain loops.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+BINS = 15
+"""Bins of the confidence, equally wide: the number of Guo et al. 2017."""
+BANDS = ("head", "middle", "tail")
+
+
+def gap_order(scores: np.ndarray, image_ids: np.ndarray, guesses: np.ndarray) -> np.ndarray:
+    """Return the order in which GAP looks at predictions: score descending, then image id, then class; int64 (n,).
+
+    scores float (n,), image_ids str (n,), guesses int (n,): one prediction an image. The order of ties is DELF's
+    (`delf/python/datasets/google_landmarks_dataset/metrics.py`).
+    """
+    return np.lexsort((guesses, image_ids, -scores.astype(np.float64)))
+
+
+def gap(right: np.ndarray, landmarks: int) -> float:
+    """Return the global average precision: the sum of precision@i over the right predictions, over the images with a landmark.
+
+    right: bool (n,), in `gap_order`; predictions for images without a landmark are wrong. landmarks: images that show one.
+    The definition is that of the Google Landmark Recognition challenges (Perronnin et al. 2009, "micro AP").
+    """
+    right = np.asarray(right, dtype=np.float64)
+    precision = np.cumsum(right) / np.arange(1, len(right) + 1)
+    return float((precision * right).sum() / max(landmarks, 1))
+
+
+def gap_by_chance(share: float, rows: int, landmarks: int) -> float:
+    """Return the GAP expected of predictions whose scores tell nothing, `share` of the `rows` of them being right.
+
+    At place i precision is 1/i for the right prediction itself and `share` for the i - 1 before it.
+    """
+    if not rows or not landmarks:
+        return 0.0
+    harmonic = float((1.0 / np.arange(1, rows + 1)).sum())
+    return share * (harmonic * (1 - share) + rows * share) / landmarks
+
+
+@dataclass(kw_only=True, frozen=True, eq=False)
+class Calibration:
+    """How often the model is right at each confidence."""
+
+    low: np.ndarray
+    """Lower ends of the bins, float (BINS,)."""
+    high: np.ndarray
+    """Upper ends."""
+    rows: np.ndarray
+    """Images in each, int64 (BINS,)."""
+    confidence: np.ndarray
+    """Their mean score, NaN in an empty bin."""
+    accuracy: np.ndarray
+    """Share of them that is right, NaN in an empty bin."""
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: the mean over the images of their bin's |accuracy - confidence| (Naeini et al. 2015)."""
+        gaps = np.abs(self.accuracy - self.confidence)
+        return float(np.nansum(gaps * self.rows) / max(self.rows.sum(), 1))
+
+
+def confidence_bins(scores: np.ndarray) -> np.ndarray:
+    """Return the bin of each score in [0, 1], int64 (n,): (low, high], the first one with 0."""
+    return np.clip(np.ceil(scores.astype(np.float64) * BINS).astype(np.int64) - 1, 0, BINS - 1)
+
+
+def calibration(scores: np.ndarray, right: np.ndarray) -> Calibration:
+    """Return the calibration of best guesses: scores float (n,) in [0, 1], right bool (n,)."""
+    bins = confidence_bins(scores)
+    rows = np.bincount(bins, minlength=BINS)
+    sums = [np.bincount(bins, weights=values, minlength=BINS) for values in (scores, right)]
+    with np.errstate(invalid="ignore"):
+        confidence, accuracy = (total / rows for total in sums)
+    ends = np.linspace(0.0, 1.0, BINS + 1)
+    return Calibration(low=ends[:-1], high=ends[1:], rows=rows, confidence=confidence, accuracy=accuracy)
+
+
+def rejection_auroc(scores: np.ndarray, known: np.ndarray) -> float | None:
+    """Return how well the score tells images with a landmark from those without: the area under the ROC curve, ties half.
+
+    scores float (n,), known bool (n,). None where there are none of one kind. By ranks (Mann and Whitney 1947).
+    """
+    positives = int(known.sum())
+    negatives = len(known) - positives
+    if not positives or not negatives:
+        return None
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return float((ranks[known].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def class_bands(train_counts: np.ndarray) -> np.ndarray:
+    """Return each class's band, int64 (classes,): 0 head, 1 middle, 2 tail.
+
+    Classes in the order of their training images, most first, are cut where a third and two thirds of all training images are
+    reached: each band has about a third of the images. A class whose images straddle a cut belongs to the band in which it begins.
+    """
+    counts = np.asarray(train_counts, dtype=np.int64)
+    order = np.argsort(-counts, kind="stable")
+    before = np.cumsum(counts[order]) - counts[order]
+    bands = np.empty(len(counts), dtype=np.int64)
+    bands[order] = np.minimum(3 * before // max(int(counts.sum()), 1), 2)
+    bands[counts == 0] = 2
+    return bands

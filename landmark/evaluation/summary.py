@@ -1,0 +1,89 @@
+"""All metrics of stored predictions, each beside what would be reached without looking at an image."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from landmark.evaluation.baselines import majority_gap, random_gap
+from landmark.evaluation.bootstrap import intervals
+from landmark.evaluation.measures import BANDS, Calibration, calibration, class_bands, gap, gap_order, rejection_auroc
+from landmark.evaluation.predictions import Predictions
+from landmark.evaluation.tally import Tally, summarise
+
+
+def tally_of(predictions: Predictions, classes: int, topk: tuple[int, ...]) -> Tally:
+    """Return the counts of the images with a landmark."""
+    tally = Tally(classes, topk)
+    of_landmarks = predictions.of_landmarks()
+    if len(of_landmarks):
+        guesses = of_landmarks.guesses[:, : tally.guesses]
+        tally.update(of_landmarks.labels, guesses, float(of_landmarks.losses.astype(np.float64).sum()))
+    return tally
+
+
+def metrics_of(
+    predictions: Predictions,
+    tally: Tally,
+    split: str,
+    train_counts: np.ndarray,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return the metrics of a split, for JSON.
+
+    tally: its counts. train_counts: training images a class, int (classes,). samples: resamples of the bootstrap, 0 for no
+    intervals. Top-k, recall, precision, loss and calibration are of the images with a landmark; GAP and rejection of all.
+    """
+    known, landmarks = predictions.known, int(predictions.known.sum())
+    scores = predictions.scores[:, 0]
+    right = predictions.top(1) & known
+    order = gap_order(scores, predictions.image_ids, predictions.guesses[:, 0])
+    strangers = len(predictions) - landmarks
+    summary = summarise(tally, split, train_counts)
+    summary |= {
+        "macro_precision": tally.macro_precision(),
+        "gap": gap(right[order], landmarks),
+        "random_gap": random_gap(tally.classes, len(predictions), landmarks),
+        "majority_gap": majority_gap(train_counts, tally.support, len(predictions)),
+        "ece": calibration_of(predictions).error,
+        "rows_without_landmark": strangers,
+    }
+    if strangers:
+        summary["rejection_auroc"] = rejection_auroc(scores, known)
+    summary["bands"] = band_metrics(predictions.of_landmarks(), tally, train_counts)
+    if samples:
+        found = intervals(predictions, tally.topk, samples=samples, seed=seed)
+        summary["intervals"] = {name: [interval.low, interval.high] for name, interval in found.items()}
+        summary["bootstrap"] = {"samples": samples, "seed": seed}
+    return summary
+
+
+def calibration_of(predictions: Predictions) -> Calibration:
+    """Return the calibration of the best guesses for images with a landmark."""
+    of_landmarks = predictions.of_landmarks()
+    return calibration(of_landmarks.scores[:, 0], of_landmarks.top(1))
+
+
+def band_metrics(predictions: Predictions, tally: Tally, train_counts: np.ndarray) -> list[dict[str, Any]]:
+    """Return top-k and macro recall of the classes of each band by training frequency, head first; bands without an image left out."""
+    bands = class_bands(train_counts)
+    of_rows = bands[predictions.labels]
+    found: list[dict[str, Any]] = []
+    for number, name in enumerate(BANDS):
+        rows = of_rows == number
+        present = (bands == number) & (tally.support > 0)
+        if not rows.any():
+            continue
+        counts = np.asarray(train_counts)[present]
+        row: dict[str, Any] = {"band": name, "classes": int(present.sum()), "rows": int(rows.sum())}
+        row |= {f"top{k}": float(predictions.top(k)[rows].mean()) for k in tally.topk}
+        row["macro_recall"] = float((tally.right[present] / tally.support[present]).mean())
+        found.append(row | {"least_train_images": int(counts.min()), "most_train_images": int(counts.max())})
+    return found
+
+
+def baselines_of(summary: Mapping[str, Any], topk: tuple[int, ...]) -> dict[str, dict[str, float]]:
+    """Return the random and the majority baseline's top-k shares by k (as text, for JSON)."""
+    return {kind: {str(k): summary[f"{kind}_top{k}"] for k in topk} for kind in ("random", "majority")}

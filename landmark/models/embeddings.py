@@ -1,0 +1,52 @@
+"""Embeddings: what a network knows of an image before its classifier, as a vector of length 1."""
+
+import torch
+from torch import nn
+
+from landmark.models.losses import logits_of
+from landmark.models.weights import AUXILIARY_HEADS
+
+
+class Embedder(nn.Module):
+    """A network of the registry that gives embeddings: the input of its classifier's last layer, pooled and normalised.
+
+    The network itself is not changed, and is put into evaluation mode.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.eval()
+        self._features: torch.Tensor | None = None
+        classifier_of(model).register_forward_pre_hook(self._keep)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings of normalised images (n, 3, size, size): float32 (n, d), each of length 1."""
+        return self.with_logits(images)[0]
+
+    def with_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return embeddings, float32 (n, d), and logits, (n, classes), of one pass."""
+        self._features = None
+        logits = logits_of(self.model(images))
+        features, self._features = self._features, None
+        assert features is not None, "the classifier's last layer was not reached"
+        return nn.functional.normalize(pooled(features).float(), dim=1), logits
+
+    def _keep(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._features = inputs[0]
+
+
+def classifier_of(model: nn.Module) -> nn.Module:
+    """Return the last layer of a network's classifier: the last one that holds a matrix, auxiliary heads left out."""
+    layers = [
+        module
+        for name, module in model.named_modules()
+        if name.partition(".")[0] not in AUXILIARY_HEADS and any(p.ndim > 1 for p in module.parameters(recurse=False))
+    ]
+    return layers[-1]
+
+
+def pooled(features: torch.Tensor) -> torch.Tensor:
+    """Return features (n, d), the means over places of maps (n, d, h, w) or over tokens (n, t, d)."""
+    if features.ndim == 4:
+        return features.mean(dim=(2, 3))
+    return features.mean(dim=1) if features.ndim == 3 else features
