@@ -16,11 +16,11 @@ from landmark.config.files import from_mapping, load_yaml, parse_mapping, parse_
 from landmark.config.input import AugmentConfig, LoaderConfig, ResizingConfig, SamplingConfig
 from landmark.config.optimization import ComputeConfig, EmaConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from landmark.config.recipe import EarlyStoppingConfig, ModelConfig, Recipe
+from landmark.config.report import ReportConfig
 from landmark.config.space import BudgetConfig, SchedulerConfig, SearcherConfig, SpaceConfig
 from landmark.config.subset import Gldv2Config, SubsetConfig
 from landmark.config.verbs import (
     CheckpointConfig,
-    ReportConfig,
     TrainConfig,
     TuneConfig,
     WorkersConfig,

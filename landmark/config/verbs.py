@@ -1,4 +1,4 @@
-"""Configs of the verbs train, tune and report."""
+"""Configs of the verbs train and tune."""
 
 import re
 from dataclasses import dataclass, field
@@ -150,16 +150,6 @@ class TuneConfig:
             self.max_concurrent is None or self.max_concurrent >= 1,
             f"max_concurrent is {self.max_concurrent}; expected 1 or more",
         )
-
-
-@dataclass(kw_only=True, frozen=True)
-class ReportConfig:
-    """Make a page and tables out of a study or a run."""
-
-    run: str
-    """Folder or URI of a study or a run."""
-    output: str | None = None
-    """Folder or URI for the page and tables; empty: report in the run's folder."""
 
 
 def require_name(name: str) -> None:

@@ -1,15 +1,23 @@
-"""Plots as PNG bytes: the confusion matrix, learning curves, the sizes of classes."""
+"""Plots as PNG bytes or as SVG for the page: the confusion matrix, learning curves, the sizes of classes."""
 
+import hashlib
 import io
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 SHOWN_CLASSES = 60
 NAMED_CLASSES = 40
 INK, GRID, ACCENT = "#1b2733", "#d9dee3", "#0b6e99"
+LINES = (ACCENT, "#b4551d", "#1f8a5b", "#7a4fa3")
+"""Colours of curves beside each other."""
 
 
 def confusion_png(confusion: pa.Table, names: Sequence[str]) -> bytes:
@@ -40,6 +48,11 @@ def confusion_png(confusion: pa.Table, names: Sequence[str]) -> bytes:
 
 
 def classes_png(counts: np.ndarray, names: Sequence[str]) -> bytes:
+    """Draw how many images the classes have, as `classes_figure` does."""
+    return png_bytes(classes_figure(counts, names))
+
+
+def classes_figure(counts: np.ndarray, names: Sequence[str]) -> Figure:
     """Draw how many images the classes have, on a logarithmic scale.
 
     counts: int (classes,). Up to 40 classes are a bar each, with its name; more are drawn as a histogram of their
@@ -65,30 +78,41 @@ def classes_png(counts: np.ndarray, names: Sequence[str]) -> bytes:
         panels[0].set(title=f"{len(counts):,} classes by their number of images", xlabel="images of a class")
         panels[0].set(ylabel="classes", xscale="log", yscale="log")
         rank = np.arange(1, len(counts) + 1)
-        panels[1].plot(rank, np.maximum(np.sort(counts)[::-1], 0.5), color=ACCENT, drawstyle="steps-mid")
+        # On a logarithmic axis a few hundred ranks look like all of them.
+        kept = np.unique(np.geomspace(1, len(counts), 600).round().astype(int)) - 1
+        panels[1].plot(rank[kept], np.maximum(np.sort(counts)[::-1], 0.5)[kept], color=ACCENT, drawstyle="steps-mid")
         panels[1].set(title="from the largest class to the smallest", xlabel="rank of the class", ylabel="images")
         panels[1].set(xscale="log", yscale="log")
     for axes in panels:
-        axes.grid(color=GRID, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    return png_bytes(figure)
+        dress(axes)
+    return figure
 
 
-def curves_png(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, ylabel: str) -> bytes:
-    """Draw one line a curve: name -> points of (epoch, value); the last point of each is marked."""
-    figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
+def curves_svg(curves: Mapping[str, Sequence[tuple[float, float]]], *, shares: bool) -> str:
+    """Draw one line a curve: name -> points of (epoch, value); the last point of each is marked. shares: as percentages."""
+    figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
     axes = figure.subplots()
-    for name, points in curves.items():
+    for (name, points), color in zip(curves.items(), itertools.cycle(LINES)):
         x, y = [point[0] for point in points], [point[1] for point in points]
-        (line,) = axes.plot(x, y, linewidth=1.5, label=short_name(name, 48))
-        axes.plot(x[-1:], y[-1:], marker="o", markersize=4, color=line.get_color())
-    axes.set(title=title, xlabel="epoch", ylabel=ylabel)
+        axes.plot(x, y, linewidth=2, color=color, label=short_name(name, 48))
+        axes.plot(x[-1:], y[-1:], marker="o", markersize=5, color=color)
+    axes.set(xlabel="epoch", ylabel="" if shares else "cross entropy")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if shares:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    dress(axes)
+    if curves:
+        axes.legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return svg_text(figure)
+
+
+def dress(axes: Axes) -> None:
+    """Give a chart its grid and take away what frames it."""
     axes.grid(color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    if 0 < len(curves) <= 14:
-        axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return png_bytes(figure)
+    axes.spines[["left", "bottom"]].set_color(GRID)
+    axes.tick_params(which="both", color=GRID)
 
 
 def _matrix(true: np.ndarray, predicted: np.ndarray, count: np.ndarray, shown: np.ndarray, classes: int) -> np.ndarray:
@@ -114,3 +138,21 @@ def png_bytes(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def svg_text(figure: Figure) -> str:
+    """Return a figure as SVG to stand inside a page: transparent, text as text, ids that no other figure has.
+
+    Colours are those of a white ground; the page turns them on a dark one.
+    """
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "landmark"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", text, count=1))
+    text = re.sub(r'<g id="[^"]*"', "<g", text).replace("xlink:href", "href")
+    text = re.sub(r"(font(?:-family)?: [^;\"']*)'[^;\"]*", r"\1system-ui, sans-serif", text)
+    mark = "f" + hashlib.sha256(text.encode()).hexdigest()[:8]
+    return re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{mark}-", text)

@@ -7,8 +7,9 @@ import pandas as pd
 
 from landmark.reporting import study_plots
 from landmark.reporting.effects import comparable_trials, effect_of, importance
-from landmark.reporting.page import Page, Section, embedded, html_table
-from landmark.reporting.sections import evaluation_sections, table_of
+from landmark.reporting.page import Group, Page, Section, Widget, html_table
+from landmark.reporting.sections import table_of
+from landmark.reporting.side_by_side import compare_data
 from landmark.reporting.study_series import (
     changed_keys,
     exploits_table,
@@ -45,30 +46,32 @@ def study_page(run: Location, output: Location) -> Page:
     models, epochs = model_summary(study.board, baselines), optimizer_epochs(study.board)
     for name, table in (("leaderboard", study.board), ("model_summary", models), ("optimizer_epochs", epochs)):
         write_table(output, name, table)
-    sections = [
+    results, tested = [], models[models["test_top1"].notna()]
+    if len(tested):
+        told = "On the test split, beside the trivial baselines; all trials are in model_summary.csv."
+        shown = tested if (tested["data"].fillna("") != "").any() else tested.drop(columns="data")
+        results.append(Section(title="Model summary", text=told, table=table_of(shown)))
+    if len(epochs):
+        told = "Of each network, optimizer and number of epochs the best trial."
+        results.append(Section(title="Optimizer and epochs", text=told, table=table_of(epochs)))
+    search = [
         _leaderboard(study),
         *_curves(study),
+        *_compared(study),
         *_spending(study),
         *_pareto(study),
         *_parallel(study),
         *_effects(study, output),
         *_exploits(study, output),
     ]
-    tested = models[models["test_top1"].notna()]
-    if len(tested):
-        told = "On the test split, beside the trivial baselines; all trials are in model_summary.csv."
-        sections.append(Section(title="Model summary", text=told, table=table_of(tested)))
-    if len(epochs):
-        sections.append(Section(title="Optimizer and epochs", table=table_of(epochs)))
-    sections += evaluation_sections(run / "evaluation-test")
     failed = study.board[study.board["status"] == FAILED]
     if len(failed) and "error" in failed:
-        sections.append(Section(title="Failed trials", table=html_table(failed[["trial", "error"]])))
+        search.append(Section(title="Failed trials", table=html_table(failed[["trial", "error"]])))
     return Page(
         title=f"Study {summary['name']}",
-        subtitle=f"{summary['dataset']} · {summary.get('scheduler', 'no scheduler')} · best by {study.metric}",
+        subtitle=f"{summary['dataset']} · {summary.get('scheduler', 'no scheduler')} · best by {named(study.metric)}",
         facts=_facts(summary),
-        sections=sections,
+        groups=[Group(title="Results", sections=results), Group(title="The search", sections=search)],
         commands=[
             f"landmark evaluate --checkpoint {run}",
             f"landmark tune --config {run}/config.yaml --name another",
@@ -77,14 +80,8 @@ def study_page(run: Location, output: Location) -> Page:
 
 
 def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    best = summary.get("best") or {}
-    facts = [(f"test top-{k}", f"{share:.1%}") for k, share in (best.get("test") or {}).items()]
-    majority = (summary.get("baselines") or {}).get("majority", {})
-    if "1" in majority:
-        facts.append(("majority top-1", f"{majority['1']:.1%}"))
     spent, grid = f"{summary['epochs_run']:,}", summary.get("epochs_grid")
     return [
-        *facts,
         ("trials", f"{summary['trials']:,}"),
         ("stopped early", f"{summary['stopped_early']:,}"),
         *([("failed", f"{summary['failed']:,}")] if summary.get("failed") else []),
@@ -100,7 +97,7 @@ def _leaderboard(study: StudyTables) -> Section:
     )
     return Section(
         title="Leaderboard",
-        text=f"By {study.metric} on the validation split. Trials that stopped early are in colour.{more}",
+        text=f"By {named(study.metric)}. Trials that stopped early are in colour.{more}",
         table=table_of(shown.dropna(axis=1, how="all")),
     )
 
@@ -118,9 +115,22 @@ def _curves(study: StudyTables) -> list[Section]:
         Section(
             title="Learning curves",
             text="Every trial: a dot where it finished, a cross where it was stopped early, dashed where it failed. "
-            f"The best three are numbered.{f' {silent} trials reported nothing.' if silent else ''}",
-            picture=embedded(study_plots.learning_curves_png(curves, study.metric)),
+            f"The best three are numbered.{f' {silent} reported nothing.' if silent else ''}",
+            chart=study_plots.learning_curves_svg(curves, study.metric),
             alt=f"Lines of {named(study.metric)} over epochs of {len(curves)} trials: {told}.{best}",
+        )
+    ]
+
+
+def _compared(study: StudyTables) -> list[Section]:
+    data = compare_data(study)
+    if len(data["trials"]) < 2 or not data["curves"]:
+        return []
+    return [
+        Section(
+            title="Two runs side by side",
+            text="Choose any two; what differs between them is marked.",
+            widget=Widget(name="compare", data=data),
         )
     ]
 
@@ -140,7 +150,7 @@ def _spending(study: StudyTables) -> list[Section]:
         Section(
             title="Epochs spent against the best so far",
             text=text,
-            picture=embedded(study_plots.spending_png(spent, study.metric, grid)),
+            chart=study_plots.spending_svg(spent, study.metric, grid),
             alt=f"Step line of the best {named(study.metric)} over the epochs of all trials, with "
             f"{len(spent.improved)} new bests. {text}",
         )
@@ -164,7 +174,7 @@ def _pareto(study: StudyTables) -> list[Section]:
             text=f"{len(front)} of {len(results)} trials are on the Pareto front: none is at least as good as they in "
             "every objective and better in one. Numbers are places on the leaderboard.",
             table=table_of(front[[name for name in columns if name in front]]),
-            picture=embedded(study_plots.pareto_png(results, objectives)),
+            chart=study_plots.pareto_svg(results, objectives),
             alt=f"Scatter of {named(objectives[0])} against {others}, {len(results)} trials, {len(front)} on the front.",
         )
     ]
@@ -185,9 +195,9 @@ def _parallel(study: StudyTables) -> list[Section]:
     return [
         Section(
             title=title,
-            text="Each line is a trial on its way through its settings to its result: the darker the better, the best "
+            text="Each line is a trial on its way through its settings to its result: the stronger its colour the better, the best "
             f"one bold, trials stopped early dashed.{more}",
-            picture=embedded(study_plots.parallel_png(shown, results["status"].tolist())),
+            chart=study_plots.parallel_svg(shown, results["status"].tolist()),
             alt=f"Parallel coordinates of {len(results)} trials over {names} and {named(study.metric)}. The best is "
             f"{best['trial']} with {shown_metric(study.metric, best[study.metric])}.",
         )
@@ -218,7 +228,7 @@ def _effects(study: StudyTables, output: Location) -> list[Section]:
         Section(
             title=title,
             text=f"{counted.told} A dot is a trial, a bar the mean of a value or of a range of values.",
-            picture=embedded(study_plots.effects_png(shown, study.metric, counted.epoch)),
+            chart=study_plots.effects_svg(shown, study.metric, counted.epoch),
             alt=f"A panel for each of {len(shown)} settings with the {named(study.metric)} of each trial by the "
             f"setting's value. In order of the variance they explain: {told}.",
         ),
@@ -255,7 +265,7 @@ def _exploits(study: StudyTables, output: Location) -> list[Section]:
             Section(
                 title="Settings that changed while trials ran",
                 text="A line a trial, a dot where it took over another's weights; the best trial bold.",
-                picture=embedded(study_plots.schedules_png(schedules, best)),
+                chart=study_plots.schedules_svg(schedules, best),
                 alt=f"Step lines of {', '.join(schedules)} over the epochs of each trial.",
             )
         )

@@ -1,4 +1,4 @@
-"""Pictures of a study as PNG bytes: all learning curves, epochs spent, parallel coordinates, effects, the Pareto front.
+"""Pictures of a study as SVG: all learning curves, epochs spent, parallel coordinates, effects, the Pareto front.
 
 Colours mean the same in all of them: blue for finished trials (the better the darker), amber for trials stopped early,
 red for failed ones.
@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from landmark.reporting.effects import Effect
-from landmark.reporting.plots import ACCENT, GRID, INK, png_bytes, short_name
+from landmark.reporting.plots import ACCENT, INK, dress, short_name, svg_text
 from landmark.reporting.study_series import Axis, Curve, Spending, is_log
 from landmark.reporting.tables import FAILED, FINISHED, METRIC_NAMES, STOPPED, named, shown_metric
 
@@ -35,7 +35,7 @@ BETTER = LinearSegmentedColormap.from_list("better", ["#cfdbe2", "#7fb2c8", ACCE
 BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
 
 
-def learning_curves_png(curves: Sequence[Curve], metric: str) -> bytes:
+def learning_curves_svg(curves: Sequence[Curve], metric: str) -> str:
     """Draw the curves of all trials, how each ended, and the best three in front of the others."""
     figure = Figure(figsize=(WIDTH, 4.8), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -63,12 +63,12 @@ def learning_curves_png(curves: Sequence[Curve], metric: str) -> bytes:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(left=0)
     _metric_axis(axes, "y", metric, np.concatenate([curve.values for curve in curves]))
-    _dress(axes)
+    dress(axes)
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
-    return png_bytes(figure)
+    return svg_text(figure)
 
 
-def spending_png(spent: Spending, metric: str, grid: int | None) -> bytes:
+def spending_svg(spent: Spending, metric: str, grid: int | None) -> str:
     """Draw the best found so far over the epochs spent; `grid`: epochs of the full grid, None where there is none."""
     figure = Figure(figsize=(WIDTH, 4.2), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -94,12 +94,12 @@ def spending_png(spent: Spending, metric: str, grid: int | None) -> bytes:
     axes.set_xlim(0, 1.03 * max(len(epochs), grid or 0) + 0.5)
     _metric_axis(axes, "y", metric, spent.values)
     axes.margins(y=0.12)
-    _dress(axes)
+    dress(axes)
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    return png_bytes(figure)
+    return svg_text(figure)
 
 
-def parallel_png(axes_of: Sequence[Axis], statuses: Sequence[str]) -> bytes:
+def parallel_svg(axes_of: Sequence[Axis], statuses: Sequence[str]) -> str:
     """Draw parallel coordinates: a line a trial, coloured by the metric, which is the last axis; the best one bold."""
     width = max(7.0, min(WIDTH, 3.0 + 1.6 * len(axes_of)))
     figure = Figure(figsize=(width, 5.0), dpi=DPI, layout="constrained")
@@ -139,10 +139,10 @@ def parallel_png(axes_of: Sequence[Axis], statuses: Sequence[str]) -> bytes:
     axes.set_yticks([])
     axes.set(xlim=(-0.1, last + 0.35), ylim=(-0.04, 1.04))
     axes.spines[:].set_visible(False)
-    return png_bytes(figure)
+    return svg_text(figure)
 
 
-def effects_png(effects: Sequence[Effect], metric: str, epoch: int | None) -> bytes:
+def effects_svg(effects: Sequence[Effect], metric: str, epoch: int | None) -> str:
     """Draw a panel a parameter: the metric of each trial by value, the mean of each value, and how many they are.
 
     epoch: up to which trials are compared; None: their last.
@@ -169,13 +169,13 @@ def effects_png(effects: Sequence[Effect], metric: str, epoch: int | None) -> by
         if not log:
             room = 0.06 * span or 0.05 * abs(values[0]) or 0.05
             axes.set_xlim(values.min() - room, values.max() + room)
-        _dress(axes)
+        dress(axes)
     for axes in panels[len(effects) :]:
         axes.set_visible(False)
-    return png_bytes(figure)
+    return svg_text(figure)
 
 
-def pareto_png(results: pd.DataFrame, objectives: Sequence[str]) -> bytes:
+def pareto_svg(results: pd.DataFrame, objectives: Sequence[str]) -> str:
     """Draw the study's metric against each other objective.
 
     results: rows of the leaderboard with `pareto` as bool; trials on the front are marked with their rank.
@@ -198,12 +198,12 @@ def pareto_png(results: pd.DataFrame, objectives: Sequence[str]) -> bytes:
         _metric_axis(axes, "x", other, x)
         _metric_axis(axes, "y", metric, y)
         axes.margins(0.08)
-        _dress(axes)
+        dress(axes)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
-    return png_bytes(figure)
+    return svg_text(figure)
 
 
-def schedules_png(schedules: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], best: str | None) -> bytes:
+def schedules_svg(schedules: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], best: str | None) -> str:
     """Draw how parameters changed over the epochs of each trial: key -> trial -> epochs, values; the best trial bold."""
     figure = Figure(figsize=(WIDTH, 3.2 * len(schedules)), dpi=DPI, layout="constrained")
     for axes, (key, trials) in zip(
@@ -224,8 +224,8 @@ def schedules_png(schedules: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndar
             axes.yaxis.set_major_formatter("{x:g}")
         if best in trials:
             axes.legend(frameon=False, fontsize=9)
-        _dress(axes)
-    return png_bytes(figure)
+        dress(axes)
+    return svg_text(figure)
 
 
 def shown_tick(axis: Axis, text: str) -> str:
@@ -365,11 +365,3 @@ def _together(
 
 def _tick(metric: str, value: float) -> str:
     return shown_metric(metric, value).replace(".0%", "%")
-
-
-def _dress(axes: Axes) -> None:
-    axes.grid(color=GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GRID)
-    axes.tick_params(color=GRID)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from landmark.config import UserError
 from landmark.storage import Location, NotFound
@@ -20,6 +22,8 @@ METRIC_NAMES = {
     "val_top5": "validation top-5",
     "val_macro_recall": "validation macro recall",
     "val_loss": "validation loss",
+    "train_top1": "training top-1",
+    "train_loss": "training loss",
     "images_per_s": "images a second in training",
     "parameters": "weights of the model",
 }
@@ -88,19 +92,49 @@ def read_study(run: Location) -> StudyTables:
 def read_csv(place: Location) -> pd.DataFrame:
     """Read a CSV file of a study or run; raises UserError where it is missing or no CSV."""
     try:
-        return pd.read_csv(io.StringIO(place.read_text()), dtype={"trial": str})
+        return pd.read_csv(io.StringIO(place.read_text()), dtype={"trial": str, "name": str})
     except NotFound:
         raise UserError(f"{place}: not there; has the run come to its end?") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{place}: not a table ({error}); run the study again") from None
 
 
-def read_json(place: Location) -> dict[str, Any]:
-    """Read a JSON file; raises UserError where it is no JSON."""
+def read_parquet(place: Location, columns: Sequence[str], again: str) -> pa.Table:
+    """Read columns of a Parquet file; raises UserError that names the file, what it lacks, and `again`: what to run."""
     try:
-        return json.loads(place.read_text())
-    except json.JSONDecodeError as error:
+        table = pq.read_table(pa.BufferReader(place.read_bytes()))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{place}: not a readable Parquet file ({' '.join(str(error).split())}); {again}") from None
+    if missing := [column for column in columns if column not in table.column_names]:
+        raise UserError(f"{place}: no column {', '.join(missing)}; {again}")
+    return table.select(list(columns))
+
+
+def require_columns(place: Location, table: pd.DataFrame, columns: Sequence[str], again: str) -> pd.DataFrame:
+    """Return a table that has these columns; raises UserError that names the file and what it lacks."""
+    if missing := [column for column in columns if column not in table]:
+        raise UserError(f"{place}: no column {', '.join(missing)}; {again}")
+    return table
+
+
+def read_json(place: Location) -> dict[str, Any]:
+    """Read a JSON file of a study or run; raises UserError where it is no JSON object."""
+    try:
+        values = json.loads(place.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{place}: not JSON ({error}); run the study again") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{place}: not a JSON object; run the study again")
+    return values
+
+
+def require_numbers(place: Location, values: Mapping[str, Any], keys: Sequence[str], again: str) -> None:
+    """Check that a JSON file has these keys, each a number; raises UserError that names the file and the first one amiss."""
+    if missing := [key for key in keys if key not in values]:
+        raise UserError(f"{place}: no {', '.join(missing)}; {again}")
+    for key in keys:
+        if isinstance(values[key], bool) or not isinstance(values[key], int | float):
+            raise UserError(f"{place}: {key} is {values[key]!r}, expected a number; {again}")
 
 
 def model_summary(leaderboard: pd.DataFrame, baselines: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import ray
 
 from landmark.config import Recipe, TrainConfig, UserError
 from landmark.data.dataset import PackedDataset
+from landmark.environment import describe_environment
 from landmark.runtime import connect
 from landmark.search.leaderboard import (
     TESTED,
@@ -195,6 +196,7 @@ def summarise(study: Study, outcome: Outcome, best: Best | None) -> dict[str, An
         "exploits": [dataclasses.asdict(exploit) for exploit in record.exploits],
         "dataset": study.config.dataset,
         "timing": timing(record),
+        "environment": describe_environment(),
     }
 
 

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from landmark.config import ModelConfig, TrainConfig, UserError, parse_yaml, to_mapping, to_yaml
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
+from landmark.environment import describe_environment
 from landmark.storage import Location, NotFound, check_writable, locate
 from landmark.training.checkpoints import read_meta
 from landmark.training.local import LocalSession
@@ -38,6 +40,8 @@ class RunResult:
     """Wall time of this call."""
     dataset: str
     """URI of the dataset."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """What this call was made with, as `describe_environment` gives it."""
 
 
 def run_training(config: TrainConfig) -> RunResult:
@@ -74,6 +78,7 @@ def run_training(config: TrainConfig) -> RunResult:
         stopped_early=epochs_run < config.epochs,
         seconds=round(time.monotonic() - start, 2),
         dataset=config.dataset,
+        environment=describe_environment(),
     )
     (run / "run.json").write_text(json.dumps(to_mapping(result), indent=1) + "\n")
     return result

@@ -49,19 +49,21 @@ def write_study(folder: Path) -> Path:
 
 
 class Checker(HTMLParser):
-    """Notes what a page refers to and whether its tags are closed."""
+    """Notes what a page refers to, whether its tags are closed, and ids that are there twice."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.ids: list[str] = []
         self.open: list[str] = []
         self.references: list[str] = []
         self.tags: list[str] = []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "link"):
             self.open.append(tag)
         self.references += [value for name, value in attrs if name in ("src", "href")]
+        self.ids += [value for name, value in attrs if name == "id"]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -71,8 +73,9 @@ def checked(page: str) -> Checker:
     checker = Checker()
     checker.feed(page)
     assert not checker.open
-    assert "script" not in checker.tags
-    assert all(reference.startswith("data:") for reference in checker.references)
+    assert len(set(checker.ids)) == len(checker.ids)
+    assert all(reference.startswith(("data:", "#")) for reference in checker.references)
+    assert all(reference[1:] in checker.ids for reference in checker.references if reference.startswith("#"))
     return checker
 
 
@@ -85,8 +88,8 @@ def test_a_studys_page_is_whole_and_escaped(tmp_path: Path):
         locate(study / "evaluation-test"), summary, tally, ["a", "<i>", "$c$ & d"], np.array([3, 2, 1])
     )
     page = (Path(write_report(locate(study), locate(study / "report")).path)).read_text()
-    checker = checked(page)
-    assert checker.tags.count("img") == 5
+    checked(page)
+    assert page.count('<svg role="img"') == 5
     assert "deck &lt;script&gt;" in page and "t1-&lt;b&gt;" in page
     assert re.search(r'<tr class="early"><td class="number">2', page)
     assert "no memory" in page
@@ -121,7 +124,7 @@ def test_a_single_runs_page(tmp_path: Path):
     (tmp_path / "run.json").write_text(json.dumps(values))
     (tmp_path / "history.csv").write_text("epoch,train_loss,val_loss,val_top1\n1,2,2,0.3\n2,1,1,0.5\n")
     page = Path(write_report(locate(tmp_path), locate(tmp_path / "report")).path).read_text()
-    assert checked(page).tags.count("img") == 2
+    assert checked(page).tags.count("svg") == 2
 
 
 def test_half_studies_are_named(tmp_path: Path):

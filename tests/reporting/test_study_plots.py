@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from landmark.reporting.effects import effect_of
-from landmark.reporting.study_plots import _together, effects_png, learning_curves_png
+from landmark.reporting.study_plots import _together, effects_svg, learning_curves_svg
 from landmark.reporting.study_series import Curve
 from landmark.reporting.tables import shown_metric
 from tests.reporting.test_effects import board
@@ -33,7 +33,7 @@ def test_pictures_of_one_study_are_the_same_each_time():
     effect = effect_of(
         board("optimizer.name", list("aabb") * 3, [0.1 * n for n in range(12)]), "optimizer.name", "val_top1"
     )
-    assert effects_png([effect], "val_top1", None) == effects_png([effect], "val_top1", None)
+    assert effects_svg([effect], "val_top1", None) == effects_svg([effect], "val_top1", None)
 
 
 def test_equal_values_and_single_points_are_drawn():
@@ -41,6 +41,6 @@ def test_equal_values_and_single_points_are_drawn():
         Curve(trial=f"t{n}", status=status, rank=n, epochs=np.array([1]), values=np.array([0.5]))
         for n, status in enumerate(["finished", "stopped early", "finished"], 1)
     ]
-    assert learning_curves_png(one, "val_top1").startswith(b"\x89PNG")
+    assert learning_curves_svg(one, "val_top1").startswith("<svg ")
     effect = effect_of(board("optimizer.name", list("ab"), [0.0, 0.0]), "optimizer.name", "val_top1")
-    assert effects_png([effect], "val_top1", 1).startswith(b"\x89PNG")
+    assert effects_svg([effect], "val_top1", 1).startswith("<svg ")

@@ -1,0 +1,105 @@
+"""What a run was made with: the command, package versions, the machine and the cluster; kept with its results."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from landmark import __version__
+
+PACKAGES = ("ray", "torch", "torchvision", "timm", "pyarrow", "numpy", "pandas", "simplejpeg", "opencv-python-headless")
+"""Packages that results depend on, besides landmark itself."""
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return what this process runs with, ready for JSON.
+
+    command: as it can be typed again. started: when this process began, ISO 8601 in UTC. python, platform: text. packages:
+    name -> version of those installed. machine: cpu (its name), cpus (logical ones), memory_gib, gpus (names). cluster
+    (where this process is connected to Ray): nodes, cpus, gpus, memory_gib, accelerators (names). Names of hosts and
+    passwords in URIs are left out.
+    """
+    started = datetime.datetime.fromtimestamp(psutil.Process().create_time(), datetime.UTC)
+    described: dict[str, Any] = {
+        "command": command_line(sys.argv),
+        "started": started.isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {"landmark": __version__, **_versions()},
+        "machine": {
+            "cpu": _cpu_name(),
+            "cpus": os.cpu_count(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "gpus": _gpu_names(),
+        },
+    }
+    if cluster := _cluster():
+        described["cluster"] = cluster
+    return described
+
+
+def command_line(argv: list[str]) -> str:
+    """Return a process's arguments as a command; a verb that was run as a module is told as the program's verb."""
+    program = Path(argv[0]) if argv else Path("landmark")
+    if program.parent.name == "landmark" and program.suffix == ".py":
+        verb = [] if program.stem == "__main__" else [program.stem]
+        words = ["landmark", *verb, *argv[1:]]
+    else:
+        words = [program.name, *argv[1:]]
+    return without_passwords(shlex.join(words))
+
+
+def without_passwords(text: str) -> str:
+    """Return a text whose URIs carry no user and password."""
+    return _PASSWORD.sub("", text)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_name() -> str:
+    """Return the processor's name; Linux alone has it where it can be read, else the kind of machine."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return name[1].strip() if name else platform.processor() or platform.machine()
+
+
+def _gpu_names() -> list[str]:
+    # Torch is looked at where it is loaded already: it takes seconds, and a process without it used no GPU.
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+
+
+def _cluster() -> dict[str, Any]:
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return {}
+    resources = ray.cluster_resources()
+    kinds = sorted(key.partition(":")[2] for key in resources if key.startswith("accelerator_type:"))
+    return {
+        "nodes": sum(bool(node["Alive"]) for node in ray.nodes()),
+        "cpus": resources.get("CPU", 0.0),
+        "gpus": resources.get("GPU", 0.0),
+        "memory_gib": round(resources.get("memory", 0.0) / 2**30, 1),
+        "accelerators": kinds,
+    }

@@ -1,0 +1,71 @@
+"""Charts of an evaluation as SVG: the reliability diagram, results by band."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from landmark.reporting.plots import ACCENT, GRID, INK, dress, svg_text
+
+SOFT = "#5b6875"
+
+
+def reliability_svg(bins: pd.DataFrame) -> str:
+    """Draw how often answers are right beside how sure the model was of them, and how many answers were how sure.
+
+    bins: low, high, rows, confidence, accuracy; shares, confidence and accuracy NaN in a bin without rows.
+    """
+    figure = Figure(figsize=(9, 4.4), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    known = bins[bins["rows"] > 0]
+    width = (bins["high"] - bins["low"]).clip(lower=1e-6)
+    left.bar(
+        known["low"],
+        known["accuracy"],
+        width=width[known.index],
+        align="edge",
+        color=ACCENT,
+        alpha=0.35,
+        edgecolor=ACCENT,
+        label="answers of this confidence",
+    )
+    left.plot(known["confidence"], known["accuracy"], "o", color=ACCENT, markersize=4, label="their mean confidence")
+    left.plot([0, 1], [0, 1], color=SOFT, linestyle=(0, (4, 3)), linewidth=1.2, label="as sure as right")
+    left.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="share that is right")
+    left.legend(frameon=False, fontsize=9, loc="upper left")
+    right.bar(
+        bins["low"],
+        bins["rows"],
+        width=width,
+        align="edge",
+        color=ACCENT,
+        alpha=0.35,
+        edgecolor=ACCENT,
+    )
+    right.set(xlim=(0, 1), xlabel="confidence", ylabel="answers")
+    for axes in (left, right):
+        dress(axes)
+    return svg_text(figure)
+
+
+def bands_svg(bands: pd.DataFrame, overall: float) -> str:
+    """Draw top-1 and macro recall of each band of class sizes; `overall`: top-1 of all images.
+
+    bands: band, classes, top1, macro_recall; shares, NaN in a band without images.
+    """
+    figure = Figure(figsize=(9, 0.9 + 0.75 * len(bands)), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    for offset, name, color, alpha in ((-0.18, "top1", ACCENT, 0.9), (0.18, "macro_recall", ACCENT, 0.4)):
+        label = {"top1": "top-1", "macro_recall": "macro recall"}[name]
+        places = [place + offset for place in range(len(bands))]
+        bars = axes.barh(places, bands[name].fillna(0), height=0.34, color=color, alpha=alpha, label=label)
+        axes.bar_label(bars, [f"{v:.1%}" if v == v else "–" for v in bands[name]], padding=3, fontsize=9, color=INK)
+    axes.axvline(overall, color=SOFT, linestyle=(0, (4, 3)), linewidth=1.2, label=f"top-1 of all: {overall:.1%}")
+    labels = [f"{band} ({classes:,} classes)" for band, classes in zip(bands["band"], bands["classes"], strict=True)]
+    axes.set_yticks(range(len(bands)), labels)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.08)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+    axes.tick_params(color=GRID)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    return svg_text(figure)

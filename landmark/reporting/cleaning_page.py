@@ -1,0 +1,183 @@
+"""Sections of the page about a cleaned dataset: what was dropped or relabelled, why, and examples of each reason."""
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import pandas as pd
+
+from landmark.config import UserError
+from landmark.reporting.page import Gallery, Picture, Section, html_table, within_budget
+from landmark.reporting.tables import read_json, read_parquet, require_numbers, write_table
+from landmark.storage import Location, locate
+
+AGAIN = "clean the dataset again"
+REASONS = {
+    "unreadable": "unreadable",
+    "degenerate": "nothing to see",
+    "exact_duplicate": "exact duplicate",
+    "near_duplicate": "near-duplicate",
+    "label_noise": "wrong label",
+    "distractor": "no landmark",
+    "small_class": "class left too small",
+}
+AUDIT = ("split", "image_id", "label", "reason", "action", "score", "threshold", "other_image_id", "new_label")
+EXAMPLES = (
+    "reason",
+    "action",
+    "image_id",
+    "label",
+    "score",
+    "other_image_id",
+    "other_label",
+    "thumbnail",
+    "other_thumbnail",
+)
+STRONGEST = 8
+"""Rows of each reason in the page's table."""
+PHOTOGRAPH_BYTES = 900_000
+
+
+def cleaned_dataset(run: Location, dataset: str, named: str | None) -> Location | None:
+    """Return the folder of the cleaned dataset that a run's page tells of, None where there is none.
+
+    named: the user's choice, which raises UserError where it is no cleaned dataset. Else it is the run's own dataset if it
+    lies on the same storage as the run: a report of a local run waits for no bucket.
+    """
+    if named is not None:
+        place = locate(named)
+        if not (place / "clean.json").exists():
+            raise UserError(f"{place}: no clean.json, so it is no cleaned dataset; give the output of `landmark clean`")
+        return place
+    if not dataset or urlsplit(dataset).scheme.replace("file", "") != urlsplit(run.uri).scheme.replace("file", ""):
+        return None
+    place = locate(dataset)
+    return place if (place / "clean.json").exists() else None
+
+
+def cleaning_sections(folder: Location, output: Location) -> list[Section]:
+    """Return the sections of a cleaned dataset, and write their table beside the page; raises UserError for damage."""
+    values = read_json(folder / "clean.json")
+    if missing := [key for key in ("rows_before", "rows_after", "by_reason") if key not in values]:
+        raise UserError(f"{folder / 'clean.json'}: no {', '.join(missing)}; {AGAIN}")
+    for key in ("rows_before", "rows_after"):
+        require_numbers(folder / "clean.json", values[key], list(values[key]), AGAIN)
+    names = _names(folder, values)
+    sections = [_overview(values, output)]
+    if (folder / "audit.parquet").exists():
+        sections.append(_audit(folder / "audit.parquet", names))
+    if (folder / "examples.parquet").exists():
+        sections += _examples(folder / "examples.parquet", names)
+    return sections
+
+
+def _overview(values: dict[str, Any], output: Location) -> Section:
+    reasons = pd.DataFrame(
+        [
+            {"reason": REASONS.get(reason, reason)} | {key: counts.get(key, 0) for key in ("dropped", "relabelled")}
+            for reason, counts in values["by_reason"].items()
+        ],
+        columns=["reason", "dropped", "relabelled"],
+    )
+    write_table(output, "cleaning", reasons)
+    splits = pd.DataFrame(
+        [
+            {"split": split, "before": before, "after": values["rows_after"].get(split, 0)}
+            for split, before in values["rows_before"].items()
+        ],
+        columns=["split", "before", "after"],
+    )
+    before, after = int(splits["before"].sum()), int(splits["after"].sum())
+    thresholds = pd.DataFrame(
+        [(key, str(value)) for key, value in (values.get("thresholds") or {}).items()], columns=["threshold", "value"]
+    )
+    source = f" Features: {values['embeddings']}." if values.get("embeddings") else ""
+    return Section(
+        title="Cleaning",
+        text=f"{before - after:,} of {before:,} images ({(before - after) / max(before, 1):.1%}) were left out and "
+        f"{int(reasons['relabelled'].sum()):,} relabelled; nothing was deleted.{source}",
+        table=html_table(reasons),
+        more=[
+            ("Images by split", html_table(splits)),
+            *([("Thresholds", html_table(thresholds))] if len(thresholds) else []),
+        ],
+    )
+
+
+def _audit(place: Location, names: list[str]) -> Section:
+    audit = read_parquet(place, AUDIT, AGAIN).to_pandas()
+    # Scores of some reasons are the worse the smaller they are: the farthest beyond the threshold is the strongest.
+    beyond = audit.assign(beyond=(audit["score"] - audit["threshold"]).abs().fillna(0))
+    top = beyond.sort_values("beyond", ascending=False, kind="stable").groupby("reason", sort=False).head(STRONGEST)
+    order = {reason: number for number, reason in enumerate(REASONS)}
+    top = top.sort_values("reason", key=lambda column: column.map(order), kind="stable")
+    shown = pd.DataFrame(
+        {
+            "reason": [REASONS.get(reason, reason) for reason in top["reason"]],
+            "what was done": [
+                f"relabelled {_name(names, new)}" if action == "relabel" else "dropped"
+                for action, new in zip(top["action"], top["new_label"], strict=True)
+            ],
+            "split": top["split"],
+            "image": top["image_id"],
+            "class": [_name(names, label) for label in top["label"]],
+            "score": top["score"],
+            "threshold": top["threshold"],
+            "counterpart": top["other_image_id"],
+        }
+    )
+    return Section(
+        title="Audit",
+        text=f"The strongest {STRONGEST} of each reason; all {len(audit):,} are in {place}.",
+        table=html_table(shown),
+    )
+
+
+def _examples(place: Location, names: list[str]) -> list[Section]:
+    rows = read_parquet(place, EXAMPLES, AGAIN).to_pandas().to_dict("records")
+    by_reason: dict[str, list[Gallery]] = {reason: [] for reason in REASONS}
+    for row in rows:
+        reason = REASONS.get(row["reason"], row["reason"])
+        name = _name(names, row["label"])
+        picture = Picture(
+            data=row["thumbnail"],
+            alt=f"Photograph {row['image_id']} of {name}: {reason}",
+            caption=f"{name}, score {row['score']:.2f}",
+            mark="relabelled" if row["action"] == "relabel" else "dropped",
+        )
+        pictures = [picture] if row["thumbnail"] else []
+        if row["other_thumbnail"]:
+            other = _name(names, row["other_label"])
+            alt = f"Its counterpart {row['other_image_id']} of {other}"
+            pictures.append(Picture(data=row["other_thumbnail"], alt=alt, caption=other, mark="counterpart"))
+        by_reason.setdefault(row["reason"], []).append(Gallery(title="", pictures=pictures))
+    # A turn for each reason after the other, so that the budget leaves out the weakest of all.
+    turns = [
+        (turn, reason, row) for reason, found in by_reason.items() for turn, row in enumerate(found) if row.pictures
+    ]
+    turns.sort(key=lambda item: item[0])
+    kept, left_out = within_budget((row for _, _, row in turns), PHOTOGRAPH_BYTES)
+    shown = {id(row) for row in kept}
+    galleries = [
+        Gallery(title=REASONS.get(reason, reason).capitalize(), pictures=pictures)
+        for reason, found in by_reason.items()
+        if (pictures := [picture for row in found if id(row) in shown for picture in row.pictures])
+    ]
+    if not galleries:
+        return []
+    text = "The strongest of each reason." + (f" {left_out} photographs are left out." if left_out else "")
+    return [Section(title="What was found", text=text, galleries=galleries)]
+
+
+def _names(folder: Location, values: dict[str, Any]) -> list[str]:
+    """Return the names of the classes by the labels that the audit knows: those of the dataset that was cleaned."""
+    for place in (locate(str(values.get("dataset") or folder)), folder):
+        if (place / "labels.parquet").exists():
+            return read_parquet(place / "labels.parquet", ("name",), AGAIN)["name"].to_pylist()
+    return []
+
+
+def _name(names: list[str], label: float | None) -> str:
+    if label is None or pd.isna(label):
+        return "none"
+    number = int(label)
+    return names[number] if 0 <= number < len(names) else "no landmark" if number < 0 else f"label {number}"

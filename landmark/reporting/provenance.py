@@ -1,0 +1,95 @@
+"""How a run was made: command, config, versions, hardware, time and cost."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from landmark.environment import without_passwords
+from landmark.reporting.page import Section, html_table
+from landmark.storage import Location, NotFound
+
+CONFIGS = ("config.yaml", "space.yaml")
+UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
+
+
+def provenance_sections(
+    run: Location, values: Mapping[str, Any], price_per_hour: float | None, spent: str
+) -> list[Section]:
+    """Return the sections on how a run or study was made; what it does not say is left out.
+
+    values: run.json or study.json. spent: what the time went into, in words.
+    """
+    environment = values.get("environment") or {}
+    sections = []
+    if time := _time(values, price_per_hour, spent):
+        sections.append(time)
+    if environment.get("command"):
+        started = f"Started {environment['started']}." if environment.get("started") else ""
+        sections.append(Section(title="Command", text=started, texts=[("The exact command", environment["command"])]))
+    texts = [(name, text) for name in CONFIGS if (text := _text(run / name)) is not None]
+    if texts:
+        told = "Every setting as it was resolved; with --config config.yaml the same starts again."
+        sections.append(Section(title="Configuration", text=told, texts=texts))
+    if machine := machine_rows(environment):
+        sections.append(Section(title="Hardware", table=html_table(pd.DataFrame(machine, columns=["what", "value"]))))
+    if packages := environment.get("packages"):
+        rows = [("python", environment.get("python", ""))] if environment.get("python") else []
+        rows += list(packages.items())
+        table = pd.DataFrame(rows, columns=["package", "version"]).astype(str)
+        sections.append(Section(title="Versions", text=environment.get("platform", ""), table=html_table(table)))
+    return sections
+
+
+def machine_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the hardware in words."""
+    machine, cluster = environment.get("machine") or {}, environment.get("cluster") or {}
+    rows = []
+    if machine:
+        rows.append(("processor", f"{machine.get('cpu', 'unknown')}, {machine.get('cpus', '?')} logical CPUs"))
+        rows.append(("memory", f"{machine.get('memory_gib', '?')} GiB"))
+        rows.append(("GPUs", ", ".join(machine.get("gpus") or []) or "none"))
+    if cluster:
+        kinds = ", ".join(cluster.get("accelerators") or [])
+        nodes = cluster.get("nodes", 0)
+        rows.append(
+            (
+                "Ray cluster",
+                f"{nodes} node{'s' if nodes != 1 else ''}, {cluster.get('cpus', 0):g} CPUs, "
+                f"{cluster.get('gpus', 0):g} GPUs{f' ({kinds})' if kinds else ''}, {cluster.get('memory_gib', 0):g} GiB",
+            )
+        )
+    return rows
+
+
+def cost_of(seconds: float, price_per_hour: float) -> float:
+    """Return what a time costs, in the price's currency."""
+    return seconds / 3600 * price_per_hour
+
+
+def shown_time(seconds: float) -> str:
+    """Return a time for reading, in its two greatest units."""
+    left = round(seconds)
+    for size, unit in UNITS:
+        if left >= size:
+            small, name = {"d": (3600, "h"), "h": (60, "min"), "min": (1, "s")}[unit]
+            return f"{left // size} {unit} {left % size // small} {name}"
+    return f"{left} s"
+
+
+def _time(values: Mapping[str, Any], price_per_hour: float | None, spent: str) -> Section | None:
+    seconds = values.get("seconds")
+    if not isinstance(seconds, int | float):
+        return None
+    text = f"{shown_time(seconds)} of wall time {spent}."
+    if price_per_hour is not None:
+        cost = cost_of(seconds, price_per_hour)
+        text += f" At {price_per_hour:,.2f} an hour that cost {cost:,.2f}."
+    return Section(title="Time" if price_per_hour is None else "Time and cost", text=text)
+
+
+def _text(place: Location) -> str | None:
+    try:
+        return without_passwords(place.read_text())
+    except NotFound:
+        return None
