@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-BENCHMARKS := synthetic catalog pack reference ingest train recipes faults tune search study
+BENCHMARKS := synthetic catalog pack reference ingest train recipes faults tune search study evaluate clean
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup browser demo test check bench clean
 .NOTPARALLEL:
 
 setup: $(READY)
@@ -17,8 +17,11 @@ $(READY): setup.cfg constraints.txt
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
-test: setup
+test: setup browser
 	$(BIN)/python -m pytest $(ARGS)
+
+browser:
+	bash scripts/browser.sh
 
 check: setup
 	$(BIN)/ruff format --no-cache --check .

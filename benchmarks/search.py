@@ -50,8 +50,8 @@ QUICK_GRID = {"model.backbone": ["shufflenet_v2_x0_5"], "optimizer.name": ["sgd"
 SCHEDULERS = {
     "grid": {"name": "none"},
     "asha": {"name": "asha", "grace_epochs": 1, "reduction_factor": 3},
-    "hyperband": {"name": "hyperband", "grace_epochs": 1, "reduction_factor": 3},
-    "median": {"name": "median_stopping", "grace_epochs": 2, "min_trials": 3},
+    "hyperband": {"name": "hyperband", "grace_epochs": 1, "reduction_factor": 3, "brackets": 2},
+    "median": {"name": "median_stopping", "grace_epochs": 1, "min_trials": 3},
 }
 
 

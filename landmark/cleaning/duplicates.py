@@ -7,8 +7,8 @@ import numpy as np
 
 from landmark.cleaning.matching import Sketch, likeness, sketch
 from landmark.cleaning.neighbours import nearest_embeddings
-from landmark.cleaning.pictures import Pictures, decode_grey
 from landmark.config import DuplicatesConfig
+from landmark.data.pictures import Pictures, decode_grey
 from landmark.progress import Progress
 
 BLOCK_PAIRS = 4096

@@ -22,10 +22,10 @@ from landmark.cleaning.duplicates import (
 )
 from landmark.cleaning.features import EmbeddingModel, extract_features
 from landmark.cleaning.noise import find_noise
-from landmark.cleaning.pictures import Pictures, thumbnail
 from landmark.config import CleanConfig, UserError, to_mapping
 from landmark.data.cleaned import KEPT_SCHEMA, fingerprint
 from landmark.data.dataset import SCHEMA_VERSION, SELECTION_KIND, SPLITS, PackedDataset, write_table
+from landmark.data.pictures import Pictures, thumbnail
 from landmark.data.selection import open_dataset
 from landmark.storage import Location, locate
 

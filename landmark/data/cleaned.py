@@ -45,7 +45,9 @@ class CleanedDataset(Chosen):
             raise UserError(f"{location}/kept.parquet: missing; clean the dataset again") from None
         if kept.schema.names != KEPT_SCHEMA.names or len(kept) != values.get("rows"):
             raise UserError(f"{location}/kept.parquet: not as manifest.json says; clean the dataset again")
-        return cls(base, _joined(base, kept))
+        cleaned = cls(base, _joined(base, kept))
+        cleaned.uri = location.uri
+        return cleaned
 
     def full_catalog(self, columns: list[str] | None = None) -> pa.Table:
         """Return the catalog's rows of the images kept, with their labels in the shards' numbering."""

@@ -126,6 +126,8 @@ class PackedDataset:
     def __init__(self, location: Location, manifest: Manifest) -> None:
         self.location = location
         self.manifest = manifest
+        self.uri = location.uri
+        """What opens it again: `location`, unless it is cleaned; a subset's own choice apart."""
 
     @classmethod
     def open(cls, uri: str) -> "PackedDataset":

@@ -28,11 +28,11 @@ def resized(dataset: PackedDataset, short_side: int, place: Location) -> PackedD
     """
     if dataset.manifest.short_side <= short_side:
         return dataset
-    source = DatasetSource(dataset.location.uri, dataset.subset, dataset.subset_seed)
+    source = DatasetSource(dataset.uri, dataset.subset, dataset.subset_seed)
     config = PrepareConfig(
         output=place.uri,
         source="dataset",
-        dataset=RepackConfig(path=dataset.location.uri),
+        dataset=RepackConfig(path=dataset.uri),
         seed=dataset.subset_seed,
         packing=PackingConfig(short_side=short_side),
     )

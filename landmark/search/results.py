@@ -122,7 +122,7 @@ def retrain(study: Study, standing: Standing) -> RunResult:
     recipe, dataset, config = standing.record.plan.recipe, study.datasets[standing.record.plan.dataset], study.config
     training = TrainConfig(
         **{field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)},
-        dataset=dataset.location.uri,
+        dataset=dataset.uri,
         subset=dataset.subset,
         subset_seed=dataset.subset_seed,
         output=(study.location / RETRAINED).uri,

@@ -123,7 +123,7 @@ class TuneSession:
 
 def trial_values(plan: TrialPlan, dataset: PackedDataset, study: Location) -> dict[str, Any]:
     """Return what Ray Tune hands to `run_trial` under the key `trial`."""
-    data = {"dataset": dataset.location.uri, "subset": to_mapping(dataset.subset), "subset_seed": dataset.subset_seed}
+    data = {"dataset": dataset.uri, "subset": to_mapping(dataset.subset), "subset_seed": dataset.subset_seed}
     return {"name": plan.name, "recipe": to_mapping(plan.recipe), "folder": (study / TRIALS / plan.name).uri, **data}
 
 

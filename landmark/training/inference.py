@@ -80,7 +80,7 @@ def job_of(
     rows = dataset.split(split).rows
     return Job(
         checkpoint=checkpoint.uri,
-        dataset=dataset.location.uri,
+        dataset=dataset.uri,
         subset=to_mapping(dataset.subset),
         subset_seed=dataset.subset_seed,
         split=split,

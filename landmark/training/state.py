@@ -179,7 +179,7 @@ class RunState:
             image_size=self.recipe.loader.image_size,
             mean=self.info.mean,
             std=self.info.std,
-            dataset=self.dataset.location.uri,
+            dataset=self.dataset.uri,
             epoch=self.finished,
             metrics=self.metrics,
             subset=self.dataset.subset,

@@ -7,8 +7,8 @@ import pytest
 import simplejpeg
 
 from landmark.cleaning.features import EmbeddingModel, extract_features, look_at
-from landmark.cleaning.pictures import Pictures, thumbnail
 from landmark.config import CleanConfig, ModelConfig, UserError
+from landmark.data.pictures import Pictures, thumbnail
 from landmark.models import Embedder, build_model
 from landmark.storage import locate
 from tests.packed import picture, write_packed

@@ -143,3 +143,10 @@ def test_a_split_without_an_image_is_told(cleaned: str, tmp_path: Path) -> None:
     dataset = open_dataset(write_cleaned(tmp_path / "none", base, {**KEPT, "val": {}}))
     with pytest.raises(UserError, match="cleaning left no image in the val split"):
         dataset.split("val")
+
+
+def test_what_is_trained_on_it_is_opened_by_its_own_address(cleaned: str) -> None:
+    dataset = open_dataset(cleaned)
+    assert dataset.uri == str(Path(cleaned).resolve()) or dataset.uri.endswith(cleaned)
+    assert open_dataset(cleaned, SubsetConfig(where="landmark_id == 'c2'")).uri == dataset.uri
+    assert open_dataset(dataset.uri).label_counts("train").tolist() == dataset.label_counts("train").tolist()

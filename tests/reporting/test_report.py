@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from landmark.config import UserError
-from landmark.evaluation import Tally, summarise
+from landmark.evaluation.summary import metrics_of, tally_of
 from landmark.reporting.evaluation_files import write_evaluation_files
 from landmark.reporting.report import write_report
 from landmark.reporting.tables import optimizer_epochs, read_csv
 from landmark.storage import locate
+from tests.predicted import predictions_of
 
 BOARD = """rank,trial,status,model.backbone,optimizer.name,dataset,epochs,epochs_run,best_epoch,val_loss,val_top1,val_top5,\
 val_macro_recall,test_top1,test_top5,test_top10,images_per_s,seconds,checkpoint,error
@@ -46,6 +47,14 @@ def write_study(folder: Path) -> Path:
     (folder / "leaderboard.csv").write_text(BOARD)
     (folder / "history.csv").write_text(HISTORY)
     return folder
+
+
+def evaluated(folder: Path, labels: np.ndarray, logits: np.ndarray, names: list[str]) -> None:
+    """Write the files of an evaluation of these labels and logits."""
+    predictions, counts = predictions_of(labels, logits), np.arange(len(names), 0, -1)
+    tally = tally_of(predictions, len(names), (1, 5))
+    summary = metrics_of(predictions, tally, "test", counts, samples=20)
+    write_evaluation_files(locate(folder), summary, tally, predictions, names, counts)
 
 
 class Checker(HTMLParser):
@@ -81,15 +90,10 @@ def checked(page: str) -> Checker:
 
 def test_a_studys_page_is_whole_and_escaped(tmp_path: Path):
     study = write_study(tmp_path / "study")
-    tally = Tally(3, (1, 5))
-    tally.update(np.array([0, 1, 2]), np.array([[0, 1, 2], [1, 0, 2], [0, 1, 2]]))
-    summary = summarise(tally, "test", np.array([3, 2, 1]))
-    write_evaluation_files(
-        locate(study / "evaluation-test"), summary, tally, ["a", "<i>", "$c$ & d"], np.array([3, 2, 1])
-    )
+    evaluated(study / "evaluation-test", np.array([0, 1, 2]), np.eye(3)[[0, 1, 0]], ["a", "<i>", "$c$ & d"])
     page = (Path(write_report(locate(study), locate(study / "report")).path)).read_text()
     checked(page)
-    assert page.count('<svg role="img"') == 5
+    assert page.count('<svg role="img"') == 7
     assert "deck &lt;script&gt;" in page and "t1-&lt;b&gt;" in page
     assert re.search(r'<tr class="early"><td class="number">2', page)
     assert "no memory" in page
@@ -142,10 +146,8 @@ def test_half_studies_are_named(tmp_path: Path):
 
 
 def test_very_many_classes_are_drawn_as_the_most_confused(tmp_path: Path):
-    tally = Tally(500)
     rng = np.random.default_rng(0)
-    tally.update(rng.integers(0, 500, 2000), rng.integers(0, 500, (2000, 10)))
     names = [f"class {i}" for i in range(500)]
-    write_evaluation_files(locate(tmp_path), summarise(tally, "test", np.ones(500)), tally, names, np.ones(500))
+    evaluated(tmp_path, rng.integers(0, 500, 2000), rng.random((2000, 500)), names)
     assert (tmp_path / "confusion.png").read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "per_class.csv").read_text().count("\n") == 501
