@@ -55,6 +55,7 @@ def _evaluate(config: EvaluateConfig, checkpoint: Location, dataset: PackedDatas
         gpus=gpus,
         samples=config.bootstrap,
         neighbours=config.neighbours,
+        distractors=locate(config.distractors) if config.distractors else None,
         damaged=config.damaged,
     )
     write_evaluation(found, output)
@@ -74,6 +75,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         near = f"{summary[f'knn_{key}']:>12.2%}" if "knn_gap" in summary else ""
         beside = f"{summary['majority_' + key]:>10.2%}{summary['random_' + key]:>10.2%}"
         print(f"{name:18}{summary[key]:>9.2%}{_interval(summary, key):>19}{beside}{near}")
+    if "distractors_refused" in summary:
+        print(f"{summary['distractors_refused']:,} files among the distractors are no readable images: left out")
     for key, name in (
         ("macro_recall", "macro recall"),
         ("macro_precision", "macro precision"),

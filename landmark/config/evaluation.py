@@ -19,6 +19,8 @@ class EvaluateConfig:
     """Folder or URI of a packed dataset; empty: the one the model was trained on."""
     split: Literal["train", "val", "test"] = "test"
     """Which split's images."""
+    distractors: str | None = None
+    """Folder of images that show no landmark (any format), or a packed dataset of such: GAP and rejection count them besides."""
     output: str | None = None
     """Folder or URI for the results; empty: evaluation-<split> in the folder of the checkpoint."""
     topk: tuple[int, ...] = (1, 5, 10)

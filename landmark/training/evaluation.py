@@ -22,6 +22,7 @@ from landmark.training.feed import to_device
 from landmark.training.inference import PARTS, infer, job_of
 from landmark.training.local import default_device
 from landmark.training.preprocess import Preprocess
+from landmark.training.strangers import infer_strangers
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -65,6 +66,7 @@ def evaluate_checkpoint(
     gpus: float = 0.0,
     samples: int = 1000,
     neighbours: int = 0,
+    distractors: Location | None = None,
     quiet: bool = False,
     damaged: Literal["stop", "skip"] = "stop",
 ) -> Evaluation:
@@ -72,6 +74,7 @@ def evaluate_checkpoint(
 
     output: folder where the parts of a long inference are kept, to go on with. replicas, cpus, gpus: as `infer` takes them.
     samples: resamples of the bootstrap. neighbours: of the k-nearest-neighbour baseline on the model's own embeddings; 0: none.
+    distractors: a folder or a packed dataset of images without a landmark, which GAP and rejection count besides.
     damaged: what a damaged shard does, as in LoaderConfig; images lost by it are told as lost_images.
     """
     meta = read_meta(checkpoint)
@@ -82,11 +85,18 @@ def evaluate_checkpoint(
     predictions = found.predictions
     if not predictions.known.any():
         raise UserError(f"{dataset.location}: no image of the {split} split could be read; prepare the dataset again")
+    refused = 0
+    if distractors is not None:
+        first = int(predictions.samples[-1]) + 1
+        strangers, refused = infer_strangers(checkpoint, distractors, job, output, first_sample=first, quiet=quiet)
+        predictions = Predictions.joined([predictions, strangers])
     train_counts = dataset.label_counts("train")
     tally = tally_of(predictions, dataset.num_classes, topk)
     summary = metrics_of(predictions, tally, split, train_counts, samples=samples)
     if neighbours:
         summary |= neighbour_metrics(checkpoint, dataset, split, topk, batch_size, neighbours)
+    if refused:
+        summary["distractors_refused"] = refused
     if found.lost:
         summary["lost_images"] = found.lost
     return Evaluation(

@@ -24,6 +24,7 @@ from landmark.data.dataset import PackedDataset, read_table, write_table
 from landmark.data.loader import Loader
 from landmark.data.selection import open_dataset
 from landmark.evaluation.predictions import NO_LANDMARK, Predictions
+from landmark.models.losses import logits_of
 from landmark.progress import Progress
 from landmark.runtime import connect, own_message
 from landmark.storage import Location, NotFound, locate
@@ -58,6 +59,8 @@ class Job:
     """Best guesses that are kept of an image."""
     batch_size: int
     damaged: Literal["stop", "skip"] = "stop"
+    strangers: bool = False
+    """Whether the images show no landmark, whatever their labels."""
 
     @functools.cached_property
     def folder(self) -> str:
@@ -124,21 +127,30 @@ class Replica:
         batches = []
         with Loader(self.dataset, self.job.split, config, rank=part, world_size=self.job.parts, tell=tell) as loader:
             for batch, logits, labels in predict(self.model, loader.epoch(1), self.preprocess):
-                batches.append(self._guesses(batch.samples, logits.float(), labels))
+                if self.job.strangers:
+                    labels = torch.full_like(labels, NO_LANDMARK)
+                ids = self._ids[np.searchsorted(self._samples, batch.samples)].astype(np.str_)
+                batches.append(self.guesses(batch.samples, ids, logits.float(), labels))
         table = (Predictions.joined(batches) if batches else self._nothing()).to_table()
         table = table.replace_schema_metadata({LOST: str(loader.lost[1]).encode()})
         if self.output is not None:
             write_table(self.output / f"{part:05d}.parquet", table)
         return table
 
-    def _guesses(self, samples: np.ndarray, logits: torch.Tensor, labels: torch.Tensor) -> Predictions:
+    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the network's logits (n, classes) for normalised images, float32."""
+        self.model.eval()
+        return logits_of(self.model(inputs)).float()
+
+    def guesses(self, samples: np.ndarray, ids: np.ndarray, logits: torch.Tensor, labels: torch.Tensor) -> Predictions:
+        """Return what is kept of logits (n, classes): the best guesses, their probabilities, the loss."""
         best = logits.topk(self.job.guesses, dim=1)
         scores = (best.values - logits.logsumexp(dim=1, keepdim=True)).exp()
         losses = nn.functional.cross_entropy(logits, labels, reduction="none", ignore_index=NO_LANDMARK)
         losses = torch.where(labels == NO_LANDMARK, torch.nan, losses)
         return Predictions(
             samples=samples,
-            image_ids=self._ids[np.searchsorted(self._samples, samples)].astype(np.str_),
+            image_ids=ids,
             labels=labels.cpu().numpy().astype(np.int32),
             guesses=best.indices.cpu().numpy().astype(np.int32),
             scores=scores.cpu().numpy().astype(np.float32),

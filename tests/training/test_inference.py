@@ -21,7 +21,7 @@ from landmark.training.checkpoints import resolve_checkpoint
 from landmark.training.evaluation import evaluate_checkpoint
 from landmark.training.inference import PARTS, infer, job_of
 from landmark.training.run import run_training
-from tests.packed import write_packed
+from tests.packed import picture, write_packed
 from tests.training.test_run import config
 
 ROWS = 93
@@ -158,3 +158,26 @@ def test_two_models_are_compared_on_the_same_images(trained, tmp_path, capsys):
     assert all(data[:2] == b"\xff\xd8" for data in examples["thumbnail"].to_pylist())
     with pytest.raises(UserError, match="no room for 900 replicas"):
         evaluate(EvaluateConfig(checkpoint=str(checkpoint), replicas=900, output=str(tmp_path / "out")))
+
+
+def test_images_without_a_landmark_count_for_gap_and_rejection(trained, tmp_path, capsys):
+    dataset, checkpoint = trained
+    nothing = tmp_path / "nothing" / "deeper"
+    nothing.mkdir(parents=True)
+    for number in range(5):
+        (nothing / f"{number}.jpg").write_bytes(picture(100 + number, number, 40))
+    (nothing / "broken.jpg").write_bytes(b"no picture")
+    here = EvaluateConfig(checkpoint=str(checkpoint), dataset=dataset.location.uri, bootstrap=20, batch_size=4)
+    plain = evaluate(dataclasses.replace(here, output=str(tmp_path / "plain")))
+    found = evaluate(dataclasses.replace(here, distractors=str(nothing.parent), output=str(tmp_path / "folder")))
+    assert (found["rows"], found["rows_without_landmark"], found["distractors_refused"]) == (ROWS, 5, 1)
+    assert 0 <= found["rejection_auroc"] <= 1 and found["gap"] <= plain["gap"] and found["top1"] == plain["top1"]
+    stored = pq.read_table(tmp_path / "folder" / "predictions.parquet")
+    assert stored["label"].to_pylist()[ROWS:] == [-1] * 5 and stored["loss"].null_count == 5
+    again = evaluate(dataclasses.replace(here, distractors=dataset.location.uri, output=str(tmp_path / "dataset")))
+    assert again["rows_without_landmark"] == 40 + 16 + ROWS
+    assert "more without a landmark" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no readable image"):
+        evaluate(dataclasses.replace(here, distractors=str(tmp_path / "plain"), output=str(tmp_path / "none")))
+    with pytest.raises(UserError, match="does not exist"):
+        evaluate(dataclasses.replace(here, distractors=str(tmp_path / "nowhere"), output=str(tmp_path / "none")))
