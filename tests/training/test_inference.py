@@ -177,7 +177,9 @@ def test_images_without_a_landmark_count_for_gap_and_rejection(trained, tmp_path
     again = evaluate(dataclasses.replace(here, distractors=dataset.location.uri, output=str(tmp_path / "dataset")))
     assert again["rows_without_landmark"] == 40 + 16 + ROWS
     assert "more without a landmark" in capsys.readouterr().out
+    (nothing / "broken.jpg").rename(tmp_path / "nothing" / "broken.jpg")
+    shutil.rmtree(nothing)
     with pytest.raises(UserError, match="no readable image"):
-        evaluate(dataclasses.replace(here, distractors=str(tmp_path / "plain"), output=str(tmp_path / "none")))
+        evaluate(dataclasses.replace(here, distractors=str(tmp_path / "nothing"), output=str(tmp_path / "none")))
     with pytest.raises(UserError, match="does not exist"):
         evaluate(dataclasses.replace(here, distractors=str(tmp_path / "nowhere"), output=str(tmp_path / "none")))
