@@ -17,7 +17,7 @@ EXACT_BELOW = 1000
 
 @dataclass(kw_only=True, frozen=True)
 class Difference:
-    """A metric of two models, and the second's minus the first's with its 95 % interval by the paired bootstrap."""
+    """A metric of two models, and the first's minus the second's with its 95 % interval by the paired bootstrap."""
 
     a: float
     b: float
@@ -79,7 +79,7 @@ def compare(a: Predictions, b: Predictions, topk: tuple[int, ...], *, samples: i
         name: Difference(
             a=whole[0][name],
             b=whole[1][name],
-            difference=whole[1][name] - whole[0][name],
+            difference=whole[0][name] - whole[1][name],
             interval=percentile_interval(drawn[name]),
         )
         for name in whole[0]
@@ -114,5 +114,5 @@ def _paired(a: Predictions, b: Predictions, topk: tuple[int, ...], samples: int,
     for weights in weights_of(len(a), samples, seed):
         ours, theirs = first.metrics(weights), second.metrics(weights)
         for name in names:
-            found[name].append(theirs[name] - ours[name])
+            found[name].append(ours[name] - theirs[name])
     return {name: np.concatenate(parts) for name, parts in found.items()}

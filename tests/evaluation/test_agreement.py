@@ -163,8 +163,8 @@ def test_models_are_compared_row_by_row():
     assert found.both_right + found.only_a + found.only_b + found.both_wrong == 300
     assert found.mcnemar_p < 0.001
     top1 = found.differences["top1"]
-    assert top1.difference == pytest.approx(right_b.mean() - right_a.mean())
-    assert 0 < top1.interval.low < top1.difference < top1.interval.high
+    assert top1.difference == pytest.approx(right_a.mean() - right_b.mean())
+    assert top1.interval.low < top1.difference < top1.interval.high < 0
     assert found.differences["gap"].a == pytest.approx(delf_gap(a))
     same = compare(a, a, (1,), samples=50)
     assert same.mcnemar_p == 1.0 and same.differences["top1"].interval.low == 0.0
