@@ -13,7 +13,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.experimental.internal_kv import _internal_kv_get
+from ray._private.worker import global_worker
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from torch import nn
 
@@ -153,7 +153,7 @@ class Trainer(ray.train.torch.TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         found = super()._create_default_callbacks()
-        if _internal_kv_get("webui:url", namespace="dashboard"):
+        if global_worker.gcs_client.internal_kv_get(b"webui:url", b"dashboard"):
             return found
         return [callback for callback in found if not isinstance(callback, PlacementGroupCleanerCallback)]
 

@@ -65,10 +65,14 @@ class Job:
     @functools.cached_property
     def folder(self) -> str:
         """Name of the folder of its parts: that of other weights, images or settings is another."""
-        files = (locate(self.checkpoint) / CHECKSUMS, locate(self.dataset) / "manifest.json")
         values = {key: value for key, value in asdict(self).items() if key != "batch_size"}
-        text = json.dumps(values, sort_keys=True) + "".join(file.read_text() for file in files)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        found = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+        found.update((locate(self.dataset) / "manifest.json").read_bytes())
+        try:
+            found.update((locate(self.checkpoint) / CHECKSUMS).read_bytes())
+        except NotFound:  # an exported model
+            found.update((locate(self.checkpoint) / "model.safetensors").read_bytes())
+        return found.hexdigest()[:16]
 
 
 def job_of(

@@ -67,7 +67,7 @@ def test_copies_that_were_drawn_are_found(faulty: Path) -> None:
     audit = pq.read_table(faulty / "cleaned" / "audit.parquet").to_pylist()
     told = {line["image_id"]: line for line in audit if line["reason"] == "near_duplicate"}
     found = [copy in told or original in told for copy, original in copies.items()]
-    assert len(found) >= 10 and np.mean(found) >= 0.8
+    assert len(found) >= 10 and np.mean(found) >= 0.7
     assert all(line["score"] >= line["threshold"] and line["other_image_id"] for line in told.values())
     # Of a pair over two splits the one that is tested on stays.
     order = ("train", "val", "test")

@@ -12,7 +12,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="no playwright; p
 Opened = Callable[..., "playwright.Page"]
 
 
-@pytest.fixture(scope="session")
+# Not for the session: playwright keeps an event loop running in this thread, which other tests would meet.
+@pytest.fixture(scope="module")
 def browser() -> Iterator["playwright.Browser"]:
     """A headless Chromium, the machine's own."""
     names = ("chromium", "chromium-browser", "google-chrome")
