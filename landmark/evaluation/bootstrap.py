@@ -1,6 +1,8 @@
 """Confidence intervals by the bootstrap (Efron 1979): images are drawn again with replacement, all metrics of one draw at a time."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +10,6 @@ import numpy as np
 from landmark.evaluation.measures import BINS, confidence_bins, gap_order
 from landmark.evaluation.predictions import Predictions
 
-BLOCK = 32
-"""Resamples at a time: weights of (32, images) are held, some 15 MiB at 117,577 images."""
 CONFIDENCE = 0.95
 
 
@@ -28,13 +28,19 @@ def percentile_interval(values: np.ndarray) -> Interval:
     return Interval(low=float(low), high=float(high))
 
 
-def weights_of(rows: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield how often each image is in each resample, float32 (up to BLOCK, rows), `samples` resamples in all."""
-    random = np.random.default_rng(seed)
-    for start in range(0, samples, BLOCK):
-        size = min(BLOCK, samples - start)
-        drawn = random.integers(0, rows, (size, rows), dtype=np.int32)
-        yield np.stack([np.bincount(draw, minlength=rows) for draw in drawn]).astype(np.float32)
+def weights_of(rows: int, number: int, seed: int) -> np.ndarray:
+    """Return how often each image is in the resample of that number, float64 (rows,)."""
+    drawn = np.random.default_rng([seed, number]).integers(0, rows, rows, dtype=np.int32)
+    return np.bincount(drawn, minlength=rows).astype(np.float64)
+
+
+def resample(
+    rows: int, samples: int, seed: int, metrics: Callable[[np.ndarray], dict[str, float]]
+) -> dict[str, np.ndarray]:
+    """Return each metric of each resample, float (samples,), by name; threads, as numpy computes without Python's lock."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        found = list(threads.map(lambda number: metrics(weights_of(rows, number, seed)), range(samples)))
+    return {name: np.array([one[name] for one in found]) for name in found[0]}
 
 
 class Resampled:
@@ -42,55 +48,51 @@ class Resampled:
 
     def __init__(self, predictions: Predictions, topk: tuple[int, ...]) -> None:
         best, scores = predictions.guesses[:, 0], predictions.scores[:, 0]
-        self.known = predictions.known
+        known = predictions.known
+        right = predictions.top(1) & known
+        self.known = known.astype(np.float64)
+        self.hits = {f"top{k}": (predictions.top(k) & known).astype(np.float64) for k in topk}
         self.order = gap_order(scores, predictions.image_ids, best)
-        self.right = predictions.top(1) & self.known
-        self.topk = topk
-        self.hits = np.stack([predictions.top(k) & self.known for k in topk], axis=1).astype(np.float32)
-        rows = np.flatnonzero(self.known)
-        # Rows of one class side by side, so that a class's sum is a slice's.
-        self.by_class = rows[np.argsort(predictions.labels[rows], kind="stable")]
-        labels = predictions.labels[self.by_class]
-        self.class_starts = (
-            np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]]) if len(rows) else np.empty(0, np.int64)
-        )
-        bins = np.eye(BINS, dtype=np.float32)[confidence_bins(scores)] * self.known[:, None]
-        self.bin_sums = np.concatenate([bins * scores[:, None], bins * self.right[:, None]], axis=1).astype(np.float32)
+        self.right_places = np.flatnonzero(right[self.order])
+        self.stranger_places = np.flatnonzero(~known[self.order])
+        self.bins = confidence_bins(scores)
+        self.overconfidence = np.where(known, scores.astype(np.float64) - right, 0.0)
+        _, classes = np.unique(predictions.labels[known], return_inverse=True)
+        self.classes = int(classes.max(initial=-1)) + 1
+        # Twice the class, plus one where the image is recognised: one count gives both a class's images and its hits.
+        self.of_landmarks = np.flatnonzero(known)
+        self.outcomes = 2 * classes + right[known]
 
-    def metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Return each metric of each resample, float (resamples,); weights as `weights_of` yields them."""
-        landmarks = np.maximum(weights @ self.known.astype(np.float32), 1)
-        shares = (weights @ self.hits) / landmarks[:, None]
-        found = {f"top{k}": shares[:, place] for place, k in enumerate(self.topk)}
+    def metrics(self, weights: np.ndarray) -> dict[str, float]:
+        """Return each metric of one resample; weights as `weights_of` returns them."""
+        landmarks = max(float(weights @ self.known), 1.0)
+        found = {name: float(weights @ hits) / landmarks for name, hits in self.hits.items()}
         found["macro_recall"] = self._macro_recall(weights)
-        found["gap"], auroc = self._ranked(weights, landmarks)
-        confidence, right = np.split(weights @ self.bin_sums, 2, axis=1)
-        found["ece"] = np.abs(confidence - right).sum(axis=1) / landmarks
-        if auroc is not None:
-            found["rejection_auroc"] = auroc
+        found |= self._ranked(weights, landmarks)
+        gaps = np.bincount(self.bins, weights=weights * self.overconfidence, minlength=BINS)
+        found["ece"] = float(np.abs(gaps).sum()) / landmarks
         return found
 
-    def _macro_recall(self, weights: np.ndarray) -> np.ndarray:
-        drawn = weights[:, self.by_class]
-        support = np.add.reduceat(drawn, self.class_starts, axis=1)
-        hits = np.add.reduceat(drawn * self.right[self.by_class], self.class_starts, axis=1)
-        with np.errstate(invalid="ignore"):
-            return np.nanmean(np.where(support > 0, hits / support, np.nan), axis=1)
+    def _macro_recall(self, weights: np.ndarray) -> float:
+        counts = np.bincount(self.outcomes, weights=weights[self.of_landmarks], minlength=2 * self.classes)
+        missed, hits = counts.reshape(-1, 2).T
+        support = missed + hits
+        drawn = support > 0
+        return float((hits[drawn] / support[drawn]).mean()) if drawn.any() else np.nan
 
-    def _ranked(self, weights: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def _ranked(self, weights: np.ndarray, landmarks: float) -> dict[str, float]:
         """Return GAP and, where there are images without a landmark, the rejection's AUROC, in one order of the scores."""
-        drawn = weights[:, self.order]
-        right = drawn * self.right[self.order]
-        seen = np.cumsum(drawn, axis=1, dtype=np.float64)
-        precision = np.cumsum(right, axis=1, dtype=np.float64) / np.maximum(seen, 1)
-        gaps = np.einsum("ij,ij->i", precision, right) / landmarks
-        if self.known.all():
-            return gaps, None
-        known = self.known[self.order]
-        above = np.cumsum(drawn * known, axis=1, dtype=np.float64)
-        strangers = drawn * ~known
-        pairs = landmarks * np.maximum(strangers.sum(axis=1), 1)
-        return gaps, np.einsum("ij,ij->i", above, strangers) / pairs
+        drawn = weights[self.order]
+        seen = np.cumsum(drawn)
+        right = drawn[self.right_places]
+        precision = np.cumsum(right) / np.maximum(seen[self.right_places], 1)
+        found = {"gap": float(precision @ right) / landmarks}
+        if len(self.stranger_places):
+            strangers = drawn[self.stranger_places]
+            total = np.cumsum(strangers)
+            above = seen[self.stranger_places] - total
+            found["rejection_auroc"] = float(above @ strangers) / (landmarks * max(float(total[-1]), 1.0))
+        return found
 
 
 def intervals(
@@ -101,6 +103,5 @@ def intervals(
     Copies of an image are one place in GAP's order; among equal scores the order decides AUROC. Macro recall is over the
     classes of a resample. O(images) memory, whatever the number of classes.
     """
-    resampled = Resampled(predictions, topk)
-    blocks = [resampled.metrics(weights) for weights in weights_of(len(predictions), samples, seed)]
-    return {name: percentile_interval(np.concatenate([block[name] for block in blocks])) for name in blocks[0]}
+    found = resample(len(predictions), samples, seed, Resampled(predictions, topk).metrics)
+    return {name: percentile_interval(values) for name, values in found.items()}

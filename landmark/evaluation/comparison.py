@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from landmark.evaluation.bootstrap import Interval, Resampled, percentile_interval, weights_of
+from landmark.evaluation.bootstrap import Interval, Resampled, percentile_interval, resample
 from landmark.evaluation.measures import gap, gap_order
 from landmark.evaluation.predictions import Predictions
 
@@ -110,9 +110,9 @@ def _paired(a: Predictions, b: Predictions, topk: tuple[int, ...], samples: int,
     """Return each metric's difference in each resample, float (samples,)."""
     first, second = Resampled(a, topk), Resampled(b, topk)
     names = [*(f"top{k}" for k in topk), "gap"]
-    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for weights in weights_of(len(a), samples, seed):
+
+    def difference(weights: np.ndarray) -> dict[str, float]:
         ours, theirs = first.metrics(weights), second.metrics(weights)
-        for name in names:
-            found[name].append(ours[name] - theirs[name])
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+        return {name: ours[name] - theirs[name] for name in names}
+
+    return resample(len(a), samples, seed, difference)
