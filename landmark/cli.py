@@ -21,6 +21,7 @@ VERBS = {
     "tune": "search for the best model",
     "evaluate": "evaluate a model beside its trivial baselines",
     "report": "make a page and tables out of a study or a run",
+    "cluster": "check what a Ray cluster can run, or show what it is at",
 }
 
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     verb = arguments[0]
     if verb not in VERBS:
-        return _fail("landmark", f"unknown verb '{verb}'; {nearest(verb, VERBS)}", 2)
+        return fail("landmark", f"unknown verb '{verb}'; {nearest(verb, VERBS)}", 2)
     return importlib.import_module(f"landmark.{verb}").main(arguments[1:])
 
 
@@ -46,25 +47,26 @@ def run_verb(
     argv: Sequence[str] | None = None,
     *,
     default: Callable[[str | None, Sequence[str]], T | None] | None = None,
+    program: str | None = None,
 ) -> int:
     """Parse the arguments into a config of type `kind`, call `function` with it, return the exit code.
 
     `--config FILE` gives the fields' defaults as YAML, as a run saves it. `default` may make them out of the other arguments
-    instead, and of the name that `--recipe NAME` gives. A user's mistake is one line on stderr: exit code 2 for the command
-    line or a config, 1 for anything found later.
+    instead, and of the name that `--recipe NAME` gives. `program`: what the verb is called, where that is not the function's
+    name. A user's mistake is one line on stderr: exit code 2 for the command line or a config, 1 for anything found later.
     """
-    program = f"landmark {function.__name__}"
+    program = program or f"landmark {function.__name__}"
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         config = parse(kind, arguments, program, default)
     except UserError as error:
-        return _fail(program, str(error), 2)
+        return fail(program, str(error), 2)
     try:
         function(config)
     except UserError as error:
-        return _fail(program, str(error), 1)
+        return fail(program, str(error), 1)
     except KeyboardInterrupt:
-        return _fail(program, "interrupted", 130)
+        return fail(program, "interrupted", 130)
     return 0
 
 
@@ -158,6 +160,7 @@ def _read_box(box: str) -> tuple[str, str, list[str]]:
     return lines[0], " ".join(filled[0]), [line for paragraph in filled for line in paragraph]
 
 
-def _fail(program: str, message: str, code: int) -> int:
+def fail(program: str, message: str, code: int) -> int:
+    """Print a mistake as one line on stderr; returns the exit code."""
     print(f"{program}: error: {message}", file=sys.stderr)
     return code

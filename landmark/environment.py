@@ -33,7 +33,7 @@ def describe_environment() -> dict[str, Any]:
         "started": started.isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {"landmark": __version__, **_versions()},
+        "packages": package_versions(),
         "machine": {
             "cpu": _cpu_name(),
             "cpus": os.cpu_count(),
@@ -62,8 +62,9 @@ def without_passwords(text: str) -> str:
     return _PASSWORD.sub("", text)
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def package_versions() -> dict[str, str]:
+    """Return the versions of landmark and of the packages that results depend on, by name; those not installed left out."""
+    found = {"landmark": __version__}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

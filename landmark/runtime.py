@@ -11,6 +11,8 @@ import ray.data
 from landmark.config import ClusterConfig, UserError
 
 KNOCK_TIMEOUT_S = 10
+HEAD = "node:__internal_head__"
+"""Resource that the head node alone has."""
 
 
 def connect(cluster: ClusterConfig) -> None:

@@ -1,6 +1,7 @@
 """Typed configuration: one dataclass a component, YAML in and out, command line by the same fields."""
 
 from landmark.config.cleaning import CleanConfig, DuplicatesConfig, NoiseConfig, QualityConfig
+from landmark.config.cluster import CheckConfig, StatusConfig
 from landmark.config.dataset import (
     ClusterConfig,
     FoldersConfig,
@@ -29,6 +30,7 @@ from landmark.config.verbs import (
 __all__ = [
     "AugmentConfig",
     "BudgetConfig",
+    "CheckConfig",
     "CheckpointConfig",
     "CleanConfig",
     "ClusterConfig",
@@ -57,6 +59,7 @@ __all__ = [
     "SearcherConfig",
     "SpaceConfig",
     "SplitConfig",
+    "StatusConfig",
     "SubsetConfig",
     "SyntheticConfig",
     "TrainConfig",

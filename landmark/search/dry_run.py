@@ -16,7 +16,7 @@ from landmark.progress import clock
 from landmark.search.packing import trial_footprint, trial_memory
 from landmark.search.schedulers import Bracket, brackets, rungs
 from landmark.search.space import Space, TrialPlan
-from landmark.search.table import aligned, shown_value
+from landmark.table import aligned, shown_value
 from landmark.training.local import default_device
 
 SHOWN_TRIALS = 60

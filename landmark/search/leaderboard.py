@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from landmark.search.record import METRICS, StudyRecord, TrialRecord
-from landmark.search.table import aligned, shown_metric, shown_value
+from landmark.table import aligned, shown_metric, shown_value
 
 TESTED = (1, 5, 10)
 """k of the top-k shares on the test split."""

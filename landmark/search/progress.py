@@ -9,7 +9,7 @@ from ray.tune.experiment import Trial
 
 from landmark.progress import clock
 from landmark.search.record import StudyRecord, TrialRecord
-from landmark.search.table import aligned, shown_metric, shown_value
+from landmark.table import aligned, shown_metric, shown_value
 
 SHOWN_TRIALS = 24
 TERMINAL_INTERVAL_S = 2.0

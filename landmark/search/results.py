@@ -25,12 +25,13 @@ from landmark.search.leaderboard import (
 )
 from landmark.search.record import METRICS, StudyRecord, TrialRecord
 from landmark.search.study import Outcome, Study
-from landmark.search.trial import TRIALS, store_of
+from landmark.search.trial import store_of
 from landmark.storage import Location, NotFound, locate
 from landmark.training.checkpoints import MODEL_FILES
 from landmark.training.distributed import gpus_per_worker
 from landmark.training.evaluation import evaluate_checkpoint, write_evaluation
 from landmark.training.run import RunResult, run_training
+from landmark.training.telemetry import TRIALS
 
 EVALUATION_FOLDER = "evaluation-test"
 BEST = "best"

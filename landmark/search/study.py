@@ -28,6 +28,7 @@ from landmark.search.record import StudyRecord
 from landmark.search.room import Room, find_room
 from landmark.search.schedulers import StudyScheduler, build_rule, check_grace
 from landmark.search.space import DATASET, Space, TrialPlan
+from landmark.search.states import TrialStates
 from landmark.search.trial import TrialProcess, store_of, trial_values
 from landmark.storage import Location, NotFound, check_writable, locate
 from landmark.training.run import absolute_weights
@@ -226,7 +227,9 @@ def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper) -> Non
         queue.propose_all()
     record.flush()
     table = LiveTable(config.name, record, space.metric, space.mode(), study.proposals.total)
-    _tuner(study, room, scheduler, queue, [Keeper(scheduler), table], stopper).fit()
+    states = TrialStates(config.name, record, study.proposals.total)
+    _tuner(study, room, scheduler, queue, [Keeper(scheduler), table, states], stopper).fit()
+    states.tell()
     table.clear()
 
 

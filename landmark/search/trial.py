@@ -32,6 +32,7 @@ from landmark.config import (
 )
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
+from landmark.logs import begin_log
 from landmark.search.record import ERROR, FIRST_STEP, REPORTED, WEIGHTS
 from landmark.search.relay import Relay
 from landmark.search.space import TrialPlan
@@ -41,11 +42,11 @@ from landmark.training.distributed import RECOVERED, fit_workers
 from landmark.training.local import default_device
 from landmark.training.loop import fit
 from landmark.training.memory import give_back_memory
+from landmark.training.pace import Pace
 from landmark.training.session import Phase
 from landmark.training.store import CheckpointStore
+from landmark.training.telemetry import TRIALS, Telemetry, names_of
 
-TRIALS = "trials"
-"""Folder of the trials' runs, below the study."""
 CHECKPOINT = CheckpointConfig(keep=1)
 """A trial keeps its newest and its best checkpoint."""
 END_TIMEOUT_S = 120
@@ -76,6 +77,7 @@ class TuneSession:
     def __init__(self, store: CheckpointStore) -> None:
         self.device = default_device()
         self.store = store
+        self.telemetry = Telemetry(store.run, self.rank, self.device)
         self.first_step_at: float | None = None
         self.weights = 0
 
@@ -107,6 +109,10 @@ class TuneSession:
 
     def moved(self, phase: Phase) -> None:
         """Do nothing: Ray Tune watches the process."""
+
+    def measured(self, pace: Pace) -> None:
+        """Tell Ray's exporter."""
+        self.telemetry.measured(pace)
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
@@ -173,10 +179,13 @@ def _train(trial: dict[str, Any], workers: WorkersConfig) -> None:
     folder = locate(trial["folder"])
     if workers.in_process:
         torch.set_num_threads(max(1, int(workers.cpus)))
+        begin_log(*names_of(folder), rank=0)
         store = _store(folder, recipe)
+        session = TuneSession(store)
         try:
-            fit(recipe, open_dataset(trial["dataset"], subset, seed), TuneSession(store), checkpoint=CHECKPOINT)
+            fit(recipe, open_dataset(trial["dataset"], subset, seed), session, checkpoint=CHECKPOINT)
         finally:
+            session.telemetry.close()
             store.flush()
         return
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}

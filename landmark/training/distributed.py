@@ -19,14 +19,17 @@ from torch import nn
 
 from landmark.config import TrainConfig, UserError, from_mapping, to_mapping
 from landmark.data.selection import open_dataset
+from landmark.logs import begin_log, log
 from landmark.runtime import quiet_data
 from landmark.storage import Location, locate
 from landmark.training.board import Pulse, new_board, printed_lines
 from landmark.training.checkpoints import Snapshot
 from landmark.training.loop import fit
+from landmark.training.pace import Pace
 from landmark.training.recorder import Recorder
 from landmark.training.session import Phase
 from landmark.training.store import CheckpointStore, Tell
+from landmark.training.telemetry import Telemetry, names_of
 from landmark.training.watch import watched
 
 RAY_FOLDER = "ray"
@@ -63,6 +66,7 @@ class TrainWorkerSession:
         self.first_step_at: float | None = None
         self.weights = 0
         self._noticed: set[str] = set()
+        self.telemetry = Telemetry(run, self.rank, self.device)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Wrap the model in DDP; running statistics are averaged once an epoch, not broadcast at every step."""
@@ -116,6 +120,8 @@ class TrainWorkerSession:
         notice = ray.train.get_preemption_info()
         fresh = set(notice.preempted_node_ids) - self._noticed if notice is not None else set()
         self._noticed |= fresh
+        if fresh:
+            log("preemption notice", nodes=sorted(fresh))
         if fresh and self.rank == 0:
             self.store.tell(
                 f"note: {len(fresh)} of the run's nodes will be taken away: saving a checkpoint, then going on"
@@ -126,6 +132,10 @@ class TrainWorkerSession:
         """Let the watch know."""
         if self.pulse is not None:
             self.pulse.moved(phase)
+
+    def measured(self, pace: Pace) -> None:
+        """Tell Ray's exporter."""
+        self.telemetry.measured(pace)
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
@@ -140,6 +150,7 @@ class TrainWorkerSession:
 
     def close(self) -> None:
         """End the record and the store."""
+        self.telemetry.close()
         if self.recorder is not None:
             self.recorder.close()
         self.store.flush()
@@ -231,10 +242,12 @@ def _work(values: dict[str, Any]) -> None:
     config = from_mapping(TrainConfig, values["config"], "the run's config")
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     tell, rank = board.put.remote, ray.train.get_context().get_world_rank()
+    run = locate(values["run"])
+    begin_log(*names_of(run), rank)
     session = None
     try:
         with Pulse(board, rank) as pulse:
-            session = TrainWorkerSession(locate(values["run"]), config, tell=tell, pulse=pulse, relay=values["relay"])
+            session = TrainWorkerSession(run, config, tell=tell, pulse=pulse, relay=values["relay"])
             dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
             fit(config, dataset, session, show=tell, checkpoint=config.checkpoint)
             session.store.close()

@@ -14,6 +14,7 @@ from torch import nn
 from landmark.config import TrainConfig, UserError
 from landmark.storage import Location
 from landmark.training.checkpoints import Snapshot
+from landmark.training.pace import Pace
 from landmark.training.recorder import Recorder
 from landmark.training.session import Phase
 from landmark.training.store import CheckpointStore, Tell
@@ -72,6 +73,9 @@ class LocalSession:
 
     def moved(self, phase: Phase) -> None:
         """Do nothing: nobody watches a single process."""
+
+    def measured(self, pace: Pace) -> None:
+        """Do nothing: metrics go by Ray, which a single process does without."""
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:

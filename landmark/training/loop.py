@@ -10,8 +10,10 @@ import torch
 from landmark.config import CheckpointConfig, LoaderConfig, Recipe, UserError
 from landmark.data.dataset import PackedDataset
 from landmark.data.loader import Loader
+from landmark.logs import log
 from landmark.progress import Progress
 from landmark.training.feed import DeviceBatch, to_device
+from landmark.training.pace import PaceMeter
 from landmark.training.session import Session
 from landmark.training.state import RunState
 from landmark.training.steps import MEND, timed, validate
@@ -41,6 +43,7 @@ def fit(
     with session.restore() as directory:
         if directory is not None:
             run.load(directory)
+    log("training", epoch=run.position.epoch, step=run.position.step, epochs=recipe.epochs, workers=session.world_size)
     loader = resolve_stream(recipe.loader, session.world_size)
     epochs = range(run.position.epoch, recipe.epochs + 1)
     loader_of = functools.partial(
@@ -114,6 +117,7 @@ class _Loop:
         progress.clear()
         if self.show is not None:
             self.show(_epoch_line(metrics, self.recipe.epochs))
+        log("epoch", **metrics)
         self.session.moved("saving")
         self.session.report(metrics, self.run.snapshot() if self.session.rank == 0 else None)
         self.trigger.saved()
@@ -128,6 +132,7 @@ class _Loop:
     def _steps(self, epoch: int, progress: Progress, wait: list[float]) -> Iterator[float]:
         """Take the steps of an epoch, saving now and then; yields each one's learning rate."""
         run, plan = self.run, self.train.plan(epoch)
+        pace = PaceMeter(epoch, wait, self.session.measured)
         _, batch_size = self.recipe.shape(epoch)
         for batch in timed(self._watched(epoch), wait):
             self.session.moved("in a step")
@@ -135,11 +140,13 @@ class _Loop:
             yield run.step.run(batch, run.schedule, run.at(plan.steps), batch_size)
             run.position.advance(batch.draws)
             progress.update(len(batch.labels) * self.session.world_size)
+            pace.update(len(batch.labels))
             if run.position.step % AGREE_STEPS == 0:
                 run.take_totals()
             if run.position.step < plan.steps and (due := self.trigger.due(run.position.step)) != "no":
                 self._save(at_once=due == "asked")
             self.session.moved("waiting for data")
+        pace.flush()
 
     def _watched(self, epoch: int) -> Iterator[DeviceBatch]:
         self.session.moved("waiting for data")

@@ -8,12 +8,12 @@ from typing import Any
 import ray
 
 from landmark.config import LoaderConfig, TrainConfig, UserError, WorkersConfig
+from landmark.runtime import HEAD
 from landmark.training.distributed import gpus_per_worker
 from landmark.training.loop import resolve_stream
 
 Bundle = tuple[float, float]
 """CPUs and GPUs that one process needs, or that one node has."""
-HEAD = "node:__internal_head__"
 TINY = 1e-6
 
 

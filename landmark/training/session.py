@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from landmark.training.checkpoints import Snapshot
+from landmark.training.pace import Pace
 
 Phase = Literal["starting", "waiting for data", "in a step", "validating", "saving"]
 """What a training process is at."""
@@ -56,6 +57,10 @@ class Session(Protocol):
 
     def moved(self, phase: Phase) -> None:
         """Take note that the loop got on and what it is at now."""
+        ...
+
+    def measured(self, pace: Pace) -> None:
+        """Take this process's pace, some ten seconds after the one before and at the end of an epoch."""
         ...
 
     def restore(self) -> AbstractContextManager[Path | None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from landmark.config import CheckpointConfig, UserError
+from landmark.logs import log
 from landmark.storage import Location, NotFound
 from landmark.training.checkpoints import CHECKPOINTS, CHECKSUMS, FILES, INDEX, DamagedCheckpoint, Snapshot, check_files
 
@@ -83,7 +84,7 @@ class CheckpointStore:
             self._forget(snapshot.name)
 
     def _write(self, snapshot: Snapshot, metrics: dict[str, float] | None) -> None:
-        folder = self.root / snapshot.name
+        folder, start = self.root / snapshot.name, time.monotonic()
         with tempfile.TemporaryDirectory(prefix="landmark-checkpoint-") as name:
             snapshot.write(Path(name))
             for file in (*FILES, CHECKSUMS):
@@ -96,6 +97,7 @@ class CheckpointStore:
         index["kept"] = [snapshot.name, *(name for name in index["kept"] if name != snapshot.name)][: self.keep]
         (self.run / INDEX).write_text(json.dumps(index, indent=1) + "\n")
         self.index = index
+        log("checkpoint stored", checkpoint=str(folder), seconds=round(time.monotonic() - start, 2))
         for other in self.root.names():
             if other not in ("index.json", index["best"], *index["kept"]):
                 (self.root / other).delete()
@@ -143,6 +145,7 @@ class CheckpointStore:
                 if self.index["best"] == name:
                     self.index |= {"best": None, "metrics": {}}
                 continue
+            log("checkpoint restored", checkpoint=str(self.root / name))
             return True
         if names:
             raise UserError(f"{self.root}: no checkpoint is whole; delete the run's folder, or choose another --name")

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sysconfig
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -34,9 +36,12 @@ parameters:
 
 @dataclass
 class Head:
-    """A head node's dashboard and the environments of a client with and of one without the token."""
+    """A head node's dashboard, its own address, and the environments of a client with and of one without the token."""
 
     address: str
+    gcs: str
+    folder: Path
+    """Where Ray keeps its sessions."""
     allowed: dict[str, str]
     stranger: dict[str, str]
 
@@ -52,7 +57,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
     command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
-    command += ["--object-store-memory=200000000", "--disable-usage-stats"]
+    # Short, as the sockets in it may have 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="landmark-ray-"))
+    command += ["--object-store-memory=200000000", "--disable-usage-stats", f"--temp-dir={folder}"]
     log = home / "head.log"
     with (
         log.open("wb") as out,
@@ -60,13 +67,14 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     ):
         try:
             _wait_ready(f"http://127.0.0.1:{dashboard}", node, log)
-            yield Head(f"http://127.0.0.1:{dashboard}", allowed, plain)
+            yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", folder, allowed, plain)
         finally:
             os.killpg(node.pid, signal.SIGTERM)
             try:
                 node.wait(5)
             except subprocess.TimeoutExpired:
                 os.killpg(node.pid, signal.SIGKILL)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait_ready(address: str, node: subprocess.Popen, log: Path) -> None:
@@ -121,3 +129,50 @@ def test_without_the_token_a_submission_is_refused(head, tmp_path):
     assert wrong.returncode != 0
     time.sleep(2)
     assert not witness.exists()
+
+
+def test_what_the_cluster_is_at_is_shown_while_a_study_runs(head, tmp_path):
+    dataset = write_packed(tmp_path / "dataset", {"train": [64, 40], "val": [32], "test": [24]}, classes=4)
+    space = tmp_path / "space.yaml"
+    space.write_text(SPACE.replace("[2]", "[4000]"))
+    where = ["--dataset", dataset.location.uri, "--output", str(tmp_path), "--name", "shown"]
+    submission = [RAY, "job", "submit", "--no-wait", "--submission-id", "shown", "--address", head.address]
+    command = ["python", "-m", "landmark.tune", "--space", str(space), "--max-concurrent", "1", *where]
+    subprocess.run(
+        [*submission, "--", *command], cwd=ROOT, env=head.allowed, check=True, capture_output=True, timeout=60
+    )
+    try:
+        text, deadline = "", time.monotonic() + 150
+        while "images/s" not in text or "shown: " not in text:
+            assert time.monotonic() < deadline, text
+            text = subprocess.run(
+                ["python", "-m", "landmark.cluster", "status", "--cluster.address", head.gcs],
+                cwd=ROOT,
+                env=head.allowed,
+                capture_output=True,
+                text=True,
+                timeout=100,
+            ).stdout
+    finally:
+        subprocess.run(
+            [RAY, "job", "stop", "--address", head.address, "shown"], env=head.allowed, check=True, timeout=60
+        )
+    rows = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
+    assert "running" in rows["shown"] and "1/2" in rows["127.0.0.1"]
+    (run,) = [line.split() for line in text.splitlines() if line.split()[:2] == ["shown", "000-deck_mlp-adam-4000"]]
+    assert run[2] == "1" and int(run[3]) >= 1 and float(run[4].replace(",", "")) > 0
+    assert "1 running, 1 pending" in " ".join(line for line in text.splitlines() if "shown: " in line).replace(
+        "1 pending, 1 running", "1 running, 1 pending"
+    )
+    logged = [json.loads(line) for line in _log_lines(head.folder) if '"trial": "000-' in line and '"epoch"' in line]
+    assert {(line["run"], line["rank"]) for line in logged} == {("shown", 0)}
+    assert any(line["event"] == "epoch" and "val_top1" in line for line in logged)
+
+
+def _log_lines(session: Path) -> list[str]:
+    return [
+        line
+        for file in (session / "session_latest" / "logs").glob("worker-*.err")
+        for line in file.read_text().splitlines()
+        if line.startswith("{")
+    ]

@@ -11,7 +11,7 @@ from landmark.search.progress import LiveTable
 from landmark.search.record import StudyRecord, TrialRecord
 from landmark.search.results import timing
 from landmark.search.space import TrialPlan
-from landmark.search.table import aligned, shown_metric, shown_value
+from landmark.table import aligned, shown_metric, shown_value
 
 KEYS = ["optimizer.lr", "epochs"]
 

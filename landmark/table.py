@@ -1,4 +1,4 @@
-"""Aligned text tables of trials, for the live table and the leaderboard."""
+"""Aligned text tables of trials and of nodes."""
 
 import unicodedata
 from collections.abc import Sequence

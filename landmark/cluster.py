@@ -1,0 +1,87 @@
+"""`landmark cluster check` and `landmark cluster status`: what a Ray cluster can run, and what it is at."""
+
+import platform
+import sys
+from collections.abc import Sequence
+
+from landmark.cli import fail, run_verb
+from landmark.config import CheckConfig, StatusConfig, UserError, nearest
+from landmark.environment import package_versions
+from landmark.nodes.access import dashboard_url, door_findings, jobs_of
+from landmark.nodes.findings import findings_of
+from landmark.nodes.status import status_text
+from landmark.nodes.survey import NodeFacts, survey
+from landmark.runtime import connect
+from landmark.table import aligned
+from landmark.training.resources import cluster_nodes, need_of, room_for
+
+USAGE = "usage: landmark cluster {check,status} [OPTIONS]; landmark cluster check --help lists its options"
+MOST_TRIALS = 10_000
+GIB = 2**30
+
+
+def check(config: CheckConfig) -> None:
+    """Print what each node is, what is wrong, and what fits; raises UserError where something would stop a run."""
+    connect(config.cluster)
+    nodes = survey(config.timeout_s, read=config.dataset, write=config.output)
+    findings = findings_of(nodes, {"python": platform.python_version(), **package_versions()})
+    findings += door_findings(dashboard_url())
+    print(check_text(nodes))
+    for finding in findings:
+        print(finding)
+    need = need_of(config.workers, config.loader)
+    cpus, gpus = (sum(parts) for parts in zip(*cluster_nodes(), strict=True))
+    print(f"the cluster gives away {cpus:g} CPUs and {gpus:g} GPUs; a run or trial needs {need.told()}")
+    room = room_for(need, "a run", MOST_TRIALS)
+    print(f"fits: {room:,} of them at a time")
+    if errors := sum(finding.severity == "error" for finding in findings):
+        raise UserError(f"{errors} problems would stop or endanger a run; mend what is told above")
+
+
+def check_text(nodes: Sequence[NodeFacts]) -> str:
+    """Return one row a node."""
+    header = ("node", "host", "CPUs", "GPUs", "object store GiB", "/dev/shm GiB", "disk free GiB", "clock", "storage")
+    rows = []
+    for node in nodes:
+        name = f"{node.address}{' (head)' if node.head else ''}"
+        if not node.alive or node.error:
+            rows.append((name, node.host, *["-"] * 6, "no answer" if node.alive else "dead"))
+            continue
+        reached = [reason is None for reason in node.storage.values()]
+        rows.append(
+            (
+                name,
+                node.host,
+                f"{node.cpus:g}",
+                f"{node.gpus:g}",
+                f"{node.object_store / GIB:.1f}",
+                f"{node.shm / GIB:.1f}",
+                f"{node.disk_free / GIB:.0f}",
+                f"{node.clock_s:+.2f} s",
+                ("reached" if all(reached) else "not reached") if reached else "not asked",
+            )
+        )
+    return aligned([header, *rows])
+
+
+def status(config: StatusConfig) -> None:
+    """Print the cluster's nodes, jobs, studies and runs."""
+    connect(config.cluster)
+    print(status_text(survey(config.timeout_s, metrics=True), jobs_of(dashboard_url())))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    if arguments[0] == "check":
+        return run_verb(CheckConfig, check, arguments[1:], program="landmark cluster check")
+    if arguments[0] == "status":
+        return run_verb(StatusConfig, status, arguments[1:], program="landmark cluster status")
+    return fail("landmark cluster", f"unknown action '{arguments[0]}'; {nearest(arguments[0], ('check', 'status'))}", 2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

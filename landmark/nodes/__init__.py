@@ -1,0 +1,1 @@
+"""The nodes of a Ray cluster: what they are, what is wrong with them, what they are at."""

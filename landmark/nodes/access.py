@@ -1,0 +1,47 @@
+"""The way into a cluster: its dashboard, through which whoever may speak to it runs code, and its jobs."""
+
+import urllib.error
+import urllib.request
+from typing import Any
+
+from ray._private.worker import global_worker
+from ray.job_submission import JobSubmissionClient
+
+from landmark.nodes.findings import Finding
+
+KNOCK_TIMEOUT_S = 5.0
+
+
+def dashboard_url() -> str | None:
+    """Return the dashboard's address in the connected cluster, or None where it has none."""
+    told = global_worker.gcs_client.internal_kv_get(b"webui:url", b"dashboard")
+    return f"http://{told.decode()}" if told else None
+
+
+def door_findings(url: str | None) -> list[Finding]:
+    """Return an error where the dashboard answers without a token: then it runs anyone's code (CVE-2023-48022)."""
+    if url is None:
+        return []
+    try:
+        # ProxyHandler({}): the cluster's own address is no matter of a proxy's.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"{url}/api/jobs/", timeout=KNOCK_TIMEOUT_S):
+            pass
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            return []
+        return [Finding(severity="warning", where="", text=f"the dashboard at {url} answers with {error.code}")]
+    except OSError as error:
+        return [Finding(severity="warning", where="", text=f"the dashboard at {url} does not answer: {error}")]
+    text = (
+        f"the dashboard at {url} needs no token: whoever reaches it runs code here; start Ray with RAY_AUTH_MODE=token"
+    )
+    return [Finding(severity="error", where="", text=text)]
+
+
+def jobs_of(url: str | None) -> list[Any]:
+    """Return the submitted jobs, the newest first, as Ray describes them."""
+    if url is None:
+        return []
+    jobs = JobSubmissionClient(url).list_jobs()
+    return sorted((job for job in jobs if job.submission_id), key=lambda job: -(job.start_time or 0))

@@ -1,0 +1,57 @@
+"""`landmark cluster check` against a real cluster of two nodes: what it tells of each, what fits, what is wrong."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.nodes import Nodes
+from tests.packed import write_packed
+from tests.seaweed import Seaweed
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Nodes]:
+    found = Nodes(2)
+    yield found
+    found.cluster.shutdown()
+
+
+def cluster_command(cluster: Nodes, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "landmark.cluster", *words, "--cluster.address", cluster.address]
+    return subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=200)
+
+
+def test_every_node_is_asked_and_what_fits_is_told(cluster, s3: Seaweed, tmp_path):
+    dataset = write_packed(tmp_path / "dataset", {"train": [8], "val": [4], "test": [4]}, classes=2)
+    words = ["--dataset", dataset.location.uri, "--output", s3.uri("check"), "--workers", "2"]
+    done = cluster_command(cluster, "check", *words, "--workers.cpus", "0.5", "--loader.reader-cpus", "0.5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    rows = [line.split() for line in lines if "reached" in line]
+    assert len(rows) == 3 and sum("(head)" in row for row in rows) == 1
+    assert all(row[-1] == "reached" for row in rows)
+    assert "a run or trial needs 2 x 0.5 CPUs for workers + 2 x 0.5 CPUs for data readers" in done.stdout
+    assert lines[-1] == "fits: 1 of them at a time"
+
+
+def test_storage_that_a_node_cannot_reach_and_a_run_too_large_are_one_line_each(cluster, tmp_path):
+    done = cluster_command(cluster, "check", "--dataset", str(tmp_path / "none"), "--workers.cpus", "3")
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    (told,) = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
+    assert "manifest.json" in told and "credentials" in told
+    assert done.stderr.startswith("landmark cluster check: error: no room for a run: it needs 1 x 3 CPUs")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_unknown_action_names_the_nearest():
+    done = subprocess.run(
+        [sys.executable, "-m", "landmark.cluster", "chek"], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("landmark cluster: error: unknown action 'chek'") and "'check'" in done.stderr
