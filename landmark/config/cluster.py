@@ -33,7 +33,7 @@ class StatusConfig:
     """Show what a Ray cluster is at: its nodes, its jobs, the runs and studies on it."""
 
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    timeout_s: float = 20.0
+    timeout_s: float = 60.0
     """Seconds that a node may take to answer."""
 
     def __post_init__(self) -> None:

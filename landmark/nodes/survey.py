@@ -112,7 +112,8 @@ def survey(
     nodes = ray.nodes()
     free = ray._private.state.available_resources_per_node()
     found = []
-    with _probes([node for node in nodes if node["Alive"]]) as probes:
+    impatient = {"env_vars": {"LANDMARK_STORAGE_DEADLINE_S": STORAGE_DEADLINE_S}} if read or write else None
+    with _probes([node for node in nodes if node["Alive"]], impatient) as probes:
         looks = {node: probe.look.remote(read, write) for node, probe in probes.items()}
         deadline = time.monotonic() + timeout_s
         for node in nodes:
@@ -137,9 +138,11 @@ def survey(
 
 
 @contextlib.contextmanager
-def _probes(nodes: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Start a probe on each node, which takes nothing of what is given away there."""
-    environment = {"env_vars": {"LANDMARK_STORAGE_DEADLINE_S": STORAGE_DEADLINE_S}}
+def _probes(nodes: Sequence[dict[str, Any]], environment: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """Start a probe on each node, which takes nothing of what is given away there.
+
+    Without an environment of its own it is a process that Ray keeps ready.
+    """
     probes = {}
     for node in nodes:
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
