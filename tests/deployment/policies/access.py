@@ -11,7 +11,7 @@ from tests.deployment.policies.registry import policy
 GCS, DASHBOARD, CLIENT, METRICS = 6379, 8265, 10001, 8080
 PORTS = (22, 443, GCS, METRICS, DASHBOARD, CLIENT, 8076, 12345, 52365)
 """Ray's, and some that nothing is said of: object manager, a rendezvous, the agent."""
-OPERATOR = End("the operator", "kuberay", {"app.kubernetes.io/name": "kuberay-operator"})
+OPERATOR = End("the operator", "ray-system", {"app.kubernetes.io/name": "kuberay-operator"})
 PROMETHEUS = End("Prometheus", "monitoring", {"app.kubernetes.io/name": "prometheus"})
 DNS = End("the cluster's DNS", "kube-system", {"k8s-app": "kube-dns"})
 BUCKET = End("the bucket", None, address="52.216.1.1")
@@ -30,7 +30,7 @@ STRANGERS = (
             "app.kubernetes.io/instance": "tune",
         },
     ),
-    End("another pod beside the operator", "kuberay", {"app.kubernetes.io/name": "kuberay"}),
+    End("another pod beside the operator", "ray-system", {"app.kubernetes.io/name": "kuberay"}),
     End("another pod beside Prometheus", "monitoring", {"app.kubernetes.io/name": "grafana"}),
     End("the internet", None, address="203.0.113.9"),
 )
