@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 BENCHMARKS := synthetic catalog pack reference ingest train recipes faults tune search study evaluate clean
 
-.PHONY: setup browser demo test check bench clean
+.PHONY: setup browser kubectl demo test check bench clean
 .NOTPARALLEL:
 
 setup: $(READY)
@@ -17,11 +17,14 @@ $(READY): setup.cfg constraints.txt
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
-test: setup browser
+test: setup browser kubectl
 	$(BIN)/python -m pytest $(ARGS)
 
 browser:
 	bash scripts/browser.sh
+
+kubectl:
+	bash scripts/kubectl.sh
 
 check: setup
 	$(BIN)/ruff format --no-cache --check .

@@ -1,0 +1,1 @@
+"""Manifests, cluster files and the image: built, validated, and held against named policies."""

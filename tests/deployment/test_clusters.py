@@ -1,0 +1,190 @@
+"""`ray up` files and the SLURM script: valid by Ray's own schema, closed, and their commands are ones that Ray and we take."""
+
+import copy
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import ray
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.scripts.scripts import cli
+
+from landmark.cli import parse
+from landmark.config import TuneConfig
+from landmark.tune import defaults
+from tests.deployment.manifests import ROOT
+from tests.deployment.policies.access import SECRET_TEXT
+
+FILES = ("aws", "gcp", "local")
+SCHEMA = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+SLURM = ROOT / "cluster" / "slurm.sh"
+
+
+def load(name: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "cluster" / f"{name}.yaml").read_text())
+
+
+def ray_starts(commands: list[str]) -> list[tuple[dict[str, str], dict[str, Any]]]:
+    """Return the environment and the parsed options of each `ray start` among commands; raises where Ray refuses one."""
+    found = []
+    for command in commands:
+        environment: dict[str, str] = {}
+        for part in command.split(";"):
+            words = shlex.split(part)
+            if words[:1] == ["export"]:
+                environment |= dict(word.split("=", 1) for word in words[1:])
+            if words[:2] == ["ray", "start"]:
+                found.append((environment, cli.commands["start"].make_context("start", words[2:]).params))
+            elif words[:1] == ["ray"]:
+                cli.commands[words[1]].make_context(words[1], words[2:])
+    return found
+
+
+def findings(config: dict[str, Any]) -> list[str]:
+    """Return what leaves a cluster of `ray up` open or unfit."""
+    found = []
+    if config["file_mounts"].get("~/.ray/auth_token") != "~/.ray/auth_token":
+        found.append("no token on the machines")
+    if SECRET_TEXT.search(yaml.dump(config)) or re.search(r"RAY_AUTH_TOKEN=", yaml.dump(config)):
+        found.append("a credential in the file")
+    heads = ray_starts(config["head_start_ray_commands"])
+    workers = ray_starts(config["worker_start_ray_commands"])
+    for environment, _ in [*heads, *workers]:
+        if environment.get("RAY_AUTH_MODE") != "token":
+            found.append("Ray starts without token authentication")
+        if environment.get("RAY_USAGE_STATS_ENABLED") != "0":
+            found.append("Ray sends figures home")
+    for _, options in heads:
+        if options["dashboard_host"] != "127.0.0.1":
+            found.append("the dashboard listens to the network")
+        if options["num_cpus"] != 0:
+            found.append("trials run on the head")
+    for rule in config["provider"].get("security_group", {}).get("IpPermissions", []):
+        if (rule["FromPort"], rule["ToPort"]) != (22, 22) or any(
+            one["CidrIp"].endswith("/0") for one in rule["IpRanges"]
+        ):
+            found.append("ports are open to the internet")
+    for name, kind in config.get("available_node_types", {}).items():
+        machine = kind["node_config"]
+        if config["provider"]["type"] == "aws" and machine["MetadataOptions"]["HttpTokens"] != "required":
+            found.append(f"{name}: gives its credentials to any request")
+        if kind["resources"].get("GPU", 0) * 6 > kind["resources"]["CPU"]:
+            found.append(f"{name}: its GPU starves")
+        profile = machine.get("IamInstanceProfile", {}).get("Name") or machine["serviceAccounts"][0]["email"]
+        if profile.partition("@")[0] != ("landmark-head" if name == config["head_node_type"] else "landmark-worker"):
+            found.append(f"{name}: has rights that it does not need")
+    return found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_valid_to_ray_and_closed(name):
+    config = load(name)
+    jsonschema.validate(config, SCHEMA)
+    prepared = prepare_config(copy.deepcopy(config))
+    validate_config(prepared)
+    assert findings(config) == []
+    assert (
+        len(ray_starts(config["head_start_ray_commands"])) == len(ray_starts(config["worker_start_ray_commands"])) == 1
+    )
+    install = next(command for command in config["setup_commands"] if "pip install" in command)
+    assert "--constraint ~/landmark/constraints.txt ~/landmark'[" in install
+    extras = re.search(r"landmark'\[([\w,]+)\]", install)[1].split(",")
+    assert all(re.search(rf"^{extra} =$", (ROOT / "setup.cfg").read_text(), re.MULTILINE) for extra in extras)
+
+
+HEAD, WORKER = "head_start_ray_commands", "worker_start_ray_commands"
+
+
+def _replace(config: dict[str, Any], key: str, old: str, new: str) -> None:
+    changed = [command.replace(old, new) for command in config[key]]
+    assert changed != config[key]
+    config[key] = changed
+
+
+@pytest.mark.parametrize(
+    ("expected", "mutate"),
+    [
+        ("no token on the machines", lambda c: c["file_mounts"].pop("~/.ray/auth_token")),
+        ("Ray starts without token", lambda c: _replace(c, WORKER, "RAY_AUTH_MODE=token", "")),
+        ("Ray sends figures home", lambda c: _replace(c, HEAD, "RAY_USAGE_STATS_ENABLED=0", "")),
+        (
+            "a credential in the file",
+            lambda c: _replace(c, HEAD, "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=token RAY_AUTH_TOKEN=a"),
+        ),
+        ("the dashboard listens", lambda c: _replace(c, HEAD, "127.0.0.1", "0.0.0.0")),
+        ("trials run on the head", lambda c: _replace(c, HEAD, "--num-cpus=0", "")),
+        (
+            "open to the internet",
+            lambda c: c["provider"]["security_group"]["IpPermissions"][0]["IpRanges"].append({"CidrIp": "0.0.0.0/0"}),
+        ),
+        (
+            "credentials to any request",
+            lambda c: c["available_node_types"]["gpu"]["node_config"]["MetadataOptions"].update(HttpTokens="optional"),
+        ),
+        ("its GPU starves", lambda c: c["available_node_types"]["gpu"]["resources"].update(CPU=4)),
+        (
+            "rights that it does not need",
+            lambda c: c["available_node_types"]["cpu"]["node_config"].update(
+                IamInstanceProfile={"Name": "landmark-head"}
+            ),
+        ),
+    ],
+)
+def test_an_open_cluster_is_found(expected, mutate):
+    config = copy.deepcopy(load("aws"))
+    mutate(config)
+    assert any(expected in line for line in findings(config)), findings(config)
+
+
+def test_ray_s_own_checks_refuse_what_it_does_not_know():
+    config = load("aws")
+    with pytest.raises(jsonschema.ValidationError, match="idle_timeout"):
+        jsonschema.validate(config | {"idle_timeout": 10}, SCHEMA)
+    with pytest.raises(Exception, match="No such option"):
+        ray_starts(["ray start --head --dashboard-hosts=127.0.0.1"])
+    del config["head_node_type"]
+    with pytest.raises(ValueError, match="head_node_type"):
+        validate_config(prepare_config(config) | {"head_node_type": "none"})
+
+
+def script_commands() -> list[list[str]]:
+    """Return the commands of the SLURM script, a `\\` at a line's end joined."""
+    text = SLURM.read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.lstrip().startswith(("srun", "python -m", "until ray"))]
+    values = {
+        "RAY_ADDRESS": "10.0.0.1:20007",
+        "address": "10.0.0.1",
+        "port": "20007",
+        "cpus": "8",
+        "folder": "/tmp/landmark-7",
+    }
+    for name, value in values.items():
+        lines = [line.replace(f'"${name}"', value) for line in lines]
+    return [shlex.split(line) for line in lines]
+
+
+def test_the_slurm_script_starts_ray_with_a_token_and_runs_our_command():
+    text = SLURM.read_text()
+    assert text.index("export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=") < text.index("ray start")
+    assert "umask 077" in text and "RAY_AUTH_TOKEN=" not in text and 'rm -rf "$secrets"' in text
+    starts = []
+    for words in script_commands():
+        for place in [at for at, word in enumerate(words) if word == "ray"]:
+            end = next((at for at, word in enumerate(words) if at > place and word in (">", "&")), len(words))
+            name, arguments = words[place + 1], words[place + 2 : end]
+            starts.append((name, cli.commands[name].make_context(name, arguments).params))
+    (head,) = [options for name, options in starts if name == "start" and options["head"]]
+    (worker,) = [options for name, options in starts if name == "start" and not options["head"]]
+    assert head["dashboard_host"] == "127.0.0.1" and head["block"] and worker["block"]
+    assert worker["address"] == f"{head['node_ip_address']}:{head['port']}"
+    assert head["temp_dir"] == worker["temp_dir"] == "/tmp/landmark-7"
+    usage = next(line for line in text.splitlines() if "sbatch" in line and "--dataset" in line)
+    words = shlex.split(usage.lstrip("# "))
+    config = parse(TuneConfig, words[words.index("cluster/slurm.sh") + 1 :], "landmark tune", defaults)
+    assert (config.name, config.workers.cpus) == ("study", 7.0)
+    assert ["python", "-m", "landmark.tune", "$@", "&"] in script_commands()

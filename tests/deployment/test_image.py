@@ -1,0 +1,131 @@
+"""The image: linted, pinned, not root; what it is built from is there, and the wheel that it installs is whole."""
+
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from landmark import __version__
+from landmark.cli import VERBS
+from tests.deployment.manifests import ROOT
+
+DOCKERFILE = ROOT / "cluster" / "Dockerfile"
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+
+
+def copied(text: str) -> list[tuple[str, str]]:
+    """Return source and target of what is copied from the context."""
+    found = []
+    for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE):
+        *sources, target = line.split()
+        found += [(source, target) for source in sources]
+    return found
+
+
+def stages() -> list[str]:
+    return re.split(r"^(?=FROM )", DOCKERFILE.read_text(), flags=re.MULTILINE)[1:]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A folder with what the stage `project` copies, as it does."""
+    folder = tmp_path_factory.mktemp("project")
+    for source, target in copied(stages()[0]):
+        place = folder / target / (source.rpartition("/")[2] if target.endswith("/") else "")
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / source, place)
+    return folder
+
+
+def test_the_linter_has_nothing_to_say():
+    done = subprocess.run([SCRIPTS / "hadolint", str(DOCKERFILE)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "hadolint ignore" not in DOCKERFILE.read_text()
+
+
+def test_the_linter_finds_what_is_wrong(tmp_path):
+    broken = DOCKERFILE.read_text().replace("wget=1.21.*", "wget").replace(":3.11.11-slim-bookworm", ":latest")
+    (tmp_path / "Dockerfile").write_text(broken)
+    done = subprocess.run([SCRIPTS / "hadolint", str(tmp_path / "Dockerfile")], capture_output=True, text=True)
+    assert done.returncode == 1 and "DL3008" in done.stdout and "DL3007" in done.stdout
+
+
+def test_the_image_is_pinned_and_not_root():
+    text, last = DOCKERFILE.read_text(), stages()[-1]
+    assert all(re.match(r"FROM \S+:\d+\.\d+\.\d+\S*( AS \w+)?\n", stage) for stage in stages())
+    assert re.findall(r"^USER (.+)$", last, re.MULTILINE) == ["1000:1000"] and "--uid 1000" in last
+    assert last.index("USER") > last.rindex("RUN")
+    for line in re.findall(r"pip install (?:[^\n]*\\\n)*[^\n]*", text):
+        assert "--no-cache-dir" in line and ("--constraint" in line or "--no-deps" in line)
+    assert 'CMD ["landmark", "--help"]' in last
+
+
+def test_what_it_copies_is_there_and_in_the_context():
+    rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    kept = {line[1:] for line in rules if line.startswith("!")}
+    sources = {source for source, _ in copied(DOCKERFILE.read_text())}
+    assert sources == kept
+    assert all((ROOT / source).exists() for source in sources)
+    assert not any(fnmatch(".git", name) or fnmatch(".venv", name) for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("variant", "code", "index"),
+    [("gpu", 0, "pypi.org/simple"), ("cpu", 0, "download.pytorch.org/whl/cpu"), ("tpu", 1, None)],
+)
+def test_the_variant_chooses_torch(variant, code, index, tmp_path):
+    """The step runs as it stands, with an `echo` in pip's place."""
+    step = re.search(r'^RUN (case "\${VARIANT}" in (?:[^\n]*\\\n)*[^\n]*)', DOCKERFILE.read_text(), re.MULTILINE)[1]
+    script = step.replace("&& pip install", "&& echo pip install")
+    done = subprocess.run(["sh", "-c", script], env={"VARIANT": variant}, capture_output=True, text=True)
+    assert done.returncode == code
+    if index:
+        assert done.stdout.endswith("torch torchvision\n") and f"--index-url https://{index}" in done.stdout
+    else:
+        assert done.stderr == "VARIANT is 'tpu'; expected gpu or cpu\n"
+
+
+def test_its_list_of_requirements_is_what_the_project_requires(project):
+    extras = re.search(r"cluster/requirements.py (.+) > requirements.txt", DOCKERFILE.read_text())[1].split()
+    command = [sys.executable, "cluster/requirements.py", *extras]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
+    listed = [Requirement(line) for line in done.stdout.splitlines()]
+    names = {one.name for one in listed}
+    assert {"ray", "torch", "s3fs", "timm", "optuna", "cleanlab"} <= names and len(names) == len(listed)
+    pinned = {line.partition("==")[0].replace("_", "-").lower() for line in (ROOT / "constraints.txt").open()}
+    assert {name.lower() for name in names} <= pinned
+
+
+def test_the_wheel_it_installs_has_the_command_and_its_files(project, tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run(
+        [*command, "--wheel-dir", str(tmp_path), "."], cwd=project, check=True, capture_output=True, timeout=200
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.startswith(f"landmark-{__version__}") and wheel.stat().st_size < 1_000_000
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+        names = archive.namelist()
+    for data in ("landmark/recipes/*.yaml", "landmark/reporting/templates/*", "tune_spaces/*.yaml"):
+        wanted = {str(path.relative_to(ROOT)) for path in ROOT.glob(data) if path.is_file()}
+        assert wanted and wanted <= set(names)
+    entry = (tmp_path / "site" / f"landmark-{__version__}.dist-info" / "entry_points.txt").read_text()
+    module, _, function = re.search(r"landmark = (.+)", entry)[1].partition(":")
+    code = f"import sys, {module} as m; assert m.__file__.startswith({str(tmp_path)!r}); sys.exit(m.{function}())"
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(f"  {verb}" in done.stdout for verb in VERBS)
