@@ -66,12 +66,12 @@ def dataset(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Pack
 
 
 def config(packed: PackedDataset, folder: Path, backend: str, **changes: Any) -> TrainConfig:
-    """A run of all that meets gradients or running statistics: parts, clipping, averages, momentum, batch norms, dropout."""
+    """A run of all that meets gradients or running statistics: parts, clipping, averages, momentum, batch norms."""
     base = TrainConfig(
         dataset=packed.location.uri,
         output=str(folder),
         epochs=EPOCHS,
-        model=ModelConfig(backbone="timm/resnet10t", dropout=0.1),
+        model=ModelConfig(backbone="timm/resnet10t"),
         optimizer=OptimizerConfig(name="sgd", lr=0.02, momentum=0.9, clip_norm=0.5),
         schedule=ScheduleConfig(name="cosine"),
         loader=LoaderConfig(image_size=32, batch_size=BATCH, decode_threads=1, stream="thread"),
