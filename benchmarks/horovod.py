@@ -60,7 +60,6 @@ class Case:
 
 
 CASES = [
-    Case(backbone="resnet18", size=128, batch=64),
     Case(backbone="resnet18", size=64, batch=64),
     Case(backbone="shufflenet_v2_x0_5", size=64, batch=64),
 ]
@@ -132,8 +131,8 @@ def main() -> None:
         prepare(
             PrepareConfig(
                 output=str(folder / "packed"),
-                synthetic=SyntheticConfig(classes=20, images=1200, image_size=160, tail=0.0),
-                packing=PackingConfig(short_side=144),
+                synthetic=SyntheticConfig(classes=20, images=800, image_size=96, tail=0.0),
+                packing=PackingConfig(short_side=80),
             )
         )
         ray.shutdown()
