@@ -14,7 +14,7 @@ from landmark.config.subset import SubsetConfig
 
 @dataclass(kw_only=True, frozen=True)
 class WorkersConfig:
-    """The processes that train one model together (DDP), and what each may use."""
+    """The processes that train one model together, how they do, and what each may use."""
 
     count: Annotated[int | str, tyro.conf.arg(aliases=["--workers"])] = 1
     """Training processes; 1 trains in this process, more train by Ray Train. 2:8 is elastic: as many of 2 to 8 as the cluster has
@@ -27,6 +27,9 @@ class WorkersConfig:
     """Times that a run of several processes is restarted from its last checkpoint after one died."""
     stall_s: float = 600.0
     """Seconds without a step after which a process counts as hung: it is named, ended and replaced."""
+    backend: Annotated[Literal["ddp", "horovod"], tyro.conf.arg(aliases=["--backend"])] = "ddp"
+    """How several processes average gradients. ddp: PyTorch's DistributedDataParallel over Gloo or NCCL; horovod: Horovod, which
+    scripts/install-horovod.sh installs (docs/horovod.md)."""
 
     def __post_init__(self) -> None:
         require(

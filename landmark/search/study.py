@@ -31,6 +31,7 @@ from landmark.search.space import DATASET, Space, TrialPlan
 from landmark.search.states import TrialStates
 from landmark.search.trial import TrialProcess, store_of, trial_values
 from landmark.storage import Location, NotFound, check_writable, locate
+from landmark.training.backends import check_backend
 from landmark.training.run import absolute_weights
 
 TUNE_FOLDER = "ray"
@@ -85,6 +86,8 @@ def plan_study(config: TuneConfig) -> Study:
     proposals = build_proposals(space, config.recipe, space.config.budget.trials)
     listed = isinstance(proposals, Listed)
     kinds = kinds_of_trials(space, config.recipe, proposals)
+    for plan in kinds:
+        check_backend(config.workers, plan.recipe.compute)
     max_epochs = max(plan.recipe.epochs for plan in kinds)
     check_grace(space.config.scheduler, max_epochs)
     if space.config.scheduler.name == "pbt":

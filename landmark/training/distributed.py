@@ -1,4 +1,4 @@
-"""Several workers: the same loop in Ray Train V2 workers, gradients averaged by DDP."""
+"""Several workers: the same loop in Ray Train V2 workers, gradients averaged by a backend (`landmark.training.backends`)."""
 
 import contextlib
 import os
@@ -22,6 +22,7 @@ from landmark.data.selection import open_dataset
 from landmark.logs import begin_log, log
 from landmark.runtime import quiet_data
 from landmark.storage import Location, locate
+from landmark.training.backends import backend_config, join_backend
 from landmark.training.board import Pulse, new_board, printed_lines
 from landmark.training.checkpoints import Snapshot
 from landmark.training.loop import fit
@@ -56,6 +57,7 @@ class TrainWorkerSession:
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.device = ray.train.torch.get_device()
+        self.backend = join_backend(config.workers, self.device)
         self.store = CheckpointStore(run, config.monitor, config.monitor_mode(), config.checkpoint, tell)
         recorded = self.rank == 0 and relay is None
         self.recorder = Recorder(run, tensorboard=config.tensorboard) if recorded else None
@@ -69,18 +71,14 @@ class TrainWorkerSession:
         self.telemetry = Telemetry(run, self.rank, self.device)
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Wrap the model in DDP; running statistics are averaged once an epoch, not broadcast at every step."""
+        """Let the backend wrap the model."""
         self.first_step_at = time.time()
         self.weights = sum(parameter.numel() for parameter in model.parameters())
-        options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
-        return ray.train.torch.prepare_model(model, move_to_device=False, parallel_strategy_kwargs=options)
+        return self.backend.prepare(model)
 
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum over the ranks."""
-        total = values.clone()
-        if self.world_size > 1:
-            torch.distributed.all_reduce(total)
-        return total
+        return self.backend.all_reduce(values) if self.world_size > 1 else values.clone()
 
     def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
         """Store rank 0's checkpoint, write the epoch's row, and report to Ray Train: a barrier.
@@ -180,7 +178,11 @@ def fit_workers(config: TrainConfig, run: Location, *, relay: Any | None = None,
     board = new_board()
     values = {"config": to_mapping(config), "run": run.uri, "board": board, "relay": relay}
     trainer = Trainer(
-        _work, train_loop_config=values, scaling_config=_scaling(config), run_config=_run_config(config, run)
+        _work,
+        train_loop_config=values,
+        torch_config=backend_config(config.workers),
+        scaling_config=_scaling(config),
+        run_config=_run_config(config, run),
     )
     try:
         with printed_lines(board) if shown else contextlib.nullcontext(), watched(board, config.workers.stall_s, print):

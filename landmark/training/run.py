@@ -52,6 +52,11 @@ def run_training(config: TrainConfig) -> RunResult:
     """
     start = time.monotonic()
     config = absolute_paths(config)
+    if not config.workers.in_process:
+        # Here and below Ray is imported where several workers need it: one worker trains without it.
+        from landmark.training.backends import check_backend
+
+        check_backend(config.workers, config.compute)
     dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
     for split in ("train", "val"):
         dataset.split(split)
@@ -111,7 +116,6 @@ def _fit_here(config: TrainConfig, dataset: PackedDataset, run: Location) -> Non
 
 
 def _fit_workers(config: TrainConfig, run: Location) -> None:
-    # Ray is imported where several workers need it: one worker trains without it.
     from landmark.runtime import connect
     from landmark.training.distributed import fit_workers
     from landmark.training.resources import check_room

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from landmark.config import Recipe, UserError
@@ -224,8 +223,8 @@ class TrainStep:
 
 
 def _quiet(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Return the context in which backward keeps the gradient on the rank."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+    """Return the context in which backward keeps the gradient on the rank: what a backend wrapped has one."""
+    return getattr(model, "no_sync", contextlib.nullcontext)()
 
 
 def _class_weights(recipe: Recipe, counts: np.ndarray | None, device: torch.device) -> torch.Tensor | None:

@@ -1,0 +1,149 @@
+"""Horovod beside DDP: images/s of two workers each, and how far the weights of equal runs are apart.
+
+Run: python benchmarks/horovod.py [--rounds 3]. Both are `landmark train` with two workers over Ray Train, in fp32 and from the
+same drawn images; they take turns within a round, so that a busy machine harms both alike, and ratios are medians over the
+rounds. The first epoch of a run warms up and does not count. Weights are compared after the last epoch of the first
+round, running statistics included. The last line is JSON, kept in benchmarks/results/horovod.json.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# Behind the packages: this file's own folder comes first otherwise, and in it this file, as `horovod`.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parent] + [str(ROOT)]
+CORES = len(os.sched_getaffinity(0))
+os.environ.update(
+    OMP_NUM_THREADS=str(max(1, CORES // 2)), PYTHONPATH=str(ROOT),
+    RAY_worker_niceness="0",  # Ray gives its own 15, and loses to whatever else runs
+)  # fmt: skip
+
+import ray
+import torch
+
+from landmark.config import (
+    ClusterConfig,
+    ComputeConfig,
+    LoaderConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PackingConfig,
+    PrepareConfig,
+    ScheduleConfig,
+    SyntheticConfig,
+    TrainConfig,
+    WorkersConfig,
+)
+from landmark.prepare import prepare
+from landmark.training.checkpoints import read_weights
+from landmark.training.run import run_training
+
+BACKENDS = ("ddp", "horovod")
+EPOCHS = 3
+
+
+@dataclass(kw_only=True, frozen=True)
+class Case:
+    """One network at one image size."""
+
+    backbone: str
+    size: int
+    batch: int
+    """Images a step over both workers."""
+
+
+CASES = [
+    Case(backbone="resnet18", size=64, batch=64),
+    Case(backbone="shufflenet_v2_x0_5", size=64, batch=64),
+]
+
+
+def config_of(case: Case, backend: str, folder: Path, number: int) -> TrainConfig:
+    """Return one run's config."""
+    return TrainConfig(
+        dataset=str(folder / "packed"),
+        output=str(folder / "runs"),
+        name=f"{case.backbone}-{case.size}-{backend}-{number}",
+        epochs=EPOCHS,
+        model=ModelConfig(backbone=case.backbone),
+        optimizer=OptimizerConfig(name="sgd", lr=0.01),
+        schedule=ScheduleConfig(name="constant"),
+        loader=LoaderConfig(image_size=case.size, batch_size=case.batch, decode_threads=1),
+        compute=ComputeConfig(amp="off"),
+        workers=WorkersConfig(count=2, backend=backend),
+        cluster=ClusterConfig(cpus=max(CORES, 4)),
+        tensorboard=False,
+    )
+
+
+def images_per_s(config: TrainConfig) -> float:
+    """Train, and return the images/s of a steady epoch."""
+    run_training(config)
+    with (Path(config.output) / config.name / "history.csv").open() as lines:
+        return statistics.median(float(row["images_per_s"]) for row in list(csv.DictReader(lines))[1:])
+
+
+def largest_difference(one: TrainConfig, other: TrainConfig) -> float:
+    """Return how far the weights of two runs' last epochs are apart at most."""
+    found = [
+        read_weights(Path(config.output) / config.name / "checkpoints" / f"epoch-{EPOCHS:04d}")
+        for config in (one, other)
+    ]
+    pairs = ((tensor.double(), found[1][name].double()) for name, tensor in found[0].items())
+    return max(float(torch.abs(mine - theirs).max()) for mine, theirs in pairs)
+
+
+def measure(case: Case, rounds: int, folder: Path) -> dict[str, float]:
+    """Let both backends take turns; returns and prints a case's figures."""
+    rates: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
+    for number in range(rounds):
+        for backend in BACKENDS if number % 2 == 0 else BACKENDS[::-1]:
+            rates[backend].append(images_per_s(config_of(case, backend, folder, number)))
+    apart = largest_difference(*(config_of(case, backend, folder, 0) for backend in BACKENDS))
+    ratio = statistics.median(ours / theirs for ours, theirs in zip(rates["horovod"], rates["ddp"], strict=True))
+    ddp, horovod = (statistics.median(rates[backend]) for backend in BACKENDS)
+    print(f"{case.backbone:20}{case.size:>4}{ddp:>10,.1f}{horovod:>10,.1f}{ratio:>8.2f}{apart:>14.2e}", flush=True)
+    key = f"{case.backbone}_{case.size}"
+    return {
+        f"{key}_ddp_images_per_s": ddp,
+        f"{key}_horovod_images_per_s": horovod,
+        f"{key}_horovod_over_ddp": ratio,
+        f"{key}_largest_difference": apart,
+    }
+
+
+def main() -> None:
+    """Print the figures, and keep them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", default=str(Path(__file__).with_name("results") / "horovod.json"))
+    arguments = parser.parse_args()
+    figures: dict[str, float] = {"cores": CORES, "rounds": arguments.rounds}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(
+            PrepareConfig(
+                output=str(folder / "packed"),
+                synthetic=SyntheticConfig(classes=20, images=800, image_size=96, tail=0.0),
+                packing=PackingConfig(short_side=80),
+            )
+        )
+        ray.shutdown()
+        print(f"{'network':20}{'px':>4}{'ddp':>10}{'horovod':>10}{'ratio':>8}{'weights apart':>16}")
+        for case in CASES:
+            figures |= measure(case, arguments.rounds, folder)
+        ray.shutdown()
+    line = json.dumps({key: float(f"{value:.4g}") for key, value in figures.items()})
+    Path(arguments.output).write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

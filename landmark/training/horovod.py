@@ -1,0 +1,257 @@
+"""Horovod as a backend: the ranks meet at a server beside Ray Train's controller, and average gradients as they come.
+
+Horovod is imported where it is used: the controller and the workers load this module before anyone can say that it is missing.
+"""
+
+import collections
+import contextlib
+import functools
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import ray
+import torch
+from ray.train._internal.base_worker_group import BaseWorkerGroup
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig
+from torch import nn
+
+from landmark.config import UserError
+
+LEAVE_S = 5.0
+"""Seconds that the workers may take to leave Horovod: those that wait for one that died do not."""
+POLL_S = 0.0002
+"""Seconds between two looks whether a gradient is there: Horovod's own waiting takes the core that decodes images."""
+NARROW = (torch.bool, torch.uint8, torch.int8, torch.int16)
+"""Types that Horovod does not add up."""
+
+
+class Rendezvous:
+    """The server at which ranks learn each other's addresses.
+
+    Horovod's own listens on all interfaces. Whoever reaches it can read and change what ranks tell each other, so this one
+    listens on the address alone by which Ray knows the node.
+    """
+
+    def __init__(self, address: str, slots: list[Any]) -> None:
+        from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+
+        self._server = RendezvousHTTPServer((address, 0), RendezvousHandler, 0)
+        self._server.init(slots)
+        self.port = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="landmark-rendezvous", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Listen no longer."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class HorovodBackend(Backend):
+    """What Ray Train's controller does for a group of workers; one object serves all groups, one after the other."""
+
+    share_cuda_visible_devices = True
+
+    def __init__(self) -> None:
+        self._rendezvous: Rendezvous | None = None
+
+    def on_start(self, worker_group: BaseWorkerGroup, backend_config: TorchConfig) -> None:
+        """Start a server and tell each worker who it is and where to meet; workers join by themselves."""
+        from horovod.runner.common.util.hosts import SlotInfo
+
+        self._stop()
+        workers = worker_group.get_workers()
+        slots = [SlotInfo(**slot) for slot in slots_of(workers)]
+        address = ray.util.get_node_ip_address()
+        self._rendezvous = Rendezvous(address, slots)
+        shared = {
+            "HOROVOD_CONTROLLER": "gloo",
+            "HOROVOD_CPU_OPERATIONS": "gloo",
+            "HOROVOD_GLOO_RENDEZVOUS_ADDR": address,
+            "HOROVOD_GLOO_RENDEZVOUS_PORT": str(self._rendezvous.port),
+            # As long as the process group of DDP waits: who hangs is found by the watch, and named.
+            "HOROVOD_GLOO_TIMEOUT_SECONDS": str(backend_config.timeout_s),
+        }
+        told = [shared | {f"HOROVOD_{key.upper()}": str(value) for key, value in vars(slot).items()} for slot in slots]
+        ray.get([worker_group.execute_single_async(rank, _learn, env) for rank, env in enumerate(told)])
+
+    def on_shutdown(self, worker_group: BaseWorkerGroup, backend_config: TorchConfig) -> None:
+        """Let the workers that still can leave together."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(worker_group.execute_async(_leave), timeout=LEAVE_S)
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._rendezvous is not None:
+            self._rendezvous.stop()
+            self._rendezvous = None
+
+
+@dataclass
+class HorovodConfig(TorchConfig):
+    """Ray Train's settings for torch, but for the process group, in whose place workers meet by Horovod."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """What the controller does."""
+        return HorovodBackend
+
+
+def slots_of(workers: list[Any]) -> list[dict[str, Any]]:
+    """Return each worker's place by rank: its node, its rank on the node, and its rank among those with the same one."""
+    across: dict[int, list[int]] = collections.defaultdict(list)
+    places = [worker.distributed_context for worker in workers]
+    for place in sorted(places, key=lambda place: place.node_rank):
+        across[place.local_rank].append(place.node_rank)
+    return [
+        {
+            "hostname": worker.metadata.node_id,
+            "rank": place.world_rank,
+            "size": place.world_size,
+            "local_rank": place.local_rank,
+            "local_size": place.local_world_size,
+            "cross_rank": across[place.local_rank].index(place.node_rank),
+            "cross_size": len(across[place.local_rank]),
+        }
+        for worker, place in zip(workers, places, strict=True)
+    ]
+
+
+def interface_of(address: str) -> str | None:
+    """Return the name of this machine's network interface that has an address."""
+    found = psutil.net_if_addrs().items()
+    return next((name for name, addresses in found if any(address == one.address for one in addresses)), None)
+
+
+def _learn(env: dict[str, str]) -> None:
+    """Note in a worker what Horovod reads from the environment; an interface that the cluster's user named stays."""
+    os.environ.update(env)
+    interface = interface_of(ray.util.get_node_ip_address())
+    if interface is not None:
+        os.environ.setdefault("HOROVOD_GLOO_IFACE", interface)
+
+
+def _leave() -> None:
+    if "horovod.torch" in sys.modules:
+        sys.modules["horovod.torch"].shutdown()
+
+
+class Horovod:
+    """The backend in a worker; raises UserError where Horovod does not run there."""
+
+    def __init__(self, device: torch.device) -> None:
+        here = socket.gethostname()
+        try:
+            import horovod.torch as hvd
+
+            hvd.init()
+        except (ImportError, AttributeError, OSError) as error:  # it is missing, or was built for another torch
+            reason = (str(error).splitlines() or [""])[0]
+            raise UserError(
+                f"Horovod does not load on {here} ({reason}); every node needs scripts/install-horovod.sh, see docs/horovod.md"
+            ) from error
+        if device.type == "cuda" and not hvd.nccl_built():
+            raise UserError(
+                f"Horovod on {here} was built for CPUs, but the worker has a GPU; "
+                "run HOROVOD_GPU_OPERATIONS=NCCL bash scripts/install-horovod.sh, or set workers.gpus to 0"
+            )
+        self.hvd = hvd
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Give all ranks rank 0's weights and buffers, and wrap the model."""
+        state = model.state_dict()
+        views = {name: dense_view(tensor) for name, tensor in state.items()}
+        self.hvd.broadcast_parameters(views, root_rank=0)
+        for name, tensor in state.items():
+            put_back(views[name], tensor)
+        return HorovodModel(model, self.hvd)
+
+    def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum over the ranks."""
+        total = values.to(torch.int32 if values.dtype in NARROW else values.dtype, copy=True).contiguous()
+        # One at a time, so that those of a kind may have one name, which Horovod agrees on once.
+        name = f"sum of {tuple(total.shape)} {total.dtype}"
+        wait(self.hvd, self.hvd.allreduce_async_(total, name=name, op=self.hvd.Sum))
+        return total.to(values.dtype)
+
+
+class HorovodModel(nn.Module):
+    """A model whose `backward` averages gradients over the ranks, as that of DDP does: each as soon as it is there.
+
+    Horovod's own DistributedOptimizer averages in `step`: gradients would be scaled, clipped and looked at before, and a
+    second optimizer would stand between the schedule and the one that is saved.
+    """
+
+    def __init__(self, module: nn.Module, hvd: Any) -> None:
+        super().__init__()
+        self.module = module
+        self._hvd = hvd
+        self._quiet = False
+        self._handles: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(functools.partial(self._start, name))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute what the model does."""
+        return self.module(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Keep gradients on the rank within the block; the backward pass after it averages what has gathered."""
+        self._quiet = True
+        try:
+            yield
+        finally:
+            self._quiet = False
+
+    def _start(self, name: str, parameter: torch.Tensor) -> None:
+        if self._quiet:
+            return
+        if not self._handles:
+            # Runs at the end of this backward pass: what DDP does for its buckets.
+            torch.autograd.Variable._execution_engine.queue_callback(self._finish)
+        gradient = parameter.grad
+        assert gradient is not None
+        view = dense_view(gradient)
+        handle = self._hvd.allreduce_async_(view, name=name, op=self._hvd.Average)
+        self._handles.append((handle, view, gradient))
+
+    def _finish(self) -> None:
+        for handle, view, gradient in self._handles:
+            wait(self._hvd, handle)
+            put_back(view, gradient)
+        self._handles.clear()
+
+
+def dense_view(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's memory in the order it lies in, as Horovod wants it; a copy where the memory has gaps.
+
+    Weights with channels last and their gradients have the same strides on every rank.
+    """
+    if tensor.is_contiguous():
+        return tensor
+    view = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
+    return view if view.is_contiguous() else tensor.contiguous()
+
+
+def put_back(view: torch.Tensor, tensor: torch.Tensor) -> None:
+    """Copy what `dense_view` gave back into the tensor, where it was a copy."""
+    if view.data_ptr() != tensor.data_ptr():
+        tensor.copy_(view)
+
+
+def wait(hvd: Any, handle: int) -> None:
+    """Wait for an exchange, leaving the core to others meanwhile."""
+    while not hvd.poll(handle):
+        time.sleep(POLL_S)
+    hvd.synchronize(handle)
