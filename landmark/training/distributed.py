@@ -23,6 +23,7 @@ from landmark.runtime import quiet_data
 from landmark.storage import Location, locate
 from landmark.training.board import Pulse, new_board, printed_lines
 from landmark.training.checkpoints import Snapshot
+from landmark.training.gloo import TorchOnNodes
 from landmark.training.loop import fit
 from landmark.training.recorder import Recorder
 from landmark.training.session import Phase
@@ -169,7 +170,11 @@ def fit_workers(config: TrainConfig, run: Location, *, relay: Any | None = None,
     board = new_board()
     values = {"config": to_mapping(config), "run": run.uri, "board": board, "relay": relay}
     trainer = Trainer(
-        _work, train_loop_config=values, scaling_config=_scaling(config), run_config=_run_config(config, run)
+        _work,
+        train_loop_config=values,
+        torch_config=TorchOnNodes(),
+        scaling_config=_scaling(config),
+        run_config=_run_config(config, run),
     )
     try:
         with printed_lines(board) if shown else contextlib.nullcontext(), watched(board, config.workers.stall_s, print):
