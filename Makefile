@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-BENCHMARKS := synthetic catalog pack reference ingest train recipes faults tune search study evaluate clean
+BENCHMARKS := synthetic catalog pack reference ingest train recipes faults hosts tune search study evaluate clean
 
-.PHONY: setup browser demo test check bench clean
+.PHONY: setup browser hosts demo test check bench clean
 .NOTPARALLEL:
 
 setup: $(READY)
@@ -17,11 +17,14 @@ $(READY): setup.cfg constraints.txt
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
-test: setup browser
+test: setup browser hosts
 	$(BIN)/python -m pytest $(ARGS)
 
 browser:
 	bash scripts/browser.sh
+
+hosts:
+	bash scripts/hosts.sh
 
 check: setup
 	$(BIN)/ruff format --no-cache --check .

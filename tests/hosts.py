@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.seaweed import Seaweed
-from tests.witness import BY_RUN
 
 ROOT = Path(__file__).parent.parent
 RAY = str(Path(sysconfig.get_path("scripts")) / "ray")
@@ -168,6 +168,7 @@ class Hosts:
         self._spaces: list[str] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self.hosts: list[Host] = []
+        self._cut_off: list[Host] = []
         self.bucket: Seaweed | None = None
         try:
             self._build(workers)
@@ -265,13 +266,21 @@ class Hosts:
     def cut(self, host: Host) -> None:
         """Pull a host's cable: what it sends goes nowhere, and nobody is told."""
         self._in_switch("ip", "link", "set", host.name, "down")
+        self._cut_off.append(host)
 
-    def mend(self, host: Host) -> None:
-        """Put a host's cable back, and start its node anew."""
-        host.end()
-        self._in_switch("ip", "link", "set", host.name, "up")
-        self.join(host)
-        wait_for(lambda: host.address in self.nodes(), host.said)
+    def mend(self) -> None:
+        """Put all cables back, and start the nodes of those hosts anew."""
+        while self._cut_off:
+            host = self._cut_off.pop()
+            host.end()
+            self._in_switch("ip", "link", "set", host.name, "up")
+            self.join(host)
+            wait_for(lambda host=host: host.address in self.nodes(), host.said)
+
+    def dropped(self, host: Host) -> int:
+        """Return how many packets a host's firewall has kept out."""
+        rules = host.run("nft", "list", "chain", "inet", "cluster", "input").stdout
+        return int(re.findall(r"counter packets (\d+)", rules)[0])
 
     def put(self, folder: Path, uri: str) -> None:
         """Copy a folder to the bucket."""
@@ -300,15 +309,6 @@ class Hosts:
         """Return the command that submits a job from the desk and waits for its end; its workers write down their steps."""
         words = [RAY, "job", "submit", "--address", self.dashboard, "--working-dir", str(self.code)]
         return [*words, "--runtime-env-json", json.dumps(WITNESSED), "--", *command]
-
-    def witnesses(self, run: str) -> dict[Path, Host]:
-        """Return what a run's processes wrote down, the oldest first, and the host of each."""
-        found = {path: host for host in self.workers for path in host.folder.glob(f"{BY_RUN}/{run}/witness/*.log")}
-        return dict(sorted(found.items(), key=lambda item: item[0].stat().st_ctime))
-
-    def folders(self, run: str) -> list[Path]:
-        """Return a run's folders of witnesses, one for each worker, for `consumed` and `steps_seen`."""
-        return [host.folder / BY_RUN / run for host in self.workers]
 
     def __enter__(self) -> "Hosts":
         try:

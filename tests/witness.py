@@ -14,7 +14,7 @@ import numpy as np
 from landmark.data.position import Position
 
 BY_RUN = "steps"
-"""Folder below a host's temporary one, in which runs have folders."""
+"""Folder below a host's temporary one, in which runs have folders by their paths."""
 STEP_S = 0.02
 """How long a step takes at least, so that a kill finds it."""
 STEP_ON_HOSTS_S = 0.1
@@ -28,7 +28,7 @@ def write_down(folder: Path) -> None:
 
 
 def write_down_by_run() -> None:
-    """Make a worker of Ray Train append its steps to a file on its host's own disk, in a folder of the run's name.
+    """Make a worker of Ray Train append its steps to a file on its host's own disk, in a folder by the run's path in its bucket.
 
     For jobs of several hosts: Ray calls it in each process, as the runtime environment's worker_process_setup_hook.
     """
@@ -36,8 +36,8 @@ def write_down_by_run() -> None:
     def folder() -> Path:
         import ray.train
 
-        run = Path(ray.train.get_context().get_storage().storage_fs_path).name
-        made = Path(tempfile.gettempdir()) / BY_RUN / run / "witness"
+        run = ray.train.get_context().get_storage().storage_fs_path
+        made = Path(tempfile.gettempdir()) / BY_RUN / run.lstrip("/") / "witness"
         made.mkdir(parents=True, exist_ok=True)
         return made
 

@@ -24,7 +24,7 @@ class TorchOnNodes(TorchConfig):
         return _OnNodes
 
 
-class _OnNodes(_TorchBackend):  # type: ignore[misc]
+class _OnNodes(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(choose_interface)
         super().on_start(worker_group, backend_config)
