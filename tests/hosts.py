@@ -28,6 +28,7 @@ TOKEN = "a-token-for-these-hosts-alone-0123456789abcdef"
 NODE = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # 15 by default: where others are busy, too, nothing moves
+    "RAY_memory_monitor_refresh_ms": "0",  # the hosts share a memory: each would end its own processes for what others use
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
