@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-BENCHMARKS := synthetic catalog pack reference ingest train recipes faults tune search study evaluate clean horovod
+BENCHMARKS := synthetic catalog pack reference ingest train recipes faults hosts tune search study evaluate clean horovod
 
-.PHONY: setup browser kubectl demo test check bench clean
+.PHONY: setup browser kubectl hosts demo test check bench clean
 .NOTPARALLEL:
 
 setup: $(READY)
@@ -17,14 +17,19 @@ $(READY): setup.cfg constraints.txt
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
-test: setup browser kubectl
+test: setup browser kubectl hosts
 	$(BIN)/python -m pytest $(ARGS)
 
 browser:
 	bash scripts/browser.sh
 
+<<<<<<< HEAD
 kubectl:
 	bash scripts/kubectl.sh
+=======
+hosts:
+	bash scripts/hosts.sh
+>>>>>>> h-net
 
 check: setup
 	$(BIN)/ruff format --no-cache --check .

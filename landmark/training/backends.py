@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from landmark.config import ComputeConfig, UserError, WorkersConfig
+from landmark.training.gloo import TorchOnNodes
 
 
 class Backend(Protocol):
@@ -57,7 +58,7 @@ def backend_config(workers: WorkersConfig) -> ray.train.torch.TorchConfig:
         from landmark.training.horovod import HorovodConfig
 
         return HorovodConfig()
-    return ray.train.torch.TorchConfig()
+    return TorchOnNodes()
 
 
 def check_backend(workers: WorkersConfig, compute: ComputeConfig) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import ray
 import torch
 from ray.train._internal.base_worker_group import BaseWorkerGroup
@@ -24,6 +23,7 @@ from ray.train.torch import TorchConfig
 from torch import nn
 
 from landmark.config import UserError
+from landmark.training.gloo import interface_of
 
 LEAVE_S = 5.0
 """Seconds that the workers may take to leave Horovod: those that wait for one that died do not."""
@@ -124,12 +124,6 @@ def slots_of(workers: list[Any]) -> list[dict[str, Any]]:
         }
         for worker, place in zip(workers, places, strict=True)
     ]
-
-
-def interface_of(address: str) -> str | None:
-    """Return the name of this machine's network interface that has an address."""
-    found = psutil.net_if_addrs().items()
-    return next((name for name, addresses in found if any(address == one.address for one in addresses)), None)
 
 
 def _learn(env: dict[str, str]) -> None:

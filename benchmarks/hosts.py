@@ -1,0 +1,65 @@
+"""Several hosts on one machine, and what it costs when one is cut off: a study of 2-worker trials and a run, by submitted jobs.
+
+Run, as root: python benchmarks/hosts.py. Network namespaces on a bridge hold a Ray head, three workers of one CPU, a bucket
+(SeaweedFS) and the desk that submits (tests/hosts.py). In each job the link of one of the two hosts that train goes down in
+the second of two epochs. `seconds` is from then to the next training step, on another pair of hosts, 5 s of which Ray takes to
+notice a silent host with the settings of tests/hosts.py; `repeated` are samples that were shown again, `skipped` those never
+shown. The last line is JSON, kept in benchmarks/results/hosts.json.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))
+os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+
+from tests.hosts import Hosts, missing
+from tests.jobs import TRIALS, Cut, cut_in_run, cut_in_study, put_dataset, repeated, skipped, trial_path
+
+
+def row(hosts: Hosts, cut: Cut, runs: list[str]) -> dict:
+    """Return the figures of one job."""
+    return {
+        "trained_on": sorted({host.name for host in cut.before}),
+        "cut_off": cut.host.name,
+        "went_on_on": sorted({host.name for host in cut.after}),
+        "seconds": round(cut.seconds, 1),
+        "repeated": sum(repeated(hosts, run) for run in runs),
+        "skipped": sum(skipped(hosts, run) for run in runs),
+    }
+
+
+def main() -> None:
+    """Print the table, and keep it."""
+    if (reason := missing()) is not None:
+        raise SystemExit(f"benchmarks/hosts.py: {reason}")
+    with tempfile.TemporaryDirectory() as name, Hosts(workers=3) as hosts:
+        folder, place = Path(name), "landmark/benchmark"
+        put_dataset(hosts, folder / "packed")
+        trials = [trial_path(place, trial) for trial in TRIALS]
+        rows = {"study": row(hosts, cut_in_study(hosts, place, folder / "study.txt"), trials)}
+        finished = json.loads(hosts.get(f"s3://{place}/study/study.json"))["finished"]
+        print((folder / "study.txt").read_text())
+        hosts.mend()
+        rows["run"] = row(hosts, cut_in_run(hosts, place, folder / "run.txt"), [f"{place}/run"])
+        print((folder / "run.txt").read_text())
+        for what, found in rows.items():
+            print(f"{what:6} {found}")
+        figures = {
+            "hosts": len(hosts.workers),
+            "trials": finished,
+            "seconds_to_recover": rows["study"]["seconds"],
+            "samples_skipped": sum(found["skipped"] for found in rows.values()),
+            **rows,
+        }
+    line = json.dumps(figures)
+    Path(__file__).with_name("results").joinpath("hosts.json").write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

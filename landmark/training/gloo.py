@@ -1,0 +1,42 @@
+"""Gloo between hosts: each process listens where its node is reached in the cluster."""
+
+import os
+from typing import Any
+
+import psutil
+import ray
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
+
+INTERFACE = "GLOO_SOCKET_IFNAME"
+
+
+class TorchOnNodes(TorchConfig):
+    """Ray Train's set-up of torch.distributed, with Gloo on the network interface of the node's address.
+
+    Left to itself Gloo takes the address that the host's own name leads to: by Debian's and Ubuntu's /etc/hosts 127.0.1.1,
+    where no other host reaches it.
+    """
+
+    @property
+    def backend_cls(self) -> type:
+        """What Ray Train calls when a group of workers starts."""
+        return _OnNodes
+
+
+class _OnNodes(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(choose_interface)
+        super().on_start(worker_group, backend_config)
+
+
+def choose_interface() -> None:
+    """Let Gloo use this node's interface in the cluster, unless the environment names another."""
+    if (name := interface_of(ray.util.get_node_ip_address())) is not None:
+        os.environ.setdefault(INTERFACE, name)
+
+
+def interface_of(address: str) -> str | None:
+    """Return the network interface that has an IP address, or None."""
+    found = psutil.net_if_addrs().items()
+    return next((name for name, has in found if any(entry.address == address for entry in has)), None)
