@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-BENCHMARKS := synthetic catalog pack reference ingest train recipes faults tune search study evaluate clean
+BENCHMARKS := synthetic catalog pack reference ingest train recipes faults tune search study evaluate clean head
 
 .PHONY: setup browser demo test check bench clean
 .NOTPARALLEL:

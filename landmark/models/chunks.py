@@ -8,8 +8,8 @@ import torch
 
 from landmark.models.heads import Classifier, Margin
 
-CHUNK_LOGITS = 1 << 22
-"""Logits of a chunk, sub-centres counted each: 16 MiB in fp32."""
+CHUNK_LOGITS = 1 << 18
+"""Logits of a chunk, sub-centres counted each: 1 MiB in fp32, and 8 MiB of centres behind them at 64 images and 512 values."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -112,15 +112,18 @@ class ChunkedLoss:
         """Return whether no class has a greater logit than the image's own, bool (n,); margins are left out."""
         return self.shares.own_plain >= self.shares.most
 
-    def gradient(self) -> tuple[torch.Tensor, list["RowGradient"]]:
-        """Return the gradient of the weighted sum of losses by embeddings, (n, d), and by the classes' weight and bias."""
-        of_embeddings, of_classes = torch.zeros_like(self.embeddings), []
+    def gradient(self, take: Callable[["RowGradient"], object]) -> torch.Tensor:
+        """Return the gradient of the weighted sum of losses by embeddings, (n, d).
+
+        take: is given that by some classes' weight and bias, again and again until it had each class once; it may change them.
+        """
+        of_embeddings = torch.zeros_like(self.embeddings)
         for chunk in self._chunks():
             inputs = [self.embeddings, chunk.rows, *([] if chunk.bias is None else [chunk.bias])]
             found = torch.autograd.grad(chunk.logits, inputs, self._of_logits(chunk))
             of_embeddings += found[0]
-            of_classes.append(RowGradient(ids=chunk.ids, weight=found[1], bias=found[2] if len(found) > 2 else None))
-        return of_embeddings, of_classes
+            take(RowGradient(ids=chunk.ids, weight=found[1], bias=found[2] if len(found) > 2 else None))
+        return of_embeddings
 
     def _of_logits(self, chunk: "_Chunk") -> torch.Tensor:
         """Return the gradient by a chunk's logits: softmax less target."""

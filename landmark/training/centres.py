@@ -5,6 +5,7 @@ for them alone. What the ranks exchange at a step is embeddings and their gradie
 arXiv 2010.05222 and 2203.15565): 2 n d floats for n images, beside n d classes' worth of sampled centres' gradients.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -68,21 +69,24 @@ class Centres:
         labels: torch.Tensor,
         *,
         mixed: MixedLabels | None,
-        weights: torch.Tensor,
+        class_weights: torch.Tensor | None,
         share: float,
         step: int,
         batch_size: int,
+        lr: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the losses and hits of this rank's images, (n,) each, and the gradient by its embeddings, (n, d).
 
-        Hits are images whose own class, of two mixed ones that which counts more, is the best of those looked at. weights:
-        what each image's loss counts, (n,). share: this rank's share of the step's images, times the ranks. step: counted
+        Hits are images whose own class, of two mixed ones that which counts more, is the best of those looked at. class_weights:
+        what an image of each class counts, (classes,). share: this rank's share of the step's images, times the ranks. step: counted
         over the run. batch_size: images of the step over all ranks. The gradient is that of DDP's convention: its mean over
-        the ranks is the gradient of the step's mean loss. The centres' own is kept for `update`.
+        the ranks is the gradient of the step's mean loss. lr: take the optimizer's step for the classes at once, which holds
+        no gradient of more than a chunk of them; None: keep their gradient for `update`.
         """
         self._gathered = None
         scale = share / len(labels)
         second, part = (labels, 1.0) if mixed is None else (mixed.labels, mixed.share)
+        weights = torch.ones(1, device=labels.device).expand(self.classes) if class_weights is None else class_weights
         targets = [Targets(labels=labels, weights=scale * part * weights[labels])]
         if self.two_labels:
             targets.append(Targets(labels=second, weights=scale * (1 - part) * weights[second]))
@@ -99,7 +103,7 @@ class Centres:
             classes=count,
             combine=self._combined,
         )
-        gradient, self._gradients = found.gradient()
+        gradient = found.gradient(self._gradients.append if lr is None else functools.partial(self._apply, lr, 1.0))
         gradient = self.session.all_reduce(gradient.unflatten(0, (copies, -1)).sum(0))[own]
         losses, hits = (value.unflatten(0, (copies, -1))[:, own] for value in (found.losses(), found.hits()))
         losses = losses * torch.stack([weights[each.labels] for each in targets])
@@ -156,14 +160,20 @@ class Centres:
             mine = mine + tensor.square().sum()
         return self.session.all_reduce(mine) / self.session.world_size**2
 
-    def update(self, lr: float, factor: torch.Tensor | float = 1.0) -> None:
-        """Take the optimizer's step for the classes looked at; factor: what clipping multiplies gradients with."""
-        # The gradient is that of the mean loss: of one rank's as much as of all together.
-        factor = factor / self.session.world_size
-        for each in self._gradients:
-            for name, gradient in each.tensors().items():
-                self.optimizers[name].update(each.ids, gradient, lr, factor)
+    def update(self, lr: float, factor: torch.Tensor | float) -> None:
+        """Take the optimizer's step for the classes whose gradient is kept; factor: what clipping multiplies it with."""
+        for gradient in self._gradients:
+            self._apply(lr, factor, gradient)
+        self.forget()
+
+    def forget(self) -> None:
+        """Leave the gradient that is kept out."""
         self._gradients = []
+
+    def _apply(self, lr: float, factor: torch.Tensor | float, gradient: RowGradient) -> None:
+        # The gradient is that of the mean loss: of one rank's as much as of all together.
+        for name, values in gradient.tensors().items():
+            self.optimizers[name].update(gradient.ids, values, lr, factor / self.session.world_size)
 
     def gather(self) -> None:
         """Bring every rank's weight up to date, and the optimizers' state to rank 0, which a checkpoint is made of."""

@@ -6,7 +6,7 @@ import torch
 
 from landmark.config import OptimizerConfig
 
-CHUNK_ROWS = 4096
+CHUNK_ROWS = 1024
 """Rows that are updated at a time."""
 STATE = {
     "sgd": ("momentum",),

@@ -119,7 +119,9 @@ class TrainStep:
         if self.centres is None:
             sums = self._gradient(model, inputs, placed, mixed)
         else:
-            sums = self._sampled_gradient(self.centres, model, inputs, placed, mixed, batch_size)
+            # Whatever may change or leave out the whole gradient must see it before any class moves.
+            at_once = self.recipe.optimizer.clip_norm is None and not self._guarded
+            sums = self._sampled_gradient(model, inputs, placed, mixed, batch_size, lr if at_once else None)
         with record_function("landmark: optimizer"):
             taken = self._update(lr)
         if taken:
@@ -127,6 +129,8 @@ class TrainStep:
             if self.average is not None:
                 self.average.update(self.steps)
         else:
+            if self.centres is not None:
+                self.centres.forget()
             if before:
                 torch._foreach_copy_(self._buffers, before)
             self._sums[3] += float(self.session.rank == 0)
@@ -183,28 +187,31 @@ class TrainStep:
 
     def _sampled_gradient(
         self,
-        centres: Centres,
         model: nn.Module,
         inputs: torch.Tensor,
         batch: DeviceBatch,
         mixed: MixedLabels | None,
         batch_size: int,
+        lr: float | None,
     ) -> torch.Tensor:
-        """Compute the gradient by a sample of the classes; returns the sums of loss, hits and rows, float64 (3,)."""
+        """Compute the gradient by a sample of the classes; returns the sums of loss, hits and rows, float64 (3,).
+
+        batch_size, lr: as Centres.loss has them.
+        """
+        centres = self.centres
+        assert centres is not None
         with record_function("landmark: forward"), self.precision.autocast():
             embeddings = model(inputs)
-        weights = self._class_weights
         with record_function("landmark: classes"):
             losses, hits, gradient = centres.loss(
                 embeddings,
                 batch.labels,
                 mixed=mixed,
-                weights=embeddings.new_ones((), dtype=torch.float32).expand(centres.classes)
-                if weights is None
-                else weights,
+                class_weights=self._class_weights,
                 share=batch.host.share,
                 step=self.steps,
                 batch_size=batch_size,
+                lr=lr,
             )
         with record_function("landmark: backward"):
             scaled = self.precision.scaler.scale(gradient)

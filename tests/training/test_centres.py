@@ -171,7 +171,8 @@ def test_loss_and_gradient_are_those_of_a_softmax_over_the_classes_looked_at(nam
     (losses * weights).sum().backward()
     torch.testing.assert_close(found.losses(), losses.detach())
     assert found.hits().tolist() == (plain.argmax(1) == places).tolist()
-    of_embeddings, parts = found.gradient()
+    parts: list[chunks.RowGradient] = []
+    of_embeddings = found.gradient(parts.append)
     assert (len(parts) > 1) == (chunk == 40)
     torch.testing.assert_close(of_embeddings, inputs.grad, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.cat([part.ids for part in parts]), ids)
