@@ -11,6 +11,9 @@ optimizer's state for every class, which a run has when it has seen them all. Wi
 the CPUs, `sent` is what each hands to all-reduce a step (a ring sends 2 (W - 1) / W times as much); the full sub-center head needs
 more memory than two workers have here: its row is what DDP would reduce, its gradient, and is computed, not measured.
 The last line is JSON, kept in benchmarks/results/head.json.
+
+python benchmarks/head.py --scaling measures one worker at 100, 10,000 and 81,313 classes besides, for docs/scaling.md; its last
+line is kept in benchmarks/results/head_scaling.json.
 """
 
 import argparse
@@ -34,6 +37,7 @@ CLASSES, WIDTH, BATCH, SUBCENTERS = 203_094, 512, 64, 3
 SIZE = 16
 KINDS: dict[str, tuple[str, float | None]] = {
     "linear": ("linear", None),
+    "arcface": ("arcface", None),
     "full": ("subcenter", None),
     "sampled100": ("subcenter", 1.0),
     "sampled10": ("subcenter", 0.1),
@@ -173,15 +177,38 @@ def run(kind: str, classes: int, steps: int, ranks: int = 1) -> dict[str, float]
     return {**json.loads(outputs[0].splitlines()[-1]), "peak_mib": memory}
 
 
+def scaling() -> dict[str, float]:
+    """Print and return seconds and memory of every kind at fewer classes."""
+    found = {}
+    print(f"{'classes':>8} {'kind':12}{'s a step':>10}{'peak MiB':>10}")
+    for classes in (100, 10_000, 81_313):
+        for kind in ("linear", "arcface", "full", "sampled10", "sampled1"):
+            values = run(kind, classes, 3 if classes > 10_000 else 10)
+            print(f"{classes:>8,} {kind:12}{values['step_s']:>10.4f}{values['peak_mib']:>10,.0f}", flush=True)
+            found |= {f"{kind}_{classes}_step_s": values["step_s"], f"{kind}_{classes}_peak_mib": values["peak_mib"]}
+    return found
+
+
+def keep(figures: dict[str, float], path: Path) -> None:
+    """Write the figures and print them as the last line."""
+    line = json.dumps({key: round(value, 4) for key, value in figures.items()})
+    path.write_text(line + "\n")
+    print(line)
+
+
 def main() -> None:
     """Print the table and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the classes and half of the steps")
+    parser.add_argument("--scaling", action="store_true", help="one worker at 100, 10,000 and 81,313 classes")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "head.json")
     arguments = parser.parse_args()
     if arguments.measure:
         measure(*json.loads(arguments.measure))
+        return
+    if arguments.scaling:
+        keep(scaling(), arguments.output.with_name("head_scaling.json"))
         return
     classes = CLASSES // 10 if arguments.quick else CLASSES
     print(f"{classes:,} classes x {WIDTH}, batch {BATCH}, {os.cpu_count()} CPUs")
@@ -218,9 +245,7 @@ def main() -> None:
         "sampled10_memory_ratio": full["peak_mib"] / found["sampled10"]["peak_mib"],
         "sampled1_speedup": full["step_s"] / found["sampled1"]["step_s"],
     }
-    line = json.dumps({key: round(value, 3) for key, value in figures.items()})
-    arguments.output.write_text(line + "\n")
-    print(line)
+    keep(figures, arguments.output)
 
 
 if __name__ == "__main__":
