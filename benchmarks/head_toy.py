@@ -141,9 +141,8 @@ def main() -> None:
     images, _ = pictures(labels, true, 4)
     test_images, seen = pictures(test_labels, true, 5)
     figures: dict[str, float] = {"classes": classes, "nearest_true_top1": 100 * nearest_true(seen, test_labels, true)}
-    print(
-        f"{classes:,} classes, {len(labels):,} training images, {epochs} epochs; nearest true direction {figures['nearest_true_top1']:.2f} %"
-    )
+    print(f"{classes:,} classes, {len(labels):,} training images, {epochs} epochs")
+    print(f"{'nearest':10} top-1 {figures['nearest_true_top1']:6.2f} %", flush=True)
     for name, sample in SAMPLES.items():
         top1, took = trained(sample, classes, epochs, (images, labels, test_images, test_labels))
         figures |= {f"{name}_top1": top1, f"{name}_s": took}
