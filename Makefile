@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-BENCHMARKS := synthetic catalog pack reference ingest train recipes faults hosts tune search study evaluate clean horovod
+BENCHMARKS := synthetic catalog pack reference ingest train recipes faults hosts tune search study evaluate clean horovod head
 
 .PHONY: setup browser kubectl hosts demo test check bench clean
 .NOTPARALLEL:
@@ -23,13 +23,11 @@ test: setup browser kubectl hosts
 browser:
 	bash scripts/browser.sh
 
-<<<<<<< HEAD
 kubectl:
 	bash scripts/kubectl.sh
-=======
+
 hosts:
 	bash scripts/hosts.sh
->>>>>>> h-net
 
 check: setup
 	$(BIN)/ruff format --no-cache --check .

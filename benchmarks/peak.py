@@ -7,18 +7,19 @@ import psutil
 
 
 class Peak:
-    """Samples the memory that a process and all below it have to themselves: shared pages do not count."""
+    """Samples the memory that a process and all below it have to themselves: shared pages do not count. every: seconds."""
 
-    def __init__(self, pid: int, *, leave_out: int | None = None) -> None:
+    def __init__(self, pid: int, *, leave_out: int | None = None, every: float = 0.5) -> None:
         self.process = psutil.Process(pid)
         self.left_out = leave_out
+        self.every = every
         self.most = 0.0
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
 
     def _watch(self) -> None:
-        while not self.ended.wait(0.5):
+        while not self.ended.wait(self.every):
             self.most = max(self.most, sum(self._sizes()) / 2**20)
 
     def _sizes(self) -> Iterator[int]:

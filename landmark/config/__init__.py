@@ -14,6 +14,7 @@ from landmark.config.dataset import (
 from landmark.config.errors import UserError, nearest
 from landmark.config.evaluation import EvaluateConfig
 from landmark.config.files import from_mapping, load_yaml, parse_mapping, parse_yaml, to_mapping, to_yaml
+from landmark.config.head import HeadConfig
 from landmark.config.input import AugmentConfig, LoaderConfig, ResizingConfig, SamplingConfig
 from landmark.config.optimization import ComputeConfig, EmaConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from landmark.config.recipe import EarlyStoppingConfig, ModelConfig, Recipe
@@ -41,6 +42,7 @@ __all__ = [
     "EvaluateConfig",
     "FoldersConfig",
     "Gldv2Config",
+    "HeadConfig",
     "LoaderConfig",
     "LossConfig",
     "ModelConfig",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from landmark.config.errors import require
+from landmark.config.head import HeadConfig
 from landmark.config.input import AugmentConfig, LoaderConfig, ResizingConfig, SamplingConfig
 from landmark.config.optimization import ComputeConfig, EmaConfig, LossConfig, OptimizerConfig, ScheduleConfig
 
@@ -24,12 +25,27 @@ class ModelConfig:
     """Stages, counted from the input, that are not trained: `python -m landmark.models --stages NAME` lists them."""
     dropout: float | None = None
     """Dropout before the classifier, where the network has one; empty: the network's own."""
+    pooling: Literal["avg", "gem"] = "avg"
+    """How a network's last map becomes one vector: its own pooling, or the generalised mean with a learned power (GeM, arXiv
+    1711.02512) in place of an average over the whole map."""
+    neck: int = 0
+    """Width of the embedding: a linear layer and a batch norm before the classifier; 0: none."""
+    head: HeadConfig = field(default_factory=HeadConfig)
 
     def __post_init__(self) -> None:
+        require(self.neck >= 0, f"model.neck is {self.neck}; expected 0 or more")
+        require(
+            self.head.sample is None or not self.freeze_backbone or self.neck > 0,
+            "model.freeze_backbone leaves nothing but the centres to train, which model.head.sample trains apart; set model.neck",
+        )
         require(self.freeze_stages >= 0, f"model.freeze_stages is {self.freeze_stages}; expected 0 or more")
         require(
             self.dropout is None or 0 <= self.dropout < 1, f"model.dropout is {self.dropout}; expected 0 to below 1"
         )
+
+    def is_embedding(self) -> bool:
+        """Return whether pooling, neck or head differ from the network's own."""
+        return self.pooling != "avg" or self.neck > 0 or self.head.name != "linear" or self.head.sample is not None
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -77,6 +93,14 @@ class Recipe:
             self.schedule.warmup_epochs < self.epochs,
             f"schedule.warmup_epochs is {self.schedule.warmup_epochs}; expected below epochs ({self.epochs})",
         )
+        for key, used in (
+            ("ema.decay", self.ema.decay is not None),
+            ("compute.accumulate", self.compute.accumulate > 1),
+        ):
+            require(
+                self.model.head.sample is None or not used,
+                f"{key} is set, which is not possible with model.head.sample; leave one of the two out",
+            )
         start = self.resizing.start_size
         require(
             start is None or start <= self.loader.image_size,

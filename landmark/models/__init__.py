@@ -1,6 +1,7 @@
 """Models by name: the deck's networks, every torchvision classifier, timm's by an extra."""
 
 from landmark.models.embeddings import Embedder
+from landmark.models.heads import Classifier, Margin, build_margin, embedding_classifier
 from landmark.models.losses import MixedLabels, class_weights, classification_loss, logits_of
 from landmark.models.registry import (
     ModelInfo,
@@ -18,11 +19,14 @@ from landmark.models.registry import (
 from landmark.models.stages import Stage, rate_scales, stages
 
 __all__ = [
+    "Classifier",
     "Embedder",
+    "Margin",
     "MixedLabels",
     "ModelInfo",
     "ParameterCounts",
     "Stage",
+    "build_margin",
     "build_model",
     "build_skeleton",
     "check_images",
@@ -31,6 +35,7 @@ __all__ = [
     "class_weights",
     "classification_loss",
     "count_parameters",
+    "embedding_classifier",
     "logits_of",
     "model_info",
     "model_names",

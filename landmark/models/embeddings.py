@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from landmark.models.losses import logits_of
-from landmark.models.weights import AUXILIARY_HEADS
+from landmark.models.stages import classifier_path
 
 
 class Embedder(nn.Module):
@@ -36,13 +36,8 @@ class Embedder(nn.Module):
 
 
 def classifier_of(model: nn.Module) -> nn.Module:
-    """Return the last layer of a network's classifier: the last one that holds a matrix, auxiliary heads left out."""
-    layers = [
-        module
-        for name, module in model.named_modules()
-        if name.partition(".")[0] not in AUXILIARY_HEADS and any(p.ndim > 1 for p in module.parameters(recurse=False))
-    ]
-    return layers[-1]
+    """Return the last layer of a network's classifier; of an embedding model what follows the neck."""
+    return model.get_submodule(classifier_path(model))
 
 
 def pooled(features: torch.Tensor) -> torch.Tensor:

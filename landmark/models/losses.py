@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from landmark.models.heads import Margin
+
 AUXILIARY_WEIGHTS = {"InceptionOutputs": 0.4, "GoogLeNetOutputs": 0.3}
 """What an auxiliary head's loss counts: 0.4 as torchvision's Inception v3 recipe has it, 0.3 after Szegedy et al. 2015."""
 
@@ -37,6 +39,7 @@ def classification_loss(
     *,
     mixed: MixedLabels | None = None,
     class_weights: torch.Tensor | None = None,
+    margin: Margin | None = None,
 ) -> torch.Tensor:
     """Return the mean cross entropy over the batch, auxiliary heads weighted in while they train.
 
@@ -44,10 +47,11 @@ def classification_loss(
     training. labels: int64 (n,). mixed: the labels that count beside them; two labels an image, never a dense
     row of targets, which 203,094 classes would make as large as the logits. class_weights: (classes,), what an
     image of each class counts; the sum is divided by the images, not by their weights, so that a batch of rare
-    classes counts more than one of frequent ones.
+    classes counts more than one of frequent ones. margin: what lowers the logit of a label's own class, of cosine heads, which
+    have no auxiliary ones; of two mixed labels each has the loss that it would have alone.
     """
     if isinstance(output, torch.Tensor):
-        return _cross_entropy(output, labels, label_smoothing, mixed, class_weights)
+        return _cross_entropy(output, labels, label_smoothing, mixed, class_weights, margin)
     losses = [
         _cross_entropy(logits, labels, label_smoothing, mixed, class_weights) for logits in output if logits is not None
     ]
@@ -75,11 +79,16 @@ def _cross_entropy(
     label_smoothing: float,
     mixed: MixedLabels | None,
     weights: torch.Tensor | None,
+    margin: Margin | None = None,
 ) -> torch.Tensor:
-    """Return the mean of one head's loss; the logarithms of the shares are computed once for both labels."""
-    logs = nn.functional.log_softmax(logits.float(), dim=1)
+    """Return the mean of one head's loss; without margins the logarithms of the shares are computed once for both labels."""
+    plain = nn.functional.log_softmax(logits.float(), dim=1) if margin is None else None
 
     def of(targets: torch.Tensor) -> torch.Tensor:
+        logs = plain
+        if margin is not None:
+            logs = nn.functional.log_softmax(margin.on_all(logits.float(), targets), dim=1)
+        assert logs is not None
         losses = nn.functional.nll_loss(logs, targets, reduction="none")
         if label_smoothing:
             losses = torch.lerp(losses, -logs.mean(dim=1), label_smoothing)

@@ -11,7 +11,8 @@ from torch import nn
 
 from landmark.config import ModelConfig, UserError, nearest
 from landmark.models import deck
-from landmark.models.stages import Stage, stages
+from landmark.models.heads import EmbeddingHead, GeM, graft
+from landmark.models.stages import Stage, classifier_path, stages
 from landmark.models.weights import load_weights
 
 DECK: dict[str, Callable[[int, int], nn.Module]] = {
@@ -102,7 +103,8 @@ def build_model(config: ModelConfig, *, classes: int, image_size: int) -> nn.Mod
     _check_size(config, classes, image_size)
     model = _construct(config, classes, image_size)
     if config.weights is not None:
-        load_weights(model, config.backbone, config.weights, head_tensors(config, classes, image_size))
+        replaced = next((name for name, module in model.named_modules() if isinstance(module, EmbeddingHead)), None)
+        load_weights(model, config.backbone, config.weights, head_tensors(config, classes, image_size), replaced)
     _freeze(model, config, classes, image_size)
     return model
 
@@ -115,8 +117,15 @@ def build_skeleton(config: ModelConfig, *, classes: int, image_size: int) -> nn.
 
 
 def head_tensors(config: ModelConfig, classes: int, image_size: int) -> set[str]:
-    """Return the names of the tensors whose shape follows the number of classes: the head's, auxiliary ones too."""
-    ours = skeleton(config, classes, image_size).state_dict()
+    """Return the names of the tensors whose shape follows the number of classes: the head's, auxiliary ones too.
+
+    Of an embedding model the neck's as well, and those of a pooling that is not the network's own.
+    """
+    model = skeleton(config, classes, image_size)
+    ours = model.state_dict()
+    if config.is_embedding():
+        parts = [name for name, module in model.named_modules() if isinstance(module, EmbeddingHead | GeM)]
+        return {name for name in ours if name.startswith(tuple(f"{part}." for part in parts))}
     other = skeleton(config, classes + 1, image_size).state_dict()
     return {name for name, tensor in ours.items() if tensor.shape != other[name].shape}
 
@@ -166,16 +175,24 @@ def train_mode(model: nn.Module) -> None:
 
 
 def _construct(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
-    name = config.backbone
-    if name in DECK:
-        model = DECK[name](classes, image_size)
-    elif name.startswith(TIMM_PREFIX):
-        model = _construct_timm(name.removeprefix(TIMM_PREFIX), classes, image_size)
-    else:
-        model = torchvision.models.get_model(name, weights=None, num_classes=classes, **_options(name, image_size))
+    model = _network(config, 1 if config.is_embedding() else classes, image_size)
     if config.dropout is not None:
         _set_dropout(model, config)
+    if config.is_embedding():
+        graft(model, classifier_path(model), config, classes)
     return model
+
+
+def _network(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
+    name = config.backbone
+    if name in DECK:
+        return DECK[name](classes, image_size)
+    if name.startswith(TIMM_PREFIX):
+        return _construct_timm(name.removeprefix(TIMM_PREFIX), classes, image_size)
+    options = _options(name, image_size)
+    if config.is_embedding() and "aux_logits" in options:
+        options["aux_logits"] = False  # an auxiliary head would be a second classifier of another kind
+    return torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
 
 
 def skeleton(config: ModelConfig, classes: int, image_size: int) -> nn.Module:

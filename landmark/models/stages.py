@@ -28,9 +28,7 @@ def stages(model: nn.Module) -> list[Stage]:
     opened, again and again, unless it has siblings of its kind (`layer1` to `layer4`); so is what holds the classifier.
     Norms belong to the stage before them, and auxiliary heads to the classifier.
     """
-    named = [(name, module) for name, module in model.named_modules() if not _is_auxiliary(name)]
-    heads = [name for name, module in named if any(p.ndim > 1 for p in module.parameters(recurse=False))]
-    head = heads[-1] if heads else ""
+    head = classifier_path(model)
     kept: list[tuple[list[str], list[str]]] = []
     auxiliary: list[str] = []
     shapes = dict(model.named_parameters())
@@ -45,6 +43,13 @@ def stages(model: nn.Module) -> list[Stage]:
             kept.append(([name], list(parameters)))
     kept[-1][1].extend(auxiliary)
     return [Stage(name=" + ".join(names), parameters=tuple(parameters)) for names, parameters in kept]
+
+
+def classifier_path(model: nn.Module) -> str:
+    """Return the path of a network's classifier: the last layer that holds a matrix, auxiliary heads left out."""
+    named = [(name, module) for name, module in model.named_modules() if not _is_auxiliary(name)]
+    heads = [name for name, module in named if any(p.ndim > 1 for p in module.parameters(recurse=False))]
+    return heads[-1] if heads else ""
 
 
 def rate_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:

@@ -19,12 +19,13 @@ PACKAGED = {"lite0": "timm/tf_efficientnet_lite0"}
 """Weights that a package brings along, so that no download is needed, and the network that they are of."""
 
 
-def load_weights(model: nn.Module, backbone: str, weights: str, head: set[str]) -> None:
+def load_weights(model: nn.Module, backbone: str, weights: str, head: set[str], replaced: str | None = None) -> None:
     """Load weights into a model in place.
 
     weights: path or URI of a safetensors file or of a state dict (read with `weights_only`, so that no
     code in it runs), a torchvision weight name, or a name in PACKAGED. Tensors in `head` whose shape differs keep their
-    initial values; anything else that does not fit raises UserError naming the tensors.
+    initial values; anything else that does not fit raises UserError naming the tensors. replaced: path of a layer that may be
+    of another kind in the file, whose tensors there are left out then.
     """
     is_file = "/" in weights or weights.endswith((".safetensors", ".pt", ".pth", ".bin"))
     own = model.state_dict()
@@ -35,7 +36,10 @@ def load_weights(model: nn.Module, backbone: str, weights: str, head: set[str]) 
     fresh = {name for name in head if name not in state or state[name].shape != own[name].shape}
     missing = [name for name in own if name not in state and name not in head and not _is_counter(name)]
     parts = {name.partition(".")[0] for name in own}
-    unexpected = [name for name in state if name not in own and not _is_unused_auxiliary(name, parts)]
+    elsewhere = {name for name in state if replaced is not None and name.startswith(f"{replaced}.")}
+    unexpected = [
+        name for name in state if name not in own and name not in elsewhere and not _is_unused_auxiliary(name, parts)
+    ]
     misshaped = [name for name in own if name in state and name not in fresh and state[name].shape != own[name].shape]
     problems = [
         f"{len(names)} {kind} ({', '.join(names[:SHOWN_MISFITS])}{', …' if len(names) > SHOWN_MISFITS else ''})"

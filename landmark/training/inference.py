@@ -17,13 +17,14 @@ import pyarrow as pa
 import ray
 import ray.data
 import torch
-from torch import nn
 
 from landmark.config import EvaluateConfig, LoaderConfig, SubsetConfig, UserError, from_mapping, to_mapping
 from landmark.data.dataset import PackedDataset, read_table, write_table
 from landmark.data.loader import Loader
 from landmark.data.selection import open_dataset
 from landmark.evaluation.predictions import NO_LANDMARK, Predictions
+from landmark.models.chunks import ranking, ranking_of
+from landmark.models.heads import embedding_classifier
 from landmark.models.losses import logits_of
 from landmark.progress import Progress
 from landmark.runtime import connect, own_message
@@ -109,6 +110,9 @@ class Replica:
         model, self.meta = load_model(locate(job.checkpoint))
         self.device = default_device()
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        self.classifier = embedding_classifier(self.model)
+        if self.classifier is not None:
+            self.classifier.gives_embeddings = True  # its guesses are ranked by chunks of the classes
         self.preprocess = Preprocess(self.meta.mean, self.meta.std, self.device)
         catalog = self.dataset.catalog(job.split)
         self._samples = catalog["sample"].to_numpy()
@@ -130,33 +134,36 @@ class Replica:
         )
         batches = []
         with Loader(self.dataset, self.job.split, config, rank=part, world_size=self.job.parts, tell=tell) as loader:
-            for batch, logits, labels in predict(self.model, loader.epoch(1), self.preprocess):
+            for batch, output, labels in predict(self.model, loader.epoch(1), self.preprocess):
                 if self.job.strangers:
                     labels = torch.full_like(labels, NO_LANDMARK)
                 ids = self._ids[np.searchsorted(self._samples, batch.samples)].astype(np.str_)
-                batches.append(self.guesses(batch.samples, ids, logits.float(), labels))
+                batches.append(self.guesses(batch.samples, ids, output, labels))
         table = (Predictions.joined(batches) if batches else self._nothing()).to_table()
         table = table.replace_schema_metadata({LOST: str(loader.lost[1]).encode()})
         if self.output is not None:
             write_table(self.output / f"{part:05d}.parquet", table)
         return table
 
-    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the network's logits (n, classes) for normalised images, float32."""
+    def run(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return what the network makes of normalised images: logits (n, classes), or embeddings (n, d) of an embedding model."""
         self.model.eval()
-        return logits_of(self.model(inputs)).float()
+        return logits_of(self.model(inputs))
 
-    def guesses(self, samples: np.ndarray, ids: np.ndarray, logits: torch.Tensor, labels: torch.Tensor) -> Predictions:
-        """Return what is kept of logits (n, classes): the best guesses, their probabilities, the loss."""
-        best = logits.topk(self.job.guesses, dim=1)
-        scores = (best.values - logits.logsumexp(dim=1, keepdim=True)).exp()
-        losses = nn.functional.cross_entropy(logits, labels, reduction="none", ignore_index=NO_LANDMARK)
-        losses = torch.where(labels == NO_LANDMARK, torch.nan, losses)
+    def guesses(self, samples: np.ndarray, ids: np.ndarray, output: torch.Tensor, labels: torch.Tensor) -> Predictions:
+        """Return what is kept of a network's output: the best guesses, their probabilities, the loss."""
+        with torch.inference_mode():
+            if self.classifier is None:
+                best = ranking_of(output.float(), labels, self.job.guesses)
+            else:
+                best = ranking(self.classifier, output, labels, self.job.guesses)
+        scores = (best.values - best.log_sum[:, None]).exp()
+        losses = torch.where(labels == NO_LANDMARK, torch.nan, best.log_sum - best.own)
         return Predictions(
             samples=samples,
             image_ids=ids,
             labels=labels.cpu().numpy().astype(np.int32),
-            guesses=best.indices.cpu().numpy().astype(np.int32),
+            guesses=best.classes.cpu().numpy().astype(np.int32),
             scores=scores.cpu().numpy().astype(np.float32),
             losses=losses.cpu().numpy().astype(np.float32),
         )

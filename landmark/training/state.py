@@ -48,7 +48,7 @@ class RunState:
         if start_size is not None:
             check_start_size(recipe.model, dataset.num_classes, size, start_size)
         self.model = model.to(session.device)
-        weighted = recipe.loss.class_weights != "none"
+        weighted = recipe.loss.class_weights != "none" or recipe.model.head.margin_least is not None
         class_counts = dataset.label_counts("train") if weighted else None
         self.step = TrainStep(self.model, recipe, self.info, session, class_counts)
         self.rows = EpochRows(dataset, "train", recipe.sampling, recipe.seed)
@@ -134,6 +134,8 @@ class RunState:
         self.take_totals()
         for model in {id(model): model for model in (self.model, self.step.evaluated)}.values():
             average_buffers(model, self.session)
+        if self.step.centres is not None:
+            self.step.centres.gather()
         self.position.gather(self._union)
         mine = torch.tensor(dataclasses.astuple(self._mine), dtype=torch.float64, device=self.session.device)
         names = [field.name for field in dataclasses.fields(TrainTotals)]

@@ -14,8 +14,19 @@ from torch.profiler import record_function
 
 from landmark.config import Recipe, UserError
 from landmark.data.loader import Batch
-from landmark.models import MixedLabels, ModelInfo, class_weights, classification_loss, logits_of, train_mode
+from landmark.models import (
+    MixedLabels,
+    ModelInfo,
+    build_margin,
+    class_weights,
+    classification_loss,
+    embedding_classifier,
+    logits_of,
+    train_mode,
+)
+from landmark.models.chunks import ranking
 from landmark.training.average import WeightAverage
+from landmark.training.centres import Centres
 from landmark.training.feed import DeviceBatch, place, to_device
 from landmark.training.optim import Schedule, build_optimizer, load_optimizer
 from landmark.training.precision import Precision, set_up_device
@@ -43,7 +54,7 @@ class TrainTotals:
 class TrainStep:
     """All that a training step changes on one rank: weights, optimizer, averages; and the step itself.
 
-    class_counts: training images a class, int64 (classes,), which loss.class_weights needs.
+    class_counts: training images a class, int64 (classes,), which loss.class_weights and margins by class size need.
     """
 
     def __init__(
@@ -63,6 +74,12 @@ class TrainStep:
         self.precision = Precision(compute, session.device, self.model, smallest)
         self.preprocess = Preprocess(info.mean, info.std, session.device, channels_last=compute.channels_last)
         self.augmentation = Augmentation(recipe.augment, recipe.seed)
+        head = recipe.model.head
+        self.margin = build_margin(head, class_counts, session.device)
+        self.centres = None
+        classifier = embedding_classifier(model)
+        if classifier is not None and head.sample is not None:
+            self.centres = Centres(classifier, recipe, session, self.margin)
         self.optimizer = build_optimizer(model, recipe.optimizer, recipe.loader.batch_size)
         self.average = WeightAverage(model, recipe.ema) if recipe.ema.decay is not None else None
         self.steps = 0
@@ -98,15 +115,23 @@ class TrainStep:
             inputs, mixed = self.augmentation(self.preprocess(placed.images, placed.flip), placed)
         lr = schedule.set_lr(step, batch_size)
         self.optimizer.zero_grad(set_to_none=True)
-        sums = self._gradient(model, inputs, placed, mixed)
+        if self.centres is None:
+            sums = self._gradient(model, inputs, placed, mixed)
+        else:
+            # Whatever may change or leave out the whole gradient must see it before any class moves.
+            at_once = self.recipe.optimizer.clip_norm is None and not self._guarded
+            sums = self._sampled_gradient(model, inputs, placed, mixed, batch_size, lr if at_once else None)
         with record_function("landmark: optimizer"):
-            taken = self._update()
+            taken = self._update(lr)
         if taken:
             self._sums[:3] += sums
             if self.average is not None:
                 self.average.update(self.steps)
         else:
-            torch._foreach_copy_(self._buffers, before)
+            if self.centres is not None:
+                self.centres.forget()
+            if before:
+                torch._foreach_copy_(self._buffers, before)
             self._sums[3] += float(self.session.rank == 0)
         if self.recipe.optimizer.nonfinite == "stop":
             self._note(sums[0])
@@ -147,6 +172,7 @@ class TrainStep:
                     self.recipe.loss.label_smoothing,
                     mixed=second,
                     class_weights=self._class_weights,
+                    margin=self.margin,
                 )
                 with record_function("landmark: backward"):
                     weight = batch.host.share * (stop - start) / rows
@@ -158,21 +184,71 @@ class TrainStep:
                 sums += torch.stack([loss.detach().double() * count, hits.double(), count.double()])
         return sums
 
-    def _update(self) -> bool:
+    def _sampled_gradient(
+        self,
+        model: nn.Module,
+        inputs: torch.Tensor,
+        batch: DeviceBatch,
+        mixed: MixedLabels | None,
+        batch_size: int,
+        lr: float | None,
+    ) -> torch.Tensor:
+        """Compute the gradient by a sample of the classes; returns the sums of loss, hits and rows, float64 (3,).
+
+        batch_size, lr: as Centres.loss has them.
+        """
+        centres = self.centres
+        assert centres is not None
+        with record_function("landmark: forward"), self.precision.autocast():
+            embeddings = model(inputs)
+        with record_function("landmark: classes"):
+            losses, hits, gradient = centres.loss(
+                embeddings,
+                batch.labels,
+                mixed=mixed,
+                class_weights=self._class_weights,
+                share=batch.host.share,
+                step=self.steps,
+                batch_size=batch_size,
+                lr=lr,
+            )
+        with record_function("landmark: backward"):
+            scaled = self.precision.scaler.scale(gradient)
+            embeddings.backward(scaled.to(embeddings.dtype))
+        return torch.stack([losses.double().sum(), hits.double().sum(), losses.new_tensor(len(losses)).double()])
+
+    def _update(self, lr: float) -> bool:
         """Apply the gradients; returns False where they are not finite and the step is left out, on all ranks alike."""
         scaler, clip_norm = self.precision.scaler, self.recipe.optimizer.clip_norm
         scaler.unscale_(self.optimizer)
         finite = True
+        factor: torch.Tensor | float = 1.0
         if clip_norm is not None or self._guarded:
             # The gradients are averaged over the ranks already: the norm, and what follows from it, is the same on each.
-            norm = nn.utils.clip_grad_norm_(self._parameters, clip_norm or math.inf)
+            if self.centres is None:
+                norm = nn.utils.clip_grad_norm_(self._parameters, clip_norm or math.inf)
+            else:
+                norm, factor = self._clip_with_centres(self.centres, clip_norm)
             finite = not self._guarded or bool(torch.isfinite(norm))
         if finite:
             # Never called for what it would leave out by itself: a fused SGD left out at its first step keeps momentum
             # that nobody has set (seen with torch 2.14).
             scaler.step(self.optimizer)
+            if self.centres is not None:
+                self.centres.update(lr, factor)
         scaler.update()
         return finite
+
+    def _clip_with_centres(
+        self, centres: Centres, clip_norm: float | None
+    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Clip the gradient of weights and centres together; returns its norm, and what the centres' is multiplied with."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        norm = (nn.utils.get_total_norm(gradients).square() + centres.squared_norm()).sqrt()
+        if clip_norm is None:
+            return norm, 1.0
+        nn.utils.clip_grads_with_norm_(self._parameters, clip_norm, norm)
+        return norm, (clip_norm / (norm + 1e-6)).clamp(max=1.0)
 
     def _note(self, loss: torch.Tensor) -> None:
         """Remember the first step whose loss is not finite, without waiting for the device."""
@@ -208,6 +284,8 @@ class TrainStep:
             state["scaler"] = self.precision.scaler.state_dict()
         if self.average is not None:
             state["weights"] = self.model.state_dict()
+        if self.centres is not None:
+            state["centres"] = self.centres.state()
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -220,6 +298,8 @@ class TrainStep:
             self.model.load_state_dict(state["weights"])
         if "scaler" in state and self.precision.scaler.is_enabled():
             self.precision.scaler.load_state_dict(state["scaler"])
+        if self.centres is not None:
+            self.centres.load_state(state["centres"])
 
 
 def _quiet(model: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -240,7 +320,7 @@ def predict(
 ) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor]]:
     """Yield each batch with its logits (n, classes) and labels (n,) on the device, without gradients.
 
-    precision: what the model computes in; None: fp32.
+    Embeddings (n, d) in place of logits where the model gives those. precision: what the model computes in; None: fp32.
     """
     model.eval()
     for batch in to_device(batches, preprocess.device):
@@ -265,9 +345,16 @@ def validate(
     """
     totals = torch.zeros(4, dtype=torch.float64, device=preprocess.device)
     classes = torch.zeros(2, num_classes, dtype=torch.float64, device=preprocess.device)
-    for _, logits, labels in predict(model, batches, preprocess, precision):
-        loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
-        right = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    classifier = embedding_classifier(model)
+    for _, output, labels in predict(model, batches, preprocess, precision):
+        if classifier is not None and classifier.gives_embeddings:
+            with torch.inference_mode():
+                best = ranking(classifier, output, labels, min(5, num_classes))
+            loss, guesses = (best.log_sum - best.own).sum(), best.classes
+        else:
+            loss = nn.functional.cross_entropy(output.float(), labels, reduction="sum")
+            guesses = output.topk(min(5, output.shape[1]), dim=1).indices
+        right = guesses == labels[:, None]
         counts = [loss, right[:, 0].sum(), right.any(1).sum(), torch.tensor(len(labels), device=loss.device)]
         totals += torch.stack([count.double() for count in counts])
         classes[0] += torch.bincount(labels, minlength=num_classes)

@@ -90,6 +90,6 @@ def _guessed(replica: Replica, names: list[str], pixels: np.ndarray) -> Predicti
     count = len(names)
     with torch.inference_mode():
         inputs = replica.preprocess(torch.from_numpy(pixels).to(replica.device), torch.zeros(count, dtype=torch.bool))
-        logits = replica.logits(inputs)
+        output = replica.run(inputs)
     labels = torch.full((count,), NO_LANDMARK, device=replica.device)
-    return replica.guesses(np.arange(count), np.array(names), logits, labels)
+    return replica.guesses(np.arange(count), np.array(names), output, labels)

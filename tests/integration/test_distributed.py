@@ -11,6 +11,7 @@ import torch
 
 from landmark.config import (
     AugmentConfig,
+    HeadConfig,
     LoaderConfig,
     ModelConfig,
     OptimizerConfig,
@@ -167,3 +168,16 @@ def test_more_workers_than_cpus_are_refused_before_anything_starts(dataset, tmp_
     many = config(dataset, tmp_path, workers=WorkersConfig(count=9, cpus=1))
     with pytest.raises(UserError, match="no room for the run"):
         run_training(many)
+
+
+def test_a_sampled_head_trains_on_two_workers_and_goes_on_on_one(dataset, tmp_path):
+    # Without a norm over the batch, which each worker takes over its own images.
+    model = ModelConfig(backbone="deck_mlp", head=HeadConfig(name="arcface", scale=16.0, sample=0.5))
+    run = config(dataset, tmp_path / "two", model=model, optimizer=OptimizerConfig(name="adamw", lr=0.002), epochs=6)
+    two = run_training(run)
+    assert two.best["val_top1"] > 0.9
+    goes_on = dataclasses.replace(run, epochs=8, workers=WorkersConfig(count=1))
+    assert run_training(goes_on).epochs_run == 8
+    rows = list(csv.DictReader((tmp_path / "two" / "train" / "history.csv").open()))
+    losses = [float(row["train_loss"]) for row in rows]
+    assert len(losses) == 8 and max(losses[6:]) < min(losses[:3])

@@ -34,7 +34,8 @@ from landmark.data.dataset import PackedDataset
 from landmark.search.study import plan_study
 from landmark.training import distributed
 from landmark.training.checkpoints import read_weights
-from landmark.training.horovod import HorovodModel, Rendezvous, dense_view, interface_of, slots_of
+from landmark.training.gloo import interface_of
+from landmark.training.horovod import HorovodModel, Rendezvous, dense_view, slots_of
 from landmark.training.run import run_training
 from tests.integration.test_worker_faults import at_step
 from tests.packed import write_packed

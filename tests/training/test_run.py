@@ -11,6 +11,7 @@ import torch
 from landmark.config import (
     EarlyStoppingConfig,
     EvaluateConfig,
+    HeadConfig,
     LoaderConfig,
     ModelConfig,
     OptimizerConfig,
@@ -170,3 +171,21 @@ def test_evaluate_writes_its_files(dataset, tmp_path, capsys):
     assert sum(int(cell["count"]) for cell in cells) == 23
     assert "majority" in capsys.readouterr().out
     assert locate(folder).exists()
+
+
+SAMPLED = ModelConfig(backbone="deck_mlp", neck=16, head=HeadConfig(name="subcenter", margin_least=0.1, sample=0.5))
+
+
+def test_a_sampled_head_learns_is_evaluated_and_goes_on_where_it_stopped(dataset, tmp_path):
+    shared = {"model": SAMPLED, "optimizer": OptimizerConfig(name="adam", lr=0.003)}
+    whole = run_training(config(dataset, tmp_path / "whole", epochs=8, **shared))
+    assert whole.best["val_top1"] > 0.9
+    found = evaluate_checkpoint(resolve_checkpoint(whole.run), dataset, "val", (1, 2), 7, neighbours=3)
+    assert found.summary["top1"] == pytest.approx(whole.best["val_top1"])
+    assert found.summary["loss"] == pytest.approx(whole.best["val_loss"], abs=1e-3)
+    assert found.summary["knn_top1"] > 0.9
+    run_training(config(dataset, tmp_path / "parts", epochs=3, **shared))
+    run_training(config(dataset, tmp_path / "parts", epochs=8, **shared))
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    assert one["5.classifier.weight"].shape == (4, 3, 16)

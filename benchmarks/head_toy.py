@@ -1,0 +1,158 @@
+"""Whether a tenth of the classes a step is enough: 20,000 made-up classes, trained with all classes and with samples of them.
+
+Run: python benchmarks/head_toy.py [--quick]. A class is a random direction of 24 numbers; an image of it is that direction and noise, seen
+through a fixed random map as 192 bytes, a picture of 8 px. Its network is two linear layers to an embedding of 64 and ArcFace. All
+ways take the same steps of `TrainStep` from the same weights, with the same images in the same order; they differ in
+`--model.head.sample` alone. Accuracy is top-1 over all 20,000 classes, by the exact softmax in chunks, on images that training has not
+seen. The best that anybody can do is nearest_true: the class whose true direction is nearest to the picture's, seen without the map.
+The last line is JSON, kept in benchmarks/results/head_toy.json: gap10 is the full loss's top-1 minus that of sample 0.1, in points.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))
+os.environ.update(CUDA_VISIBLE_DEVICES="")
+
+import numpy as np
+import torch
+
+from landmark.config import (
+    ComputeConfig,
+    HeadConfig,
+    LoaderConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    ScheduleConfig,
+)
+from landmark.data.loader import Batch
+from landmark.models import ModelInfo
+from landmark.models.heads import Classifier
+from landmark.training.optim import Schedule
+from landmark.training.steps import TrainStep, validate
+
+CLASSES, EACH, TESTED = 20_000, 5, 20_000
+LATENT, SIZE, WIDTH, BATCH, NOISE = 24, 8, 64, 256, 0.8
+SAMPLES = {"full": None, "sampled10": 0.1, "sampled1": 0.01}
+INFO = ModelInfo(name="toy", source="deck", image_size=SIZE, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+class Alone:
+    """The session of one process without surroundings."""
+
+    rank, world_size, device = 0, 1, torch.device("cpu")
+
+    def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return the model."""
+        return model
+
+    def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values."""
+        return values
+
+
+def directions(classes: int) -> np.ndarray:
+    """Return each class's direction, (classes, LATENT) of length 1."""
+    found = np.random.default_rng(1).normal(size=(classes, LATENT))
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def pictures(labels: np.ndarray, true: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return pictures of classes, uint8 (n, 8, 8, 3), and the directions with noise that they show, (n, LATENT)."""
+    noise = np.random.default_rng(seed).normal(size=(len(labels), LATENT)) * NOISE / LATENT**0.5
+    seen = true[labels] + noise
+    mapped = seen @ np.random.default_rng(2).normal(size=(LATENT, 3 * SIZE**2))
+    return np.clip(128 + 40 * mapped, 0, 255).astype(np.uint8).reshape(-1, SIZE, SIZE, 3), seen
+
+
+def batches(images: np.ndarray, labels: np.ndarray, order: np.ndarray, epoch: int) -> Iterator[Batch]:
+    """Yield the images in batches."""
+    for start in range(0, len(order), BATCH):
+        part = order[start : start + BATCH]
+        flip = np.zeros(len(part), dtype=bool)
+        yield Batch(
+            images=images[part], labels=labels[part], samples=part, draws=part, flip=flip, share=1.0, epoch=epoch
+        )
+
+
+def nearest_true(seen: np.ndarray, labels: np.ndarray, true: np.ndarray) -> float:
+    """Return the share of pictures whose nearest direction is their class's."""
+    parts = np.array_split(np.arange(len(labels)), 20)
+    return float(np.mean(np.concatenate([(seen[part] @ true.T).argmax(1) == labels[part] for part in parts])))
+
+
+def trained(sample: float | None, classes: int, epochs: int, data: tuple[np.ndarray, ...]) -> tuple[float, float]:
+    """Return top-1, percent, and the seconds of training."""
+    images, labels, test_images, test_labels = data
+    head = HeadConfig(name="arcface", scale=24.0, margin=0.2, sample=sample)
+    recipe = Recipe(
+        epochs=epochs,
+        model=ModelConfig(head=head),
+        optimizer=OptimizerConfig(name="adam", lr=0.01),
+        schedule=ScheduleConfig(name="one_cycle", peak_at=0.2),
+        compute=ComputeConfig(amp="off"),
+        loader=LoaderConfig(image_size=16, batch_size=BATCH),
+    )
+    torch.manual_seed(0)
+    layers = [
+        torch.nn.Linear(3 * SIZE**2, 256),
+        torch.nn.ReLU(),
+        torch.nn.Linear(256, WIDTH),
+        Classifier(head, WIDTH, classes),
+    ]
+    step = TrainStep(torch.nn.Sequential(torch.nn.Flatten(), *layers), recipe, INFO, Alone())
+    a_epoch = -(-len(labels) // BATCH)
+    schedule = Schedule(
+        step.optimizer,
+        recipe.schedule,
+        optimizer_config=recipe.optimizer,
+        steps_per_epoch=a_epoch,
+        epochs=epochs,
+        mode="max",
+    )
+    start = time.perf_counter()
+    for epoch in range(epochs):
+        order = np.random.default_rng([3, epoch]).permutation(len(labels))
+        for number, batch in enumerate(batches(images, labels, order, epoch + 1)):
+            step.run(batch, schedule, epoch * a_epoch + number, BATCH)
+        totals = step.take_totals()
+        print(f"  epoch {epoch + 1}: loss {totals.loss / totals.rows:.3f}", flush=True)
+    took = time.perf_counter() - start
+    test = batches(test_images, test_labels, np.arange(len(test_labels)), 1)
+    return 100 * validate(step.evaluated, test, step.preprocess, Alone(), classes)["val_top1"], took
+
+
+def main() -> None:
+    """Print the accuracies and keep them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the classes, three epochs")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "head_toy.json")
+    arguments = parser.parse_args()
+    classes, epochs = (CLASSES // 10, 3) if arguments.quick else (CLASSES, 8)
+    true = directions(classes)
+    labels, test_labels = np.repeat(np.arange(classes), EACH), np.arange(TESTED) % classes
+    images, _ = pictures(labels, true, 4)
+    test_images, seen = pictures(test_labels, true, 5)
+    figures: dict[str, float] = {"classes": classes, "nearest_true_top1": 100 * nearest_true(seen, test_labels, true)}
+    print(f"{classes:,} classes, {len(labels):,} training images, {epochs} epochs")
+    print(f"{'nearest':10} top-1 {figures['nearest_true_top1']:6.2f} %", flush=True)
+    for name, sample in SAMPLES.items():
+        top1, took = trained(sample, classes, epochs, (images, labels, test_images, test_labels))
+        figures |= {f"{name}_top1": top1, f"{name}_s": took}
+        print(f"{name:10} top-1 {top1:6.2f} %, {took:7.1f} s", flush=True)
+    for name in ("10", "1"):
+        figures[f"gap{name}"] = figures["full_top1"] - figures[f"sampled{name}_top1"]
+    line = json.dumps({key: round(value, 3) for key, value in figures.items()})
+    arguments.output.write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

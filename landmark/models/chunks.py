@@ -1,0 +1,239 @@
+"""Cross entropy and best guesses over many classes, a chunk of them at a time: logits of all classes are never held."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from landmark.models.heads import Classifier, Margin
+
+CHUNK_LOGITS = 1 << 17
+"""Logits of a chunk, sub-centres counted each: 512 KiB in fp32, and 4 MiB of centres behind them at 64 images and 512 values."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class Shares:
+    """What a softmax over classes needs of some of them, for each image: (n,) each."""
+
+    log_sum: torch.Tensor
+    """Logarithm of the summed exponentials of the logits, -inf for no class."""
+    own: torch.Tensor
+    """Logit of the image's own class, its margin taken off; 0 where the class is not among these."""
+    own_plain: torch.Tensor
+    """The same with its margin."""
+    most: torch.Tensor
+    """Greatest logit, -inf for no class."""
+    total: torch.Tensor
+    """Sum of the logits."""
+
+    def stacked(self) -> torch.Tensor:
+        """Return them as (5, n)."""
+        return torch.stack([self.log_sum, self.own, self.own_plain, self.most, self.total])
+
+    @classmethod
+    def joined(cls, stacked: torch.Tensor) -> "Shares":
+        """Return the shares of disjoint sets of classes as that of all: of (sets, 5, n)."""
+        log_sum, own, own_plain, most, total = stacked.unbind(1)
+        return cls(
+            log_sum=log_sum.logsumexp(0),
+            own=own.sum(0),
+            own_plain=own_plain.sum(0),
+            most=most.amax(0),
+            total=total.sum(0),
+        )
+
+
+@dataclass(kw_only=True, frozen=True)
+class Targets:
+    """What the loss wants of each image."""
+
+    labels: torch.Tensor
+    """Class, int64 (n,)."""
+    weights: torch.Tensor
+    """What the image's loss counts, (n,)."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class RowGradient:
+    """The gradient by some classes' rows of a classifier's weight and bias."""
+
+    ids: torch.Tensor
+    """Classes, int64 (c,)."""
+    weight: torch.Tensor
+    """(c, …)."""
+    bias: torch.Tensor | None
+    """(c,)."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return them by name."""
+        return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
+
+
+class ChunkedLoss:
+    """Softmax cross entropy of embeddings over the classes `ids`, by chunks, and its gradient.
+
+    embeddings: fp32 (n, d). ids: int64 (c,), sorted. combine: makes of the shares of these classes those of all that the
+    softmax goes over, where others hold the rest. classes: how many all are, which label smoothing is spread over.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        embeddings: torch.Tensor,
+        ids: torch.Tensor,
+        targets: Targets,
+        *,
+        margin: Margin | None,
+        label_smoothing: float,
+        classes: int,
+        combine: Callable[[Shares], Shares],
+    ) -> None:
+        self.classifier = classifier
+        self.embeddings = embeddings.detach().requires_grad_()
+        self.targets = targets
+        self.margin = margin
+        self.smoothing = label_smoothing
+        self.classes = classes
+        self.parts = ids.split(_chunk_classes(classifier, len(embeddings))) if len(ids) else ()
+        # The one chunk's graph is kept; several are computed once more for the gradient, as none may be held.
+        self._kept = self._chunk(ids) if len(self.parts) == 1 else None
+        nothing = torch.full((1, 5, len(embeddings)), -torch.inf, device=embeddings.device)
+        nothing[:, [1, 2, 4]] = 0
+        chunks = [chunk.shares().stacked()[None] for chunk in self._chunks()]
+        self.shares = combine(Shares.joined(torch.cat([nothing, *chunks])))
+
+    def losses(self) -> torch.Tensor:
+        """Return each image's loss, (n,), its weight left out."""
+        smooth = self.shares.total / self.classes
+        return self.shares.log_sum - (1 - self.smoothing) * self.shares.own - self.smoothing * smooth
+
+    def hits(self) -> torch.Tensor:
+        """Return whether no class has a greater logit than the image's own, bool (n,); margins are left out."""
+        return self.shares.own_plain >= self.shares.most
+
+    def gradient(self, take: Callable[["RowGradient"], object]) -> torch.Tensor:
+        """Return the gradient of the weighted sum of losses by embeddings, (n, d).
+
+        take: is given that by some classes' weight and bias, again and again until it had each class once; it may change them.
+        """
+        of_embeddings = torch.zeros_like(self.embeddings)
+        for chunk in self._chunks():
+            inputs = [self.embeddings, chunk.rows, *([] if chunk.bias is None else [chunk.bias])]
+            found = torch.autograd.grad(chunk.logits, inputs, self._of_logits(chunk))
+            of_embeddings += found[0]
+            take(RowGradient(ids=chunk.ids, weight=found[1], bias=found[2] if len(found) > 2 else None))
+        return of_embeddings
+
+    def _of_logits(self, chunk: "_Chunk") -> torch.Tensor:
+        """Return the gradient by a chunk's logits: softmax less target."""
+        weights = self.targets.weights
+        gradient = (chunk.logits.detach() - self.shares.log_sum[:, None]).exp_()
+        if self.smoothing:
+            gradient -= self.smoothing / self.classes
+        gradient[chunk.images, chunk.places] -= 1 - self.smoothing
+        return gradient.mul_(weights[:, None])
+
+    def _chunks(self) -> Iterator["_Chunk"]:
+        if self._kept is not None:
+            yield self._kept
+        else:
+            yield from map(self._chunk, self.parts)
+
+    def _chunk(self, ids: torch.Tensor) -> "_Chunk":
+        rows = self.classifier.weight.detach()[ids].requires_grad_()
+        whole = self.classifier.bias
+        bias = None if whole is None else whole.detach()[ids].requires_grad_()
+        labels = self.targets.labels
+        places = torch.searchsorted(ids, labels).clamp_(max=len(ids) - 1)
+        images = torch.nonzero(ids[places] == labels)[:, 0]
+        places = places[images]
+        with torch.enable_grad():
+            plain = self.classifier.logits(self.embeddings, rows, bias)
+            logits = plain
+            if self.margin is not None:
+                own = self.margin(plain[images, places], labels[images])
+                logits = plain.index_put((images, places), own)
+        return _Chunk(ids=ids, rows=rows, bias=bias, plain=plain.detach(), logits=logits, images=images, places=places)
+
+
+@dataclass(kw_only=True, frozen=True)
+class _Chunk:
+    """The logits of some classes, with the graph that they come from."""
+
+    ids: torch.Tensor
+    rows: torch.Tensor
+    bias: torch.Tensor | None
+    plain: torch.Tensor
+    """Logits (n, c) before margins."""
+    logits: torch.Tensor
+    """Logits (n, c)."""
+    images: torch.Tensor
+    """Images whose own class is among these."""
+    places: torch.Tensor
+    """Where these classes are."""
+
+    def shares(self) -> Shares:
+        logits = self.logits.detach()
+        own, own_plain = logits.new_zeros(2, len(logits))
+        own[self.images] = logits[self.images, self.places]
+        own_plain[self.images] = self.plain[self.images, self.places]
+        return Shares(
+            log_sum=logits.logsumexp(1), own=own, own_plain=own_plain, most=self.plain.amax(1), total=logits.sum(1)
+        )
+
+
+@dataclass(kw_only=True, frozen=True)
+class Ranking:
+    """The best guesses of images and what their probabilities are made of."""
+
+    values: torch.Tensor
+    """Logits of the guesses, the best first, (n, k)."""
+    classes: torch.Tensor
+    """Their classes, int64 (n, k)."""
+    log_sum: torch.Tensor
+    """Logarithm of the summed exponentials of all logits, (n,)."""
+    own: torch.Tensor
+    """Logit of the image's label, (n,); 0 where it has none."""
+
+
+def ranking_of(logits: torch.Tensor, labels: torch.Tensor, guesses: int) -> Ranking:
+    """Return the best guesses of logits (n, classes); labels as `ranking` takes them."""
+    best = logits.topk(guesses, dim=1)
+    own = logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    return Ranking(
+        values=best.values,
+        classes=best.indices,
+        log_sum=logits.logsumexp(1),
+        own=torch.where(labels >= 0, own, 0.0),
+    )
+
+
+def ranking(classifier: Classifier, embeddings: torch.Tensor, labels: torch.Tensor, guesses: int) -> Ranking:
+    """Return the best guesses by the exact softmax over all classes, computed by chunks of them.
+
+    embeddings: (n, d). labels: int64 (n,), negative for an image that shows no class.
+    """
+    size = _chunk_classes(classifier, len(embeddings))
+    parts = []
+    for first in range(0, len(classifier.weight), size):
+        weight = classifier.weight[first : first + size]
+        bias = None if classifier.bias is None else classifier.bias[first : first + size]
+        logits = classifier.logits(embeddings.float(), weight, bias)
+        here = torch.where((labels >= first) & (labels < first + len(weight)), labels - first, -1)
+        part = ranking_of(logits, here, min(guesses, len(weight)))
+        parts.append(dataclasses.replace(part, classes=part.classes + first))
+    values, classes = torch.cat([part.values for part in parts], 1), torch.cat([part.classes for part in parts], 1)
+    best = values.topk(guesses, dim=1)
+    return Ranking(
+        values=best.values,
+        classes=classes.gather(1, best.indices),
+        log_sum=torch.stack([part.log_sum for part in parts]).logsumexp(0),
+        own=torch.stack([part.own for part in parts]).sum(0),
+    )
+
+
+def _chunk_classes(classifier: Classifier, images: int) -> int:
+    """Return the classes of a chunk for so many images."""
+    centres = classifier.weight[0].numel() // classifier.weight.shape[-1]
+    return max(1, CHUNK_LOGITS // max(1, images * centres))

@@ -1,0 +1,216 @@
+"""Sampled classification: centres of many classes, shared out over the ranks, of which a step looks at and changes a few.
+
+A rank owns a range of the classes: it computes their logits for the images of all ranks, and keeps the optimizer's state
+for them alone. What the ranks exchange at a step is embeddings and their gradients, never centres (Partial FC, An et al.,
+arXiv 2010.05222 and 2203.15565): 2 n d floats for n images, beside n d classes' worth of sampled centres' gradients.
+"""
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from landmark.config import Recipe
+from landmark.data.randomness import generator
+from landmark.models import Classifier, Margin, MixedLabels
+from landmark.models.chunks import ChunkedLoss, RowGradient, Shares, Targets
+from landmark.training.rows import CHUNK_ROWS, RowOptimizer
+from landmark.training.session import Session
+
+DRAW = 0x436C6173
+"""Names the stream of random numbers by which classes are drawn."""
+
+
+def drawn_classes(seed: int, step: int, classes: int, share: float) -> np.ndarray:
+    """Return the classes that a step draws, sorted: each with probability `share`, a function of (seed, step) alone.
+
+    They are drawn one by one, and who is drawn twice counts once: work grows with what is drawn, not with the classes.
+    """
+    if share == 1:
+        return np.arange(classes)
+    draws = math.ceil(math.log1p(-share) / math.log1p(-1 / classes)) if classes > 1 else 1
+    return np.unique(generator(seed, DRAW, step).integers(0, classes, draws))
+
+
+class Centres:
+    """The weight of an embedding model's classifier, trained by samples of its classes.
+
+    Every rank holds the whole weight, of which it trains the rows of its own classes; `gather` brings the others' rows up to
+    date, for validation and checkpoints. From now on the model gives embeddings.
+    """
+
+    def __init__(self, classifier: Classifier, recipe: Recipe, session: Session, margin: Margin | None) -> None:
+        self.classifier = classifier
+        self.session = session
+        self.margin = margin
+        self.seed = recipe.seed
+        self.smoothing = recipe.loss.label_smoothing
+        self.classes = len(classifier.weight)
+        self.share = recipe.model.head.sample or 1.0
+        self.two_labels = bool(recipe.augment.mixup or recipe.augment.cutmix)
+        bounds = [self.classes * rank // session.world_size for rank in (session.rank, session.rank + 1)]
+        self.first, self.stop = bounds
+        classifier.requires_grad_(False)  # neither the model's optimizer nor the ranks' averaging of gradients sees it
+        classifier.gives_embeddings = True
+        matrices = {"weight": classifier.weight, "bias": classifier.bias}
+        self.optimizers = {
+            name: RowOptimizer(matrix.data, recipe.optimizer, first=self.first, rows=self.stop - self.first)
+            for name, matrix in matrices.items()
+            if matrix is not None
+        }
+        self._gradients: list[RowGradient] = []
+        self._gathered: dict[str, dict[str, torch.Tensor]] | None = None
+
+    def loss(
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        mixed: MixedLabels | None,
+        class_weights: torch.Tensor | None,
+        share: float,
+        step: int,
+        batch_size: int,
+        lr: float | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the losses and hits of this rank's images, (n,) each, and the gradient by its embeddings, (n, d).
+
+        Hits are images whose own class, of two mixed ones that which counts more, is the best of those looked at. class_weights:
+        what an image of each class counts, (classes,). share: this rank's share of the step's images, times the ranks. step: counted
+        over the run. batch_size: images of the step over all ranks. The gradient is that of DDP's convention: its mean over
+        the ranks is the gradient of the step's mean loss. lr: take the optimizer's step for the classes at once, which holds
+        no gradient of more than a chunk of them; None: keep their gradient for `update`.
+        """
+        self._gathered = None
+        scale = share / len(labels)
+        second, part = (labels, 1.0) if mixed is None else (mixed.labels, mixed.share)
+        weights = torch.ones(1, device=labels.device).expand(self.classes) if class_weights is None else class_weights
+        targets = [Targets(labels=labels, weights=scale * part * weights[labels])]
+        if self.two_labels:
+            targets.append(Targets(labels=second, weights=scale * (1 - part) * weights[second]))
+        everyones, all_targets, own = self._everyones(embeddings.detach().float(), targets, batch_size)
+        ids, count = self._looked_at(all_targets.labels, step)
+        copies = len(targets)
+        found = ChunkedLoss(
+            self.classifier,
+            everyones.repeat(copies, 1),
+            ids,
+            all_targets,
+            margin=self.margin,
+            label_smoothing=self.smoothing,
+            classes=count,
+            combine=self._combined,
+        )
+        gradient = found.gradient(self._gradients.append if lr is None else functools.partial(self._apply, lr, 1.0))
+        gradient = self.session.all_reduce(gradient.unflatten(0, (copies, -1)).sum(0))[own]
+        losses, hits = (value.unflatten(0, (copies, -1))[:, own] for value in (found.losses(), found.hits()))
+        losses = losses * torch.stack([weights[each.labels] for each in targets])
+        if mixed is None:
+            return losses[0], hits[0], gradient
+        return part * losses[0] + (1 - part) * losses[1], hits[0 if part >= 0.5 else 1], gradient
+
+    def _everyones(
+        self, embeddings: torch.Tensor, targets: list[Targets], batch_size: int
+    ) -> tuple[torch.Tensor, Targets, slice]:
+        """Return embeddings (m, d) and targets (copies x m) of all ranks, and where this rank's rows are.
+
+        Ranks differ in rows by a few: each has room for one more than its part, filled with rows that count nothing and have
+        no label (-1). Labels travel as floats, which are exact up to 16.7 million.
+        """
+        ranks, rank, rows = self.session.world_size, self.session.rank, len(embeddings)
+        columns = [column for each in targets for column in ((each.labels + 1).float(), each.weights)]
+        if ranks > 1:
+            room = -(-batch_size // ranks) + 1
+            assert rows <= room and self.classes < 1 << 24
+            packed = embeddings.new_zeros(ranks, room, embeddings.shape[1] + len(columns))
+            packed[rank, :rows] = torch.cat([embeddings, torch.stack(columns, 1)], 1)
+            packed = self.session.all_reduce(packed).flatten(0, 1)
+            embeddings, columns = packed[:, : embeddings.shape[1]], list(packed[:, embeddings.shape[1] :].unbind(1))
+            own = slice(rank * room, rank * room + rows)
+        else:
+            own = slice(0, rows)
+        labels, weights = torch.cat(columns[::2]).long() - 1, torch.cat(columns[1::2])
+        return embeddings, Targets(labels=labels, weights=weights), own
+
+    def _looked_at(self, labels: torch.Tensor, step: int) -> tuple[torch.Tensor, int]:
+        """Return this rank's classes among those of the step, sorted, and how many the step has."""
+        drawn = drawn_classes(self.seed, step, self.classes, self.share)
+        if self.share < 1:
+            drawn = np.union1d(drawn, labels[labels >= 0].cpu().numpy())
+        start, stop = np.searchsorted(drawn, [self.first, self.stop])
+        return torch.from_numpy(drawn[start:stop]).to(labels.device), len(drawn)
+
+    def _combined(self, shares: Shares) -> Shares:
+        """Return the shares of all ranks' classes together."""
+        ranks = self.session.world_size
+        if ranks == 1:
+            return shares
+        mine = shares.stacked()
+        everyones = mine.new_zeros(ranks, *mine.shape)
+        everyones[self.session.rank] = mine
+        return Shares.joined(self.session.all_reduce(everyones))
+
+    def squared_norm(self) -> torch.Tensor:
+        """Return the squared norm of the centres' gradient over all ranks."""
+        tensors = [tensor for each in self._gradients for tensor in each.tensors().values()]
+        mine = self.classifier.weight.new_zeros(())
+        for tensor in tensors:
+            mine = mine + tensor.square().sum()
+        return self.session.all_reduce(mine) / self.session.world_size**2
+
+    def update(self, lr: float, factor: torch.Tensor | float) -> None:
+        """Take the optimizer's step for the classes whose gradient is kept; factor: what clipping multiplies it with."""
+        for gradient in self._gradients:
+            self._apply(lr, factor, gradient)
+        self.forget()
+
+    def forget(self) -> None:
+        """Leave the gradient that is kept out."""
+        self._gradients = []
+
+    def _apply(self, lr: float, factor: torch.Tensor | float, gradient: RowGradient) -> None:
+        # The gradient is that of the mean loss: of one rank's as much as of all together.
+        for name, values in gradient.tensors().items():
+            self.optimizers[name].update(gradient.ids, values, lr, factor / self.session.world_size)
+
+    def gather(self) -> None:
+        """Bring every rank's weight up to date, and the optimizers' state to rank 0, which a checkpoint is made of."""
+        if self.session.world_size == 1:
+            return
+        self._gathered = {}
+        for name, optimizer in self.optimizers.items():
+            self._gather_rows(optimizer.weight[self.first : self.stop].clone(), optimizer.weight)
+            whole = {}
+            for key, tensor in optimizer.tensors():
+                into = tensor.new_empty(self.classes, *tensor.shape[1:]) if self.session.rank == 0 else None
+                self._gather_rows(tensor, into)
+                if into is not None:
+                    whole[key] = into
+            self._gathered[name] = whole
+
+    def _gather_rows(self, own: torch.Tensor, into: torch.Tensor | None) -> None:
+        """Bring rows together over the ranks, some at a time; own: those of this rank's range."""
+        for start in range(0, self.classes, CHUNK_ROWS):
+            stop = min(start + CHUNK_ROWS, self.classes)
+            rows = own.new_zeros(stop - start, *own.shape[1:])
+            low, high = max(start, self.first), min(stop, self.stop)
+            if low < high:
+                rows[low - start : high - start] = own[low - self.first : high - self.first]
+            rows = self.session.all_reduce(rows)
+            if into is not None:
+                into[start:stop] = rows
+
+    def state(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Return the optimizers' state for all classes, whatever the number of ranks; on rank 0, after `gather`."""
+        if self.session.world_size > 1:
+            assert self._gathered is not None
+            return self._gathered
+        return {name: dict(optimizer.tensors()) for name, optimizer in self.optimizers.items()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over the part of a state that belongs to this rank's classes."""
+        for name, optimizer in self.optimizers.items():
+            for key, tensor in optimizer.tensors():
+                tensor.copy_(state[name][key][self.first : self.stop])
