@@ -8,8 +8,8 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
-# Two minutes before the limit the study is told, and saves.
-#SBATCH --signal=B:TERM@120
+# Two minutes before the limit the study is told, and ends in order.
+#SBATCH --signal=B:USR1@120
 set -euo pipefail
 umask 077
 
@@ -76,10 +76,11 @@ PY
 
 python -m landmark.tune "$@" &
 study=$!
-trap 'kill -TERM $study' TERM INT
+# What Ray Tune ends a study at: the driver of Ray aborts at SIGTERM.
+trap 'kill -USR1 "$study"' USR1 TERM
 code=0
 wait "$study" || code=$?
-# A signal ends the first wait at once: the study is waited for until it has saved.
+# A signal ends the first wait at once: the study is waited for until it has ended.
 while kill -0 "$study" 2> /dev/null; do
     wait "$study" || code=$?
 done

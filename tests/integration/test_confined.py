@@ -124,8 +124,9 @@ def test_a_study_runs_with_a_read_only_root_and_without_any_privilege(unshare, t
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "a-token-for-this-test-alone-0123456789abcdef",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Other tests' memory is not this cluster's.
+        # Other processes' memory is not this cluster's, and Ray's workers, nice by default, would starve beside them.
         "RAY_memory_monitor_refresh_ms": "0",
+        "RAY_worker_niceness": "0",
         "OMP_NUM_THREADS": "1",
     }
     command = ["bash", "-c", CONFINE, "confine", str(data), " ".join(written), " ".join(seen), "bash", "-c", INSIDE]
