@@ -91,7 +91,7 @@ if [ -z "$(wheel_in "$kept")" ]; then
     status=$?
     set -e
     if [ "$status" -ne 0 ]; then
-        fail "Horovod could not be built: $(grep -m 1 -E '[Ee]rror[: ]' "$log" || tail -n 1 "$log"); log: $log"
+        fail "Horovod could not be built: $(grep -m 1 -i -E '(^|[^-_[:alnum:]])error[: ]' "$log" || tail -n 1 "$log"); log: $log"
     fi
     # In one move: a build beside this one, or one that is ended, leaves no half wheel.
     mkdir -p "$kept"
