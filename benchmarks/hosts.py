@@ -2,8 +2,8 @@
 
 Run, as root: python benchmarks/hosts.py. Network namespaces on a bridge hold a Ray head, three workers of one CPU, a bucket
 (SeaweedFS) and the desk that submits (tests/hosts.py). In each job the link of one of the two hosts that train goes down in
-the second of two epochs. `seconds` is from then to the next training step, on another pair of hosts, 5 s of which Ray takes to
-notice a silent host with the settings of tests/hosts.py; `repeated` are samples that were shown again, `skipped` those never
+the second of two epochs. `seconds` is from then to the next training step, on another pair of hosts; Ray takes up to 9 s of it to
+notice a silent host, with the settings of tests/hosts.py. `repeated` are samples that were shown again, `skipped` those never
 shown. The last line is JSON, kept in benchmarks/results/hosts.json.
 """
 

@@ -34,7 +34,7 @@ NODE = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
 }
-"""Environment of the nodes: a host that is silent for some 5 s is taken for lost (docs/faults.md)."""
+"""Environment of the nodes: a host that is silent is taken for lost within 9 s (docs/faults.md)."""
 WITNESSED = {"worker_process_setup_hook": "tests.witness.write_down_by_run"}
 """Runtime environment of a job whose workers write down their steps."""
 FIREWALL = f"""
@@ -146,14 +146,30 @@ class Host:
 
     def end(self) -> None:
         """End every process on this host."""
-        for _ in range(100):
-            found = subprocess.run(["ip", "netns", "pids", self.space], capture_output=True, text=True).stdout.split()
-            if not found:
-                return
-            for pid in found:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
-            time.sleep(0.1)
+        end_processes(self.space)
+
+
+def end_processes(space: str) -> None:
+    """End every process in a namespace."""
+    for _ in range(100):
+        found = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True).stdout.split()
+        if not found:
+            return
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def sweep() -> None:
+    """Take away what is left of hosts whose process was killed before it could."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
+    for space, pid in re.findall(r"^(landmark-(\d+)-\w+)", listed, re.MULTILINE):
+        if not Path(f"/proc/{pid}").exists():
+            end_processes(space)
+            _ip("netns", "delete", space)
+            for folder in Path("/tmp").glob(f"lm-{pid}-*"):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class Hosts:
@@ -163,8 +179,9 @@ class Hosts:
     """
 
     def __init__(self, workers: int) -> None:
+        sweep()
         # Short: the paths of Ray's sockets are below it, and have 107 bytes at most.
-        self.folder = Path(tempfile.mkdtemp(prefix="lm-", dir="/tmp"))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"lm-{os.getpid()}-", dir="/tmp"))
         self.switch = f"landmark-{os.getpid()}-switch"
         self._spaces: list[str] = []
         self._processes: list[subprocess.Popen[bytes]] = []

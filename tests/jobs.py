@@ -25,7 +25,7 @@ parameters:
   epochs: {{grid: [{EPOCHS}]}}
 """
 TRIALS = ["001-0.003-2", "002-0.001-2"]
-LONGEST_S = 250
+LONGEST_S = 280
 
 
 @dataclass(kw_only=True)
