@@ -29,6 +29,8 @@ os.environ.update(
 def pytest_configure() -> None:
     """Give every process two threads at most: the machine is small and the tests are many."""
     os.environ.setdefault("OMP_NUM_THREADS", "2")
+    # Ray lets its workers give way to everything else by 15: beside the tests' own processes they would starve.
+    os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -52,7 +52,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     home = tmp_path_factory.mktemp("home")
     gcs, dashboard, client, agent, metrics = free_ports(5)
     plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {"HOME": str(home)}
-    plain |= {"RAY_AUTH_MODE": "token", "PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"}
+    plain |= {"RAY_AUTH_MODE": "token", "RAY_worker_niceness": "0", "PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"}
     allowed = plain | {"RAY_AUTH_TOKEN": TOKEN}
     command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
