@@ -148,7 +148,7 @@ def test_what_the_cluster_is_at_is_shown_while_a_study_runs(head, tmp_path):
     )
     try:
         text, deadline = "", time.monotonic() + 200
-        while not all(part in text for part in ("images/s", "shown: ", " 1/2 ")):
+        while not all(part in text for part in ("images/s", "1 running", " 1/2 ")):
             assert time.monotonic() < deadline, text
             text = subprocess.run(
                 ["python", "-m", "landmark.cluster", "status", "--cluster.address", head.gcs],
