@@ -8,9 +8,10 @@ so that the classifier is all there is to pay for:
 - the same with `--model.head.sample` 1, 0.1 and 0.01.
 Seconds are the median of the steps after two that warm up; CPU seconds beside them, over all threads, tell how far other processes
 were in the way. Memory is the most that the process has to itself (peak.py), with the
-optimizer's state for every class, which a run has when it has seen them all. With two workers, each on half of the images and of
-the CPUs, `sent` is what each hands to all-reduce a step (a ring sends 2 (W - 1) / W times as much); the full sub-center head needs
-more memory than two workers have here: its row is what DDP would reduce, its gradient, and is computed, not measured.
+optimizer's state for every class, which a run has when it has seen them all.
+With two workers, each on half of the images and of the CPUs, `sent` is what each hands to all-reduce a step for the classifier (a ring
+sends 2 (W - 1) / W times as much). The full sub-center head needs more memory than two workers have here: what DDP would reduce, its
+gradient, is computed, not measured.
 The last line is JSON, kept in benchmarks/results/head.json.
 
 python benchmarks/head.py --scaling measures one worker at 100, 10,000 and 81,313 classes besides, for docs/scaling.md; its last
@@ -105,7 +106,12 @@ def measure(kind: str, classes: int, steps: int, rank: int, ranks: int, port: in
         taken.append(time.perf_counter() - start)
         computed.append(time.process_time() - cpu)
     step.check_finite()
-    figures = {"step_s": statistics.median(taken[2:]), "cpu_s": statistics.median(computed[2:]), "sent": session.sent}
+    own = 4 * WIDTH * (3 * SIZE**2 + 1) if ranks > 1 else 0  # the gradient of the layer before the classifier
+    figures = {
+        "step_s": statistics.median(taken[2:]),
+        "cpu_s": statistics.median(computed[2:]),
+        "sent": session.sent - own,
+    }
     print(json.dumps(figures), flush=True)
     if ranks > 1:
         torch.distributed.barrier()
