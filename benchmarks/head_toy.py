@@ -39,8 +39,8 @@ from landmark.training.optim import Schedule
 from landmark.training.steps import TrainStep, validate
 
 CLASSES, EACH, TESTED = 20_000, 3, 20_000
-LATENT, SIZE, WIDTH, BATCH, NOISE = 24, 8, 64, 256, 0.6
-SAMPLES = {"full": None, "sampled10": 0.1, "sampled1": 0.01}
+LATENT, SIZE, WIDTH, BATCH, NOISE = 24, 8, 64, 512, 0.5
+SAMPLES = {"sampled10": 0.1, "full": None, "sampled1": 0.01}
 INFO = ModelInfo(name="toy", source="deck", image_size=SIZE, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the classes, three epochs")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "head_toy.json")
     arguments = parser.parse_args()
-    classes, epochs = (CLASSES // 10, 3) if arguments.quick else (CLASSES, 8)
+    classes, epochs = (CLASSES // 10, 3) if arguments.quick else (CLASSES, 10)
     true = directions(classes)
     labels, test_labels = np.repeat(np.arange(classes), EACH), np.arange(TESTED) % classes
     images, _ = pictures(labels, true, 4)
