@@ -8,8 +8,8 @@ import torch
 
 from landmark.models.heads import Classifier, Margin
 
-CHUNK_LOGITS = 1 << 17
-"""Logits of a chunk, sub-centres counted each: 512 KiB in fp32, and 4 MiB of centres behind them at 64 images and 512 values."""
+CHUNK_LOGITS = 1 << 19
+"""Logits of a chunk, sub-centres counted each: 2 MiB in fp32, and 16 MiB of centres behind them at 64 images and 512 values."""
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -15,6 +15,8 @@ from landmark.models.stages import TWIN
 GEM_POWER = 3.0
 GEM_LEAST = 1e-6
 """Least value that GeM raises to its power, as in the authors' code: a power of 0 has no gradient."""
+LENGTH_LEAST = 1e-12
+"""Least length of a centre that its products are divided by, as torch's normalize has it."""
 SINE_LEAST = 1e-6
 """Least squared sine: the angle's gradient is infinite where image and centre fall together."""
 
@@ -53,19 +55,34 @@ class Classifier(nn.Module):
         self.gives_embeddings = False
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Return the logits of all classes, or the embeddings."""
-        return embeddings if self.gives_embeddings else self.logits(embeddings, self.weight, self.bias)
+        """Return the logits of all classes, or the embeddings; cosines in the weight's precision."""
+        if self.gives_embeddings:
+            return embeddings
+        if not self.cosine:
+            return functional.linear(embeddings, self.weight, self.bias)
+        with without_autocast(embeddings):
+            centres = functional.normalize(self.weight, dim=-1).flatten(0, -2)
+            directions = functional.normalize(embeddings.to(centres.dtype))
+            return self._nearest(functional.linear(directions, centres))
 
     def logits(self, embeddings: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Return the logits (n, c) of the c classes whose rows of weight and bias are given; cosines in their precision."""
+        """Return the logits (n, c) of the c classes whose rows of weight and bias are given.
+
+        Products are divided by the lengths of the centres: rows of length 1, and their gradient, would be copies of many
+        rows, which take longer than the products.
+        """
         if not self.cosine:
             return functional.linear(embeddings, weight, bias)
         with without_autocast(embeddings):
-            centres = functional.normalize(weight, dim=-1)
-            cosines = functional.linear(functional.normalize(embeddings.to(weight.dtype)), centres.flatten(0, -2))
-            if weight.ndim == 3:
-                cosines = cosines.unflatten(1, weight.shape[:2]).amax(2)
-            return cosines * self.scale
+            centres = weight.flatten(0, -2)
+            products = functional.linear(functional.normalize(embeddings.to(weight.dtype)), centres)
+            return self._nearest(products / torch.linalg.vector_norm(centres, dim=1).clamp(min=LENGTH_LEAST))
+
+    def _nearest(self, cosines: torch.Tensor) -> torch.Tensor:
+        """Return scaled cosines, of a class's centres the greatest."""
+        if self.weight.ndim == 3:
+            cosines = cosines.unflatten(1, (-1, self.weight.shape[1])).amax(2)
+        return cosines * self.scale
 
 
 class NeckNorm(nn.BatchNorm1d):

@@ -39,19 +39,20 @@ class RowOptimizer:
         }
 
     def update(self, ids: torch.Tensor, gradient: torch.Tensor, lr: float, factor: torch.Tensor | float = 1.0) -> None:
-        """Take a step with `factor` times the gradient (n, …) of the rows `ids`, int64 (n,), each named once."""
+        """Take a step with `factor` times the gradient (n, …), which is changed, of the rows `ids`, int64 (n,), each named once."""
         with torch.no_grad():
             for start in range(0, len(ids), CHUNK_ROWS):
                 part = ids[start : start + CHUNK_ROWS]
                 rows = self.weight[part]
-                self._step(rows, gradient[start : start + CHUNK_ROWS] * factor, part - self.first, lr)
+                of_rows = gradient[start : start + CHUNK_ROWS]
+                self._step(rows, of_rows if factor == 1 else of_rows.mul_(factor), part - self.first, lr)
                 self.weight.index_copy_(0, part, rows)
 
     def _step(self, rows: torch.Tensor, gradient: torch.Tensor, places: torch.Tensor, lr: float) -> None:
-        """Change rows in place."""
+        """Change rows in place, and the gradient."""
         decoupled = self.config.name == "adamw"
         if self.decay and not decoupled:
-            gradient = gradient.add(rows, alpha=self.decay)
+            gradient.add_(rows, alpha=self.decay)
         if self.config.name == "sgd":
             self._sgd(rows, gradient, places, lr)
         elif self.config.name == "rmsprop":
@@ -67,7 +68,7 @@ class RowOptimizer:
         if momentum := self.config.momentum:
             kept = self.state["momentum"][places].mul_(momentum).add_(gradient)
             self.state["momentum"].index_copy_(0, places, kept)
-            gradient = gradient.add(kept, alpha=momentum)
+            gradient.add_(kept, alpha=momentum)
         rows.add_(gradient, alpha=-lr)
 
     def _adam(self, rows: torch.Tensor, gradient: torch.Tensor, places: torch.Tensor, lr: float) -> None:

@@ -80,6 +80,7 @@ class TrainStep:
         classifier = embedding_classifier(model)
         if classifier is not None and head.sample is not None:
             self.centres = Centres(classifier, recipe, session, self.margin)
+            _keep_from_ddp(model, classifier)
         self.optimizer = build_optimizer(model, recipe.optimizer, recipe.loader.batch_size)
         self.average = WeightAverage(model, recipe.ema) if recipe.ema.decay is not None else None
         self.steps = 0
@@ -305,6 +306,13 @@ class TrainStep:
 def _quiet(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Return the context in which backward keeps the gradient on the rank: what a backend wrapped has one."""
     return getattr(model, "no_sync", contextlib.nullcontext)()
+
+
+def _keep_from_ddp(model: nn.Module, part: nn.Module) -> None:
+    """Let DDP leave a part's parameters alone: it would send a copy of them at its start, though all ranks have the same."""
+    mine = {id(parameter) for parameter in part.parameters()}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in mine]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
 
 
 def _class_weights(recipe: Recipe, counts: np.ndarray | None, device: torch.device) -> torch.Tensor | None:
