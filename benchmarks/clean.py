@@ -1,7 +1,7 @@
 """Cleaning on photographs with faults put in: precision and recall of each detector, and what cleaning is worth to a training.
 
-Run: python benchmarks/clean.py [--seeds 3] [--quick] [--output FOLDER]. `monuments` and `distractors` in LANDMARK_TEST_DATA get,
-by seed: 4 % exact copies; 2 % each re-encoded, resized, cropped and watermarked; 8 % wrong labels; 150 photographs of no landmark;
+Run: python benchmarks/clean.py [--seeds 3] [--part detectors|worth] [--quick] [--output FOLDER]. `monuments` and `distractors` in
+LANDMARK_TEST_DATA get, by seed: 4 % exact copies; 2 % each re-encoded, resized, cropped and watermarked; 8 % wrong labels; 150 photographs of no landmark;
 1 % files cut short; 12 blank images (benchmarks/injected.py). Copies fall into any split, a quarter of them under any class.
 - exact, near: of the rows dropped, the share that are copies of the row they are told to be a copy of (precision); of the copies put
   in, the share that no longer stand beside their original (recall). Photographs that `groups.csv` or
@@ -10,8 +10,8 @@ by seed: 4 % exact copies; 2 % each re-encoded, resized, cropped and watermarked
 - distractor: AUROC of the mean cosine with the nearest embeddings, over the rows of all splits that are no copies.
 - worth: the same fine-tuning of Lite0 on noisy, cleaned and truly clean images, tested on the same clean test split; here copies are of
   training images, in train, so that no test image leaks. won_back = (cleaned - noisy) / (clean - noisy) of the means.
---quick: one seed, no training. What is finished below --output is not done again. The last line is JSON, kept in
-benchmarks/results/clean.json where nothing was left out.
+--quick: the detectors on one seed. What is finished below --output is not done again. The last line is JSON, kept in
+benchmarks/results/clean.json for three seeds and more.
 """
 
 import argparse
@@ -193,14 +193,31 @@ def main() -> None:
     """Print the tables and the figures, and keep them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one seed, no training")
+    parser.add_argument("--part", choices=("all", "detectors", "worth"), default="all", help="which of the two tables")
+    parser.add_argument("--quick", action="store_true", help="the detectors on one seed")
     parser.add_argument("--show-false", action="store_true", help="print the pairs that count as wrong near-duplicates")
     parser.add_argument("--epochs", type=int, default=8, help="of a training")
     parser.add_argument("--image-size", type=int, default=96, help="of a training, pixels")
     parser.add_argument("--output", type=Path, default=Path("runs/clean"), help="where datasets and runs are kept")
     arguments = parser.parse_args()
-    seeds = 1 if arguments.quick else arguments.seeds
+    seeds, arguments.part = (1, "detectors") if arguments.quick else (arguments.seeds, arguments.part)
     base = PackedDataset.open(pack_monuments(arguments.output / f"dataset-{SHORT_SIDE}", SHORT_SIDE))
+    line: dict[str, float] = {"seeds": seeds}
+    if arguments.part != "worth":
+        line |= detectors_part(seeds, base, arguments)
+    if arguments.part != "detectors":
+        line |= worth_part(seeds, base, arguments)
+    line = {name: round(value, 4) for name, value in line.items()}
+    if seeds >= 3:
+        # A part that was left out keeps the figures of its last run.
+        kept = Path(__file__).with_name("results") / "clean.json"
+        before = json.loads(kept.read_text()) if kept.exists() else {}
+        kept.write_text(json.dumps(before | line) + "\n")
+    print(json.dumps(line))
+
+
+def detectors_part(seeds: int, base: PackedDataset, arguments: argparse.Namespace) -> dict[str, float]:
+    """Print and return each detector's figures, means over the seeds."""
     found: dict[str, list[float]] = {}
     for seed in range(seeds):
         faulty, cleaning = cleaned_rows(seed, base, arguments.output)
@@ -211,20 +228,21 @@ def main() -> None:
         for name, value in figures.items():
             found.setdefault(name, []).append(float(value))
     print_detectors(found)
-    line: dict[str, float] = {name: statistics.mean(values) for name, values in found.items()}
-    if not arguments.quick:
-        runs = [worth(seed, base, arguments) for seed in range(seeds)]
-        for kind in KINDS_OF_DATA:
-            values = [run[kind] for run in runs]
-            line[f"{kind}_top1"] = statistics.mean(values)
-            line[f"{kind}_top1_spread"] = statistics.stdev(values) if len(values) > 1 else 0.0
-            print(f"trained on {kind:8} test top-1 {line[f'{kind}_top1']:.2%} ± {line[f'{kind}_top1_spread']:.2%}")
-        cost = line["clean_top1"] - line["noisy_top1"]
-        line["won_back"] = (line["cleaned_top1"] - line["noisy_top1"]) / cost if cost else 0.0
-    text = json.dumps({name: round(value, 4) for name, value in line.items()} | {"seeds": seeds})
-    if not arguments.quick and seeds >= 3:
-        Path(__file__).with_name("results").joinpath("clean.json").write_text(text + "\n")
-    print(text)
+    return {name: statistics.mean(values) for name, values in found.items()}
+
+
+def worth_part(seeds: int, base: PackedDataset, arguments: argparse.Namespace) -> dict[str, float]:
+    """Print and return top-1 after training on noisy, cleaned and clean images, and what cleaning won back."""
+    runs = [worth(seed, base, arguments) for seed in range(seeds)]
+    line = {}
+    for kind in KINDS_OF_DATA:
+        values = [run[kind] for run in runs]
+        line[f"{kind}_top1"] = statistics.mean(values)
+        line[f"{kind}_top1_spread"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        print(f"trained on {kind:8} test top-1 {line[f'{kind}_top1']:.2%} ± {line[f'{kind}_top1_spread']:.2%}")
+    cost = line["clean_top1"] - line["noisy_top1"]
+    line["won_back"] = (line["cleaned_top1"] - line["noisy_top1"]) / cost if cost else 0.0
+    return line
 
 
 if __name__ == "__main__":
