@@ -2,7 +2,8 @@
 
 Run: python benchmarks/clean.py [--seeds 3] [--part detectors|worth] [--quick] [--output FOLDER]. `monuments` and `distractors` in
 LANDMARK_TEST_DATA get, by seed: 4 % exact copies; 2 % each re-encoded, resized, cropped and watermarked; 8 % wrong labels;
-150 photographs of no landmark; 1 % files cut short; 12 blank images (benchmarks/injected.py). Copies fall into any split, a quarter of them under any class.
+150 photographs of no landmark; 1 % files cut short; 12 blank images (benchmarks/injected.py). Copies fall into any split, a
+quarter of them under any class.
 - exact, near: of the rows dropped, the share that are copies of the row they are told to be a copy of (precision); of the copies put
   in, the share that no longer stand beside their original (recall). Photographs that `groups.csv` or
   benchmarks/natural_pairs.csv (ids of pairs judged by eye) call near-duplicates count as right.
