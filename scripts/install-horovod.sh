@@ -98,9 +98,11 @@ if [ -z "$(wheel_in "$kept")" ]; then
     mv "$(wheel_in "$work/built")" "$kept/"
 fi
 wheel=$(wheel_in "$kept")
-"$python" -m pip install --quiet --disable-pip-version-check --constraint "$root/constraints.txt" "$wheel" \
-    && "$python" -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$wheel" \
-    || fail "$wheel could not be installed into $python"
+# First what it requires, then the wheel itself anew: one of the same version may be there that was built for another torch.
+install=("$python" -m pip install --quiet --disable-pip-version-check)
+if ! { "${install[@]}" --constraint "$root/constraints.txt" "$wheel" && "${install[@]}" --no-deps --force-reinstall "$wheel"; }; then
+    fail "$wheel could not be installed into $python"
+fi
 "$python" -c 'import horovod.torch; horovod.torch.allreduce' 2> /dev/null \
     || fail "$wheel does not load; remove $kept and run this again"
 echo "installed Horovod $version for torch $torch into $python"
