@@ -167,8 +167,8 @@ def test_what_the_cluster_is_at_is_shown_while_a_study_runs(head, tmp_path):
     run = runs[0]
     assert run[2] == "1" and int(run[3]) >= 1 and float(run[4].replace(",", "")) > 0
     assert "shown: " in text and "1 running" in text and "1 pending" in text
-    logged = [json.loads(line) for line in _log_lines(head.folder) if '"trial": "001-' in line and '"epoch"' in line]
-    assert {(line["run"], line["rank"]) for line in logged} == {("shown", 0)}
+    logged = [json.loads(line) for line in _log_lines(head.folder) if '"run": "shown"' in line and '"epoch"' in line]
+    assert {(line["trial"][:4], line["rank"]) for line in logged} == {("001-", 0)}
     assert any(line["event"] == "epoch" and "val_top1" in line for line in logged)
 
 
