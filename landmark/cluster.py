@@ -65,9 +65,16 @@ def check_text(nodes: Sequence[NodeFacts]) -> str:
 
 
 def status(config: StatusConfig) -> None:
-    """Print the cluster's nodes, jobs, studies and runs."""
+    """Print the cluster's nodes, jobs, studies and runs; a dashboard that is not reached costs the jobs alone."""
     connect(config.cluster)
-    print(status_text(survey(config.timeout_s, metrics=True), jobs_of(dashboard_url())))
+    nodes = survey(config.timeout_s, metrics=True)
+    try:
+        jobs, untold = jobs_of(dashboard_url()), None
+    except UserError as error:
+        jobs, untold = [], error
+    print(status_text(nodes, jobs))
+    if untold is not None:
+        print(f"warning: {untold}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,8 +5,10 @@ import urllib.request
 from typing import Any
 
 from ray._private.worker import global_worker
+from ray.exceptions import RayError
 from ray.job_submission import JobSubmissionClient
 
+from landmark.config import UserError
 from landmark.nodes.findings import Finding
 
 KNOCK_TIMEOUT_S = 5.0
@@ -19,7 +21,7 @@ def dashboard_url() -> str | None:
 
 
 def door_findings(url: str | None) -> list[Finding]:
-    """Return an error where the dashboard answers without a token: then it runs anyone's code (CVE-2023-48022)."""
+    """Return an error where the dashboard answers without a token from here: then it runs anyone's code (CVE-2023-48022)."""
     if url is None:
         return []
     try:
@@ -31,8 +33,8 @@ def door_findings(url: str | None) -> list[Finding]:
         if error.code in (401, 403):
             return []
         return [Finding(severity="warning", where="", text=f"the dashboard at {url} answers with {error.code}")]
-    except OSError as error:
-        return [Finding(severity="warning", where="", text=f"the dashboard at {url} does not answer: {error}")]
+    except OSError:  # it listens on the head alone, or a firewall is before it: closed
+        return []
     text = (
         f"the dashboard at {url} needs no token: whoever reaches it runs code here; start Ray with RAY_AUTH_MODE=token"
     )
@@ -40,8 +42,14 @@ def door_findings(url: str | None) -> list[Finding]:
 
 
 def jobs_of(url: str | None) -> list[Any]:
-    """Return the submitted jobs, the newest first, as Ray describes them."""
+    """Return the submitted jobs, the newest first, as Ray describes them; raises UserError where the dashboard does not tell."""
     if url is None:
         return []
-    jobs = JobSubmissionClient(url).list_jobs()
+    try:
+        jobs = JobSubmissionClient(url).list_jobs()
+    except (OSError, RuntimeError, RayError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"the dashboard at {url} does not tell its jobs ({reason}); ask from the head, or check RAY_AUTH_TOKEN"
+        ) from None
     return sorted((job for job in jobs if job.submission_id), key=lambda job: -(job.start_time or 0))
