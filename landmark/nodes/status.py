@@ -60,7 +60,7 @@ def status_text(nodes: Sequence[NodeFacts], jobs: Sequence[Any]) -> str:
     """Return the tables: nodes, jobs, studies, runs."""
     parts = ["nodes", aligned([_NODE_HEAD, *(_node_row(node) for node in nodes)])]
     if jobs:
-        parts += ["jobs", aligned([("job", "state", "since", "command"), *(_job_row(job) for job in jobs)])]
+        parts += ["jobs", aligned([("job", "state", "time", "command"), *(_job_row(job) for job in jobs)])]
     if studies := studies_in(nodes):
         parts += ["studies", *(f"  {name}: {_counted(states)}" for name, states in sorted(studies.items()))]
     if runs := runs_in(nodes):
@@ -99,9 +99,9 @@ def _node_row(node: NodeFacts) -> tuple[str, ...]:
 
 def _job_row(job: Any) -> tuple[str, ...]:
     began, ended = (job.start_time or 0) / 1000, (job.end_time or 0) / 1000
-    since = f"{clock((ended or time.time()) - began)}" if began else "-"
+    took = clock((ended or time.time()) - began) if began else "-"
     command = job.entrypoint if len(job.entrypoint) <= LONGEST_COMMAND else f"{job.entrypoint[: LONGEST_COMMAND - 1]}…"
-    return job.submission_id, str(job.status.value).lower(), since, command
+    return job.submission_id, str(job.status.value).lower(), took, command
 
 
 def _run_row(run: RunState) -> tuple[str, ...]:
