@@ -23,9 +23,9 @@ _COMPARISONS = {
 def select_images(table: pa.Table, config: SubsetConfig, seed: int) -> np.ndarray:
     """Return which rows a subset keeps: bool (rows,).
 
-    table: image_id string, landmark_id (string or int64), and what the conditions name (license, …). The
-    clean list is the source's affair and not looked at here, and `tail` that of `tail_images`. Random choices go by a hash of (seed, image_id) or
-    (seed, landmark_id), so that neither the order of the rows nor the machine matters.
+    table: image_id string, landmark_id (string or int64), and what the conditions name (license, …). Two are not looked at
+    here: the clean list is the source's affair, and a long tail is made by `tail_images`, as it needs the splits. Random choices
+    go by a hash of (seed, image_id) or (seed, landmark_id), so that neither the order of the rows nor the machine matters.
     """
     kept = np.ones(len(table), dtype=bool)
     if config.licenses:
