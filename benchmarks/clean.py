@@ -39,7 +39,7 @@ from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
 from landmark.recipes import load_recipe
 from landmark.storage import locate
-from landmark.training.evaluation import evaluate_checkpoint
+from landmark.training.evaluation import Settings, evaluate_checkpoint
 from landmark.training.run import run_training
 
 SHORT_SIDE = 160
@@ -178,7 +178,7 @@ def worth(seed: int, base: PackedDataset, arguments: argparse.Namespace) -> dict
             run_training(config)
         run = json.loads(record.read_text())
         checkpoint = locate(run["run"]) / run["best_checkpoint"]
-        top1[kind] = evaluate_checkpoint(checkpoint, base, "test", quiet=True).tally.top_k(1)
+        top1[kind] = evaluate_checkpoint(checkpoint, base, "test", Settings(quiet=True)).tally.top_k(1)
         print(f"seed {seed}: trained on {kind} images: test top-1 {top1[kind]:.2%} ({run['seconds']:.0f}s)", flush=True)
     return top1
 

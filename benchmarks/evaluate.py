@@ -92,7 +92,8 @@ def inference(folder: Path, images: int, rounds: int) -> dict[str, float]:
     from landmark.data.loader import Loader
     from landmark.prepare import prepare
     from landmark.training.checkpoints import resolve_checkpoint
-    from landmark.training.inference import Replica, job_of
+    from landmark.training.images import SplitImages
+    from landmark.training.inference import Job, Replica
     from landmark.training.run import run_training
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -110,7 +111,9 @@ def inference(folder: Path, images: int, rounds: int) -> dict[str, float]:
     from landmark.data.selection import open_dataset
 
     dataset = open_dataset(str(folder / "dataset"))
-    replica = Replica(job_of(checkpoint, dataset, "train", 10, BATCH, "stop"), None)
+    replica = Replica(
+        Job(checkpoint=checkpoint.uri, images=SplitImages.of(dataset, "train"), guesses=10, batch_size=BATCH), None
+    )
     rows = dataset.split("train").rows
     with Loader(dataset, "train", loader) as batches:
         held = [torch.from_numpy(batch.images.copy()) for batch in batches.epoch(1)]

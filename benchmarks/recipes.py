@@ -24,7 +24,7 @@ from landmark.config import Recipe, TrainConfig
 from landmark.data.dataset import PackedDataset
 from landmark.recipes import load_recipe
 from landmark.storage import locate
-from landmark.training.evaluation import evaluate_checkpoint
+from landmark.training.evaluation import Settings, evaluate_checkpoint
 from landmark.training.run import run_training
 
 SCRATCH = ("deck", "modern")
@@ -65,7 +65,7 @@ def tested(name: str, seed: int, dataset: PackedDataset, arguments: argparse.Nam
     if not record.exists():
         run_training(config)
     run = json.loads(record.read_text())
-    found = evaluate_checkpoint(locate(run["run"]) / run["best_checkpoint"], dataset, "test", quiet=True)
+    found = evaluate_checkpoint(locate(run["run"]) / run["best_checkpoint"], dataset, "test", Settings(quiet=True))
     return {
         "val_top1": run["best"]["val_top1"],
         "top1": found.tally.top_k(1),

@@ -20,6 +20,8 @@ VERBS = {
     "train": "train one model",
     "tune": "search for the best model",
     "evaluate": "evaluate a model beside its trivial baselines",
+    "index": "make the index that nearest neighbours are looked for in, or add images and classes to it",
+    "predict": "write guesses for images, and their embeddings",
     "report": "make a page and tables out of a study or a run",
     "cluster": "check what a Ray cluster can run, or show what it is at",
 }

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from landmark.cleaning.matching import Sketch, likeness, sketch
-from landmark.cleaning.neighbours import nearest_embeddings
 from landmark.config import DuplicatesConfig
 from landmark.data.pictures import Pictures, decode_grey
+from landmark.evaluation.neighbours import nearest_embeddings
 from landmark.progress import Progress
 
 BLOCK_PAIRS = 4096

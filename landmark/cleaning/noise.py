@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from landmark.cleaning.neighbours import nearest_embeddings
 from landmark.config import NoiseConfig, UserError
+from landmark.evaluation.neighbours import nearest_embeddings
 
 SHARPNESS = 10.0
 """How much more a near neighbour's vote counts: exp(SHARPNESS * cosine)."""

@@ -12,7 +12,7 @@ from landmark.config.dataset import (
     SyntheticConfig,
 )
 from landmark.config.errors import UserError, nearest
-from landmark.config.evaluation import EvaluateConfig
+from landmark.config.evaluation import EvaluateConfig, IndexConfig, InferenceConfig, PredictConfig
 from landmark.config.files import from_mapping, load_yaml, parse_mapping, parse_yaml, to_mapping, to_yaml
 from landmark.config.head import HeadConfig
 from landmark.config.input import AugmentConfig, LoaderConfig, ResizingConfig, SamplingConfig
@@ -43,12 +43,15 @@ __all__ = [
     "FoldersConfig",
     "Gldv2Config",
     "HeadConfig",
+    "IndexConfig",
+    "InferenceConfig",
     "LoaderConfig",
     "LossConfig",
     "ModelConfig",
     "NoiseConfig",
     "OptimizerConfig",
     "PackingConfig",
+    "PredictConfig",
     "PrepareConfig",
     "QualityConfig",
     "Recipe",

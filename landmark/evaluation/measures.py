@@ -96,6 +96,26 @@ def rejection_auroc(scores: np.ndarray, known: np.ndarray) -> float | None:
     return float((ranks[known].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+def rejection_threshold(scores: np.ndarray, known: np.ndarray) -> dict[str, float] | None:
+    """Return the score that best tells images with a landmark from those without (Youden's J): threshold, kept, refused.
+
+    scores float (n,), known bool (n,). kept: share of the images with a landmark whose score is at least the threshold;
+    refused: share of the others below it; J is the greatest kept + refused - 1, of equals that of the lowest threshold. None
+    where there are none of one kind.
+    """
+    positives = int(known.sum())
+    negatives = len(known) - positives
+    if not positives or not negatives:
+        return None
+    values, place = np.unique(scores, return_inverse=True)
+    landmarks = np.bincount(place, weights=known, minlength=len(values))
+    others = np.bincount(place, weights=~known, minlength=len(values))
+    kept = (positives - np.cumsum(landmarks) + landmarks) / positives
+    refused = (np.cumsum(others) - others) / negatives
+    best = int(np.argmax(kept + refused))
+    return {"threshold": float(values[best]), "kept": float(kept[best]), "refused": float(refused[best])}
+
+
 def class_bands(train_counts: np.ndarray) -> np.ndarray:
     """Return each class's band, int64 (classes,): 0 head, 1 middle, 2 tail.
 

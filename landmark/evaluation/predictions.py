@@ -25,7 +25,9 @@ class Predictions:
     scores: np.ndarray
     """Softmax probabilities of these, float32 (n, k)."""
     losses: np.ndarray
-    """Cross entropy, float32 (n,); NaN without a landmark."""
+    """Cross entropy, float32 (n,); NaN without a landmark, or where no classifier guessed."""
+    embeddings: np.ndarray | None = None
+    """Embeddings of length 1, float16 (n, d), where they are kept."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -41,50 +43,65 @@ class Predictions:
 
     def take(self, rows: np.ndarray) -> "Predictions":
         """Return some of the rows."""
-        return Predictions(**{name: getattr(self, name)[rows] for name in _NAMES})
+        found = {name: getattr(self, name)[rows] for name in _NAMES}
+        return Predictions(**found, embeddings=None if self.embeddings is None else self.embeddings[rows])
 
     def top(self, k: int) -> np.ndarray:
         """Return whether each image's label is among its k best guesses, bool (n,)."""
         return (self.guesses[:, :k] == self.labels[:, None]).any(axis=1)
 
     def to_table(self) -> pa.Table:
-        """Return them as a table: sample, image_id, label, guesses, scores (lists of k), loss (null without a landmark)."""
-        k = self.guesses.shape[1]
-        return pa.table(
-            {
-                "sample": pa.array(self.samples),
-                "image_id": pa.array(self.image_ids, pa.string()),
-                "label": pa.array(self.labels),
-                "guesses": pa.FixedSizeListArray.from_arrays(pa.array(self.guesses.reshape(-1)), k),
-                "scores": pa.FixedSizeListArray.from_arrays(pa.array(self.scores.reshape(-1)), k),
-                "loss": pa.array(self.losses, from_pandas=True),
-            }
-        )
+        """Return them as a table: sample, image_id, label, guesses, scores (lists of k), loss (null without a landmark).
+
+        And embedding, a list of d float16, where they are kept.
+        """
+        columns = {
+            "sample": pa.array(self.samples),
+            "image_id": pa.array(self.image_ids, pa.string()),
+            "label": pa.array(self.labels),
+            "guesses": as_lists(self.guesses),
+            "scores": as_lists(self.scores),
+            "loss": pa.array(self.losses, from_pandas=True),
+        }
+        return pa.table(columns if self.embeddings is None else columns | {"embedding": as_lists(self.embeddings)})
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "Predictions":
         """Return what `to_table` gave; raises KeyError or pa.ArrowInvalid for another table."""
         table = table.combine_chunks()
-        k = table.schema.field("guesses").type.list_size
-        lists = {
-            name: table[name].combine_chunks().flatten().to_numpy().reshape(-1, k) for name in ("guesses", "scores")
-        }
         return cls(
             samples=table["sample"].to_numpy(),
             image_ids=np.asarray(table["image_id"].to_pylist(), dtype=np.str_),
             labels=table["label"].to_numpy(),
             losses=table["loss"].to_numpy().astype(np.float32),
-            **lists,
+            guesses=from_lists(table["guesses"]),
+            scores=from_lists(table["scores"]),
+            embeddings=from_lists(table["embedding"]) if "embedding" in table.column_names else None,
         )
 
     @classmethod
     def joined(cls, parts: Sequence["Predictions"]) -> "Predictions":
         """Return parts of a split, inferred apart, as one, in the order of the samples; raises ValueError for a row twice."""
-        whole = cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in _NAMES})
+        parts = [part for part in parts if len(part)] or parts[:1]
+        kept = [part.embeddings for part in parts if part.embeddings is not None]
+        whole = cls(
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _NAMES},
+            embeddings=np.concatenate(kept) if len(kept) == len(parts) else None,
+        )
         order = np.argsort(whole.samples, kind="stable")
         if len(order) and not np.diff(whole.samples[order]).all():
             raise ValueError("an image was inferred twice")
         return whole.take(order)
+
+
+def as_lists(values: np.ndarray) -> pa.Array:
+    """Return values (n, k) as an array of n lists of k."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
+def from_lists(column: pa.ChunkedArray) -> np.ndarray:
+    """Return what `as_lists` gave."""
+    return column.combine_chunks().flatten().to_numpy().reshape(-1, column.type.list_size)
 
 
 _NAMES = ("samples", "image_ids", "labels", "guesses", "scores", "losses")

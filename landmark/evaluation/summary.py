@@ -7,7 +7,16 @@ import numpy as np
 
 from landmark.evaluation.baselines import majority_gap, random_gap
 from landmark.evaluation.bootstrap import intervals
-from landmark.evaluation.measures import BANDS, Calibration, calibration, class_bands, gap, gap_order, rejection_auroc
+from landmark.evaluation.measures import (
+    BANDS,
+    Calibration,
+    calibration,
+    class_bands,
+    gap,
+    gap_order,
+    rejection_auroc,
+    rejection_threshold,
+)
 from landmark.evaluation.predictions import Predictions
 from landmark.evaluation.tally import Tally, summarise
 
@@ -50,8 +59,11 @@ def metrics_of(
         "ece": calibration_of(predictions).error,
         "rows_without_landmark": strangers,
     }
+    if np.isnan(predictions.losses[known]).all():  # by neighbours, which have none
+        del summary["loss"]
     if strangers:
         summary["rejection_auroc"] = rejection_auroc(scores, known)
+        summary["rejection"] = rejection_threshold(scores, known)
     summary["bands"] = band_metrics(predictions.of_landmarks(), tally, train_counts)
     if samples:
         found = intervals(predictions, tally.topk, samples=samples, seed=seed)

@@ -25,11 +25,14 @@ class Embedder(nn.Module):
 
     def with_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return embeddings, float32 (n, d), and logits, (n, classes), of one pass."""
-        self._features = None
         logits = logits_of(self.model(images))
+        return self.last(), logits
+
+    def last(self) -> torch.Tensor:
+        """Return the embeddings of the network's last pass, whoever called it; once."""
         features, self._features = self._features, None
         assert features is not None, "the classifier's last layer was not reached"
-        return nn.functional.normalize(pooled(features).float(), dim=1), logits
+        return nn.functional.normalize(pooled(features).float(), dim=1)
 
     def _keep(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self._features = inputs[0]

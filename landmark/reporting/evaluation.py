@@ -16,14 +16,13 @@ AGAIN = "evaluate the model again"
 EXAMPLE_COLUMNS = ("kind", "image_id", "label", "predicted", "score", "thumbnail")
 MEASURES = {
     "gap": "GAP",
-    "knn_gap": "GAP, nearest neighbours",
     "macro_recall": "macro recall",
     "macro_precision": "macro precision",
     "ece": "calibration error (ECE)",
     "rejection_auroc": "rejection (AUROC)",
 }
 """Metrics besides the top-k shares, in words."""
-NEEDED = ("rows", "classes", "loss", "top1", "macro_recall", "classes_present")
+NEEDED = ("rows", "classes", "top1", "macro_recall", "classes_present")
 DIFFERENCE = ("a", "b", "difference", "low", "high")
 
 
@@ -75,6 +74,7 @@ def read_evaluation(run: Location) -> Evaluated | None:
         require_columns(folder / "metrics.json", found.bands, columns, AGAIN)
         for name in ("top1", "macro_recall"):
             found.bands[name] = pd.to_numeric(found.bands[name], errors="coerce")
+        _add_neighbours(found.bands, metrics.get("neighbours", {}).get("bands"))
     if (folder / "examples.parquet").exists():
         examples = read_parquet(folder / "examples.parquet", EXAMPLE_COLUMNS, AGAIN).to_pandas()
         found.examples = examples[examples["thumbnail"].notna()]
@@ -103,7 +103,7 @@ def measures_table(metrics: dict[str, Any]) -> pd.DataFrame:
                 "95 % interval": f"{low_high[0]:.2%} – {low_high[1]:.2%}" if low_high else None,
                 "majority baseline": metrics.get(f"majority_{key}"),
                 "random baseline": metrics.get(f"random_{key}"),
-                "nearest neighbours": metrics.get(f"knn_{key}"),
+                "nearest neighbours": (metrics.get("neighbours") or {}).get(key),
             }
         )
     table = pd.DataFrame(rows)
@@ -133,6 +133,19 @@ def _check_metrics(place: Location, metrics: dict[str, Any]) -> None:
         require_numbers(place, dict(zip(("low", "high"), pair, strict=True)), ("low", "high"), AGAIN)
     if not all(isinstance(band, dict) for band in metrics.get("bands") or []):
         raise UserError(f"{place}: bands is no list of objects; {AGAIN}")
+    near = metrics.get("neighbours")
+    if near is not None:
+        if not isinstance(near, dict) or not all(isinstance(band, dict) for band in near.get("bands") or []):
+            raise UserError(f"{place}: neighbours is no object of metrics; {AGAIN}")
+        require_numbers(place, near, [key for key in ("top1", *MEASURES) if near.get(key) is not None], AGAIN)
+
+
+def _add_neighbours(bands: pd.DataFrame, theirs: list[dict[str, Any]] | None) -> None:
+    """Put what neighbours reached in each band beside the model's."""
+    of_band = {band.get("band"): band for band in theirs or []}
+    for name in ("top1", "macro_recall") if of_band else ():
+        values = [of_band.get(band, {}).get(name) for band in bands["band"]]
+        bands[f"neighbours_{name}"] = pd.to_numeric(pd.Series(values), errors="coerce")
 
 
 def _objects(place: Location, values: dict[str, Any], key: str) -> list[dict[str, Any]]:

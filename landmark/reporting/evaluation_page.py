@@ -68,8 +68,9 @@ def _bands(evaluated: Evaluated, output: Location) -> list[Section]:
         return []
     write_table(output, "bands", bands)
     names = {"least_train_images": "fewest training images", "most_train_images": "most training images"}
-    shares = [name for name in map(str, bands) if name == "macro_recall" or name.startswith("top")]
-    shown = bands.rename(columns=names | {"macro_recall": "macro recall"})
+    shares = [name for name in map(str, bands) if name.endswith("macro_recall") or "top" in name]
+    names |= {name: name.replace("_", " ") for name in shares}
+    shown = bands.rename(columns=names)
     told = "; ".join(f"{row['band']}: {row['top1']:.1%}" for row in bands.to_dict("records") if pd.notna(row["top1"]))
     return [
         Section(

@@ -29,7 +29,7 @@ from landmark.search.trial import store_of
 from landmark.storage import Location, NotFound, locate
 from landmark.training.checkpoints import MODEL_FILES
 from landmark.training.distributed import gpus_per_worker
-from landmark.training.evaluation import evaluate_checkpoint, write_evaluation
+from landmark.training.evaluation import Settings, evaluate_checkpoint, write_evaluation
 from landmark.training.run import RunResult, run_training
 from landmark.training.telemetry import TRIALS
 
@@ -165,7 +165,7 @@ def tested(study: Study, standing: Standing, checkpoint: Location) -> Any:
     recipe = standing.record.plan.recipe
     dataset: PackedDataset = study.datasets[standing.record.plan.dataset]
     batch, damaged = recipe.loader.batch_size, recipe.loader.damaged
-    return evaluate_checkpoint(checkpoint, dataset, "test", TESTED, batch, damaged=damaged)
+    return evaluate_checkpoint(checkpoint, dataset, "test", Settings(topk=TESTED, batch_size=batch, damaged=damaged))
 
 
 def summarise(study: Study, outcome: Outcome, best: Best | None) -> dict[str, Any]:

@@ -139,6 +139,15 @@ def read_meta(checkpoint: Location) -> CheckpointMeta:
     return from_mapping(CheckpointMeta, values, f"{checkpoint}/meta.json")
 
 
+def weights_digest(checkpoint: Location) -> str:
+    """Return what tells a checkpoint's model from others, hexadecimal."""
+    try:
+        data = (checkpoint / CHECKSUMS).read_bytes()
+    except NotFound:  # an exported model
+        data = (checkpoint / "model.safetensors").read_bytes()
+    return hashlib.sha256(data).hexdigest()
+
+
 def load_model(checkpoint: Location) -> tuple[nn.Module, CheckpointMeta]:
     """Load a checkpoint's model, on the CPU and in evaluation mode."""
     meta = read_meta(checkpoint)

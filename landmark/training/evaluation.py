@@ -1,27 +1,23 @@
-"""Evaluating a checkpoint on a split: every image inferred once, all metrics made of the predictions that are kept."""
+"""Evaluating a checkpoint on a split, by its classifier or by neighbours: every image inferred once, all metrics made of the
+predictions that are kept."""
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
-from landmark.config import LoaderConfig, UserError
+from landmark.config import UserError
 from landmark.data.dataset import PackedDataset
-from landmark.data.loader import Loader
 from landmark.evaluation import Tally
-from landmark.evaluation.baselines import nearest_neighbours
-from landmark.evaluation.measures import gap, gap_order
 from landmark.evaluation.predictions import NO_LANDMARK, Predictions
 from landmark.evaluation.summary import baselines_of, metrics_of, tally_of
-from landmark.models.embeddings import Embedder
 from landmark.reporting.evaluation_files import write_evaluation_files, write_examples
 from landmark.storage import Location
-from landmark.training.checkpoints import CheckpointMeta, check_classes, load_model, read_meta
-from landmark.training.feed import to_device
-from landmark.training.inference import PARTS, infer, job_of
-from landmark.training.local import default_device
-from landmark.training.preprocess import Preprocess
+from landmark.training.checkpoints import CheckpointMeta, check_classes, read_meta
+from landmark.training.gallery import GALLERY, Gallery, made_gallery
+from landmark.training.images import SplitImages
+from landmark.training.inference import PARTS, Job, Replicas, infer
 from landmark.training.strangers import infer_strangers
 
 
@@ -37,6 +33,8 @@ class Evaluation:
     """The best guesses for each image."""
     meta: CheckpointMeta
     """What the model is."""
+    classes: list[str]
+    """Names of the classes, by label: the model's, or by neighbours the gallery's."""
     train_counts: np.ndarray
     """Training images a class, int64 (classes,)."""
     dataset: PackedDataset
@@ -53,50 +51,154 @@ class Evaluation:
         return baselines_of(self.summary, self.tally.topk)
 
 
+@dataclass(kw_only=True, frozen=True)
+class Settings:
+    """What an evaluation looks at."""
+
+    topk: tuple[int, ...] = (1, 5, 10)
+    batch_size: int = 128
+    by: Literal["classifier", "neighbours", "both"] = "classifier"
+    """What guesses; both: the classifier, with the neighbours' metrics beside."""
+    neighbours: int = 5
+    """Nearest images that vote."""
+    gallery: Location | None = None
+    """Where the gallery is or is made, by neighbours; None: in the folder of the checkpoint."""
+    distractors: Location | None = None
+    """A folder or a packed dataset of images without a landmark, which GAP and rejection count besides."""
+    samples: int = 1000
+    """Resamples of the bootstrap."""
+    damaged: Literal["stop", "skip"] = "stop"
+    """What a damaged shard does, as in LoaderConfig; images lost by it are told as lost_images."""
+    replicas: Replicas = field(default_factory=Replicas)
+    quiet: bool = False
+
+
 def evaluate_checkpoint(
     checkpoint: Location,
     dataset: PackedDataset,
     split: str,
-    topk: tuple[int, ...] = (1, 5, 10),
-    batch_size: int = 128,
+    settings: Settings | None = None,
     *,
     output: Location | None = None,
-    replicas: int = 1,
-    cpus: float = 1.0,
-    gpus: float = 0.0,
-    samples: int = 1000,
-    neighbours: int = 0,
-    distractors: Location | None = None,
-    quiet: bool = False,
-    damaged: Literal["stop", "skip"] = "stop",
 ) -> Evaluation:
     """Evaluate a checkpoint on a split of a dataset with the same classes; raises UserError for other ones.
 
-    output: folder where the parts of a long inference are kept, to go on with. replicas, cpus, gpus: as `infer` takes them.
-    samples: resamples of the bootstrap. neighbours: of the k-nearest-neighbour baseline on the model's own embeddings; 0: none.
-    distractors: a folder or a packed dataset of images without a landmark, which GAP and rejection count besides.
-    damaged: what a damaged shard does, as in LoaderConfig; images lost by it are told as lost_images.
+    By neighbours alone the classes may be any that the gallery knows. output: folder where the parts of a long inference are
+    kept, to go on with.
     """
+    settings = settings or Settings()
     meta = read_meta(checkpoint)
-    check_classes(checkpoint, meta, dataset)
-    job = job_of(checkpoint, dataset, split, max(topk), batch_size, damaged)
-    rows = dataset.split(split).rows
-    found = infer(job, rows, output, replicas=replicas, cpus=cpus, gpus=gpus, quiet=quiet)
+    if settings.by != "neighbours":
+        check_classes(checkpoint, meta, dataset)
+    job = Job(
+        checkpoint=checkpoint.uri,
+        images=SplitImages.of(dataset, split, settings.damaged),
+        guesses=max(settings.topk),
+        batch_size=settings.batch_size,
+        labelled=settings.by != "neighbours",
+        embeddings=settings.by != "classifier",
+    )
+    found = _inferred(job, dataset, output, settings)
+    if settings.by == "classifier":
+        scored = Scored(predictions=found.predictions, classes=meta.classes, counts=dataset.label_counts("train"))
+        return _evaluation(scored, found, meta, dataset, split, settings)
+    place = settings.gallery or checkpoint / GALLERY
+    base = dataset if dataset.class_names == meta.classes else None
+    gallery = made_gallery(
+        checkpoint, place, base, settings.replicas, settings.batch_size, settings.damaged, quiet=settings.quiet
+    )
+    near = by_neighbours(found.predictions, gallery, dataset, split, settings)
+    if settings.by == "neighbours":
+        return _evaluation(near, found, meta, dataset, split, settings)
+    scored = Scored(predictions=found.predictions, classes=meta.classes, counts=dataset.label_counts("train"))
+    evaluation = _evaluation(scored, found, meta, dataset, split, settings)
+    beside = _evaluation(near, found, meta, dataset, split, settings).summary
+    return dataclasses.replace(evaluation, summary=evaluation.summary | {"neighbours": beside})
+
+
+@dataclass(kw_only=True, frozen=True)
+class Scored:
+    """Predictions by a classifier or by neighbours, and the classes they are of."""
+
+    predictions: Predictions
+    classes: list[str]
+    """Names, by label."""
+    counts: np.ndarray
+    """Images of each that were learned from, int64 (classes,)."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """What the summary says besides."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class _Found:
+    predictions: Predictions
+    lost: int
+    refused: int
+
+
+def _inferred(job: Job, dataset: PackedDataset, output: Location | None, settings: Settings) -> _Found:
+    """Infer a split, and the images without a landmark beside it."""
+    found = infer(job, output, replicas=settings.replicas, quiet=settings.quiet)
     predictions = found.predictions
-    if not predictions.known.any():
-        raise UserError(f"{dataset.location}: no image of the {split} split could be read; prepare the dataset again")
+    if not len(predictions):
+        raise UserError(
+            f"{dataset.location}: no image of the {job.images.told} split could be read; prepare the dataset again"
+        )
     refused = 0
-    if distractors is not None:
-        first = int(predictions.samples[-1]) + 1
-        strangers, refused = infer_strangers(checkpoint, distractors, job, output, first_sample=first, quiet=quiet)
+    if settings.distractors is not None:
+        strangers, refused = infer_strangers(
+            settings.distractors,
+            job,
+            output,
+            settings.replicas,
+            first_sample=dataset.manifest.splits[job.images.told].rows,
+            quiet=settings.quiet,
+        )
         predictions = Predictions.joined([predictions, strangers])
-    train_counts = dataset.label_counts("train")
-    tally = tally_of(predictions, dataset.num_classes, topk)
-    summary = metrics_of(predictions, tally, split, train_counts, samples=samples)
-    if neighbours:
-        summary |= neighbour_metrics(checkpoint, dataset, split, topk, batch_size, neighbours)
-    if refused:
-        summary["distractors_refused"] = refused
+    return _Found(predictions=predictions, lost=found.lost, refused=refused)
+
+
+def by_neighbours(
+    predictions: Predictions, gallery: Gallery, dataset: PackedDataset, split: str, settings: Settings
+) -> Scored:
+    """Return the predictions that a gallery makes of embeddings, with the labels of its classes.
+
+    Raises UserError where it does not know a class of the split.
+    """
+    theirs = dataset.sample_labels(split)
+    own = gallery.labels_of(dataset.labels["landmark_id"].combine_chunks())
+    unknown = np.unique(theirs[theirs >= 0])[own[np.unique(theirs[theirs >= 0])] < 0]
+    if len(unknown):
+        name = dataset.class_names[int(unknown[0])]
+        raise UserError(
+            f"{gallery.place}: knows no image of {name!r}, which {dataset.location} has ({len(unknown)} such classes); add "
+            "them with landmark index --add"
+        )
+    labels = np.full(len(predictions), NO_LANDMARK, np.int32)
+    within = predictions.samples < len(theirs)
+    labels[within] = own[theirs[predictions.samples[within]]]
+    assert predictions.embeddings is not None
+    guesses, scores, _, _ = gallery.guesses(predictions.embeddings, settings.neighbours, max(settings.topk))
+    scored = dataclasses.replace(
+        predictions,
+        labels=labels,
+        guesses=guesses,
+        scores=scores,
+        losses=np.full(len(predictions), np.nan, np.float32),
+        embeddings=None,
+    )
+    extra = {"by": "neighbours", "voting": settings.neighbours, "gallery_images": len(gallery)}
+    return Scored(predictions=scored, classes=gallery.names, counts=gallery.counts, extra=extra)
+
+
+def _evaluation(
+    scored: Scored, found: _Found, meta: CheckpointMeta, dataset: PackedDataset, split: str, settings: Settings
+) -> Evaluation:
+    predictions = dataclasses.replace(scored.predictions, embeddings=None)
+    tally = tally_of(predictions, len(scored.classes), settings.topk)
+    summary = metrics_of(predictions, tally, split, scored.counts, samples=settings.samples) | scored.extra
+    if found.refused:
+        summary["distractors_refused"] = found.refused
     if found.lost:
         summary["lost_images"] = found.lost
     return Evaluation(
@@ -104,44 +206,11 @@ def evaluate_checkpoint(
         tally=tally,
         predictions=predictions,
         meta=meta,
-        train_counts=train_counts,
+        classes=scored.classes,
+        train_counts=scored.counts,
         dataset=dataset,
         split=split,
     )
-
-
-def neighbour_metrics(
-    checkpoint: Location, dataset: PackedDataset, split: str, topk: tuple[int, ...], batch_size: int, neighbours: int
-) -> dict[str, float]:
-    """Return knn_topK and knn_gap: the classes of the nearest training images, by the model's embeddings."""
-    train, labels, _ = embed(checkpoint, dataset, "train", batch_size)
-    queries, wanted, samples = embed(checkpoint, dataset, split, batch_size)
-    known, count = wanted != NO_LANDMARK, min(max(topk), dataset.num_classes)
-    found, scores = nearest_neighbours(
-        train, labels, queries, dataset.num_classes, neighbours=neighbours, guesses=count
-    )
-    hits = found == wanted[:, None]
-    shares = {f"knn_top{k}": float(hits[known, :k].any(axis=1).mean()) for k in topk}
-    order = gap_order(scores[:, 0], samples.astype(np.str_), found[:, 0])
-    return shares | {"knn_gap": gap((hits[:, 0] & known)[order], int(known.sum())), "knn_neighbours": neighbours}
-
-
-def embed(
-    checkpoint: Location, dataset: PackedDataset, split: str, batch_size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return a split's embeddings by a checkpoint, float32 (n, d) of length 1, with labels and sample numbers (n,)."""
-    model, meta = load_model(checkpoint)
-    device = default_device()
-    embedder = Embedder(model.to(device).to(memory_format=torch.channels_last))
-    preprocess = Preprocess(meta.mean, meta.std, device)
-    config = LoaderConfig(image_size=meta.image_size, batch_size=batch_size, stream="thread")
-    vectors, labels, samples = [], [], []
-    with Loader(dataset, split, config) as loader, torch.inference_mode():
-        for batch in to_device(loader.epoch(1), device):
-            vectors.append(embedder(preprocess(batch.images, batch.flip)).cpu().numpy())
-            labels.append(batch.host.labels)
-            samples.append(batch.host.samples)
-    return np.concatenate(vectors), np.concatenate(labels), np.concatenate(samples)
 
 
 def write_evaluation(evaluation: Evaluation, folder: Location) -> None:
@@ -152,7 +221,7 @@ def write_evaluation(evaluation: Evaluation, folder: Location) -> None:
         evaluation.summary,
         evaluation.tally,
         evaluation.predictions,
-        evaluation.meta.classes,
+        evaluation.classes,
         evaluation.train_counts,
     )
     if (folder / PARTS).exists():

@@ -9,7 +9,15 @@ from hypothesis.extra import numpy as hnp
 
 from landmark.evaluation.bootstrap import Resampled, intervals, weights_of
 from landmark.evaluation.comparison import compare, mcnemar
-from landmark.evaluation.measures import calibration, class_bands, gap, gap_by_chance, gap_order, rejection_auroc
+from landmark.evaluation.measures import (
+    calibration,
+    class_bands,
+    gap,
+    gap_by_chance,
+    gap_order,
+    rejection_auroc,
+    rejection_threshold,
+)
 from landmark.evaluation.predictions import Predictions
 from landmark.evaluation.summary import metrics_of, tally_of
 from tests.predicted import predictions_of, random_predictions
@@ -75,6 +83,20 @@ def test_rejection_is_scikit_learn_s_auroc(case):
         assert rejection_auroc(scores, known) == pytest.approx(sklearn.metrics.roc_auc_score(known, scores))
     else:
         assert rejection_auroc(scores, known) is None
+
+
+@given(cases)
+def test_the_rejection_threshold_is_the_best_point_of_scikit_learn_s_curve(case):
+    found = predictions_of(*case)
+    scores, known = found.scores[:, 0], found.known
+    best = rejection_threshold(scores, known)
+    if not known.any() or known.all():
+        assert best is None
+        return
+    false, true, _ = sklearn.metrics.roc_curve(known, scores, drop_intermediate=False)
+    assert best["kept"] + best["refused"] - 1 == pytest.approx((true - false).max())
+    assert (scores[known] >= best["threshold"]).mean() == pytest.approx(best["kept"])
+    assert (scores[~known] < best["threshold"]).mean() == pytest.approx(best["refused"])
 
 
 @given(cases)

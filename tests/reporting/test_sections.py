@@ -74,7 +74,8 @@ def test_the_two_runs_shown_first_differ_in_their_epochs():
 
 
 def test_metrics_stand_beside_baselines_and_intervals():
-    metrics = {"top1": 0.7, "majority_top1": 0.1, "random_top1": 0.01, "gap": 0.5, "knn_gap": 0.3, "topology": "x"}
+    metrics = {"top1": 0.7, "majority_top1": 0.1, "random_top1": 0.01, "gap": 0.5, "topology": "x"}
+    metrics["neighbours"] = {"gap": 0.3}
     table = measures_table({**metrics, "intervals": {"top1": [0.68, 0.72]}}).set_index("metric")
     assert table.loc["top-1", "95 % interval"] == "68.00% – 72.00%"
     assert (table.loc["top-1", "majority baseline"], table.loc["GAP", "nearest neighbours"]) == (0.1, 0.3)
@@ -157,7 +158,7 @@ def test_figures_lie_beside_the_page(tmp_path: Path):
         (
             "metrics.json",
             b'{"split": "test"}',
-            r"metrics\.json: no rows, classes, loss, top1, macro_recall, classes_present; evaluate",
+            r"metrics\.json: no rows, classes, top1, macro_recall, classes_present; evaluate",
         ),
         ("per_class.parquet", b"PAR1damagedPAR1", r"per_class\.parquet: not a readable Parquet file"),
         ("examples.parquet", b"", r"examples\.parquet: not a readable Parquet file"),

@@ -16,10 +16,11 @@ from landmark.config import EvaluateConfig, UserError
 from landmark.data.dataset import PackedDataset
 from landmark.evaluate import evaluate
 from landmark.storage import Location, locate
-from landmark.training import inference
+from landmark.training import images, inference
 from landmark.training.checkpoints import resolve_checkpoint
-from landmark.training.evaluation import evaluate_checkpoint
-from landmark.training.inference import PARTS, infer, job_of
+from landmark.training.evaluation import Settings, evaluate_checkpoint
+from landmark.training.images import SplitImages
+from landmark.training.inference import PARTS, Job, Replicas, infer
 from landmark.training.run import run_training
 from tests.packed import picture, write_packed
 from tests.training.test_run import config
@@ -38,16 +39,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[PackedDataset, Lo
 
 @pytest.fixture
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "PART_ROWS", 10)
+    monkeypatch.setattr(images, "PART_ROWS", 10)
+
+
+def job_of(checkpoint: Location, dataset: PackedDataset, guesses: int, batch_size: int, **settings) -> Job:
+    """Return the job of the test split."""
+    pictures = SplitImages.of(dataset, "test")
+    return Job(checkpoint=checkpoint.uri, images=pictures, guesses=guesses, batch_size=batch_size, **settings)
 
 
 @pytest.mark.usefixtures("_small_parts")
 @pytest.mark.parametrize("batch_size", [4, 128])
 def test_every_image_once_whatever_the_parts(trained, batch_size):
     dataset, checkpoint = trained
-    job = job_of(checkpoint, dataset, "test", 3, batch_size, "stop")
+    job = job_of(checkpoint, dataset, 3, batch_size)
     assert job.parts == 10
-    found = infer(job, ROWS, None, quiet=True).predictions
+    found = infer(job, None, quiet=True).predictions
     assert np.array_equal(found.samples, np.arange(ROWS))
     assert found.image_ids[7] == "test000007" and found.labels[7] == 3
     assert found.guesses.shape == (ROWS, 3) and (np.diff(found.scores, axis=1) <= 0).all()
@@ -56,20 +63,20 @@ def test_every_image_once_whatever_the_parts(trained, batch_size):
 @pytest.mark.usefixtures("_small_parts")
 def test_replicas_of_ray_data_give_the_same(trained, ray_cluster, tmp_path):
     dataset, checkpoint = trained
-    job = job_of(checkpoint, dataset, "test", 3, 16, "stop")
-    alone = infer(job, ROWS, None, quiet=True).predictions
-    found = infer(job, ROWS, locate(tmp_path), replicas=2, cpus=1, quiet=True)
+    job = job_of(checkpoint, dataset, 3, 16)
+    alone = infer(job, None, quiet=True).predictions
+    found = infer(job, locate(tmp_path), replicas=Replicas(count=2), quiet=True)
     assert found.fresh == ROWS
     for name in ("samples", "image_ids", "labels", "guesses", "scores", "losses"):
         assert np.array_equal(getattr(found.predictions, name), getattr(alone, name)), name
-    again = infer(job, ROWS, locate(tmp_path), replicas=2, cpus=1, quiet=True)
+    again = infer(job, locate(tmp_path), replicas=Replicas(count=2), quiet=True)
     assert again.fresh == 0 and np.array_equal(again.predictions.guesses, alone.guesses)
 
 
 KILLED = """
 import sys, time
-from landmark.training import inference
-inference.PART_ROWS = 10
+from landmark.training import images, inference
+images.PART_ROWS = 10
 infer = inference.Replica.infer
 def slow(self, part, tell=None):
     table = infer(self, part, tell)
@@ -102,7 +109,7 @@ def test_a_killed_evaluation_goes_on_and_tells_the_same(trained, tmp_path, monke
     job.wait()
     parts = list((tmp_path / "killed" / PARTS).glob("*/*.parquet"))
     assert len(parts) in (4, 5)
-    monkeypatch.setattr(inference, "PART_ROWS", 10)
+    monkeypatch.setattr(images, "PART_ROWS", 10)
     read = []
     plain = inference.Replica.infer
     monkeypatch.setattr(
@@ -121,11 +128,11 @@ def test_a_killed_evaluation_goes_on_and_tells_the_same(trained, tmp_path, monke
 @pytest.mark.usefixtures("_small_parts")
 def test_parts_of_another_model_or_setting_are_not_taken(trained, tmp_path):
     dataset, checkpoint = trained
-    first = job_of(checkpoint, dataset, "test", 3, 16, "stop")
-    infer(first, ROWS, locate(tmp_path), quiet=True)
-    other = job_of(checkpoint, dataset, "test", 2, 16, "stop")
+    first = job_of(checkpoint, dataset, 3, 16)
+    infer(first, locate(tmp_path), quiet=True)
+    other = job_of(checkpoint, dataset, 2, 16)
     assert other.folder != first.folder
-    assert infer(other, ROWS, locate(tmp_path), quiet=True).fresh == ROWS
+    assert infer(other, locate(tmp_path), quiet=True).fresh == ROWS
 
 
 def test_lost_shards_are_counted_and_a_damaged_one_named(trained, tmp_path):
@@ -134,10 +141,10 @@ def test_lost_shards_are_counted_and_a_damaged_one_named(trained, tmp_path):
     shutil.copytree(str(dataset.location.local_path()), broken)
     (broken / "test" / "00000.parquet").write_bytes(b"no parquet")
     opened = PackedDataset.open(str(broken))
-    found = evaluate_checkpoint(checkpoint, opened, "test", (1,), damaged="skip", samples=20, quiet=True)
+    found = evaluate_checkpoint(checkpoint, opened, "test", Settings(topk=(1,), damaged="skip", samples=20, quiet=True))
     assert (found.summary["rows"], found.summary["lost_images"]) == (ROWS - 50, 50)
     with pytest.raises(UserError, match="00000.parquet: damaged"):
-        evaluate_checkpoint(checkpoint, opened, "test", (1,), quiet=True)
+        evaluate_checkpoint(checkpoint, opened, "test", Settings(topk=(1,), quiet=True))
 
 
 def test_two_models_are_compared_on_the_same_images(trained, tmp_path, capsys):
@@ -145,12 +152,17 @@ def test_two_models_are_compared_on_the_same_images(trained, tmp_path, capsys):
     run = run_training(config(dataset, tmp_path, epochs=2, name="longer"))
     summary = evaluate(
         EvaluateConfig(
-            checkpoint=str(checkpoint), against=run.run, output=str(tmp_path / "out"), bootstrap=50, neighbours=3
+            checkpoint=str(checkpoint),
+            against=run.run,
+            output=str(tmp_path / "out"),
+            bootstrap=50,
+            by="both",
+            neighbours=3,
         )
     )
     said = capsys.readouterr().out
     assert "McNemar's p" in said and "neighbours" in said
-    assert summary["knn_top10"] == 1.0 and 0 <= summary["knn_top1"] <= 1
+    assert summary["neighbours"]["top10"] == 1.0 and 0 <= summary["neighbours"]["top1"] <= 1
     table = pq.read_table(tmp_path / "out" / "comparison.parquet")
     assert table["sample"].to_pylist() == list(range(ROWS))
     examples = pq.read_table(tmp_path / "out" / "examples.parquet")

@@ -26,7 +26,7 @@ from landmark.data.selection import open_dataset
 from landmark.evaluate import evaluate
 from landmark.storage import locate
 from landmark.training.checkpoints import load_model, read_weights, resolve_checkpoint
-from landmark.training.evaluation import evaluate_checkpoint
+from landmark.training.evaluation import Settings, evaluate_checkpoint
 from landmark.training.run import run_training
 from tests.packed import write_packed
 
@@ -70,7 +70,7 @@ def test_a_run_learns_and_leaves_everything_that_is_promised(dataset, tmp_path, 
     assert "epoch 8/8: train loss" in capsys.readouterr().out
     model, meta = load_model(resolve_checkpoint(str(run)))
     assert meta.classes == ["c0", "c1", "c2", "c3"] and not model.training
-    again = evaluate_checkpoint(resolve_checkpoint(str(run)), dataset, "val", (1, 5), 7)
+    again = evaluate_checkpoint(resolve_checkpoint(str(run)), dataset, "val", Settings(topk=(1, 5), batch_size=7))
     assert again.summary["top1"] == pytest.approx(result.best["val_top1"])
     # Evaluation computes in fp32, validation as training does: in bf16 on CPUs that have it.
     assert again.summary["loss"] == pytest.approx(result.best["val_loss"], rel=1e-2)
@@ -193,10 +193,11 @@ def test_a_sampled_head_learns_is_evaluated_and_goes_on_where_it_stopped(dataset
     shared = {"model": SAMPLED, "optimizer": OptimizerConfig(name="adam", lr=0.003)}
     whole = run_training(config(dataset, tmp_path / "whole", epochs=8, **shared))
     assert whole.best["val_top1"] > 0.9
-    found = evaluate_checkpoint(resolve_checkpoint(whole.run), dataset, "val", (1, 2), 7, neighbours=3)
+    settings = Settings(topk=(1, 2), batch_size=7, by="both", neighbours=3)
+    found = evaluate_checkpoint(resolve_checkpoint(whole.run), dataset, "val", settings)
     assert found.summary["top1"] == pytest.approx(whole.best["val_top1"])
     assert found.summary["loss"] == pytest.approx(whole.best["val_loss"], abs=1e-3)
-    assert found.summary["knn_top1"] > 0.9
+    assert found.summary["neighbours"]["top1"] > 0.9
     run_training(config(dataset, tmp_path / "parts", epochs=3, **shared))
     run_training(config(dataset, tmp_path / "parts", epochs=8, **shared))
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")

@@ -1,0 +1,125 @@
+"""Neighbours: the embeddings nearest to others, exactly where they are few, by an index where they are many; and their votes."""
+
+import numpy as np
+from usearch.index import Index
+
+EXACT_ROWS = 20_000
+"""Rows up to which every pair is looked at: exact, and faster there than building a graph for one search."""
+BLOCK_ROWS = 2048
+ADDED_ROWS = 65_536
+VOTING_ROWS = 4096
+CONNECTIVITY = 16
+EXPANSION = 96
+
+
+def new_index(width: int) -> Index:
+    """Return an empty index of embeddings float16 (n, width) of length 1, by inner product.
+
+    An HNSW graph (Malkov & Yashunin 2016; the library usearch): time to build grows with n log n, memory with n.
+    """
+    return Index(
+        ndim=width,
+        metric="ip",
+        dtype="f16",
+        connectivity=CONNECTIVITY,
+        expansion_add=EXPANSION,
+        expansion_search=EXPANSION,
+    )
+
+
+def add_embeddings(index: Index, embeddings: np.ndarray, *, threads: int = 0) -> None:
+    """Add embeddings float16 (m, d); their keys follow on those that the index has, from 0. threads: 0: as many as cores."""
+    keys = len(index) + np.arange(len(embeddings))
+    for start in range(0, len(embeddings), ADDED_ROWS):
+        part = slice(start, start + ADDED_ROWS)
+        index.add(keys[part], embeddings[part], threads=threads)
+
+
+def search_index(
+    index: Index, queries: np.ndarray, count: int, *, exact_rows: int = EXACT_ROWS, threads: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nearest rows of an index to queries float16 (n, d), nearest first: int64 (n, k), cosines float32 (n, k).
+
+    k is `count`, or as many as the index has. Exact up to `exact_rows` rows in the index.
+    """
+    count = min(count, len(index))
+    indices = np.empty((len(queries), count), dtype=np.int64)
+    cosines = np.empty((len(queries), count), dtype=np.float32)
+    if not count:
+        return indices, cosines
+    for start in range(0, len(queries), ADDED_ROWS):
+        part = slice(start, start + ADDED_ROWS)
+        found = index.search(queries[part], count, threads=threads, exact=len(index) <= exact_rows)
+        shape = (len(queries[part]), count)
+        indices[part] = np.reshape(found.keys, shape).astype(np.int64)
+        cosines[part] = 1 - np.reshape(found.distances, shape).astype(np.float32)
+    return indices, cosines
+
+
+def nearest_embeddings(
+    embeddings: np.ndarray, count: int, *, exact_rows: int = EXACT_ROWS, threads: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return each row's nearest other rows, nearest first, int64 (n, k), and their cosines, float32 (n, k).
+
+    embeddings: float16 or float32 (n, d), each of length 1. k is `count`, or n - 1 where rows are fewer. Exact, in fp32, up to
+    `exact_rows` rows; above them an index finds nearly all.
+    """
+    count = min(count, len(embeddings) - 1)
+    if count < 1:
+        return np.zeros((len(embeddings), 0), dtype=np.int64), np.zeros((len(embeddings), 0), dtype=np.float32)
+    if len(embeddings) <= exact_rows:
+        return _exact(embeddings.astype(np.float32), count)
+    halves = embeddings.astype(np.float16, copy=False)
+    index = new_index(halves.shape[1])
+    add_embeddings(index, halves, threads=threads)
+    found, cosines = search_index(index, halves, count + 1, exact_rows=exact_rows, threads=threads)
+    # The first `count` but the row itself, where the index found that.
+    last = np.argsort(found == np.arange(len(found))[:, None], axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(found, last, axis=1), np.take_along_axis(cosines, last, axis=1)
+
+
+def _exact(embeddings: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    indices = np.empty((len(embeddings), count), dtype=np.int64)
+    cosines = np.empty((len(embeddings), count), dtype=np.float32)
+    for start in range(0, len(embeddings), BLOCK_ROWS):
+        block = embeddings[start : start + BLOCK_ROWS] @ embeddings.T
+        own = np.arange(len(block))
+        block[own, start + own] = -np.inf
+        best = np.argpartition(-block, count - 1, axis=1)[:, :count]
+        values = np.take_along_axis(block, best, axis=1)
+        order = np.argsort(-values, axis=1, kind="stable")
+        indices[start : start + len(block)] = np.take_along_axis(best, order, axis=1)
+        cosines[start : start + len(block)] = np.take_along_axis(values, order, axis=1)
+    return indices, cosines
+
+
+def vote(labels: np.ndarray, cosines: np.ndarray, classes: int, guesses: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return what neighbours say of each image: classes int32 (n, g), best first, and scores float32 (n, g).
+
+    g is `guesses`, or `classes` where those are fewer. labels int (n, k): the neighbours' classes; cosines float32 (n, k). Each
+    votes for its class with its cosine, and a class's score is the sum of its votes over k: 1 where all k are copies of the
+    image, low where they are far or disagree (soft voting by the sum of cosines: Ozaki & Yokoo, arXiv 1906.04087). Where
+    fewer classes were voted for than are asked for, the lowest other labels follow with score 0.
+    """
+    guesses = min(guesses, classes)
+    found = np.empty((len(labels), guesses), np.int32)
+    scores = np.zeros((len(labels), guesses), np.float32)
+    for start in range(0, len(labels), VOTING_ROWS):
+        part = slice(start, start + VOTING_ROWS)
+        found[part], scores[part] = _vote(labels[part], np.clip(cosines[part], 0, 1), classes, guesses)
+    return found, scores
+
+
+def _vote(labels: np.ndarray, votes: np.ndarray, classes: int, guesses: int) -> tuple[np.ndarray, np.ndarray]:
+    rows, neighbours = labels.shape
+    same = labels[:, :, None] == labels[:, None, :]
+    totals = (same * votes[:, None, :]).sum(axis=2)
+    # A class stands where its first neighbour does; its others, and fillers that were voted for, go behind everything.
+    first = same.cumsum(axis=2).diagonal(axis1=1, axis2=2) == 1
+    fillers = np.broadcast_to(np.arange(min(classes, guesses + neighbours)), (rows, min(classes, guesses + neighbours)))
+    spare = ~(fillers[:, :, None] == labels[:, None, :]).any(axis=2)
+    named = np.concatenate([labels, fillers], axis=1)
+    ranked = np.concatenate([np.where(first, totals, -2.0), np.where(spare, -1.0, -2.0)], axis=1)
+    order = np.lexsort((named, -ranked), axis=1)[:, :guesses]
+    found = np.take_along_axis(named, order, axis=1)
+    return found, np.maximum(np.take_along_axis(ranked, order, axis=1), 0) / max(neighbours, 1)

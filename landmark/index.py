@@ -1,0 +1,51 @@
+"""`landmark index`: the gallery of a model, which neighbours are looked for in; classes are added to it without training."""
+
+import sys
+from collections.abc import Sequence
+
+from landmark.cli import run_verb
+from landmark.config import IndexConfig
+from landmark.data.selection import open_dataset
+from landmark.storage import locate
+from landmark.training.checkpoints import resolve_checkpoint
+from landmark.training.gallery import GALLERY, Gallery, made_gallery
+from landmark.training.images import FolderImages, Images, SplitImages
+from landmark.training.inference import find_replicas
+
+
+def index(config: IndexConfig) -> Gallery:
+    """Make a gallery, or open it, add images where some are given, and print what it has."""
+    checkpoint = resolve_checkpoint(config.checkpoint)
+    place = locate(config.gallery) if config.gallery else locate(config.checkpoint) / GALLERY
+    dataset = open_dataset(config.dataset) if config.dataset else None
+    replicas = find_replicas(config)
+    images = _images(config) if config.add else None
+    gallery = made_gallery(checkpoint, place, dataset, replicas, config.batch_size, config.damaged)
+    if images is not None:
+        added = gallery.add(images, replicas, config.batch_size)
+        if added.images:
+            gallery.save()
+        skipped = f"; {added.skipped:,} were there already" if added.skipped else ""
+        lost = f"; {added.lost:,} could not be read" if added.lost else ""
+        print(f"added {added.images:,} images and {added.classes:,} new classes{skipped}{lost}")
+    assert gallery.index is not None
+    print(f"{len(gallery):,} images of {len(gallery.classes):,} classes, {gallery.index.ndim} values each")
+    print(f"gallery: {place}  next: landmark predict --checkpoint {config.checkpoint} --by neighbours --images …")
+    return gallery
+
+
+def _images(config: IndexConfig) -> Images:
+    assert config.add is not None
+    place = locate(config.add)
+    if (place / "manifest.json").exists():
+        return SplitImages.of(open_dataset(config.add), "train", config.damaged)
+    return FolderImages.of(place)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb; returns the exit code."""
+    return run_verb(IndexConfig, index, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""An evaluation as text: the table that `landmark evaluate` prints."""
+
+from typing import Any
+
+from landmark.evaluation.comparison import Comparison
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """Print a split's metrics as a table: the model, its 95 % interval, and the baselines."""
+    lost = f"; {summary['lost_images']:,} images lost in damaged shards" if "lost_images" in summary else ""
+    strangers = summary["rows_without_landmark"]
+    lost += f"; {strangers:,} more without a landmark" if strangers else ""
+    print(f"{summary['split']}: {summary['rows']:,} images of {summary['classes_present']:,} classes{lost}")
+    near = summary.get("neighbours", {})
+
+    def beside(key: str, form: str = ".2%") -> str:
+        return f"{near[key]:>12{form}}" if key in near else ""
+
+    if "gallery_images" in summary:
+        print(f"by the {summary['voting']} nearest of the gallery's {summary['gallery_images']:,} images")
+    print(
+        f"{'':18}{'model':>9}{'95 % interval':>19}{'majority':>10}{'random':>10}"
+        + (f"{'neighbours':>12}" if near else "")
+    )
+    for key in [*(key for key in summary if key.startswith("top")), "gap"]:
+        name = "GAP" if key == "gap" else f"top-{key[3:]}"
+        trivial = f"{summary['majority_' + key]:>10.2%}{summary['random_' + key]:>10.2%}"
+        print(f"{name:18}{summary[key]:>9.2%}{_interval(summary, key):>19}{trivial}{beside(key)}")
+    if "distractors_refused" in summary:
+        print(f"{summary['distractors_refused']:,} files among the distractors are no readable images: left out")
+    for key, name in (
+        ("macro_recall", "macro recall"),
+        ("macro_precision", "macro precision"),
+        ("ece", "calibration error"),
+    ):
+        print(f"{name:18}{summary[key]:>9.2%}{_interval(summary, key):>19}{'':20}{beside(key)}")
+    if strangers:
+        auroc = beside("rejection_auroc", ".4f")
+        print(f"{'rejection AUROC':18}{summary['rejection_auroc']:>9.4f}{'':19}{'':>10}{0.5:>10.4f}{auroc}")
+        for by, each in (("", summary["rejection"]), (" of neighbours", near.get("rejection"))):
+            if each:
+                print(
+                    f"a score{by} of {each['threshold']:.3f} or more keeps {each['kept']:.1%} of the landmarks and refuses "
+                    f"{each['refused']:.1%} of the rest"
+                )
+    for band in summary["bands"]:
+        print(
+            f"{band['band']:6} {band['classes']:,} classes of {band['least_train_images']:,} to {band['most_train_images']:,} "
+            f"training images: top-1 {band['top1']:.2%} of {band['rows']:,}, macro recall {band['macro_recall']:.2%}"
+        )
+    if "loss" in summary:
+        print(f"loss {summary['loss']:.3f}")
+
+
+def _interval(summary: dict[str, Any], key: str) -> str:
+    low, high = summary.get("intervals", {}).get(key, (None, None))
+    return "" if low is None else f"{low:.2%} - {high:.2%}"
+
+
+def print_comparison(found: Comparison) -> None:
+    """Print what two models differ in."""
+    print(
+        f"right: both {found.both_right:,}, the first alone {found.only_a:,}, the second alone {found.only_b:,}, neither "
+        f"{found.both_wrong:,}; McNemar's p {found.mcnemar_p:.3g}"
+    )
+    for name, each in found.differences.items():
+        print(
+            f"{'GAP' if name == 'gap' else 'top-' + name[3:]:8}{each.a:>9.2%}{each.b:>9.2%}  difference {each.difference:+.2%} "
+            f"({each.interval.low:+.2%} to {each.interval.high:+.2%})"
+        )

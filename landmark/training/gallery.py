@@ -1,0 +1,288 @@
+"""The gallery of a model: an index of images by its embeddings, whose nearest ones say what an image shows; it grows without training.
+
+A folder with classes.parquet (landmark_id, name; in the order of the labels), rows.parquet (image_id, label, source; in the order of the
+index), index.usearch, and gallery.json, which is written last and names the others.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from usearch.index import Index
+
+from landmark.config import SubsetConfig, UserError, from_mapping
+from landmark.data.dataset import PackedDataset, read_table, write_table
+from landmark.data.selection import open_dataset
+from landmark.evaluation.neighbours import add_embeddings, new_index, search_index, vote
+from landmark.evaluation.predictions import from_lists
+from landmark.storage import Location, NotFound, check_writable, locate
+from landmark.training.checkpoints import check_classes, read_meta, weights_digest
+from landmark.training.images import FolderImages, Images, SplitImages
+from landmark.training.inference import PARTS, Job, Replicas, infer_parts, lost_of
+
+RECORD = "gallery.json"
+VERSION = 1
+GALLERY = "gallery"
+"""Its folder in that of a run."""
+
+
+@dataclass(kw_only=True)
+class Gallery:
+    """An opened gallery."""
+
+    place: Location
+    checkpoint: Location
+    weights: str
+    """Digest of the weights that embedded its images."""
+    classes: pa.Table
+    """landmark_id, name: a row a label."""
+    labels: np.ndarray
+    """Of each image, int32 (m,)."""
+    image_ids: pa.Array
+    """Of each image, string (m,)."""
+    sources: np.ndarray
+    """Which of `places` each image is from, int32 (m,)."""
+    index: Index | None
+    """None: no image yet."""
+    places: list[dict[str, Any]] = field(default_factory=list)
+    """What images were added, in order: that which finds them again."""
+    revision: int = 0
+
+    @classmethod
+    def empty(cls, place: Location, checkpoint: Location) -> "Gallery":
+        """Return a gallery without an image."""
+        return cls(
+            place=place,
+            checkpoint=checkpoint,
+            weights=weights_digest(checkpoint),
+            classes=pa.table({"landmark_id": pa.array([], pa.string()), "name": pa.array([], pa.string())}),
+            labels=np.empty(0, np.int32),
+            image_ids=pa.array([], pa.string()),
+            sources=np.empty(0, np.int32),
+            index=None,
+        )
+
+    @classmethod
+    def open(cls, place: Location, checkpoint: Location) -> "Gallery | None":
+        """Open the gallery at a place, None where there is none; raises UserError for one that is damaged."""
+        try:
+            record = json.loads((place / RECORD).read_text())
+        except NotFound:
+            return None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{place / RECORD}: not JSON ({error}); delete {place} and index again") from None
+        if record.get("version") != VERSION:
+            raise UserError(
+                f"{place / RECORD}: version is {record.get('version')!r}; this landmark reads {VERSION}: delete {place} and "
+                "index again"
+            )
+        folder = place / record["folder"]
+        rows = read_table(folder / "rows.parquet").combine_chunks()
+        data = (folder / "index.usearch").read_bytes()
+        if hashlib.sha256(data).hexdigest() != record["index_sha256"] or len(rows) != record["images"]:
+            raise UserError(f"{folder}: index.usearch is not as it was written; delete {place} and index again")
+        return cls(
+            place=place,
+            checkpoint=checkpoint,
+            weights=record["weights"],
+            classes=read_table(folder / "classes.parquet"),
+            labels=rows["label"].to_numpy(),
+            image_ids=rows["image_id"].chunk(0) if len(rows) else pa.array([], pa.string()),
+            sources=rows["source"].to_numpy(),
+            index=Index.restore(data),
+            places=record["places"],
+            revision=record["revision"],
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the classes, by label."""
+        return self.classes["name"].to_pylist()
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Images of each class, int64 (classes,)."""
+        return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
+
+    def labels_of(self, landmark_ids: Sequence[str] | pa.ChunkedArray) -> np.ndarray:
+        """Return the labels of landmarks, int64 (n,); -1 for one that it does not know."""
+        found = pc.index_in(pa.array(landmark_ids, pa.string()), self.classes["landmark_id"].combine_chunks())
+        return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+
+    def guesses(
+        self, embeddings: np.ndarray, neighbours: int, guesses: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return classes and scores, as `vote` gives them, and the nearest image, int64 (n,), with its cosine, float32 (n,)."""
+        assert self.index is not None
+        nearest, cosines = search_index(self.index, embeddings, neighbours)
+        found, scores = vote(self.labels[nearest], cosines, len(self.classes), guesses)
+        return found, scores, nearest[:, 0], cosines[:, 0]
+
+    def add(self, images: Images, replicas: Replicas, batch_size: int, *, quiet: bool = False) -> "Added":
+        """Embed images and add those that are not there already, with their classes; `save` keeps them.
+
+        Images of a folder are of the class that its first folder below is named after. A class is known by its landmark id.
+        """
+        place = place_of(images)
+        if place not in self.places:
+            self.places.append(place)
+        source = self.places.index(place)
+        same = [number for number, other in enumerate(self.places) if _home(other) == _home(place)]
+        have = self.image_ids.filter(pa.array(np.isin(self.sources, same)))
+        before = len(self.classes)
+        labels_of_sample = self._labels_of(images)
+        job = Job(
+            checkpoint=self.checkpoint.uri,
+            images=images,
+            guesses=1,
+            batch_size=batch_size,
+            labelled=False,
+            embeddings=True,
+        )
+        added = skipped = lost = 0
+        labels, ids = [self.labels], [self.image_ids]
+        for table, _ in infer_parts(job, self.place, replicas=replicas, doing="embedding", quiet=quiet):
+            lost += lost_of(table)
+            fresh = pc.invert(pc.is_in(table["image_id"], value_set=have))
+            kept = table.filter(fresh)
+            skipped += len(table) - len(kept)
+            if not len(kept):
+                continue
+            embeddings = from_lists(kept["embedding"])
+            if self.index is None:
+                self.index = new_index(embeddings.shape[1])
+            add_embeddings(self.index, embeddings)
+            labels.append(labels_of_sample[kept["sample"].to_numpy()].astype(np.int32))
+            ids.append(kept["image_id"].combine_chunks())
+            added += len(kept)
+        self.labels, self.image_ids = np.concatenate(labels), pa.concat_arrays(ids)
+        self.sources = np.concatenate([self.sources, np.full(added, source, np.int32)])
+        return Added(images=added, skipped=skipped, lost=lost, classes=len(self.classes) - before)
+
+    def _labels_of(self, images: Images) -> np.ndarray:
+        """Return the label of each sample, int64, and add the classes that are new."""
+        if isinstance(images, SplitImages):
+            dataset = images.opened()
+            theirs = dataset.sample_labels(images.split)
+            landmarks = dataset.labels.select(["landmark_id", "name"])
+        else:
+            folders = [name.rpartition("/")[0].partition("/")[0] for name in images.names]
+            if "" in folders:
+                loose = images.names[folders.index("")]
+                raise UserError(
+                    f"{images.folder}: {loose} lies in no class's folder; expected one folder a class: <class>/<image>"
+                )
+            encoded = pa.array(folders).dictionary_encode()
+            theirs = encoded.indices.to_numpy()
+            landmarks = pa.table({"landmark_id": encoded.dictionary, "name": encoded.dictionary})
+        new = self.labels_of(landmarks["landmark_id"].combine_chunks()) < 0
+        self.classes = pa.concat_tables([self.classes, landmarks.filter(pa.array(new))]).combine_chunks()
+        own = self.labels_of(landmarks["landmark_id"].combine_chunks())
+        return np.where(theirs >= 0, own[theirs], -1)
+
+    def save(self) -> None:
+        """Write it, gallery.json last, and remove the revision before and the parts it was made of."""
+        assert self.index is not None
+        self.revision += 1
+        name = f"revision-{self.revision:04d}"
+        rows = {"image_id": self.image_ids, "label": pa.array(self.labels), "source": pa.array(self.sources)}
+        write_table(self.place / name / "rows.parquet", pa.table(rows))
+        write_table(self.place / name / "classes.parquet", self.classes)
+        data = bytes(self.index.save())
+        (self.place / name / "index.usearch").write_bytes(data)
+        record = {
+            "version": VERSION,
+            "revision": self.revision,
+            "folder": name,
+            "weights": self.weights,
+            "images": len(self),
+            "classes": len(self.classes),
+            "width": self.index.ndim,
+            "index_sha256": hashlib.sha256(data).hexdigest(),
+            "places": self.places,
+        }
+        (self.place / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        for other in self.place.names():
+            if other == PARTS or (other.startswith("revision-") and other != name):
+                (self.place / other).delete()
+
+
+@dataclass(kw_only=True, frozen=True)
+class Added:
+    """What was added to a gallery."""
+
+    images: int
+    skipped: int
+    """Images that were there already."""
+    lost: int
+    """Images that could not be read."""
+    classes: int
+    """New classes."""
+
+
+def place_of(images: Images) -> dict[str, Any]:
+    """Return what finds images again, for JSON; what a folder holds may change."""
+    if isinstance(images, FolderImages):
+        return {"folder": images.folder, "short_side": images.short_side, "quality": images.quality}
+    values = dataclasses.asdict(images)
+    return {name: values[name] for name in ("dataset", "subset", "subset_seed", "split")}
+
+
+def _home(place: dict[str, Any]) -> tuple[str, ...]:
+    """Return that within which image ids are unique: a folder, or a dataset's split whatever the subset."""
+    return (place["folder"],) if "folder" in place else (place["dataset"], place["split"])
+
+
+def images_of(place: dict[str, Any], damaged: Literal["stop", "skip"]) -> Images:
+    """Return the images that `place_of` told of, as they are now."""
+    if "folder" in place:
+        found = FolderImages.of(locate(place["folder"]))
+        return dataclasses.replace(found, short_side=place["short_side"], quality=place["quality"])
+    subset = from_mapping(SubsetConfig, place["subset"], f"the subset of {place['dataset']}")
+    return SplitImages.of(open_dataset(place["dataset"], subset, place["subset_seed"]), place["split"], damaged)
+
+
+def made_gallery(
+    checkpoint: Location,
+    place: Location,
+    dataset: PackedDataset | None,
+    replicas: Replicas,
+    batch_size: int,
+    damaged: Literal["stop", "skip"] = "stop",
+    *,
+    quiet: bool = False,
+) -> Gallery:
+    """Open the gallery at a place; where there is none, make it of a dataset's training images.
+
+    dataset: None: the one that the model was trained on. A gallery that was made by other weights, as after more training,
+    is made again of all that was in it.
+    """
+    found = Gallery.open(place, checkpoint)
+    if found is not None and found.weights == weights_digest(checkpoint):
+        return found
+    check_writable(place)
+    gallery = Gallery.empty(place, checkpoint)
+    if found is None:
+        meta = read_meta(checkpoint)
+        dataset = dataset or open_dataset(meta.dataset, meta.subset, meta.subset_seed)
+        check_classes(checkpoint, meta, dataset)
+        places = [place_of(SplitImages.of(dataset, "train"))]
+    else:
+        places, gallery.revision = found.places, found.revision
+        if not quiet:
+            print(f"{place}: made by other weights; its images are embedded again")
+    for each in places:
+        gallery.add(images_of(each, damaged), replicas, batch_size, quiet=quiet)
+    if not len(gallery):
+        raise UserError(f"{place}: no image to make it of could be read; prepare the dataset again")
+    gallery.save()
+    return gallery
