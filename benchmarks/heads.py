@@ -29,7 +29,7 @@ from landmark.data.selection import open_dataset
 from landmark.evaluation.measures import BANDS
 from landmark.recipes import load_recipe
 from landmark.storage import locate
-from landmark.training.evaluation import evaluate_checkpoint
+from landmark.training.evaluation import Settings, evaluate_checkpoint
 from landmark.training.run import run_training
 
 IMAGE_SIZE, SHORT_SIDE, NECK, FROZEN_STAGES = 96, 128, 256, 6
@@ -147,11 +147,13 @@ def tested(case: Case, seed: int, uri: str, output: Path) -> dict[str, Any]:
         locate(run["run"]) / run["best_checkpoint"],
         open_dataset(uri, subset),
         "test",
-        samples=0,
-        by="both",
-        neighbours=NEIGHBOURS,
-        distractors=locate(photographs("distractors")),
-        quiet=True,
+        Settings(
+            by="both",
+            neighbours=NEIGHBOURS,
+            distractors=locate(photographs("distractors")),
+            samples=0,
+            quiet=True,
+        ),
     )
     ways = {"classifier": found.summary, "neighbours": found.summary["neighbours"]}
     return {way: figures_of(summary) for way, summary in ways.items()} | {"bands": found.summary["bands"]}
