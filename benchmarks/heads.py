@@ -40,9 +40,9 @@ NEIGHBOURS = 5
 WAYS = ("classifier", "neighbours")
 METRICS = ("top1", "macro_recall", "gap", "rejection_auroc")
 BAND_METRICS = {"top1": "top-1", "macro_recall": "recall"}
-LR, LINEAR_LR = 0.001, 0.001
-ARCFACE: dict[str, Any] = {"name": "arcface", "scale": 16.0}
-MARGINS = {"balanced": 0.1, "tail": 0.1}
+LR = 0.004
+ARCFACE: dict[str, Any] = {"name": "arcface", "scale": 30.0}
+MARGINS = {"balanced": 0.3, "tail": 0.5}
 DYNAMIC = {"margin": 0.3, "margin_least": 0.1}
 
 
@@ -58,24 +58,28 @@ class Case:
     lr: float = LR
     smoothing: float = 0.0
 
+    def run(self, seed: int) -> str:
+        """Return the name of its run, the same for the same settings."""
+        head = self.head
+        parts = [self.version, head.name, self.sampling, f"lr{self.lr}", f"smoothing{self.smoothing}", f"seed{seed}"]
+        if head.name != "linear":
+            parts[2:2] = [f"scale{head.scale:.0f}", f"margin{head.margin}", f"least{head.margin_least}"]
+        return "-".join(parts)
+
 
 def cases() -> list[Case]:
     """Return the rows of both tables."""
     found = []
     for version in EPOCHS:
         fixed = HeadConfig(**ARCFACE, margin=MARGINS[version])
-        found.append(Case(version=version, name="linear", head=HeadConfig(), lr=LINEAR_LR))
+        found.append(Case(version=version, name="linear", head=HeadConfig()))
         if version == "tail":
-            found.append(
-                Case(version=version, name="linear, sampled", head=HeadConfig(), lr=LINEAR_LR, sampling="balanced")
-            )
+            found.append(Case(version=version, name="linear, sampled", head=HeadConfig(), sampling="balanced"))
         found.append(Case(version=version, name="arcface", head=fixed))
         if version == "balanced":
             found.append(Case(version=version, name="subcenter", head=dataclasses.replace(fixed, name="subcenter")))
     dynamic = HeadConfig(**ARCFACE, **DYNAMIC)
-    fixed = HeadConfig(**ARCFACE, margin=MARGINS["tail"])
     found += [
-        Case(version="tail", name="arcface, sampled", head=fixed, sampling="balanced"),
         Case(version="tail", name="arcface, dynamic", head=dynamic),
         Case(version="tail", name="arcface, dynamic, sampled", head=dynamic, sampling="balanced"),
         Case(
@@ -92,7 +96,7 @@ def choices() -> list[Case]:
     """Return what is compared on the validation split: as many values for the linear head as for ArcFace."""
     found = [
         Case(version="balanced", name=f"linear lr {lr} smoothing {part}", head=HeadConfig(), lr=lr, smoothing=part)
-        for lr, part in ((0.0005, 0.0), (0.001, 0.0), (0.002, 0.0), (0.004, 0.0), (0.002, 0.1))
+        for lr, part in ((0.0005, 0.0), (0.001, 0.0), (0.002, 0.0), (0.004, 0.0), (0.008, 0.0), (0.002, 0.1))
     ]
     for scale, margin, lr in (
         (16.0, 0.1, 0.002),
@@ -100,9 +104,15 @@ def choices() -> list[Case]:
         (30.0, 0.3, 0.002),
         (16.0, 0.1, 0.001),
         (16.0, 0.1, 0.004),
+        (30.0, 0.3, 0.004),
     ):
         head = HeadConfig(name="arcface", scale=scale, margin=margin)
         found.append(Case(version="balanced", name=f"arcface {scale:.0f} {margin} lr {lr}", head=head, lr=lr))
+    for lr in (0.002, 0.004):
+        found.append(Case(version="tail", name=f"linear lr {lr}", head=HeadConfig(), lr=lr))
+    for margin, least in ((0.3, None), (0.5, None), (0.3, 0.1), (0.5, 0.1)):
+        head = HeadConfig(name="arcface", scale=30.0, margin=margin, margin_least=least)
+        found.append(Case(version="tail", name=f"arcface 30 {margin} least {least}", head=head))
     return found
 
 
@@ -129,7 +139,7 @@ def trained(case: Case, seed: int, uri: str, output: Path) -> dict[str, Any]:
         dataset=uri,
         subset=SubsetConfig(tail=TAIL if case.version == "tail" else 0.0),
         output=str(output),
-        name=f"{case.version}-{case.name.replace(', ', '-').replace(' ', '-')}-{seed}",
+        name=case.run(seed),
         tensorboard=False,
         **{field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)},
     )
@@ -220,9 +230,7 @@ def in_processes(processes: int, work: Any, jobs: list[tuple[Any, ...]]) -> list
 def choose(uri: str, arguments: argparse.Namespace) -> None:
     """Print what each choice reaches on the validation split."""
     compared = choices()
-    records = in_processes(
-        arguments.processes, trained, [(case, 0, uri, arguments.output / "chosen") for case in compared]
-    )
+    records = in_processes(arguments.processes, trained, [(case, 0, uri, arguments.output) for case in compared])
     print(f"{'choice':40}{'val top-1':>11}{'macro recall':>14}")
     for case, record in zip(compared, records, strict=True):
         print(
