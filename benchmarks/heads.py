@@ -18,7 +18,7 @@ import os
 import statistics
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -40,10 +40,12 @@ NEIGHBOURS = 5
 WAYS = ("classifier", "neighbours")
 METRICS = ("top1", "macro_recall", "gap", "rejection_auroc")
 BAND_METRICS = {"top1": "top-1", "macro_recall": "recall"}
-LR = 0.004
+LR, LINEAR_LR = 0.004, {"balanced": 0.004, "tail": 0.008}
+"""Peak learning rates of the cosine heads, and of the linear one. These and what follows: of `choices` those with the highest
+macro recall on the validation split."""
 ARCFACE: dict[str, Any] = {"name": "arcface", "scale": 30.0}
 MARGINS = {"balanced": 0.3, "tail": 0.5}
-DYNAMIC = {"margin": 0.3, "margin_least": 0.1}
+DYNAMIC: dict[str, Any] = {"margin": 0.3, "margin_least": 0.1}
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -54,7 +56,7 @@ class Case:
     """balanced or tail."""
     name: str
     head: HeadConfig
-    sampling: str = "uniform"
+    sampling: Literal["uniform", "balanced"] = "uniform"
     lr: float = LR
     smoothing: float = 0.0
 
@@ -72,14 +74,17 @@ def cases() -> list[Case]:
     found = []
     for version in EPOCHS:
         fixed = HeadConfig(**ARCFACE, margin=MARGINS[version])
-        found.append(Case(version=version, name="linear", head=HeadConfig()))
+        linear = Case(version=version, name="linear", head=HeadConfig(), lr=LINEAR_LR[version])
+        found.append(linear)
         if version == "tail":
-            found.append(Case(version=version, name="linear, sampled", head=HeadConfig(), sampling="balanced"))
+            found.append(dataclasses.replace(linear, name="linear, sampled", sampling="balanced"))
         found.append(Case(version=version, name="arcface", head=fixed))
         if version == "balanced":
             found.append(Case(version=version, name="subcenter", head=dataclasses.replace(fixed, name="subcenter")))
     dynamic = HeadConfig(**ARCFACE, **DYNAMIC)
+    fixed = HeadConfig(**ARCFACE, margin=MARGINS["tail"])
     found += [
+        Case(version="tail", name="arcface, sampled", head=fixed, sampling="balanced"),
         Case(version="tail", name="arcface, dynamic", head=dynamic),
         Case(version="tail", name="arcface, dynamic, sampled", head=dynamic, sampling="balanced"),
         Case(
@@ -108,9 +113,9 @@ def choices() -> list[Case]:
     ):
         head = HeadConfig(name="arcface", scale=scale, margin=margin)
         found.append(Case(version="balanced", name=f"arcface {scale:.0f} {margin} lr {lr}", head=head, lr=lr))
-    for lr in (0.002, 0.004):
+    for lr in (0.002, 0.004, 0.008):
         found.append(Case(version="tail", name=f"linear lr {lr}", head=HeadConfig(), lr=lr))
-    for margin, least in ((0.3, None), (0.5, None), (0.3, 0.1), (0.5, 0.1)):
+    for margin, least in ((0.3, None), (0.5, None), (0.3, 0.1), (0.5, 0.1), (0.5, 0.3)):
         head = HeadConfig(name="arcface", scale=30.0, margin=margin, margin_least=least)
         found.append(Case(version="tail", name=f"arcface 30 {margin} least {least}", head=head))
     return found
