@@ -72,19 +72,20 @@ class Case:
 def cases() -> list[Case]:
     """Return the rows of both tables."""
     found = []
+    fixed = {version: HeadConfig(**ARCFACE, margin=margin) for version, margin in MARGINS.items()}
     for version in EPOCHS:
-        fixed = HeadConfig(**ARCFACE, margin=MARGINS[version])
         linear = Case(version=version, name="linear", head=HeadConfig(), lr=LINEAR_LR[version])
         found.append(linear)
         if version == "tail":
             found.append(dataclasses.replace(linear, name="linear, sampled", sampling="balanced"))
-        found.append(Case(version=version, name="arcface", head=fixed))
+        found.append(Case(version=version, name="arcface", head=fixed[version]))
         if version == "balanced":
-            found.append(Case(version=version, name="subcenter", head=dataclasses.replace(fixed, name="subcenter")))
+            found.append(
+                Case(version=version, name="subcenter", head=dataclasses.replace(fixed[version], name="subcenter"))
+            )
     dynamic = HeadConfig(**ARCFACE, **DYNAMIC)
-    fixed = HeadConfig(**ARCFACE, margin=MARGINS["tail"])
     found += [
-        Case(version="tail", name="arcface, sampled", head=fixed, sampling="balanced"),
+        Case(version="tail", name="arcface, sampled", head=fixed["tail"], sampling="balanced"),
         Case(version="tail", name="arcface, dynamic", head=dynamic),
         Case(version="tail", name="arcface, dynamic, sampled", head=dynamic, sampling="balanced"),
         Case(
