@@ -133,11 +133,19 @@ class Gallery:
         Images of a folder are of the class that its first folder below is named after. A class is known by its landmark id.
         """
         place = place_of(images)
+        if place in self.places and isinstance(images, SplitImages):  # which never changes
+            return Added(images=0, skipped=images.rows, lost=0, classes=0)
         if place not in self.places:
             self.places.append(place)
         source = self.places.index(place)
         same = [number for number, other in enumerate(self.places) if _home(other) == _home(place)]
         have = self.image_ids.filter(pa.array(np.isin(self.sources, same)))
+        skipped = 0
+        if isinstance(images, FolderImages):
+            known = set(have.to_pylist())
+            fresh = tuple(name for name in images.names if name not in known)
+            skipped = images.rows - len(fresh)
+            images = dataclasses.replace(images, names=fresh)
         before = len(self.classes)
         labels_of_sample = self._labels_of(images)
         job = Job(
@@ -148,12 +156,11 @@ class Gallery:
             labelled=False,
             embeddings=True,
         )
-        added = skipped = lost = 0
+        added = lost = 0
         labels, ids = [self.labels], [self.image_ids]
         for table, _ in infer_parts(job, self.place, replicas=replicas, doing="embedding", quiet=quiet):
             lost += lost_of(table)
-            fresh = pc.invert(pc.is_in(table["image_id"], value_set=have))
-            kept = table.filter(fresh)
+            kept = table.filter(pc.invert(pc.is_in(table["image_id"], value_set=have)))
             skipped += len(table) - len(kept)
             if not len(kept):
                 continue
@@ -181,7 +188,7 @@ class Gallery:
                 raise UserError(
                     f"{images.folder}: {loose} lies in no class's folder; expected one folder a class: <class>/<image>"
                 )
-            encoded = pa.array(folders).dictionary_encode()
+            encoded = pa.array(folders, pa.string()).dictionary_encode()
             theirs = encoded.indices.to_numpy()
             landmarks = pa.table({"landmark_id": encoded.dictionary, "name": encoded.dictionary})
         new = self.labels_of(landmarks["landmark_id"].combine_chunks()) < 0
