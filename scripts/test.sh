@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All tests: those of several processes, which often wait, and beside them all others, which give way. With arguments: pytest with these.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 if [ $# -gt 0 ]; then
     exec .venv/bin/python -m pytest "$@"
 fi
@@ -13,5 +13,7 @@ trap 'kill "$others" 2>/dev/null; rm -f "$output"' EXIT
 integration=$?
 wait "$others"
 rest=$?
+trap - EXIT
 cat "$output"
+rm -f "$output"
 exit $((integration ? integration : rest))
