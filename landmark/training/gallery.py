@@ -4,11 +4,14 @@ A folder with classes.parquet (landmark_id, name; in the order of the labels), r
 index), index.usearch, and gallery.json, which is written last and names the others.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -84,9 +87,10 @@ class Gallery:
             )
         folder = place / record["folder"]
         rows = read_table(folder / "rows.parquet").combine_chunks()
-        data = (folder / "index.usearch").read_bytes()
-        if hashlib.sha256(data).hexdigest() != record["index_sha256"] or len(rows) != record["images"]:
-            raise UserError(f"{folder}: index.usearch is not as it was written; delete {place} and index again")
+        with _on_disk(folder / "index.usearch") as file:
+            if _sha256(file) != record["index_sha256"] or len(rows) != record["images"]:
+                raise UserError(f"{folder}: index.usearch is not as it was written; delete {place} and index again")
+            index = Index.restore(str(file))
         return cls(
             place=place,
             checkpoint=checkpoint,
@@ -95,7 +99,7 @@ class Gallery:
             labels=rows["label"].to_numpy(),
             image_ids=rows["image_id"].chunk(0) if len(rows) else pa.array([], pa.string()),
             sources=rows["source"].to_numpy(),
-            index=Index.restore(data),
+            index=index,
             places=record["places"],
             revision=record["revision"],
         )
@@ -204,8 +208,11 @@ class Gallery:
         rows = {"image_id": self.image_ids, "label": pa.array(self.labels), "source": pa.array(self.sources)}
         write_table(self.place / name / "rows.parquet", pa.table(rows))
         write_table(self.place / name / "classes.parquet", self.classes)
-        data = bytes(self.index.save())
-        (self.place / name / "index.usearch").write_bytes(data)
+        with tempfile.TemporaryDirectory(prefix="landmark-gallery-") as folder:
+            file = Path(folder) / "index.usearch"
+            self.index.save(str(file))
+            (self.place / name / "index.usearch").upload(file)
+            digest = _sha256(file)
         record = {
             "version": VERSION,
             "revision": self.revision,
@@ -214,7 +221,7 @@ class Gallery:
             "images": len(self),
             "classes": len(self.classes),
             "width": self.index.ndim,
-            "index_sha256": hashlib.sha256(data).hexdigest(),
+            "index_sha256": digest,
             "places": self.places,
         }
         (self.place / RECORD).write_text(json.dumps(record, indent=1) + "\n")
@@ -234,6 +241,26 @@ class Added:
     """Images that could not be read."""
     classes: int
     """New classes."""
+
+
+@contextlib.contextmanager
+def _on_disk(location: Location) -> Iterator[Path]:
+    """Give a file on this machine's disk: the file itself, or a copy for as long as it is needed."""
+    local = location.local_path()
+    if local is not None:
+        if not local.exists():
+            raise UserError(f"{location}: missing; delete the gallery and index again")
+        yield local
+        return
+    with tempfile.TemporaryDirectory(prefix="landmark-gallery-") as folder:
+        copy = Path(folder) / "copy"
+        location.download(copy)
+        yield copy
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def place_of(images: Images) -> dict[str, Any]:
