@@ -6,7 +6,6 @@ index), index.usearch, and gallery.json, which is written last and names the oth
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -88,7 +87,7 @@ class Gallery:
         folder = place / record["folder"]
         rows = read_table(folder / "rows.parquet").combine_chunks()
         with _on_disk(folder / "index.usearch") as file:
-            if _sha256(file) != record["index_sha256"] or len(rows) != record["images"]:
+            if locate(file).sha256()[0] != record["index_sha256"] or len(rows) != record["images"]:
                 raise UserError(f"{folder}: index.usearch is not as it was written; delete {place} and index again")
             index = Index.restore(str(file))
         return cls(
@@ -212,7 +211,7 @@ class Gallery:
             file = Path(folder) / "index.usearch"
             self.index.save(str(file))
             (self.place / name / "index.usearch").upload(file)
-            digest = _sha256(file)
+            digest, _ = locate(file).sha256()
         record = {
             "version": VERSION,
             "revision": self.revision,
@@ -256,11 +255,6 @@ def _on_disk(location: Location) -> Iterator[Path]:
         copy = Path(folder) / "copy"
         location.download(copy)
         yield copy
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def place_of(images: Images) -> dict[str, Any]:
