@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-BENCHMARKS := synthetic catalog pack reference ingest train recipes faults hosts tune search study evaluate clean horovod head
+BENCHMARKS := synthetic catalog pack reference ingest train recipes faults hosts tune search study evaluate clean horovod head head_toy neighbours labels heads
 
 .PHONY: setup browser kubectl hosts demo test check bench clean
 .NOTPARALLEL:
@@ -18,7 +18,7 @@ demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
 test: setup browser kubectl hosts
-	$(BIN)/python -m pytest $(ARGS)
+	bash scripts/test.sh $(ARGS)
 
 browser:
 	bash scripts/browser.sh

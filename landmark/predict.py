@@ -75,7 +75,7 @@ def as_table(
     """Return predictions as flat columns: image_id, label, landmark_id, name, score; then name_2, score_2 and so on.
 
     guesses int (n, k), scores (n, k). classes: name, and landmark_id where it is known, a row a label. Images whose score is
-    below `reject` have label -1 and neither landmark nor name.
+    below `reject` have label -1 and neither landmark nor name; nor has a further guess that no neighbour voted for.
     """
     known = pa.array(scores[:, 0] >= reject)
     columns = {
@@ -88,7 +88,8 @@ def as_table(
             columns[name] = pc.if_else(known, values, pa.scalar(None, values.type))
     columns["score"] = pa.array(scores[:, 0])
     for place in range(1, guesses.shape[1]):
-        columns[f"name_{place + 1}"] = classes["name"].combine_chunks().take(pa.array(guesses[:, place]))
+        voted = pa.array(guesses[:, place], mask=scores[:, place] == 0)
+        columns[f"name_{place + 1}"] = classes["name"].combine_chunks().take(voted)
         columns[f"score_{place + 1}"] = pa.array(scores[:, place])
     return pa.table(columns)
 

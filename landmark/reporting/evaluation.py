@@ -89,7 +89,7 @@ def read_evaluation(run: Location) -> Evaluated | None:
 
 
 def measures_table(metrics: dict[str, Any]) -> pd.DataFrame:
-    """Return the metrics as a table: metric, model, its 95 % interval, then the baselines that exist."""
+    """Return the metrics as a table: metric, model, its 95 % interval, then neighbours and baselines, where there are."""
     shares = [key for key in metrics if key.startswith("top") and key[3:].isdigit()]
     keys = [*shares, *(key for key in MEASURES if metrics.get(key) is not None)]
     intervals = metrics.get("intervals") or {}
@@ -101,9 +101,9 @@ def measures_table(metrics: dict[str, Any]) -> pd.DataFrame:
                 "metric": MEASURES.get(key) or f"top-{key[3:]}",
                 "model": metrics[key],
                 "95 % interval": f"{low_high[0]:.2%} – {low_high[1]:.2%}" if low_high else None,
+                "neighbours": (metrics.get("neighbours") or {}).get(key),
                 "majority baseline": metrics.get(f"majority_{key}"),
                 "random baseline": metrics.get(f"random_{key}"),
-                "nearest neighbours": (metrics.get("neighbours") or {}).get(key),
             }
         )
     table = pd.DataFrame(rows)
@@ -145,7 +145,8 @@ def _add_neighbours(bands: pd.DataFrame, theirs: list[dict[str, Any]] | None) ->
     of_band = {band.get("band"): band for band in theirs or []}
     for name in ("top1", "macro_recall") if of_band else ():
         values = [of_band.get(band, {}).get(name) for band in bands["band"]]
-        bands[f"neighbours_{name}"] = pd.to_numeric(pd.Series(values), errors="coerce")
+        place = list(bands.columns).index("macro_recall") + 1 + (name == "macro_recall")
+        bands.insert(place, f"neighbours_{name}", pd.to_numeric(pd.Series(values), errors="coerce"))
 
 
 def _objects(place: Location, values: dict[str, Any], key: str) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ PHOTOGRAPH_BYTES = 900_000
 SHOWN_PAIRS = 24
 PICTURES_OF_A_PAIR = 2
 SHOWN_MISTAKES = 48
-PERCENT = ("model", "majority baseline", "random baseline", "nearest neighbours")
+PERCENT = ("model", "majority baseline", "random baseline", "neighbours")
 
 
 def evaluation_groups(evaluated: Evaluated, output: Location) -> list[Group]:

@@ -33,7 +33,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         ("macro_precision", "macro precision"),
         ("ece", "calibration error"),
     ):
-        print(f"{name:18}{summary[key]:>9.2%}{_interval(summary, key):>19}{'':20}{beside(key)}")
+        print(f"{name:18}{summary[key]:>9.2%}{_interval(summary, key):>19}{'':20}{beside(key)}".rstrip())
     if strangers:
         auroc = beside("rejection_auroc", ".4f")
         print(f"{'rejection AUROC':18}{summary['rejection_auroc']:>9.4f}{'':19}{'':>10}{0.5:>10.4f}{auroc}")

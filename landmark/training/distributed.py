@@ -139,6 +139,8 @@ class TrainWorkerSession:
     def restore(self) -> Iterator[Path | None]:
         """Give the newest whole checkpoint; every rank finds the same. Its epoch is told now where it was not before."""
         with tempfile.TemporaryDirectory() as folder:
+            if self.rank == 0:
+                self.store.claim()
             found = self.store.fetch_last(Path(folder))
             if metrics := self.store.last_metrics():
                 if self.recorder is not None:

@@ -4,11 +4,13 @@ A folder with classes.parquet (landmark_id, name; in the order of the labels), r
 index), index.usearch, and gallery.json, which is written last and names the others.
 """
 
+import contextlib
 import dataclasses
-import hashlib
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -84,9 +86,10 @@ class Gallery:
             )
         folder = place / record["folder"]
         rows = read_table(folder / "rows.parquet").combine_chunks()
-        data = (folder / "index.usearch").read_bytes()
-        if hashlib.sha256(data).hexdigest() != record["index_sha256"] or len(rows) != record["images"]:
-            raise UserError(f"{folder}: index.usearch is not as it was written; delete {place} and index again")
+        with _on_disk(folder / "index.usearch") as file:
+            if locate(file).sha256()[0] != record["index_sha256"] or len(rows) != record["images"]:
+                raise UserError(f"{folder}: index.usearch is not as it was written; delete {place} and index again")
+            index = Index.restore(str(file))
         return cls(
             place=place,
             checkpoint=checkpoint,
@@ -95,7 +98,7 @@ class Gallery:
             labels=rows["label"].to_numpy(),
             image_ids=rows["image_id"].chunk(0) if len(rows) else pa.array([], pa.string()),
             sources=rows["source"].to_numpy(),
-            index=Index.restore(data),
+            index=index,
             places=record["places"],
             revision=record["revision"],
         )
@@ -133,11 +136,19 @@ class Gallery:
         Images of a folder are of the class that its first folder below is named after. A class is known by its landmark id.
         """
         place = place_of(images)
+        if place in self.places and isinstance(images, SplitImages):  # which never changes
+            return Added(images=0, skipped=images.rows, lost=0, classes=0)
         if place not in self.places:
             self.places.append(place)
         source = self.places.index(place)
         same = [number for number, other in enumerate(self.places) if _home(other) == _home(place)]
         have = self.image_ids.filter(pa.array(np.isin(self.sources, same)))
+        skipped = 0
+        if isinstance(images, FolderImages):
+            known = set(have.to_pylist())
+            fresh = tuple(name for name in images.names if name not in known)
+            skipped = images.rows - len(fresh)
+            images = dataclasses.replace(images, names=fresh)
         before = len(self.classes)
         labels_of_sample = self._labels_of(images)
         job = Job(
@@ -148,12 +159,11 @@ class Gallery:
             labelled=False,
             embeddings=True,
         )
-        added = skipped = lost = 0
+        added = lost = 0
         labels, ids = [self.labels], [self.image_ids]
         for table, _ in infer_parts(job, self.place, replicas=replicas, doing="embedding", quiet=quiet):
             lost += lost_of(table)
-            fresh = pc.invert(pc.is_in(table["image_id"], value_set=have))
-            kept = table.filter(fresh)
+            kept = table.filter(pc.invert(pc.is_in(table["image_id"], value_set=have)))
             skipped += len(table) - len(kept)
             if not len(kept):
                 continue
@@ -181,7 +191,7 @@ class Gallery:
                 raise UserError(
                     f"{images.folder}: {loose} lies in no class's folder; expected one folder a class: <class>/<image>"
                 )
-            encoded = pa.array(folders).dictionary_encode()
+            encoded = pa.array(folders, pa.string()).dictionary_encode()
             theirs = encoded.indices.to_numpy()
             landmarks = pa.table({"landmark_id": encoded.dictionary, "name": encoded.dictionary})
         new = self.labels_of(landmarks["landmark_id"].combine_chunks()) < 0
@@ -197,8 +207,11 @@ class Gallery:
         rows = {"image_id": self.image_ids, "label": pa.array(self.labels), "source": pa.array(self.sources)}
         write_table(self.place / name / "rows.parquet", pa.table(rows))
         write_table(self.place / name / "classes.parquet", self.classes)
-        data = bytes(self.index.save())
-        (self.place / name / "index.usearch").write_bytes(data)
+        with tempfile.TemporaryDirectory(prefix="landmark-gallery-") as folder:
+            file = Path(folder) / "index.usearch"
+            self.index.save(str(file))
+            (self.place / name / "index.usearch").upload(file)
+            digest, _ = locate(file).sha256()
         record = {
             "version": VERSION,
             "revision": self.revision,
@@ -207,7 +220,7 @@ class Gallery:
             "images": len(self),
             "classes": len(self.classes),
             "width": self.index.ndim,
-            "index_sha256": hashlib.sha256(data).hexdigest(),
+            "index_sha256": digest,
             "places": self.places,
         }
         (self.place / RECORD).write_text(json.dumps(record, indent=1) + "\n")
@@ -227,6 +240,21 @@ class Added:
     """Images that could not be read."""
     classes: int
     """New classes."""
+
+
+@contextlib.contextmanager
+def _on_disk(location: Location) -> Iterator[Path]:
+    """Give a file on this machine's disk: the file itself, or a copy for as long as it is needed."""
+    local = location.local_path()
+    if local is not None:
+        if not local.exists():
+            raise UserError(f"{location}: missing; delete the gallery and index again")
+        yield local
+        return
+    with tempfile.TemporaryDirectory(prefix="landmark-gallery-") as folder:
+        copy = Path(folder) / "copy"
+        location.download(copy)
+        yield copy
 
 
 def place_of(images: Images) -> dict[str, Any]:

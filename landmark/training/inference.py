@@ -189,7 +189,9 @@ def infer_parts(
     folder = output / PARTS / job.folder if output is not None else None
     done = _done(folder) if folder is not None else set()
     missing = [part for part in range(job.parts) if part not in done]
-    progress = Progress(f"{doing} {job.images.told}", job.images.rows * len(missing) // job.parts, enabled=not quiet)
+    progress = Progress(
+        f"{doing} {job.images.told}", job.images.rows * len(missing) // max(job.parts, 1), enabled=not quiet
+    )
     if done and not quiet:
         print(f"going on: {len(done)} of {job.parts} parts are there already")
     seen = 0

@@ -81,6 +81,7 @@ class LocalSession:
     def restore(self) -> Iterator[Path | None]:
         """Give the newest whole checkpoint's directory."""
         with tempfile.TemporaryDirectory() as folder:
+            self.store.claim()
             found = self.store.fetch_last(Path(folder))
             self.recorder.recover(self.store.last_metrics())
             yield Path(folder) if found else None

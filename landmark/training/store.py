@@ -16,11 +16,16 @@ from landmark.training.checkpoints import CHECKPOINTS, CHECKSUMS, FILES, INDEX, 
 Tell = Callable[[str], object]
 
 
+class TakenOver(UserError):
+    """A checkpoint of a process whose run another one goes on with."""
+
+
 class CheckpointStore:
     """Keeps a run's newest and best checkpoints under `<run>/checkpoints`, named in its index.json.
 
     A checkpoint counts when the index names it, which happens when all its files are there. One is written at a time,
-    by a thread; what fails is told, and the checkpoints before stay. Only one process of a run saves.
+    by a thread; what fails is told, and the checkpoints before stay. Only one process of a run saves: the last that has
+    claimed it, whatever another one does that was cut off from the cluster and did not notice.
     """
 
     def __init__(
@@ -49,6 +54,19 @@ class CheckpointStore:
                 "best": None,
                 "metrics": {},
             }
+
+    def claim(self) -> None:
+        """Become the process that saves: checkpoints of those before are not stored from now on."""
+        self.index = self._read_index()
+        self.index["claims"] = self.index.get("claims", 0) + 1
+        self._write_index(self.index)
+
+    def _write_index(self, index: dict[str, Any]) -> None:
+        (self.run / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+
+    def _check_claim(self) -> None:
+        if self._read_index().get("claims", 0) > self.index.get("claims", 0):
+            raise TakenOver("another process goes on with this run since; end this one")
 
     def save(self, snapshot: Snapshot, metrics: Mapping[str, float] | None = None) -> None:
         """Store a snapshot in a thread, after the one before; metrics: those of the epoch that it ends."""
@@ -81,10 +99,12 @@ class CheckpointStore:
             self.tell(
                 f"warning: checkpoint {snapshot.name} was not stored: {error}; training goes on with those before"
             )
-            self._forget(snapshot.name)
+            if not isinstance(error, TakenOver):
+                self._forget(snapshot.name)
 
     def _write(self, snapshot: Snapshot, metrics: dict[str, float] | None) -> None:
         folder, start = self.root / snapshot.name, time.monotonic()
+        self._check_claim()
         with tempfile.TemporaryDirectory(prefix="landmark-checkpoint-") as name:
             snapshot.write(Path(name))
             for file in (*FILES, CHECKSUMS):
@@ -95,7 +115,8 @@ class CheckpointStore:
             if best is None or self.sign * value > self.sign * best:
                 index |= {"best": snapshot.name, "metrics": metrics}
         index["kept"] = [snapshot.name, *(name for name in index["kept"] if name != snapshot.name)][: self.keep]
-        (self.run / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+        self._check_claim()
+        self._write_index(index)
         self.index = index
         log("checkpoint stored", checkpoint=str(folder), seconds=round(time.monotonic() - start, 2))
         for other in self.root.names():
@@ -163,8 +184,8 @@ class CheckpointStore:
             name = f"taken-{meta['epoch']:04d}-{time.time_ns()}"
             for file in (*FILES, CHECKSUMS):
                 (self.root / name / file).upload(Path(folder) / file)
-        self.index = {"kept": [name], "best": None, "metrics": {}}
-        (self.run / INDEX).write_text(json.dumps(self.index, indent=1) + "\n")
+        self.index = {"kept": [name], "best": None, "metrics": {}, "claims": self.index.get("claims", 0) + 1}
+        self._write_index(self.index)
         for old in self.root.names():
             if old not in ("index.json", name):
                 (self.root / old).delete()

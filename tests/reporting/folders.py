@@ -194,6 +194,8 @@ def _write_new(folder: Path, metrics: dict, table: pd.DataFrame) -> None:
     }
     metrics |= {"gap": 0.61, "random_gap": 0.0001, "majority_gap": 0.003, "ece": 0.083, "macro_precision": 0.66}
     metrics |= {"rejection_auroc": 0.91, "rows_without_landmark": 150, "bootstrap": {"samples": 1000, "seed": 0}}
+    near = [{"band": band, "top1": share, "macro_recall": share} for band, share in (("tail", 0.5), ("head", 0.8))]
+    metrics["neighbours"] = {"top1": 0.62, "gap": 0.55, "rejection_auroc": 0.93, "bands": near}
     metrics["inference"] = {"seconds": 3.2, "images_per_s": 612.0, "replicas": 1, "device": "cuda"}
     low = np.arange(15) / 15
     confidence = low + 1 / 30

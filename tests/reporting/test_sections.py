@@ -73,12 +73,17 @@ def test_the_two_runs_shown_first_differ_in_their_epochs():
     assert chosen_pair(board.head(1)) == [0, 0]
 
 
+NEAR = (
+    b'{"split": "test", "rows": 1, "classes": 2, "top1": 1, "macro_recall": 1, "classes_present": 1, "neighbours": %s}'
+)
+
+
 def test_metrics_stand_beside_baselines_and_intervals():
     metrics = {"top1": 0.7, "majority_top1": 0.1, "random_top1": 0.01, "gap": 0.5, "topology": "x"}
     metrics["neighbours"] = {"gap": 0.3}
     table = measures_table({**metrics, "intervals": {"top1": [0.68, 0.72]}}).set_index("metric")
     assert table.loc["top-1", "95 % interval"] == "68.00% – 72.00%"
-    assert (table.loc["top-1", "majority baseline"], table.loc["GAP", "nearest neighbours"]) == (0.1, 0.3)
+    assert (table.loc["top-1", "majority baseline"], table.loc["GAP", "neighbours"]) == (0.1, 0.3)
     assert "GAP" in table.index and pd.isna(table.loc["GAP", "95 % interval"])
 
 
@@ -143,6 +148,10 @@ def test_figures_lie_beside_the_page(tmp_path: Path):
     folder = study / "report"
     assert pd.read_parquet(folder / "confusion.parquet")["count"].sum() == 300
     assert pd.read_csv(folder / "measures.csv")["metric"].tolist()[:4] == ["top-1", "top-5", "top-10", "GAP"]
+    assert pd.read_csv(folder / "measures.csv")["neighbours"].dropna().tolist() == [0.62, 0.55, 0.93]
+    bands = pd.read_csv(folder / "bands.csv")
+    assert bands.columns.tolist()[4:7] == ["macro_recall", "neighbours_top1", "neighbours_macro_recall"]
+    assert bands["neighbours_top1"].fillna(-1).tolist() == [0.8, -1, 0.5]
     assert len(pd.read_parquet(folder / "classes.parquet")) == 12
     assert len(pd.read_parquet(folder / "history.parquet")) == len(pd.read_csv(study / "history.csv"))
     assert {"bands.json", "calibration.csv", "confused_pairs.csv", "comparison.csv"} <= {
@@ -167,6 +176,8 @@ def test_figures_lie_beside_the_page(tmp_path: Path):
         ("confusion.csv", b"\xff\xfe\x00", r"confusion\.csv: not a table"),
         ("calibration.csv", b"", r"calibration\.csv: not a table"),
         ("comparison.json", b'{"difference": {"gap": {"a": 1}}}', r"comparison\.json: no b, difference, low, high"),
+        ("metrics.json", NEAR % b'{"gap": "x"}', r"metrics\.json: gap is 'x', expected a number"),
+        ("metrics.json", NEAR % b"3", r"metrics\.json: neighbours is no object of metrics; evaluate"),
         ("comparison.json", b"nothing", r"comparison\.json: not JSON"),
     ],
 )

@@ -102,6 +102,14 @@ def test_modern_suits_each_networks_needs():
     assert any(recipe.resizing.start_size == 128 for recipe in (t.recipe for t in trials))
 
 
+def test_embeddings_search_heads_whose_margins_suit_them():
+    space = Space.load("embeddings")
+    heads = [trial.recipe.model.head for trial in space.trials(space.recipe())]
+    assert len(heads) == 24 and {head.name for head in heads} == {"arcface", "subcenter", "cosface"}
+    assert all(head.margin in ((0.2, 0.35) if head.name == "cosface" else (0.3, 0.5)) for head in heads)
+    assert {head.sample for head in heads} == {0.1} and {head.margin_least for head in heads} == {None, 0.05}
+
+
 def test_without_a_case_the_recipes_value_stands(tmp_path):
     text = """
 recipe: {optimizer: {momentum: 0.5}}

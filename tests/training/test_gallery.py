@@ -216,6 +216,9 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
     place.write_bytes(place.read_bytes()[:-100])
     assert main(["index", "--checkpoint", run]) == 1
     assert "index.usearch is not as it was written; delete" in capsys.readouterr().err
+    place.unlink()
+    assert main(["index", "--checkpoint", run]) == 1
+    assert "index.usearch: missing; delete the gallery" in capsys.readouterr().err
     (folder / "gallery.json").write_text("{")
     assert main(["index", "--checkpoint", run]) == 1
     assert "gallery.json: not JSON" in capsys.readouterr().err

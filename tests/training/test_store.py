@@ -97,6 +97,30 @@ def test_a_damaged_index_is_made_anew_from_the_folders(tmp_path):
     assert "index.json: damaged" in told[0]
 
 
+def test_a_process_that_was_cut_off_overwrites_nothing_of_the_one_that_goes_on(tmp_path):
+    told: list[str] = []
+    first = store(tmp_path, told)
+    first.claim()
+    first.save(snapshot("epoch-0001", 1.0), {"val_top1": 0.9})
+    first.flush()
+    second = store(tmp_path)
+    second.claim()
+    (tmp_path / "last").mkdir()
+    assert second.fetch_last(tmp_path / "last")
+    second.save(snapshot("epoch-0002", 2.0), {"val_top1": 0.8})
+    second.flush()
+    index = (tmp_path / "checkpoints" / "index.json").read_text()
+    first.save(snapshot("epoch-0002", 3.0), {"val_top1": 0.95})
+    with pytest.raises(UserError, match="another process goes on with this run since"):
+        first.close()
+    assert "checkpoint epoch-0002 was not stored: another process goes on" in told[0]
+    assert (tmp_path / "checkpoints" / "index.json").read_text() == index
+    assert store(tmp_path).fetch_last(tmp_path / "last") and read_state(tmp_path / "last")["value"] == 2.0
+    second.save(snapshot("epoch-0003", 4.0), {"val_top1": 0.7})
+    second.close()
+    assert names(tmp_path) == ["epoch-0001", "epoch-0002", "epoch-0003", "index.json"]
+
+
 def test_nothing_whole_is_one_line_and_nothing_at_all_a_fresh_start(tmp_path):
     assert not store(tmp_path / "empty").fetch_last(tmp_path)
     filled(tmp_path)

@@ -1,0 +1,120 @@
+"""A gallery's index: how fast it is made and asked, what it finds, what it weighs, beside looking at every embedding.
+
+Run: python benchmarks/neighbours.py [--rows 203094] [--width 512] [--queries 10000]. Made-up embeddings of length 1: a class is a random
+direction of 24 numbers through a fixed map, an image of it that direction and noise; about as many classes as half the rows. The peer
+looks at all of them: products of blocks of queries in fp32 by numpy, on the same cores, of the first tenth of the queries. The limit
+of searching is one read of the graph's answers, which nobody can tell beforehand; so recall stands beside the time.
+The last line is JSON, kept in benchmarks/results/neighbours.json at full size: recall5 (share of the 5 nearest that are found), top1 (class
+by a vote of 5), exact_top1 (the same of the true 5), queries_a_second, over_exact (how many times as fast), rows_a_second (built),
+bytes_a_row, peak_mib (of the process, with the embeddings that it is made of).
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))
+
+import numpy as np
+
+from landmark.evaluation.neighbours import add_embeddings, new_index, search_index, vote
+
+LATENT, NOISE, SHOWN = 24, 0.25, 5
+FULL = (203_094, 512, 10_000)
+
+
+def embeddings(rows: int, width: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return made-up embeddings float16 (rows, width) of length 1 and their classes, int64 (rows,); the seed draws images alone."""
+    fixed = np.random.default_rng(0)
+    seen_as = fixed.normal(size=(LATENT, width)).astype(np.float32)
+    directions = fixed.normal(size=(classes, LATENT)).astype(np.float32)
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, classes, rows)
+    found = np.empty((rows, width), np.float16)
+    for start in range(0, rows, 65_536):
+        part = labels[start : start + 65_536]
+        latent = directions[part] + NOISE * random.normal(size=(len(part), LATENT)).astype(np.float32)
+        vectors = latent @ seen_as + random.normal(size=(len(part), width)).astype(np.float32)
+        found[start : start + len(part)] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return found, labels
+
+
+def exact(train: np.ndarray, queries: np.ndarray, count: int) -> np.ndarray:
+    """Return the nearest rows by looking at all, int64 (n, count), nearest first."""
+    best: list[np.ndarray] = []
+    for start in range(0, len(queries), 256):
+        block = queries[start : start + 256]
+        cosines, rows = [], []
+        for first in range(0, len(train), 32_768):
+            part = block @ train[first : first + 32_768].astype(np.float32).T
+            nearest = np.argpartition(-part, count - 1, axis=1)[:, :count]
+            cosines.append(np.take_along_axis(part, nearest, axis=1))
+            rows.append(nearest + first)
+        together = np.concatenate(cosines, axis=1)
+        order = np.argsort(-together, axis=1)[:, :count]
+        best.append(np.take_along_axis(np.concatenate(rows, axis=1), order, axis=1))
+    return np.concatenate(best)
+
+
+def main() -> None:
+    """Print the table and the figures, and keep them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=FULL[0])
+    parser.add_argument("--width", type=int, default=FULL[1])
+    parser.add_argument("--queries", type=int, default=FULL[2])
+    arguments = parser.parse_args()
+    classes = arguments.rows // 2
+    train, labels = embeddings(arguments.rows, arguments.width, classes, 1)
+    queries, wanted = embeddings(arguments.queries, arguments.width, classes, 2)
+    start = time.perf_counter()
+    index = new_index(arguments.width)
+    add_embeddings(index, train)
+    built = time.perf_counter() - start
+    start = time.perf_counter()
+    found, cosines = search_index(index, queries, SHOWN)
+    searched = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    size = len(index.save())
+    few = queries[: max(1, arguments.queries // 10)].astype(np.float32)
+    start = time.perf_counter()
+    truly = exact(train, few, SHOWN)
+    looked = time.perf_counter() - start
+    near = (train[truly].astype(np.float32) * few[:, None, :]).sum(axis=2)
+    shared = [len(set(a) & set(b)) for a, b in zip(found.tolist(), truly.tolist(), strict=False)]
+
+    def top1(rows: np.ndarray, of: np.ndarray) -> float:
+        guesses, _ = vote(labels[rows], of, classes, 1)
+        return float((guesses[:, 0] == wanted[: len(rows)]).mean())
+
+    figures = {
+        "rows": arguments.rows,
+        "recall5": float(np.mean(shared)) / SHOWN,
+        "top1": top1(found[: len(few)], cosines[: len(few)]),
+        "exact_top1": top1(truly, near),
+        "queries_a_second": arguments.queries / searched,
+        "over_exact": (looked / len(few)) / (searched / arguments.queries),
+        "rows_a_second": arguments.rows / built,
+        "bytes_a_row": size / arguments.rows,
+        "peak_mib": peak,
+    }
+    print(f"{'':10}{'built, s':>10}{'queries/s':>12}{'recall@5':>10}{'top-1':>8}{'MiB':>8}")
+    print(
+        f"{'index':10}{built:>10.1f}{figures['queries_a_second']:>12,.0f}{figures['recall5']:>10.3f}{figures['top1']:>8.2%}"
+        f"{size / 2**20:>8,.0f}"
+    )
+    print(
+        f"{'all':10}{'-':>10}{len(few) / looked:>12,.0f}{1:>10.3f}{figures['exact_top1']:>8.2%}{train.nbytes / 2**20:>8,.0f}"
+    )
+    line = json.dumps({key: round(value, 4) for key, value in figures.items()} | {"cores": os.cpu_count()})
+    if (arguments.rows, arguments.width, arguments.queries) == FULL:
+        Path(__file__).with_name("results").joinpath("neighbours.json").write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()
