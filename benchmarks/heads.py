@@ -197,12 +197,12 @@ def over_seeds(runs: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
 
 def print_table(columns: dict[str, str], rows: dict[str, dict[str, dict[str, list[float]]]]) -> None:
     """Print figures by case, classifier and neighbours; columns: key and title of each."""
-    print(f"| {'head':27} | {'by':10} |" + "".join(f" {title:>16} |" for title in columns.values()))
+    print("| head | by |" + "".join(f" {title} |" for title in columns.values()))
     print("|---|---|" + "---|" * len(columns))
     for name, figures in rows.items():
         for way in WAYS:
-            shown = "".join(f" {_shown(key, figures[way][key]):>16} |" for key in columns)
-            print(f"| {name:27} | {way:10} |{shown}")
+            shown = "".join(f" {_shown(key, figures[way][key])} |" for key in columns)
+            print(f"| {name} | {way} |{shown}")
 
 
 def _shown(name: str, value: list[float]) -> str:
