@@ -28,8 +28,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
-# Threads that wait for others sleep: spinning would keep a core from who has work.
-os.environ.update(PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="", OMP_WAIT_POLICY="PASSIVE")
+# Threads that wait for others sleep: spinning would keep a core from who has work. Ray lets its workers give way to everything
+# else by 15: beside other work they would starve.
+os.environ.update(PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="", OMP_WAIT_POLICY="PASSIVE", RAY_worker_niceness="0")
 
 from peak import Peak
 
@@ -47,7 +48,14 @@ HEAD = ["--model.head.name", "arcface", "--model.head.margin-least", "0.05", "--
 
 def commands(folder: Path, classes: int, images: int) -> Iterator[tuple[str, list[str]]]:
     """Yield each stage's name and command line."""
-    drawn = ["--synthetic.classes", str(classes), "--synthetic.images", str(images), "--synthetic.image-size", str(SIZE)]
+    drawn = [
+        "--synthetic.classes",
+        str(classes),
+        "--synthetic.images",
+        str(images),
+        "--synthetic.image-size",
+        str(SIZE),
+    ]
     yield "prepare", ["--source", "synthetic", *drawn, "--output", str(folder / "dataset")]
     where = ["--dataset", str(folder / "dataset"), "--output", str(folder), "--name", "run", "--epochs", "1"]
     model = ["--model.backbone", "mobilenet_v3_small", "--model.neck", str(NECK), *HEAD]
