@@ -50,7 +50,5 @@ def _fill(owner: np.ndarray, size: np.ndarray, config: SplitConfig, seed: int, c
 def _keep_in_train(labels: np.ndarray, group: np.ndarray, split_of_group: np.ndarray) -> None:
     """Move one group of each class that has none in train there; needed where groups span classes."""
     in_train = np.bincount(labels[split_of_group[group] == TRAIN], minlength=int(labels.max(initial=-1)) + 1)
-    first_row = np.unique(labels, return_index=True)
-    for label, row in zip(*first_row, strict=True):
-        if not in_train[label]:
-            split_of_group[group[row]] = TRAIN
+    found, first_row = np.unique(labels, return_index=True)
+    split_of_group[group[first_row[in_train[found] == 0]]] = TRAIN

@@ -16,6 +16,8 @@ from landmark.storage import Location
 
 PHOTOGRAPH_BYTES = 900_000
 """Room that the page gives to the photographs of a section."""
+LISTED_PAIRS = 10_000
+"""Pairs in the table beside the page: of many classes nearly every wrong answer is a pair of its own."""
 SHOWN_PAIRS = 24
 PICTURES_OF_A_PAIR = 2
 SHOWN_MISTAKES = 48
@@ -170,10 +172,11 @@ def _pairs(evaluated: Evaluated, output: Location) -> list[Section]:
     pairs = confused_pairs(evaluated)
     if not len(pairs):
         return []
-    named = pairs.assign(
-        **{side: [evaluated.name(label) for label in pairs[side].tolist()] for side in ("true", "predicted")}
+    first = pairs.head(LISTED_PAIRS)
+    named = first.assign(
+        **{side: [evaluated.name(label) for label in first[side].tolist()] for side in ("true", "predicted")}
     )
-    write_table(output, "confused_pairs", named.head(10_000))
+    write_table(output, "confused_pairs", named)
     galleries = [
         _pair_gallery(evaluated, pair) for pair in pairs.head(SHOWN_PAIRS).to_dict("records") if len(evaluated.examples)
     ]

@@ -24,11 +24,17 @@ FAULTY = SyntheticConfig(
 
 @given(st.integers(2, 60), st.integers(0, 500), st.floats(0, 2))
 def test_counts_sum_up_fall_and_leave_no_class_out(classes, spare, tail):
-    config = SyntheticConfig(classes=classes, images=3 * classes + spare, tail=tail)
+    config = SyntheticConfig(classes=classes, images=classes + spare, tail=tail)
     counts = class_counts(config)
     assert counts.sum() == config.images
-    assert counts.min() >= LEAST_IMAGES
+    assert counts.min() >= min(LEAST_IMAGES, config.images // classes)
     assert (np.diff(counts) <= 1).all()
+
+
+def test_one_image_a_class_is_the_least():
+    assert class_counts(SyntheticConfig(classes=9, images=9)).tolist() == [1] * 9
+    with pytest.raises(ValueError, match=r"synthetic.images is 8; expected at least one a class \(9\)"):
+        SyntheticConfig(classes=9, images=8)
 
 
 def test_the_tail_is_long():

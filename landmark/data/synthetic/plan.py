@@ -7,7 +7,7 @@ from landmark.config import SyntheticConfig
 from landmark.data.randomness import generator
 
 LEAST_IMAGES = 3
-"""Images of the rarest class."""
+"""Images of the rarest class, where there are enough: one for each split."""
 
 
 def plan_images(config: SyntheticConfig, seed: int) -> pa.Table:
@@ -53,14 +53,18 @@ def plan_images(config: SyntheticConfig, seed: int) -> pa.Table:
 
 
 def class_counts(config: SyntheticConfig) -> np.ndarray:
-    """Return the images of each class, int64 (classes,): n^-tail, at least 3 each, summing to config.images."""
+    """Return the images of each class, int64 (classes,), summing to config.images: n^-tail beyond what each class has.
+
+    That is 3, or as many as each can have where there are fewer.
+    """
+    least = min(LEAST_IMAGES, config.images // config.classes)
     weights = np.arange(1, config.classes + 1, dtype=float) ** -config.tail
-    spare = config.images - LEAST_IMAGES * config.classes
+    spare = config.images - least * config.classes
     ideal = spare * weights / weights.sum()
     counts = np.floor(ideal).astype(np.int64)
     missing = spare - int(counts.sum())
     counts[np.argsort(counts - ideal, kind="stable")[:missing]] += 1
-    return counts + LEAST_IMAGES
+    return counts + least
 
 
 def _ids(seed: int, total: int) -> np.ndarray:

@@ -65,9 +65,14 @@ class _Builder:
         return np.stack([x + radius * np.sin(angles), np.full(sides, y), z + radius * np.cos(angles)], axis=1)
 
     def band(self, low: np.ndarray, high: np.ndarray, colour: np.ndarray) -> None:
-        for i in range(len(low)):
-            j = (i + 1) % len(low)
-            self.face(np.stack([low[i], low[j], high[j], high[i]]), colour)
+        """Add the sides between two rings, float (sides, 3) each."""
+        following = np.arange(1, len(low) + 1) % len(low)
+        sides = np.stack([low, low[following], high[following], high], axis=1)
+        self.corners.append(sides.reshape(-1, 3))
+        self.faces += list(np.arange(self.count, self.count + 4 * len(sides)).reshape(-1, 4))
+        self.count += 4 * len(sides)
+        self.colours += [colour] * len(sides)
+        self.layers += [0] * len(sides)
 
     def box(
         self, centre: tuple[float, float, float], size: tuple[float, float, float], colour: np.ndarray
@@ -107,19 +112,20 @@ def build_structure(seed: int, number: int) -> Structure:
     _satellites(builder, wall, roof, dark)
     corners = np.concatenate(builder.corners)
     corners /= max(1e-6, np.abs(corners[:, [0, 2]]).max(), corners[:, 1].max() / 2)
-    normals = np.stack([_normal(corners[face]) for face in builder.faces])
     return Structure(
         corners=corners,
         faces=builder.faces,
         colours=np.clip(np.stack(builder.colours), 0, 255),
-        normals=normals,
+        normals=_normals(corners, np.array([face[0] for face in builder.faces])),
         layers=np.array(builder.layers),
     )
 
 
-def _normal(face: np.ndarray) -> np.ndarray:
-    normal = np.cross(face[1] - face[0], face[2] - face[0])
-    return normal / max(float(np.linalg.norm(normal)), 1e-9)
+def _normals(corners: np.ndarray, firsts: np.ndarray) -> np.ndarray:
+    """Return each face's normal, float (faces, 3), by its first three corners; firsts: number of its first."""
+    first, second, third = (corners[firsts + place] for place in range(3))
+    normals = np.cross(second - first, third - first)
+    return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
 
 
 def _cap(b: _Builder, x: float, z: float, y: float, radius: float, roof: np.ndarray, kind: int, sides: int) -> float:
