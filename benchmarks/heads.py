@@ -46,6 +46,7 @@ macro recall on the validation split."""
 ARCFACE: dict[str, Any] = {"name": "arcface", "scale": 30.0}
 MARGINS = {"balanced": 0.3, "tail": 0.5}
 DYNAMIC: dict[str, Any] = {"margin": 0.3, "margin_least": 0.1}
+DYNAMIC_SAMPLED: dict[str, Any] = {"margin": 0.5, "margin_least": 0.3}
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -83,15 +84,15 @@ def cases() -> list[Case]:
             found.append(
                 Case(version=version, name="subcenter", head=dataclasses.replace(fixed[version], name="subcenter"))
             )
-    dynamic = HeadConfig(**ARCFACE, **DYNAMIC)
+    dynamic, combined = HeadConfig(**ARCFACE, **DYNAMIC), HeadConfig(**ARCFACE, **DYNAMIC_SAMPLED)
     found += [
         Case(version="tail", name="arcface, sampled", head=fixed["tail"], sampling="balanced"),
         Case(version="tail", name="arcface, dynamic", head=dynamic),
-        Case(version="tail", name="arcface, dynamic, sampled", head=dynamic, sampling="balanced"),
+        Case(version="tail", name="arcface, dynamic, sampled", head=combined, sampling="balanced"),
         Case(
             version="tail",
             name="subcenter, dynamic, sampled",
-            head=dataclasses.replace(dynamic, name="subcenter"),
+            head=dataclasses.replace(combined, name="subcenter"),
             sampling="balanced",
         ),
     ]
@@ -119,6 +120,8 @@ def choices() -> list[Case]:
     for margin, least in ((0.3, None), (0.5, None), (0.3, 0.1), (0.5, 0.1), (0.5, 0.3)):
         head = HeadConfig(name="arcface", scale=30.0, margin=margin, margin_least=least)
         found.append(Case(version="tail", name=f"arcface 30 {margin} least {least}", head=head))
+        if least is not None:
+            found.append(dataclasses.replace(found[-1], name=f"{found[-1].name}, sampled", sampling="balanced"))
     return found
 
 
