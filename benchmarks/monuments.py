@@ -8,11 +8,17 @@ from landmark.config import FoldersConfig, PackingConfig, PrepareConfig, SubsetC
 from landmark.prepare import prepare
 
 
-def pack_monuments(folder: Path, short_side: int, subset: SubsetConfig | None = None) -> str:
-    """Pack the photographs, or a subset, at a short side (pixels), unless that is done; returns the dataset's path."""
-    photos = Path(os.environ.get("LANDMARK_TEST_DATA", "../shared/data")) / "monuments"
+def photographs(name: str) -> Path:
+    """Return the folder of that name in LANDMARK_TEST_DATA; exits where it is not there."""
+    photos = Path(os.environ.get("LANDMARK_TEST_DATA", "../shared/data")) / name
     if not photos.is_dir():
         sys.exit(f"no photographs in {photos}; set LANDMARK_TEST_DATA")
+    return photos
+
+
+def pack_monuments(folder: Path, short_side: int, subset: SubsetConfig | None = None) -> str:
+    """Pack the photographs, or a subset, at a short side (pixels), unless that is done; returns the dataset's path."""
+    photos = photographs("monuments")
     if not (folder / "manifest.json").exists():
         prepare(
             PrepareConfig(

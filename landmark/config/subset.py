@@ -60,6 +60,9 @@ class SubsetConfig:
     """Images of a class at most; a seeded random choice among them."""
     images: Annotated[int | None, _short("--images")] = None
     """Images in all at most; a seeded random choice that keeps at least one (min_images where possible) of each class."""
+    tail: Annotated[float, _short("--tail")] = 0.0
+    """Exponent of a long tail of the training split's classes: the n-th most frequent keeps n^-tail of the first one's images, of
+    those that it has, and at least one; a seeded random choice among them. val and test stay as they are; 0: all are kept."""
 
     def __post_init__(self) -> None:
         require(self.min_images >= 1, f"subset.min_images is {self.min_images}; expected 1 or more")
@@ -70,6 +73,7 @@ class SubsetConfig:
             self.classes is None or self.images is None or self.images >= self.classes,
             f"subset.images is {self.images}; expected at least one a class ({self.classes})",
         )
+        require(0 <= self.tail <= 2, f"subset.tail is {self.tail}; expected 0 to 2")
 
     def keeps_all(self) -> bool:
         """Return whether nothing is left out."""

@@ -9,12 +9,12 @@ from landmark.config import SubsetConfig, UserError
 from landmark.data.chosen import COLUMNS, Chosen
 from landmark.data.cleaned import CleanedDataset
 from landmark.data.dataset import SELECTION_KIND, PackedDataset
-from landmark.data.subset import select_images
+from landmark.data.subset import select_images, tail_images
 from landmark.storage import NotFound, locate
 
 
 class Selection(Chosen):
-    """A subset of a packed or cleaned dataset; classes are chosen over all splits together."""
+    """A subset of a packed or cleaned dataset; classes are chosen over all splits together, a long tail in training alone."""
 
     def __init__(self, dataset: PackedDataset, subset: SubsetConfig, seed: int) -> None:
         if subset.clean:
@@ -25,7 +25,10 @@ class Selection(Chosen):
             subset = dataclasses.replace(subset, landmarks=locate(subset.landmarks).uri)
         every_column = subset.where is not None or bool(subset.licenses)
         table = dataset.full_catalog(None if every_column else COLUMNS)
-        super().__init__(dataset, table.filter(pa.array(select_images(table, subset, seed))).select(COLUMNS))
+        table = table.filter(pa.array(select_images(table, subset, seed))).select(COLUMNS)
+        if subset.tail:
+            table = table.filter(pa.array(tail_images(table, subset.tail, seed)))
+        super().__init__(dataset, table)
         self.subset = subset
         self.subset_seed = seed
 

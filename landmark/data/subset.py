@@ -23,9 +23,9 @@ _COMPARISONS = {
 def select_images(table: pa.Table, config: SubsetConfig, seed: int) -> np.ndarray:
     """Return which rows a subset keeps: bool (rows,).
 
-    table: image_id string, landmark_id (string or int64), and what the conditions name (license, …). The
-    clean list is the source's affair and not looked at here. Random choices go by a hash of (seed, image_id) or
-    (seed, landmark_id), so that neither the order of the rows nor the machine matters.
+    table: image_id string, landmark_id (string or int64), and what the conditions name (license, …). Two are not looked at
+    here: the clean list is the source's affair, and a long tail is made by `tail_images`, as it needs the splits. Random choices
+    go by a hash of (seed, image_id) or (seed, landmark_id), so that neither the order of the rows nor the machine matters.
     """
     kept = np.ones(len(table), dtype=bool)
     if config.licenses:
@@ -42,6 +42,25 @@ def select_images(table: pa.Table, config: SubsetConfig, seed: int) -> np.ndarra
         kept = _thin(kept, codes, table["image_id"], config, seed)
     if not kept.any():
         raise UserError("the subset keeps no image; loosen subset.min_images, licenses, landmarks or where")
+    return kept
+
+
+def tail_images(table: pa.Table, tail: float, seed: int) -> np.ndarray:
+    """Return which rows a long tail of the training split keeps, with those of the other splits: bool (rows,).
+
+    table: image_id string, landmark_id (string or int64), split. Of the N images of the most frequent class in the training
+    split the n-th most frequent keeps round(N n^-tail), of those that it has, and at least one: no class is lost. The choice goes
+    by a hash of (seed, image_id), so that a greater exponent keeps a part of what a smaller one keeps.
+    """
+    kept = ~pc.equal(table["split"].cast(pa.string()), "train").to_numpy(zero_copy_only=False)
+    rows = np.flatnonzero(~kept)
+    codes, names = _class_codes(table["landmark_id"])
+    counts = np.bincount(codes[rows], minlength=len(names))
+    rank = np.empty(len(counts), dtype=np.int64)
+    rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
+    most = np.maximum(np.rint(counts.max() * (rank + 1.0) ** -tail), 1).astype(np.int64)
+    rows, _, place = _places(rows, codes, table["image_id"], seed)
+    kept[rows[place < most[codes[rows]]]] = True
     return kept
 
 
@@ -79,21 +98,16 @@ def _choose_classes(counts: np.ndarray, names: pa.Array, config: SubsetConfig, s
 
 def _thin(kept: np.ndarray, codes: np.ndarray, ids: pa.ChunkedArray, config: SubsetConfig, seed: int) -> np.ndarray:
     """Keep at most max_images of each class and `images` in all, by the hash of the image ids."""
-    rows = np.flatnonzero(kept)
-    keys = hash_strings(ids.take(pa.array(rows)), seed)
-    order = np.lexsort((keys, codes[rows]))
-    rows, keys = rows[order], keys[order]
-    classes = codes[rows]
-    starts = np.flatnonzero(np.diff(classes, prepend=-1))
-    place = np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows))))
+    rows, keys, place = _places(np.flatnonzero(kept), codes, ids, seed)
+    classes = int((place == 0).sum())
     if config.max_images is not None:
         within = place < config.max_images
         rows, keys, place = rows[within], keys[within], place[within]
     if config.images is not None and len(rows) > config.images:
-        least = min(config.min_images, config.images // len(starts))
+        least = min(config.min_images, config.images // classes)
         if least < 1:
             raise UserError(
-                f"subset.images is {config.images}, but {len(starts)} classes are kept; "
+                f"subset.images is {config.images}, but {classes} classes are kept; "
                 "ask for at least one image a class, or set subset.classes"
             )
         priority = np.lexsort((keys, place >= least))
@@ -101,6 +115,17 @@ def _thin(kept: np.ndarray, codes: np.ndarray, ids: pa.ChunkedArray, config: Sub
     thinned = np.zeros_like(kept)
     thinned[rows] = True
     return thinned
+
+
+def _places(
+    rows: np.ndarray, codes: np.ndarray, ids: pa.ChunkedArray, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows by class and hash of the image ids, the hashes, and each row's place in its class from 0."""
+    keys = hash_strings(ids.take(pa.array(rows)), seed)
+    order = np.lexsort((keys, codes[rows]))
+    rows, keys = rows[order], keys[order]
+    starts = np.flatnonzero(np.diff(codes[rows], prepend=-1))
+    return rows, keys, np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows))))
 
 
 def _license_mask(table: pa.Table, licenses: tuple[str, ...]) -> np.ndarray:

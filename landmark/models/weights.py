@@ -30,7 +30,10 @@ def load_weights(model: nn.Module, backbone: str, weights: str, head: set[str], 
     is_file = "/" in weights or weights.endswith((".safetensors", ".pt", ".pth", ".bin"))
     own = model.state_dict()
     if weights in PACKAGED:
-        state = _read_packaged(backbone, weights, list(own))
+        names = list(own)
+        if replaced is not None:
+            names = [name for name in own if name not in head] + [f"{replaced}.weight", f"{replaced}.bias"]
+        state = _read_packaged(backbone, weights, names)
     else:
         state = _read_file(weights) if is_file else _read_named(backbone, weights)
     fresh = {name for name in head if name not in state or state[name].shape != own[name].shape}
@@ -89,7 +92,7 @@ def _plain_state(state: Any, uri: str) -> dict[str, torch.Tensor]:
 
 
 def _read_packaged(backbone: str, weights: str, names: list[str]) -> dict[str, torch.Tensor]:
-    """Read EfficientNet-Lite0's ImageNet weights under timm's names.
+    """Read EfficientNet-Lite0's ImageNet weights under timm's names, given in timm's order.
 
     The package has names of its own but the same tensors in the same order, so that the outputs are equal. Inputs are
     normalised as (x - 0.5) / 0.5, which `model_info` knows of this network.

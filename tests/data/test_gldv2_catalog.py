@@ -17,6 +17,7 @@ from landmark.config import (
     SyntheticConfig,
     UserError,
 )
+from landmark.data.dataset import SPLITS
 from landmark.data.packing.catalog import Wanted, wanted_images
 from landmark.data.packing.gldv2_source import gldv2_source
 from landmark.data.packing.index import UNKNOWN, UNWANTED, IdIndex, load_index
@@ -176,6 +177,25 @@ def test_the_index_knows_wanted_unwanted_and_unknown_ids(tmp_path: Path):
         assert loaded.row(key) == (i // 3 if i % 3 == 0 else UNWANTED)
         assert loaded.row(key ^ 1) == UNKNOWN
     assert load_index(locate(tmp_path), "a") is loaded and load_index(locate(tmp_path), "b") is not loaded
+
+
+def test_a_long_tail_is_made_of_the_training_split_when_it_is_known(published: Path):
+    whole, found = wanted(published), wanted(published, SubsetConfig(tail=1.5))
+    assert found.landmark_ids == whole.landmark_ids
+    before, after = (
+        {
+            split: each.items.filter(each.splits() == number)["image_id"].to_pylist()
+            for number, split in enumerate(SPLITS)
+        }
+        for each in (whole, found)
+    )
+    assert (before["val"], before["test"]) == (after["val"], after["test"])
+    counts, most = (
+        np.sort(np.bincount(each.items["label"].to_numpy()[each.splits() == 0]))[::-1] for each in (found, whole)
+    )
+    ideal = np.rint(most[0] * np.arange(1.0, 7) ** -1.5)
+    assert counts.tolist() == np.minimum(most, ideal).tolist() and counts.sum() < most.sum()
+    assert any(f"keeps {len(found.items)} of {len(whole.items)} images" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(("tars", "size"), [(3, 1), (16, 1), (40, 3)])

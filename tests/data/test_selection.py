@@ -82,6 +82,24 @@ def test_the_same_seed_chooses_the_same_and_every_image_keeps_its_split(dataset)
     assert all(image_id.startswith(split) for split, found in ids[0].items() for image_id in found)
 
 
+def test_a_long_tail_thins_the_training_split_alone_and_keeps_the_labels(dataset):
+    chosen = open_dataset(dataset.location.uri, SubsetConfig(tail=1.0), 0)
+    assert (chosen.num_classes, chosen.class_names) == (CLASSES, dataset.class_names)
+    assert dataset.label_counts("train").tolist() == [17, 16, 16, 16, 16, 16, 16]
+    assert chosen.label_counts("train").tolist() == [17, 8, 6, 4, 3, 3, 2]  # 17 / n
+    assert chosen.split("train").rows == 43 == len(chosen.catalog("train"))
+    for split in ("val", "test"):
+        assert chosen.catalog(split).equals(dataset.catalog(split))
+    assert chosen.labels["images"].to_pylist() == sum(chosen.label_counts(s) for s in ("train", "val", "test")).tolist()
+
+
+def test_a_long_tail_comes_after_the_other_conditions(dataset):
+    subset = SubsetConfig(where="landmark_id != 'c0'", classes=4, tail=1.0)
+    chosen = open_dataset(dataset.location.uri, subset, 0)
+    assert chosen.class_names == ["c1", "c2", "c3", "c4"]
+    assert chosen.label_counts("train").tolist() == [16, 8, 5, 4]
+
+
 def test_a_subset_that_keeps_all_is_the_dataset_itself(dataset):
     assert type(open_dataset(dataset.location.uri, SubsetConfig())) is PackedDataset
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmark.config import SubsetConfig, UserError
+from landmark.cli import parse
+from landmark.config import SubsetConfig, TrainConfig, UserError
 from landmark.data.randomness import hash_strings
-from landmark.data.subset import select_images
+from landmark.data.subset import select_images, tail_images
 
 
 def images(counts: list[int], **columns: list) -> pa.Table:
@@ -120,6 +121,59 @@ def test_too_few_classes_or_images_are_refused():
         select_images(images([2, 3, 4]), SubsetConfig(classes=3, min_images=3), 0)
     with pytest.raises(UserError, match="3 classes are kept"):
         select_images(images([2, 3, 4]), SubsetConfig(images=2), 0)
+
+
+def split_images(train: list[int], others: list[int]) -> pa.Table:
+    """A table of classes with so many training images, and so many of val and of test."""
+    counts = [("train", train), ("val", others), ("test", others)]
+    rows = [(split, f"L{number}") for split, each in counts for number, count in enumerate(each) for _ in range(count)]
+    splits, landmarks = zip(*rows, strict=True)
+    ids = [f"{number:016x}" for number in range(len(rows))]
+    return pa.table({"image_id": ids, "landmark_id": landmarks, "split": splits})
+
+
+@pytest.mark.parametrize(
+    ("tail", "expected"),
+    [
+        (0.0, [60, 100, 3, 40, 100]),
+        (0.5, [58, 100, 3, 40, 71]),  # 100 n^-1/2: 100, 70.7, 57.7, 50, 44.7; by the classes' order L1 L4 L0 L3 L2
+        (1.0, [33, 100, 3, 25, 50]),
+        (2.0, [11, 100, 3, 6, 25]),
+    ],
+)
+def test_a_long_tail_keeps_a_power_of_the_rank_of_what_a_class_has(tail, expected):
+    table = split_images([60, 100, 3, 40, 100], [5, 4, 3, 2, 1])
+    mask = tail_images(table, tail, seed=0)
+    assert mask[303:].all() and len(mask) == 303 + 30
+    assert kept_counts(table, mask & (np.arange(len(table)) < 303)) == {f"L{i}": n for i, n in enumerate(expected)}
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.floats(0, 2), st.randoms(use_true_random=False))
+def test_a_long_tail_loses_no_class_and_goes_by_the_images_alone(counts, tail, shuffler):
+    table = split_images(counts, [1] * len(counts))
+    mask = tail_images(table, tail, seed=3)
+    assert set(kept_counts(table, mask)) == {f"L{number}" for number in range(len(counts))}
+    train = np.arange(len(table)) < sum(counts)
+    assert set(kept_counts(table, mask & train)) == {f"L{number}" for number, count in enumerate(counts) if count}
+    assert (mask & train).sum() <= sum(counts) and mask[~train].all()
+    order = list(range(len(table)))
+    shuffler.shuffle(order)
+    assert set(np.array(order)[tail_images(table.take(order), tail, seed=3)]) == set(np.flatnonzero(mask))
+
+
+def test_a_longer_tail_is_a_part_of_a_shorter_one_and_a_seed_is_a_choice():
+    table = split_images([50, 40, 30, 20], [2] * 4)
+    short, long, other = (tail_images(table, tail, seed) for tail, seed in ((0.5, 0), (1.5, 0), (1.5, 1)))
+    assert not (long & ~short).any() and long.sum() < short.sum()
+    assert long.sum() == other.sum() and (long != other).any()
+
+
+@pytest.mark.parametrize("tail", ["-0.1", "2.5", "nan"])
+def test_a_tail_out_of_range_is_one_line(tail):
+    with pytest.raises(UserError, match=f"subset.tail is {tail}; expected 0 to 2") as error:
+        parse(TrainConfig, ["--dataset", "d", "--subset.tail", tail], "landmark train")
+    assert "\n" not in str(error.value)
+    assert parse(TrainConfig, ["--dataset", "d", "--tail", "1"], "landmark train").subset == SubsetConfig(tail=1.0)
 
 
 @given(st.lists(st.text(max_size=20), max_size=20), st.integers(0, 2**40))

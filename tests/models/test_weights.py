@@ -1,5 +1,6 @@
 """Start weights: what fits is loaded, another head is replaced, anything else is named."""
 
+import dataclasses
 import os
 import pickle
 import sys
@@ -11,7 +12,7 @@ import safetensors.torch
 import torch
 import torchvision
 
-from landmark.config import ModelConfig, UserError
+from landmark.config import HeadConfig, ModelConfig, UserError
 from landmark.data.decode import decode_batch
 from landmark.models import build_model, model_info
 from landmark.training.preprocess import Preprocess
@@ -120,6 +121,18 @@ def test_packaged_weights_know_imagenet():
     right = [guess == path.name.split("_")[0] for guess, path in zip(guesses, photos, strict=True)]
     assert len(photos) == 48
     assert np.mean(right) > 0.6
+
+
+@pytest.mark.parametrize(
+    "changes", [{"pooling": "gem", "neck": 32}, {"head": HeadConfig(name="arcface")}, {"pooling": "gem"}]
+)
+def test_packaged_weights_fit_an_embedding_model(changes):
+    config = ModelConfig(backbone="timm/tf_efficientnet_lite0", weights="lite0")
+    plain = build_model(config, classes=1000, image_size=64).state_dict()
+    found = build_model(dataclasses.replace(config, **changes), classes=5, image_size=64).state_dict()
+    body = [name for name in plain if not name.startswith("classifier.")]
+    assert len(body) == len(plain) - 2
+    assert all(torch.equal(found[name], plain[name]) for name in body)
 
 
 def test_packaged_weights_are_for_their_network_alone():

@@ -17,10 +17,12 @@ from landmark.config import (
     OptimizerConfig,
     ResizingConfig,
     ScheduleConfig,
+    SubsetConfig,
     TrainConfig,
     UserError,
 )
 from landmark.data.dataset import PackedDataset
+from landmark.data.selection import open_dataset
 from landmark.evaluate import evaluate
 from landmark.storage import locate
 from landmark.training.checkpoints import load_model, read_weights, resolve_checkpoint
@@ -144,6 +146,17 @@ def test_a_run_of_the_same_name_but_another_model_is_refused(dataset, tmp_path):
     run_training(config(dataset, tmp_path, epochs=1))
     with pytest.raises(UserError, match="a run of this name has another model; choose another --name"):
         run_training(config(dataset, tmp_path, model=ModelConfig(backbone="deck_cnn_max")))
+
+
+def test_a_run_on_a_long_tail_is_another_run_and_learns_from_its_rows(dataset, tmp_path):
+    tail = config(dataset, tmp_path, epochs=1, subset=SubsetConfig(tail=1.0))
+    run_training(tail)
+    with pytest.raises(UserError, match="a run of this name has another subset; choose another --name"):
+        run_training(dataclasses.replace(tail, subset=SubsetConfig(tail=0.5)))
+    found = evaluate_checkpoint(
+        resolve_checkpoint(str(tmp_path / "train")), open_dataset(dataset.location.uri, tail.subset), "test"
+    )
+    assert found.train_counts.tolist() == [25, 12, 8, 6] and found.summary["rows"] == 23
 
 
 def test_a_checkpoint_for_other_classes_is_refused(dataset, tmp_path):

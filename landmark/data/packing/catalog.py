@@ -10,7 +10,7 @@ from landmark.config import PrepareConfig
 from landmark.data.dataset import SPLITS
 from landmark.data.packing.sources import Listing, ListingSource, Source, class_labels
 from landmark.data.splits import split_images
-from landmark.data.subset import select_images
+from landmark.data.subset import select_images, tail_images
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -57,6 +57,12 @@ def wanted_images(source: Source, config: PrepareConfig) -> Wanted:
         notes += _lone_classes(labels)
     items = items.append_column("label", pa.array(labels, pa.int32()))
     items = items.append_column("split", pa.DictionaryArray.from_arrays(pa.array(splits, pa.int8()), list(SPLITS)))
+    if not brought and config.subset.tail:
+        kept = tail_images(items, config.subset.tail, config.seed)
+        notes.append(
+            f"the long tail keeps {int(kept.sum()):,} of {len(items):,} images, all of val and test among them"
+        )
+        items = items.filter(pa.array(kept))
     return Wanted(
         items=items,
         in_order=brought,

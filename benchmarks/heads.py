@@ -1,0 +1,276 @@
+"""Which head: linear, ArcFace and sub-center ArcFace on real photographs; long-tailed training by frequency band.
+
+Run: python benchmarks/heads.py [--seeds 3] [--processes 2] [--choose] [--output FOLDER]. The photographs are `monuments` in
+LANDMARK_TEST_DATA (2,939 of 24 monuments), and `distractors` there, which show none of them. All heads have the same network
+(EfficientNet-Lite0 with its ImageNet weights at 96 px, GeM, a neck of 256) and schedule. `balanced` trains on the data as it is,
+`tail` on a long tail of it (subset.tail); both are tested on the same test split, by the classifier and by nearest neighbour.
+Learning rate, scale and margins were chosen on the validation split with one seed, which --choose does again; a run's
+best epoch is, too. The test split is used in the tables alone.
+Dataset and runs are kept in --output: what is finished there is not trained again. The last line is JSON, kept in
+benchmarks/results/heads.json.
+"""
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import os
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from monuments import pack_monuments, photographs
+
+from landmark.config import HeadConfig, Recipe, SamplingConfig, SubsetConfig, TrainConfig
+from landmark.data.selection import open_dataset
+from landmark.evaluation.measures import BANDS
+from landmark.recipes import load_recipe
+from landmark.storage import locate
+from landmark.training.evaluation import Settings, evaluate_checkpoint
+from landmark.training.run import run_training
+
+IMAGE_SIZE, SHORT_SIDE, NECK, FROZEN_STAGES = 96, 128, 256, 6
+TAIL = 1.0
+"""Zipf's law: 691 of the 2,057 training images, 183 of the first class, 8 of the last."""
+EPOCHS = {"balanced": 4, "tail": 6}
+NEIGHBOURS = 5
+WAYS = ("classifier", "neighbours")
+METRICS = ("top1", "macro_recall", "gap", "rejection_auroc")
+BAND_METRICS = {"top1": "top-1", "macro_recall": "recall"}
+LR, LINEAR_LR = 0.004, {"balanced": 0.004, "tail": 0.008}
+"""Peak learning rates of the cosine heads, and of the linear one. These and what follows: of `choices` those with the highest
+macro recall on the validation split."""
+ARCFACE: dict[str, Any] = {"name": "arcface", "scale": 30.0}
+MARGINS = {"balanced": 0.3, "tail": 0.5}
+DYNAMIC: dict[str, Any] = {"margin": 0.3, "margin_least": 0.1}
+DYNAMIC_SAMPLED: dict[str, Any] = {"margin": 0.5, "margin_least": 0.3}
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class Case:
+    """What is trained, all else being equal."""
+
+    version: str
+    """balanced or tail."""
+    name: str
+    head: HeadConfig
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    lr: float = LR
+    smoothing: float = 0.0
+
+    def run(self, seed: int) -> str:
+        """Return the name of its run, the same for the same settings."""
+        head = self.head
+        parts = [self.version, head.name, self.sampling, f"lr{self.lr}", f"smoothing{self.smoothing}", f"seed{seed}"]
+        if head.name != "linear":
+            parts[2:2] = [f"scale{head.scale:.0f}", f"margin{head.margin}", f"least{head.margin_least}"]
+        return "-".join(parts)
+
+
+def cases() -> list[Case]:
+    """Return the rows of both tables."""
+    found = []
+    fixed = {version: HeadConfig(**ARCFACE, margin=margin) for version, margin in MARGINS.items()}
+    for version in EPOCHS:
+        linear = Case(version=version, name="linear", head=HeadConfig(), lr=LINEAR_LR[version])
+        found.append(linear)
+        if version == "tail":
+            found.append(dataclasses.replace(linear, name="linear, sampled", sampling="balanced"))
+        found.append(Case(version=version, name="arcface", head=fixed[version]))
+        if version == "balanced":
+            found.append(
+                Case(version=version, name="subcenter", head=dataclasses.replace(fixed[version], name="subcenter"))
+            )
+    dynamic, combined = HeadConfig(**ARCFACE, **DYNAMIC), HeadConfig(**ARCFACE, **DYNAMIC_SAMPLED)
+    found += [
+        Case(version="tail", name="arcface, sampled", head=fixed["tail"], sampling="balanced"),
+        Case(version="tail", name="arcface, dynamic", head=dynamic),
+        Case(version="tail", name="arcface, dynamic, sampled", head=combined, sampling="balanced"),
+        Case(
+            version="tail",
+            name="subcenter, dynamic, sampled",
+            head=dataclasses.replace(combined, name="subcenter"),
+            sampling="balanced",
+        ),
+    ]
+    return found
+
+
+def choices() -> list[Case]:
+    """Return what is compared on the validation split: as many values for the linear head as for ArcFace."""
+    found = [
+        Case(version="balanced", name=f"linear lr {lr} smoothing {part}", head=HeadConfig(), lr=lr, smoothing=part)
+        for lr, part in ((0.0005, 0.0), (0.001, 0.0), (0.002, 0.0), (0.004, 0.0), (0.008, 0.0), (0.002, 0.1))
+    ]
+    for scale, margin, lr in (
+        (16.0, 0.1, 0.002),
+        (16.0, 0.3, 0.002),
+        (30.0, 0.3, 0.002),
+        (16.0, 0.1, 0.001),
+        (16.0, 0.1, 0.004),
+        (30.0, 0.3, 0.004),
+    ):
+        head = HeadConfig(name="arcface", scale=scale, margin=margin)
+        found.append(Case(version="balanced", name=f"arcface {scale:.0f} {margin} lr {lr}", head=head, lr=lr))
+    for lr in (0.002, 0.004, 0.008):
+        found.append(Case(version="tail", name=f"linear lr {lr}", head=HeadConfig(), lr=lr))
+    for margin, least in ((0.3, None), (0.5, None), (0.3, 0.1), (0.5, 0.1), (0.5, 0.3)):
+        head = HeadConfig(name="arcface", scale=30.0, margin=margin, margin_least=least)
+        found.append(Case(version="tail", name=f"arcface 30 {margin} least {least}", head=head))
+        if least is not None:
+            found.append(dataclasses.replace(found[-1], name=f"{found[-1].name}, sampled", sampling="balanced"))
+    return found
+
+
+def recipe_of(case: Case, seed: int) -> Recipe:
+    """Return the recipe of a case: `finetune` at a small size, with an embedding."""
+    recipe = load_recipe("finetune")
+    return dataclasses.replace(
+        recipe,
+        seed=seed,
+        epochs=EPOCHS[case.version],
+        model=dataclasses.replace(recipe.model, freeze_stages=FROZEN_STAGES, pooling="gem", neck=NECK, head=case.head),
+        optimizer=dataclasses.replace(recipe.optimizer, lr=case.lr),
+        schedule=dataclasses.replace(recipe.schedule, warmup_epochs=1.0),
+        loss=dataclasses.replace(recipe.loss, label_smoothing=case.smoothing),
+        loader=dataclasses.replace(recipe.loader, image_size=IMAGE_SIZE, decode_threads=1),
+        sampling=SamplingConfig(name=case.sampling),
+    )
+
+
+def trained(case: Case, seed: int, uri: str, output: Path) -> dict[str, Any]:
+    """Train one run, unless it is finished, and return its record."""
+    recipe = recipe_of(case, seed)
+    config = TrainConfig(
+        dataset=uri,
+        subset=SubsetConfig(tail=TAIL if case.version == "tail" else 0.0),
+        output=str(output),
+        name=case.run(seed),
+        tensorboard=False,
+        **{field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)},
+    )
+    record = output / config.name / "run.json"
+    if not record.exists():
+        run_training(config)
+    return json.loads(record.read_text())
+
+
+def tested(case: Case, seed: int, uri: str, output: Path) -> dict[str, Any]:
+    """Train one run, unless it is finished, and evaluate its best checkpoint on the test split, distractors among it."""
+    run = trained(case, seed, uri, output)
+    subset = SubsetConfig(tail=TAIL if case.version == "tail" else 0.0)
+    found = evaluate_checkpoint(
+        locate(run["run"]) / run["best_checkpoint"],
+        open_dataset(uri, subset),
+        "test",
+        Settings(
+            by="both",
+            neighbours=NEIGHBOURS,
+            distractors=locate(photographs("distractors")),
+            samples=0,
+            quiet=True,
+        ),
+    )
+    ways = {"classifier": found.summary, "neighbours": found.summary["neighbours"]}
+    return {way: figures_of(summary) for way, summary in ways.items()} | {"bands": found.summary["bands"]}
+
+
+def figures_of(summary: dict[str, Any]) -> dict[str, float]:
+    """Return an evaluation's figures that the tables show, those of the bands by their names."""
+    figures = {name: summary[name] for name in METRICS}
+    for band in summary["bands"]:
+        figures |= {f"{band['band']}_{name}": band[name] for name in BAND_METRICS}
+    return figures
+
+
+def over_seeds(runs: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Return mean and spread (standard deviation over the seeds) of each figure, by classifier and by neighbours."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for way in WAYS:
+        found[way] = {}
+        for name in runs[0][way]:
+            values = [run[way][name] for run in runs]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            found[way][name] = [round(statistics.mean(values), 4), round(spread, 4)]
+    return found
+
+
+def print_table(columns: dict[str, str], rows: dict[str, dict[str, dict[str, list[float]]]]) -> None:
+    """Print figures by case, classifier and neighbours; columns: key and title of each."""
+    print("| head | by |" + "".join(f" {title} |" for title in columns.values()))
+    print("|---|---|" + "---|" * len(columns))
+    for name, figures in rows.items():
+        for way in WAYS:
+            shown = "".join(f" {_shown(key, figures[way][key])} |" for key in columns)
+            print(f"| {name} | {way} |{shown}")
+
+
+def _shown(name: str, value: list[float]) -> str:
+    mean, spread = value
+    return f"{mean:.3f} ± {spread:.3f}" if name == "rejection_auroc" else f"{mean:.1%} ± {spread:.1%}"
+
+
+def print_tables(figures: dict[str, Any], runs: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
+    """Print what all runs reached on the test split, and the long-tailed ones by frequency band."""
+    whole = {"top1": "top-1", "macro_recall": "macro recall", "gap": "GAP", "rejection_auroc": "rejection AUROC"}
+    by_band = {f"{band}_{name}": f"{band} {title}" for band in BANDS for name, title in BAND_METRICS.items()}
+    print("\nbalanced: the data as it is")
+    print_table(whole, figures["balanced"])
+    print(f"\ntail: subset.tail {TAIL}")
+    print_table(whole, figures["tail"])
+    print("\ntail by frequency band")
+    for band in next(of_case for (version, _), of_case in runs.items() if version == "tail")[0]["bands"]:
+        print(
+            f"{band['band']}: {band['classes']} classes of {band['least_train_images']} to {band['most_train_images']} "
+            f"training images, {band['rows']} test images"
+        )
+    print_table(by_band, figures["tail"])
+
+
+def in_processes(processes: int, work: Any, jobs: list[tuple[Any, ...]]) -> list[Any]:
+    """Return what `work` gives for each job, a process each at a time."""
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return [future.result() for future in [pool.submit(work, *job) for job in jobs]]
+
+
+def choose(uri: str, arguments: argparse.Namespace) -> None:
+    """Print what each choice reaches on the validation split."""
+    compared = choices()
+    records = in_processes(arguments.processes, trained, [(case, 0, uri, arguments.output) for case in compared])
+    print(f"{'choice':40}{'val top-1':>11}{'macro recall':>14}")
+    for case, record in zip(compared, records, strict=True):
+        print(
+            f"{case.version + ' ' + case.name:40}{record['best']['val_top1']:>11.1%}{record['best']['val_macro_recall']:>14.1%}"
+        )
+
+
+def main() -> None:
+    """Print the tables and the figures, and keep them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--choose", action="store_true", help="compare the settings on the validation split instead")
+    parser.add_argument("--output", type=Path, default=Path("runs/heads"), help="where dataset and runs are kept")
+    arguments = parser.parse_args()
+    uri = locate(pack_monuments(arguments.output / f"dataset-{SHORT_SIDE}", SHORT_SIDE)).uri
+    if arguments.choose:
+        choose(uri, arguments)
+        return
+    jobs = [(case, seed, uri, arguments.output) for seed in range(arguments.seeds) for case in cases()]
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for (case, *_), run in zip(jobs, in_processes(arguments.processes, tested, jobs), strict=True):
+        runs.setdefault((case.version, case.name), []).append(run)
+    figures: dict[str, Any] = {version: {} for version in EPOCHS}
+    for (version, name), of_case in runs.items():
+        figures[version][name] = over_seeds(of_case)
+    print_tables(figures, runs)
+    line = json.dumps(figures | {"seeds": arguments.seeds})
+    Path(__file__).with_name("results").joinpath("heads.json").write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()
