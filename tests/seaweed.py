@@ -23,7 +23,8 @@ READY = b"ready" * 50_000
 def free_ports(count: int) -> list[int]:
     """Return ports on loopback that are free, as are the gRPC ports that SeaweedFS puts 10,000 above."""
     found: list[int] = []
-    candidates = iter(range(20_000 + os.getpid() % 5_000, 50_000))
+    # Apart from those of a process that was started beside this one, whose servers are not up yet either.
+    candidates = iter(range(20_000 + os.getpid() % 500 * 16, 50_000))
     while len(found) < count:
         port = next(candidates)
         if all(_is_free(p) for p in (port, port + GRPC_OFFSET)):

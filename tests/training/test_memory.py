@@ -1,7 +1,10 @@
 """A long run: neither the process nor the object store grows over fifty epochs."""
 
 import gc
+import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from tests.packed import write_packed
 
 # The allocator and Ray give back when they like: once in ten runs on a busy machine a few MiB later than is waited for.
 pytestmark = pytest.mark.flaky(reruns=1)
+ROOT = Path(__file__).parent.parent.parent
 EPOCHS = 50
 SETTLED = 10
 """Epochs after which buffers, caches and pools have their size."""
@@ -39,7 +43,8 @@ def grown(sizes: list[float]) -> float:
     return min(sizes[-5:]) - max(sizes[SETTLED : SETTLED + 5])
 
 
-def test_a_run_of_fifty_epochs_does_not_grow(dataset, tmp_path, monkeypatch):
+def sizes_of_a_run(dataset: str, output: str) -> list[float]:
+    """Train, and return the process's resident memory after each epoch, MiB."""
     sizes: list[float] = []
     add = Recorder.add
 
@@ -47,11 +52,11 @@ def test_a_run_of_fifty_epochs_does_not_grow(dataset, tmp_path, monkeypatch):
         add(self, metrics)
         sizes.append(resident_mib())
 
-    monkeypatch.setattr(Recorder, "add", added)
+    Recorder.add = added  # type: ignore[method-assign]
     run_training(
         TrainConfig(
-            dataset=dataset.location.uri,
-            output=str(tmp_path),
+            dataset=dataset,
+            output=output,
             epochs=EPOCHS,
             model=ModelConfig(backbone="deck_mlp"),
             loader=LoaderConfig(image_size=64, batch_size=32, decode_threads=2),
@@ -59,9 +64,17 @@ def test_a_run_of_fifty_epochs_does_not_grow(dataset, tmp_path, monkeypatch):
             tensorboard=False,
         )
     )
+    return sizes
+
+
+def test_a_run_of_fifty_epochs_does_not_grow(dataset, tmp_path):
+    # In a process of its own: what a thousand tests before it left would be given back or not at any moment.
+    command = [sys.executable, "-m", __name__, dataset.location.uri, str(tmp_path)]
+    told = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    sizes = json.loads(told.splitlines()[-1])
     assert len(sizes) == EPOCHS
-    # A tenth of what keeping each epoch's pixels would add.
-    assert grown(sizes) < 0.1 * PIXELS_MIB * (EPOCHS - SETTLED - 10)
+    # A quarter of what keeping each epoch's pixels would add: the allocator takes and gives back a few MiB at a time.
+    assert grown(sizes) < 0.25 * PIXELS_MIB * (EPOCHS - SETTLED - 10)
     assert len(list((Path(tmp_path) / "train" / "checkpoints").iterdir())) <= 4
 
 
@@ -89,3 +102,7 @@ def settles(most_mib: float) -> bool:
     while store_mib() > most_mib and time.monotonic() < deadline:
         time.sleep(0.2)
     return store_mib() <= most_mib
+
+
+if __name__ == "__main__":
+    print(json.dumps(sizes_of_a_run(*sys.argv[1:])))
