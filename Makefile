@@ -18,7 +18,7 @@ demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
 test: setup browser kubectl hosts
-	bash scripts/test.sh $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 browser:
 	bash scripts/browser.sh

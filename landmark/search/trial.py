@@ -121,6 +121,7 @@ class TuneSession:
         A process that died between storing and reporting an epoch would leave it out of the record.
         """
         with tempfile.TemporaryDirectory(prefix="landmark-checkpoint-") as folder:
+            self.store.claim()
             found = self.store.fetch_last(Path(folder))
             if metrics := self.store.last_metrics():
                 report({**metrics, REPORTED: time.time(), RECOVERED: True})
