@@ -73,7 +73,7 @@ class IndexConfig(InferenceConfig):
     """Folder with one folder a class (any format), or a packed dataset: its images join the gallery, and its classes those that
     neighbours know. Nothing is trained; images that are there already are left out."""
     dataset: str | None = None
-    """Folder or URI of the packed dataset that the gallery is made of; empty: the one the model was trained on."""
+    """Folder or URI of the packed dataset that a gallery that is not there yet is made of; empty: the one the model was trained on."""
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -30,6 +30,8 @@ from landmark.training.inference import PARTS, Job, Replicas, infer_parts, lost_
 
 RECORD = "gallery.json"
 VERSION = 1
+KEYS = ("revision", "folder", "weights", "images", "index_sha256", "places")
+"""What is read of the record."""
 GALLERY = "gallery"
 """Its folder in that of a run."""
 
@@ -79,11 +81,13 @@ class Gallery:
             return None
         except json.JSONDecodeError as error:
             raise UserError(f"{place / RECORD}: not JSON ({error}); delete {place} and index again") from None
-        if record.get("version") != VERSION:
+        version = record.get("version") if isinstance(record, dict) else None
+        if version != VERSION:
             raise UserError(
-                f"{place / RECORD}: version is {record.get('version')!r}; this landmark reads {VERSION}: delete {place} and "
-                "index again"
+                f"{place / RECORD}: version is {version!r}; this landmark reads {VERSION}: delete {place} and index again"
             )
+        if missing := [key for key in KEYS if key not in record]:
+            raise UserError(f"{place / RECORD}: no {', '.join(missing)}; delete {place} and index again")
         folder = place / record["folder"]
         rows = read_table(folder / "rows.parquet").combine_chunks()
         with _on_disk(folder / "index.usearch") as file:
@@ -209,7 +213,12 @@ class Gallery:
         write_table(self.place / name / "classes.parquet", self.classes)
         with tempfile.TemporaryDirectory(prefix="landmark-gallery-") as folder:
             file = Path(folder) / "index.usearch"
-            self.index.save(str(file))
+            try:
+                self.index.save(str(file))
+            except (RuntimeError, OSError) as error:  # what usearch raises where a disk is full
+                raise UserError(
+                    f"{folder}: the index could not be written ({error}); make room, or set TMPDIR"
+                ) from None
             (self.place / name / "index.usearch").upload(file)
             digest, _ = locate(file).sha256()
         record = {

@@ -1,5 +1,6 @@
 """The gallery: kept, grown by classes that the model was not trained on, made again for other weights; and predictions by it."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -225,6 +226,27 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
     (folder / "gallery.json").write_text('{"version": 7}')
     assert main(["index", "--checkpoint", run]) == 1
     assert "version is 7; this landmark reads 1" in capsys.readouterr().err
+    (folder / "gallery.json").write_text("[]")
+    assert main(["index", "--checkpoint", run]) == 1
+    assert "version is None; this landmark reads 1" in capsys.readouterr().err
+    (folder / "gallery.json").write_text('{"version": 1, "revision": 1, "folder": "x", "weights": ""}')
+    assert main(["index", "--checkpoint", run]) == 1
+    assert "gallery.json: no images, index_sha256, places; delete" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_and_the_gallery_before_stays(run, tmp_path, monkeypatch, capsys):
+    index(IndexConfig(checkpoint=run))
+    added = new_photographs(tmp_path / "added")
+    # /dev/full takes no byte: the real error of a full disk.
+    folder = tmp_path / "full"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "index.usearch").symlink_to("/dev/full")
+    monkeypatch.setattr(gallery.tempfile, "TemporaryDirectory", lambda prefix: contextlib.nullcontext(folder / "inner"))
+    assert main(["index", "--checkpoint", run, "--add", str(added)]) == 1
+    error = capsys.readouterr().err
+    assert "the index could not be written" in error and error.count("\n") == 1
+    monkeypatch.undo()
+    assert len(index(IndexConfig(checkpoint=run))) == 40
 
 
 def test_a_run_whose_dataset_is_gone_still_predicts(run, tmp_path):

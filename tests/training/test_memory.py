@@ -73,8 +73,8 @@ def test_a_run_of_fifty_epochs_does_not_grow(dataset, tmp_path):
     told = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
     sizes = json.loads(told.splitlines()[-1])
     assert len(sizes) == EPOCHS
-    # A quarter of what keeping each epoch's pixels would add: the allocator takes and gives back a few MiB at a time.
-    assert grown(sizes) < 0.25 * PIXELS_MIB * (EPOCHS - SETTLED - 10)
+    # A tenth of what keeping each epoch's pixels would add.
+    assert grown(sizes) < 0.1 * PIXELS_MIB * (EPOCHS - SETTLED - 10)
     assert len(list((Path(tmp_path) / "train" / "checkpoints").iterdir())) <= 4
 
 
