@@ -14,7 +14,16 @@ from pathlib import Path
 import pytest
 
 from landmark.config import UserError
-from landmark.storage import Location, NotFound, alive, check_writable, locate, retrying
+from landmark.storage import (
+    Location,
+    NotFound,
+    PermanentStorageError,
+    TransientStorageError,
+    alive,
+    check_writable,
+    locate,
+    retrying,
+)
 from tests.seaweed import Seaweed
 
 
@@ -51,7 +60,7 @@ def test_what_is_not_there_is_named(place: Location):
 
 def test_an_unwritable_place_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/below: Not a directory|file/below"):
+    with pytest.raises(PermanentStorageError, match="file/below: Not a directory|file/below"):
         (locate(tmp_path) / "file/below/x").write_text("")
 
 
@@ -63,7 +72,7 @@ def test_a_pickle_carries_no_credentials(s3: Seaweed):
 
 def test_wrong_secret_missing_bucket_and_read_only_are_told_apart(s3: Seaweed, monkeypatch: pytest.MonkeyPatch):
     (locate(s3.uri("given"))).write_text("x")
-    with pytest.raises(UserError, match="no such bucket|no such file"):
+    with pytest.raises(PermanentStorageError, match="no such bucket|no such file"):
         locate("s3://no-such-bucket-here/x").read_bytes()
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "read-only")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "read-only-secret")
@@ -71,7 +80,7 @@ def test_wrong_secret_missing_bucket_and_read_only_are_told_apart(s3: Seaweed, m
     with pytest.raises(UserError, match="access denied; check AWS_ACCESS_KEY_ID"):
         check_writable(locate(s3.uri("denied")))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(UserError, match="access denied; check AWS_ACCESS_KEY_ID") as error:
+    with pytest.raises(PermanentStorageError, match="access denied; check AWS_ACCESS_KEY_ID") as error:
         locate(s3.uri("given")).read_bytes()
     assert "\n" not in str(error.value)
 
@@ -79,7 +88,7 @@ def test_wrong_secret_missing_bucket_and_read_only_are_told_apart(s3: Seaweed, m
 def test_a_server_that_is_not_there_is_an_error_after_the_deadline(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("LANDMARK_STORAGE_DEADLINE_S", "1")
-    with pytest.raises(UserError, match=r"cannot reach the object storage at http://127\.0\.0\.1:9"):
+    with pytest.raises(TransientStorageError, match=r"cannot reach the object storage at http://127\.0\.0\.1:9"):
         locate("s3://bucket/x").read_bytes()
 
 
@@ -131,7 +140,7 @@ def test_throttling_is_backed_off_until_the_deadline(s3: Seaweed, monkeypatch: p
             assert locate(s3.uri("throttled")).read_text() == "x"
             assert throttle.refused == refusals
         else:
-            with pytest.raises(UserError, match="too many requests|object storage .* is busy"):
+            with pytest.raises(TransientStorageError, match="too many requests|object storage .* is busy"):
                 locate(s3.uri("throttled")).read_text()
             assert throttle.refused < 60
         throttle.shutdown()
@@ -146,7 +155,7 @@ def test_a_frozen_server_is_an_error_at_the_deadline(s3: Seaweed, monkeypatch: p
     s3.freeze()
     try:
         start = time.monotonic()
-        with pytest.raises(UserError, match=r"frozen: no answer for 2 s from the object storage at http"):
+        with pytest.raises(TransientStorageError, match=r"frozen: no answer for 2 s from the object storage at http"):
             {
                 "read": place.read_bytes,
                 "write": lambda: place.write_text("z"),
@@ -170,7 +179,7 @@ def test_an_operation_that_goes_on_is_never_given_up(monkeypatch: pytest.MonkeyP
         return "done"
 
     assert retrying("s3://bucket/x", lambda: slow(6)) == "done"
-    with pytest.raises(UserError, match="no answer for 0.5 s"):
+    with pytest.raises(TransientStorageError, match="no answer for 0.5 s"):
         retrying("s3://bucket/x", lambda: time.sleep(3))
 
 

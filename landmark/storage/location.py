@@ -1,56 +1,25 @@
-"""Places that hold files: a URI becomes a filesystem, files appear whole or not at all."""
+"""Places that hold files: files appear whole or not at all."""
 
 import contextlib
-import functools
 import hashlib
 import io
 import os
-import random
 import shutil
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from landmark.config import UserError
-
-T = TypeVar("T")
+from landmark.storage.errors import DENIED, NotFound
+from landmark.storage.filesystem import open_filesystem
+from landmark.storage.retry import alive, retrying
 
 CHUNK_BYTES = 16 << 20
-CONNECT_TIMEOUT_S = 5
-REQUEST_TIMEOUT_S = 15
-DEADLINE_S = 90
-"""Seconds for which object storage may fail or not answer before that is an error; LANDMARK_STORAGE_DEADLINE_S overrides it."""
-LONGEST_PAUSE_S = 8
-DENIED = "access denied"
-
-_TRANSIENT = (
-    "NETWORK_CONNECTION",
-    "curlCode",
-    "SLOW_DOWN",
-    "SlowDown",
-    "THROTTLING",
-    "SERVICE_UNAVAILABLE",
-    "INTERNAL_FAILURE",
-    "REQUEST_TIMEOUT",
-    "REQUEST_EXPIRED",
-    "REQUEST_TIME_TOO_SKEWED",
-    "HTTP status 50",
-    "Could not connect",
-    "timed out",
-    "Connection reset",
-)
-
-
-class NotFound(UserError):
-    """A file or folder that does not exist."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +36,12 @@ class Location:
     @property
     def fs(self) -> pafs.FileSystem:
         """The pyarrow filesystem."""
-        return _open(self.uri)[0]
+        return open_filesystem(self.uri)[0]
 
     @property
     def path(self) -> str:
         """The path within `fs`: for S3 `bucket/key`."""
-        return _open(self.uri)[1]
+        return open_filesystem(self.uri)[1]
 
     def __truediv__(self, name: str) -> "Location":
         return Location(f"{self.uri.rstrip('/')}/{name}")
@@ -240,56 +209,6 @@ def lacks_bucket(location: Location) -> bool:
         raise
 
 
-def _open(uri: str) -> tuple[pafs.FileSystem, str]:
-    parts = urlsplit(uri)
-    if parts.scheme in ("", "file"):
-        return _local(), parts.path if parts.scheme else uri
-    if parts.scheme == "s3":
-        if not parts.netloc:
-            raise UserError(f"{uri}: no bucket; expected s3://bucket/key")
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
-        credentials = os.environ.get("AWS_ACCESS_KEY_ID", ""), os.environ.get("AWS_SECRET_ACCESS_KEY", "")
-        filesystem = _s3(endpoint, region, hash(credentials), "" if endpoint or region else parts.netloc)
-        return filesystem, (parts.netloc + parts.path).rstrip("/")
-    return _fsspec(uri)
-
-
-@functools.cache
-def _local() -> pafs.LocalFileSystem:
-    return pafs.LocalFileSystem()
-
-
-@functools.lru_cache(maxsize=16)
-def _s3(endpoint: str, region: str, credentials: int, bucket: str) -> pafs.S3FileSystem:
-    """Open S3; `credentials` only tells apart environments, the client reads them by itself."""
-    known = region or "us-east-1"
-    if bucket:
-        known = retrying(f"s3://{bucket}", lambda: pafs.resolve_s3_region(bucket))
-    options = {
-        "region": known,
-        "connect_timeout": CONNECT_TIMEOUT_S,
-        "request_timeout": REQUEST_TIMEOUT_S,
-        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=2),
-    }
-    if endpoint:
-        scheme, _, host = endpoint.rpartition("://")
-        options |= {"endpoint_override": host, "scheme": scheme or "https"}
-    return pafs.S3FileSystem(**options)
-
-
-def _fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
-    import fsspec
-
-    try:
-        filesystem, path = fsspec.core.url_to_fs(uri)
-    except (ValueError, ImportError) as error:
-        raise UserError(
-            f"{uri}: {error}; expected a path, s3://… or a scheme whose fsspec package is installed"
-        ) from None
-    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
-
-
 @contextlib.contextmanager
 def _replaced(path: Path) -> Iterator[Path]:
     """Give a temporary file beside `path` that takes its place when the block ends without an error."""
@@ -302,104 +221,3 @@ def _replaced(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def retrying(uri: str, operation: Callable[[], T]) -> T:
-    """Run an operation on storage that may be repeated; returns its result.
-
-    Failures that pass (throttling, a server that restarts) are tried again, with growing pauses, until the
-    deadline after the first one. An operation on object storage that gives no sign of life for as long (see `alive`)
-    is given up, whatever its client's own time-outs. Raises NotFound, or UserError with one line that names the
-    place and the mend.
-    """
-    patience = float(os.environ.get("LANDMARK_STORAGE_DEADLINE_S", DEADLINE_S))
-    run = operation if urlsplit(uri).scheme in ("", "file") else functools.partial(_watched, operation, patience)
-    deadline, pause = None, 0.25
-    while True:
-        try:
-            return run()
-        except FileNotFoundError:
-            raise NotFound(f"{uri}: no such file or folder; check the path") from None
-        except OSError as error:
-            now = time.monotonic()
-            deadline = now + patience if deadline is None else deadline
-            if not _passes(error) or now + pause > deadline:
-                raise UserError(f"{uri}: {_reason(error)}") from error
-        time.sleep(pause * random.uniform(0.5, 1.0))
-        pause = min(2 * pause, LONGEST_PAUSE_S)
-
-
-class Unanswered(OSError):
-    """Object storage gave no sign of life until the deadline."""
-
-
-_watch = threading.local()
-_left_behind: list["_Call"] = []
-
-
-def alive() -> None:
-    """Say that the operation under way got something done: its deadline counts from now."""
-    if (call := getattr(_watch, "call", None)) is not None:
-        call.seen = time.monotonic()
-
-
-class _Call(threading.Thread):
-    """An operation in a thread of its own, so that it can be left behind when it hangs."""
-
-    def __init__(self, operation: Callable[[], Any]) -> None:
-        super().__init__(name="landmark-storage", daemon=True)
-        self.operation = operation
-        self.seen = time.monotonic()
-        self.result: Any = None
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        _watch.call = self
-        try:
-            self.result = self.operation()
-        except BaseException as error:  # raised again by the thread that waits
-            self.error = error
-
-
-def _watched(operation: Callable[[], T], patience: float) -> T:
-    """Run an operation, but give it up after `patience` seconds without a sign of life."""
-    call = _Call(operation)
-    call.start()
-    while call.is_alive():
-        left = call.seen + patience - time.monotonic()
-        if left <= 0:
-            _left_behind.append(call)
-            raise Unanswered(f"no answer for {patience:g} s")
-        call.join(left)
-    if call.error is not None:
-        raise call.error
-    return call.result
-
-
-def hanging() -> bool:
-    """Return whether an operation that was given up still hangs; the end of the process would wait for it."""
-    return any(call.is_alive() for call in _left_behind)
-
-
-def _passes(error: OSError) -> bool:
-    """Return whether a failure is of the kind that passes: never one of the local disk."""
-    if isinstance(error, Unanswered):
-        return False
-    return error.errno is None and any(word in str(error) for word in _TRANSIENT)
-
-
-def _reason(error: OSError) -> str:
-    text = str(error)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
-    if isinstance(error, Unanswered):
-        return f"{text} from the object storage at {endpoint}; check that the server runs, then run the same again"
-    denied = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "InvalidAccessKeyId", "Forbidden")
-    if any(word in text for word in denied):
-        return f"{DENIED}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's permissions"
-    if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text or "Bucket does not exist" in text:
-        return "no such bucket; create it or check its name"
-    if any(word in text for word in ("SLOW_DOWN", "SlowDown", "THROTTLING", "SERVICE_UNAVAILABLE", "HTTP status 503")):
-        return f"the object storage at {endpoint} is busy (it answers with 503 or SlowDown); run the same again later"
-    if "NETWORK_CONNECTION" in text or "curlCode" in text or "Connection" in text:
-        return f"cannot reach the object storage at {endpoint}; check AWS_ENDPOINT_URL and that the server runs"
-    return f"{error.strerror or text.splitlines()[0]}; check the path and its permissions"
