@@ -1,10 +1,8 @@
 """Start weights: a file, torchvision's names or a package, fitted onto a network whose head may have another size."""
 
 import io
-import pickle
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 import torchvision
@@ -17,6 +15,8 @@ SHOWN_MISFITS = 4
 AUXILIARY_HEADS = ("AuxLogits", "aux1", "aux2")
 PACKAGED = {"lite0": "timm/tf_efficientnet_lite0"}
 """Weights that a package brings along, so that no download is needed, and the network that they are of."""
+WRAPPERS = ("_orig_mod.", "module.")
+"""Prefixes that torch.compile and DistributedDataParallel add to the names of tensors."""
 
 
 def load_weights(model: nn.Module, backbone: str, weights: str, head: set[str], replaced: str | None = None) -> None:
@@ -69,13 +69,19 @@ def _is_unused_auxiliary(name: str, parts: set[str]) -> bool:
 
 
 def _read_file(uri: str) -> dict[str, torch.Tensor]:
+    """Read a file of tensors. Raises UserError for an empty file and for one that is of another format."""
     data = locate(uri).read_bytes()
+    if not data:
+        raise UserError(f"model.weights {uri}: the file is empty (0 bytes); copy it again, or save the weights again")
     try:
         if uri.endswith(".safetensors"):
-            return safetensors.torch.load(data)
+            return _plain_state(safetensors.torch.load(data), uri)
         state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        # Bytes that are not a pickle make torch.load fail with nearly any exception: IndexError, KeyError, ValueError.
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UserError(
             f"model.weights {uri}: neither a safetensors file nor a plain state dict ({reason}); save the model's state_dict()"
         ) from None
@@ -83,12 +89,22 @@ def _read_file(uri: str) -> dict[str, torch.Tensor]:
 
 
 def _plain_state(state: Any, uri: str) -> dict[str, torch.Tensor]:
+    """Return a state dict's tensors by name, without what training frameworks wrap around them."""
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise UserError(f"model.weights {uri}: holds no state dict; save the model's state_dict()")
-    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    if not state:
+        raise UserError(f"model.weights {uri}: holds no tensors; save the model's state_dict()")
+    return {_plain_name(str(name)): tensor for name, tensor in state.items()}
+
+
+def _plain_name(name: str) -> str:
+    """Return a tensor's name without the prefixes of wrappers, which can be nested in any order."""
+    while (prefix := next((prefix for prefix in WRAPPERS if name.startswith(prefix)), None)) is not None:
+        name = name.removeprefix(prefix)
+    return name
 
 
 def _read_packaged(backbone: str, weights: str, names: list[str]) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Start weights: what fits is loaded, another head is replaced, anything else is named."""
 
 import dataclasses
+import io
 import os
 import pickle
 import sys
@@ -15,6 +16,7 @@ import torchvision
 from landmark.config import HeadConfig, ModelConfig, UserError
 from landmark.data.decode import decode_batch
 from landmark.models import build_model, model_info
+from landmark.models.weights import load_weights
 from landmark.training.preprocess import Preprocess
 
 FAMILIES = ["resnet18", "squeezenet1_0", "mobilenet_v3_small", "googlenet", "timm/resnet10t"]
@@ -52,6 +54,40 @@ def test_state_dicts_are_read_however_they_were_saved(wrap, tmp_path: Path):
     path = tmp_path / "weights.pt"
     torch.save(wrap({f"module.{name}": tensor for name, tensor in source.state_dict().items()}), path)
     assert not differing(build("resnet18", 4, path), source)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+def test_prefixes_of_wrapped_models_are_removed(prefix, name, tmp_path: Path):
+    source = build("resnet18", 4)
+    state = {f"{prefix}{key}": tensor for key, tensor in source.state_dict().items()}
+    save = safetensors.torch.save_file if name.endswith(".safetensors") else torch.save
+    save(state, tmp_path / name)
+    assert not differing(build("resnet18", 4, tmp_path / name), source)
+
+
+def _bad_files() -> dict[str, bytes]:
+    random = np.random.default_rng(0)
+    whole = io.BytesIO()
+    torch.save({"conv1.weight": torch.zeros(2)}, whole)
+    kinds = {"html": b"<!DOCTYPE html><html>404</html>", "text": b"no weights\n", "zeros": bytes(4096)}
+    kinds |= {f"noise {number}": random.bytes(int(random.integers(1, 600))) for number in range(20)}
+    kinds |= {f"pickle {number}": b"\x80\x02" + random.bytes(64) for number in range(20)}
+    return kinds | {"cut off": whole.getvalue()[:300], "a number": pickle.dumps(3), "no tensors": pickle.dumps({})}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".safetensors"])
+def test_a_file_of_other_bytes_is_one_line_that_names_it(suffix, tmp_path: Path):
+    path = tmp_path / f"weights{suffix}"
+    model = torch.nn.Linear(2, 2)
+    for kind, data in _bad_files().items():
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="holds no|neither a safetensors file nor a plain state dict") as error:
+            load_weights(model, "resnet18", str(path), set())
+        assert str(path) in str(error.value) and "\n" not in str(error.value), kind
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"weights\.\w+: the file is empty \(0 bytes\)"):
+        load_weights(model, "resnet18", str(path), set())
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path):
