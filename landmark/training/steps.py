@@ -28,6 +28,7 @@ from landmark.models import (
 from landmark.models.chunks import ranking
 from landmark.training.average import WeightAverage
 from landmark.training.centres import Centres
+from landmark.training.compiler import check_compiler
 from landmark.training.feed import DeviceBatch, place, to_device
 from landmark.training.optim import Schedule, build_optimizer, load_optimizer
 from landmark.training.precision import Precision, set_up_device
@@ -68,6 +69,8 @@ class TrainStep:
     ) -> None:
         compute = recipe.compute
         set_up_device(compute, session.device)
+        if compute.compile:
+            check_compiler(session.device)
         self.model = model.to(memory_format=torch.channels_last) if compute.channels_last else model
         self.recipe = recipe
         self.session = session

@@ -47,6 +47,10 @@ def project(tmp_path_factory) -> Path:
     return folder
 
 
+def test_the_image_has_the_compiler_that_torch_compile_needs():
+    assert re.search(r"^ +&& apt-get install .*\bg\+\+=", stages()[-1], re.MULTILINE)
+
+
 def test_the_linter_has_nothing_to_say():
     done = subprocess.run([SCRIPTS / "hadolint", str(DOCKERFILE)], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
