@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pydoc
 import re
 import socket
 
@@ -55,10 +56,13 @@ def quiet_data() -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 
-def own_message(error: BaseException) -> str | None:
-    """Return the message of a UserError that was raised in a task or actor, out of Ray's wrapping of it; None for any other.
+def own_error(error: BaseException) -> UserError | None:
+    """Return the UserError that was raised in a task or actor, out of Ray's wrapping of it; None for any other.
 
-    Ray Data keeps the error's text alone, inside its own.
+    Ray Data and Ray Train keep the error's class and text alone, inside their own.
     """
-    found = re.findall(r"^landmark\.(?:config\.errors\.UserError|storage\.NotFound): (.*)$", str(error), re.MULTILINE)
-    return found[-1] if found else None
+    for name, text in reversed(re.findall(r"^(landmark(?:\.\w+)+): (.*)$", str(error), re.MULTILINE)):
+        kind = pydoc.locate(name)
+        if isinstance(kind, type) and issubclass(kind, UserError):
+            return kind(text)
+    return None

@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from landmark.config import UserError
+from landmark.runtime import own_error
+from landmark.storage import NotFound, TransientStorageError
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -16,3 +20,12 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("landmark prepare: error: no Ray cluster at 127.0.0.1:9 (")
     assert "RAY_AUTH_TOKEN" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_error_of_a_worker_keeps_its_class_in_rays_text():
+    wrapped = "ray::map() (pid=1)\n  File ...\n{}: s3://b/x: busy\nThe above exception was ..."
+    for kind in (UserError, NotFound, TransientStorageError):
+        own = own_error(RuntimeError(wrapped.format(f"{kind.__module__}.{kind.__qualname__}")))
+        assert type(own) is kind and str(own) == "s3://b/x: busy"
+    assert own_error(RuntimeError(wrapped.format("landmark.storage.errors.Unanswered"))) is None
+    assert own_error(RuntimeError("ValueError: landmark.x")) is None

@@ -62,7 +62,7 @@ class Call:
         """
         import ray
 
-        from landmark.runtime import own_message
+        from landmark.runtime import own_error
 
         try:
             return ray.get(self._reference, timeout=PATIENCE_S)
@@ -71,9 +71,9 @@ class Call:
                 f"no answer for {PATIENCE_S} s from a Ray actor; check that the cluster has {self._told} free"
             ) from None
         except ray.exceptions.RayError as error:
-            if (message := own_message(error)) is None:
+            if (own := own_error(error)) is None:
                 raise
-            raise UserError(message) from None
+            raise own from None
 
     def cancel(self) -> None:
         """Let go of the result."""

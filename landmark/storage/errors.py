@@ -52,6 +52,11 @@ def storage_error(uri: str, error: OSError) -> StorageError:
     return kind(f"{uri}: {_reason(error)}")
 
 
+def restated(cause: BaseException | None, text: str) -> UserError:
+    """Return an error with another text; it may pass if its cause may."""
+    return TransientStorageError(text) if isinstance(cause, TransientStorageError) else UserError(text)
+
+
 def passes(error: OSError) -> bool:
     """Return whether a failure is worth another try at once: never one of the local disk."""
     if isinstance(error, Unanswered):

@@ -20,7 +20,7 @@ from torch import nn
 from landmark.config import TrainConfig, UserError, from_mapping, to_mapping
 from landmark.data.selection import open_dataset
 from landmark.logs import begin_log, log
-from landmark.runtime import quiet_data
+from landmark.runtime import own_error, quiet_data
 from landmark.storage import Location, locate
 from landmark.training.backends import backend_config, join_backend
 from landmark.training.board import Pulse, new_board, printed_lines
@@ -231,8 +231,7 @@ def worker_message(error: BaseException) -> str:
     failures = getattr(error, "worker_failures", None) or {}
     cause = next(iter(failures.values()), error)
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    text = lines[-1] if lines else type(cause).__name__
-    return text.removeprefix("landmark.config.errors.UserError: ")
+    return str(own_error(cause) or (lines[-1] if lines else type(cause).__name__))
 
 
 def _work(values: dict[str, Any]) -> None:

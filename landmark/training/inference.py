@@ -25,8 +25,8 @@ from landmark.models import Embedder
 from landmark.models.chunks import ranking, ranking_of
 from landmark.models.heads import embedding_classifier
 from landmark.progress import Progress
-from landmark.runtime import connect, own_message
-from landmark.storage import Location, NotFound, locate
+from landmark.runtime import connect, own_error
+from landmark.storage import Location, NotFound, locate, restated
 from landmark.training.checkpoints import load_model, weights_digest
 from landmark.training.images import Images, parts_of
 from landmark.training.local import default_device
@@ -249,8 +249,9 @@ def _by_ray(job: Job, folder: Location, missing: list[int], replicas: Replicas) 
         for row in stream.iter_rows():
             yield int(row["part"])
     except ray.exceptions.RayError as error:
-        text = own_message(error) or (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise UserError(f"inference stopped: {text}; run the same command again to go on") from error
+        own = own_error(error)
+        text = own or (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise restated(own, f"inference stopped: {text}; run the same command again to go on") from error
 
 
 def find_replicas(config: InferenceConfig) -> Replicas:

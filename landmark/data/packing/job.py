@@ -18,8 +18,8 @@ from landmark.data.packing.sources import Source
 from landmark.data.packing.units import PARTS_FOLDER, WORK_FOLDER
 from landmark.data.packing.worker import NO_ROW, Packer, part_file
 from landmark.progress import Progress
-from landmark.runtime import own_message
-from landmark.storage import Location, NotFound, check_writable
+from landmark.runtime import own_error
+from landmark.storage import Location, NotFound, check_writable, restated
 
 JUDGED_ROWS = 1000
 """Rows after which too many rejects stop a job that is not through."""
@@ -119,7 +119,7 @@ def _run(output: Location, source: Source, config: PrepareConfig, plan: Plan, fi
     try:
         for done in stream.iter_rows():
             if done["error"]:
-                raise _stopped(done["error"])
+                raise _stopped(done["error"], None)
             number = int(done["number"])
             bytes_in += int(done["bytes_in"])
             figures[number] = _read_part(output, number)
@@ -137,20 +137,20 @@ def _read_part(output: Location, number: int) -> dict[str, Any]:
     try:
         return json.loads(part_file(output / WORK_FOLDER, number, ".json").read_text())
     except UserError as error:
-        raise _stopped(str(error)) from None
+        raise _stopped(str(error), error) from None
 
 
 def _explain(error: ray.exceptions.RayError) -> UserError:
     """Return a worker's error as one line: its own, where it was a user's mistake."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     causes = [line for line in lines if re.match(r"[\w.]+(Error|Invalid|Exception): ", line)]
-    text = own_message(error) or next(reversed(causes or lines), type(error).__name__)
-    return _stopped(text)
+    own = own_error(error)
+    return _stopped(str(own or next(reversed(causes or lines), type(error).__name__)), own)
 
 
-def _stopped(text: str) -> UserError:
-    mend = "" if "run the same" in text else "; run the same command again to go on"
-    return UserError(f"packing stopped: {text}{mend}")
+def _stopped(text: str, cause: UserError | None) -> UserError:
+    fix = "" if "run the same" in text else "; run the same command again to go on"
+    return restated(cause, f"packing stopped: {text}{fix}")
 
 
 def _judge(output: Location, config: PrepareConfig, figures: Figures, *, missing: int = 0, final: bool = False) -> None:
