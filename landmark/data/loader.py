@@ -12,21 +12,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from landmark.config import AugmentConfig, LoaderConfig, SamplingConfig
+from landmark.config import AugmentConfig, LoaderConfig, SamplingConfig, UserError
 from landmark.data.ahead import Pending, run_ahead
 from landmark.data.dataset import PackedDataset
-from landmark.data.decode import flips
+from landmark.data.decode import decode_batch, flips
 from landmark.data.decoding import ActorDecoder, Decoded, ThreadDecoder
-from landmark.data.losses import Losses
+from landmark.data.losses import Losses, count_lost, with_images_of
 from landmark.data.plan import RankPlan, Unit, plan_evaluation, plan_training_epoch
 from landmark.data.position import Position
 from landmark.data.randomness import generator
 from landmark.data.reader import UnitReader, read_by_ray, read_by_thread
 from landmark.data.sampling import EpochRows
-from landmark.data.views import reordered
+from landmark.data.views import reordered, values
 
 Shape = Callable[[int], tuple[int, int]]
 """Image size (pixels) and batch (images over all ranks) of an epoch."""
+SPARE_READS = 64
+"""Row groups, spread over the split, in which an image for the place of a lost one is looked for."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -40,13 +42,16 @@ class Batch:
     samples: np.ndarray
     """Sample numbers, int64 (n,)."""
     draws: np.ndarray
-    """Number of each image among all that the epoch shows: its sample, unless images repeat; int64 (n,)."""
+    """Number of each image among all that the epoch shows: its sample, unless images repeat; int64 (n,). An image in the
+    place of a lost one has the lost one's."""
     flip: np.ndarray
     """Images to mirror left to right, bool (n,)."""
     share: float
     """This rank's share of the step's images, times the ranks: what its mean loss counts in the ranks' mean."""
     epoch: int
     """Number of the epoch, from 1."""
+    lost: int = 0
+    """Images of the step that could not be read or decoded: in training others are in their places."""
 
 
 class Loader:
@@ -61,7 +66,7 @@ class Loader:
 
     With config.damaged "skip", images of damaged shards and images that cannot be decoded are lost: in training the rows
     read before them, or others of the batch, are shown once more, so that the ranks' steps stay equal; in evaluation
-    batches are smaller. `lost` counts them by epoch, complete when the epoch has ended, and `tell` gets one line a shard.
+    batches are smaller. `lost` counts those of the batches that were yielded, by epoch; `tell` gets one line per shard.
     """
 
     def __init__(
@@ -94,9 +99,9 @@ class Loader:
         paths = [shard.path for shard in dataset.split(split).shards]
         self.reader = UnitReader(dataset.location, paths)
         self.lost: collections.Counter[int] = collections.Counter()
-        self._losses = Losses(dataset.location / split, config.damaged, self.lost, tell)
+        self._losses = Losses(dataset.location / split, config.damaged, self._spares, tell)
         self._next = epochs.start
-        self._queue: queue.Queue[tuple[int, Batch | BaseException | None]] = queue.Queue(config.prefetch_batches)
+        self._queue: queue.Queue[tuple[int, Batch | int | BaseException | None]] = queue.Queue(config.prefetch_batches)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -125,7 +130,9 @@ class Loader:
             if item is None:
                 return
             assert number == epoch
-            yield item
+            self.lost[epoch] += item if isinstance(item, int) else item.lost
+            if isinstance(item, Batch):
+                yield item
 
     def close(self) -> None:
         """End the threads; batches that wait are dropped."""
@@ -142,7 +149,7 @@ class Loader:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _put(self, epoch: int, item: Batch | BaseException | None) -> None:
+    def _put(self, epoch: int, item: Batch | int | BaseException | None) -> None:
         while not self._stop.is_set():
             try:
                 self._queue.put((epoch, item), timeout=0.2)
@@ -161,8 +168,7 @@ class Loader:
                 contextlib.closing(run_ahead(lambda job: _Decoding(self, decoder, job), jobs, decoder.ahead)) as done,
             ):
                 for job, batch in done:
-                    if batch is not None or job.table is None:
-                        self._put(job.epoch, batch)
+                    self._put(job.epoch, batch)
                     if self._stop.is_set():
                         return
         except Exception as error:  # handed to the consumer, which raises it
@@ -192,23 +198,31 @@ class Loader:
                 del courses[epoch]
 
     def _jobs_of(self, course: "_Course", tables: Iterable[pa.Table]) -> Iterator["_Job"]:
-        counted = self._losses.counted(tables, course.epoch)
+        checked = self._losses.checked(tables)
         if self.augment is not None:
-            counted = self._losses.replaced(counted)
+            checked = self._losses.replaced(checked)
         size, _ = self.shape(course.epoch)
-        rows = _mixed(counted, course, self.seed if self.augment is not None else None)
+        rows = _mixed(checked, course, self.seed if self.augment is not None else None)
         for whole, share in zip(_rebatched(rows, course.batch_rows), course.shares, strict=True):
             table = whole if self.augment is not None else whole.filter(pc.is_null(whole["fault"]))
-            if len(table):
-                yield _Job(epoch=course.epoch, table=table, size=size, share=float(share))
+            unread = len(whole) - len(table)
+            yield _Job(epoch=course.epoch, table=table, unread=unread, size=size, share=float(share))
 
-    def batch(self, job: "_Job", table: pa.Table, pixels: np.ndarray, faults: dict[int, str]) -> Batch | None:
-        """Put a decoded batch together; None where no image of it is left."""
+    def _spares(self) -> Iterator[pa.Table]:
+        """Read row groups spread over the split, and yield those that can be read."""
+        groups = self.rows.groups
+        for index in np.unique(np.linspace(0, len(groups.rows) - 1, SPARE_READS).astype(np.int64)):
+            table = self.reader.read(groups.unit(int(index), 0, int(groups.rows[index])))
+            if table["fault"].null_count == len(table):
+                yield table
+
+    def batch(self, job: "_Job", table: pa.Table, pixels: np.ndarray, faults: dict[int, str]) -> Batch | int:
+        """Put a decoded batch together; where no image of it is left, return how many were lost."""
+        lost = job.unread + count_lost(table, faults)
         if faults:
-            rows = self._losses.rows_left(table, faults, job.epoch, fill=self.augment is not None)
-            if not len(rows):
-                return None
-            table, pixels = table.drop_columns(["image"]).take(rows), pixels[rows]
+            table, pixels = self._without(faults, job, table, pixels)
+        if not len(table):
+            return lost
         draws = table["draw"].to_numpy()
         samples = table["sample"].to_numpy()
         labels = table["label"].to_numpy().astype(np.int64)
@@ -225,7 +239,36 @@ class Loader:
             flip=flips(self.seed, job.epoch, draws) if mirrored else np.zeros(len(draws), dtype=bool),
             share=job.share,
             epoch=job.epoch,
+            lost=lost,
         )
+
+    def _without(
+        self, faults: dict[int, str], job: "_Job", table: pa.Table, pixels: np.ndarray
+    ) -> tuple[pa.Table, np.ndarray]:
+        """Return a batch without images that cannot be decoded: in training others are in their places.
+
+        Raises UserError unless such images are skipped, or where no other image can be decoded.
+        """
+        line = self._losses.report_undecoded(table, faults)
+        table = table.drop_columns(["image"])
+        bad = np.array(list(faults))
+        good = np.delete(np.arange(len(table)), bad)
+        if self.augment is None:
+            return table.take(good), pixels[good]
+        if len(good):
+            rows = np.arange(len(table))
+            rows[bad] = good[np.arange(len(bad)) % len(good)]
+            return with_images_of(table, table.take(rows)), pixels[rows]
+        for spare in self._losses.candidates():
+            draws = spare["draw"].to_numpy()
+            others, undecoded = decode_batch(
+                values(spare["image"]), draws, job.size, augment=self.augment, seed=self.seed, epoch=job.epoch
+            )
+            good = np.delete(np.arange(len(spare)), list(undecoded))
+            if len(good):
+                rows = good[np.arange(len(table)) % len(good)]
+                return with_images_of(table, spare.take(rows)), others[rows]
+        raise UserError(f"{line}, nor any other image of its batch or of those tried for it; prepare the dataset again")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -234,6 +277,8 @@ class _Job:
 
     epoch: int
     table: pa.Table | None = None
+    unread: int = 0
+    """Evaluation: rows that could not be read, which `table` leaves out."""
     size: int = 0
     share: float = 0.0
 
@@ -245,12 +290,14 @@ class _Decoding:
         self.loader = loader
         self.job = job
         self.call: Pending[Decoded] | None = None
-        if job.table is not None:
+        if job.table is not None and len(job.table):
             self.call = decoder.submit(job.table, job.epoch, job.size)
 
-    def result(self) -> tuple[_Job, Batch | None]:
-        if self.call is None:
+    def result(self) -> tuple[_Job, Batch | int | None]:
+        if self.job.table is None:
             return self.job, None
+        if self.call is None:
+            return self.job, self.job.unread
         return self.job, self.loader.batch(self.job, self.job.table, *self.call.result())
 
     def cancel(self) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
-Union = Callable[[np.ndarray], np.ndarray]
-"""Adds up uint8 arrays over the ranks: of bitmaps without a common bit it is their union."""
+from landmark.config import UserError
+
+Sum = Callable[[np.ndarray], np.ndarray]
+"""Sums uint8 arrays over up to 255 ranks."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -42,9 +44,19 @@ class Position:
         self.mine[draws[draws >= 0]] = True
         self.step += 1
 
-    def gather(self, union: Union) -> np.ndarray:
-        """Return the draws consumed so far on all ranks, bool (length,); called on every rank alike."""
-        everyones = np.unpackbits(union(np.packbits(self.mine)), count=self.length).astype(bool)
+    def gather(self, total: Sum) -> np.ndarray:
+        """Return the draws consumed so far on all ranks, bool (length,); called on every rank alike.
+
+        One byte per draw is summed, not a packed bitmap: a draw that two ranks consumed does not change its neighbours.
+        Raises UserError where there is one, because the ranks did not divide the same epoch.
+        """
+        counts = total(self.mine.view(np.uint8))
+        if shared := int((counts > 1).sum()):
+            raise UserError(
+                f"{shared:,} images of epoch {self.epoch} were shown by more than one worker; check that all nodes read "
+                "the same dataset with the same version of landmark"
+            )
+        everyones = counts > 0
         self.known = everyones if self.known is None else self.known | everyones
         self.mine[:] = False
         return self.known

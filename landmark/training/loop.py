@@ -108,8 +108,8 @@ class _Loop:
         self.session.moved("validating")
         metrics |= {**self._validated(epoch), "lr": lr, "epoch_seconds": time.perf_counter() - start}
         if self.recipe.loader.damaged == "skip":
-            lost = torch.tensor([self.train.lost[epoch] + self.val.lost[epoch]], device=self.session.device)
-            if all_lost := int(self.session.all_reduce(lost.double()).item()):
+            val_lost = torch.tensor([self.val.lost[epoch]], device=self.session.device)
+            if all_lost := int(self.run.totals.lost) + int(self.session.all_reduce(val_lost.double()).item()):
                 metrics["lost_images"] = all_lost
         if self.run.totals.skipped:
             metrics["skipped_steps"] = self.run.totals.skipped
@@ -138,7 +138,7 @@ class _Loop:
             self.session.moved("in a step")
             run.reseed()
             yield run.step.run(batch, run.schedule, run.at(plan.steps), batch_size)
-            run.position.advance(batch.draws)
+            run.advance(batch.host)
             progress.update(len(batch.labels) * self.session.world_size)
             pace.update(len(batch.labels))
             if run.position.step % AGREE_STEPS == 0:

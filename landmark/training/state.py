@@ -10,6 +10,7 @@ from torch import nn
 
 from landmark.config import Recipe, UserError
 from landmark.data.dataset import PackedDataset
+from landmark.data.loader import Batch
 from landmark.data.plan import training_steps
 from landmark.data.position import Position
 from landmark.data.sampling import EpochRows
@@ -125,6 +126,11 @@ class RunState:
         key = [self.recipe.seed, self.position.epoch, begun, self.position.step, self.session.rank]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
+    def advance(self, batch: Batch) -> None:
+        """Record one step in the account of the epoch: the images that it consumed on this rank, lost ones included."""
+        self.position.advance(batch.draws)
+        self._mine = _added(self._mine, dataclasses.replace(NO_TOTALS, lost=batch.lost))
+
     def take_totals(self) -> None:
         """Add up what this rank's steps reached; raises UserError where the loss is not finite."""
         self._mine = _added(self._mine, self.step.take_totals())
@@ -136,14 +142,14 @@ class RunState:
             average_buffers(model, self.session)
         if self.step.centres is not None:
             self.step.centres.gather()
-        self.position.gather(self._union)
+        self.position.gather(self._sum)
         mine = torch.tensor(dataclasses.astuple(self._mine), dtype=torch.float64, device=self.session.device)
         names = [field.name for field in dataclasses.fields(TrainTotals)]
         everyones = dict(zip(names, self.session.all_reduce(mine).tolist(), strict=True))
         self.totals, self._mine = _added(self.totals, TrainTotals(**everyones)), NO_TOTALS
 
-    def _union(self, bitmap: np.ndarray) -> np.ndarray:
-        return self.session.all_reduce(torch.from_numpy(bitmap).to(self.session.device)).cpu().numpy()
+    def _sum(self, counts: np.ndarray) -> np.ndarray:
+        return self.session.all_reduce(torch.from_numpy(counts).to(self.session.device)).cpu().numpy()
 
     def finish(self, epoch: int, metrics: dict[str, float]) -> None:
         """Note an epoch's result for early stopping and the schedule, and stand at the beginning of the next."""

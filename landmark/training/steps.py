@@ -51,6 +51,8 @@ class TrainTotals:
     """Images, but for those of skipped steps."""
     skipped: int = 0
     """Steps left out because a gradient was not finite: counted on rank 0, all ranks leave out the same ones."""
+    lost: int = 0
+    """Images that could not be read or decoded, for which others were shown."""
 
 
 class TrainStep:

@@ -289,8 +289,11 @@ def test_an_image_that_cannot_be_decoded_is_replaced_in_training_and_left_out_in
             shown = [int(sample) for batch in batches for sample in batch.samples]
             assert len(shown) == 64 and set(shown) == set(range(64)) - {43, 60}
             assert loader.lost[epoch] == 2
+            assert sorted(int(draw) for batch in batches for draw in batch.draws) == list(range(64))
             for batch in batches:
-                assert np.array_equal(batch.labels, batch.samples % 4) and np.array_equal(batch.draws, batch.samples)
+                assert np.array_equal(batch.labels, batch.samples % 4)
+                lost = np.isin(batch.draws, [43, 60])
+                assert batch.lost == lost.sum() and np.array_equal(batch.draws[~lost], batch.samples[~lost])
                 assert batch.images.any(axis=(1, 2, 3)).all()
     assert len(told) == 1 and re.search(r"/train: sample (43|60) cannot be decoded .*counted as lost_images", told[0])
     with Loader(dataset, "val", config) as loader:

@@ -39,7 +39,7 @@ def run_attempt(groups, samples, position: Position, steps: int | None) -> tuple
     for draws in zip(*[rank[position.step : stop] for rank in ranks], strict=True):
         position.advance(draws[0])
         bitmap[np.concatenate(draws)[np.concatenate(draws) >= 0]] = True
-    position.gather(lambda mine: np.packbits(bitmap))
+    position.gather(lambda mine: bitmap.astype(np.uint8))
     return shown, stop == len(ranks[0])
 
 
