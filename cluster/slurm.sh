@@ -28,18 +28,24 @@ export RAY_USAGE_STATS_ENABLED=0 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=20 OMP_NU
 # Sockets want short names on a local disk; jobs that share a machine want ports and folders of their own. LANDMARK_ADDRESS is for
 # heads of several networks, whose default route is not the one among the nodes.
 folder=${LANDMARK_TMP:-/tmp}/landmark-$SLURM_JOB_ID
-port=$((20000 + SLURM_JOB_ID % 20000))
+port=$((20000 + SLURM_JOB_ID % 2000 * 10))
 head=${SLURMD_NODENAME:-$(hostname)}
 address=${LANDMARK_ADDRESS:-$(python -c 'import ray; print(ray.util.get_node_ip_address())')}
 export RAY_ADDRESS="$address:$port"
 nodes=$SLURM_JOB_NUM_NODES
 cpus=${SLURM_CPUS_PER_TASK:-$(nproc)}
+# Since SLURM 22.05 srun no longer inherits --cpus-per-task from sbatch: without this each step gets one CPU.
+export SRUN_CPUS_PER_TASK="$cpus"
+# Ray's fixed ports, by job, so that two jobs on one machine do not collide. Workers take free ports of the system.
+ports=(--ray-client-server-port=$((port + 1)) --dashboard-agent-listen-port=$((port + 2))
+    --dashboard-agent-grpc-port=$((port + 3)) --runtime-env-agent-port=$((port + 4)) --metrics-export-port=$((port + 5))
+    --min-worker-port=0 --max-worker-port=0)
 
 steps=()
 trap 'kill "${steps[@]}" 2> /dev/null || true; wait; rm -rf "$secrets"; srun --overlap --ntasks="$nodes" rm -rf "$folder"' EXIT
 
 srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \
-    ray start --head --block --node-ip-address="$address" --port="$port" --num-cpus="$cpus" \
+    ray start --head --block --node-ip-address="$address" --port="$port" "${ports[@]}" --num-cpus="$cpus" \
     --temp-dir="$folder" --dashboard-host=127.0.0.1 --include-dashboard=false &
 steps+=($!)
 until ray health-check --address "$RAY_ADDRESS" > /dev/null 2>&1; do
@@ -48,7 +54,7 @@ until ray health-check --address "$RAY_ADDRESS" > /dev/null 2>&1; do
 done
 if [ "$nodes" -gt 1 ]; then
     srun --overlap --nodes=$((nodes - 1)) --ntasks=$((nodes - 1)) --exclude="$head" \
-        ray start --block --address="$RAY_ADDRESS" --num-cpus="$cpus" --temp-dir="$folder" &
+        ray start --block --address="$RAY_ADDRESS" "${ports[@]:1}" --num-cpus="$cpus" --temp-dir="$folder" &
     steps+=($!)
 fi
 

@@ -3,7 +3,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-runs/demo}
+# The demo deletes only a folder that an earlier demo made.
+mark="$folder/.landmark-demo"
+if [ -e "$folder" ] && [ ! -e "$mark" ] && { [ ! -d "$folder" ] || [ -n "$(ls -A "$folder")" ]; }; then
+    echo "scripts/demo.sh: error: $folder exists and no demo made it; give another folder, or delete it" >&2
+    exit 1
+fi
 rm -rf "$folder"
+mkdir -p "$folder"
+touch "$mark"
 start=$(date +%s)
 landmark prepare --output "$folder/dataset" --packing.short-side 96
 landmark tune --space demo --dataset "$folder/dataset" --output "$folder" --name study

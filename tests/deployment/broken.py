@@ -174,8 +174,17 @@ BROKEN = [
     Broken("another Ray", "token-authentication", lambda m: cluster(m).update(rayVersion="2.46.0")),
     Broken("work on the head", "head-does-no-work", lambda m: cluster(m)["headGroupSpec"].update(rayStartParams={})),
     Broken("a job that starts by itself", "starts-nothing", lambda m: tune(m).pop("suspend")),
-    Broken("a submitter that tries again", "handed-in-once", lambda m: tune(m).pop("submitterConfig")),
-    Broken("a submitter that is restarted", "handed-in-once", lambda m: submitter(m).update(restartPolicy="OnFailure")),
+    Broken(
+        "a submitter that may be lost once",
+        "survives-a-lost-submitter",
+        lambda m: tune(m).update(submitterConfig={"backoffLimit": 0}),
+    ),
+    Broken("a submitter by KubeRay's default", "survives-a-lost-submitter", lambda m: tune(m).pop("submitterConfig")),
+    Broken(
+        "a submitter that is restarted",
+        "survives-a-lost-submitter",
+        lambda m: submitter(m).update(restartPolicy="OnFailure"),
+    ),
     Broken("a retry without a name", "a-retry-goes-on", lambda m: command(m, "--name study", "")),
     Broken("results that go with the pod", "a-retry-goes-on", lambda m: command(m, "s3://my-bucket/runs", "runs")),
     Broken("two jobs in one folder", "a-retry-goes-on", lambda m: command(m, "--name study", "--name run")),
@@ -216,6 +225,16 @@ BROKEN = [
         "a worker kept from its head",
         "network-open-where-needed",
         lambda m: network(m, "tune-workers")["egress"].pop(0),
+    ),
+    Broken(
+        "a node's DNS cache out of reach",
+        "network-open-where-needed",
+        lambda m: network(m, "tune-submitter")["egress"][1]["to"].pop(),
+    ),
+    Broken(
+        "all ports of a node's DNS cache",
+        "network-keeps-the-machines-credentials",
+        lambda m: network(m, "tune-workers")["egress"][1].pop("ports"),
     ),
     Broken(
         "credentials of the machine within reach",
@@ -292,6 +311,13 @@ BROKEN = [
     ),
     Broken("a queue that is not there", "queue-admits", lambda m: drop(m, "LocalQueue", "landmark"), "queue"),
     Broken("no port of metrics", "everything-is-watched", lambda m: box(m).pop("ports")),
+    Broken(
+        "a dashboard that shows one rank's rate as the run's",
+        "everything-is-watched",
+        lambda m: board(
+            m, "max by (run, trial, rank) (ray_landmark_images", "max by (run, trial) (ray_landmark_images"
+        ),
+    ),
     Broken(
         "a dashboard of metrics that are not ours",
         "everything-is-watched",

@@ -64,13 +64,12 @@ def findings(config: dict[str, Any]) -> list[str]:
             found.append("the dashboard listens to the network")
         if options["num_cpus"] != 0:
             found.append("trials run on the head")
-    for rule in config["provider"].get("security_group", {}).get("IpPermissions", []):
-        if (rule["FromPort"], rule["ToPort"]) != (22, 22) or any(
-            one["CidrIp"].endswith("/0") for one in rule["IpRanges"]
-        ):
-            found.append("ports are open to the internet")
+    if "security_group" in config["provider"]:
+        found.append("SSH is open to the internet: Ray opens port 22 to 0.0.0.0/0 in any group that it creates")
     for name, kind in config.get("available_node_types", {}).items():
         machine = kind["node_config"]
+        if config["provider"]["type"] == "aws" and not (machine.get("SecurityGroupIds") and machine.get("SubnetIds")):
+            found.append(f"{name}: SSH is open to the internet: Ray creates its security group")
         if config["provider"]["type"] == "aws" and machine["MetadataOptions"]["HttpTokens"] != "required":
             found.append(f"{name}: gives its credentials to any request")
         if kind["resources"].get("GPU", 0) * 6 > kind["resources"]["CPU"]:
@@ -119,8 +118,12 @@ def _replace(config: dict[str, Any], key: str, old: str, new: str) -> None:
         ("the dashboard listens", lambda c: _replace(c, HEAD, "127.0.0.1", "0.0.0.0")),
         ("trials run on the head", lambda c: _replace(c, HEAD, "--num-cpus=0", "")),
         (
-            "open to the internet",
-            lambda c: c["provider"]["security_group"]["IpPermissions"][0]["IpRanges"].append({"CidrIp": "0.0.0.0/0"}),
+            "gpu: SSH is open to the internet",
+            lambda c: c["available_node_types"]["gpu"]["node_config"].pop("SecurityGroupIds"),
+        ),
+        (
+            "SSH is open to the internet: Ray opens port 22",
+            lambda c: c["provider"].update(security_group={"GroupName": "landmark"}),
         ),
         (
             "credentials to any request",
@@ -155,11 +158,14 @@ def test_ray_s_own_checks_refuse_what_it_does_not_know():
 def script_commands() -> list[list[str]]:
     """Return the commands of the SLURM script, a `\\` at a line's end joined."""
     text = SLURM.read_text().replace("\\\n", " ")
+    ports = " ".join(re.search(r"^ports=\((.+?)\)\n\n", text, re.MULTILINE | re.DOTALL)[1].split("\n"))
+    ports = re.sub(r"\$\(\(port \+ (\d)\)\)", lambda match: str(20070 + int(match[1])), ports)
+    text = text.replace('"${ports[@]}"', ports).replace('"${ports[@]:1}"', ports.partition(" ")[2])
     lines = [line for line in text.splitlines() if line.lstrip().startswith(("srun", "python -m", "until ray"))]
     values = {
-        "RAY_ADDRESS": "10.0.0.1:20007",
+        "RAY_ADDRESS": "10.0.0.1:20070",
         "address": "10.0.0.1",
-        "port": "20007",
+        "port": "20070",
         "cpus": "8",
         "folder": "/tmp/landmark-7",
     }
@@ -183,6 +189,13 @@ def test_the_slurm_script_starts_ray_with_a_token_and_runs_our_command():
     assert head["dashboard_host"] == "127.0.0.1" and head["block"] and worker["block"]
     assert worker["address"] == f"{head['node_ip_address']}:{head['port']}"
     assert head["temp_dir"] == worker["temp_dir"] == "/tmp/landmark-7"
+    ours = {f"{name}_port" for name in ("ray_client_server", "runtime_env_agent", "metrics_export")}
+    ours |= {f"dashboard_agent_{name}_port" for name in ("listen", "grpc")}
+    assert sorted(head[name] for name in ours) == list(range(20071, 20076))
+    assert {worker[name] for name in ours - {"ray_client_server_port"}} == set(range(20072, 20076))
+    assert head["min_worker_port"] == worker["min_worker_port"] == head["max_worker_port"] == 0
+    # SLURM 22.05 and later: a step does not inherit the CPUs of its job.
+    assert text.index('export SRUN_CPUS_PER_TASK="$cpus"') < text.index("ray start")
     usage = next(line for line in text.splitlines() if "sbatch" in line and "--dataset" in line)
     words = shlex.split(usage.lstrip("# "))
     config = parse(TuneConfig, words[words.index("cluster/slurm.sh") + 1 :], "landmark tune", defaults)

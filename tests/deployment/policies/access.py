@@ -14,6 +14,8 @@ PORTS = (22, 443, GCS, METRICS, DASHBOARD, CLIENT, 8076, 12345, 52365)
 OPERATOR = End("the operator", "ray-system", {"app.kubernetes.io/name": "kuberay-operator"})
 PROMETHEUS = End("Prometheus", "monitoring", {"app.kubernetes.io/name": "prometheus"})
 DNS = End("the cluster's DNS", "kube-system", {"k8s-app": "kube-dns"})
+NODE_DNS = End("the node's DNS cache", None, address="169.254.20.10")
+"""NodeLocal DNSCache: the nameserver in each pod's resolv.conf where it is installed (GKE, many EKS clusters)."""
 BUCKET = End("the bucket", None, address="52.216.1.1")
 METADATA = End("the machine's metadata service", None, address="169.254.169.254")
 METADATA_6 = End("the machine's metadata service", None, address="fd00:ec2::254")
@@ -77,8 +79,9 @@ def network_open_where_needed(manifests: list[Manifest]) -> Iterator[str]:
     """Nodes of one cluster reach each other; the submitter and the operator the dashboard, and no more; all the DNS."""
     pods = all_pods(manifests)
     for pod in pods:
-        if not open_between(manifests, _end(pod), DNS, 53, "UDP"):
-            yield f"{pod.where}: does not reach the DNS"
+        for dns in (DNS, NODE_DNS):
+            if not all(open_between(manifests, _end(pod), dns, 53, protocol) for protocol in ("UDP", "TCP")):
+                yield f"{pod.where}: does not reach {dns.what}"
         if pod.role == "submitter":
             continue
         for other in pods:
@@ -111,6 +114,8 @@ def network_keeps_the_machines_credentials(manifests: list[Manifest]) -> Iterato
                 yield f"{pod.where}: reaches {target.what}"
         if any(open_between(manifests, _end(pod), BUCKET, port) for port in (22, 25, 80)):
             yield f"{pod.where}: reaches any port outside"
+        if any(open_between(manifests, _end(pod), NODE_DNS, port) for port in PORTS):
+            yield f"{pod.where}: reaches other ports of its node than the DNS"
 
 
 @policy

@@ -10,10 +10,10 @@ from tests.deployment.network import selects
 from tests.deployment.policies.registry import policy
 
 METRICS = {
-    "landmark_images_per_second": {"run", "trial"},
+    "landmark_images_per_second": {"run", "trial", "rank"},
     "landmark_images_total": {"run", "trial", "rank"},
-    "landmark_data_wait_share": {"run", "trial"},
-    "landmark_epoch": {"run", "trial"},
+    "landmark_data_wait_share": {"run", "trial", "rank"},
+    "landmark_epoch": {"run", "trial", "rank"},
     "landmark_gpu_memory_bytes": {"run", "trial", "rank"},
     "landmark_trials": {"study", "state"},
 }
@@ -143,5 +143,7 @@ def _dashboard(board: Manifest) -> Iterator[str]:
         labels = set().union(*(METRICS[name] for name in re.findall(r"ray_(landmark_\w+)", query) if name in METRICS))
         grouped = {word for group in re.findall(r"by \(([^)]*)\)", query) for word in re.split(r",\s*", group)}
         asked = set(re.findall(r"(\w+)=~", query)) | grouped
+        if re.search(r"(max|min|avg)( by \((?![^)]*\brank\b)[^)]*\))? \(ray_landmark_images_per_second", query):
+            yield f"the dashboard shows one rank's images/s as the run's in {query}"
         if not asked <= labels:
             yield f"the dashboard asks for labels {sorted(asked - labels)} in {query}"
