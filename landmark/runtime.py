@@ -5,13 +5,24 @@ import os
 import pydoc
 import re
 import socket
+import sys
+from typing import Any
 
+import grpc
 import ray
 import ray.data
+from ray._common.utils import get_default_system_temp_dir
+from ray._private import ray_constants
 
 from landmark.config import ClusterConfig, UserError
 
-KNOCK_TIMEOUT_S = 10
+PROBE_TIMEOUT_S = 10
+ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+"""Method of the GCS (gcs_service.proto) that `ray health-check` calls, too."""
+SOCKET_CHARACTERS = 107
+"""Maximum length of a socket's path on Linux (sockaddr_un)."""
+SESSION = "/ray/session_2026-11-29_15-20-57_273111_1234567/sockets/plasma_store"
+"""Path of the longest socket name below Ray's temporary folder."""
 HEAD = "node:__internal_head__"
 """Resource that the head node alone has."""
 
@@ -20,7 +31,7 @@ def connect(cluster: ClusterConfig) -> None:
     """Connect to Ray unless this process is connected already.
 
     A configured address wins, then RAY_ADDRESS (set inside a submitted job), else Ray is started on this
-    machine alone. Raises UserError where no cluster answers.
+    machine only. Raises UserError if no cluster answers or Ray does not start.
     """
     if ray.is_initialized():
         return
@@ -31,10 +42,10 @@ def connect(cluster: ClusterConfig) -> None:
     # Ray asks for the machine's figures and the time zone at its start, to send them home.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not address:
-        ray.init(address="local", num_cpus=cluster.cpus, include_dashboard=False, **quiet)
+        _start_here(num_cpus=cluster.cpus, **quiet)
         return
     try:
-        _knock(address)
+        _probe(address)
         ray.init(address=address, **quiet)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = (str(error).splitlines() or [""])[0]
@@ -43,11 +54,60 @@ def connect(cluster: ClusterConfig) -> None:
         ) from None
 
 
-def _knock(address: str) -> None:
-    """Raise OSError unless something listens at host:port: Ray ends the whole process where nothing does."""
+def _start_here(**options: Any) -> None:
+    """Start Ray on this machine, reachable from this machine only. Raises UserError with one line if it does not start."""
+    # Ray then uses 127.0.0.1 as the node's address, and all its servers listen there (its default on macOS).
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    folder = _short_temp_dir()
+    for retry in (True, False):
+        try:
+            ray.init(address="local", include_dashboard=False, _temp_dir=folder, **options)
+            return
+        # Ray raises a bare Exception if the machine is too busy for its node to start within 30 s.
+        except Exception as error:
+            ray.shutdown()
+            if retry and "timed out" in str(error):
+                continue
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"Ray did not start on this machine ({reason}); check the free memory and disk space, then run the same command again"
+            ) from error
+
+
+def _short_temp_dir() -> str | None:
+    """Return a temporary folder for Ray whose socket paths fit, or None if the default does."""
+    default = get_default_system_temp_dir()
+    if len(default + SESSION) <= SOCKET_CHARACTERS:
+        return None
+    for folder in ("/tmp", "/var/tmp", "/dev/shm"):
+        if os.access(folder, os.W_OK | os.X_OK):
+            print(
+                f"note: {default} is too long for Ray's sockets; Ray writes its logs and spilled objects to {folder}/ray",
+                file=sys.stderr,
+            )
+            return f"{folder}/ray"
+    raise UserError(
+        f"{default} is too long for Ray's sockets, which may have {SOCKET_CHARACTERS} characters; set RAY_TMPDIR to a short folder"
+    )
+
+
+def _probe(address: str) -> None:
+    """Raise OSError unless Ray answers at host:port: Ray ends the process if nothing listens, and waits minutes for another service."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_TIMEOUT_S).close()
+    if not host or not port.isdigit():
+        return
+    socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_TIMEOUT_S).close()
+    if address.startswith("ray://") or os.environ.get("RAY_USE_TLS", "0") not in ("0", "false"):
+        return
+    with grpc.insecure_channel(f"{host}:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(ALIVE)(b"", timeout=PROBE_TIMEOUT_S)
+        except grpc.RpcError as error:
+            # Without a token Ray refuses the call: it is there, and ray.init reports the missing token.
+            if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                return
+            raise OSError(f"the service there does not answer as Ray's head does: {error.code().name}") from None
 
 
 def quiet_data() -> None:
