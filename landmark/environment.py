@@ -13,10 +13,10 @@ from typing import Any
 import psutil
 
 from landmark import __version__
+from landmark.config import mask_credentials
 
 PACKAGES = ("ray", "torch", "torchvision", "timm", "pyarrow", "numpy", "pandas", "simplejpeg", "opencv-python-headless")
 """Packages that results depend on, besides landmark itself."""
-_PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -54,12 +54,7 @@ def command_line(argv: list[str]) -> str:
         words = ["landmark", *verb, *argv[1:]]
     else:
         words = [program.name, *argv[1:]]
-    return without_passwords(shlex.join(words))
-
-
-def without_passwords(text: str) -> str:
-    """Return a text whose URIs carry no user and password."""
-    return _PASSWORD.sub("", text)
+    return mask_credentials(shlex.join(words))
 
 
 def package_versions() -> dict[str, str]:

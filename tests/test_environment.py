@@ -15,6 +15,11 @@ from landmark.environment import command_line, describe_environment
         (["/src/landmark/tune.py", "--space", "demo"], "landmark tune --space demo"),
         (["/src/landmark/__main__.py", "tune"], "landmark tune"),
         (["bench.py", "--mlflow", "http://me:secret@host:5000/x"], "bench.py --mlflow http://host:5000/x"),
+        (["landmark", "--mlflow", "http://me:p@ss@host/"], "landmark --mlflow http://host/"),
+        (
+            ["landmark", "--dataset", "abfs://c/d?sv=1&sig=abc%2F&x=1"],
+            "landmark --dataset 'abfs://c/d?sv=1&sig=***&x=1'",
+        ),
         ([], "landmark"),
     ],
 )

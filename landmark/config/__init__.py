@@ -19,6 +19,7 @@ from landmark.config.input import AugmentConfig, LoaderConfig, ResizingConfig, S
 from landmark.config.optimization import ComputeConfig, EmaConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from landmark.config.recipe import EarlyStoppingConfig, ModelConfig, Recipe
 from landmark.config.report import ReportConfig
+from landmark.config.secrets import mask_credentials
 from landmark.config.space import BudgetConfig, SchedulerConfig, SearcherConfig, SpaceConfig
 from landmark.config.subset import Gldv2Config, SubsetConfig
 from landmark.config.verbs import (
@@ -73,6 +74,7 @@ __all__ = [
     "WorkersConfig",
     "from_mapping",
     "load_yaml",
+    "mask_credentials",
     "nearest",
     "parse_mapping",
     "parse_yaml",

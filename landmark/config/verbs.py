@@ -143,7 +143,8 @@ class TuneConfig:
     tensorboard: bool = True
     """Write TensorBoard events: tensorboard --logdir FOLDER-OF-THE-STUDY."""
     mlflow: str | None = None
-    """Tracking URI of an MLflow server or folder that the trials are logged to (pip install 'landmark[mlflow]')."""
+    """MLflow server, database URI, or folder (which gets a SQLite database mlflow.db) that logs the trials
+    (pip install 'landmark[mlflow]')."""
     wandb: str | None = None
     """Project of Weights & Biases that the trials are logged to (pip install 'landmark[wandb]')."""
 

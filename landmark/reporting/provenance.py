@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from landmark.environment import without_passwords
+from landmark.config import mask_credentials
 from landmark.reporting.page import Section, html_table
 from landmark.storage import Location, NotFound
 
@@ -90,6 +90,6 @@ def _time(values: Mapping[str, Any], price_per_hour: float | None, spent: str) -
 
 def _text(place: Location) -> str | None:
     try:
-        return without_passwords(place.read_text())
+        return mask_credentials(place.read_text())
     except NotFound:
         return None

@@ -1,5 +1,6 @@
 """The live table of a running study."""
 
+import collections
 import sys
 import time
 from typing import Any
@@ -30,9 +31,16 @@ class LiveTable(Callback):
         self.printed_at = time.monotonic() + TERMINAL_INTERVAL_S - self.interval
         self.printed_lines = 0
         self.printed = ""
+        self._lines: collections.deque[str] = collections.deque()
+
+    def say(self, line: str) -> None:
+        """Print a line above the table soon; any thread may call this."""
+        self._lines.append(line)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Print the table when it is due."""
+        """Print the table when it is due, and lines at once."""
+        if self._lines:
+            self.clear()
         if time.monotonic() - self.printed_at >= self.interval:
             self.print()
 
@@ -49,10 +57,12 @@ class LiveTable(Callback):
         self.printed_lines = text.count("\n") + 1
 
     def clear(self) -> None:
-        """Remove the table from a terminal, before it is printed anew or the leaderboard takes its place."""
+        """Remove the table from a terminal, before it is printed again or the leaderboard takes its place; print the lines."""
         if self.terminal and self.printed_lines:
             print(f"\033[{self.printed_lines}F\033[J", end="", file=sys.stderr, flush=True)
         self.printed_lines = 0
+        while self._lines:
+            print(self._lines.popleft(), file=sys.stderr, flush=True)
 
     def headline(self) -> str:
         """Return what is done, what it took and how long the rest may take at most."""

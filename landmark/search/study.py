@@ -231,7 +231,8 @@ def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper) -> Non
     record.flush()
     table = LiveTable(config.name, record, space.metric, space.mode(), study.proposals.total)
     states = TrialStates(config.name, record, study.proposals.total)
-    _tuner(study, room, scheduler, queue, [Keeper(scheduler), table, states], stopper).fit()
+    loggers = logger_callbacks(config, study.location / _tune_folder(record), table.say)
+    _tuner(study, room, scheduler, queue, [Keeper(scheduler), table, states, *loggers], stopper).fit()
     states.tell()
     table.clear()
 
@@ -296,15 +297,19 @@ def _tuner(
             trial_dirname_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
-            name=f"{TUNE_FOLDER}-{scheduler.record.drivers:03d}",
+            name=_tune_folder(scheduler.record),
             storage_path=str(local) if local else study.location.path,
             storage_filesystem=None if local else study.location.fs,
             stop=stopper,
             failure_config=tune.FailureConfig(max_failures=config.workers.max_failures),
-            callbacks=[*callbacks, *logger_callbacks(config)],
+            callbacks=callbacks,
             verbose=0,
         ),
     )
+
+
+def _tune_folder(record: StudyRecord) -> str:
+    return f"{TUNE_FOLDER}-{record.drivers:03d}"
 
 
 def _trial_name(trial: Any) -> str:

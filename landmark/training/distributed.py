@@ -60,7 +60,7 @@ class TrainWorkerSession:
         self.backend = join_backend(config.workers, self.device)
         self.store = CheckpointStore(run, config.monitor, config.monitor_mode(), config.checkpoint, tell)
         recorded = self.rank == 0 and relay is None
-        self.recorder = Recorder(run, tensorboard=config.tensorboard) if recorded else None
+        self.recorder = Recorder(run, tensorboard=config.tensorboard, tell=tell) if recorded else None
         self.pulse = pulse
         self.relay = relay
         if relay is not None and self.rank == 0:

@@ -30,7 +30,7 @@ class LocalSession:
     def __init__(self, run: Location, config: TrainConfig, tell: Tell) -> None:
         self.device = default_device()
         self.store = CheckpointStore(run, config.monitor, config.monitor_mode(), config.checkpoint, tell)
-        self.recorder = Recorder(run, tensorboard=config.tensorboard)
+        self.recorder = Recorder(run, tensorboard=config.tensorboard, tell=tell)
         self.terminated = False
         self._before: Any = None
         if threading.current_thread() is threading.main_thread():

@@ -19,6 +19,7 @@ from landmark.data.dataset import PackedDataset
 from landmark.report import report
 from landmark.storage import locate
 from landmark.training.checkpoints import read_meta, read_recipe, read_weights
+from tests.event_files import written
 from tests.packed import write_packed
 from tests.studies import COMMON, RATES, epochs_of, events, rows, study
 
@@ -242,15 +243,18 @@ def test_a_killed_driver_s_study_goes_on(command, tmp_path):
     assert not ended & {event["trial"] for event in events(folder, "report")[reports:]}
 
 
+TOP1 = "ray/tune/val_top1"
+
+
 def test_loggers_write_each_epoch_under_its_trial(dataset, tmp_path):
     text = COMMON + "parameters:\n  optimizer.lr: {grid: [0.003, 0.001]}\n  epochs: {grid: [2]}\n"
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    study(text, dataset, tmp_path, test="none", tensorboard=True, mlflow=uri)
-    found = list((tmp_path / "study").glob("ray-001/*/events.out.tfevents.*"))
-    assert len(found) == 2
-    mlflow.set_tracking_uri(uri)
+    study(text, dataset, tmp_path, test="none", tensorboard=True, mlflow=str(tmp_path / "tracked"))
+    files = list((tmp_path / "study").glob("ray-001/*/events.out.tfevents.*"))
+    tags = [[event.step for event in written(file) if event.summary.value[0].tag == TOP1] for file in files]
+    assert tags == [[1, 2], [1, 2]]
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/tracked/mlflow.db")
     runs = mlflow.search_runs(experiment_names=["study"])
-    assert len(runs) == 2 and (runs["metrics.val_top1"] > 0).all()
+    assert len(runs) == 2 and (runs["metrics.val_top1"] > 0).all() and set(runs["status"]) == {"FINISHED"}
 
 
 def test_a_logger_that_is_not_installed_is_named(dataset, tmp_path, monkeypatch):

@@ -1,0 +1,18 @@
+"""Credentials in URIs: left out of everything that is written or shown."""
+
+import re
+
+_USER = re.compile(r"""(?<=://)[^/\s"'?#]+@""")
+_VALUE = re.compile(
+    r"""([?&][\w.-]*(?:token|secret|password|passwd|credential|signature|sig|api_?key|access_?key(?:_?id)?|auth)=)[^&\s"'#]+""",
+    re.IGNORECASE,
+)
+
+
+def mask_credentials(text: str) -> str:
+    """Return a text whose URIs carry no user, password, token or signature.
+
+    >>> mask_credentials("http://me:secret@host/x?page=1&token=abc")
+    'http://host/x?page=1&token=***'
+    """
+    return _VALUE.sub(r"\1***", _USER.sub("", text))

@@ -1,0 +1,156 @@
+"""Trackers of a study: MLflow, TensorBoard and others never stop, slow or silence it."""
+
+import dataclasses
+import threading
+
+import pytest
+
+from landmark.config import TuneConfig, UserError
+from landmark.search import loggers
+from landmark.storage import locate
+from tests.event_files import run_script, written
+from tests.mlflow_server import MLflowServer
+from tests.seaweed import free_ports
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What Ray's callbacks look at in a trial."""
+
+    name: str
+
+    @property
+    def config(self) -> dict:
+        return {"trial": {"name": self.name, "dataset": "ftp://me:secret@host/photos"}}
+
+    evaluated_params = {"lr": 0.1}
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Said:
+    """Lines that a tracker said, to be waited for."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.changed = threading.Condition()
+
+    def __call__(self, line: str) -> None:
+        with self.changed:
+            self.lines.append(line)
+            self.changed.notify_all()
+
+    def wait_for(self, text: str) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: any(text in line for line in self.lines), 60), self.lines
+
+
+def config(**changes) -> TuneConfig:
+    return TuneConfig(dataset="d", name="study", **{"tensorboard": False, **changes})
+
+
+def follow(tracker, trial: Trial, epochs: range) -> None:
+    for epoch in epochs:
+        tracker.on_trial_result(1, [], trial, {"val_top1": epoch / 10, "timesteps_total": epoch, "note": "text"})
+
+
+def steps(server: MLflowServer, trial: str) -> list[int]:
+    run = next(run for run in server.runs.values() if run["tags"]["trial_name"] == trial)
+    return [step for key, step, _ in run["metrics"] if key == "val_top1"]
+
+
+def test_a_server_may_be_down_at_the_start_and_die_later(tmp_path):
+    server = MLflowServer(free_ports(1)[0])
+    wanted = config(mlflow=server.uri.replace("//", "//me:secret@"))
+    loggers.check_loggers(wanted)
+    said = Said()
+    (tracker,) = loggers.logger_callbacks(wanted, locate(tmp_path), said)
+    first, second = Trial("001"), Trial("002")
+    tracker.setup()
+    tracker.on_trial_start(1, [], first)
+    follow(tracker, first, range(1, 3))
+    said.wait_for("entries wait until it works again")
+    server.start()
+    said.wait_for("works again; what waited is written")
+    server.stop()
+    follow(tracker, first, range(3, 5))
+    tracker.on_trial_complete(1, [], first)
+    tracker.on_trial_start(1, [], second)
+    with said.changed:
+        assert said.changed.wait_for(lambda: len(said.lines) == 3, 60), said.lines
+    server.start()
+    follow(tracker, second, range(1, 6))
+    tracker.on_experiment_end([])
+    server.stop()
+    assert steps(server, "001") == [1, 2, 3, 4] and steps(server, "002") == [1, 2, 3, 4, 5]
+    assert [run["status"] for run in server.runs.values()] == ["FINISHED", "RUNNING"]
+    (params,) = {run["params"]["trial/dataset"] for run in server.runs.values()}
+    assert params == "ftp://host/photos"
+    assert len(said.lines) == 4 and "secret" not in "".join(said.lines)
+
+
+def test_a_server_that_never_answers_is_given_up_at_the_end(tmp_path):
+    wanted = config(mlflow=f"http://127.0.0.1:{free_ports(1)[0]}")
+    said = Said()
+    (tracker,) = loggers.logger_callbacks(wanted, locate(tmp_path), said)
+    tracker.setup()
+    tracker.on_trial_start(1, [], Trial("001"))
+    follow(tracker, Trial("001"), range(1, 4))
+    tracker.on_experiment_end([])
+    assert len(said.lines) == 2
+    assert said.lines[1].endswith("6 entries could not be written there; the results have them all")
+
+
+def test_an_entry_that_is_refused_does_not_hold_up_the_others(tmp_path):
+    server = MLflowServer(free_ports(1)[0])
+    server.start()
+    server.refused.add("note_of_nobody")
+    said = Said()
+    (tracker,) = loggers.logger_callbacks(config(mlflow=server.uri), locate(tmp_path), said)
+    trial = Trial("001")
+    tracker.setup()
+    tracker.on_trial_start(1, [], trial)
+    tracker.on_trial_result(1, [], trial, {"note_of_nobody": 1.0, "timesteps_total": 1})
+    follow(tracker, trial, range(2, 4))
+    tracker.on_experiment_end([])
+    server.stop()
+    assert steps(server, "001") == [2, 3]
+    assert len(said.lines) == 2 and "an entry is left out" in said.lines[0]
+
+
+def test_places_that_mlflow_does_not_know(tmp_path):
+    with pytest.raises(UserError, match=r"--mlflow s3://bucket/x: MLflow keeps no records there; expected a folder"):
+        loggers.check_loggers(config(mlflow="s3://bucket/x"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--mlflow .*file/below: Not a directory; choose a folder"):
+        loggers.check_loggers(config(mlflow=str(tmp_path / "file" / "below")))
+
+
+FULL_DISK = """
+import resource, sys
+from landmark.search.loggers import logger_callbacks
+from landmark.storage import locate
+from tests.search.test_loggers import Said, Trial, config, follow
+said = Said()
+(tracker,) = logger_callbacks(config(tensorboard=True), locate(sys.argv[1]), said)
+trial = Trial("001")
+before = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+tracker.setup()
+tracker.on_trial_start(1, [], trial)
+follow(tracker, trial, range(1, 50))
+said.wait_for("File too large; entries wait")
+resource.setrlimit(resource.RLIMIT_FSIZE, before)
+follow(tracker, trial, range(50, 100))
+tracker.on_trial_complete(1, [], trial)
+tracker.on_experiment_end([])
+assert len(said.lines) == 2 and "works again" in said.lines[1], said.lines
+"""
+
+
+def test_tensorboard_writes_on_when_a_full_disk_has_room_again(tmp_path):
+    done = run_script(FULL_DISK, tmp_path)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    found = [event for file in sorted((tmp_path / "001").iterdir()) for event in written(file)]
+    assert [event.step for event in found if event.summary.value[0].tag == "ray/tune/val_top1"] == list(range(1, 100))
