@@ -18,7 +18,7 @@ CLOSE_TIMEOUT_S = 60.0
 LASTING = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 """Errors that another attempt would meet again."""
 
-Say = Callable[[str], None]
+Say = Callable[[str], object]
 
 
 def passes(error: Exception) -> bool:

@@ -2,17 +2,16 @@
 
 import csv
 import io
-from collections.abc import Callable
 
 from landmark.storage import Location
-from landmark.tracking.background import Background
+from landmark.tracking.background import Background, Say
 from landmark.tracking.tensorboard import EventFile
 
 
 class Recorder:
     """Writes a run's metrics; a resumed run goes on in the same file, its repeated epochs replaced."""
 
-    def __init__(self, run: Location, *, tensorboard: bool, tell: Callable[[str], None] = print) -> None:
+    def __init__(self, run: Location, *, tensorboard: bool, tell: Say = print) -> None:
         self.run = run
         self.file = run / "history.csv"
         self.rows: list[dict[str, str]] = []
