@@ -120,9 +120,11 @@ def measure(kind: str, classes: int, steps: int, rank: int, ranks: int, port: in
 
 
 def make_session(rank: int, ranks: int) -> Any:
-    """Return one rank's session, which counts the bytes that it hands to all-reduce."""
+    """Return one rank's session, which counts the bytes that it hands to collectives."""
     import torch
     from torch.nn.parallel import DistributedDataParallel
+
+    from landmark.training.backends import Ddp
 
     class Counted:
         device = torch.device("cpu")
@@ -149,6 +151,14 @@ def make_session(rank: int, ranks: int) -> Any:
             self.sent += total.nbytes
             torch.distributed.all_reduce(total)
             return total
+
+        def all_gather(self, values: torch.Tensor) -> torch.Tensor:
+            self.sent += values.nbytes * (ranks - 1)
+            return Ddp().all_gather(values)
+
+        def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
+            self.sent += values.nbytes
+            return Ddp().reduce_scatter(values)
 
     return Counted()
 

@@ -9,7 +9,9 @@ import torch
 from landmark.models.heads import Classifier, Margin
 
 CHUNK_LOGITS = 1 << 19
-"""Logits of a chunk, sub-centres counted each: 2 MiB in fp32, and 16 MiB of centres behind them at 64 images and 512 values."""
+"""Logits of a chunk on a CPU, sub-centres counted each: 2 MiB in fp32, and 16 MiB of centres behind them at 64 images and 512 values."""
+GPU_CHUNK_LOGITS = 1 << 24
+"""Logits of a chunk on a GPU: 64 MiB in fp32. Smaller chunks spend their time on launching kernels."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -26,6 +28,12 @@ class Shares:
     """Greatest logit, -inf for no class."""
     total: torch.Tensor
     """Sum of the logits."""
+
+    @classmethod
+    def none(cls, embeddings: torch.Tensor) -> "Shares":
+        """Return the shares of no class, for embeddings (n, d)."""
+        least, zero = (embeddings.new_full((len(embeddings),), value) for value in (-torch.inf, 0.0))
+        return cls(log_sum=least, own=zero, own_plain=zero, most=least, total=zero)
 
     def stacked(self) -> torch.Tensor:
         """Return them as (5, n)."""
@@ -49,9 +57,9 @@ class Targets:
     """What the loss wants of each image."""
 
     labels: torch.Tensor
-    """Class, int64 (n,)."""
+    """Class, int64 (n,), in main memory: what is computed from labels is computed there, so that no GPU is waited for."""
     weights: torch.Tensor
-    """What the image's loss counts, (n,)."""
+    """What the image's loss counts, (n,), on the embeddings' device."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -73,7 +81,7 @@ class RowGradient:
 class ChunkedLoss:
     """Softmax cross entropy of embeddings over the classes `ids`, by chunks, and its gradient.
 
-    embeddings: fp32 (n, d). ids: int64 (c,), sorted. combine: makes of the shares of these classes those of all that the
+    embeddings: fp32 (n, d). ids: int64 (c,), sorted, in main memory. combine: makes of the shares of these classes those of all that the
     softmax goes over, where others hold the rest. classes: how many all are, which label smoothing is spread over.
     """
 
@@ -98,10 +106,8 @@ class ChunkedLoss:
         self.parts = ids.split(_chunk_classes(classifier, len(embeddings))) if len(ids) else ()
         # The one chunk's graph is kept; several are computed once more for the gradient, as none may be held.
         self._kept = self._chunk(ids) if len(self.parts) == 1 else None
-        nothing = torch.full((1, 5, len(embeddings)), -torch.inf, device=embeddings.device)
-        nothing[:, [1, 2, 4]] = 0
-        chunks = [chunk.shares().stacked()[None] for chunk in self._chunks()]
-        self.shares = combine(Shares.joined(torch.cat([nothing, *chunks])))
+        chunks = [chunk.shares().stacked() for chunk in self._chunks()]
+        self.shares = combine(Shares.joined(torch.stack([Shares.none(embeddings).stacked(), *chunks])))
 
     def losses(self) -> torch.Tensor:
         """Return each image's loss, (n,), its weight left out."""
@@ -141,20 +147,26 @@ class ChunkedLoss:
             yield from map(self._chunk, self.parts)
 
     def _chunk(self, ids: torch.Tensor) -> "_Chunk":
-        rows = self.classifier.weight.detach()[ids].requires_grad_()
-        whole = self.classifier.bias
-        bias = None if whole is None else whole.detach()[ids].requires_grad_()
+        # Which images have their own class here is found in main memory: on a GPU the host would wait for the number.
         labels = self.targets.labels
         places = torch.searchsorted(ids, labels).clamp_(max=len(ids) - 1)
         images = torch.nonzero(ids[places] == labels)[:, 0]
-        places = places[images]
+        ids, images, places, labels = (self._placed(each) for each in (ids, images, places[images], labels[images]))
+        rows = self.classifier.weight.detach()[ids].requires_grad_()
+        whole = self.classifier.bias
+        bias = None if whole is None else whole.detach()[ids].requires_grad_()
         with torch.enable_grad():
             plain = self.classifier.logits(self.embeddings, rows, bias)
             logits = plain
             if self.margin is not None:
-                own = self.margin(plain[images, places], labels[images])
+                own = self.margin(plain[images, places], labels)
                 logits = plain.index_put((images, places), own)
         return _Chunk(ids=ids, rows=rows, bias=bias, plain=plain.detach(), logits=logits, images=images, places=places)
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor of main memory on the embeddings' device, without waiting for it."""
+        device = self.embeddings.device
+        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -236,4 +248,5 @@ def ranking(classifier: Classifier, embeddings: torch.Tensor, labels: torch.Tens
 def _chunk_classes(classifier: Classifier, images: int) -> int:
     """Return the classes of a chunk for so many images."""
     centres = classifier.weight[0].numel() // classifier.weight.shape[-1]
-    return max(1, CHUNK_LOGITS // max(1, images * centres))
+    logits = GPU_CHUNK_LOGITS if classifier.weight.device.type == "cuda" else CHUNK_LOGITS
+    return max(1, logits // max(1, images * centres))

@@ -91,6 +91,14 @@ class TuneSession:
         """Return the values: there is one rank."""
         return values
 
+    def all_gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values of the one rank."""
+        return values[None]
+
+    def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values for the one rank."""
+        return values[0]
+
     def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
         """Store the checkpoint, then report to Ray Tune; a trial that is stopped or paused ends here."""
         assert snapshot is not None

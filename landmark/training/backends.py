@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import ray.train.torch
 import torch
@@ -11,6 +11,12 @@ from torch import nn
 
 from landmark.config import ComputeConfig, UserError, WorkersConfig
 from landmark.training.gloo import TorchOnNodes
+
+# torch 2.14 renamed them; setup.cfg allows torch from 2.9 on.
+_ALL_GATHER: Any = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
+_REDUCE_SCATTER: Any = (
+    getattr(torch.distributed, "reduce_scatter_single", None) or torch.distributed.reduce_scatter_tensor
+)
 
 
 class Backend(Protocol):
@@ -27,6 +33,14 @@ class Backend(Protocol):
         """Return the sum over the ranks."""
         ...
 
+    def all_gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values of all ranks, (ranks, …)."""
+        ...
+
+    def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum over the ranks of values[rank], of values (ranks, …)."""
+        ...
+
 
 class Ddp:
     """PyTorch's own: DistributedDataParallel over Gloo, or NCCL on GPUs; Ray Train makes the process group."""
@@ -41,6 +55,19 @@ class Ddp:
         total = values.clone()
         torch.distributed.all_reduce(total)
         return total
+
+    def all_gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values of all ranks, (ranks, …)."""
+        ranks = torch.distributed.get_world_size()
+        gathered = values.new_empty(ranks * values.numel())
+        _ALL_GATHER(gathered, values.contiguous().view(-1))
+        return gathered.view(ranks, *values.shape)
+
+    def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum over the ranks of values[rank], of values (ranks, …)."""
+        own = values.new_empty(values[0].numel())
+        _REDUCE_SCATTER(own, values.contiguous().view(-1))
+        return own.view(values.shape[1:])
 
 
 def join_backend(workers: WorkersConfig, device: torch.device) -> Backend:

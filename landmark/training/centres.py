@@ -3,9 +3,12 @@
 A rank owns a range of the classes: it computes their logits for the images of all ranks, and keeps the optimizer's state
 for them alone. What the ranks exchange at a step is embeddings and their gradients, never centres (Partial FC, An et al.,
 arXiv 2010.05222 and 2203.15565): 2 n d floats for n images, beside n d classes' worth of sampled centres' gradients.
+
+Labels, and the classes that a step draws, stay in main memory: ranks exchange labels there, so that no step waits for a GPU.
 """
 
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -14,9 +17,10 @@ import torch
 
 from landmark.config import Recipe
 from landmark.data.randomness import generator
-from landmark.models import Classifier, Margin, MixedLabels
+from landmark.models import Classifier, Margin
 from landmark.models.chunks import ChunkedLoss, RowGradient, Shares, Targets
-from landmark.training.rows import CHUNK_ROWS, RowOptimizer
+from landmark.training.feed import upload
+from landmark.training.rows import RowOptimizer, rows_per_chunk
 from landmark.training.session import Session
 
 DRAW = 0x436C6173
@@ -66,10 +70,11 @@ class Centres:
     def loss(
         self,
         embeddings: torch.Tensor,
-        labels: torch.Tensor,
+        labels: np.ndarray,
         *,
-        mixed: MixedLabels | None,
-        class_weights: torch.Tensor | None,
+        second: np.ndarray | None,
+        own_share: float,
+        class_weights: np.ndarray | None,
         share: float,
         step: int,
         batch_size: int,
@@ -77,22 +82,23 @@ class Centres:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the losses and hits of this rank's images, (n,) each, and the gradient by its embeddings, (n, d).
 
-        Hits are images whose own class, of two mixed ones that which counts more, is the best of those looked at. class_weights:
-        what an image of each class counts, (classes,). share: this rank's share of the step's images, times the ranks. step: counted
-        over the run. batch_size: images of the step over all ranks. The gradient is that of DDP's convention: its mean over
-        the ranks is the gradient of the step's mean loss. lr: take the optimizer's step for the classes at once, which holds
-        no gradient of more than a chunk of them; None: keep their gradient for `update`.
+        labels: int64 (n,). second: the labels that are mixed in, (n,), and own_share: what the images' own labels count beside
+        them; None and 1 for images that are not mixed. Hits are images whose own class, of two mixed ones that which counts
+        more, is the best of those looked at. class_weights: what an image of each class counts, (classes,). share: this rank's
+        share of the step's images, times the ranks. step: counted over the run. batch_size: images of the step over all ranks.
+        The gradient is that of DDP's convention: its mean over the ranks is the gradient of the step's mean loss. lr: take the
+        optimizer's step for the classes at once, which holds no gradient of more than a chunk of them; None: keep their gradient
+        for `update`.
         """
         self._gathered = None
         scale = share / len(labels)
-        second, part = (labels, 1.0) if mixed is None else (mixed.labels, mixed.share)
-        weights = torch.ones(1, device=labels.device).expand(self.classes) if class_weights is None else class_weights
-        targets = [Targets(labels=labels, weights=scale * part * weights[labels])]
-        if self.two_labels:
-            targets.append(Targets(labels=second, weights=scale * (1 - part) * weights[second]))
-        everyones, all_targets, own = self._everyones(embeddings.detach().float(), targets, batch_size)
-        ids, count = self._looked_at(all_targets.labels, step)
-        copies = len(targets)
+        both = np.stack([labels, labels if second is None else second] if self.two_labels else [labels])
+        of_class = np.ones(both.shape, np.float32) if class_weights is None else class_weights[both]
+        counts = np.array([own_share, 1 - own_share], np.float32)[: len(both), None]
+        everyones, own = self._everyones(embeddings.detach().float(), batch_size)
+        all_targets = self._everyones_targets(both, scale * counts * of_class, batch_size)
+        ids, count = self._looked_at(all_targets.labels.numpy(), step)
+        copies = len(both)
         found = ChunkedLoss(
             self.classifier,
             everyones.repeat(copies, 1),
@@ -104,53 +110,61 @@ class Centres:
             combine=self._combined,
         )
         gradient = found.gradient(self._gradients.append if lr is None else functools.partial(self._apply, lr, 1.0))
-        gradient = self.session.all_reduce(gradient.unflatten(0, (copies, -1)).sum(0))[own]
+        gradient = self._own_rows(gradient.unflatten(0, (copies, -1)).sum(0))[: len(labels)]
         losses, hits = (value.unflatten(0, (copies, -1))[:, own] for value in (found.losses(), found.hits()))
-        losses = losses * torch.stack([weights[each.labels] for each in targets])
-        if mixed is None:
+        if class_weights is not None:
+            losses = losses * upload(of_class, losses.device)
+        if second is None:
             return losses[0], hits[0], gradient
-        return part * losses[0] + (1 - part) * losses[1], hits[0 if part >= 0.5 else 1], gradient
+        return own_share * losses[0] + (1 - own_share) * losses[1], hits[0 if own_share >= 0.5 else 1], gradient
 
-    def _everyones(
-        self, embeddings: torch.Tensor, targets: list[Targets], batch_size: int
-    ) -> tuple[torch.Tensor, Targets, slice]:
-        """Return embeddings (m, d) and targets (copies x m) of all ranks, and where this rank's rows are.
+    def _room(self, batch_size: int) -> int:
+        """Return the rows that each rank has in an exchange: its part of a step's images, and one more as ranks differ by a few."""
+        return -(-batch_size // self.session.world_size) + 1
 
-        Ranks differ in rows by a few: each has room for one more than its part, filled with rows that count nothing and have
-        no label (-1). Labels travel as floats, which are exact up to 16.7 million.
+    def _everyones(self, embeddings: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, slice]:
+        """Return the embeddings of all ranks, (m, d), those of no image 0, and where this rank's rows are."""
+        if self.session.world_size == 1:
+            return embeddings, slice(0, len(embeddings))
+        room = self._room(batch_size)
+        assert len(embeddings) <= room
+        padded = torch.nn.functional.pad(embeddings, (0, 0, 0, room - len(embeddings)))
+        first = self.session.rank * room
+        return self.session.all_gather(padded).flatten(0, 1), slice(first, first + len(embeddings))
+
+    def _everyones_targets(self, labels: np.ndarray, weights: np.ndarray, batch_size: int) -> Targets:
+        """Return the targets of all ranks, (copies x m,), of this rank's labels and weights (copies, n).
+
+        Rows of no image have no label (-1) and count nothing. Labels travel as floats, which are exact up to 16.7 million.
         """
-        ranks, rank, rows = self.session.world_size, self.session.rank, len(embeddings)
-        columns = [column for each in targets for column in ((each.labels + 1).float(), each.weights)]
-        if ranks > 1:
-            room = -(-batch_size // ranks) + 1
-            assert rows <= room and self.classes < 1 << 24
-            packed = embeddings.new_zeros(ranks, room, embeddings.shape[1] + len(columns))
-            packed[rank, :rows] = torch.cat([embeddings, torch.stack(columns, 1)], 1)
-            packed = self.session.all_reduce(packed).flatten(0, 1)
-            embeddings, columns = packed[:, : embeddings.shape[1]], list(packed[:, embeddings.shape[1] :].unbind(1))
-            own = slice(rank * room, rank * room + rows)
-        else:
-            own = slice(0, rows)
-        labels, weights = torch.cat(columns[::2]).long() - 1, torch.cat(columns[1::2])
-        return embeddings, Targets(labels=labels, weights=weights), own
+        if self.session.world_size > 1:
+            copies, rows = labels.shape
+            assert self.classes < 1 << 24
+            packed = torch.zeros(2, copies, self._room(batch_size))
+            packed[0, :, :rows], packed[1, :, :rows] = torch.from_numpy(labels + 1), torch.from_numpy(weights)
+            everyones = self.session.all_gather(packed).permute(1, 2, 0, 3).numpy()
+            labels, weights = everyones[0].astype(np.int64) - 1, everyones[1]
+        return Targets(
+            labels=torch.from_numpy(labels.reshape(-1)),
+            weights=upload(weights.astype(np.float32).reshape(-1), self.session.device),
+        )
 
-    def _looked_at(self, labels: torch.Tensor, step: int) -> tuple[torch.Tensor, int]:
+    def _own_rows(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the sum over the ranks of this rank's rows of a gradient by everyone's embeddings, (m, d)."""
+        ranks = self.session.world_size
+        return gradient if ranks == 1 else self.session.reduce_scatter(gradient.unflatten(0, (ranks, -1)))
+
+    def _looked_at(self, labels: np.ndarray, step: int) -> tuple[torch.Tensor, int]:
         """Return this rank's classes among those of the step, sorted, and how many the step has."""
         drawn = drawn_classes(self.seed, step, self.classes, self.share)
         if self.share < 1:
-            drawn = np.union1d(drawn, labels[labels >= 0].cpu().numpy())
+            drawn = np.union1d(drawn, labels[labels >= 0])
         start, stop = np.searchsorted(drawn, [self.first, self.stop])
-        return torch.from_numpy(drawn[start:stop]).to(labels.device), len(drawn)
+        return torch.from_numpy(drawn[start:stop]), len(drawn)
 
     def _combined(self, shares: Shares) -> Shares:
         """Return the shares of all ranks' classes together."""
-        ranks = self.session.world_size
-        if ranks == 1:
-            return shares
-        mine = shares.stacked()
-        everyones = mine.new_zeros(ranks, *mine.shape)
-        everyones[self.session.rank] = mine
-        return Shares.joined(self.session.all_reduce(everyones))
+        return shares if self.session.world_size == 1 else Shares.joined(self.session.all_gather(shares.stacked()))
 
     def squared_norm(self) -> torch.Tensor:
         """Return the squared norm of the centres' gradient over all ranks."""
@@ -192,15 +206,18 @@ class Centres:
 
     def _gather_rows(self, own: torch.Tensor, into: torch.Tensor | None) -> None:
         """Bring rows together over the ranks, some at a time; own: those of this rank's range."""
-        for start in range(0, self.classes, CHUNK_ROWS):
-            stop = min(start + CHUNK_ROWS, self.classes)
-            rows = own.new_zeros(stop - start, *own.shape[1:])
-            low, high = max(start, self.first), min(stop, self.stop)
-            if low < high:
-                rows[low - start : high - start] = own[low - self.first : high - self.first]
-            rows = self.session.all_reduce(rows)
+        ranks = self.session.world_size
+        firsts = [self.classes * rank // ranks for rank in range(ranks + 1)]
+        size = rows_per_chunk(own.device)
+        for start in range(0, max(stop - first for first, stop in itertools.pairwise(firsts)), size):
+            rows = own.new_zeros(size, *own.shape[1:])
+            part = own[start : start + size]
+            rows[: len(part)] = part
+            gathered = self.session.all_gather(rows)
             if into is not None:
-                into[start:stop] = rows
+                for found, (first, stop) in zip(gathered, itertools.pairwise(firsts), strict=True):
+                    theirs = into[first:stop][start : start + size]
+                    theirs.copy_(found[: len(theirs)])
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return the optimizers' state for all classes, whatever the number of ranks; on rank 0, after `gather`."""

@@ -80,6 +80,14 @@ class TrainWorkerSession:
         """Return the sum over the ranks."""
         return self.backend.all_reduce(values) if self.world_size > 1 else values.clone()
 
+    def all_gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values of all ranks."""
+        return self.backend.all_gather(values) if self.world_size > 1 else values[None]
+
+    def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
+        """Return this rank's part of the sum over the ranks."""
+        return self.backend.reduce_scatter(values) if self.world_size > 1 else values[0]
+
     def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
         """Store rank 0's checkpoint, write the epoch's row, and report to Ray Train: a barrier.
 

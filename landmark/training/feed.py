@@ -1,5 +1,6 @@
 """Batches on the device: copied while the step before is computed."""
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -34,17 +35,27 @@ class DeviceBatch:
 
 def place(batch: Batch, device: torch.device) -> DeviceBatch:
     """Return the batch on a device: from pinned memory and without waiting for a GPU, as it is for the CPU."""
-
-    def placed(array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
     return DeviceBatch(
-        images=placed(batch.images),
-        labels=placed(batch.labels),
-        flip=placed(batch.flip) if batch.flip.any() else None,
+        images=upload(batch.images, device),
+        labels=upload(batch.labels, device),
+        flip=upload(batch.flip, device) if batch.flip.any() else None,
         host=batch,
     )
+
+
+def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return an array on a device: the array's own memory on a CPU, else a copy that the host does not wait for."""
+    tensor = torch.from_numpy(array)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+@functools.cache
+def copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the one stream of this process that batches are copied on to a GPU.
+
+    The allocator keeps freed memory per stream: with a new stream per pass over a split, memory grows with every epoch.
+    """
+    return torch.cuda.Stream(device)
 
 
 def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[DeviceBatch]:
@@ -57,7 +68,7 @@ def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Device
         for batch in batches:
             yield place(batch, device)
         return
-    copies = torch.cuda.Stream(device)
+    copies = copy_stream(device)
     for batch in batches:
         with torch.cuda.stream(copies):
             ready = place(batch, device)

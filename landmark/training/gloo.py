@@ -1,5 +1,6 @@
 """Gloo between hosts: each process listens where its node is reached in the cluster."""
 
+import dataclasses
 import os
 from typing import Any
 
@@ -9,6 +10,10 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
+
+
+BOTH = "cpu:gloo,cuda:nccl"
+"""Backends of a group whose ranks have GPUs: NCCL for what lies there, and Gloo for labels, which stay in main memory."""
 
 
 class TorchOnNodes(TorchConfig):
@@ -27,6 +32,8 @@ class TorchOnNodes(TorchConfig):
 class _OnNodes(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(choose_interface)
+        if backend_config.backend is None and worker_group.get_resources_per_worker().get("GPU", 0) > 0:
+            backend_config = dataclasses.replace(backend_config, backend=BOTH)
         super().on_start(worker_group, backend_config)
 
 

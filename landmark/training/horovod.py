@@ -177,6 +177,16 @@ class Horovod:
         wait(self.hvd, self.hvd.allreduce_async_(total, name=name, op=self.hvd.Sum))
         return total.to(values.dtype)
 
+    def all_gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values of all ranks, (ranks, …): as a sum, whose exchange is agreed on once."""
+        everyones = values.new_zeros(self.hvd.size(), *values.shape)
+        everyones[self.hvd.rank()] = values
+        return self.all_reduce(everyones)
+
+    def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum over the ranks of values[rank], of values (ranks, …)."""
+        return self.all_reduce(values)[self.hvd.rank()]
+
 
 class HorovodModel(nn.Module):
     """A model whose `backward` averages gradients over the ranks, as that of DDP does: each as soon as it is there.

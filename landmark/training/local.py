@@ -47,6 +47,14 @@ class LocalSession:
         """Return the values: there is one rank."""
         return values
 
+    def all_gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values of the one rank."""
+        return values[None]
+
+    def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values for the one rank."""
+        return values[0]
+
     def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
         """Store the checkpoint, and write the epoch's row."""
         if snapshot is not None:

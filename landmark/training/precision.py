@@ -1,5 +1,6 @@
 """How a model computes on a device: autocast, the scaler of fp16's gradients, deterministic algorithms."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -24,9 +25,11 @@ class Precision:
         # Gradients of fp16 vanish below 6e-8, those of bf16 have the range of fp32.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the context in which the model's forward pass runs."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+        if self.dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
 
 
 def _autocast_dtype(

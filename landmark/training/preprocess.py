@@ -8,7 +8,7 @@ import torch
 from landmark.config import AugmentConfig
 from landmark.data.randomness import generator, uniforms
 from landmark.models import MixedLabels
-from landmark.training.feed import DeviceBatch
+from landmark.training.feed import DeviceBatch, upload
 
 FIRST_DRAW = 16
 """Number of the first of a sample's random numbers that are drawn here; decoding draws those before it."""
@@ -104,7 +104,7 @@ def erased_boxes(draws: np.ndarray, share: float, height: int, width: int) -> np
 
 def erase(inputs: torch.Tensor, boxes: np.ndarray) -> None:
     """Set a box of each image to 0, the mean colour, in place; inputs (n, c, height, width), boxes (n, 4)."""
-    top, left, bottom, right = torch.from_numpy(boxes).to(inputs.device, non_blocking=True).T[:, :, None]
+    top, left, bottom, right = upload(boxes, inputs.device).T[:, :, None]
     y, x = (torch.arange(inputs.shape[axis], device=inputs.device) for axis in (2, 3))
     rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
     inputs.masked_fill_(rows[:, None, :, None] & columns[:, None, None, :], 0.0)
@@ -120,6 +120,11 @@ def cut_box(share: float, centre: np.ndarray, height: int, width: int) -> tuple[
     top, bottom = (int(min(max(y + sign * side * height / 2, 0), height)) for sign in (-1, 1))
     left, right = (int(min(max(x + sign * side * width / 2, 0), width)) for sign in (-1, 1))
     return top, left, bottom, right
+
+
+def partner_labels(labels: np.ndarray) -> np.ndarray:
+    """Return the labels that MixUp and CutMix add to a batch's labels, (n,): `MixedLabels.labels`, on the host."""
+    return np.roll(labels, 1)
 
 
 def _rolled(tensor: torch.Tensor) -> torch.Tensor:

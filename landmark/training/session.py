@@ -34,6 +34,14 @@ class Session(Protocol):
         """Return the sum of `values` over the ranks, the same on each; called equally often on every rank."""
         ...
 
+    def all_gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values of all ranks, (world_size, …), the same on each: `values` has the same shape on every rank."""
+        ...
+
+    def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum over the ranks of values[rank], of values (world_size, …)."""
+        ...
+
     def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
         """Hand over an epoch's metrics, the same on every rank, and rank 0's snapshot.
 

@@ -29,10 +29,10 @@ from landmark.models.chunks import ranking
 from landmark.training.average import WeightAverage
 from landmark.training.centres import Centres
 from landmark.training.compiler import check_compiler
-from landmark.training.feed import DeviceBatch, place, to_device
+from landmark.training.feed import DeviceBatch, place, to_device, upload
 from landmark.training.optim import Schedule, build_optimizer, load_optimizer
 from landmark.training.precision import Precision, set_up_device
-from landmark.training.preprocess import Augmentation, Preprocess
+from landmark.training.preprocess import Augmentation, Preprocess, partner_labels
 from landmark.training.session import Session
 
 T = TypeVar("T")
@@ -91,7 +91,10 @@ class TrainStep:
         self.average = WeightAverage(model, recipe.ema) if recipe.ema.decay is not None else None
         self.steps = 0
         """Steps taken since the run began, those before a resumption included."""
-        self._class_weights = _class_weights(recipe, class_counts, session.device)
+        self._host_class_weights = _class_weights(recipe, class_counts)
+        self._class_weights = (
+            None if self._host_class_weights is None else upload(self._host_class_weights, session.device)
+        )
         # fp16's scaler finds its scale by steps that overflow and are left out, whatever the policy for other ones.
         self._guarded = recipe.optimizer.nonfinite == "skip" or self.precision.scaler.is_enabled()
         self._sums = torch.zeros(4, dtype=torch.float64, device=session.device)
@@ -187,8 +190,8 @@ class TrainStep:
             with torch.no_grad():
                 wanted = labels if second is None or second.share >= 0.5 else second.labels
                 hits = (logits_of(output).argmax(1) == wanted).sum()
-                count = hits.new_tensor(stop - start)
-                sums += torch.stack([loss.detach().double() * count, hits.double(), count.double()])
+                count = stop - start
+                sums += torch.stack([loss.detach().double() * count, hits.double(), sums.new_full((), count)])
         return sums
 
     def _sampled_gradient(
@@ -211,9 +214,10 @@ class TrainStep:
         with record_function("landmark: classes"):
             losses, hits, gradient = centres.loss(
                 embeddings,
-                batch.labels,
-                mixed=mixed,
-                class_weights=self._class_weights,
+                batch.host.labels,
+                second=None if mixed is None else partner_labels(batch.host.labels),
+                own_share=1.0 if mixed is None else mixed.share,
+                class_weights=self._host_class_weights,
                 share=batch.host.share,
                 step=self.steps,
                 batch_size=batch_size,
@@ -222,7 +226,8 @@ class TrainStep:
         with record_function("landmark: backward"):
             scaled = self.precision.scaler.scale(gradient)
             embeddings.backward(scaled.to(embeddings.dtype))
-        return torch.stack([losses.double().sum(), hits.double().sum(), losses.new_tensor(len(losses)).double()])
+        count = self._sums.new_full((), len(losses))
+        return torch.stack([losses.double().sum(), hits.double().sum(), count])
 
     def _update(self, lr: float) -> bool:
         """Apply the gradients; returns False where they are not finite and the step is left out, on all ranks alike."""
@@ -259,7 +264,7 @@ class TrainStep:
 
     def _note(self, loss: torch.Tensor) -> None:
         """Remember the first step whose loss is not finite, without waiting for the device."""
-        fault = torch.stack([loss, loss.new_tensor(self.steps)])
+        fault = torch.stack([loss, loss.new_full((), self.steps)])
         first = torch.isfinite(loss) | (self._bad[1] > 0)
         self._bad = torch.where(first, self._bad, fault)
 
@@ -321,12 +326,12 @@ def _keep_from_ddp(model: nn.Module, part: nn.Module) -> None:
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
 
 
-def _class_weights(recipe: Recipe, counts: np.ndarray | None, device: torch.device) -> torch.Tensor | None:
+def _class_weights(recipe: Recipe, counts: np.ndarray | None) -> np.ndarray | None:
+    """Return what an image of each class counts in the loss, float32 (classes,); None: the same for all."""
     if recipe.loss.class_weights == "none":
         return None
     assert counts is not None, "loss.class_weights needs the training images a class"
-    weights = class_weights(counts, recipe.loss.class_weights)
-    return None if weights is None else torch.from_numpy(weights).to(device)
+    return class_weights(counts, recipe.loss.class_weights)
 
 
 def predict(
@@ -369,10 +374,12 @@ def validate(
             loss = nn.functional.cross_entropy(output.float(), labels, reduction="sum")
             guesses = output.topk(min(5, output.shape[1]), dim=1).indices
         right = guesses == labels[:, None]
-        counts = [loss, right[:, 0].sum(), right.any(1).sum(), torch.tensor(len(labels), device=loss.device)]
-        totals += torch.stack([count.double() for count in counts])
-        classes[0] += torch.bincount(labels, minlength=num_classes)
-        classes[1] += torch.bincount(labels[right[:, 0]], minlength=num_classes)
+        best_right = right[:, 0].double()
+        counts = [loss.double(), best_right.sum(), right.any(1).sum().double(), totals.new_full((), len(labels))]
+        totals += torch.stack(counts)
+        # Not bincount or a mask: on a GPU the host would wait for the size of their results.
+        classes[0].index_add_(0, labels, torch.ones_like(best_right))
+        classes[1].index_add_(0, labels, best_right)
     loss_sum, top1, top5, rows = session.all_reduce(totals).tolist()
     support, hits = session.all_reduce(classes)
     if not rows:

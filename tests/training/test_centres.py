@@ -30,6 +30,7 @@ from landmark.data.loader import Batch
 from landmark.models import build_margin, build_model, chunks, embedding_classifier, model_info
 from landmark.models.chunks import ChunkedLoss, Targets, ranking, ranking_of
 from landmark.models.heads import Classifier
+from landmark.training.backends import Ddp
 from landmark.training.centres import Centres, drawn_classes
 from landmark.training.optim import Schedule
 from landmark.training.rows import RowOptimizer
@@ -69,9 +70,13 @@ class Two(Alone):
         return torch.nn.parallel.DistributedDataParallel(model)
 
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
-        total = values.clone()
-        torch.distributed.all_reduce(total)
-        return total
+        return Ddp().all_reduce(values)
+
+    def all_gather(self, values: torch.Tensor) -> torch.Tensor:
+        return Ddp().all_gather(values)
+
+    def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
+        return Ddp().reduce_scatter(values)
 
 
 def recipe(name: str = "arcface", sample: float | None = 0.3, **changes: Any) -> Recipe:

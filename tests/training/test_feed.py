@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from landmark.data.loader import Batch
-from landmark.training.feed import to_device
+from landmark.training.feed import copy_stream, to_device
 
 
 def batches(count: int, rows: int = 4, size: int = 8) -> list[Batch]:
@@ -48,6 +48,19 @@ def test_a_batch_does_not_wait_for_the_one_after_it():
     feed = to_device(source(), torch.device("cpu"))
     next(feed)
     assert taken == [0]
+
+
+def test_all_passes_copy_on_one_stream_of_a_device(monkeypatch):
+    # Nothing is computed: what counts is how many streams are asked for.
+    made = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or object())
+    copy_stream.cache_clear()
+    try:
+        devices = [torch.device("cuda", 0), torch.device("cuda", 1)]
+        assert len({copy_stream(devices[number % 2]) for number in range(6)}) == 2
+        assert made == devices
+    finally:
+        copy_stream.cache_clear()
 
 
 @pytest.mark.gpu
