@@ -59,6 +59,7 @@ def _evaluate(
         neighbours=config.neighbours,
         gallery=gallery,
         distractors=locate(config.distractors) if config.distractors else None,
+        max_megapixels=config.max_megapixels,
         samples=config.bootstrap,
         damaged=config.damaged,
         replicas=find_replicas(config),

@@ -9,7 +9,7 @@ from landmark.data.selection import open_dataset
 from landmark.storage import locate
 from landmark.training.checkpoints import resolve_checkpoint
 from landmark.training.gallery import GALLERY, Gallery, made_gallery
-from landmark.training.images import FolderImages, Images, SplitImages
+from landmark.training.images import FolderImages, Images, SplitImages, check_limit
 from landmark.training.inference import find_replicas
 
 
@@ -38,8 +38,9 @@ def _images(config: IndexConfig) -> Images:
     assert config.add is not None
     place = locate(config.add)
     if (place / "manifest.json").exists():
+        check_limit(place, config.max_megapixels)
         return SplitImages.of(open_dataset(config.add), "train", config.damaged)
-    return FolderImages.of(place)
+    return FolderImages.of(place, max_megapixels=config.max_megapixels)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from landmark.reporting.evaluation_files import write_csv
 from landmark.storage import Location, check_writable, locate
 from landmark.training.checkpoints import CheckpointMeta, read_meta, resolve_checkpoint
 from landmark.training.gallery import GALLERY, Gallery, made_gallery
-from landmark.training.images import FolderImages, Images, SplitImages
+from landmark.training.images import FolderImages, Images, SplitImages, check_limit
 from landmark.training.inference import PARTS, Job, Replicas, find_replicas, infer
 
 
@@ -113,8 +113,9 @@ def _trained_on(meta: CheckpointMeta) -> PackedDataset | None:
 def _images(config: PredictConfig, dataset: PackedDataset | None) -> Images:
     place = locate(config.images)
     if (place / "manifest.json").exists():
+        check_limit(place, config.max_megapixels)
         return SplitImages.of(open_dataset(config.images), config.split, config.damaged)
-    return FolderImages.of(place, dataset)
+    return FolderImages.of(place, dataset, config.max_megapixels)
 
 
 def _gallery(config: PredictConfig, checkpoint: Location, replicas: Replicas) -> Gallery:

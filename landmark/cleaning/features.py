@@ -16,7 +16,8 @@ from landmark.config import CleanConfig, ModelConfig, UserError
 from landmark.data.ahead import run_ahead
 from landmark.data.cleaned import fingerprint
 from landmark.data.dataset import SPLITS, PackedDataset, read_table, write_table
-from landmark.data.images import LARGEST_PIXELS
+from landmark.data.image_files import fault_of
+from landmark.data.images import LARGEST_STORED_PIXELS
 from landmark.data.plan import RowGroups, Unit
 from landmark.data.reader import UnitReader
 from landmark.models import Embedder, build_model, model_info
@@ -86,12 +87,12 @@ def look_at(data: bytes, out: np.ndarray) -> Look:
     file_hash = hashlib.sha256(data).digest()
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        if width * height > LARGEST_PIXELS:
+        if width * height > LARGEST_STORED_PIXELS:
             raise ValueError(f"{width} x {height} pixels, which no photograph has")
         pixels = simplejpeg.decode_jpeg(data, "RGB")
-    except ValueError as error:
+    except Exception as error:
         out[:] = 0
-        return Look(file_hash=file_hash, pixel_hash=b"", fault=" ".join(str(error).split()))
+        return Look(file_hash=file_hash, pixel_hash=b"", fault=fault_of(error))
     cv2.resize(pixels, out.shape[:2], dst=out, interpolation=cv2.INTER_AREA)
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     shares = np.bincount(grey.ravel(), minlength=256) / grey.size

@@ -78,6 +78,17 @@ class SplitConfig:
         )
 
 
+def require_megapixels(name: str, value: int) -> None:
+    """Raise UserError for a limit of an image's size that no image library can decode."""
+    require(1 <= value <= 4000, f"{name} is {value}; expected 1 to 4000")
+
+
+LARGEST_SHORT_SIDE = 4096
+"""Pixels."""
+MAX_MEGAPIXELS = 100
+"""Default limit of an image's size, millions of pixels."""
+
+
 @dataclass(kw_only=True, frozen=True)
 class PackingConfig:
     """How images are stored: resized once, as JPEG, in Parquet shards of small row groups."""
@@ -92,9 +103,14 @@ class PackingConfig:
     """Images a row group: the unit that training reads."""
     max_reject_share: float = 0.05
     """Share of unreadable images above which the job stops."""
+    max_megapixels: int = MAX_MEGAPIXELS
+    """Largest image that is decoded, millions of pixels; a larger one is rejected. Each takes about 12 bytes of memory per pixel."""
 
     def __post_init__(self) -> None:
-        require(16 <= self.short_side <= 4096, f"packing.short_side is {self.short_side}; expected 16 to 4096")
+        require(
+            16 <= self.short_side <= LARGEST_SHORT_SIDE,
+            f"packing.short_side is {self.short_side}; expected 16 to {LARGEST_SHORT_SIDE}",
+        )
         require(1 <= self.quality <= 100, f"packing.quality is {self.quality}; expected 1 to 100")
         require(1 <= self.shard_mib <= 1024, f"packing.shard_mib is {self.shard_mib}; expected 1 to 1024")
         require(
@@ -104,6 +120,7 @@ class PackingConfig:
             0 <= self.max_reject_share <= 1,
             f"packing.max_reject_share is {self.max_reject_share}; expected a share from 0 to 1",
         )
+        require_megapixels("packing.max_megapixels", self.max_megapixels)
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from landmark.config.dataset import ClusterConfig
+from landmark.config.dataset import ClusterConfig, require_megapixels
 from landmark.config.errors import require
 
 
@@ -23,9 +23,13 @@ class InferenceConfig:
     """Images a step."""
     damaged: Literal["stop", "skip"] = "stop"
     """What a missing or damaged shard does: end with an error, or be skipped, its images told as lost_images."""
+    max_megapixels: int | None = None
+    """Largest image file of a folder that is decoded, millions of pixels; a larger one is left out. [default: 100]"""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
+        if self.max_megapixels is not None:
+            require_megapixels("max_megapixels", self.max_megapixels)
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}; expected 1 or more")
         require(self.replicas is None or self.replicas >= 1, f"replicas is {self.replicas}; expected 1 or more")
         require(self.cpus > 0, f"cpus is {self.cpus}; expected above 0")
@@ -61,6 +65,10 @@ class EvaluateConfig(InferenceConfig):
         require(
             bool(self.topk) and all(k >= 1 for k in self.topk), f"topk is {self.topk}; expected numbers of 1 or more"
         )
+        require(
+            self.max_megapixels is None or self.distractors is not None,
+            "max_megapixels applies to a folder of distractors; give --distractors, or leave it out",
+        )
         require(self.bootstrap >= 0, f"bootstrap is {self.bootstrap}; expected 0 or more")
         require(self.neighbours >= 1, f"neighbours is {self.neighbours}; expected 1 or more")
 
@@ -74,6 +82,13 @@ class IndexConfig(InferenceConfig):
     neighbours know. Nothing is trained; images that are there already are left out."""
     dataset: str | None = None
     """Folder or URI of the packed dataset that a gallery that is not there yet is made of; empty: the one the model was trained on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.max_megapixels is None or self.add is not None,
+            "max_megapixels applies to a folder of images to add; give --add, or leave it out",
+        )
 
 
 @dataclass(kw_only=True, frozen=True)

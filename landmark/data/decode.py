@@ -8,7 +8,8 @@ import numpy as np
 import simplejpeg
 
 from landmark.config import AugmentConfig
-from landmark.data.images import LARGEST_PIXELS
+from landmark.data.image_files import fault_of
+from landmark.data.images import LARGEST_STORED_PIXELS
 from landmark.data.randaugment import randaugment
 from landmark.data.randomness import uniforms
 
@@ -71,8 +72,8 @@ def decode_batch(
             continue
         try:
             _decode_crop(images[row], image_size, scale, box, pixels[row])
-        except ValueError as error:
-            faults[row] = " ".join(str(error).split())
+        except Exception as error:
+            faults[row] = fault_of(error)
             pixels[row] = 0
     if augment is not None and augment.randaugment_ops:
         randaugment(
@@ -93,10 +94,10 @@ def _read_headers(images: Sequence[bytes | memoryview]) -> tuple[np.ndarray, dic
     for row, data in enumerate(images):
         try:
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        except ValueError as error:
-            faults[row] = " ".join(str(error).split())
+        except Exception as error:
+            faults[row] = fault_of(error)
             continue
-        if width * height > LARGEST_PIXELS:
+        if width * height > LARGEST_STORED_PIXELS:
             faults[row] = f"{width} x {height} pixels, which no photograph has"
             continue
         sizes[row] = width, height

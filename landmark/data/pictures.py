@@ -7,6 +7,7 @@ import numpy as np
 import simplejpeg
 
 from landmark.data.dataset import SPLITS, PackedDataset
+from landmark.data.image_files import fault_of
 from landmark.data.plan import RowGroups, Unit
 from landmark.data.reader import UnitReader
 
@@ -65,7 +66,8 @@ def decode_grey(data: bytes) -> np.ndarray | None:
     """Decode a JPEG to grey, uint8 (h, w); None where that cannot be done."""
     try:
         return simplejpeg.decode_jpeg(data, "GRAY")[:, :, 0]
-    except ValueError:
+    except Exception as error:
+        fault_of(error)
         return None
 
 
@@ -75,7 +77,8 @@ def thumbnail(data: bytes | None) -> bytes | None:
         return None
     try:
         pixels = simplejpeg.decode_jpeg(data, "RGB")
-    except ValueError:
+    except Exception as error:
+        fault_of(error)
         return None
     scale = min(1.0, THUMBNAIL_SIDE / max(pixels.shape[:2]))
     size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))

@@ -65,6 +65,8 @@ class Settings:
     """Where the gallery is or is made, by neighbours; None: in the folder of the checkpoint."""
     distractors: Location | None = None
     """A folder or a packed dataset of images without a landmark, which GAP and rejection count besides."""
+    max_megapixels: int | None = None
+    """Largest image of a folder of distractors that is decoded, millions of pixels; None: the default."""
     samples: int = 1000
     """Resamples of the bootstrap."""
     damaged: Literal["stop", "skip"] = "stop"
@@ -152,6 +154,7 @@ def _inferred(job: Job, dataset: PackedDataset, output: Location | None, setting
             output,
             settings.replicas,
             first_sample=dataset.manifest.splits[job.images.told].rows,
+            max_megapixels=settings.max_megapixels,
             quiet=settings.quiet,
         )
         predictions = Predictions.joined([predictions, strangers])

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from usearch.index import Index
 
-from landmark.config import SubsetConfig, UserError, from_mapping
+from landmark.config import PackingConfig, SubsetConfig, UserError, from_mapping
 from landmark.data.dataset import PackedDataset, read_table, write_table
 from landmark.data.selection import open_dataset
 from landmark.evaluation.neighbours import add_embeddings, new_index, search_index, vote
@@ -269,7 +269,10 @@ def _on_disk(location: Location) -> Iterator[Path]:
 def place_of(images: Images) -> dict[str, Any]:
     """Return what finds images again, for JSON; what a folder holds may change."""
     if isinstance(images, FolderImages):
-        return {"folder": images.folder, "short_side": images.short_side, "quality": images.quality}
+        place: dict[str, Any] = {"folder": images.folder, "short_side": images.short_side, "quality": images.quality}
+        if images.max_megapixels != PackingConfig.max_megapixels:  # else as galleries have it that know no limit
+            place["max_megapixels"] = images.max_megapixels
+        return place
     values = dataclasses.asdict(images)
     return {name: values[name] for name in ("dataset", "subset", "subset_seed", "split")}
 
@@ -282,7 +285,7 @@ def _home(place: dict[str, Any]) -> tuple[str, ...]:
 def images_of(place: dict[str, Any], damaged: Literal["stop", "skip"]) -> Images:
     """Return the images that `place_of` told of, as they are now."""
     if "folder" in place:
-        found = FolderImages.of(locate(place["folder"]))
+        found = FolderImages.of(locate(place["folder"]), max_megapixels=place.get("max_megapixels"))
         return dataclasses.replace(found, short_side=place["short_side"], quality=place["quality"])
     subset = from_mapping(SubsetConfig, place["subset"], f"the subset of {place['dataset']}")
     return SplitImages.of(open_dataset(place["dataset"], subset, place["subset_seed"]), place["split"], damaged)

@@ -15,11 +15,12 @@ from landmark.config import LoaderConfig, PackingConfig, SubsetConfig, UserError
 from landmark.data.ahead import run_ahead
 from landmark.data.dataset import PackedDataset
 from landmark.data.decode import decode_batch
-from landmark.data.images import Refused, pack_image
+from landmark.data.image_files import Refused
+from landmark.data.images import pack_image
 from landmark.data.loader import Batch, Loader
 from landmark.data.selection import open_dataset
 from landmark.evaluation.predictions import NO_LANDMARK
-from landmark.storage import Location, locate
+from landmark.storage import Location, NotFound, locate
 
 PART_ROWS = 2048
 """Images of a part, about: what is lost when a process dies. More where that would make more than PARTS_AT_MOST."""
@@ -93,6 +94,8 @@ class SplitReader:
         self._ids = catalog["image_id"].to_numpy(zero_copy_only=False)
         self.lost = 0
         """Images of the part last read that could not be."""
+        self.rejects: list[tuple[str, str]] = []
+        """Names of files that could not be decoded, and why: none, as shards hold no files."""
 
     def batches(self, part: int, parts: int, tell: Callable[[str], object] | None = None) -> Iterator[Batch]:
         """Yield a part's images."""
@@ -121,12 +124,15 @@ class FolderImages:
     """The files' paths below it, sorted: their places are the sample numbers, they themselves the image ids."""
     short_side: int = PackingConfig.short_side
     quality: int = PackingConfig.quality
+    max_megapixels: int = PackingConfig.max_megapixels
 
     @classmethod
-    def of(cls, folder: Location, packed_as: PackedDataset | None = None) -> "FolderImages":
+    def of(
+        cls, folder: Location, packed_as: PackedDataset | None = None, max_megapixels: int | None = None
+    ) -> "FolderImages":
         """Return the files below a folder but for hidden ones; raises UserError where there are none.
 
-        packed_as: the dataset whose size and quality images get.
+        packed_as: the dataset whose size and quality images get. max_megapixels: None: the default.
         """
         if not folder.exists():
             raise UserError(f"{folder}: does not exist; give a folder of images, or a packed dataset")
@@ -135,10 +141,13 @@ class FolderImages:
         names = sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
         if not names:
             raise UserError(f"{folder}: holds no file; give a folder of images, or a packed dataset")
+        found = cls(
+            folder=folder.uri, names=tuple(names), max_megapixels=max_megapixels or PackingConfig.max_megapixels
+        )
         if packed_as is None:
-            return cls(folder=folder.uri, names=tuple(names))
+            return found
         manifest = packed_as.manifest
-        return cls(folder=folder.uri, names=tuple(names), short_side=manifest.short_side, quality=manifest.quality)
+        return dataclasses.replace(found, short_side=manifest.short_side, quality=manifest.quality)
 
     @property
     def rows(self) -> int:
@@ -170,13 +179,20 @@ class FolderReader:
     def __init__(self, images: FolderImages, image_size: int, batch_size: int) -> None:
         self.images, self.image_size, self.batch_size = images, image_size, batch_size
         self.folder = locate(images.folder)
-        self.packing = PackingConfig(short_side=images.short_side, quality=images.quality)
-        self.lost = 0
+        self.packing = PackingConfig(
+            short_side=images.short_side, quality=images.quality, max_megapixels=images.max_megapixels
+        )
+        self.rejects: list[tuple[str, str]] = []
+        """Names of the files of the part last read that are no readable images, and why."""
+
+    @property
+    def lost(self) -> int:
         """Files of the part last read that are no readable images."""
+        return len(self.rejects)
 
     def batches(self, part: int, parts: int, tell: Callable[[str], object] | None = None) -> Iterator[Batch]:
         """Yield a part's images; files that are none are left out."""
-        self.lost = 0
+        self.rejects = []
         low, high = (edge * self.images.rows // parts for edge in (part, part + 1))
         threads = os.cpu_count() or 1
         with ThreadPoolExecutor(threads, thread_name_prefix="landmark-decode") as pool:
@@ -186,8 +202,8 @@ class FolderReader:
                 run_ahead(lambda row: pool.submit(self._decoded, row), range(low, high), 2 * self.batch_size),
                 strict=True,
             ):
-                if decoded is None:
-                    self.lost += 1
+                if isinstance(decoded, str):
+                    self.rejects.append((self.images.names[sample], decoded))
                     continue
                 samples.append(sample)
                 pixels.append(decoded)
@@ -201,13 +217,26 @@ class FolderReader:
         """Return the names of samples, str (n,)."""
         return np.array([self.images.names[sample] for sample in samples.tolist()], dtype=np.str_)
 
-    def _decoded(self, row: int) -> np.ndarray | None:
+    def _decoded(self, row: int) -> np.ndarray | str:
+        """Return a file's pixels, or why it is no readable image."""
+        file = self.folder / self.images.names[row]
         try:
-            image = pack_image((self.folder / self.images.names[row]).read_bytes(), self.packing).jpeg
-        except Refused:
-            return None
+            image = pack_image(file.read_bytes(), self.packing, name=str(file), option="max_megapixels").jpeg
+        except Refused as refused:
+            return str(refused)
+        except NotFound:
+            return "missing"
         pixels, faults = decode_batch([image], np.array([row]), self.image_size)
-        return None if faults else pixels[0]
+        return faults.get(0, pixels[0])
+
+
+def check_limit(place: Location, max_megapixels: int | None) -> None:
+    """Raise UserError for a limit of pixels that is given for a packed dataset."""
+    if max_megapixels is not None:
+        raise UserError(
+            f"max_megapixels applies to a folder of image files, but {place} is a packed dataset, whose images "
+            "`landmark prepare --packing.max-megapixels` limits; leave it out"
+        )
 
 
 def _batch(samples: list[int], pixels: list[np.ndarray]) -> Batch:

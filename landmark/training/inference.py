@@ -36,6 +36,9 @@ from landmark.training.steps import predict
 PARTS = "parts"
 """Folder of the parts, below the results."""
 LOST = b"lost"
+REJECTS = b"rejects"
+NAMED = 3
+"""Files that are named per reason."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -109,7 +112,9 @@ class Replica:
                 labels = torch.full_like(labels, NO_LANDMARK)
             found.append(self._predictions(batch.samples, output, labels))
         table = (Predictions.joined(found) if found else self._nothing()).to_table()
-        table = table.replace_schema_metadata({LOST: str(self.reader.lost).encode()})
+        table = table.replace_schema_metadata(
+            {LOST: str(self.reader.lost).encode(), REJECTS: json.dumps(self.reader.rejects).encode()}
+        )
         if self.output is not None:
             write_table(self.output / f"{part:05d}.parquet", table)
         return table
@@ -195,16 +200,21 @@ def infer_parts(
     if done and not quiet:
         print(f"going on: {len(done)} of {job.parts} parts are there already")
     seen = 0
+    rejects: list[tuple[str, str]] = []
     for part in sorted(done):
         assert folder is not None
         table = read_table(folder / f"{part:05d}.parquet")
         seen += len(table) + lost_of(table)
+        rejects += _rejects_of(table)
         yield table, False
     for table in _missing(job, folder, missing, replicas, None if quiet else print):
         progress.update(len(table))
         seen += len(table) + lost_of(table)
+        rejects += _rejects_of(table)
         yield table, True
     progress.clear()
+    if rejects and not quiet:
+        print(f"could not be read: {_told_rejects(rejects)}")
     if seen != job.images.rows:
         raise UserError(f"{job.images.place}: {seen} of {job.images.rows} images of {job.images.told} were inferred")
 
@@ -212,6 +222,22 @@ def infer_parts(
 def lost_of(table: pa.Table) -> int:
     """Return how many images of a part were left out."""
     return int((table.schema.metadata or {}).get(LOST, b"0"))
+
+
+def _rejects_of(table: pa.Table) -> list[tuple[str, str]]:
+    """Return the names of the files of a part that were no readable images, and why."""
+    return json.loads((table.schema.metadata or {}).get(REJECTS, b"[]"))
+
+
+def _told_rejects(rejects: list[tuple[str, str]]) -> str:
+    """Return in one line how many files each reason left out, and the first of them."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in rejects:
+        by_reason.setdefault(reason, []).append(name)
+    return "; ".join(
+        f"{len(names):,} {reason} ({', '.join(names[:NAMED])}{', …' if len(names) > NAMED else ''})"
+        for reason, names in sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    )
 
 
 def _done(folder: Location) -> set[int]:

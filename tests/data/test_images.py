@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from landmark.config import PackingConfig
-from landmark.data.images import Refused, pack_image
+from landmark.data.image_files import Refused
+from landmark.data.images import pack_image
 
 CONFIG = PackingConfig(short_side=64, quality=90)
 
@@ -114,8 +115,8 @@ def test_a_small_upright_jpeg_is_kept_byte_by_byte_and_others_are_not():
         (encoded(halves(), "PNG")[:200], "truncated"),
         (encoded(Image.new("RGB", (7, 100)), "PNG"), "too small"),
         (encoded(Image.new("RGB", (2000, 20)), "PNG"), "too long"),
-        (encoded(Image.new("1", (20_000, 20_000)), "PNG"), "too large"),
-        (encoded(Image.new("1", (10_100, 10_000)), "PNG"), "too large"),
+        (encoded(Image.new("1", (20_000, 20_000)), "PNG"), "too large (packing.max_megapixels is 100)"),
+        (encoded(Image.new("1", (10_100, 10_000)), "PNG"), "too large (packing.max_megapixels is 100)"),
     ],
 )
 def test_what_is_no_usable_picture_is_refused_with_its_reason(data, reason):

@@ -1,5 +1,6 @@
 """The packing plan: every image's label, split and shard, decided once and saved, so that a killed job goes on."""
 
+import collections
 import itertools
 import json
 import uuid
@@ -11,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from landmark.config import PackingConfig, PrepareConfig, UserError, to_mapping
+from landmark.config.dataset import MAX_MEGAPIXELS
 from landmark.data.dataset import REJECTS_SCHEMA, SPLITS, read_parquet, read_table, write_table
-from landmark.data.images import Refused, pack_image
+from landmark.data.image_files import Refused, told_reasons
+from landmark.data.images import pack_image
 from landmark.data.packing.catalog import Wanted, wanted_images
 from landmark.data.packing.gldv2_source import Gldv2Source
 from landmark.data.packing.sources import Source
@@ -59,6 +62,8 @@ def fingerprint(config: PrepareConfig) -> dict[str, Any]:
     if config.subset.keeps_all():
         left_out.add("subset")
     checks = {"packing": ("max_reject_share",), "gldv2": ("max_fault_share", "check_md5")}
+    if config.packing.max_megapixels == MAX_MEGAPIXELS:
+        checks["packing"] += ("max_megapixels",)  # datasets are recognised that were made before it was an option
     for name, keys in checks.items():
         values[name] = {key: value for key, value in values[name].items() if key not in keys}
     return {key: value for key, value in values.items() if key not in left_out}
@@ -156,13 +161,16 @@ def rows_per_shard(source: Source, items: pa.Table, packing: PackingConfig, seed
     """
     chosen = generator(seed, 3).permutation(len(items))[:SIZE_SAMPLES]
     sizes = []
+    reasons: collections.Counter[str] = collections.Counter()
     for row in items.take(pa.array(np.sort(chosen))).to_pylist():
         try:
-            sizes.append(len(pack_image(source.read(row), packing).jpeg))
-        except (Refused, UserError):
-            continue
+            sizes.append(len(pack_image(source.read(row), packing, name=row["origin"]).jpeg))
+        except (Refused, UserError) as error:
+            reasons[str(error)] += 1
     if not sizes:
-        raise UserError(f"none of {len(chosen)} files looked at is a readable picture; check the source's path")
+        raise UserError(
+            f"none of {len(chosen)} sampled files is a readable image ({told_reasons(reasons)}); check the source's path"
+        )
     by_size = int(packing.shard_mib * 2**20 / (sum(sizes) / len(sizes)))
     spread = max(SMALLEST_SHARD_ROWS, -(-len(items) // UNITS_AT_LEAST))
     return max(1, min(by_size, spread))

@@ -1,5 +1,6 @@
 """The plan for images in tars: groups of consecutive tars, sized so that their shards come near the size aimed at."""
 
+import collections
 import itertools
 
 import numpy as np
@@ -8,7 +9,8 @@ import pyarrow as pa
 from landmark.config import PrepareConfig, UserError
 from landmark.data.dataset import SPLITS
 from landmark.data.gldv2 import id_keys, image_id
-from landmark.data.images import Refused, pack_image
+from landmark.data.image_files import Refused, told_reasons
+from landmark.data.images import pack_image
 from landmark.data.packing.catalog import Wanted
 from landmark.data.packing.gldv2_source import Gldv2Source
 from landmark.data.packing.index import IdIndex
@@ -43,22 +45,24 @@ def plan_tars(source: Gldv2Source, wanted: Wanted, config: PrepareConfig) -> tup
 def _image_bytes(source: Gldv2Source, config: PrepareConfig) -> float:
     """Return the mean size of a packed image, judged by the first ones of the first tar."""
     sizes, looked = [], 0
+    reasons: collections.Counter[str] = collections.Counter()
     members = TarReader(source.root / source.tars[0], None).members()
     for name, data in members:
         if image_id(name) is None or data is None:
             continue
         looked += 1
         try:
-            sizes.append(len(pack_image(data, config.packing).jpeg))
-        except Refused:
-            continue
+            sizes.append(len(pack_image(data, config.packing, name=name).jpeg))
+        except Refused as refused:
+            reasons[str(refused)] += 1
         finally:
             if looked == SIZE_SAMPLES:
                 members.close()
     if not sizes:
+        found = f" ({told_reasons(reasons)})" if reasons else ""
         raise UserError(
             f"{source.root / source.tars[0]}: none of {looked} files looked at is a readable picture named "
-            "<16 hexadecimal digits>.jpg; check gldv2.path"
+            f"<16 hexadecimal digits>.jpg{found}; check gldv2.path"
         )
     return sum(sizes) / len(sizes)
 

@@ -15,13 +15,14 @@ from landmark.config import PackingConfig, UserError
 from landmark.data.ahead import run_ahead
 from landmark.data.dataset import REJECTS_SCHEMA, SPLITS, read_parquet, write_table
 from landmark.data.gldv2 import image_id
-from landmark.data.images import Packed, Refused, pack_image
+from landmark.data.image_files import Refused
+from landmark.data.images import Packed, pack_image
 from landmark.data.packing.gldv2_source import Gldv2Source
 from landmark.data.packing.index import UNKNOWN, UNWANTED, load_index
 from landmark.data.packing.plan import read_unit
 from landmark.data.packing.shards import ShardSet
 from landmark.data.packing.sources import Source, SyntheticSource
-from landmark.data.packing.tar import TarReader
+from landmark.data.packing.tar import LARGEST_MEMBER, TarReader
 from landmark.data.packing.units import PARTS_FOLDER, WITHOUT_FOLDER, WORK_FOLDER, Unit
 from landmark.storage import Location, NotFound
 
@@ -105,7 +106,7 @@ class Packer:
             try:
                 if reason:
                     raise Refused(reason)
-                packed = pack_image(data, self.packing)
+                packed = pack_image(data, self.packing, name=row["origin"])
             except Refused as refused:
                 tally.rejects.append((first + number, row["image_id"], row["origin"], str(refused)))
                 continue
@@ -143,7 +144,7 @@ class Packer:
                 if row == UNWANTED:
                     continue
                 try:
-                    packed = _pack_once(row, row in taken, data, self.packing)
+                    packed = _pack_once(row, row in taken, data, self.packing, f"{tar}:{name}")
                 except _Stranger as stranger:
                     tally.rejects.append((NO_ROW, found, f"{tar}:{name}", str(stranger)))
                 except Refused as refused:
@@ -180,14 +181,14 @@ class _Stranger(Exception):
     """A file in a tar that stands for none of the planned images; its text is the reason."""
 
 
-def _pack_once(row: int, taken: bool, data: bytes | None, packing: PackingConfig) -> Packed:
+def _pack_once(row: int, taken: bool, data: bytes | None, packing: PackingConfig, name: str) -> Packed:
     if row == UNKNOWN:
         raise _Stranger("no row")
     if taken:
         raise _Stranger("duplicate")
     if data is None:
-        raise Refused("too large")
-    return pack_image(data, packing)
+        raise Refused(f"file of more than {LARGEST_MEMBER >> 20} MiB")
+    return pack_image(data, packing, name=name)
 
 
 def part_file(work: Location, number: int, ending: str) -> Location:

@@ -1,0 +1,194 @@
+"""Opening of users' image files: HEIC by an extra, and files of which all but the pixels may be faulty."""
+
+import functools
+import io
+import re
+import struct
+import warnings
+from collections.abc import Mapping
+
+import simplejpeg
+from PIL import Image
+
+ORIENTATION = 0x0112
+"""EXIF tag."""
+HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
+AVIF_BRANDS = frozenset({b"avif", b"avis"})
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation."""
+
+# A warning names no file and stops nothing. What matters is an error, which becomes a reject with its reason.
+warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\.")
+
+
+class Refused(Exception):
+    """A file that holds no usable picture; its text is a short reason that can be counted."""
+
+
+def fault_of(error: Exception) -> str:
+    """Return a decoder's error as one line; raises it again if memory ran out, which says nothing about the image."""
+    if isinstance(error, MemoryError):
+        raise error
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def told_reasons(reasons: Mapping[str, int]) -> str:
+    """Return reasons of refusals with their counts, the most frequent first, in one line."""
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {reason}" for reason, count in ordered)
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Open an image file of any format that Pillow reads, HEIC by the extra `heic`.
+
+    Raises Refused for HEIC without that extra, UnidentifiedImageError for a file of no such format, and whatever
+    Pillow's decoders raise for a damaged one.
+    """
+    heic = is_heif(data) and data[8:12] not in AVIF_BRANDS
+    if heic and not register_heif():
+        raise Refused("HEIC, which needs the package pillow-heif (extra heic)")
+    return Image.open(io.BytesIO(data))
+
+
+def is_heif(data: bytes) -> bool:
+    """Return whether data begins as an AVIF or HEIC file does."""
+    return data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS | AVIF_BRANDS
+
+
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Return an image turned as its EXIF orientation asks for."""
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def read_orientation(image: Image.Image) -> int:
+    """Return an image's EXIF orientation, 1 to 8; 1 if its EXIF block has none or cannot be read.
+
+    No other tag matters: a block with odd values says nothing about the pixels. Pillow turns TIFF as it loads it: load
+    the image first.
+    """
+    try:
+        value = image.getexif().get(ORIENTATION)
+    except Exception:
+        value = None
+    if value is None and image.format != "TIFF":
+        value = _find_orientation(image.info.get("exif") or b"")
+    return value if isinstance(value, int) and value in TURNS else 1
+
+
+def _find_orientation(exif: bytes) -> int | None:
+    """Return the orientation of an EXIF block by its entry alone: Pillow stops at the first entry that is damaged."""
+    block = exif.removeprefix(b"Exif\x00\x00")
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None:
+        return None
+    try:
+        (start,) = struct.unpack_from(order + "I", block, 4)
+        (entries,) = struct.unpack_from(order + "H", block, start)
+        for position in range(start + 2, start + 2 + 12 * entries, 12):
+            tag, kind, count, value = struct.unpack_from(order + "HHIH", block, position)
+            if (tag, kind, count) == (ORIENTATION, 3, 1):
+                return value
+    except struct.error:
+        pass
+    return None
+
+
+def without_faults(data: bytes) -> bytes | None:
+    """Return an image file without its metadata and with its end, for one that could not be decoded; None if that cannot help.
+
+    The orientation is kept as far as it can be read. A JPEG is returned only if all of its pixels are there.
+    """
+    if data.startswith(b"\xff\xd8"):
+        return _clean_jpeg(data)
+    if is_heif(data):
+        # AVIF and HEIC store the orientation outside of EXIF. An item of an unknown type is passed over.
+        cleaned = re.sub(rb"(infe.{8})Exif", rb"\1skip", data, flags=re.DOTALL)
+        return cleaned if cleaned != data else None
+    return None
+
+
+def decodes_strictly(data: bytes) -> bool:
+    """Return whether the decoder of training takes the whole JPEG without a warning."""
+    try:
+        _, _, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        simplejpeg.decode_jpeg(
+            data, "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB", fastdct=True, fastupsample=True
+        )
+    except Exception as error:
+        fault_of(error)
+        return False
+    return True
+
+
+@functools.cache
+def register_heif() -> bool:
+    """Make Pillow read HEIC; returns whether the package for it is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def _clean_jpeg(data: bytes) -> bytes | None:
+    """Return a JPEG with its orientation as its only metadata and with an end marker; None if pixels are missing."""
+    position, kept = 2, [b"\xff\xd8"]
+    while data[position : position + 1] == b"\xff" and position + 4 <= len(data):
+        marker = data[position + 1]
+        if marker == 0xFF:  # a fill byte
+            position += 1
+            continue
+        if marker == 0xDA:
+            break
+        segment = data[position : position + 2 + int.from_bytes(data[position + 2 : position + 4])]
+        if _is_needed(marker, segment[4:]):
+            kept.append(segment)
+        position += len(segment)
+    scans = data[position:]
+    if b"\xff\xd9" not in scans:
+        scans = scans.removesuffix(b"\xff") + b"\xff\xd9"
+    cleaned = b"".join(kept) + scans
+    return cleaned if _has_all_scans(cleaned) and decodes_strictly(cleaned) else None
+
+
+def _is_needed(marker: int, payload: bytes) -> bool:
+    """Return whether a JPEG segment decides about the pixels or the orientation."""
+    if marker == 0xE1:
+        return payload.startswith(b"Exif\x00\x00")
+    if marker == 0xE0:
+        return payload.startswith(b"JFIF") and len(payload) >= 14
+    if marker == 0xEE:  # which says how colours are stored
+        return payload.startswith(b"Adobe") and len(payload) >= 12
+    return not (0xE0 <= marker <= 0xEF or marker == 0xFE)
+
+
+def _has_all_scans(data: bytes) -> bool:
+    """Return whether the scans of a JPEG give every coefficient of every component to its last bit.
+
+    The decoder does not miss scans: a progressive file that ends between two of them only looks coarse.
+    """
+    missing_bits: dict[int, list[int]] = {}
+    position = 2
+    while (found := re.compile(rb"\xff[\x01-\xcf\xda-\xfe]").search(data, position)) is not None:
+        marker, start = data[found.start() + 1], found.end()
+        payload = data[start + 2 : start + int.from_bytes(data[start : start + 2])]
+        position = max(start + 2, start + 2 + len(payload))
+        try:
+            if marker in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA):
+                missing_bits = {payload[6 + 3 * number]: [99] * 64 for number in range(payload[5])}
+            elif marker == 0xDA:
+                first, last, bits = struct.unpack_from("BBB", payload, 1 + 2 * payload[0])
+                for number in range(payload[0]):
+                    missing_bits[payload[1 + 2 * number]][first : last + 1] = [bits & 15] * (last + 1 - first)
+        except (IndexError, KeyError, struct.error):
+            return False
+    return bool(missing_bits) and not any(map(any, missing_bits.values()))
