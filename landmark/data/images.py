@@ -1,4 +1,4 @@
-"""Pictures of any format become what shards hold: upright RGB JPEG, no larger than needed."""
+"""Pictures of any format that Pillow reads become what shards hold: upright RGB JPEG, no larger than needed."""
 
 from dataclasses import dataclass
 

@@ -157,6 +157,8 @@ def test_the_command_line_names_the_reference_subset():
 
 def test_a_fingerprint_holds_what_decides_the_content(tmp_path: Path):
     plain = fingerprint(PrepareConfig(output="a"))
+    assert "max_megapixels" not in plain["packing"], "datasets made before it was an option are recognised"
+    assert fingerprint(PrepareConfig(output="a", packing=PackingConfig(max_megapixels=7))) != plain
     assert set(plain) == {"source", "synthetic", "split", "packing", "seed"}
     subset = fingerprint(PrepareConfig(output="b", subset=SubsetConfig(classes=5)))
     assert subset["subset"]["classes"] == 5

@@ -1,6 +1,7 @@
 """The gallery: kept, grown by classes that the model was not trained on, made again for other weights; and predictions by it."""
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from landmark.cli import main
 from landmark.config import EvaluateConfig, IndexConfig, PredictConfig, UserError
@@ -129,13 +131,18 @@ def test_predictions_are_the_model_s_own_and_stored_in_either_form(run, tmp_path
     for label in range(4):
         (place / f"{label}.jpg").write_bytes(picture(label, 900, 40))
     (place / "broken.jpg").write_bytes(b"no picture")
+    Image.new("1", (1500, 1000)).save(place / "large.png")
     (place / ".hidden.jpg").write_bytes(b"no picture")
     ask = {"checkpoint": run, "images": str(place.parent), "guesses": 3}
-    table = predict(PredictConfig(output=str(tmp_path / "out"), **ask))
+    table = predict(PredictConfig(output=str(tmp_path / "out"), max_megapixels=1, **ask))
     assert table.column_names == ["image_id", "label", "landmark_id", "name", "score", *extra(3)]
     assert table["image_id"].to_pylist() == [f"below/{label}.jpg" for label in range(4)]
     assert table["name"].to_pylist() == ["c0", "c1", "c2", "c3"] == table["landmark_id"].to_pylist()
-    assert "4 images; 1 could not be read" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 images; 2 could not be read" in printed
+    for reject in ("1 not an image (below/broken.jpg)", "1 too large (max_megapixels is 1) (below/large.png)"):
+        assert reject in printed
+    (place / "large.png").unlink()
     assert pq.read_table(tmp_path / "out" / "predictions.parquet").equals(table)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"predictions.parquet", "embeddings.parquet"}
     embeddings = pq.read_table(tmp_path / "out" / "embeddings.parquet")
@@ -207,6 +214,18 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
         ([*base, str(empty), "--neighbours", "0"], 2, "neighbours is 0; expected 1 or more"),
         (["index", "--checkpoint", str(empty)], 1, "empty: holds no meta.json, run.json or study.json"),
         (["index", "--checkpoint", run, "--add", str(empty)], 1, "empty: holds no file"),
+        ([*base, str(tmp_path / "dataset"), "--max-megapixels", "9"], 1, "max_megapixels applies to a folder of image"),
+        ([*base, str(empty), "--max-megapixels", "0"], 2, "max_megapixels is 0; expected 1 to 4000"),
+        (
+            ["index", "--checkpoint", run, "--max-megapixels", "9"],
+            2,
+            "max_megapixels applies to a folder of images to add",
+        ),
+        (
+            ["evaluate", "--checkpoint", run, "--max-megapixels", "9"],
+            2,
+            "max_megapixels applies to a folder of distractors",
+        ),
     ):
         assert main(arguments) == code
         error = capsys.readouterr().err
@@ -232,6 +251,15 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
     (folder / "gallery.json").write_text('{"version": 1, "revision": 1, "folder": "x", "weights": ""}')
     assert main(["index", "--checkpoint", run]) == 1
     assert "gallery.json: no images, index_sha256, places; delete" in capsys.readouterr().err
+
+
+def test_a_gallery_remembers_the_limit_of_a_folder_s_images(tmp_path):
+    new_photographs(tmp_path / "added")
+    plain = images.FolderImages.of(locate(str(tmp_path / "added")))
+    limited = dataclasses.replace(plain, max_megapixels=7)
+    assert gallery.images_of(gallery.place_of(limited), "stop") == limited
+    assert "max_megapixels" not in gallery.place_of(plain), "galleries made before hold the folder under this place"
+    assert gallery.images_of(gallery.place_of(plain), "stop") == plain
 
 
 def test_a_full_disk_is_one_line_and_the_gallery_before_stays(run, tmp_path, monkeypatch, capsys):
