@@ -1,7 +1,9 @@
 """Configs of GLDv2's own files and of subsets of any dataset."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -63,6 +65,9 @@ class SubsetConfig:
     tail: Annotated[float, _short("--tail")] = 0.0
     """Exponent of a long tail of the training split's classes: the n-th most frequent keeps n^-tail of the first one's images, of
     those that it has, and at least one; a seeded random choice among them. val and test stay as they are; 0: all are kept."""
+    rule: Literal[1, 2] = 2
+    """How random choices are made. 2: each choice is independent of the others and of the splits. 1: images that the split gave
+    to test and val are chosen first, as in versions that record no rule; resumed runs and studies keep the rule they began with."""
 
     def __post_init__(self) -> None:
         require(self.min_images >= 1, f"subset.min_images is {self.min_images}; expected 1 or more")
@@ -77,4 +82,20 @@ class SubsetConfig:
 
     def keeps_all(self) -> bool:
         """Return whether nothing is left out."""
-        return self == SubsetConfig()
+        return dataclasses.replace(self, rule=SubsetConfig.rule) == SubsetConfig()
+
+    def is_random(self) -> bool:
+        """Return whether any choice is random, so that seed and rule matter."""
+        random_classes = self.classes is not None and self.choose == "random"
+        return random_classes or self.max_images is not None or self.images is not None or self.tail > 0
+
+
+def recorded_subset(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a subset's mapping as a run, study or dataset recorded it, with its rule: a record without one is of rule 1."""
+    return {"rule": 1, **values}
+
+
+def with_recorded_subset(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded config's mapping with the rule of its subset."""
+    subset = values.get("subset")
+    return {**values, "subset": recorded_subset(subset)} if isinstance(subset, Mapping) else dict(values)

@@ -20,7 +20,7 @@ from landmark.data.decoding import ActorDecoder, Decoded, ThreadDecoder
 from landmark.data.losses import Losses, count_lost, with_images_of
 from landmark.data.plan import RankPlan, Unit, plan_evaluation, plan_training_epoch
 from landmark.data.position import Position
-from landmark.data.randomness import generator
+from landmark.data.randomness import Stream, generator
 from landmark.data.reader import UnitReader, read_by_ray, read_by_thread
 from landmark.data.sampling import EpochRows
 from landmark.data.views import reordered, values
@@ -350,7 +350,7 @@ def _mixed(tables: Iterable[pa.Table], course: _Course, seed: int | None) -> Ite
     while gathered := list(itertools.islice(source, course.window)):
         table = pa.concat_tables(gathered)
         if seed is not None:
-            table = reordered(table, "image", generator(seed, course.epoch, 1 + number).permutation(len(table)))
+            table = reordered(table, "image", generator(seed, Stream.WINDOW_ORDER, course.epoch, number).permutation(len(table)))
         yield table.slice(skipped)
         number, skipped = number + 1, 0
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from landmark.config import UserError
 from landmark.data.dataset import PackedDataset
-from landmark.data.randomness import generator
+from landmark.data.randomness import Stream, generator
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -133,7 +133,7 @@ def plan_training_epoch(
         raise UserError(f"{total} training images for {world_size} workers; use at most {total} workers")
     if not total:
         return RankPlan(units=[], batch_rows=np.zeros(0, dtype=np.int64), shares=np.zeros(0))
-    order = generator(seed, epoch).permutation(len(left.rows))
+    order = generator(seed, Stream.EPOCH_ORDER, epoch).permutation(len(left.rows))
     steps = training_steps(total, world_size, batch_size)
     bounds = _cuts(total, world_size)
     start, stop = int(bounds[rank]), int(bounds[rank + 1])

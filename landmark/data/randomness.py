@@ -1,9 +1,51 @@
-"""Random numbers that are a function of (seed, epoch, sample) and of nothing else."""
+"""Random numbers that are a function of (seed, epoch, sample) or of (seed, purpose, …) and of nothing else."""
+
+import enum
 
 import numpy as np
 import pyarrow as pa
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Stream(enum.IntEnum):
+    """What `generator` is used for. Each use has a key of its own, so that two choices never share their random numbers."""
+
+    SPLIT_OFFSETS = 1
+    """Rounding of each class's share of a split."""
+    PACKING_ORDER = 2
+    """Order of the rows in the shards."""
+    SIZE_SAMPLE = 3
+    """Images that are packed beforehand to estimate a shard's size."""
+    SYNTHETIC_PLAN = 10
+    SYNTHETIC_LANDMARK = 11
+    SYNTHETIC_DUPLICATE = 12
+    SAMPLING = 0x5A17
+    """Repetitions of a sample in an epoch."""
+    MIXING = 0x4D6978
+    """MixUp and CutMix."""
+    SAMPLED_CLASSES = 0x436C6173
+    """Classes that a step's loss compares with."""
+    EPOCH_ORDER = 0x45706F63
+    """Order of the row groups in an epoch."""
+    WINDOW_ORDER = 0x57696E64
+    """Order of the rows in a window of row groups."""
+
+
+class HashStream(enum.IntEnum):
+    """What `hash_strings` is used for: an order of texts by one key says nothing about their order by another."""
+
+    SPLIT = 0
+    """Order in which the groups of a class fill test, val and train. 0 is the key of all hashes before there were streams:
+    splits stay as they were, and so do subsets of rule 1, which used it as well."""
+    SUBSET_CLASSES = 1
+    """Classes that subset.choose random keeps."""
+    SUBSET_MAX_IMAGES = 2
+    """Images per class that subset.max_images keeps."""
+    SUBSET_IMAGES = 3
+    """Images that subset.images keeps."""
+    SUBSET_TAIL = 4
+    """Training images that subset.tail keeps."""
 
 
 def uniforms(seed: int, epoch: int, samples: np.ndarray, count: int) -> np.ndarray:
@@ -20,9 +62,9 @@ def uniforms(seed: int, epoch: int, samples: np.ndarray, count: int) -> np.ndarr
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def generator(seed: int, *stream: int) -> np.random.Generator:
-    """Return a generator for one named stream of a seed, such as (epoch, window)."""
-    return np.random.default_rng([seed & 0xFFFFFFFFFFFFFFFF, *stream])
+def generator(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:
+    """Return the generator of one stream of a seed; numbers: which part of the stream, such as (epoch, window)."""
+    return np.random.default_rng([seed & 0xFFFFFFFFFFFFFFFF, int(stream), *numbers])
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -31,10 +73,10 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def hash_strings(values: pa.Array | pa.ChunkedArray, seed: int) -> np.ndarray:
+def hash_strings(values: pa.Array | pa.ChunkedArray, seed: int, stream: HashStream) -> np.ndarray:
     """Return a seeded hash of each value's text, uint64 (n,): an order that no machine or row order changes.
 
-    FNV-1a over the text's 8-byte words, mixed with the seed; equal texts have equal hashes.
+    FNV-1a over the text's 8-byte words, mixed with the seed and the stream; equal texts have equal hashes.
     """
     array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     text = array.cast(pa.large_string()) if not pa.types.is_large_string(array.type) else array
@@ -54,4 +96,7 @@ def hash_strings(values: pa.Array | pa.ChunkedArray, seed: int) -> np.ndarray:
     with np.errstate(over="ignore"):
         for number, word in enumerate(padded.view("<u8").T):
             hashes = np.where(8 * number < lengths, (hashes ^ word) * np.uint64(0x100000001B3), hashes)
-        return _mix(_mix(hashes + lengths.astype(np.uint64)) + np.uint64(seed & 0xFFFFFFFFFFFFFFFF) * _GAMMA)
+        key = np.asarray([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64) * _GAMMA
+        if stream:
+            key = key ^ _mix(np.asarray([stream], dtype=np.uint64) * _GAMMA)
+        return _mix(_mix(hashes + lengths.astype(np.uint64)) + key)

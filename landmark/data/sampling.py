@@ -7,11 +7,10 @@ import numpy as np
 from landmark.config import SamplingConfig
 from landmark.data.dataset import PackedDataset
 from landmark.data.plan import RowGroups, Rows, Unit
-from landmark.data.randomness import generator
+from landmark.data.randomness import Stream, generator
 
 PASSES = 4
 """Parts of an epoch over which the repetitions of an image are spread; a row group is read at most so often."""
-_STREAM = 0x5A17
 
 
 class EpochRows:
@@ -53,7 +52,7 @@ class EpochRows:
         up or down, and the draws are exactly as many as rows.
         """
         assert self._expected is not None
-        random = generator(self.seed, _STREAM, epoch)
+        random = generator(self.seed, Stream.SAMPLING, epoch)
         order = random.permutation(len(self._expected))
         edges = np.floor(np.cumsum(self._expected[order]) + random.random())
         edges[-1] = self.total  # what rounding of the sum may miss by one

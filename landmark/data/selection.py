@@ -27,7 +27,7 @@ class Selection(Chosen):
         table = dataset.full_catalog(None if every_column else COLUMNS)
         table = table.filter(pa.array(select_images(table, subset, seed))).select(COLUMNS)
         if subset.tail:
-            table = table.filter(pa.array(tail_images(table, subset.tail, seed)))
+            table = table.filter(pa.array(tail_images(table, subset, seed)))
         super().__init__(dataset, table)
         self.subset = subset
         self.subset_seed = seed

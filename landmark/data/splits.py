@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from landmark.config import SplitConfig
-from landmark.data.randomness import generator, hash_strings
+from landmark.data.randomness import HashStream, Stream, generator, hash_strings
 
 TRAIN, VAL, TEST = 0, 1, 2
 
@@ -23,7 +23,7 @@ def split_images(labels: np.ndarray, groups: pa.Array | pa.ChunkedArray, config:
     first_row = np.unique(group, return_index=True)[1]
     size = np.bincount(group)
     owner = labels[first_row]
-    order = np.lexsort((hash_strings(encoded.dictionary, seed), owner))
+    order = np.lexsort((hash_strings(encoded.dictionary, seed, HashStream.SPLIT), owner))
     placed = _fill(owner[order], size[order], config, seed, int(labels.max(initial=-1)) + 1)
     split_of_group = np.empty(len(size), dtype=np.int8)
     split_of_group[order] = placed
@@ -37,7 +37,7 @@ def _fill(owner: np.ndarray, size: np.ndarray, config: SplitConfig, seed: int, c
     before = np.cumsum(size) - size
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
     before = before - np.repeat(before[starts], np.diff(np.append(starts, len(owner))))
-    offset = generator(seed, 1).random(classes)
+    offset = generator(seed, Stream.SPLIT_OFFSETS).random(classes)
     position = (before + size * offset[owner]) / total[owner]
     placed = np.full(len(owner), TRAIN, dtype=np.int8)
     placed[position < config.test + config.val] = VAL

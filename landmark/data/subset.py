@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from landmark.config import SubsetConfig, UserError, nearest
-from landmark.data.randomness import hash_strings
+from landmark.data.randomness import HashStream, hash_strings
 from landmark.storage import Location, locate
 
 _COMPARISONS = {
@@ -25,7 +25,9 @@ def select_images(table: pa.Table, config: SubsetConfig, seed: int) -> np.ndarra
 
     table: image_id string, landmark_id (string or int64), and what the conditions name (license, …). Two are not looked at
     here: the clean list is the source's affair, and a long tail is made by `tail_images`, as it needs the splits. Random choices
-    go by a hash of (seed, image_id) or (seed, landmark_id), so that neither the order of the rows nor the machine matters.
+    go by a hash of (seed, choice, image_id) or (seed, choice, landmark_id), so that neither the order of the rows nor the
+    machine matters, and no choice depends on another one or on the splits. With rule 1 all of them go by the hash that
+    orders the images for the splits.
     """
     kept = np.ones(len(table), dtype=bool)
     if config.licenses:
@@ -38,19 +40,21 @@ def select_images(table: pa.Table, config: SubsetConfig, seed: int) -> np.ndarra
     counts = np.bincount(codes[kept], minlength=len(names))
     chosen = _choose_classes(counts, names, config, seed)
     kept &= chosen[codes]
-    if config.max_images is not None or config.images is not None:
-        kept = _thin(kept, codes, table["image_id"], config, seed)
+    if config.max_images is not None:
+        kept = _limit_classes(kept, codes, table["image_id"], config, seed)
+    if config.images is not None:
+        kept = _limit_total(kept, codes, table["image_id"], config, seed)
     if not kept.any():
         raise UserError("the subset keeps no image; loosen subset.min_images, licenses, landmarks or where")
     return kept
 
 
-def tail_images(table: pa.Table, tail: float, seed: int) -> np.ndarray:
+def tail_images(table: pa.Table, config: SubsetConfig, seed: int) -> np.ndarray:
     """Return which rows a long tail of the training split keeps, with those of the other splits: bool (rows,).
 
     table: image_id string, landmark_id (string or int64), split. Of the N images of the most frequent class in the training
     split the n-th most frequent keeps round(N n^-tail), of those that it has, and at least one: no class is lost. The choice goes
-    by a hash of (seed, image_id), so that a greater exponent keeps a part of what a smaller one keeps.
+    by a hash of (seed, choice, image_id), so that a greater exponent keeps a part of what a smaller one keeps.
     """
     kept = ~pc.equal(table["split"].cast(pa.string()), "train").to_numpy(zero_copy_only=False)
     rows = np.flatnonzero(~kept)
@@ -58,8 +62,9 @@ def tail_images(table: pa.Table, tail: float, seed: int) -> np.ndarray:
     counts = np.bincount(codes[rows], minlength=len(names))
     rank = np.empty(len(counts), dtype=np.int64)
     rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
-    most = np.maximum(np.rint(counts.max() * (rank + 1.0) ** -tail), 1).astype(np.int64)
-    rows, _, place = _places(rows, codes, table["image_id"], seed)
+    most = np.maximum(np.rint(counts.max() * (rank + 1.0) ** -config.tail), 1).astype(np.int64)
+    keys = hash_strings(table["image_id"].take(pa.array(rows)), seed, _stream(config, HashStream.SUBSET_TAIL))
+    rows, _, place = _places(rows, codes, keys)
     kept[rows[place < most[codes[rows]]]] = True
     return kept
 
@@ -90,38 +95,57 @@ def _choose_classes(counts: np.ndarray, names: pa.Array, config: SubsetConfig, s
     if config.choose == "frequent":
         order = available[np.argsort(-counts[available], kind="stable")]
     else:
-        order = available[np.argsort(hash_strings(names.take(pa.array(available)), seed), kind="stable")]
+        keys = hash_strings(names.take(pa.array(available)), seed, _stream(config, HashStream.SUBSET_CLASSES))
+        order = available[np.argsort(keys, kind="stable")]
     chosen[:] = False
     chosen[order[: config.classes]] = True
     return chosen
 
 
-def _thin(kept: np.ndarray, codes: np.ndarray, ids: pa.ChunkedArray, config: SubsetConfig, seed: int) -> np.ndarray:
-    """Keep at most max_images of each class and `images` in all, by the hash of the image ids."""
-    rows, keys, place = _places(np.flatnonzero(kept), codes, ids, seed)
+def _limit_classes(
+    kept: np.ndarray, codes: np.ndarray, ids: pa.ChunkedArray, config: SubsetConfig, seed: int
+) -> np.ndarray:
+    """Keep at most max_images of each class: bool (rows,)."""
+    rows = np.flatnonzero(kept)
+    keys = hash_strings(ids.take(pa.array(rows)), seed, _stream(config, HashStream.SUBSET_MAX_IMAGES))
+    rows, _, place = _places(rows, codes, keys)
+    return _mask(len(kept), rows[place < config.max_images])
+
+
+def _limit_total(
+    kept: np.ndarray, codes: np.ndarray, ids: pa.ChunkedArray, config: SubsetConfig, seed: int
+) -> np.ndarray:
+    """Keep `images` in all, and of each class at least min_images or as many as are possible for all: bool (rows,)."""
+    assert config.images is not None
+    rows = np.flatnonzero(kept)
+    if len(rows) <= config.images:
+        return kept
+    keys = hash_strings(ids.take(pa.array(rows)), seed, _stream(config, HashStream.SUBSET_IMAGES))
+    rows, keys, place = _places(rows, codes, keys)
     classes = int((place == 0).sum())
-    if config.max_images is not None:
-        within = place < config.max_images
-        rows, keys, place = rows[within], keys[within], place[within]
-    if config.images is not None and len(rows) > config.images:
-        least = min(config.min_images, config.images // classes)
-        if least < 1:
-            raise UserError(
-                f"subset.images is {config.images}, but {classes} classes are kept; "
-                "ask for at least one image a class, or set subset.classes"
-            )
-        priority = np.lexsort((keys, place >= least))
-        rows = rows[priority[: config.images]]
-    thinned = np.zeros_like(kept)
-    thinned[rows] = True
-    return thinned
+    least = min(config.min_images, config.images // classes)
+    if least < 1:
+        raise UserError(
+            f"subset.images is {config.images}, but {classes} classes are kept; "
+            "ask for at least one image a class, or set subset.classes"
+        )
+    priority = np.lexsort((keys, place >= least))
+    return _mask(len(kept), rows[priority[: config.images]])
 
 
-def _places(
-    rows: np.ndarray, codes: np.ndarray, ids: pa.ChunkedArray, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the rows by class and hash of the image ids, the hashes, and each row's place in its class from 0."""
-    keys = hash_strings(ids.take(pa.array(rows)), seed)
+def _stream(config: SubsetConfig, stream: HashStream) -> HashStream:
+    """Return the stream of a choice; with rule 1 all choices share that of the splits."""
+    return HashStream.SPLIT if config.rule == 1 else stream
+
+
+def _mask(length: int, rows: np.ndarray) -> np.ndarray:
+    mask = np.zeros(length, dtype=bool)
+    mask[rows] = True
+    return mask
+
+
+def _places(rows: np.ndarray, codes: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows by class and key, their keys, and each row's place in its class from 0."""
     order = np.lexsort((keys, codes[rows]))
     rows, keys = rows[order], keys[order]
     starts = np.flatnonzero(np.diff(codes[rows], prepend=-1))

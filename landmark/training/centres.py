@@ -16,15 +16,12 @@ import numpy as np
 import torch
 
 from landmark.config import Recipe
-from landmark.data.randomness import generator
+from landmark.data.randomness import Stream, generator
 from landmark.models import Classifier, Margin
 from landmark.models.chunks import ChunkedLoss, RowGradient, Shares, Targets
 from landmark.training.feed import upload
 from landmark.training.rows import RowOptimizer, rows_per_chunk
 from landmark.training.session import Session
-
-DRAW = 0x436C6173
-"""Names the stream of random numbers by which classes are drawn."""
 
 
 def drawn_classes(seed: int, step: int, classes: int, share: float) -> np.ndarray:
@@ -35,7 +32,7 @@ def drawn_classes(seed: int, step: int, classes: int, share: float) -> np.ndarra
     if share == 1:
         return np.arange(classes)
     draws = math.ceil(math.log1p(-share) / math.log1p(-1 / classes)) if classes > 1 else 1
-    return np.unique(generator(seed, DRAW, step).integers(0, classes, draws))
+    return np.unique(generator(seed, Stream.SAMPLED_CLASSES, step).integers(0, classes, draws))
 
 
 class Centres:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from landmark.config import AugmentConfig
-from landmark.data.randomness import generator, uniforms
+from landmark.data.randomness import Stream, generator, uniforms
 from landmark.models import MixedLabels
 from landmark.training.feed import DeviceBatch, upload
 
@@ -14,8 +14,6 @@ FIRST_DRAW = 16
 """Number of the first of a sample's random numbers that are drawn here; decoding draws those before it."""
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_ASPECT = 3.3
-MIXING = 0x4D6978
-"""Names the batches' stream of random numbers apart from others of the same seed."""
 
 
 class Preprocess:
@@ -64,7 +62,7 @@ class Augmentation:
         if not (self.config.mixup or self.config.cutmix) or len(inputs) < 2:
             return inputs, None
         first = int(batch.draws[0])
-        return self._mixed(inputs, batch.labels, generator(self.seed, MIXING, batch.host.epoch, first, len(inputs)))
+        return self._mixed(inputs, batch.labels, generator(self.seed, Stream.MIXING, batch.host.epoch, first, len(inputs)))
 
     def _mixed(
         self, inputs: torch.Tensor, labels: torch.Tensor, random: np.random.Generator

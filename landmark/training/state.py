@@ -76,7 +76,7 @@ class RunState:
 
     def _division(self, epoch: int) -> tuple[int, ...]:
         _, batch_size = self.recipe.shape(epoch)
-        return self.session.world_size, batch_size, self.recipe.loader.shuffle_row_groups
+        return self.session.world_size, batch_size, self.recipe.loader.shuffle_row_groups, ORDER_RULE
 
     def load(self, directory: Path) -> None:
         """Take over a checkpoint's weights, state and position."""

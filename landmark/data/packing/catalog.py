@@ -58,7 +58,7 @@ def wanted_images(source: Source, config: PrepareConfig) -> Wanted:
     items = items.append_column("label", pa.array(labels, pa.int32()))
     items = items.append_column("split", pa.DictionaryArray.from_arrays(pa.array(splits, pa.int8()), list(SPLITS)))
     if not brought and config.subset.tail:
-        kept = tail_images(items, config.subset.tail, config.seed)
+        kept = tail_images(items, config.subset, config.seed)
         notes.append(
             f"the long tail keeps {int(kept.sum()):,} of {len(items):,} images, all of val and test among them"
         )

@@ -21,7 +21,7 @@ from landmark.data.packing.gldv2_source import Gldv2Source
 from landmark.data.packing.sources import Source
 from landmark.data.packing.tar_plan import plan_tars
 from landmark.data.packing.units import SIZE_SAMPLES, UNITS_AT_LEAST, WORK_FOLDER, Unit
-from landmark.data.randomness import generator
+from landmark.data.randomness import Stream, generator
 from landmark.storage import Location, NotFound
 
 PLAN_FILE = "plan.parquet"
@@ -143,7 +143,7 @@ def _plan_rows(source: Source, wanted: Wanted, config: PrepareConfig) -> tuple[l
     for number, split in enumerate(SPLITS):
         rows = np.flatnonzero(splits == number)
         if not wanted.in_order:
-            rows = generator(config.seed, 2, number).permutation(rows)
+            rows = generator(config.seed, Stream.PACKING_ORDER, number).permutation(rows)
         for shard, part in enumerate(_even_parts(rows, shard_rows, config.packing.row_group_rows)):
             units.append(Unit(number=len(units), name=f"{shard:05d}", split=split, rows=len(part)))
             order.append(part)
@@ -159,7 +159,7 @@ def rows_per_shard(source: Source, items: pa.Table, packing: PackingConfig, seed
 
     The number of CPUs has no say: the same images give the same shards on any machine.
     """
-    chosen = generator(seed, 3).permutation(len(items))[:SIZE_SAMPLES]
+    chosen = generator(seed, Stream.SIZE_SAMPLE).permutation(len(items))[:SIZE_SAMPLES]
     sizes = []
     reasons: collections.Counter[str] = collections.Counter()
     for row in items.take(pa.array(np.sort(chosen))).to_pylist():

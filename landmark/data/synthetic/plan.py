@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from landmark.config import SyntheticConfig
-from landmark.data.randomness import generator
+from landmark.data.randomness import Stream, generator
 
 LEAST_IMAGES = 3
 """Images of the rarest class, where there are enough: one for each split."""
@@ -18,7 +18,7 @@ def plan_images(config: SyntheticConfig, seed: int) -> pa.Table:
     duplicate_of: the image_id it copies, or null. view_seed: int64, which view; a copy has its source's.
     The last four and true_landmark_id are the truth that detectors of such faults are scored against.
     """
-    rng = generator(seed, 10)
+    rng = generator(seed, Stream.SYNTHETIC_PLAN)
     total = config.images
     shown = np.repeat(np.arange(config.classes), class_counts(config))[rng.permutation(total)]
     ids = _ids(seed, total)

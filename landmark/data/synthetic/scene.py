@@ -8,7 +8,7 @@ import numpy as np
 import simplejpeg
 
 from landmark.config import SyntheticConfig
-from landmark.data.randomness import generator
+from landmark.data.randomness import Stream, generator
 from landmark.data.synthetic.structure import Structure, build_structure
 
 SUPERSAMPLING = 2
@@ -28,7 +28,7 @@ def draw_image(row: Mapping[str, Any], config: SyntheticConfig, seed: int) -> by
     rng = np.random.default_rng([seed & 0xFFFFFFFF, int(row["view_seed"])])
     pixels = _photograph(row, config.image_size, seed, rng)
     if row["duplicate_of"] is not None:
-        return _changed_copy(pixels, generator(seed, 12, int(row["image_id"][:12], 16)))
+        return _changed_copy(pixels, generator(seed, Stream.SYNTHETIC_DUPLICATE, int(row["image_id"][:12], 16)))
     data = simplejpeg.encode_jpeg(pixels, quality=QUALITY, colorspace="RGB", colorsubsampling="420")
     return _break(data, rng) if row["kind"] == "broken" else data
 

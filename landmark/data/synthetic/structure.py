@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from landmark.data.randomness import generator
+from landmark.data.randomness import Stream, generator
 
 MATERIALS = np.array(
     [
@@ -103,7 +103,7 @@ class _Builder:
 @functools.lru_cache(maxsize=4096)
 def build_structure(seed: int, number: int) -> Structure:
     """Build the structure of a class; the same for the same seed and number, on any machine."""
-    rng = generator(seed, 11, number)
+    rng = generator(seed, Stream.SYNTHETIC_LANDMARK, number)
     builder = _Builder(rng)
     wall = MATERIALS[rng.integers(len(MATERIALS))] * rng.uniform(0.88, 1.08) + rng.uniform(-8, 8, 3)
     roof = ROOFS[rng.integers(len(ROOFS))] * rng.uniform(0.9, 1.1)
