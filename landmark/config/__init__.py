@@ -21,7 +21,13 @@ from landmark.config.recipe import EarlyStoppingConfig, ModelConfig, Recipe
 from landmark.config.report import ReportConfig
 from landmark.config.secrets import mask_credentials
 from landmark.config.space import BudgetConfig, SchedulerConfig, SearcherConfig, SpaceConfig
-from landmark.config.subset import Gldv2Config, SubsetConfig
+from landmark.config.subset import (
+    Gldv2Config,
+    SubsetConfig,
+    recorded_subset,
+    resumed_subset,
+    with_recorded_subset,
+)
 from landmark.config.verbs import (
     CheckpointConfig,
     TrainConfig,
@@ -78,6 +84,9 @@ __all__ = [
     "nearest",
     "parse_mapping",
     "parse_yaml",
+    "recorded_subset",
+    "resumed_subset",
     "to_mapping",
     "to_yaml",
+    "with_recorded_subset",
 ]

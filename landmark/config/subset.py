@@ -9,6 +9,11 @@ import tyro
 
 from landmark.config.errors import require
 
+RULE_NOTE = (
+    "its subset was chosen by rule {recorded} of subset.rule, which it keeps: images of test and val were chosen before those "
+    "of train; a new --name or --output chooses by rule {rule}"
+)
+
 
 def _short(flag: str) -> object:
     """Give a field a flag without its config's prefix on the command line, beside the full one."""
@@ -93,6 +98,17 @@ class SubsetConfig:
 def recorded_subset(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a subset's mapping as a run, study or dataset recorded it, with its rule: a record without one is of rule 1."""
     return {"rule": 1, **values}
+
+
+def resumed_subset(subset: SubsetConfig, recorded: SubsetConfig) -> tuple[SubsetConfig, str]:
+    """Return the subset of a command that resumes what was recorded, by the recorded rule, and a note where that matters.
+
+    The note is empty where the rules choose alike, or where more than the rule differs, which is for the caller to refuse.
+    """
+    resumed = dataclasses.replace(subset, rule=recorded.rule)
+    if subset == resumed or resumed != recorded:
+        return subset, ""
+    return resumed, RULE_NOTE.format(recorded=recorded.rule, rule=subset.rule) if resumed.is_random() else ""
 
 
 def with_recorded_subset(values: Mapping[str, Any]) -> dict[str, Any]:

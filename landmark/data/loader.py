@@ -350,7 +350,9 @@ def _mixed(tables: Iterable[pa.Table], course: _Course, seed: int | None) -> Ite
     while gathered := list(itertools.islice(source, course.window)):
         table = pa.concat_tables(gathered)
         if seed is not None:
-            table = reordered(table, "image", generator(seed, Stream.WINDOW_ORDER, course.epoch, number).permutation(len(table)))
+            table = reordered(
+                table, "image", generator(seed, Stream.WINDOW_ORDER, course.epoch, number).permutation(len(table))
+            )
         yield table.slice(skipped)
         number, skipped = number + 1, 0
 

@@ -10,7 +10,18 @@ from typing import Any
 
 from ray import tune
 
-from landmark.config import Recipe, TuneConfig, UserError, parse_yaml, to_mapping, to_yaml
+from landmark.config import (
+    Recipe,
+    TuneConfig,
+    UserError,
+    from_mapping,
+    parse_mapping,
+    parse_yaml,
+    resumed_subset,
+    to_mapping,
+    to_yaml,
+    with_recorded_subset,
+)
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
 from landmark.runtime import connect
@@ -92,8 +103,9 @@ def plan_study(config: TuneConfig) -> Study:
     check_grace(space.config.scheduler, max_epochs)
     if space.config.scheduler.name == "pbt":
         changeable(space)
-    datasets = open_datasets(config, space, [plan.dataset for plan in kinds])
     location = locate(config.output) / config.name
+    config = _as_begun(config, location)
+    datasets = open_datasets(config, space, [plan.dataset for plan in kinds])
     if not config.dry_run:
         check_writable(location)
     check_same_study(location, config, space)
@@ -135,12 +147,35 @@ def open_datasets(config: TuneConfig, space: Space, names: Iterable[str | None])
     return opened
 
 
+def _recorded_config(location: Location) -> TuneConfig | None:
+    """Return the config that the study in a folder was begun with; None where there is none."""
+    try:
+        text = (location / "config.yaml").read_text()
+    except NotFound:
+        return None
+    place = f"{location}/config.yaml"
+    return from_mapping(TuneConfig, with_recorded_subset(parse_mapping(text, place)), place)
+
+
+def _as_begun(config: TuneConfig, location: Location) -> TuneConfig:
+    """Return the config with the rule of the subset by which the study in a folder was begun."""
+    before = _recorded_config(location)
+    if before is None:
+        return config
+    subset, note = resumed_subset(config.subset, before.subset)
+    if note:
+        print(f"note: {config.name}: {note}", flush=True)
+    return dataclasses.replace(config, subset=subset)
+
+
 def check_same_study(location: Location, config: TuneConfig, space: Space) -> None:
     """Refuse to go on with a study of the same name that searches something else; its budget may have changed."""
+    before = _recorded_config(location)
     try:
-        before = parse_yaml(TuneConfig, (location / "config.yaml").read_text(), f"{location}/config.yaml")
         text = (location / "space.yaml").read_text()
     except NotFound:
+        return
+    if before is None:
         return
     other = [key for key in SAME if getattr(before, key) != getattr(_absolute(config), key)]
     spaces = [parse_yaml(type(space.config), part, f"{location}/space.yaml") for part in (text, space.text)]

@@ -12,7 +12,17 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from landmark.config import Recipe, SubsetConfig, UserError, from_mapping, load_yaml, parse_yaml, to_mapping, to_yaml
+from landmark.config import (
+    Recipe,
+    SubsetConfig,
+    UserError,
+    from_mapping,
+    load_yaml,
+    parse_yaml,
+    to_mapping,
+    to_yaml,
+    with_recorded_subset,
+)
 from landmark.data.dataset import PackedDataset
 from landmark.models import build_model
 from landmark.storage import Location, NotFound, locate
@@ -136,7 +146,7 @@ def read_meta(checkpoint: Location) -> CheckpointMeta:
         ) from None
     except json.JSONDecodeError as error:
         raise UserError(f"{checkpoint}/meta.json: not JSON ({error}); use another checkpoint") from None
-    return from_mapping(CheckpointMeta, values, f"{checkpoint}/meta.json")
+    return from_mapping(CheckpointMeta, with_recorded_subset(values), f"{checkpoint}/meta.json")
 
 
 def weights_digest(checkpoint: Location) -> str:

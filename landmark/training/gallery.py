@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from usearch.index import Index
 
-from landmark.config import PackingConfig, SubsetConfig, UserError, from_mapping
+from landmark.config import PackingConfig, SubsetConfig, UserError, from_mapping, recorded_subset
 from landmark.data.dataset import PackedDataset, read_table, write_table
 from landmark.data.selection import open_dataset
 from landmark.evaluation.neighbours import add_embeddings, new_index, search_index, vote
@@ -287,7 +287,7 @@ def images_of(place: dict[str, Any], damaged: Literal["stop", "skip"]) -> Images
     if "folder" in place:
         found = FolderImages.of(locate(place["folder"]), max_megapixels=place.get("max_megapixels"))
         return dataclasses.replace(found, short_side=place["short_side"], quality=place["quality"])
-    subset = from_mapping(SubsetConfig, place["subset"], f"the subset of {place['dataset']}")
+    subset = from_mapping(SubsetConfig, recorded_subset(place["subset"]), f"the subset of {place['dataset']}")
     return SplitImages.of(open_dataset(place["dataset"], subset, place["subset_seed"]), place["split"], damaged)
 
 

@@ -62,7 +62,9 @@ class Augmentation:
         if not (self.config.mixup or self.config.cutmix) or len(inputs) < 2:
             return inputs, None
         first = int(batch.draws[0])
-        return self._mixed(inputs, batch.labels, generator(self.seed, Stream.MIXING, batch.host.epoch, first, len(inputs)))
+        return self._mixed(
+            inputs, batch.labels, generator(self.seed, Stream.MIXING, batch.host.epoch, first, len(inputs))
+        )
 
     def _mixed(
         self, inputs: torch.Tensor, labels: torch.Tensor, random: np.random.Generator

@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from landmark.config import ModelConfig, TrainConfig, UserError, parse_yaml, to_mapping, to_yaml
+from landmark.config import (
+    ModelConfig,
+    TrainConfig,
+    UserError,
+    from_mapping,
+    parse_mapping,
+    resumed_subset,
+    to_mapping,
+    to_yaml,
+    with_recorded_subset,
+)
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
 from landmark.environment import describe_environment
@@ -51,7 +61,7 @@ def run_training(config: TrainConfig) -> RunResult:
     refused. Raises UserError for anything the user can mend.
     """
     start = time.monotonic()
-    config = absolute_paths(config)
+    config = _as_begun(absolute_paths(config))
     if not config.workers.in_process:
         # Here and below Ray is imported where several workers need it: one worker trains without it.
         from landmark.training.backends import check_backend
@@ -125,13 +135,32 @@ def _fit_workers(config: TrainConfig, run: Location) -> None:
     fit_workers(config, run, shown=True)
 
 
-def _check_same_run(run: Location, config: TrainConfig) -> None:
-    """Refuse to go on with a run of the same name that learns something else."""
+def recorded_config(run: Location) -> TrainConfig | None:
+    """Return the config that a run of this folder was begun with; None where there is none."""
     try:
         text = (run / "config.yaml").read_text()
     except NotFound:
+        return None
+    place = f"{run}/config.yaml"
+    return from_mapping(TrainConfig, with_recorded_subset(parse_mapping(text, place)), place)
+
+
+def _as_begun(config: TrainConfig) -> TrainConfig:
+    """Return the config with the rule of the subset by which a run of the same name was begun."""
+    before = recorded_config(locate(config.output) / config.name)
+    if before is None:
+        return config
+    subset, note = resumed_subset(config.subset, before.subset)
+    if note:
+        print(f"note: {config.name}: {note}", flush=True)
+    return dataclasses.replace(config, subset=subset)
+
+
+def _check_same_run(run: Location, config: TrainConfig) -> None:
+    """Refuse to go on with a run of the same name that learns something else."""
+    before = recorded_config(run)
+    if before is None:
         return
-    before = parse_yaml(TrainConfig, text, f"{run}/config.yaml")
     for key in ("dataset", "subset", "subset_seed", "model", "optimizer", "sampling", "seed"):
         if getattr(before, key) != getattr(config, key):
             raise UserError(

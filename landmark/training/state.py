@@ -32,6 +32,9 @@ from landmark.training.steps import TrainStep, TrainTotals
 
 STATE_LAYOUT = 1
 """Version of what a checkpoint's state holds."""
+ORDER_RULE = 2
+"""Version of the order in which an epoch shows images. A checkpoint within an epoch of another order, or of none that is
+recorded, resumes with what is left of the epoch, divided again."""
 NO_TOTALS = TrainTotals(loss=0.0, hits=0.0, rows=0)
 
 

@@ -1,10 +1,12 @@
 """Class folders: listed exactly, ids unique, mistakes named."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from landmark.config import UserError
+from landmark.config import PrepareConfig, SubsetConfig, UserError
+from landmark.data.packing.plan import fingerprint, recorded_settings
 from landmark.data.packing.sources import class_labels, folder_source
 
 
@@ -72,3 +74,16 @@ def test_folders_that_are_no_dataset_are_named(tmp_path: Path, paths, folders, m
 def test_a_missing_folder_is_named(tmp_path: Path):
     with pytest.raises(UserError, match="none: no such file or folder"):
         folder_source(str(tmp_path / "none"), None).items()
+
+
+def test_a_dataset_of_an_older_version_keeps_its_subset():
+    """Neither a finished nor an unfinished dataset that records no rule is of other settings; a note says what it holds."""
+    config = PrepareConfig(output="o", source="synthetic", subset=SubsetConfig(images=500))
+    saved = fingerprint(config)
+    assert recorded_settings(saved, config) == (True, "")
+    del saved["subset"]["rule"]
+    same, note = recorded_settings(saved, config)
+    assert same and "chosen by rule 1" in note
+    assert recorded_settings(saved, dataclasses.replace(config, subset=SubsetConfig(images=501))) == (False, "")
+    del saved["packing"]["quality"]
+    assert recorded_settings(saved, config)[0], "a setting that the version did not have has its default"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from landmark.cli import parse
 from landmark.config import SubsetConfig, TrainConfig, UserError
-from landmark.data.randomness import hash_strings
+from landmark.data.randomness import HashStream, hash_strings
 from landmark.data.subset import select_images, tail_images
 
 
@@ -143,7 +143,7 @@ def split_images(train: list[int], others: list[int]) -> pa.Table:
 )
 def test_a_long_tail_keeps_a_power_of_the_rank_of_what_a_class_has(tail, expected):
     table = split_images([60, 100, 3, 40, 100], [5, 4, 3, 2, 1])
-    mask = tail_images(table, tail, seed=0)
+    mask = tail_images(table, SubsetConfig(tail=tail), seed=0)
     assert mask[303:].all() and len(mask) == 303 + 30
     assert kept_counts(table, mask & (np.arange(len(table)) < 303)) == {f"L{i}": n for i, n in enumerate(expected)}
 
@@ -151,19 +151,23 @@ def test_a_long_tail_keeps_a_power_of_the_rank_of_what_a_class_has(tail, expecte
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.floats(0, 2), st.randoms(use_true_random=False))
 def test_a_long_tail_loses_no_class_and_goes_by_the_images_alone(counts, tail, shuffler):
     table = split_images(counts, [1] * len(counts))
-    mask = tail_images(table, tail, seed=3)
+    mask = tail_images(table, SubsetConfig(tail=tail), seed=3)
     assert set(kept_counts(table, mask)) == {f"L{number}" for number in range(len(counts))}
     train = np.arange(len(table)) < sum(counts)
     assert set(kept_counts(table, mask & train)) == {f"L{number}" for number, count in enumerate(counts) if count}
     assert (mask & train).sum() <= sum(counts) and mask[~train].all()
     order = list(range(len(table)))
     shuffler.shuffle(order)
-    assert set(np.array(order)[tail_images(table.take(order), tail, seed=3)]) == set(np.flatnonzero(mask))
+    assert set(np.array(order)[tail_images(table.take(order), SubsetConfig(tail=tail), seed=3)]) == set(
+        np.flatnonzero(mask)
+    )
 
 
 def test_a_longer_tail_is_a_part_of_a_shorter_one_and_a_seed_is_a_choice():
     table = split_images([50, 40, 30, 20], [2] * 4)
-    short, long, other = (tail_images(table, tail, seed) for tail, seed in ((0.5, 0), (1.5, 0), (1.5, 1)))
+    short, long, other = (
+        tail_images(table, SubsetConfig(tail=tail), seed) for tail, seed in ((0.5, 0), (1.5, 0), (1.5, 1))
+    )
     assert not (long & ~short).any() and long.sum() < short.sum()
     assert long.sum() == other.sum() and (long != other).any()
 
@@ -178,6 +182,6 @@ def test_a_tail_out_of_range_is_one_line(tail):
 
 @given(st.lists(st.text(max_size=20), max_size=20), st.integers(0, 2**40))
 def test_a_hash_is_of_the_text_alone(texts, seed):
-    together = hash_strings(pa.array(texts, pa.string()), seed)
-    assert together.tolist() == [int(hash_strings(pa.array([text]), seed)[0]) for text in texts]
+    together = hash_strings(pa.array(texts, pa.string()), seed, HashStream.SPLIT)
+    assert together.tolist() == [int(hash_strings(pa.array([text]), seed, HashStream.SPLIT)[0]) for text in texts]
     assert len(set(together.tolist())) == len(set(texts))

@@ -1,16 +1,19 @@
 """Subsets end to end: trained on without repacking, evaluated on the same rows, searched, written out."""
 
 import csv
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from landmark.cli import main
-from landmark.config import SubsetConfig
+from landmark.config import SubsetConfig, TuneConfig, to_yaml
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import Selection
+from landmark.search.study import plan_study
 from landmark.training.checkpoints import read_meta, resolve_checkpoint
 from tests.packed import write_packed
 
@@ -42,6 +45,40 @@ def test_a_run_on_a_subset_is_evaluated_on_the_same_rows(small_dataset, tmp_path
     assert main(["evaluate", "--checkpoint", str(tmp_path / "train")]) == 0
     metrics = json.loads((tmp_path / "train" / "evaluation-test" / "metrics.json").read_text())
     assert (metrics["rows"], metrics["classes"]) == (chosen.split("test").rows, 4)
+
+
+def test_a_run_of_an_older_version_keeps_its_subset(tmp_path, capsys):
+    """It records no rule: its images were chosen by rule 1, whatever a new run would choose."""
+    dataset = write_packed(tmp_path / "d", {"train": [80, 40], "val": [40], "test": [40]}, classes=6)
+    run = ["train", "--dataset", dataset.location.uri, "--output", str(tmp_path), "--images", "60", *FAST]
+    assert main([*run, "--subset.rule", "1"]) == 0
+    config = tmp_path / "train" / "config.yaml"
+    recorded = config.read_text()
+    config.write_text(recorded.replace("  rule: 1\n", ""))
+    exported = shutil.copytree(resolve_checkpoint(str(tmp_path / "train")).uri, tmp_path / "exported")
+    meta = json.loads((exported / "meta.json").read_text())
+    assert meta["subset"].pop("rule") == 1
+    (exported / "meta.json").write_text(json.dumps(meta))
+    old, new = (Selection(dataset, SubsetConfig(images=60, rule=rule), 0) for rule in (1, 2))
+    capsys.readouterr()
+    assert main(["evaluate", "--checkpoint", str(exported), "--output", str(tmp_path / "e")]) == 0
+    rows = json.loads((tmp_path / "e" / "metrics.json").read_text())["rows"]
+    assert rows == old.split("test").rows != new.split("test").rows
+    assert main(run) == 0
+    assert "train: its subset was chosen by rule 1" in capsys.readouterr().out
+    assert config.read_text() == recorded
+    assert main([*run, "--name", "fresh"]) == 0
+    assert read_meta(resolve_checkpoint(str(tmp_path / "fresh"))).subset == new.subset
+
+
+def test_a_study_of_an_older_version_keeps_its_subset(small_dataset, tmp_path, capsys):
+    config = TuneConfig(dataset=small_dataset, output=str(tmp_path), subset=SubsetConfig(images=300), test="none")
+    begun = dataclasses.replace(config, subset=SubsetConfig(images=300, rule=1))
+    (tmp_path / "tune").mkdir()
+    (tmp_path / "tune" / "config.yaml").write_text(to_yaml(begun).replace("  rule: 1\n", ""))
+    assert plan_study(config).datasets[None].subset == begun.subset
+    assert "tune: its subset was chosen by rule 1" in capsys.readouterr().out
+    assert plan_study(dataclasses.replace(config, name="fresh")).datasets[None].subset == config.subset
 
 
 def test_several_workers_train_on_a_subset_and_count_what_a_damaged_shard_loses(ray_cluster, tmp_path, capfd):

@@ -111,7 +111,7 @@ def test_a_run_cut_off_inside_epochs_equals_an_undisturbed_one(dataset, tmp_path
 
 
 def test_one_line_and_a_checkpoint_before_it_where_the_loss_is_not_finite(dataset, tmp_path):
-    bad = config(dataset, tmp_path, optimizer=OptimizerConfig(name="sgd", lr=1e9), epochs=1)
+    bad = config(dataset, tmp_path, optimizer=OptimizerConfig(name="sgd", lr=1e12), epochs=1)
     with pytest.raises(
         UserError, match=r"the loss became (nan|inf) in epoch 1 \(step \d+\); lower optimizer.lr"
     ) as error:

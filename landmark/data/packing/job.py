@@ -13,7 +13,7 @@ from landmark.config import PrepareConfig, UserError
 from landmark.data.dataset import PackedDataset, read_table
 from landmark.data.packing.finish import finish
 from landmark.data.packing.join import Figures, drop_duplicates, find_missing, part_rejects
-from landmark.data.packing.plan import Plan, fingerprint, load_or_make
+from landmark.data.packing.plan import Plan, load_or_make, recorded_settings
 from landmark.data.packing.sources import Source
 from landmark.data.packing.units import PARTS_FOLDER, WORK_FOLDER
 from landmark.data.packing.worker import NO_ROW, Packer, part_file
@@ -53,15 +53,7 @@ def pack_dataset(output: Location, source: Source, config: PrepareConfig) -> Pac
     """
     start = time.monotonic()
     if (done := _finished(output, config)) is not None:
-        return PackingResult(
-            dataset=done,
-            packed=0,
-            rejects=_count_rejects(done),
-            seconds=0.0,
-            bytes_in=0,
-            bytes_out=_size(done),
-            notes=[],
-        )
+        return done
     check_writable(output)
     plan = load_or_make(output, source, config)
     figures = _read_figures(output, plan)
@@ -84,14 +76,23 @@ def pack_dataset(output: Location, source: Source, config: PrepareConfig) -> Pac
     )
 
 
-def _finished(output: Location, config: PrepareConfig) -> PackedDataset | None:
+def _finished(output: Location, config: PrepareConfig) -> PackingResult | None:
     """Return the finished dataset in `output`, if there is one of the same settings."""
     if not (output / "manifest.json").exists():
         return None
     dataset = PackedDataset.open(output.uri)
-    if dataset.manifest.source != fingerprint(config):
+    same, note = recorded_settings(dataset.manifest.source, config)
+    if not same:
         raise UserError(f"{output}: holds a dataset of other settings; choose another --output, or delete it first")
-    return dataset
+    return PackingResult(
+        dataset=dataset,
+        packed=0,
+        rejects=_count_rejects(dataset),
+        seconds=0.0,
+        bytes_in=0,
+        bytes_out=_size(dataset),
+        notes=[note] if note else [],
+    )
 
 
 def _read_figures(output: Location, plan: Plan) -> Figures:

@@ -1,9 +1,11 @@
 """The packing plan: every image's label, split and shard, decided once and saved, so that a killed job goes on."""
 
 import collections
+import dataclasses
 import itertools
 import json
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from landmark.config import PackingConfig, PrepareConfig, UserError, to_mapping
-from landmark.config.dataset import MAX_MEGAPIXELS
+from landmark.config import (
+    PackingConfig,
+    PrepareConfig,
+    UserError,
+    from_mapping,
+    resumed_subset,
+    to_mapping,
+    with_recorded_subset,
+)
 from landmark.data.dataset import REJECTS_SCHEMA, SPLITS, read_parquet, read_table, write_table
 from landmark.data.image_files import Refused, told_reasons
 from landmark.data.images import pack_image
@@ -62,11 +71,22 @@ def fingerprint(config: PrepareConfig) -> dict[str, Any]:
     if config.subset.keeps_all():
         left_out.add("subset")
     checks = {"packing": ("max_reject_share",), "gldv2": ("max_fault_share", "check_md5")}
-    if config.packing.max_megapixels == MAX_MEGAPIXELS:
-        checks["packing"] += ("max_megapixels",)  # datasets are recognised that were made before it was an option
     for name, keys in checks.items():
         values[name] = {key: value for key, value in values[name].items() if key not in keys}
     return {key: value for key, value in values.items() if key not in left_out}
+
+
+def recorded_settings(saved: Mapping[str, Any], config: PrepareConfig) -> tuple[bool, str]:
+    """Return whether a recorded fingerprint is that of a config, and a note where the rule of its subset is an older one.
+
+    Settings that the record does not know have their defaults: an older version made it.
+    """
+    try:
+        before = from_mapping(PrepareConfig, {**with_recorded_subset(saved), "output": config.output}, config.output)
+    except UserError:  # of a newer version
+        return False, ""
+    subset, note = resumed_subset(config.subset, before.subset)
+    return fingerprint(before) == fingerprint(dataclasses.replace(config, subset=subset)), note
 
 
 def load_or_make(output: Location, source: Source, config: PrepareConfig) -> Plan:
@@ -79,12 +99,16 @@ def load_or_make(output: Location, source: Source, config: PrepareConfig) -> Pla
         saved = json.loads((work / "plan.json").read_text())
     except NotFound:
         return _make(work, source, config)
-    if saved["config"] != fingerprint(config):
+    same, note = recorded_settings(saved["config"], config)
+    if not same:
         raise UserError(
             f"{output}: holds an unfinished dataset of other settings; run `landmark prepare` as before, or choose "
             "another --output"
         )
-    return _plan(saved)
+    plan = _plan(saved)
+    if note:
+        plan.notes.append(note)
+    return plan
 
 
 def read_unit(work: Location, unit: Unit) -> pa.Table:
