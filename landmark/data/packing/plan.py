@@ -22,6 +22,7 @@ from landmark.config import (
     to_mapping,
     with_recorded_subset,
 )
+from landmark.config.dataset import MAX_MEGAPIXELS
 from landmark.data.dataset import REJECTS_SCHEMA, SPLITS, read_parquet, read_table, write_table
 from landmark.data.image_files import Refused, told_reasons
 from landmark.data.images import pack_image
@@ -71,6 +72,8 @@ def fingerprint(config: PrepareConfig) -> dict[str, Any]:
     if config.subset.keeps_all():
         left_out.add("subset")
     checks = {"packing": ("max_reject_share",), "gldv2": ("max_fault_share", "check_md5")}
+    if config.packing.max_megapixels == MAX_MEGAPIXELS:
+        checks["packing"] += ("max_megapixels",)  # datasets are recognised that were made before it was an option
     for name, keys in checks.items():
         values[name] = {key: value for key, value in values[name].items() if key not in keys}
     return {key: value for key, value in values.items() if key not in left_out}
