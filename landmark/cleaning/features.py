@@ -1,5 +1,6 @@
 """Features: what cleaning knows of each image - hashes, how it looks, its embedding - kept in parts, so that it goes on."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from landmark.progress import Progress
 from landmark.storage import Location, NotFound
 from landmark.training.checkpoints import load_model, resolve_checkpoint
 from landmark.training.local import default_device
+from landmark.training.precision import inference_precision
 from landmark.training.preprocess import Preprocess
 
 IMAGENET_CLASSES = 1000
@@ -175,6 +177,7 @@ def _extracted(
     device = default_device()
     embedder = model.embedder.to(device).to(memory_format=torch.channels_last)
     preprocess = Preprocess(model.mean, model.std, device)
+    precision = inference_precision(device, embedder, model.image_size)
 
     def looked(unit: Unit) -> tuple[pa.Table, np.ndarray, list[Look]]:
         table = reader.read(unit)
@@ -189,7 +192,7 @@ def _extracted(
 
     with ThreadPoolExecutor(config.threads, thread_name_prefix="landmark-look") as pool:
         for table, pixels, looks in run_ahead(lambda unit: pool.submit(looked, unit), units, config.threads):
-            with torch.inference_mode():
+            with torch.inference_mode(), precision.autocast() if precision is not None else contextlib.nullcontext():
                 embeddings = torch.cat(
                     [
                         embedder(preprocess(torch.from_numpy(pixels[at : at + config.batch_size]).to(device))).cpu()

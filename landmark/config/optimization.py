@@ -98,7 +98,8 @@ class ComputeConfig:
     """How a step is computed; none of it changes what is learned but by rounding."""
 
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
-    """Autocast. auto: bf16 on GPUs that have it and on CPUs with bf16 instructions, else off; fp16 scales the loss."""
+    """Autocast. auto: bf16 on GPUs that have it and on CPUs with bf16 instructions, fp16 on older GPUs with tensor cores (V100,
+    T4), else off; fp16 scales the loss. off: fp32, on GPUs without TF32."""
     channels_last: bool = True
     """Keep channels last in memory, as convolutions are fastest."""
     compile: bool = False

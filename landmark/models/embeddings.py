@@ -32,7 +32,7 @@ class Embedder(nn.Module):
         """Return the embeddings of the network's last pass, whoever called it; once."""
         features, self._features = self._features, None
         assert features is not None, "the classifier's last layer was not reached"
-        return nn.functional.normalize(pooled(features).float(), dim=1)
+        return nn.functional.normalize(pooled(features.float()), dim=1)
 
     def _keep(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self._features = inputs[0]

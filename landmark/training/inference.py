@@ -30,6 +30,7 @@ from landmark.storage import Location, NotFound, locate, restated
 from landmark.training.checkpoints import load_model, weights_digest
 from landmark.training.images import Images, parts_of
 from landmark.training.local import default_device
+from landmark.training.precision import inference_precision
 from landmark.training.preprocess import Preprocess
 from landmark.training.steps import predict
 
@@ -89,6 +90,7 @@ class Replica:
         model, self.meta = load_model(locate(job.checkpoint))
         self.device = default_device()
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        self.precision = inference_precision(self.device, self.model, self.meta.image_size)
         self.classifier = embedding_classifier(self.model)
         if self.classifier is not None:
             self.classifier.gives_embeddings = True  # its guesses are ranked by chunks of the classes
@@ -107,7 +109,7 @@ class Replica:
         """Return the predictions of a part, as a table whose metadata counts the images lost; stored where there is an output."""
         found = []
         batches = self.reader.batches(part, self.job.parts, tell)
-        for batch, output, labels in predict(self.model, batches, self.preprocess):
+        for batch, output, labels in predict(self.model, batches, self.preprocess, self.precision):
             if not self.job.labelled:
                 labels = torch.full_like(labels, NO_LANDMARK)
             found.append(self._predictions(batch.samples, output, labels))

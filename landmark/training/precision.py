@@ -37,10 +37,12 @@ def _autocast_dtype(
 ) -> torch.dtype | None:
     """Return what autocast computes in; None: no autocast.
 
-    auto: bf16 where the device has instructions for it (emulated it is slower than fp32) and is right at it.
+    auto: what the device has instructions for (emulated it is slower than fp32) and is right at.
     """
-    chosen = {"auto": torch.bfloat16, "off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.amp]
-    if chosen is None or (config.amp == "auto" and not _has_bf16(device)):
+    chosen = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}.get(config.amp)
+    if config.amp == "auto":
+        chosen = fast_dtype(device)
+    if chosen is None:
         return None
     wrong = next(wrong_convolutions(model, image_size), None) if device.type == "cpu" else None
     if wrong is not None and config.amp != "auto":
@@ -95,19 +97,43 @@ def _is_wrong(layer: nn.Conv2d, axis: int, size: int) -> bool:
 
 
 def set_up_device(config: ComputeConfig, device: torch.device) -> None:
-    """Choose, for the whole process, how a GPU's algorithms are chosen, or how a CPU's memory is kept; CPUs are deterministic."""
+    """Choose, for the whole process, how a GPU's algorithms are chosen, or how a CPU's memory is kept; CPUs are deterministic.
+
+    On GPUs products in fp32, such as those of cosine heads, use TF32, unless compute.amp is off.
+    """
     if device.type != "cuda":
         keep_freed_memory()
         return
     if config.deterministic:
         # cuBLAS reads it when its handle is made, at the first product.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_float32_matmul_precision("highest" if config.amp == "off" else "high")
+    torch.backends.cudnn.allow_tf32 = config.amp != "off"
     torch.use_deterministic_algorithms(config.deterministic)
     torch.backends.cudnn.deterministic = config.deterministic
     torch.backends.cudnn.benchmark = not config.deterministic
 
 
-def _has_bf16(device: torch.device) -> bool:
+def inference_precision(device: torch.device, model: nn.Module, image_size: int) -> Precision | None:
+    """Set a GPU up for inference and return what models compute in there: as compute.amp auto has it.
+
+    None on CPUs, for fp32: results there do not depend on the processor.
+    """
+    if device.type != "cuda":
+        return None
+    config = ComputeConfig()
+    set_up_device(config, device)
+    return Precision(config, device, model, image_size)
+
+
+def fast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the half precision that a device is fast at, bf16 where it has both; None where it is fast at neither.
+
+    GPUs have bf16 from compute capability 8.0 (A100) on, and tensor cores for fp16 from 7.0 (V100, T4) on.
+    """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        return torch.float16 if torch.cuda.get_device_capability(device) >= (7, 0) else None
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else None

@@ -29,6 +29,7 @@ from landmark.models.chunks import ranking
 from landmark.training.average import WeightAverage
 from landmark.training.centres import Centres
 from landmark.training.compiler import check_compiler
+from landmark.training.determinism import check_deterministic, replace_pooling
 from landmark.training.feed import DeviceBatch, place, to_device, upload
 from landmark.training.optim import Schedule, build_optimizer, load_optimizer
 from landmark.training.precision import Precision, set_up_device
@@ -78,6 +79,10 @@ class TrainStep:
         self.session = session
         smallest = min(recipe.shape(epoch)[0] for epoch in range(1, recipe.epochs + 1))
         self.precision = Precision(compute, session.device, self.model, smallest)
+        if compute.deterministic and session.device.type == "cuda":
+            replace_pooling(self.model)
+            largest = max(recipe.shape(epoch)[0] for epoch in range(1, recipe.epochs + 1))
+            check_deterministic(self.model, largest, self.precision, recipe.model.backbone)
         self.preprocess = Preprocess(info.mean, info.std, session.device, channels_last=compute.channels_last)
         self.augmentation = Augmentation(recipe.augment, recipe.seed)
         head = recipe.model.head

@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from landmark.config import ComputeConfig, UserError
-from landmark.training.precision import Precision, wrong_convolutions
+from landmark.training.precision import Precision, fast_dtype, inference_precision, set_up_device, wrong_convolutions
 
 CPU = torch.device("cpu")
 
@@ -55,3 +55,39 @@ def test_half_precision_that_would_be_wrong_is_refused_and_not_chosen():
     assert Precision(ComputeConfig(amp="auto"), CPU, model, 16).dtype is None
     assert Precision(ComputeConfig(amp="off"), CPU, model, 64).dtype is None
     assert Precision(ComputeConfig(amp="bf16"), CPU, model, 64).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        ((9, 0), torch.bfloat16),
+        ((8, 0), torch.bfloat16),
+        ((7, 5), torch.float16),
+        ((7, 0), torch.float16),
+        ((6, 1), None),
+    ],
+)
+def test_gpus_without_bf16_take_fp16_where_they_are_fast_at_it(capability, expected, monkeypatch):
+    # The generations of GPUs cannot be here; torch's two questions are answered as they answer.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: capability >= (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    assert fast_dtype(torch.device("cuda", 0)) is expected
+    model = nn.Conv2d(3, 3, 1)
+    for amp, dtype in (("auto", expected), ("off", None)):
+        assert Precision(ComputeConfig(amp=amp), torch.device("cuda", 0), model, 64).dtype is dtype
+
+
+@pytest.mark.parametrize(("amp", "fast"), [("auto", True), ("fp16", True), ("off", False)])
+def test_products_in_fp32_use_tf32_on_gpus_unless_amp_is_off(amp, fast):
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        set_up_device(ComputeConfig(amp=amp), torch.device("cuda", 0))
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == fast
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.backends.cudnn.benchmark = False
+
+
+def test_inference_on_a_cpu_is_fp32():
+    assert inference_precision(CPU, nn.Conv2d(3, 3, 1), 64) is None
