@@ -74,7 +74,7 @@ def ray_readers(place: str, seconds: float) -> dict[str, float]:
 
 def ray_decoders(place: str, seconds: float) -> dict[str, float]:
     """Ours, read and decoded by Ray actors."""
-    from landmark.data.decoding import available_cpus
+    from landmark.cpus import available_cpus
 
     options = {"stream": "ray", "decode": "data", "decoders": available_cpus(), "data_cpus": 0.75, "reader_cpus": 0.25}
     with Store() as store:
@@ -137,14 +137,14 @@ def _decoded(tables: Iterable[Any]) -> Iterator[int]:
     from landmark.data.ahead import run_ahead
     from landmark.data.decoding import ThreadDecoder
 
-    decoder = ThreadDecoder(LoaderConfig(), AugmentConfig(), SEED)
+    decoder = ThreadDecoder(LoaderConfig(), AugmentConfig(), SEED, largest=(LoaderConfig().batch_size, SIZE))
     for pixels, _ in run_ahead(lambda table: decoder.submit(table, 1, SIZE), tables, decoder.ahead):
         yield len(pixels)
 
 
 def limit_threads(place: str, seconds: float) -> dict[str, float]:
     """The limit: the same decoding of the same images, all in memory, by nothing but threads."""
-    from landmark.data.decoding import available_cpus
+    from landmark.cpus import available_cpus
 
     batches = _in_memory(place)
     threads = available_cpus()
@@ -156,7 +156,7 @@ def limit_threads(place: str, seconds: float) -> dict[str, float]:
 
 def limit_processes(place: str, seconds: float) -> dict[str, float]:
     """The limit in processes."""
-    from landmark.data.decoding import available_cpus
+    from landmark.cpus import available_cpus
 
     batches = _in_memory(place)
     processes = available_cpus()
@@ -196,7 +196,7 @@ def _dataloader_batches(folder: str) -> Iterator[int]:
     import torch
     from torchvision import datasets, transforms
 
-    from landmark.data.decoding import available_cpus
+    from landmark.cpus import available_cpus
 
     steps = [
         transforms.RandomResizedCrop(SIZE, scale=(0.35, 1.0)),

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
@@ -21,6 +20,7 @@ from landmark.data.image_files import fault_of
 from landmark.data.images import LARGEST_STORED_PIXELS
 from landmark.data.plan import RowGroups, Unit
 from landmark.data.reader import UnitReader
+from landmark.data.threads import DaemonPool
 from landmark.models import Embedder, build_model, model_info
 from landmark.models.weights import PACKAGED
 from landmark.progress import Progress
@@ -190,7 +190,7 @@ def _extracted(
         ]
         return table, pixels, looks
 
-    with ThreadPoolExecutor(config.threads, thread_name_prefix="landmark-look") as pool:
+    with DaemonPool(config.threads, "landmark-look") as pool:
         for table, pixels, looks in run_ahead(lambda unit: pool.submit(looked, unit), units, config.threads):
             with torch.inference_mode(), precision.autocast() if precision is not None else contextlib.nullcontext():
                 embeddings = torch.cat(

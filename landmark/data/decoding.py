@@ -1,23 +1,29 @@
 """Where batches are decoded: in threads of the training process, or in Ray actors on CPUs elsewhere."""
 
 import collections
+import itertools
 import math
-import os
 import weakref
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 
 import numpy as np
 import pyarrow as pa
 
 from landmark.config import AugmentConfig, LoaderConfig
+from landmark.cpus import available_cpus
 from landmark.data.actors import Actors
 from landmark.data.ahead import Pending
 from landmark.data.decode import decode_batch
+from landmark.data.threads import DaemonPool
 from landmark.data.views import values
 
 Decoded = tuple[np.ndarray, dict[int, str]]
 """uint8 pixels (n, size, size, 3), and what is wrong by row."""
 IDLE_BUFFERS = 16
+SLICE_ROWS = 8
+"""Images that a thread decodes at a time, at least, where the batch has as many."""
+DECODE_BYTES = 1 << 30
+"""Most memory of the batches under way, beside the one that is waited for."""
 
 
 class TableDecoder:
@@ -30,33 +36,93 @@ class TableDecoder:
 
     def decode(self, table: pa.Table, epoch: int, size: int) -> Decoded:
         """Decode column image (no nulls) with the randomness of column draw."""
-        return decode_batch(
-            values(table["image"]),
-            table["draw"].to_numpy(),
-            size,
-            augment=self.augment,
-            seed=self.seed,
-            epoch=epoch,
-            out=self._buffers.take((len(table), size, size, 3)),
-        )
+        pixels = self.memory(len(table), size)
+        return pixels, self.decode_rows(values(table["image"]), table["draw"].to_numpy(), epoch, pixels)
+
+    def memory(self, rows: int, size: int) -> np.ndarray:
+        """Return memory for pixels, uint8 (rows, size, size, 3)."""
+        return self._buffers.take((rows, size, size, 3))
+
+    def decode_rows(self, images: list[memoryview], draws: np.ndarray, epoch: int, out: np.ndarray) -> dict[int, str]:
+        """Decode images into `out`, uint8 (n, size, size, 3); returns what is wrong by row."""
+        size = out.shape[1]
+        return decode_batch(images, draws, size, augment=self.augment, seed=self.seed, epoch=epoch, out=out)[1]
 
 
 class ThreadDecoder:
-    """Decodes in threads of this process."""
+    """Decodes in threads of this process, each batch by several of them.
 
-    def __init__(self, config: LoaderConfig, augment: AugmentConfig | None, seed: int) -> None:
-        self.ahead = config.decode_threads or available_cpus()
+    largest: rows and image size of the largest batch. As many batches are under way as keep the threads busy, and no more
+    than fit into DECODE_BYTES.
+    """
+
+    def __init__(
+        self, config: LoaderConfig, augment: AugmentConfig | None, seed: int, *, largest: tuple[int, int]
+    ) -> None:
+        self.threads = config.decode_threads or available_cpus()
+        rows, _ = largest
+        self.ahead = batches_ahead(-(-self.threads // _slices(rows, self.threads)), largest)
         """Batches to decode at a time, beside the one that is waited for."""
         self._decoder = TableDecoder(augment, seed)
-        self._pool = ThreadPoolExecutor(self.ahead, thread_name_prefix="landmark-decode")
+        self._pool = DaemonPool(self.threads, "landmark-decode")
 
-    def submit(self, table: pa.Table, epoch: int, size: int) -> Future[Decoded]:
+    def submit(self, table: pa.Table, epoch: int, size: int) -> "DecodedSlices":
         """Decode a batch: columns image and draw."""
-        return self._pool.submit(self._decoder.decode, table, epoch, size)
+        images, draws = values(table["image"]), table["draw"].to_numpy()
+        pixels = self._decoder.memory(len(table), size)
+        count = _slices(len(table), self.threads)
+        bounds = [len(table) * part // count for part in range(count + 1)]
+        return DecodedSlices(
+            pixels,
+            {
+                start: self._pool.submit(
+                    self._decoder.decode_rows, images[start:stop], draws[start:stop], epoch, pixels[start:stop]
+                )
+                for start, stop in itertools.pairwise(bounds)
+            },
+        )
 
     def close(self) -> None:
         """End the threads."""
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.close()
+
+
+class DecodedSlices:
+    """A batch whose slices are being decoded; slices: each one's call, by its first row."""
+
+    def __init__(self, pixels: np.ndarray, slices: dict[int, Future[dict[int, str]]]) -> None:
+        self._pixels = pixels
+        self._slices = slices
+
+    def result(self, timeout: float | None = None) -> Decoded:
+        """Wait for all slices, so many seconds at most; raises TimeoutError."""
+        if not wait(self._slices.values(), timeout).not_done:
+            faults = {start: call.result() for start, call in self._slices.items()}
+            return self._pixels, {start + row: fault for start, of in faults.items() for row, fault in of.items()}
+        raise TimeoutError
+
+    def done(self) -> bool:
+        """Return whether all slices are decoded."""
+        return all(call.done() for call in self._slices.values())
+
+    def cancel(self) -> None:
+        """Leave out the slices that have not begun."""
+        for call in self._slices.values():
+            call.cancel()
+
+
+def _slices(rows: int, threads: int) -> int:
+    """Return in how many slices a batch is decoded."""
+    return max(1, min(threads, rows // SLICE_ROWS))
+
+
+def batches_ahead(wanted: int, largest: tuple[int, int]) -> int:
+    """Return how many batches to decode at a time: those wanted, but no more than DECODE_BYTES hold, and at least one.
+
+    largest: rows and image size of the largest batch.
+    """
+    rows, size = largest
+    return max(1, min(wanted, DECODE_BYTES // (rows * size * size * 3)))
 
 
 class ActorDecoder:
@@ -66,7 +132,9 @@ class ActorDecoder:
     there until it is let go of.
     """
 
-    def __init__(self, config: LoaderConfig, augment: AugmentConfig | None, seed: int) -> None:
+    def __init__(
+        self, config: LoaderConfig, augment: AugmentConfig | None, seed: int, *, largest: tuple[int, int]
+    ) -> None:
         self._actors = Actors(
             TableDecoder,
             augment,
@@ -76,7 +144,7 @@ class ActorDecoder:
             purpose="decoders",
             spread=True,
         )
-        self.ahead = 2 * config.decoders * max(1, int(config.data_cpus))
+        self.ahead = batches_ahead(2 * config.decoders * max(1, int(config.data_cpus)), largest)
         """Batches to decode at a time: one for each thread of the actors, and one that waits."""
 
     def submit(self, table: pa.Table, epoch: int, size: int) -> Pending[Decoded]:
@@ -114,9 +182,3 @@ class Buffers:
                 return np.empty(size + size // 16, dtype=np.uint8)
             if size <= len(memory) <= 2 * size:
                 return memory
-
-
-def available_cpus() -> int:
-    """Return the CPUs this process may use: OMP_NUM_THREADS (Ray sets it to a worker's CPUs), else its affinity."""
-    text = os.environ.get("OMP_NUM_THREADS", "")
-    return int(text) if text.isdigit() and int(text) > 0 else len(os.sched_getaffinity(0))

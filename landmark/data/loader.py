@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from landmark.config import AugmentConfig, LoaderConfig, SamplingConfig, UserError
-from landmark.data.ahead import Pending, run_ahead
+from landmark.data.ahead import Pending, Stopped, run_ahead
 from landmark.data.dataset import PackedDataset
 from landmark.data.decode import decode_batch, flips
 from landmark.data.decoding import ActorDecoder, Decoded, ThreadDecoder
@@ -27,6 +28,8 @@ from landmark.data.views import reordered, values
 
 Shape = Callable[[int], tuple[int, int]]
 """Image size (pixels) and batch (images over all ranks) of an epoch."""
+CLOSE_S = 10.0
+"""Most seconds that `close` waits for threads that are ending."""
 SPARE_READS = 64
 """Row groups, spread over the split, in which an image for the place of a lost one is looked for."""
 
@@ -135,13 +138,18 @@ class Loader:
                 yield item
 
     def close(self) -> None:
-        """End the threads; batches that wait are dropped."""
+        """End the threads; batches that wait are dropped.
+
+        A read under way is not waited for: after CLOSE_S the threads are left behind, and end with it or the process.
+        """
         self._stop.set()
+        ends = time.monotonic() + CLOSE_S
         while self._thread is not None and self._thread.is_alive():
             try:
                 self._queue.get(timeout=0.05)
             except queue.Empty:
-                continue
+                if time.monotonic() > ends:
+                    return
 
     def __enter__(self) -> "Loader":
         return self
@@ -159,20 +167,30 @@ class Loader:
 
     def _produce(self) -> None:
         made = ActorDecoder if self.config.decode == "data" else ThreadDecoder
+        stop = self._stop
         try:
-            # Closed here and now, whatever happens: left to the garbage collector, the reader's threads would be
-            # waited for in a thread that they may wait for.
+            # Closed here and now, whatever happens, and not when the garbage collector comes to it.
             with (
-                contextlib.closing(made(self.config, self.augment, self.seed)) as decoder,
+                contextlib.closing(made(self.config, self.augment, self.seed, largest=self._largest())) as decoder,
                 contextlib.closing(self._jobs()) as jobs,
-                contextlib.closing(run_ahead(lambda job: _Decoding(self, decoder, job), jobs, decoder.ahead)) as done,
+                contextlib.closing(
+                    run_ahead(lambda job: _Decoding(self, decoder, job), jobs, decoder.ahead, stop)
+                ) as done,
             ):
                 for job, batch in done:
                     self._put(job.epoch, batch)
                     if self._stop.is_set():
                         return
+        except Stopped:
+            return
         except Exception as error:  # handed to the consumer, which raises it
             self._put(self._next, error)
+
+    def _largest(self) -> tuple[int, int]:
+        """Return rows and image size of this rank's largest batch."""
+        shapes = [self.shape(epoch) for epoch in self.epochs]
+        size, batch = max(shapes, key=lambda shape: shape[0] ** 2 * shape[1])
+        return -(-batch // self.world_size), size
 
     def _course(self, epoch: int) -> "_Course":
         begun = self.position if self.position is not None and self.position.epoch == epoch else None
@@ -190,7 +208,7 @@ class Loader:
 
         read = read_by_ray if self.config.stream == "ray" else read_by_thread
         units = (unit for epoch in self.epochs for unit in course_of(epoch).units)
-        with contextlib.closing(read(self.reader, units, self.config)) as tables:
+        with contextlib.closing(read(self.reader, units, self.config, self._stop)) as tables:
             for epoch in self.epochs:
                 course = course_of(epoch)
                 yield from self._jobs_of(course, itertools.islice(tables, len(course.units)))
@@ -293,12 +311,15 @@ class _Decoding:
         if job.table is not None and len(job.table):
             self.call = decoder.submit(job.table, job.epoch, job.size)
 
-    def result(self) -> tuple[_Job, Batch | int | None]:
+    def result(self, timeout: float | None = None) -> tuple[_Job, Batch | int | None]:
         if self.job.table is None:
             return self.job, None
         if self.call is None:
             return self.job, self.job.unread
-        return self.job, self.loader.batch(self.job, self.job.table, *self.call.result())
+        return self.job, self.loader.batch(self.job, self.job.table, *self.call.result(timeout))
+
+    def done(self) -> bool:
+        return self.call is None or self.call.done()
 
     def cancel(self) -> None:
         if self.call is not None:

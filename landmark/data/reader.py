@@ -3,7 +3,6 @@
 import contextlib
 import threading
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ from landmark.data.actors import Actors
 from landmark.data.ahead import run_ahead
 from landmark.data.dataset import damage_marked
 from landmark.data.plan import Unit
+from landmark.data.threads import DaemonPool
 from landmark.storage import Location, NotFound, retrying
 
 OPEN_FILES = 16
@@ -111,17 +111,24 @@ def _lost(unit: Unit, fault: str) -> pa.Table:
     )
 
 
-def read_by_thread(reader: UnitReader, units: Iterable[Unit], config: LoaderConfig) -> Generator[pa.Table, None, None]:
-    """Yield the units' tables in order, reading ahead in threads of this process; `close` it when it is not used up."""
-    with ThreadPoolExecutor(config.readers, thread_name_prefix="landmark-read") as pool:
-        yield from run_ahead(lambda unit: pool.submit(reader.read, unit), units, reads_ahead(config))
+def read_by_thread(
+    reader: UnitReader, units: Iterable[Unit], config: LoaderConfig, stop: threading.Event | None = None
+) -> Generator[pa.Table, None, None]:
+    """Yield the units' tables in order, reading ahead in threads of this process; `close` it when it is not used up.
+
+    stop: raise Stopped when it is set, rather than wait for a read.
+    """
+    with DaemonPool(config.readers, "landmark-read") as pool:
+        yield from run_ahead(lambda unit: pool.submit(reader.read, unit), units, reads_ahead(config), stop)
 
 
-def read_by_ray(reader: UnitReader, units: Iterable[Unit], config: LoaderConfig) -> Generator[pa.Table, None, None]:
+def read_by_ray(
+    reader: UnitReader, units: Iterable[Unit], config: LoaderConfig, stop: threading.Event | None = None
+) -> Generator[pa.Table, None, None]:
     """Yield the units' tables in order, reading ahead in Ray actors; `close` it when it is not used up.
 
     The object store holds the units that are read ahead and no others, however many there are. A table's buffers lie
-    in it until the table is let go of. Units are taken from `units` as they are needed.
+    in it until the table is let go of. Units are taken from `units` as they are needed. stop: as for `read_by_thread`.
     """
     actors = Actors(
         UnitReader,
@@ -132,7 +139,8 @@ def read_by_ray(reader: UnitReader, units: Iterable[Unit], config: LoaderConfig)
         purpose="data readers",
     )
     with contextlib.closing(actors):
-        for tables in run_ahead(lambda part: actors.submit("read_all", part), _parts(units), reads_ahead(config)):
+        parts = run_ahead(lambda part: actors.submit("read_all", part), _parts(units), reads_ahead(config), stop)
+        for tables in parts:
             yield from tables
 
 

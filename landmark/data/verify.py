@@ -1,7 +1,6 @@
 """Verification: whether a finished dataset's files are what its manifest says, and agree with each other."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 from landmark.config import UserError
 from landmark.data.ahead import run_ahead
 from landmark.data.dataset import PackedDataset, ShardEntry, read_parquet, read_table
+from landmark.data.threads import DaemonPool
 from landmark.progress import Progress
 from landmark.storage import NotFound
 
@@ -46,7 +46,7 @@ def verify_dataset(dataset: PackedDataset) -> Iterator[str]:
     yield from _check_tables(dataset, tables)
     pieces = list(_pieces(dataset, tables.get("catalog")))
     progress = Progress("verifying", sum(piece.entry.bytes for piece in pieces) >> 20, "MiB")
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="landmark-verify") as pool:
+    with DaemonPool(THREADS, "landmark-verify") as pool:
         checked = run_ahead(lambda piece: pool.submit(_check_shard, dataset, piece), pieces, THREADS)
         for piece, problems in zip(pieces, checked, strict=True):
             progress.update(piece.entry.bytes >> 20)

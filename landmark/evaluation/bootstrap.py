@@ -1,12 +1,12 @@
 """Confidence intervals by the bootstrap (Efron 1979): images are drawn again with replacement, all metrics of one draw at a time."""
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
+from landmark.cpus import available_cpus
 from landmark.evaluation.measures import BINS, confidence_bins, gap_order
 from landmark.evaluation.predictions import Predictions
 
@@ -38,7 +38,7 @@ def resample(
     rows: int, samples: int, seed: int, metrics: Callable[[np.ndarray], dict[str, float]]
 ) -> dict[str, np.ndarray]:
     """Return each metric of each resample, float (samples,), by name; threads, as numpy computes without Python's lock."""
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(available_cpus()) as threads:
         found = list(threads.map(lambda number: metrics(weights_of(rows, number, seed)), range(samples)))
     return {name: np.array([one[name] for one in found]) for name in found[0]}
 

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +10,7 @@ import numpy as np
 from pyarrow import fs as pafs
 
 from landmark.config import LoaderConfig, PackingConfig, SubsetConfig, UserError, from_mapping, to_mapping
+from landmark.cpus import available_cpus
 from landmark.data.ahead import run_ahead
 from landmark.data.dataset import PackedDataset
 from landmark.data.decode import decode_batch
@@ -19,6 +18,7 @@ from landmark.data.image_files import Refused
 from landmark.data.images import pack_image
 from landmark.data.loader import Batch, Loader
 from landmark.data.selection import open_dataset
+from landmark.data.threads import DaemonPool
 from landmark.evaluation.predictions import NO_LANDMARK
 from landmark.storage import Location, NotFound, locate
 
@@ -194,8 +194,8 @@ class FolderReader:
         """Yield a part's images; files that are none are left out."""
         self.rejects = []
         low, high = (edge * self.images.rows // parts for edge in (part, part + 1))
-        threads = os.cpu_count() or 1
-        with ThreadPoolExecutor(threads, thread_name_prefix="landmark-decode") as pool:
+        threads = available_cpus()
+        with DaemonPool(threads, "landmark-decode") as pool:
             samples, pixels = [], []
             for sample, decoded in zip(
                 range(low, high),

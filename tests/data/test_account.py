@@ -103,7 +103,7 @@ def damage_dataset(dataset: PackedDataset, what: dict) -> set[int]:
     return lost
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(damages, attempts, st.integers(1, 9), st.integers(1, 4))
 def test_each_image_is_shown_or_counted_lost_exactly_once(what, tries, window, last_world):
     with tempfile.TemporaryDirectory() as folder:

@@ -4,11 +4,11 @@ import gc
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from landmark.config import AugmentConfig, LoaderConfig
-from landmark.data.decoding import ActorDecoder, Buffers, ThreadDecoder
+from landmark.data.decoding import DECODE_BYTES, ActorDecoder, Buffers, TableDecoder, ThreadDecoder, batches_ahead
 from tests.packed import picture
 
 AUGMENT = AugmentConfig(randaugment_ops=2)
@@ -29,7 +29,7 @@ def test_actors_decode_to_the_same_pixels_as_threads(ray_cluster):
     config = LoaderConfig(stream="ray", decode="data", decode_threads=2, decoders=2, data_cpus=0.5)
     results = []
     for made in (ThreadDecoder, ActorDecoder):
-        decoder = made(config, AUGMENT, 5)
+        decoder = made(config, AUGMENT, 5, largest=(10, 48))
         try:
             calls = [decoder.submit(batch(rows), 3, 48) for rows in (9, 10, 5)]
             results.append([call.result() for call in calls])
@@ -38,6 +38,37 @@ def test_actors_decode_to_the_same_pixels_as_threads(ray_cluster):
     for (pixels, faults), (other, other_faults) in zip(*results, strict=True):
         assert pixels.dtype == np.uint8 and np.array_equal(pixels, other)
         assert list(faults) == [2] and faults == other_faults
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(5, 70), st.integers(1, 12))
+def test_slices_of_a_batch_are_the_whole_batch(rows, threads):
+    decoder = ThreadDecoder(LoaderConfig(decode_threads=threads), AUGMENT, 5, largest=(rows, 16))
+    try:
+        call = decoder.submit(batch(rows), 3, 16)
+        pixels, faults = call.result()
+    finally:
+        decoder.close()
+    whole, whole_faults = TableDecoder(AUGMENT, 5).decode(batch(rows), 3, 16)
+    assert np.array_equal(pixels, whole) and faults == whole_faults and list(faults) == [2]
+    assert call.done()
+
+
+def test_memory_of_batches_under_way_is_bounded_on_a_host_with_many_cpus():
+    for rows, size, most in (
+        (256, 224, 400 << 20),
+        (1024, 512, DECODE_BYTES),
+        (8, 224, 400 << 20),
+        (1, 2048, DECODE_BYTES),
+    ):
+        decoder = ThreadDecoder(LoaderConfig(decode_threads=192), AUGMENT, 5, largest=(rows, size))
+        decoder.close()
+        assert decoder.ahead >= 1
+        assert decoder.ahead * rows * size * size * 3 <= most
+        # All threads have work, where memory allows.
+        slices = decoder.ahead * max(1, min(192, rows // 8))
+        assert slices >= 192 or most == DECODE_BYTES
+    assert batches_ahead(800, (256, 224)) * 256 * 224 * 224 * 3 <= DECODE_BYTES
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.booleans(), st.booleans()), max_size=30))

@@ -1,8 +1,11 @@
 """The loader: exact passes, the same pixels for any number of ranks, no thread left behind."""
 
+import contextlib
 import dataclasses
+import os
 import re
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +139,49 @@ def test_closing_in_the_middle_of_an_epoch_ends_the_threads(dataset):
     next(iter(loader.epoch(1)))
     loader.close()
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("stream", ["thread", "ray"])
+def test_closing_waits_for_no_read_that_hangs(tmp_path, stream, request):
+    """A pipe into which nobody writes: opening it hangs, as storage does that gives no sign of life."""
+    before = set()
+    if stream == "ray":
+        request.getfixturevalue("ray_cluster")
+        before = actor_pids()
+    dataset = write_packed(tmp_path, {"train": [80, 8]})
+    shards = [tmp_path / "train" / f"{number:05d}.parquet" for number in (0, 1)]
+    for shard in shards:
+        shard.unlink()
+        os.mkfifo(shard)
+    loader = Loader(dataset, "train", dataclasses.replace(CONFIG, stream=stream, readers=2), augment=AugmentConfig())
+    consumer = threading.Thread(target=lambda: list(loader.epoch(1)), daemon=True)
+    consumer.start()
+    while not (actor_pids() - before if stream == "ray" else reading()):
+        time.sleep(0.05)
+    closer = threading.Thread(target=loader.close, daemon=True)
+    closer.start()
+    closer.join(60)
+    assert not closer.is_alive()
+    if stream == "ray":
+        for pid in actor_pids() - before:
+            psutil.wait_procs([psutil.Process(pid)], timeout=60)
+        assert not actor_pids() - before
+    while reading():  # let go of the threads
+        for shard in shards:
+            with contextlib.suppress(OSError):
+                os.close(os.open(shard, os.O_WRONLY | os.O_NONBLOCK))
+        time.sleep(0.05)
+
+
+def reading() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("landmark-read")]
+
+
+def actor_pids() -> set[int]:
+    """The processes of readers that have begun to live on this machine."""
+    return {
+        process.pid for process in psutil.process_iter(["cmdline"]) if "ray::UnitReader" in str(process.info["cmdline"])
+    }
 
 
 def flip_a_byte(path: Path, of: bytes) -> None:

@@ -4,11 +4,11 @@ import hashlib
 import itertools
 import tarfile
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 from landmark.config import UserError
 from landmark.data.ahead import run_ahead
 from landmark.data.stream import CHUNK_BYTES, ResumingStream
+from landmark.data.threads import DaemonPool
 from landmark.storage import Location
 
 BLOCK = tarfile.BLOCKSIZE
@@ -79,7 +79,7 @@ class _Tape:
         self.ended = False
         """Whether less was there than was asked for."""
         self._stream = ResumingStream(place)
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="landmark-tar")
+        self._pool = DaemonPool(1, "landmark-tar")
         self._chunks = run_ahead(lambda _: self._pool.submit(self._fetch, None), itertools.repeat(None), 1)
         self._chunk = memoryview(b"")
 
@@ -88,7 +88,7 @@ class _Tape:
 
     def __exit__(self, *exception: object) -> None:
         self._chunks.close()
-        self._pool.shutdown()
+        self._pool.close()
         self._stream.close()
 
     def _fetch(self, nothing: None) -> bytes:

@@ -3,7 +3,6 @@
 import json
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from landmark.data.packing.shards import ShardSet
 from landmark.data.packing.sources import Source, SyntheticSource
 from landmark.data.packing.tar import LARGEST_MEMBER, TarReader
 from landmark.data.packing.units import PARTS_FOLDER, WITHOUT_FOLDER, WORK_FOLDER, Unit
+from landmark.data.threads import DaemonPool
 from landmark.storage import Location, NotFound
 
 READ_THREADS = 4
@@ -122,7 +122,7 @@ class Packer:
                 return row, b"", "missing"
 
         threads = DRAW_THREADS if isinstance(self.source, SyntheticSource) else READ_THREADS
-        with ThreadPoolExecutor(threads, thread_name_prefix="landmark-read") as pool:
+        with DaemonPool(threads, "landmark-read") as pool:
             yield from run_ahead(lambda row: pool.submit(read, row), rows.to_pylist(), READS_AHEAD)
 
     def _pack_tars(self, unit: Unit, shards: ShardSet, tally: _Tally) -> None:
