@@ -101,13 +101,14 @@ def _find_orientation(exif: bytes) -> int | None:
     return None
 
 
-def without_faults(data: bytes) -> bytes | None:
+def without_faults(data: bytes, max_pixels: int) -> bytes | None:
     """Return an image file without its metadata and with its end, for one that could not be decoded; None if that cannot help.
 
-    The orientation is kept as far as it can be read. A JPEG is returned only if all of its pixels are there.
+    The orientation is kept as far as it can be read. A JPEG is returned only if all of its pixels are there; one of more
+    than max_pixels is not decoded to learn that, as it is refused by its header.
     """
     if data.startswith(b"\xff\xd8"):
-        return _clean_jpeg(data)
+        return _clean_jpeg(data, max_pixels)
     if is_heif(data):
         # AVIF and HEIC store the orientation outside of EXIF. An item of an unknown type is passed over.
         cleaned = re.sub(rb"(infe.{8})Exif", rb"\1skip", data, flags=re.DOTALL)
@@ -115,10 +116,12 @@ def without_faults(data: bytes) -> bytes | None:
     return None
 
 
-def decodes_strictly(data: bytes) -> bool:
-    """Return whether the decoder of training takes the whole JPEG without a warning."""
+def decodes_strictly(data: bytes, max_pixels: int) -> bool:
+    """Return whether the decoder of training takes the whole JPEG without a warning; only its header if it is too large."""
     try:
-        _, _, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        if width * height > max_pixels:
+            return True
         simplejpeg.decode_jpeg(
             data, "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB", fastdct=True, fastupsample=True
         )
@@ -139,7 +142,7 @@ def register_heif() -> bool:
     return True
 
 
-def _clean_jpeg(data: bytes) -> bytes | None:
+def _clean_jpeg(data: bytes, max_pixels: int) -> bytes | None:
     """Return a JPEG with its orientation as its only metadata and with an end marker; None if pixels are missing."""
     position, kept = 2, [b"\xff\xd8"]
     while data[position : position + 1] == b"\xff" and position + 4 <= len(data):
@@ -157,7 +160,7 @@ def _clean_jpeg(data: bytes) -> bytes | None:
     if b"\xff\xd9" not in scans:
         scans = scans.removesuffix(b"\xff") + b"\xff\xd9"
     cleaned = b"".join(kept) + scans
-    return cleaned if _has_all_scans(cleaned) and decodes_strictly(cleaned) else None
+    return cleaned if _has_all_scans(cleaned) and decodes_strictly(cleaned, max_pixels) else None
 
 
 def _is_needed(marker: int, payload: bytes) -> bool:

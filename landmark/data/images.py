@@ -61,7 +61,7 @@ def pack_image(
     if not data:
         raise Refused("empty file")
     # Second line of defence, for pictures within files: the header is checked first.
-    Image.MAX_IMAGE_PIXELS = config.max_megapixels * MEGA
+    Image.MAX_IMAGE_PIXELS = max_pixels = config.max_megapixels * MEGA
     too_large = f"too large ({option} is {config.max_megapixels})"
     try:
         try:
@@ -69,7 +69,7 @@ def pack_image(
         except (Refused, MemoryError, Image.DecompressionBombError):
             raise
         except Exception:
-            whole = without_faults(data)
+            whole = without_faults(data, max_pixels)
             if whole is None:
                 raise
             return _pack(whole, config, too_large)
@@ -88,11 +88,12 @@ def pack_image(
 
 
 def _pack(data: bytes, config: PackingConfig, too_large: str) -> Packed:
+    max_pixels = config.max_megapixels * MEGA
     with open_image(data) as image:
         _check_header(image, config, too_large)
         is_rgb_jpeg = image.format == "JPEG" and image.mode == "RGB"
         if is_rgb_jpeg and min(image.size) <= config.short_side and read_orientation(image) == 1:
-            whole = data if decodes_strictly(data) else without_faults(data)
+            whole = data if decodes_strictly(data, max_pixels) else without_faults(data, max_pixels)
             if whole is not None:
                 return Packed(jpeg=whole, width=image.width, height=image.height)
         return _encode(_upright_rgb(image, config.short_side), config)

@@ -146,10 +146,10 @@ def test_a_picture_whose_exif_has_no_header_is_packed(kind, block):
     assert (packed.width > packed.height) == (kind != "AVIF")
 
 
-def jpeg_with(*segments: tuple[int, bytes]) -> bytes:
+def jpeg_with(*segments: tuple[int, bytes], picture: Image.Image | None = None) -> bytes:
     """Return a JPEG with more segments."""
     more = b"".join(struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data for marker, data in segments)
-    return b"\xff\xd8" + more + encoded(halves(), "JPEG", quality=95)[2:]
+    return b"\xff\xd8" + more + encoded(picture or halves(), "JPEG", quality=95)[2:]
 
 
 @pytest.mark.parametrize(
@@ -289,13 +289,21 @@ def test_warnings_of_decoders_are_not_printed():
     assert not done.stderr
 
 
-def test_the_limit_of_pixels_is_an_option_and_the_reject_names_it():
+def test_the_limit_of_pixels_is_an_option_and_the_reject_names_it(monkeypatch):
     data = encoded(Image.new("1", (2000, 1500)), "PNG")
     assert pack_image(data, PackingConfig(max_megapixels=3)).height == 288
     with pytest.raises(Refused, match=r"^too large \(packing.max_megapixels is 2\)$"):
         pack_image(data, PackingConfig(max_megapixels=2))
     with pytest.raises(Refused, match=r"^too large \(max_megapixels is 1\)$"):
         pack_image(data, PackingConfig(max_megapixels=1), option="max_megapixels")
+    damaged = jpeg_with((0xE0, b"JFIF"), picture=Image.new("RGB", (2000, 1500)))
+    assert pack_image(damaged, PackingConfig(max_megapixels=3)).height == 288
+    decoded = []
+    monkeypatch.setattr(image_files.simplejpeg, "decode_jpeg", lambda *arguments, **options: decoded.append(arguments))
+    with pytest.raises(Refused, match=r"^too large"):
+        pack_image(damaged, PackingConfig(max_megapixels=2))
+    assert not decoded, "a picture that is too large takes no memory, even if its metadata are faulty"
+    monkeypatch.undo()
     larger = encoded(Image.new("1", (12_000, 9_000)), "PNG")
     assert pack_image(larger, PackingConfig(max_megapixels=108)).height == 288
 
