@@ -1,13 +1,16 @@
-"""A worker that dies once between storing an epoch and telling of it."""
+"""Workers of Ray Train that die once, between storing an epoch and telling of it, or in a long validation."""
 
 import os
 import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from landmark.training import distributed
+from landmark.training import distributed, loop
 
 EPOCH = 2
+VALIDATION_S = 10.0
 
 
 def dying_work(values: dict[str, Any]) -> None:
@@ -24,3 +27,26 @@ def dying_work(values: dict[str, Any]) -> None:
 
     session._go_on = die_once  # type: ignore[method-assign]
     distributed._work(values)
+
+
+def validating_work(values: dict[str, Any]) -> None:
+    """Train in a worker whose first validation takes VALIDATION_S, and whose rank 1 is killed in the one of epoch 2."""
+    from tests.witness import witnessed_work
+
+    mark, validate = Path(values["run"]) / "died", loop.validate
+
+    def slowly(batches: Iterator[Any], rank: int) -> Iterator[Any]:
+        for number, batch in enumerate(batches):
+            if batch.epoch == 1:
+                time.sleep(VALIDATION_S / 10)
+            elif batch.epoch == EPOCH and number == 2 and rank == 1 and not mark.exists():
+                time.sleep(1.0)  # until what was saved before is stored
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+    def slow(model: Any, batches: Iterator[Any], preprocess: Any, session: Any, *rest: Any) -> dict[str, float]:
+        return validate(model, slowly(batches, session.rank), preprocess, session, *rest)
+
+    loop.validate = slow  # type: ignore[assignment]
+    witnessed_work(values)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # torch comes with it: seconds until the board's process is t
     from landmark.training.session import Phase
 
 BEAT_S = 1.0
+ANSWER_S = 20.0
+"""Seconds that the board may take to answer: longer, and its node is busy or gone."""
 
 
 @dataclass(kw_only=True)
@@ -74,7 +76,6 @@ class Board:
 def new_board() -> ray.actor.ActorHandle:
     """Start a board on this process's own node, which the run does not outlive."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # Concurrent, so that a burst of lines does not hold up beats.
     return ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
 
 
@@ -84,8 +85,9 @@ def printed_lines(board: ray.actor.ActorHandle, poll_s: float = 1.0) -> Iterator
     done = threading.Event()
 
     def show() -> None:
-        for line in ray.get(board.take.remote()):
-            print(line, flush=True)
+        with contextlib.suppress(ray.exceptions.RayError):  # a busy board has the lines at the next call
+            for line in ray.get(board.take.remote(), timeout=ANSWER_S):
+                print(line, flush=True)
 
     def watch() -> None:
         while not done.wait(poll_s):
@@ -101,6 +103,14 @@ def printed_lines(board: ray.actor.ActorHandle, poll_s: float = 1.0) -> Iterator
         show()
 
 
+def verdict_of(board: ray.actor.ActorHandle) -> str | None:
+    """Return the message of a mistake that a restart would repeat; None where there is none, or no answer."""
+    try:
+        return ray.get(board.verdict.remote(), timeout=ANSWER_S)
+    except ray.exceptions.RayError:
+        return None
+
+
 class Pulse:
     """A worker's side: beats once a second from a thread of its own, whatever the loop is waiting for."""
 
@@ -113,6 +123,7 @@ class Pulse:
         self.beat = Beat(
             rank=rank, node=node, host=socket.gethostname(), pid=os.getpid(), moves=0, phase="starting", step=0
         )
+        self._storing = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="landmark-pulse", daemon=True)
 
@@ -125,9 +136,20 @@ class Pulse:
         self._thread.join()
 
     def _run(self) -> None:
-        ray.get(self.board.start.remote(self.beat.rank))
+        self.board.start.remote(self.beat.rank)
         while not self._ended.wait(BEAT_S):
+            # Storage has its own deadline, so that what it does comes to an end.
+            self.beat.moves += self._storing > 0
             self.board.beat.remote(self.beat)
+
+    @contextlib.contextmanager
+    def storing(self) -> Iterator[None]:
+        """Count as alive while the block waits for storage, or for whoever takes a report: neither is the worker's fault."""
+        self._storing += 1
+        try:
+            yield
+        finally:
+            self._storing -= 1
 
     def moved(self, phase: "Phase") -> None:
         """Note that the loop got on to `phase`."""

@@ -17,13 +17,13 @@ from ray._private.worker import global_worker
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from torch import nn
 
-from landmark.config import TrainConfig, UserError, from_mapping, to_mapping
+from landmark.config import TrainConfig, UserError, from_mapping, to_mapping, to_yaml
 from landmark.data.selection import open_dataset
 from landmark.logs import begin_log, log
 from landmark.runtime import own_error, quiet_data
 from landmark.storage import Location, locate
 from landmark.training.backends import backend_config, join_backend
-from landmark.training.board import Pulse, new_board, printed_lines
+from landmark.training.board import ANSWER_S, Pulse, new_board, printed_lines, verdict_of
 from landmark.training.checkpoints import Snapshot
 from landmark.training.loop import fit
 from landmark.training.pace import Pace
@@ -57,6 +57,7 @@ class TrainWorkerSession:
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.device = ray.train.torch.get_device()
+        self.config = config
         self.backend = join_backend(config.workers, self.device)
         self.store = CheckpointStore(run, config.monitor, config.monitor_mode(), config.checkpoint, tell)
         recorded = self.rank == 0 and relay is None
@@ -71,7 +72,9 @@ class TrainWorkerSession:
         self.telemetry = Telemetry(run, self.rank, self.device)
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Let the backend wrap the model."""
+        """Let the backend wrap the model; training begins."""
+        if self.rank == 0 and self.relay is None:
+            (self.store.run / "config.yaml").write_text(to_yaml(self.config))
         self.first_step_at = time.time()
         self.weights = sum(parameter.numel() for parameter in model.parameters())
         return self.backend.prepare(model)
@@ -95,7 +98,8 @@ class TrainWorkerSession:
         wait until that goes on: a scheduler may end the trial here, by TrialEnded on each of them.
         """
         if snapshot is not None:
-            self.store.save(snapshot, metrics)
+            with self._storing():
+                self.store.save(snapshot, metrics)
         self._go_on(metrics)
         if self.recorder is not None:
             self.recorder.add(metrics)
@@ -110,16 +114,21 @@ class TrainWorkerSession:
             raise TrialEnded
 
     def _relay(self, relay: Any, metrics: dict[str, Any]) -> bool:
-        self.store.close()
         told = {"first_step_at": self.first_step_at, "reported_at": time.time(), "parameters": self.weights}
-        return ray.get(relay.report.remote({**metrics, **told}))
+        with self._storing():
+            self.store.close()
+            return ray.get(relay.report.remote({**metrics, **told}))  # returns when the scheduler has judged the epoch
 
     def save(self, snapshot: Snapshot | None, *, at_once: bool) -> None:
         """Store rank 0's checkpoint within an epoch."""
-        if snapshot is not None:
-            self.store.save(snapshot)
+        with self._storing():
+            if snapshot is not None:
+                self.store.save(snapshot)
             if at_once:
                 self.store.flush()
+
+    def _storing(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.pulse is None else self.pulse.storing()
 
     def asked(self) -> bool:
         """Return whether a node of the run is about to be taken away, of which nothing was said before."""
@@ -147,9 +156,10 @@ class TrainWorkerSession:
     def restore(self) -> Iterator[Path | None]:
         """Give the newest whole checkpoint; every rank finds the same. Its epoch is told now where it was not before."""
         with tempfile.TemporaryDirectory() as folder:
-            if self.rank == 0:
-                self.store.claim()
-            found = self.store.fetch_last(Path(folder))
+            with self._storing():
+                if self.rank == 0:
+                    self.store.claim()
+                found = self.store.fetch_last(Path(folder))
             if metrics := self.store.last_metrics():
                 if self.recorder is not None:
                     self.recorder.recover(metrics)
@@ -198,10 +208,10 @@ def fit_workers(config: TrainConfig, run: Location, *, relay: Any | None = None,
         with printed_lines(board) if shown else contextlib.nullcontext(), watched(board, config.workers.stall_s, print):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
-        told = ray.get(board.verdict.remote()) or worker_message(error)
+        told = verdict_of(board) or worker_message(error)
         raise UserError(f"training failed: {told}") from error
     finally:
-        verdict = ray.get(board.verdict.remote())
+        verdict = verdict_of(board)
         ray.kill(board)
     if verdict is not None:
         raise UserError(f"training failed: {verdict}")
@@ -245,7 +255,7 @@ def worker_message(error: BaseException) -> str:
 def _work(values: dict[str, Any]) -> None:
     """Train in one worker process. A user's mistake is noted on the board: the workers started after it end at once."""
     board = values["board"]
-    if ray.get(board.verdict.remote()) is not None:
+    if verdict_of(board) is not None:
         return
     quiet_data()
     # The old name of an option that has a new one since torch 2.15 and no other before.
@@ -261,11 +271,13 @@ def _work(values: dict[str, Any]) -> None:
             session = TrainWorkerSession(run, config, tell=tell, pulse=pulse, relay=values["relay"])
             dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
             fit(config, dataset, session, show=tell, checkpoint=config.checkpoint)
-            session.store.close()
+            with pulse.storing():
+                session.store.close()
     except TrialEnded:
         return
     except UserError as error:
-        ray.get(board.give_up.remote(str(error)))
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(board.give_up.remote(str(error)), timeout=ANSWER_S)
         raise
     finally:
         if session is not None:

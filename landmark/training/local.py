@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from landmark.config import TrainConfig, UserError
+from landmark.config import TrainConfig, UserError, to_yaml
 from landmark.storage import Location
 from landmark.training.checkpoints import Snapshot
 from landmark.training.pace import Pace
@@ -29,6 +29,7 @@ class LocalSession:
 
     def __init__(self, run: Location, config: TrainConfig, tell: Tell) -> None:
         self.device = default_device()
+        self.config = config
         self.store = CheckpointStore(run, config.monitor, config.monitor_mode(), config.checkpoint, tell)
         self.recorder = Recorder(run, tensorboard=config.tensorboard, tell=tell)
         self.terminated = False
@@ -40,7 +41,8 @@ class LocalSession:
         self.terminated = True
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Return the model itself."""
+        """Return the model itself; training begins."""
+        (self.store.run / "config.yaml").write_text(to_yaml(self.config))
         return model
 
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
@@ -73,7 +75,11 @@ class LocalSession:
     def _end_if_terminated(self) -> None:
         if self.terminated:
             self.store.close()
-            raise UserError(f"terminated; saved as {self.store.path('last')}: run the same again to go on from there")
+            last = self.store.path("last")
+            saved = (
+                f"saved as {last}: run the same again to go on from there" if last else "no checkpoint was stored yet"
+            )
+            raise UserError(f"terminated; {saved}")
 
     def asked(self) -> bool:
         """Return whether the process was told to end."""

@@ -9,7 +9,7 @@ import torch
 
 from landmark.config import CheckpointConfig, LoaderConfig, Recipe, UserError
 from landmark.data.dataset import PackedDataset
-from landmark.data.loader import Loader
+from landmark.data.loader import Batch, Loader
 from landmark.logs import log
 from landmark.progress import Progress
 from landmark.training.feed import DeviceBatch, to_device
@@ -95,18 +95,13 @@ class _Loop:
         self.show = show
 
     def run_epoch(self, epoch: int) -> None:
-        """Train, validate, judge and report one epoch, or the rest of it."""
+        """Train, validate, judge and report one epoch, or the rest of it: of one that was trained to its end, validation."""
         start = time.perf_counter()
         self.run.begin(epoch)
-        rows_before = self.run.totals.rows
         progress = self._progress(epoch)
-        wait, lr = [0.0], 0.0
-        for step_lr in self._steps(epoch, progress, wait):
-            lr = step_lr
-        train_s = time.perf_counter() - start
-        metrics = {"epoch": epoch, **self._trained(rows_before, wait[0], train_s)}
+        metrics = {"epoch": epoch, **self._train(epoch, progress)}
         self.session.moved("validating")
-        metrics |= {**self._validated(epoch), "lr": lr, "epoch_seconds": time.perf_counter() - start}
+        metrics |= {**self._validated(epoch), "epoch_seconds": time.perf_counter() - start}
         if self.recipe.loader.damaged == "skip":
             val_lost = torch.tensor([self.val.lost[epoch]], device=self.session.device)
             if all_lost := int(self.run.totals.lost) + int(self.session.all_reduce(val_lost.double()).item()):
@@ -121,6 +116,20 @@ class _Loop:
         self.session.moved("saving")
         self.session.report(metrics, self.run.snapshot() if self.session.rank == 0 else None)
         self.trigger.saved()
+
+    def _train(self, epoch: int, progress: Progress) -> dict[str, float]:
+        """Take the steps that are left of an epoch and save; returns what training reached, with its last learning rate."""
+        start, rows_before, steps = time.perf_counter(), self.run.totals.rows, 0
+        wait, lr = [0.0], 0.0
+        for step_lr in self._steps(epoch, progress, wait):
+            lr, steps = step_lr, steps + 1
+        if not steps and self.run.trained:
+            return self.run.trained
+        self.run.trained = {**self._trained(rows_before, wait[0], time.perf_counter() - start), "lr": lr}
+        if self.trigger.before_validation:
+            # A process that is lost in validation, which may take long, loses no step.
+            self._save(at_once=False)
+        return self.run.trained
 
     def _progress(self, epoch: int) -> Progress:
         rows = self.train.rows.total
@@ -144,6 +153,7 @@ class _Loop:
             if run.position.step % AGREE_STEPS == 0:
                 run.take_totals()
             if run.position.step < plan.steps and (due := self.trigger.due(run.position.step)) != "no":
+                self.run.gather()
                 self._save(at_once=due == "asked")
             self.session.moved("waiting for data")
         pace.flush()
@@ -153,9 +163,8 @@ class _Loop:
         yield from to_device(self.train.epoch(epoch), self.session.device)
 
     def _save(self, *, at_once: bool) -> None:
-        """Hand over a checkpoint of this moment; on every rank in the same step."""
+        """Hand over a checkpoint of this moment, just gathered; on every rank in the same step."""
         self.session.moved("saving")
-        self.run.gather()
         self.session.save(self.run.snapshot() if self.session.rank == 0 else None, at_once=at_once)
         self.trigger.saved()
 
@@ -179,9 +188,21 @@ class _Loop:
     def _validated(self, epoch: int) -> dict[str, float]:
         """Return what the model reaches on the validation split."""
         run = self.run
-        batches = self.val.epoch(epoch)
+        batches = self._heard(self.val.epoch(epoch))
         classes = run.dataset.num_classes
         return validate(run.step.evaluated, batches, run.step.preprocess, self.session, classes, run.step.precision)
+
+    def _heard(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield validation's batches. Each one is a sign of life; a request to end the process is met between two of them.
+
+        Ranks have different numbers of batches, so nothing here may wait for another rank.
+        """
+        for batch in batches:
+            self.session.moved("validating")
+            if self.trigger.asked_alone():
+                self.session.save(None, at_once=True)
+            yield batch
+        self.session.moved("validated")
 
 
 def _epoch_line(metrics: dict[str, float], epochs: int) -> str:

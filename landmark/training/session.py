@@ -10,8 +10,8 @@ from torch import nn
 from landmark.training.checkpoints import Snapshot
 from landmark.training.pace import Pace
 
-Phase = Literal["starting", "waiting for data", "in a step", "validating", "saving"]
-"""What a training process is at."""
+Phase = Literal["starting", "waiting for data", "in a step", "validating", "validated", "saving"]
+"""What a training process does; validated: it waits for the other ranks' validation."""
 
 
 class Session(Protocol):
@@ -52,7 +52,8 @@ class Session(Protocol):
     def save(self, snapshot: Snapshot | None, *, at_once: bool) -> None:
         """Hand over rank 0's snapshot within an epoch; returns before it is stored, unless at_once.
 
-        Called on every rank. May not return where the process was asked to end.
+        None on rank 0: nothing changed since the snapshot before, and at_once waits for that one. Called on every rank.
+        May not return where the process was asked to end.
         """
         ...
 

@@ -73,6 +73,8 @@ class RunState:
         self.totals = NO_TOTALS
         """Of the epoch under way, over all ranks, as far as gathered."""
         self._mine = NO_TOTALS
+        self.trained: dict[str, float] = {}
+        """What training reached in the epoch under way, once all of its steps are done."""
 
     def _start_of(self, epoch: int) -> Position:
         return Position(epoch=epoch, division=self._division(epoch), length=self.rows.length)
@@ -98,6 +100,7 @@ class RunState:
         self.finished, self.best, self.stale_epochs = state["finished"], state["best"], state["stale_epochs"]
         self.metrics = state["metrics"]
         self.totals = TrainTotals(**state["totals"])
+        self.trained = state.get("trained", {})
         position = Position.of(state["position"])
         if position.length != self.rows.length:
             raise UserError(
@@ -111,6 +114,7 @@ class RunState:
         if self.position.epoch != epoch:
             self.position = self._start_of(epoch)
             self.totals = NO_TOTALS
+            self.trained = {}
 
     @property
     def shown(self) -> int:
@@ -183,6 +187,7 @@ class RunState:
             "stale_epochs": self.stale_epochs,
             "position": self.position.state(),
             "totals": dataclasses.asdict(self.totals),
+            "trained": self.trained,
         }
         meta = CheckpointMeta(
             backbone=self.recipe.model.backbone,
@@ -195,8 +200,9 @@ class RunState:
             metrics=self.metrics,
             subset=self.dataset.subset,
             subset_seed=self.dataset.subset_seed,
+            dataset_id=self.dataset.content_id,
         )
-        within = f"-image-{self.shown:09d}" if self.position.step else ""
+        within = f"-image-{self.shown:09d}" if self.shown else ""
         return Snapshot(
             name=f"epoch-{self.position.epoch if within else self.finished:04d}{within}",
             weights=copied(self.step.evaluated.state_dict()),

@@ -140,7 +140,7 @@ class CheckpointStore:
     def last_metrics(self) -> dict[str, float]:
         """Return the metrics of the newest checkpoint's last whole epoch.
 
-        None where there is no checkpoint, or the run has finished no epoch of its own since it adopted another's.
+        Empty where there is no checkpoint, or the run has finished no epoch of its own since it adopted another's.
         """
         path = self.path("last")
         if path is None or self.path("best") is None:

@@ -22,6 +22,8 @@ class SaveTrigger:
     def __init__(self, config: CheckpointConfig | None, session: Session) -> None:
         self.config = config or CheckpointConfig(minutes=None)
         self.session = session
+        self.before_validation = config is not None and session.saves_within_epochs
+        """Whether a run also saves when an epoch's steps are done, before it validates."""
         self.saved_at = self.asked_at = time.monotonic()
 
     def due(self, step: int) -> Due:
@@ -43,6 +45,10 @@ class SaveTrigger:
             if self.session.asked():
                 return "asked"
         return "planned" if by_steps or late else "no"
+
+    def asked_alone(self) -> bool:
+        """Return whether the surroundings want a checkpoint, where no other rank has to be asked: at any time."""
+        return self.session.saves_within_epochs and self.session.world_size == 1 and self.session.asked()
 
     def _clock(self) -> bool:
         minutes = self.config.minutes

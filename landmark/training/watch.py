@@ -10,51 +10,47 @@ from collections.abc import Callable, Iterator
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from landmark.training.board import BEAT_S, Beat
+from landmark.training.board import ANSWER_S, BEAT_S, Beat
 
 SILENT_S = 5 * BEAT_S
 """Seconds without a beat after which a process counts as stopped: its pulse does not wait for its loop."""
 START_S = 600.0
 """Seconds that a worker may take at least to its first step, and for that: models are built, and by option compiled."""
+WAITING = ("in a step", "validated")
+"""Phases in which a worker waits for the others."""
 
 
 def hung_worker(seen: list[tuple[float, Beat]], stalled: bool) -> Beat | None:
     """Return the worker that the others wait for, if the run stands still.
 
     All ranks meet in every step, so when one hangs all stand still: it is the one whose process is silent, else
-    the one that began the fewest steps, else one that is not in a step where the others are.
+    the one that began the fewest steps, else one that is not where the others wait: in a step, or after validation.
     """
     if not stalled or not seen:
         return None
     silent = [beat for since, beat in seen if since > SILENT_S]
     beats = silent or [beat for _, beat in seen]
-    return min(beats, key=lambda beat: (beat.step, beat.phase == "in a step", beat.moves, beat.rank))
+    return min(beats, key=lambda beat: (beat.step, beat.phase in WAITING, beat.moves, beat.rank))
 
 
 @contextlib.contextmanager
 def watched(board: ray.actor.ActorHandle, stall_s: float, tell: Callable[[str], object]) -> Iterator[None]:
-    """End the hung worker of a run that has stood still for `stall_s` seconds, while the block runs; says so first."""
+    """End the hung worker of a run that has stood still for `stall_s` seconds, while the block runs; says so first.
+
+    The watch outlasts its own errors: it reports the first one and looks again.
+    """
     done = threading.Event()
 
     def watch() -> None:
-        moves: dict[int, tuple[int, int]] = {}
-        moved_at = time.monotonic()
+        look, failed = Watch(board, stall_s, tell).look, False
         while not done.wait(min(BEAT_S, stall_s / 4)):
-            seen = ray.get(board.seen.remote())
-            now = {beat.rank: (beat.pid, beat.moves) for _, beat in seen}
-            if now != moves:
-                moves, moved_at = now, time.monotonic()
-            starting = any(beat.step <= 1 for _, beat in seen)
-            patience = max(stall_s, START_S) if starting else stall_s
-            worker = hung_worker(seen, time.monotonic() - moved_at > patience)
-            if worker is not None and not ended(worker):
-                tell(
-                    f"warning: rank {worker.rank} (process {worker.pid} on {worker.host}) has stood still for {patience:g} s, "
-                    f"{worker.phase}, after {worker.step} steps; ending it: the run goes on from its last checkpoint"
-                )
-                end_process(worker)
-                ray.get(board.start.remote(worker.rank))
-                moved_at = time.monotonic()
+            try:
+                look()
+            except Exception as error:
+                if not failed:
+                    reason = (str(error).splitlines() or [type(error).__name__])[0]
+                    tell(f"warning: workers that hang may not be found: {reason}; trying again")
+                failed = True
 
     thread = threading.Thread(target=watch, name="landmark-watch", daemon=True)
     thread.start()
@@ -65,8 +61,38 @@ def watched(board: ray.actor.ActorHandle, stall_s: float, tell: Callable[[str], 
         thread.join()
 
 
+class Watch:
+    """Looks at the workers' beats, and ends one where the run stands still."""
+
+    def __init__(self, board: ray.actor.ActorHandle, stall_s: float, tell: Callable[[str], object]) -> None:
+        self.board = board
+        self.stall_s = stall_s
+        self.tell = tell
+        self.moves: dict[int, tuple[int, int]] = {}
+        self.moved_at = time.monotonic()
+
+    def look(self) -> None:
+        """Look once; raises RayError where the board does not answer."""
+        seen = ray.get(self.board.seen.remote(), timeout=ANSWER_S)
+        now = {beat.rank: (beat.pid, beat.moves) for _, beat in seen}
+        if now != self.moves:
+            self.moves, self.moved_at = now, time.monotonic()
+        starting = any(beat.step <= 1 for _, beat in seen)
+        patience = max(self.stall_s, START_S) if starting else self.stall_s
+        worker = hung_worker(seen, time.monotonic() - self.moved_at > patience)
+        if worker is None or ended(worker):
+            return
+        self.tell(
+            f"warning: rank {worker.rank} (process {worker.pid} on {worker.host}) has stood still for {patience:g} s, "
+            f"{worker.phase}, after {worker.step} steps; ending it: the run goes on from its last checkpoint"
+        )
+        end_process(worker)
+        ray.get(self.board.start.remote(worker.rank), timeout=ANSWER_S)
+        self.moved_at = time.monotonic()
+
+
 def ended(worker: Beat) -> bool:
-    """Return whether a worker's process is gone, or its node: Ray Train finds that by itself."""
+    """Return whether a worker's process is gone, or its node, or that does not answer: Ray finds these by itself."""
     return not _signalled(worker, 0)
 
 
@@ -78,7 +104,9 @@ def end_process(worker: Beat) -> None:
 def _signalled(worker: Beat, number: int) -> bool:
     there = NodeAffinitySchedulingStrategy(worker.node, soft=False)
     try:
-        return ray.get(ray.remote(num_cpus=0, scheduling_strategy=there)(_signal).remote(worker.pid, number))
+        return ray.get(
+            ray.remote(num_cpus=0, scheduling_strategy=there)(_signal).remote(worker.pid, number), timeout=ANSWER_S
+        )
     except ray.exceptions.RayError:
         return False
 

@@ -27,7 +27,7 @@ from landmark.data.dataset import PackedDataset
 from landmark.data.position import Position
 from landmark.training.checkpoints import read_weights
 from landmark.training.run import run_training
-from tests.dying import dying_work
+from tests.dying import dying_work, validating_work
 from tests.packed import write_packed
 from tests.witness import consumed, steps_seen, witnessed_work, write_down
 
@@ -116,6 +116,21 @@ def test_an_epoch_that_was_stored_is_not_lost_with_its_report(dataset, tmp_path,
         assert [int(row["epoch"]) for row in csv.DictReader(history)] == list(range(1, EPOCHS + 1))
 
 
+def test_a_long_validation_is_not_taken_for_a_hang_and_a_kill_in_it_repeats_no_step(
+    ray_cluster, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(distributed, "_work", validating_work)
+    packed = write_packed(tmp_path / "packed", {"train": [100, 60], "val": [160], "test": [9]}, classes=4)
+    workers = WorkersConfig(count=2, cpus=1, max_failures=1, stall_s=3)
+    checkpoint = CheckpointConfig(minutes=None)
+    result = run_training(config(packed, tmp_path, epochs=2, workers=workers, checkpoint=checkpoint))
+    assert result.epochs_run == 2 and (tmp_path / "train" / "died").exists()
+    assert "stood still" not in capfd.readouterr().out
+    assert len(list((tmp_path / "train" / "witness").glob("*.log"))) == 2  # those that came after took no step
+    counts = consumed(tmp_path / "train")
+    assert all(counts[epoch] == dict.fromkeys(range(TRAIN), 1) for epoch in (1, 2))
+
+
 def test_another_number_of_workers_goes_on_with_what_is_left(dataset, tmp_path):
     alone = dataclasses.replace(config(dataset, tmp_path), workers=WorkersConfig(count=1))
     write_down(tmp_path / "train" / "witness")
@@ -123,6 +138,6 @@ def test_another_number_of_workers_goes_on_with_what_is_left(dataset, tmp_path):
     with pytest.raises(UserError, match="terminated; saved as checkpoints/epoch-0002-image-"):
         run_training(alone)
     thread.join()
-    run_training(config(dataset, tmp_path))
+    run_training(config(dataset, tmp_path, resume=True))
     counts = consumed(tmp_path / "train")
     assert all(set(counts[epoch].values()) == {1} and len(counts[epoch]) == TRAIN for epoch in range(1, EPOCHS + 1))
