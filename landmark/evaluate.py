@@ -22,6 +22,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate a model, write the results and print them; returns the metrics."""
     checkpoint = resolve_checkpoint(config.checkpoint)
     meta = read_meta(checkpoint)
+    if config.dataset is None and not (locate(meta.dataset) / "manifest.json").exists():
+        raise UserError(
+            f"{meta.dataset}: the dataset that the model was trained on is not there; if it has moved, give its place by --dataset"
+        )
     dataset = open_dataset(config.dataset or meta.dataset, meta.subset, meta.subset_seed)
     name = f"evaluation-{config.split}" + ("-neighbours" if config.by == "neighbours" else "")
     output = locate(config.output) if config.output else locate(config.checkpoint) / name

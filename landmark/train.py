@@ -18,10 +18,11 @@ def train(config: TrainConfig) -> RunResult:
     result = run_training(config)
     best = result.best
     early = " (stopped early)" if result.stopped_early else ""
-    print(
-        f"{result.epochs_run} epochs{early} in {clock(result.seconds)}; best epoch {best['epoch']:.0f}: "
-        f"val top-1 {best['val_top1']:.2%}, top-5 {best['val_top5']:.2%}"
-    )
+    figures = f"best epoch {best['epoch']:.0f}: val top-1 {best['val_top1']:.2%}, top-5 {best['val_top5']:.2%}"
+    if result.finished_before:
+        print(f"finished before, nothing was trained; saved figures: {result.epochs_run} epochs{early}; {figures}")
+    else:
+        print(f"{result.epochs_run} epochs{early} in {clock(result.seconds)}; {figures}")
     print(f"run: {result.run}  next: landmark evaluate --checkpoint {result.run}")
     return result
 

@@ -14,7 +14,6 @@ import torch
 
 from landmark.config import CleanConfig, ModelConfig, UserError
 from landmark.data.ahead import run_ahead
-from landmark.data.cleaned import fingerprint
 from landmark.data.dataset import SPLITS, PackedDataset, read_table, write_table
 from landmark.data.image_files import fault_of
 from landmark.data.images import LARGEST_STORED_PIXELS
@@ -118,7 +117,7 @@ def extract_features(
     Columns: split, sample, those of Look, embedding (float16, fixed size). A part is written for each shard; parts that
     `folder` has of the same dataset and settings are not made again.
     """
-    settings = {"fingerprint": fingerprint(dataset), "weights": model.told, "image_size": model.image_size}
+    settings = {"fingerprint": dataset.content_id, "weights": model.told, "image_size": model.image_size}
     _begin(folder, settings)
     total = sum(_rows(dataset, split) for split in SPLITS)
     progress = Progress("embedding", total, enabled=not quiet)

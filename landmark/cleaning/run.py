@@ -23,7 +23,7 @@ from landmark.cleaning.duplicates import (
 from landmark.cleaning.features import EmbeddingModel, extract_features
 from landmark.cleaning.noise import find_noise
 from landmark.config import CleanConfig, UserError, to_mapping
-from landmark.data.cleaned import KEPT_SCHEMA, fingerprint
+from landmark.data.cleaned import KEPT_SCHEMA
 from landmark.data.dataset import SCHEMA_VERSION, SELECTION_KIND, SPLITS, PackedDataset, write_table
 from landmark.data.pictures import Pictures, thumbnail
 from landmark.data.selection import open_dataset
@@ -218,7 +218,7 @@ def write_cleaned(output: Location, dataset: PackedDataset, cleaning: Cleaning, 
         "kind": SELECTION_KIND,
         "schema_version": SCHEMA_VERSION,
         "dataset": dataset.location.uri,
-        "fingerprint": fingerprint(dataset),
+        "fingerprint": dataset.manifest.shards_digest(),
         "rows": len(kept),
         "rows_before": summary["rows_before"],
         "rows_after": summary["rows_after"],

@@ -90,7 +90,10 @@ class TrainConfig(Recipe):
     output: str = "runs"
     """Folder or URI under which the run's folder lies."""
     name: str = "train"
-    """Name of the run: its folder. A run of the same name goes on from its last checkpoint."""
+    """Name of the run: its folder. A run of the same name and settings resumes from its last checkpoint."""
+    resume: bool = False
+    """Resume the run of this name although settings differ: more epochs, early stopping, workers, checkpoints, cluster, how images are
+    read and steps are computed. Any other difference is refused, and without this flag each one is."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -29,6 +29,7 @@ class Chosen(PackedDataset):
     def __init__(self, dataset: PackedDataset, kept: pa.Table) -> None:
         super().__init__(dataset.location, dataset.manifest)
         self.uri = dataset.uri
+        self.content_id = dataset.content_id
         self.relabelled = dataset.relabelled
         self._kept = kept
         old = np.unique(kept["label"].to_numpy())

@@ -26,6 +26,7 @@ class CleanedDataset(Chosen):
     def __init__(self, dataset: PackedDataset, kept: pa.Table) -> None:
         super().__init__(dataset, kept)
         self.relabelled = True
+        self.content_id = _content_id(dataset, kept)
 
     @classmethod
     def of(cls, location: Location, values: dict[str, Any]) -> "CleanedDataset":
@@ -37,7 +38,7 @@ class CleanedDataset(Chosen):
             base = PackedDataset.open(values["dataset"])
         except UserError as error:
             raise UserError(f"{place}: the dataset that was cleaned cannot be opened: {error}") from None
-        if fingerprint(base) != values.get("fingerprint"):
+        if base.manifest.shards_digest() != values.get("fingerprint"):
             raise UserError(f"{place}: {base.location} was packed anew since; clean it again")
         try:
             kept = read_table(location / "kept.parquet")
@@ -82,7 +83,11 @@ def _joined(base: PackedDataset, kept: pa.Table) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-def fingerprint(dataset: PackedDataset) -> str:
-    """Return what tells a packed dataset from any other: the SHA-256 of its shards' own."""
-    shards = [shard.sha256 for entry in dataset.manifest.splits.values() for shard in entry.shards]
-    return hashlib.sha256("\n".join(shards).encode()).hexdigest()
+def _content_id(base: PackedDataset, kept: pa.Table) -> str:
+    found = hashlib.sha256(base.content_id.encode())
+    for split in base.manifest.splits:
+        rows = kept.filter(pc.field("split") == split).sort_by("sample")
+        found.update(f"\n{split} {len(rows)}\n".encode())
+        for name in ("sample", "label"):
+            found.update(rows[name].to_numpy().astype(np.int64).tobytes())
+    return found.hexdigest()

@@ -1,6 +1,7 @@
 """A packed dataset: its manifest, labels and catalog, and where its shards lie."""
 
 import functools
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -106,6 +107,11 @@ class Manifest:
         """Return the manifest as JSON text."""
         return json.dumps(to_mapping(self), indent=1) + "\n"
 
+    def shards_digest(self) -> str:
+        """Return the SHA-256 of its shards' own, hexadecimal."""
+        shards = [shard.sha256 for entry in self.splits.values() for shard in entry.shards]
+        return hashlib.sha256("\n".join(shards).encode()).hexdigest()
+
 
 class PackedDataset:
     """A packed dataset opened for reading: metadata is read once, pixels stay where they are.
@@ -152,6 +158,11 @@ class PackedDataset:
                 f"{SCHEMA_VERSION}: prepare the dataset again"
             )
         return cls(location, from_mapping(Manifest, values, f"{uri}/manifest.json"))
+
+    @functools.cached_property
+    def content_id(self) -> str:
+        """What tells the dataset's content from any other's, wherever it is stored: SHA-256, hexadecimal; a subset has its base's."""
+        return self.manifest.shards_digest()
 
     @property
     def num_classes(self) -> int:

@@ -32,8 +32,15 @@ def resized(dataset: PackedDataset, short_side: int, place: Location) -> PackedD
     config = PrepareConfig(
         output=place.uri,
         source="dataset",
-        dataset=RepackConfig(path=dataset.uri),
+        dataset=RepackConfig(path=_path_before(place) or dataset.uri),
         seed=dataset.subset_seed,
         packing=PackingConfig(short_side=short_side),
     )
     return pack_dataset(place, source, config).dataset
+
+
+def _path_before(place: Location) -> str | None:
+    """Return where the dataset was when it was written to `place`: it may have moved since. None where nothing is there."""
+    if not (place / "manifest.json").exists():
+        return None
+    return PackedDataset.open(place.uri).manifest.source["dataset"]["path"]

@@ -128,6 +128,7 @@ def retrain(study: Study, standing: Standing) -> RunResult:
         subset_seed=dataset.subset_seed,
         output=(study.location / RETRAINED).uri,
         name=standing.record.plan.name,
+        resume=(study.location / RETRAINED / standing.record.plan.name / "config.yaml").exists(),
         workers=config.workers,
         cluster=config.cluster,
     )

@@ -1,6 +1,7 @@
 """A study: what is checked before it starts, and the run of its trials by Ray Tune, from where an earlier process left it."""
 
 import dataclasses
+import json
 import logging
 import os
 import sys
@@ -49,6 +50,8 @@ TUNE_FOLDER = "ray"
 """Where Ray Tune and its loggers write, below the study; a folder for each process that drove it."""
 RESIZED = "resized"
 """Where datasets are written at a smaller size for training."""
+DATASETS = "datasets.json"
+"""What a study's datasets are known by."""
 SAME = ("dataset", "datasets", "subset", "subset_seed", "recipe")
 """What a study that goes on must have in common with what it was."""
 
@@ -108,7 +111,7 @@ def plan_study(config: TuneConfig) -> Study:
     datasets = open_datasets(config, space, [plan.dataset for plan in kinds])
     if not config.dry_run:
         check_writable(location)
-    check_same_study(location, config, space)
+    check_same_study(location, config, space, datasets)
     return Study(
         config=config,
         space=space,
@@ -168,8 +171,18 @@ def _as_begun(config: TuneConfig, location: Location) -> TuneConfig:
     return dataclasses.replace(config, subset=subset)
 
 
-def check_same_study(location: Location, config: TuneConfig, space: Space) -> None:
-    """Refuse to go on with a study of the same name that searches something else; its budget may have changed."""
+def content_ids(datasets: dict[str | None, PackedDataset]) -> dict[str, str]:
+    """Return what each of a study's datasets is known by, wherever it is stored."""
+    return {name or "": dataset.content_id for name, dataset in datasets.items()}
+
+
+def check_same_study(
+    location: Location, config: TuneConfig, space: Space, datasets: dict[str | None, PackedDataset]
+) -> None:
+    """Refuse to go on with a study of the same name that searches something else.
+
+    Its budget may have changed, and its datasets may have moved.
+    """
     before = _recorded_config(location)
     try:
         text = (location / "space.yaml").read_text()
@@ -177,7 +190,15 @@ def check_same_study(location: Location, config: TuneConfig, space: Space) -> No
         return
     if before is None:
         return
+    try:
+        known = json.loads((location / DATASETS).read_text())
+    except NotFound:  # a study of a version that knew datasets by their place
+        known = None
     other = [key for key in SAME if getattr(before, key) != getattr(_absolute(config), key)]
+    if known is not None:
+        other = [key for key in other if key not in ("dataset", "datasets")]
+        found = content_ids(datasets)
+        other += ["dataset"] if any(known[name] != found[name] for name in known.keys() & found.keys()) else []
     spaces = [parse_yaml(type(space.config), part, f"{location}/space.yaml") for part in (text, space.text)]
     if dataclasses.replace(spaces[0], budget=spaces[1].budget) != spaces[1]:
         other.append("space")
@@ -255,6 +276,7 @@ def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper) -> Non
         study = dataclasses.replace(study, trained_on=resize_datasets(study))
     (study.location / "config.yaml").write_text(to_yaml(_absolute(config)))
     (study.location / "space.yaml").write_text(study.space.text)
+    (study.location / DATASETS).write_text(json.dumps(content_ids(study.datasets), indent=1) + "\n")
     # All processes start at once. No trial is given ahead: Ray Tune would begin to start a process for it, too, and then
     # wait for that at the end.
     queue = TrialQueue(scheduler.rule, study.proposals, lambda plan: _values(study, plan), room.slots)

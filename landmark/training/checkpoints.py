@@ -63,6 +63,8 @@ class CheckpointMeta:
     """Which of the dataset's images it was trained on."""
     subset_seed: int = 0
     """Seed of the subset's random choices."""
+    dataset_id: str = ""
+    """What the dataset's content is known by, wherever it is stored: PackedDataset.content_id. Empty in old checkpoints."""
 
 
 class DamagedCheckpoint(UserError):

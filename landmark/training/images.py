@@ -70,8 +70,9 @@ class SplitImages:
 
     def digest(self) -> bytes:
         """Return what tells these images from others."""
-        values = json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
-        return values + (locate(self.dataset) / "manifest.json").read_bytes()
+        dataset = open_dataset(self.dataset)  # known by its content: it may have moved
+        values = {**dataclasses.asdict(self), "dataset": dataset.content_id}
+        return json.dumps(values, sort_keys=True).encode()
 
     def opened(self) -> PackedDataset:
         """Open the dataset."""

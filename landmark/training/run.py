@@ -7,24 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from landmark.config import (
-    ModelConfig,
-    TrainConfig,
-    UserError,
-    from_mapping,
-    parse_mapping,
-    resumed_subset,
-    to_mapping,
-    to_yaml,
-    with_recorded_subset,
-)
+from landmark.config import ModelConfig, TrainConfig, UserError, from_mapping, resumed_subset, to_mapping
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
 from landmark.environment import describe_environment
-from landmark.storage import Location, NotFound, check_writable, locate
+from landmark.storage import Location, check_writable, locate
 from landmark.training.checkpoints import read_meta
 from landmark.training.local import LocalSession
 from landmark.training.loop import fit
+from landmark.training.resume import check_resume, recorded_config, resume_lines, saved_result
 from landmark.training.store import CheckpointStore
 
 
@@ -52,13 +43,15 @@ class RunResult:
     """URI of the dataset."""
     environment: dict[str, Any] = field(default_factory=dict)
     """What this call was made with, as `describe_environment` gives it."""
+    finished_before: bool = False
+    """Whether there was nothing left to train, so that all figures are those of an earlier call."""
 
 
 def run_training(config: TrainConfig) -> RunResult:
     """Train, in this process for one worker and by Ray Train for several, and write run.json.
 
-    A run of the same name goes on from its last checkpoint; one whose model or dataset was another is
-    refused. Raises UserError for anything the user can mend.
+    A run of the same name and settings resumes from its last checkpoint; with other settings it is refused, unless
+    config.resume accepts them. One that is finished is returned as it was saved. Raises UserError for anything the user can fix.
     """
     start = time.monotonic()
     config = _as_begun(absolute_paths(config))
@@ -72,8 +65,12 @@ def run_training(config: TrainConfig) -> RunResult:
         dataset.split(split)
     run = locate(config.output) / config.name
     check_writable(run)
-    _check_same_run(run, config)
-    (run / "config.yaml").write_text(to_yaml(config))
+    changes = check_resume(run, config, dataset)
+    if (saved := saved_result(run, config, changes)) is not None:
+        values = {**saved, "run": run.uri, "dataset": config.dataset, "finished_before": True}
+        return from_mapping(RunResult, values, f"{run}/run.json")
+    for line in resume_lines(run, config, changes):
+        print(line)
     if config.workers.in_process:
         _fit_here(config, dataset, run)
     else:
@@ -135,16 +132,6 @@ def _fit_workers(config: TrainConfig, run: Location) -> None:
     fit_workers(config, run, shown=True)
 
 
-def recorded_config(run: Location) -> TrainConfig | None:
-    """Return the config that a run of this folder was begun with; None where there is none."""
-    try:
-        text = (run / "config.yaml").read_text()
-    except NotFound:
-        return None
-    place = f"{run}/config.yaml"
-    return from_mapping(TrainConfig, with_recorded_subset(parse_mapping(text, place)), place)
-
-
 def _as_begun(config: TrainConfig) -> TrainConfig:
     """Return the config with the rule of the subset by which a run of the same name was begun."""
     before = recorded_config(locate(config.output) / config.name)
@@ -154,15 +141,3 @@ def _as_begun(config: TrainConfig) -> TrainConfig:
     if note:
         print(f"note: {config.name}: {note}", flush=True)
     return dataclasses.replace(config, subset=subset)
-
-
-def _check_same_run(run: Location, config: TrainConfig) -> None:
-    """Refuse to go on with a run of the same name that learns something else."""
-    before = recorded_config(run)
-    if before is None:
-        return
-    for key in ("dataset", "subset", "subset_seed", "model", "optimizer", "sampling", "seed"):
-        if getattr(before, key) != getattr(config, key):
-            raise UserError(
-                f"{run}: a run of this name has another {key}; choose another --name, or delete that folder"
-            )

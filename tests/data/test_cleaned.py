@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from landmark.config import AugmentConfig, LoaderConfig, SamplingConfig, SubsetConfig, UserError
-from landmark.data.cleaned import KEPT_SCHEMA, CleanedDataset, fingerprint
+from landmark.data.cleaned import KEPT_SCHEMA, CleanedDataset
 from landmark.data.dataset import SCHEMA_VERSION, SELECTION_KIND, PackedDataset, write_table
 from landmark.data.loader import Loader
 from landmark.data.packing.repack import DatasetSource
@@ -34,7 +34,7 @@ def write_cleaned(folder: Path, base: PackedDataset, kept: dict[str, dict[int, i
         "kind": SELECTION_KIND,
         "schema_version": SCHEMA_VERSION,
         "dataset": base.location.uri,
-        "fingerprint": fingerprint(base),
+        "fingerprint": base.manifest.shards_digest(),
         "rows": len(rows),
     }
     (folder / "manifest.json").write_text(json.dumps(values))

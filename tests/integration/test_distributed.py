@@ -153,7 +153,7 @@ def test_two_workers_over_ray_data_learn_and_go_on_though_they_fill_the_cluster(
     rows = list(csv.DictReader((tmp_path / "train" / "history.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     assert (locate(result.run) / result.best_checkpoint / "meta.json").exists()
-    assert run_training(dataclasses.replace(run, epochs=5)).epochs_run == 5
+    assert run_training(dataclasses.replace(run, epochs=5, resume=True)).epochs_run == 5
 
 
 def test_a_workers_mistake_is_one_line(dataset, tmp_path):
@@ -176,7 +176,7 @@ def test_a_sampled_head_trains_on_two_workers_and_goes_on_on_one(dataset, tmp_pa
     run = config(dataset, tmp_path / "two", model=model, optimizer=OptimizerConfig(name="adamw", lr=0.002), epochs=6)
     two = run_training(run)
     assert two.best["val_top1"] > 0.9
-    goes_on = dataclasses.replace(run, epochs=8, workers=WorkersConfig(count=1))
+    goes_on = dataclasses.replace(run, epochs=8, resume=True, workers=WorkersConfig(count=1))
     assert run_training(goes_on).epochs_run == 8
     rows = list(csv.DictReader((tmp_path / "two" / "train" / "history.csv").open()))
     losses = [float(row["train_loss"]) for row in rows]

@@ -176,7 +176,7 @@ def test_a_server_frozen_while_training_is_an_error_in_time(dataset, server):
     assert job.returncode == 1
     assert "object storage at http://127.0.0.1" in error_line(err)
     done = len(list(csv.DictReader(history.read_text().splitlines())))
-    assert main([*run, "--epochs", str(done + 1)]) == 0
+    assert main([*run, "--epochs", str(done + 1), "--resume"]) == 0
     rows = list(csv.DictReader(history.read_text().splitlines()))
     assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, done + 2)]
 

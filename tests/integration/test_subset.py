@@ -38,7 +38,7 @@ def test_a_run_on_a_subset_is_evaluated_on_the_same_rows(small_dataset, tmp_path
     run = ["train", "--dataset", small_dataset, "--output", str(tmp_path), *SUBSET, "--subset-seed", "3", *FAST]
     assert main(run) == 0
     assert main([*run, "--subset-seed", "4"]) == 1
-    assert "a run of this name has another subset_seed" in capsys.readouterr().err
+    assert "it cannot continue: subset_seed: 3 -> 4; choose another --name" in capsys.readouterr().err
     chosen = Selection(PackedDataset.open(small_dataset), SAME, 3)
     meta = read_meta(resolve_checkpoint(str(tmp_path / "train")))
     assert (meta.classes, meta.subset, meta.subset_seed) == (chosen.class_names, SAME, 3)

@@ -116,7 +116,7 @@ def test_photographs_of_a_folder_join_and_images_are_named_anew(run, tmp_path, c
 def test_more_training_makes_the_gallery_again_with_what_was_added(run, tmp_path, capsys):
     index(IndexConfig(checkpoint=run, add=str(new_photographs(tmp_path / "added"))))
     one = json.loads((tmp_path / "train" / "gallery" / "gallery.json").read_text())
-    longer = run_training(config(PackedDataset.open(str(tmp_path / "dataset")), tmp_path, epochs=7))
+    longer = run_training(config(PackedDataset.open(str(tmp_path / "dataset")), tmp_path, epochs=7, resume=True))
     capsys.readouterr()
     grown = index(IndexConfig(checkpoint=f"{run}/{longer.last_checkpoint}", gallery=f"{run}/gallery"))
     assert "made by other weights; its images are embedded again" in capsys.readouterr().out

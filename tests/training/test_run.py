@@ -81,7 +81,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(dataset, tmp_path):
     whole = config(dataset, tmp_path / "whole")
     run_training(whole)
     run_training(config(dataset, tmp_path / "parts", epochs=2))
-    run_training(config(dataset, tmp_path / "parts"))
+    run_training(config(dataset, tmp_path / "parts", resume=True))
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(tensor, weights(tmp_path / "parts")[name])
     assert [row["epoch"] for row in history(tmp_path / "parts")] == ["1", "2", "3", "4"]
@@ -142,16 +142,10 @@ def test_mistakes_are_one_line(dataset, tmp_path, changes, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_run_of_the_same_name_but_another_model_is_refused(dataset, tmp_path):
-    run_training(config(dataset, tmp_path, epochs=1))
-    with pytest.raises(UserError, match="a run of this name has another model; choose another --name"):
-        run_training(config(dataset, tmp_path, model=ModelConfig(backbone="deck_cnn_max")))
-
-
 def test_a_run_on_a_long_tail_is_another_run_and_learns_from_its_rows(dataset, tmp_path):
     tail = config(dataset, tmp_path, epochs=1, subset=SubsetConfig(tail=1.0))
     run_training(tail)
-    with pytest.raises(UserError, match="a run of this name has another subset; choose another --name"):
+    with pytest.raises(UserError, match="it cannot continue: subset.tail: 1.0 -> 0.5; choose another --name"):
         run_training(dataclasses.replace(tail, subset=SubsetConfig(tail=0.5)))
     found = evaluate_checkpoint(
         resolve_checkpoint(str(tmp_path / "train")), open_dataset(dataset.location.uri, tail.subset), "test"
@@ -199,7 +193,7 @@ def test_a_sampled_head_learns_is_evaluated_and_goes_on_where_it_stopped(dataset
     assert found.summary["loss"] == pytest.approx(whole.best["val_loss"], abs=1e-3)
     assert found.summary["neighbours"]["top1"] > 0.9
     run_training(config(dataset, tmp_path / "parts", epochs=3, **shared))
-    run_training(config(dataset, tmp_path / "parts", epochs=8, **shared))
+    run_training(config(dataset, tmp_path / "parts", epochs=8, resume=True, **shared))
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(value, two[name]) for name, value in one.items())
     assert one["5.classifier.weight"].shape == (4, 3, 16)

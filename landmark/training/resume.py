@@ -1,0 +1,168 @@
+"""Resuming a run: which settings may change between two commands of one name, and whether anything is left to train."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from landmark.config import (
+    Recipe,
+    TrainConfig,
+    UserError,
+    from_mapping,
+    parse_mapping,
+    parse_yaml,
+    to_mapping,
+    with_recorded_subset,
+)
+from landmark.data.dataset import PackedDataset
+from landmark.data.selection import open_dataset
+from landmark.storage import Location, NotFound
+from landmark.training.checkpoints import CheckpointMeta, read_meta
+from landmark.training.store import CheckpointStore
+
+PLACE = ("output", "name", "resume")
+"""Keys that say which run is meant, not what it is."""
+RESUMABLE = (
+    "cluster.",
+    "checkpoint.",
+    "compute.",
+    "early_stopping.",
+    "tensorboard",
+    "workers.",
+    *(f"loader.{key}" for key in ("stream", "reader", "decode", "data_cpus", "prefetch_batches", "damaged")),
+)
+"""Beginnings of the keys that --resume accepts: by rounding at most they change what the rest of the run learns. So do more epochs."""
+SHOWN = 12
+"""Changes that a message lists."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class Change:
+    """A setting that differs from the one that the run has."""
+
+    key: str
+    old: Any
+    new: Any
+    resumable: bool
+    """Whether a run may continue with it."""
+
+    def __str__(self) -> str:
+        old, new = ("unset" if value is None else value for value in (self.old, self.new))
+        return f"{self.key}: {old} -> {new}"
+
+
+def check_resume(run: Location, config: TrainConfig, dataset: PackedDataset) -> list[Change]:
+    """Return what differs from a run of the same name, which may continue so; empty where there is none, or no difference.
+
+    A run that stored nothing yet may change in any way. Raises UserError for a difference that would make it another run,
+    for any difference without config.resume, and for config.resume without a run.
+    """
+    last = CheckpointStore(run, config.monitor, config.monitor_mode()).path("last")
+    if last is None:
+        if config.resume and not (run / "config.yaml").exists():
+            raise UserError(f"{run}: no run to resume; leave out --resume, or check --output and --name")
+        return []
+    meta = read_meta(run / last)
+    before = _saved_config(run, last, config, meta)
+    changes = list(differences(before, config, meta.epoch))
+    if not _same_data(before, config, meta, dataset):
+        new = "other images" if before.dataset == config.dataset else f"{config.dataset} (other images)"
+        changes.insert(0, Change(key="dataset", old=before.dataset, new=new, resumable=False))
+    fixed = [change for change in changes if not change.resumable]
+    if fixed:
+        raise UserError(
+            f"{run}: a run of this name has other settings, with which it cannot continue: {_listed(fixed)}; choose another "
+            "--name, or delete that folder"
+        )
+    if changes and not config.resume:
+        raise UserError(
+            f"{run}: a run of this name has other settings: {_listed(changes)}; add --resume to continue it with the new "
+            "ones, or choose another --name"
+        )
+    return changes
+
+
+def recorded_config(run: Location) -> TrainConfig | None:
+    """Return the config that a run of this folder was begun with; None where there is none."""
+    try:
+        text = (run / "config.yaml").read_text()
+    except NotFound:
+        return None
+    place = f"{run}/config.yaml"
+    return from_mapping(TrainConfig, with_recorded_subset(parse_mapping(text, place)), place)
+
+
+def differences(before: TrainConfig, after: TrainConfig, finished: int) -> Iterator[Change]:
+    """Yield the settings that differ but for the dataset; finished: epochs that the run has finished."""
+    old, new = dict(_leaves(to_mapping(before))), dict(_leaves(to_mapping(after)))
+    for key in new:
+        if key in PLACE or key == "dataset" or str(old[key]) == str(new[key]):
+            continue
+        resumable = new[key] >= finished if key == "epochs" else key.startswith(RESUMABLE)
+        yield Change(key=key, old=old[key], new=new[key], resumable=resumable)
+
+
+def resume_lines(run: Location, config: TrainConfig, changes: list[Change]) -> Iterator[str]:
+    """Yield what a person is told of a run that continues with other settings."""
+    if not changes:
+        return
+    yield f"note: {run} continues with other settings: {_listed(changes)}"
+    follows = [
+        name
+        for name, used in (
+            (f"schedule.name {config.schedule.name}", config.schedule.name in ("cosine", "one_cycle")),
+            ("resizing.start_size", config.resizing.start_size is not None),
+        )
+        if used
+    ]
+    if follows and any(change.key == "epochs" for change in changes):
+        yield f"note: {' and '.join(follows)} spans all epochs: the rest is trained as that of a run of {config.epochs} epochs"
+
+
+def saved_result(run: Location, config: TrainConfig, changes: list[Change]) -> dict[str, Any] | None:
+    """Return what run.json says of a run that has nothing left to train; None where there is something."""
+    try:
+        values = json.loads((run / "run.json").read_text())
+        epochs, early = int(values["epochs_run"]), bool(values["stopped_early"])
+    except (NotFound, ValueError, TypeError, KeyError):
+        return None
+    goes_on = any(change.key == "epochs" or change.key.startswith("early_stopping.") for change in changes)
+    return values if epochs >= config.epochs or (early and not goes_on) else None
+
+
+def _saved_config(run: Location, last: str, config: TrainConfig, meta: CheckpointMeta) -> TrainConfig:
+    """Return the settings of a run; without its config.yaml those that its last checkpoint has."""
+    if (before := recorded_config(run)) is not None:
+        return before
+    place = run / last / "config.yaml"
+    recipe = parse_yaml(Recipe, place.read_text(), str(place))
+    values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
+    data: dict[str, Any] = {"dataset": meta.dataset, "subset": meta.subset, "subset_seed": meta.subset_seed}
+    return dataclasses.replace(config, **values, **data)
+
+
+def _same_data(before: TrainConfig, config: TrainConfig, meta: CheckpointMeta, dataset: PackedDataset) -> bool:
+    """Return whether a dataset is the one that a run was trained on, wherever it is stored now."""
+    if meta.dataset_id:
+        return meta.dataset_id == dataset.content_id
+    if before.dataset == config.dataset:
+        return True
+    try:  # a checkpoint of a version that knew datasets by their place
+        return open_dataset(before.dataset).content_id == dataset.content_id
+    except UserError:
+        return False
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _listed(changes: list[Change]) -> str:
+    more = f", and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
+    return ", ".join(map(str, changes[:SHOWN])) + more

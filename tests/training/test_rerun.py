@@ -1,0 +1,226 @@
+"""The same name again: what is different is named and refused or accepted, what is finished is reported, what has moved is the same."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from landmark.config import (
+    AugmentConfig,
+    CheckpointConfig,
+    ComputeConfig,
+    EmaConfig,
+    EvaluateConfig,
+    LoaderConfig,
+    LossConfig,
+    ModelConfig,
+    ScheduleConfig,
+    TrainConfig,
+    TuneConfig,
+    UserError,
+    load_yaml,
+    to_yaml,
+)
+from landmark.data.dataset import PackedDataset
+from landmark.data.selection import open_dataset
+from landmark.evaluate import evaluate
+from landmark.search.study import DATASETS, content_ids, plan_study
+from landmark.storage import locate
+from landmark.train import train
+from landmark.training.images import SplitImages
+from landmark.training.resume import check_resume, differences
+from landmark.training.run import run_training
+from tests.data.test_cleaned import KEPT, write_cleaned
+from tests.packed import write_packed
+from tests.training.test_run import config
+
+SPLITS = {"train": [24, 16], "val": [10], "test": [10]}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
+    return write_packed(tmp_path_factory.mktemp("packed"), SPLITS)
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: PackedDataset, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A finished run of one epoch; its config."""
+    run = config(dataset, tmp_path_factory.mktemp("runs"), epochs=1)
+    run_training(run)
+    return run
+
+
+def files(run: TrainConfig) -> dict[str, bytes]:
+    folder = Path(run.output) / run.name
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def loader(**changes) -> dict[str, LoaderConfig]:
+    return {"loader": LoaderConfig(**{"image_size": 16, "batch_size": 16, "decode_threads": 2} | changes)}
+
+
+FIXED = [
+    ({"model": ModelConfig(backbone="deck_cnn_max")}, "model.backbone: deck_mlp -> deck_cnn_max"),
+    ({"schedule": ScheduleConfig(name="cosine")}, "schedule.name: constant -> cosine"),
+    ({"loss": LossConfig(label_smoothing=0.1)}, "loss.label_smoothing: 0.0 -> 0.1"),
+    ({"augment": AugmentConfig(mixup=0.2)}, "augment.mixup: 0.0 -> 0.2"),
+    ({"ema": EmaConfig(decay=0.9)}, "ema.decay: unset -> 0.9"),
+    ({"monitor": "val_loss"}, "monitor: val_top1 -> val_loss"),
+    (loader(image_size=32), "loader.image_size: 16 -> 32"),
+    (loader(batch_size=8), "loader.batch_size: 16 -> 8"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), FIXED, ids=[message.split(":")[0] for _, message in FIXED])
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_would_make_another_run_is_named_and_refused(dataset, trained, change, message, resume):
+    other = dataclasses.replace(trained, resume=resume, **change)
+    before = files(trained)
+    with pytest.raises(UserError) as error:
+        run_training(other)
+    assert f"with which it cannot continue: {message}; choose another --name" in str(error.value)
+    assert "\n" not in str(error.value) and files(trained) == before
+
+
+RESUMABLE = [
+    ({"epochs": 2}, "epochs: 1 -> 2"),
+    ({"checkpoint": CheckpointConfig(steps=3)}, "checkpoint.steps: unset -> 3"),
+    ({"compute": ComputeConfig(accumulate=2)}, "compute.accumulate: 1 -> 2"),
+    (loader(readers=2, damaged="skip"), "loader.readers: 1 -> 2, loader.damaged: stop -> skip"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), RESUMABLE, ids=[message.split(":")[0] for _, message in RESUMABLE])
+def test_what_may_change_is_named_and_accepted_by_resume(dataset, trained, change, message):
+    other = dataclasses.replace(trained, **change)
+    with pytest.raises(UserError, match=f"{message}; add --resume to continue it with the new ones, or choose"):
+        run_training(other)
+    place = locate(trained.output) / trained.name
+    found = check_resume(place, dataclasses.replace(other, resume=True), dataset)
+    assert ", ".join(map(str, found)) == message
+
+
+def test_a_finished_run_trains_nothing_and_says_so(dataset, trained, capsys):
+    before = files(trained)
+    first = json.loads(before[str(Path(trained.output) / trained.name / "run.json")])
+    result = train(trained)
+    out = capsys.readouterr().out
+    assert result.finished_before and result.best == first["best"] and result.seconds == first["seconds"]
+    assert out.splitlines()[0].startswith(
+        "finished before, nothing was trained; saved figures: 1 epochs; best epoch 1: val"
+    )
+    assert files(trained) == before
+
+
+def test_a_run_is_longer_by_resume_and_its_config_follows_when_training_begins(dataset, tmp_path, capsys):
+    short = config(dataset, tmp_path, epochs=1, schedule=ScheduleConfig(name="one_cycle"))
+    run_training(short)
+    longer = dataclasses.replace(short, epochs=3, resume=True)
+    saved = tmp_path / "train" / "config.yaml"
+    broken = dataclasses.replace(longer, dataset=str(tmp_path / "none"))
+    with pytest.raises(UserError, match="no manifest"):
+        run_training(broken)
+    assert load_yaml(TrainConfig, saved).epochs == 1
+    assert run_training(longer).epochs_run == 3
+    out = capsys.readouterr().out
+    assert f"note: {tmp_path / 'train'} continues with other settings: epochs: 1 -> 3\n" in out
+    assert "note: schedule.name one_cycle spans all epochs: the rest is trained as that of a run of 3 epochs" in out
+    assert load_yaml(TrainConfig, saved).epochs == 3
+    shorter = dataclasses.replace(short, epochs=2, resume=True)
+    with pytest.raises(UserError, match="it cannot continue: epochs: 3 -> 2; choose another --name"):
+        run_training(shorter)
+
+
+def test_resume_without_a_run_is_a_mistake_and_a_run_that_stored_nothing_may_change(dataset, tmp_path):
+    with pytest.raises(UserError, match="no run to resume; leave out --resume"):
+        run_training(config(dataset, tmp_path, resume=True))
+    (tmp_path / "train" / "config.yaml").write_text(to_yaml(config(dataset, tmp_path, epochs=7, seed=9)))
+    assert run_training(config(dataset, tmp_path, epochs=1)).epochs_run == 1
+
+
+def test_without_its_config_a_run_is_known_by_its_checkpoint(dataset, tmp_path):
+    run_training(config(dataset, tmp_path, epochs=1))
+    (tmp_path / "train" / "config.yaml").unlink()
+    with pytest.raises(UserError, match="it cannot continue: ema.decay: unset -> 0.5; "):
+        run_training(config(dataset, tmp_path, epochs=1, ema=EmaConfig(decay=0.5)))
+    assert run_training(config(dataset, tmp_path, epochs=1)).finished_before
+
+
+def test_every_setting_is_compared(dataset, trained):
+    """A new setting that nobody decided about is refused, not ignored."""
+    keys = {change.key for change in differences(trained, dataclasses.replace(trained, output="x", name="y"), 1)}
+    assert keys == set()
+    other = dataclasses.replace(trained, seed=3, tensorboard=True, subset_seed=2, epochs=5)
+    found = {change.key: change.resumable for change in differences(trained, other, 1)}
+    assert found == {"seed": False, "tensorboard": True, "subset_seed": False, "epochs": True}
+
+
+def test_a_dataset_that_moved_is_the_same_and_one_made_again_in_its_place_is_not(tmp_path):
+    first = write_packed(tmp_path / "a", SPLITS)
+    run = config(first, tmp_path, epochs=1)
+    run_training(run)
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = dataclasses.replace(run, dataset=str(tmp_path / "b"))
+    with pytest.raises(
+        UserError, match="the model was trained on is not there; if it has moved, give its place by --dataset"
+    ):
+        evaluate(EvaluateConfig(checkpoint=str(tmp_path / "train")))
+    assert evaluate(EvaluateConfig(checkpoint=str(tmp_path / "train"), dataset=moved.dataset))["rows"] == 10
+    assert run_training(moved).dataset == moved.dataset
+    assert run_training(dataclasses.replace(moved, epochs=2, resume=True)).epochs_run == 2
+    assert load_yaml(TrainConfig, tmp_path / "train" / "config.yaml").dataset == str(tmp_path / "b")
+    write_packed(tmp_path / "other", SPLITS, row_group_rows=4)
+    with pytest.raises(UserError, match=r"cannot continue: dataset: .*/b -> .*/other \(other images\); "):
+        run_training(dataclasses.replace(moved, epochs=2, dataset=str(tmp_path / "other")))
+    shutil.rmtree(tmp_path / "b")
+    write_packed(tmp_path / "b", SPLITS, row_group_rows=4)
+    with pytest.raises(UserError, match=r"cannot continue: dataset: .*/b -> other images; "):
+        run_training(dataclasses.replace(moved, epochs=2))
+
+
+def test_a_run_of_a_version_that_knew_datasets_by_their_place(tmp_path):
+    first = write_packed(tmp_path / "a", SPLITS)
+    run = config(first, tmp_path, epochs=1)
+    run_training(run)
+    for path in (tmp_path / "train" / "checkpoints").glob("*/meta.json"):
+        values = json.loads(path.read_text())
+        del values["dataset_id"]
+        path.write_text(json.dumps(values))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    copied = dataclasses.replace(run, dataset=str(tmp_path / "b"))
+    assert run_training(run).finished_before and run_training(copied).finished_before
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(UserError, match="cannot continue: dataset: "):
+        run_training(copied)
+
+
+def test_content_is_known_by_images_and_labels_wherever_they_are(tmp_path):
+    base = write_packed(tmp_path / "base", SPLITS)
+    shutil.copytree(tmp_path / "base", tmp_path / "copy")
+    copy = PackedDataset.open(str(tmp_path / "copy"))
+    assert copy.content_id == base.content_id
+    digests = [SplitImages.of(each, "test").digest() for each in (base, copy)]
+    assert digests[0] == digests[1]
+    relabelled = {**KEPT, "val": {**KEPT["val"], 1: 3}}
+    ids = [
+        open_dataset(write_cleaned(tmp_path / name, of, kept)).content_id
+        for name, of, kept in (("one", base, KEPT), ("two", copy, KEPT), ("three", base, relabelled))
+    ]
+    assert ids[0] == ids[1] and len({base.content_id, *ids}) == 3
+
+
+def test_a_study_whose_dataset_moved_is_the_same_study(tmp_path):
+    first = write_packed(tmp_path / "a", SPLITS)
+    study = TuneConfig(dataset=first.location.uri, output=str(tmp_path), name="study", space="demo")
+    planned = plan_study(study)
+    for name, text in (("config.yaml", None), ("space.yaml", planned.space.text)):
+        (tmp_path / "study" / name).write_text(text or f"dataset: {first.location.uri}\n")
+    (tmp_path / "study" / DATASETS).write_text(json.dumps(content_ids(planned.datasets)))
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = dataclasses.replace(study, dataset=str(tmp_path / "b"))
+    assert plan_study(moved).datasets[None].uri.endswith("/b")
+    write_packed(tmp_path / "c", SPLITS, row_group_rows=4)
+    with pytest.raises(UserError, match="a study of this name is there, with another dataset"):
+        plan_study(dataclasses.replace(study, dataset=str(tmp_path / "c")))
