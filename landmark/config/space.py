@@ -1,5 +1,6 @@
 """Config of a search space: what differs between trials, what they share, when they end early."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -86,6 +87,10 @@ class BudgetConfig:
         for name in ("trials", "epochs", "seconds"):
             value = getattr(self, name)
             require(value is None or value > 0, f"budget.{name} is {value}; expected above 0")
+        require(
+            self.target is None or math.isfinite(self.target),
+            f"budget.target is {self.target}; expected a finite number",
+        )
 
 
 @dataclass(kw_only=True, frozen=True)

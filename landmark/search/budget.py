@@ -6,6 +6,7 @@ from typing import Any
 from ray.tune import Stopper
 
 from landmark.config import BudgetConfig
+from landmark.evaluation.ranking import score
 from landmark.search.record import StudyRecord
 
 
@@ -16,7 +17,7 @@ class BudgetStopper(Stopper):
         self.config = config
         self.record = record
         self.metric = metric
-        self.sign = 1.0 if mode == "max" else -1.0
+        self.mode = mode
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Return False: no single trial is ended here."""
@@ -43,4 +44,4 @@ class BudgetStopper(Stopper):
 
     def _reached(self, target: float) -> bool:
         rows = (row for trial in self.record.trials.values() if trial.error is None for row in trial.rows.values())
-        return any(self.sign * row[self.metric] >= self.sign * target for row in rows)
+        return any(score(row[self.metric], self.mode) >= score(target, self.mode) for row in rows)

@@ -56,6 +56,12 @@ class Domain:
         """Return all values; of a continuous range its bounds."""
         return range(self.values[0], self.values[1] + 1) if self.kind == "int" else self.values
 
+    def contains(self, value: Any) -> bool:
+        """Return whether a parameter may have a value, as JSON gives it back."""
+        if not self.is_continuous:
+            return value in self.all()
+        return _number(value) is not None and self.values[0] <= value <= self.values[1]
+
     def has(self, case: Any) -> bool:
         """Return whether a case is of one of the values; those of a continuous range are not listed."""
         if self.kind == "int":
@@ -134,6 +140,19 @@ def drawn(parameters: Parameters, generator: random.Random) -> Iterator[Point]:
     return combinations(parameters, lambda key, domain: [domain.draw(generator)] if domain.is_random else domain.values)
 
 
+def walked(parameters: Parameters, generator: random.Random) -> Iterator[Point]:
+    """Yield every combination once, from a random one on; of a continuous range one draw."""
+
+    def options(key: str, domain: Domain) -> Iterable[Any]:
+        if domain.is_continuous:
+            return [domain.draw(generator)]
+        values = domain.all()
+        start = generator.randrange(len(values))
+        return itertools.chain(values[start:], values[:start])
+
+    return combinations(parameters, options)
+
+
 def one_drawn(parameters: Parameters, generator: random.Random) -> Point:
     """Return one point at random, of the grid's values too."""
     return next(combinations(parameters, lambda key, domain: [domain.draw(generator)]))
@@ -143,7 +162,7 @@ def occurring(parameters: Parameters, keys: Iterable[str]) -> Iterator[Point]:
     """Yield every combination of values of `keys`, and of those they go by; of ranges the bounds."""
     wanted = set(keys) & set(parameters)
     for key in list(wanted):
-        wanted.update(_before(key, parameters))
+        wanted.update(ancestors(key, parameters))
     part = {key: parameter for key, parameter in parameters.items() if key in wanted}
     return combinations(part, lambda key, domain: domain.values)
 
@@ -189,7 +208,8 @@ def _reaching(key: str, domain: Domain, parameters: Parameters) -> dict[str, Any
     return None
 
 
-def _before(key: str, parameters: Parameters) -> Iterator[str]:
+def ancestors(key: str, parameters: Parameters) -> Iterator[str]:
+    """Yield the key that a key's domain goes by, the one which that goes by, and so on."""
     while (by := parameters[key].by) is not None:
         yield by
         key = by
@@ -249,7 +269,7 @@ def _check_by(parameter: Parameter, parameters: Parameters, source: str) -> None
 
 def _check_cycle(key: str, parameters: Parameters, source: str) -> None:
     chain = [key]
-    for by in _before(key, parameters):
+    for by in ancestors(key, parameters):
         if by in chain:
             raise UserError(f"{source}: parameters.{key}.by: {' by '.join([*chain, by])} goes round; break the circle")
         chain.append(by)

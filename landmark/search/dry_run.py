@@ -97,7 +97,7 @@ def kept_share(scheduler: SchedulerConfig, epochs: Sequence[int]) -> float | Non
         levels = rungs(scheduler.grace_epochs, factor, longest)
         return sum(_left(levels, factor, trial) for trial in epochs) / sum(epochs)
     if scheduler.name == "hyperband":
-        made = brackets(scheduler, longest, len(epochs), seed=0)
+        made = brackets(scheduler, longest, [len(epochs)], seed=0)
         return sum(_bracket_epochs(bracket, longest, factor) for bracket in made) / (len(epochs) * longest)
     return None
 

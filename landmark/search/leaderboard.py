@@ -3,10 +3,12 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from landmark.evaluation.ranking import score
 from landmark.search.record import METRICS, StudyRecord, TrialRecord
 from landmark.table import aligned, shown_metric, shown_value
 
@@ -49,7 +51,6 @@ def rank_trials(
     `find` gives a trial's best epoch whose checkpoint is kept, and its path below the study. objectives: what the searcher
     looks for, where that is more than the metric.
     """
-    sign = -1.0 if mode == "max" else 1.0
     standings = []
     for trial in record.trials.values():
         if trial.status() == "not started":
@@ -59,7 +60,7 @@ def rank_trials(
             standings.append(Standing(record=trial, best_epoch=kept[0], checkpoint=kept[1]))
         else:
             standings.append(Standing(record=trial, best_epoch=epochs[0] if epochs else None))
-    standings.sort(key=lambda s: (s.record.status() == "failed", sign * s.best[metric] if s.best else 0.0))
+    standings.sort(key=lambda s: (s.record.status() == "failed", -score(s.best.get(metric, math.nan), mode)))
     for place, standing in enumerate(standings, 1):
         standing.rank = place if standing.record.status() != "failed" else None
     if len(objectives) > 1:
@@ -72,7 +73,7 @@ def mark_pareto(standings: Sequence[Standing], objectives: Sequence[str], mode: 
 
     def values(standing: Standing) -> list[float]:
         found = {**standing.best, "parameters": -float(standing.record.weights or 0)}
-        return [found[name] * (-1.0 if place == 0 and mode == "min" else 1.0) for place, name in enumerate(objectives)]
+        return [score(found[name], mode if place == 0 else "max") for place, name in enumerate(objectives)]
 
     points = [values(standing) for standing in standings]
     for standing, point in zip(standings, points, strict=True):

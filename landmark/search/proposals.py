@@ -1,5 +1,6 @@
 """Where a study's trials come from: a list that is known before the first starts, or proposals that follow results."""
 
+import itertools
 import json
 import math
 import random
@@ -14,8 +15,10 @@ from landmark.search.space import Space, TrialPlan
 
 MOST_TRIES = 16
 """Proposals, for one trial, of points that are there already or that no recipe can have, before points are drawn."""
-MOST_DRAWS = 100_000
-"""Random points, for one trial, that are there already or that no recipe can have, before the space counts as used up."""
+MOST_DRAWS = 64
+"""Random points, for one trial, that are there already or that no recipe can have, before all points are gone through."""
+MOST_WALKED = 20_000
+"""Points that are then gone through, besides those that are there already, before the space counts as used up."""
 MAXIMISED = ("val_top1", "val_top5", "val_macro_recall", "images_per_s")
 
 
@@ -98,14 +101,18 @@ class OptunaProposals:
         """Optuna's number of a trial by ours."""
         self._seen: set[str] = set()
         """Points that are there, or that no recipe can have."""
+        self._used_up = False
+        """Whether the space was found to have no further point."""
 
     def next(self) -> TrialPlan | None:
         """Return the next trial; None when there is none any more."""
-        if len(self._numbers) >= self.total:
+        if self._used_up or len(self._numbers) >= self.total:
             return None
         number = max(self._numbers, default=0) + 1
         plan = self._proposed(number) or self._drawn(number)
-        if plan is not None:
+        if plan is None:
+            self._used_up = True
+        else:
             self.adopt(plan)
         return plan
 
@@ -152,9 +159,11 @@ class OptunaProposals:
         return None
 
     def _drawn(self, number: int) -> TrialPlan | None:
-        """Return a random trial that is not there yet; None where none is found."""
+        """Return a random trial that is not there yet, or the next one of all; None if the space is used up."""
         generator = random.Random(f"{self._space.config.seed} {number}")
-        points = (domains.one_drawn(self._space.parameters, generator) for _ in range(MOST_DRAWS))
+        drawn = (domains.one_drawn(self._space.parameters, generator) for _ in range(MOST_DRAWS))
+        walked = itertools.islice(domains.walked(self._space.parameters, generator), MOST_WALKED + len(self._seen))
+        points = itertools.chain(drawn, walked)
         return next((plan for point in points if (plan := self._new(number, point)) is not None), None)
 
     def _new(self, number: int, point: Point) -> TrialPlan | None:

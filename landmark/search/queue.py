@@ -11,16 +11,15 @@ from ray.tune.search import Searcher
 from landmark.search.proposals import Proposals
 from landmark.search.record import TrialRecord
 from landmark.search.schedulers import Rule, StudyScheduler
-from landmark.search.space import TrialPlan
 
 
 class TrialQueue(Searcher):
     """Gives Ray Tune the trials that wait, those least far first, then new ones; ends when all have ended."""
 
     def __init__(
-        self, rule: Rule, proposals: Proposals, values_of: Callable[[TrialPlan], dict[str, Any]], most: int
+        self, rule: Rule, proposals: Proposals, values_of: Callable[[TrialRecord], dict[str, Any]], most: int
     ) -> None:
-        """values_of: what a trial's process is given of its plan. most: trials that Ray Tune may have at a time."""
+        """values_of: what a trial's process is given of it. most: trials that Ray Tune may have at a time."""
         super().__init__()
         self.rule = rule
         self.record = rule.record
@@ -39,7 +38,7 @@ class TrialQueue(Searcher):
             ended = all(trial.state == "ended" for trial in self.record.trials.values())
             return Searcher.FINISHED if ended else None
         trial.handed = True
-        return {"trial": self.values_of(trial.plan)}
+        return {"trial": self.values_of(trial)}
 
     def _waiting(self) -> TrialRecord | None:
         waiting = [trial for trial in self.record.trials.values() if trial.state == "waiting" and not trial.handed]

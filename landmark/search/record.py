@@ -1,6 +1,7 @@
 """The record of a study: each trial's epochs, state and times; kept in the study's journal, from which another process takes it up."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 from ray.tune.experiment import Trial
 
+from landmark.evaluation.ranking import score
 from landmark.search.journal import Journal
 from landmark.search.space import TrialPlan
 from landmark.training.distributed import RECOVERED
@@ -30,12 +32,44 @@ METRICS = (
 """What is kept of an epoch, out of all that Ray Tune adds to a report."""
 FIRST_STEP, REPORTED, ERROR, WEIGHTS = "first_step_at", "reported_at", "error", "parameters"
 """Keys of a report besides the metrics: unix times, a failed trial's message, how many weights its network has."""
+TAKEN = "taken_epoch"
+"""Key of a report after a planned exploit: the epoch of the weights that the trial took; NOT_TAKEN: they were gone."""
+NOT_TAKEN = -1
 
+Verdict = Literal["go on", "stop", "pause", "restart"]
+"""pause: until the scheduler settles; restart: give the process back and continue later, maybe with another plan."""
 State = Literal["waiting", "running", "paused", "ended"]
 """paused: until the scheduler has judged the others; waiting: for room, at first or to go on."""
 PlanOf = Callable[[int, dict[str, Any]], TrialPlan]
 """Makes a trial's plan out of its number and its chosen values."""
 Status = Literal["finished", "stopped early", "failed", "not started"]
+
+
+@dataclass(kw_only=True, frozen=True)
+class Exploit:
+    """A trial that went on with another's weights and changed settings, by population-based training."""
+
+    trial: str
+    source: str
+    """The trial whose weights it took."""
+    epoch: int
+    """Epoch of those weights."""
+    point: dict[str, Any]
+    """Its chosen values from then on."""
+    changed: dict[str, list[Any]]
+    """Parameter -> the trial's own value before and its value after, where they differ."""
+    explored: dict[str, list[Any]]
+    """Parameter -> the source's value and the trial's, where they differ: what was changed on the way."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class PlannedExploit:
+    """An exploit that is decided; the trial's next process fetches the weights."""
+
+    exploit: Exploit
+    """Its epoch is the one that both trials had reached."""
+    plan: TrialPlan
+    """The trial's plan once it has the weights."""
 
 
 @dataclass(kw_only=True)
@@ -47,7 +81,13 @@ class TrialRecord:
     rows: dict[int, dict[str, float]] = field(default_factory=dict)
     """Metrics by epoch."""
     times: dict[int, float] = field(default_factory=dict)
-    """Unix time of the report by epoch."""
+    """Unix time of the report by epoch, by the clock of the trial's node."""
+    arrivals: dict[int, int] = field(default_factory=dict)
+    """Place of an epoch's first report among all reports that the study took."""
+    decisions: dict[int, Verdict | None] = field(default_factory=dict)
+    """What the scheduler decided at an epoch; None: the journal is from before decisions were recorded."""
+    planned: PlannedExploit | None = None
+    """An exploit that the trial has not confirmed yet."""
     repeated: int = 0
     """Epochs trained again, as their checkpoint was lost with a process."""
     error: str | None = None
@@ -88,25 +128,11 @@ class TrialRecord:
 
     def best_epochs(self, metric: str, mode: str) -> list[int]:
         """Return the epochs, best first; of equals the earlier first."""
-        sign = -1.0 if mode == "max" else 1.0
-        return sorted(self.rows, key=lambda epoch: (sign * self.rows[epoch][metric], epoch))
+        return sorted(self.rows, key=lambda epoch: (-score(self.rows[epoch][metric], mode), epoch))
 
 
-@dataclass(kw_only=True, frozen=True)
-class Exploit:
-    """A trial that went on with another's weights and changed settings, by population-based training."""
-
-    trial: str
-    source: str
-    """The trial whose weights it took."""
-    epoch: int
-    """Epoch of those weights."""
-    point: dict[str, Any]
-    """Its chosen values from then on."""
-    changed: dict[str, list[Any]]
-    """Parameter -> the trial's own value before and its value after, where they differ."""
-    explored: dict[str, list[Any]]
-    """Parameter -> the source's value and the trial's, where they differ: what was changed on the way."""
+REPLAYED = ("report", "decision", "ended", "failed", "exploit planned", "exploit", "no exploit")
+"""Events of a trial that a restart takes up."""
 
 
 class StudyRecord:
@@ -119,20 +145,24 @@ class StudyRecord:
         """Whether there will be no further trial."""
         self.drivers = 0
         """Processes that have driven this study, this one included."""
+        self.totals: list[int] = []
+        """Trials that the study had at each of its starts, as far as the journal says."""
         self.seconds_before = 0.0
         """Wall time that earlier ones spent."""
         self.journal = journal
         self.started = time.monotonic()
         self.started_at = time.time()
+        self._arrivals = itertools.count()
 
     def of(self, trial: Trial) -> TrialRecord:
         """Return the record of one of Ray Tune's trials."""
         return self.trials[trial.config["trial"]["name"]]
 
-    def begin(self) -> None:
-        """Note that this process drives the study from now on."""
+    def begin(self, total: int) -> None:
+        """Note that this process drives the study from now on, and how many trials it has."""
         self.drivers += 1
-        self._note("driver")
+        self.totals.append(total)
+        self._note("driver", trials=total)
 
     def propose(self, plan: TrialPlan) -> TrialRecord:
         """Take up a new trial."""
@@ -148,6 +178,8 @@ class StudyRecord:
         if ERROR in result:
             self.fail(trial, str(result[ERROR]))
             return True
+        if TAKEN in result and trial.planned is not None:
+            self._settle_exploit(trial, trial.planned, int(result[TAKEN]))
         at, epoch = float(result[REPORTED]), int(result["epoch"])
         if trial.times.get(epoch) == at or (RECOVERED in result and epoch in trial.rows):
             return False
@@ -161,9 +193,17 @@ class StudyRecord:
         epoch = int(row["epoch"])
         trial.repeated += epoch in trial.rows
         trial.rows[epoch], trial.times[epoch] = row, at
+        trial.arrivals.setdefault(epoch, next(self._arrivals))
         trial.last_report_at = at
         if weights is not None:
             trial.weights = int(weights)
+
+    def decide(self, trial: TrialRecord, verdict: Verdict) -> None:
+        """Note what the scheduler decided about a trial at the epoch it has come to."""
+        trial.decisions[trial.epochs_run] = verdict
+        self._note("decision", trial=trial.plan.name, epoch=trial.epochs_run, verdict=verdict)
+        if verdict == "restart":
+            self.flush()
 
     def end(self, trial: TrialRecord) -> None:
         """Note that a trial is over."""
@@ -178,39 +218,59 @@ class StudyRecord:
         self._note("failed", trial=trial.plan.name, error=error)
         self.end(trial)
 
-    def take_over(self, exploit: Exploit, plan: TrialPlan) -> None:
-        """Note that a trial goes on with another's weights, as a changed plan."""
+    def plan_exploit(self, exploit: Exploit, plan: TrialPlan) -> None:
+        """Note that a trial is to continue with another's weights, with a changed plan."""
+        self.trials[exploit.trial].planned = PlannedExploit(exploit=exploit, plan=plan)
+        self._note("exploit planned", **dataclasses.asdict(exploit))
+
+    def _settle_exploit(self, trial: TrialRecord, planned: PlannedExploit, epoch: int) -> None:
+        """Note whether a trial took the planned weights; without them it keeps its own, and its plan."""
+        trial.planned = None
+        if epoch == NOT_TAKEN:
+            self._note("no exploit", trial=trial.plan.name, source=planned.exploit.source)
+            return
+        exploit = dataclasses.replace(planned.exploit, epoch=epoch)
         self.exploits.append(exploit)
-        trial = self.trials[exploit.trial]
-        trial.plan = plan
+        trial.plan = planned.plan
         self._note("exploit", **dataclasses.asdict(exploit))
-        self.flush()
 
     def restore(self, events: Iterable[Mapping[str, Any]], plan_of: PlanOf) -> None:
         """Take up what earlier processes noted; trials that ran when the last one died wait to go on."""
-        begun, last = None, None
+        begun, last, decided = None, None, True
         for event in events:
             kind, at = event["event"], float(event["at"])
             if kind == "driver":
                 self.drivers += 1
                 self.seconds_before += (last or at) - (begun or at)
                 begun = at
+                decided = "trials" in event
+                self.totals += [int(event["trials"])] if decided else []
             last = at
             if kind == "trial":
                 plan = plan_of(int(event["number"]), event["point"])
                 self.trials[plan.name] = TrialRecord(plan=plan)
-            elif kind in ("report", "ended", "failed", "exploit"):
+            elif kind in REPLAYED:
                 self._replay(kind, self.trials[event["trial"]], event, plan_of)
+                if kind == "report" and not decided:
+                    self.trials[event["trial"]].decisions.setdefault(int(event["row"]["epoch"]), None)
         self.seconds_before += (last or 0.0) - (begun or 0.0)
 
     def _replay(self, kind: str, trial: TrialRecord, event: Mapping[str, Any], plan_of: PlanOf) -> None:
         if kind == "report":
             self._report(trial, dict(event["row"]), float(event["reported_at"]), event["parameters"])
             trial.process, trial.first_step_at = event["process"], event["first_step_at"]
-        elif kind == "exploit":
-            names = [field.name for field in dataclasses.fields(Exploit)]
-            self.exploits.append(Exploit(**{name: event[name] for name in names}))
-            trial.plan = dataclasses.replace(plan_of(trial.plan.number, event["point"]), name=trial.plan.name)
+        elif kind == "decision":
+            trial.decisions[int(event["epoch"])] = event["verdict"]
+        elif kind in ("exploit", "exploit planned"):
+            exploit = Exploit(**{field.name: event[field.name] for field in dataclasses.fields(Exploit)})
+            plan = dataclasses.replace(plan_of(trial.plan.number, event["point"]), name=trial.plan.name)
+            if kind == "exploit planned":
+                trial.planned = PlannedExploit(exploit=exploit, plan=plan)
+            else:
+                self.exploits.append(exploit)
+                trial.plan, trial.planned = plan, None
+        elif kind == "no exploit":
+            trial.planned = None
         elif kind == "failed":
             trial.error = event["error"]
         else:

@@ -10,17 +10,15 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from landmark.config import SchedulerConfig, UserError
-from landmark.search.record import ERROR, StudyRecord, TrialRecord, death_of
-
-Verdict = Literal["go on", "stop", "pause", "restart"]
-"""pause: until `settle` decides; restart: give the process back, and go on later, maybe as another plan."""
+from landmark.evaluation.ranking import score
+from landmark.search.record import ERROR, StudyRecord, TrialRecord, Verdict, death_of
 
 
 class Rule:
@@ -30,26 +28,26 @@ class Rule:
         self.record = record
         self.config = config
         self.metric = metric
-        self.sign = 1.0 if mode == "max" else -1.0
+        self.mode = mode
 
     def judge(self, trial: TrialRecord) -> Verdict:
         """Return what becomes of a trial that has come to the end of an epoch, not of its last one."""
         return "go on"
 
     def judge_again(self, trial: TrialRecord) -> Verdict:
-        """Return what becomes of a trial that had come there when the study's last process was lost."""
+        """Return what becomes of a trial at a restart whose journal is from before decisions were recorded."""
         return self.judge(trial)
 
     def settle(self) -> None:
         """Decide on paused trials: those that go on are set to waiting, the others end."""
 
     def score(self, trial: TrialRecord, epoch: int) -> float:
-        """Return a trial's metric at an epoch: more is better."""
-        return self.sign * trial.rows[epoch][self.metric]
+        """Return a trial's score at an epoch: greater is better, -inf for a metric that is not finite."""
+        return score(trial.rows[epoch][self.metric], self.mode)
 
     def best_epoch(self, trial: TrialRecord) -> int:
         """Return a trial's best epoch, of equals the first."""
-        return max(sorted(trial.rows), key=lambda epoch: self.score(trial, epoch))
+        return trial.best_epochs(self.metric, self.mode)[0]
 
     def others_at(self, trial: TrialRecord, epoch: int) -> list[TrialRecord]:
         """Return the other trials that have come to an epoch."""
@@ -73,19 +71,24 @@ class SuccessiveHalving(Rule):
         self.rungs = rungs(self.config.grace_epochs, self.config.reduction_factor, max_epochs)
 
     def judge(self, trial: TrialRecord) -> Verdict:
-        """Compare with those that came to the same rung earlier; the first ones there go on."""
+        """Compare with those whose reports of the same rung the study took earlier; the first ones there go on."""
         epoch = trial.epochs_run
         if epoch not in self.rungs:
             return "go on"
         before = [
             self.score(other, epoch)
             for other in self.others_at(trial, epoch)
-            if other.times.get(epoch, 0.0) <= trial.times.get(epoch, math.inf)
+            if other.arrivals[epoch] < trial.arrivals[epoch]
         ]
         if not before:
             return "go on"
-        cutoff = float(np.percentile(before, 100 * (1 - 1 / self.config.reduction_factor)))
-        return "stop" if self.score(trial, epoch) < cutoff else "go on"
+        return "stop" if self.score(trial, epoch) < self._cutoff(before) else "go on"
+
+    def _cutoff(self, scores: Sequence[float]) -> float:
+        """Return the score at which the best 1/reduction_factor begin: between two scores, unless the lower one is -inf."""
+        percent = 100 * (1 - 1 / self.config.reduction_factor)
+        interpolated = np.percentile(scores, percent, method="lower") > -math.inf
+        return float(np.percentile(scores, percent, method="linear" if interpolated else "higher"))
 
 
 class MedianStopping(Rule):
@@ -114,18 +117,23 @@ class Bracket:
     """Epochs at which the worst of them end."""
 
 
-def brackets(config: SchedulerConfig, max_epochs: int, total: int, seed: int) -> list[Bracket]:
-    """Return HyperBand's brackets for `total` trials (Li et al. 2018, algorithm 1), filled one after the other.
+def brackets(config: SchedulerConfig, max_epochs: int, totals: Sequence[int], seed: int) -> list[Bracket]:
+    """Return HyperBand's brackets for a study's trials (Li et al. 2018, algorithm 1), filled one after the other.
 
     The first gives grace_epochs to many trials, each further one gives reduction_factor times as much to fewer; after the
-    last one of config.brackets kinds it begins again. Which trial is in which is drawn: neighbours in a grid are alike.
+    last one of config.brackets kinds it begins again. The trials of a bracket are sampled, because neighbours in a grid
+    are alike. totals: the number of trials that the study had at each of its starts. A greater number fills the last
+    bracket and adds others; the trials from before keep their brackets.
     """
     factor, deepest = config.reduction_factor, 0
     while config.grace_epochs * factor ** (deepest + 1) <= max_epochs:
         deepest += 1
     kinds = list(range(deepest, max(-1, deepest - (config.brackets or deepest + 1)), -1))
-    numbers = list(range(1, total + 1))
-    random.Random(seed).shuffle(numbers)
+    numbers: list[int] = []
+    for total in totals:
+        added = list(range(len(numbers) + 1, total + 1))
+        random.Random(seed).shuffle(added)
+        numbers += added
     found: list[Bracket] = []
     while numbers:
         halvings = kinds[len(found) % len(kinds)]
@@ -139,9 +147,9 @@ def brackets(config: SchedulerConfig, max_epochs: int, total: int, seed: int) ->
 class HyperBand(Rule):
     """HyperBand (Li et al. 2018): trials of a bracket wait for each other at its milestones; the best of them go on."""
 
-    def __init__(self, *arguments: Any, max_epochs: int, total: int, seed: int) -> None:
+    def __init__(self, *arguments: Any, max_epochs: int, totals: Sequence[int], seed: int) -> None:
         super().__init__(*arguments)
-        self.brackets = brackets(self.config, max_epochs, total, seed)
+        self.brackets = brackets(self.config, max_epochs, totals, seed)
 
     def judge(self, trial: TrialRecord) -> Verdict:
         """Let a trial wait at its bracket's milestones."""
@@ -163,14 +171,15 @@ class HyperBand(Rule):
                 best = max(1, int(len(there) / self.config.reduction_factor))
                 for place, trial in enumerate(there):
                     if trial.state == "paused" and trial.epochs_run == milestone:
+                        self.record.decide(trial, "go on" if place < best else "stop")
                         if place < best:
                             trial.state = "waiting"
                         else:
                             self.record.end(trial)
 
 
-TakeOver = Callable[[TrialRecord, TrialRecord, random.Random], bool]
-"""Makes the first trial go on with the second one's weights and changed settings; False where that was not possible."""
+TakeOver = Callable[[TrialRecord, TrialRecord, random.Random], object]
+"""Plans that the first trial continues with the second one's weights and changed settings."""
 
 
 class PopulationBased(Rule):
@@ -185,6 +194,8 @@ class PopulationBased(Rule):
 
     def judge(self, trial: TrialRecord) -> Verdict:
         """Compare with all that have come to the same epoch."""
+        if trial.planned is not None:  # by a process that was lost before it recorded the decision
+            return "restart"
         epoch = trial.epochs_run
         if epoch % self.config.interval_epochs:
             return "go on"
@@ -193,11 +204,11 @@ class PopulationBased(Rule):
         peers.sort(key=lambda peer: (self.score(peer, epoch), -peer.plan.number))
         # Not from one that has come to its last epoch: its weights would have nothing left to learn with.
         best = [peer for peer in peers[len(peers) - count :] if peer.epochs_run < peer.plan.recipe.epochs]
-        best = [peer for peer in best if peer.state != "ended"]
+        best = [peer for peer in best if peer.state != "ended" and self.score(peer, epoch) > -math.inf]
         if best and trial in peers[:count]:
             draws = random.Random(f"{self.seed}-{trial.plan.number}-{epoch}")
-            if self.take_over(trial, draws.choice(best), draws):
-                return "restart"
+            self.take_over(trial, draws.choice(best), draws)
+            return "restart"
         return self._yield(epoch)
 
     def judge_again(self, trial: TrialRecord) -> Verdict:
@@ -231,7 +242,32 @@ class StudyScheduler(FIFOScheduler):
             return TrialScheduler.STOP
         if record.epochs_run >= record.plan.recipe.epochs:  # ends by itself
             return TrialScheduler.CONTINUE
-        return TrialScheduler.CONTINUE if self.carry_out(record, self.rule.judge(record)) else TrialScheduler.STOP
+        if (
+            record.decisions.get(record.epochs_run) is not None
+        ):  # an epoch trained again, because its checkpoint was lost
+            return TrialScheduler.CONTINUE
+        return TrialScheduler.CONTINUE if self.decide(record, self.rule.judge(record)) else TrialScheduler.STOP
+
+    def decide(self, trial: TrialRecord, verdict: Verdict) -> bool:
+        """Record what the rule says of a running trial and carry it out; returns whether it continues without a stop."""
+        self.record.decide(trial, verdict)
+        return self.carry_out(trial, verdict)
+
+    def take_up(self) -> None:
+        """Carry out the decisions of a restored record; a trial whose newest epoch has none is judged now."""
+        for trial in self.record.trials.values():
+            epoch = trial.epochs_run
+            if trial.state == "ended" or not 0 < epoch < trial.plan.recipe.epochs:
+                continue
+            trial.state = "running"
+            if (decided := trial.decisions.get(epoch)) is not None:
+                running = self.carry_out(trial, decided)
+            else:
+                judge = self.rule.judge_again if epoch in trial.decisions else self.rule.judge
+                running = self.decide(trial, judge(trial))
+            if running:
+                trial.state = "waiting"
+        self.rule.settle()
 
     def carry_out(self, trial: TrialRecord, verdict: Verdict) -> bool:
         """Bring a running trial's state to what the rule says; returns whether it goes on without a stop."""
@@ -268,20 +304,21 @@ def build_rule(
     mode: str,
     *,
     max_epochs: int,
-    total: int,
+    totals: Sequence[int],
     seed: int,
     take_over: TakeOver,
 ) -> Rule:
     """Return the rule that a scheduler's config names.
 
-    max_epochs: the most of any trial. total: trials that there will be. Raises UserError for a grace that no trial outlives.
+    max_epochs: the most of any trial. totals: trials of the study at each of its starts. Raises UserError for a grace that
+    no trial outlives.
     """
     check_grace(config, max_epochs)
     common = (record, config, metric, mode)
     if config.name == "asha":
         return SuccessiveHalving(*common, max_epochs=max_epochs)
     if config.name == "hyperband":
-        return HyperBand(*common, max_epochs=max_epochs, total=total, seed=seed)
+        return HyperBand(*common, max_epochs=max_epochs, totals=totals, seed=seed)
     if config.name == "median_stopping":
         return MedianStopping(*common)
     if config.name == "pbt":

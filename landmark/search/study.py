@@ -36,12 +36,12 @@ from landmark.search.population import Population, changeable
 from landmark.search.progress import LiveTable
 from landmark.search.proposals import Listed, Proposals, build_proposals
 from landmark.search.queue import Keeper, TrialQueue
-from landmark.search.record import StudyRecord
+from landmark.search.record import StudyRecord, TrialRecord
 from landmark.search.room import Room, find_room
 from landmark.search.schedulers import StudyScheduler, build_rule, check_grace
 from landmark.search.space import DATASET, Space, TrialPlan
 from landmark.search.states import TrialStates
-from landmark.search.trial import TrialProcess, store_of, trial_values
+from landmark.search.trial import TrialProcess, exploit_values, trial_values
 from landmark.storage import Location, NotFound, check_writable, locate
 from landmark.training.backends import check_backend
 from landmark.training.run import absolute_weights
@@ -226,20 +226,22 @@ def run_trials(study: Study) -> Outcome:
         journal = Journal(study.location)
         record = StudyRecord(journal)
         record.restore(journal.read(), lambda number, point: study.space.plan(number, point, study.config.recipe))
-        population = Population(study.space, study.config.recipe, record, lambda plan: store_of(study.location, plan))
+        population = Population(study.space, study.config.recipe, record)
         rule = build_rule(
             record,
             space.scheduler,
             space.metric,
             space.mode(),
             max_epochs=study.max_epochs,
-            total=study.proposals.total,
+            totals=[*record.totals, study.proposals.total],
             seed=space.seed,
             take_over=population.take_over,
         )
         stopper = BudgetStopper(space.budget, record, space.metric, space.mode())
         scheduler = StudyScheduler(record, rule)
-        take_up(study, scheduler)
+        for trial in record.trials.values():
+            study.proposals.adopt(trial.plan)
+        scheduler.take_up()
         left = (
             any(trial.state != "ended" for trial in record.trials.values())
             or len(record.trials) < study.proposals.total
@@ -254,20 +256,6 @@ def run_trials(study: Study) -> Outcome:
     return Outcome(record=record, seconds=seconds, ended_by=reason, interrupted=bool(open_ones) and not reason)
 
 
-def take_up(study: Study, scheduler: StudyScheduler) -> None:
-    """Bring a restored record to where its trials' checkpoints are, and its rule and searcher to where the record is."""
-    record = scheduler.record
-    for trial in record.trials.values():
-        study.proposals.adopt(trial.plan)
-        if trial.state == "ended":
-            continue
-        if trial.rows and trial.epochs_run < trial.plan.recipe.epochs:
-            trial.state = "running"
-            if scheduler.carry_out(trial, scheduler.rule.judge_again(trial)):
-                trial.state = "waiting"
-    scheduler.rule.settle()
-
-
 def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper) -> None:
     config, space, record = study.config, study.space.config, scheduler.record
     connect(config.cluster)
@@ -279,10 +267,10 @@ def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper) -> Non
     (study.location / DATASETS).write_text(json.dumps(content_ids(study.datasets), indent=1) + "\n")
     # All processes start at once. No trial is given ahead: Ray Tune would begin to start a process for it, too, and then
     # wait for that at the end.
-    queue = TrialQueue(scheduler.rule, study.proposals, lambda plan: _values(study, plan), room.slots)
+    queue = TrialQueue(scheduler.rule, study.proposals, lambda trial: values_of(study, trial), room.slots)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(room.slots)
     print(_headline(study, record, room.slots), file=sys.stderr, flush=True)
-    record.begin()
+    record.begin(study.proposals.total)
     if space.scheduler.name == "pbt":
         queue.propose_all()
     record.flush()
@@ -320,6 +308,15 @@ def room_of(study: Study) -> Room:
     classes = max(dataset.num_classes for dataset in study.datasets.values())
     config = study.config
     return find_room(config.workers, recipes, classes, study.proposals.total, config.max_concurrent)
+
+
+def values_of(study: Study, trial: TrialRecord) -> dict[str, Any]:
+    """Return what Ray Tune hands to a trial's process, an exploit that is planned included."""
+    values = _values(study, trial.plan)
+    if trial.planned is not None:
+        exploit, after = trial.planned.exploit, _values(study, trial.planned.plan)
+        values["exploit"] = exploit_values(exploit, after, study.location)
+    return values
 
 
 def _values(study: Study, plan: TrialPlan) -> dict[str, Any]:

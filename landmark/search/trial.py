@@ -32,8 +32,8 @@ from landmark.config import (
 )
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
-from landmark.logs import begin_log
-from landmark.search.record import ERROR, FIRST_STEP, REPORTED, WEIGHTS
+from landmark.logs import begin_log, log
+from landmark.search.record import ERROR, FIRST_STEP, NOT_TAKEN, REPORTED, TAKEN, WEIGHTS, Exploit
 from landmark.search.relay import Relay
 from landmark.search.space import TrialPlan
 from landmark.storage import Location, locate
@@ -74,12 +74,14 @@ class TuneSession:
     world_size = 1
     saves_within_epochs = True
 
-    def __init__(self, store: CheckpointStore) -> None:
+    def __init__(self, store: CheckpointStore, taken: dict[str, int]) -> None:
+        """taken: what each report says of a planned exploit."""
         self.device = default_device()
         self.store = store
         self.telemetry = Telemetry(store.run, self.rank, self.device)
         self.first_step_at: float | None = None
         self.weights = 0
+        self.taken = taken
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return the model itself; the loop calls this just before the first step."""
@@ -104,7 +106,8 @@ class TuneSession:
         assert snapshot is not None
         self.store.save(snapshot, metrics)
         self.store.close()
-        report({**metrics, FIRST_STEP: self.first_step_at, REPORTED: time.time(), WEIGHTS: self.weights})
+        times = {FIRST_STEP: self.first_step_at, REPORTED: time.time()}
+        report({**metrics, **self.taken, **times, WEIGHTS: self.weights})
 
     def save(self, snapshot: Snapshot | None, *, at_once: bool) -> None:
         """Store a checkpoint within an epoch."""
@@ -132,7 +135,7 @@ class TuneSession:
             self.store.claim()
             found = self.store.fetch_last(Path(folder))
             if metrics := self.store.last_metrics():
-                report({**metrics, REPORTED: time.time(), RECOVERED: True})
+                report({**metrics, **self.taken, REPORTED: time.time(), RECOVERED: True})
             yield Path(folder) if found else None
 
 
@@ -140,6 +143,30 @@ def trial_values(plan: TrialPlan, dataset: PackedDataset, study: Location) -> di
     """Return what Ray Tune hands to `run_trial` under the key `trial`."""
     data = {"dataset": dataset.uri, "subset": to_mapping(dataset.subset), "subset_seed": dataset.subset_seed}
     return {"name": plan.name, "recipe": to_mapping(plan.recipe), "folder": (study / TRIALS / plan.name).uri, **data}
+
+
+def exploit_values(exploit: Exploit, after: dict[str, Any], study: Location) -> dict[str, Any]:
+    """Return what a trial's process needs to take over another's weights. after: the trial's values once it has them."""
+    source = (study / TRIALS / exploit.source).uri
+    return {"source": source, "epoch": exploit.epoch, "token": f"{exploit.source}-{exploit.epoch}", "after": after}
+
+
+def take_weights(trial: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
+    """Carry out a trial's planned exploit; returns the values to train with, and what reports say of it.
+
+    A source that is gone, or has no epoch left to learn, is logged: the trial then keeps its own weights and settings.
+    """
+    exploit = trial.get("exploit")
+    if exploit is None:
+        return trial, {}
+    recipe = from_mapping(Recipe, exploit["after"]["recipe"], "the trial's recipe")
+    own, source = _store(locate(trial["folder"]), recipe), _store(locate(exploit["source"]), recipe)
+    epoch = own.adopt(source, range(exploit["epoch"], recipe.epochs), exploit["token"])
+    if epoch is None:
+        log("no exploit", source=exploit["source"], reason="its checkpoint is gone, or of its last epoch")
+        return trial, {TAKEN: NOT_TAKEN}
+    log("exploit", source=exploit["source"], epoch=epoch)
+    return exploit["after"], {TAKEN: epoch}
 
 
 def run_trial(config: dict[str, Any]) -> None:
@@ -183,14 +210,15 @@ class TrialProcess(wrap_function(run_trial)):  # type: ignore[misc]
 
 
 def _train(trial: dict[str, Any], workers: WorkersConfig) -> None:
+    folder = locate(trial["folder"])
+    begin_log(*names_of(folder), rank=0)
+    trial, taken = take_weights(trial)
     recipe = from_mapping(Recipe, trial["recipe"], "the trial's recipe")
     subset, seed = from_mapping(SubsetConfig, trial["subset"], "the trial's subset"), int(trial["subset_seed"])
-    folder = locate(trial["folder"])
     if workers.in_process:
         torch.set_num_threads(max(1, int(workers.cpus)))
-        begin_log(*names_of(folder), rank=0)
         store = _store(folder, recipe)
-        session = TuneSession(store)
+        session = TuneSession(store, taken)
         try:
             fit(recipe, open_dataset(trial["dataset"], subset, seed), session, checkpoint=CHECKPOINT)
         finally:
@@ -200,12 +228,14 @@ def _train(trial: dict[str, Any], workers: WorkersConfig) -> None:
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
     place = {"dataset": trial["dataset"], "output": folder.uri, "name": "trial", "checkpoint": CHECKPOINT}
     _fit_relayed(
-        TrainConfig(**values, **place, subset=subset, subset_seed=seed, workers=workers, tensorboard=False), folder
+        TrainConfig(**values, **place, subset=subset, subset_seed=seed, workers=workers, tensorboard=False),
+        folder,
+        taken,
     )
 
 
-def _fit_relayed(config: TrainConfig, folder: Location) -> None:
-    """Train by several workers under `folder`, reporting each of their epochs from this process."""
+def _fit_relayed(config: TrainConfig, folder: Location, taken: dict[str, int]) -> None:
+    """Train by several workers under `folder`, reporting each of their epochs, and `taken`, from this process."""
     relay = ray.remote(num_cpus=0)(Relay).remote()
     failed: list[BaseException] = []
 
@@ -223,7 +253,7 @@ def _fit_relayed(config: TrainConfig, folder: Location) -> None:
             thread.is_alive() and not stopping.is_set()
         ):
             if metrics is not None:
-                report(metrics)
+                report({**metrics, **taken})
                 ray.get(relay.go_on.remote())
     finally:  # where Ray Tune ends the trial, by SystemExit or while its workers are within an epoch
         group = ray.get(relay.go_on.remote(ended=True))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from landmark.config import OptimizerConfig, ScheduleConfig
+from landmark.evaluation.ranking import score
 from landmark.models import rate_scales
 
 ONE_CYCLE_START = 1 / 25
@@ -94,7 +95,7 @@ class Schedule:
         self.optimizer_config = optimizer_config
         self.steps_per_epoch = steps_per_epoch
         self.epochs = epochs
-        self.sign = 1.0 if mode == "max" else -1.0
+        self.mode = mode
         self.reduction = 1.0
         self.best = -math.inf
         self.stale_epochs = 0
@@ -117,8 +118,9 @@ class Schedule:
         """Note an epoch's monitored metric; plateau lowers the rate after `patience` epochs without a gain."""
         if self.config.name != "plateau":
             return
-        if self.sign * metric > self.best:
-            self.best, self.stale_epochs = self.sign * metric, 0
+        value = score(metric, self.mode)
+        if value > self.best:
+            self.best, self.stale_epochs = value, 0
             return
         self.stale_epochs += 1
         if self.stale_epochs > self.config.patience:

@@ -14,6 +14,7 @@ from landmark.data.loader import Batch
 from landmark.data.plan import training_steps
 from landmark.data.position import Position
 from landmark.data.sampling import EpochRows
+from landmark.evaluation.ranking import score
 from landmark.models import build_model, check_start_size, model_info
 from landmark.storage import locate
 from landmark.training.checkpoints import (
@@ -160,8 +161,7 @@ class RunState:
 
     def finish(self, epoch: int, metrics: dict[str, float]) -> None:
         """Note an epoch's result for early stopping and the schedule, and stand at the beginning of the next."""
-        sign = 1.0 if self.recipe.monitor_mode() == "max" else -1.0
-        value = sign * metrics[self.recipe.monitor]
+        value = score(metrics[self.recipe.monitor], self.recipe.monitor_mode())
         if value > self.best + self.recipe.early_stopping.min_delta:
             self.best, self.stale_epochs = value, 0
         else:

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from landmark.config import CheckpointConfig, UserError
+from landmark.evaluation.ranking import score
 from landmark.logs import log
 from landmark.storage import Location, NotFound
 from landmark.training.checkpoints import CHECKPOINTS, CHECKSUMS, FILES, INDEX, DamagedCheckpoint, Snapshot, check_files
 
 Tell = Callable[[str], object]
+ADOPT_TRIES = 3
+"""Readings of another run's index before its checkpoint counts as gone: its owner replaces it while it is copied."""
 
 
 class TakenOver(UserError):
@@ -34,7 +37,7 @@ class CheckpointStore:
         self.run = run
         self.root = run / CHECKPOINTS
         self.monitor = monitor
-        self.sign = 1.0 if mode == "max" else -1.0
+        self.mode = mode
         self.keep = (config or CheckpointConfig()).keep
         self.tell = tell or (lambda line: None)
         self.index = self._read_index()
@@ -112,7 +115,7 @@ class CheckpointStore:
         index = dict(self.index)
         if metrics is not None:
             value, best = metrics[self.monitor], index["metrics"].get(self.monitor)
-            if best is None or self.sign * value > self.sign * best:
+            if best is None or score(value, self.mode) > score(best, self.mode):
                 index |= {"best": snapshot.name, "metrics": metrics}
         index["kept"] = [snapshot.name, *(name for name in index["kept"] if name != snapshot.name)][: self.keep]
         self._check_claim()
@@ -172,24 +175,43 @@ class CheckpointStore:
             raise UserError(f"{self.root}: no checkpoint is whole; delete the run's folder, or choose another --name")
         return False
 
-    def adopt(self, other: "CheckpointStore") -> int | None:
-        """Go on from another run's newest whole checkpoint in place of one's own, which are deleted.
+    def adopt(self, other: "CheckpointStore", epochs: range, token: str) -> int | None:
+        """Continue from a checkpoint of another run, its newest within `epochs`, and delete one's own.
 
-        Returns the epochs it had finished, or None where the other run has no checkpoint; then nothing is changed.
+        Returns the epochs that it had finished. Returns None, and changes nothing, if the other run has no such checkpoint:
+        its owner may delete one while it is copied. token: names this adoption; a second one of the same token does nothing.
         """
+        if (taken := self.index.get("taken", {})).get("token") == token:
+            return int(taken["epoch"])
         with tempfile.TemporaryDirectory(prefix="landmark-checkpoint-") as folder:
-            if not other.fetch_last(Path(folder)):
+            for _ in range(ADOPT_TRIES):
+                if (epoch := other.fetch_within(epochs, Path(folder))) is not None:
+                    break
+            else:
                 return None
-            meta = json.loads((Path(folder) / "meta.json").read_text())
-            name = f"taken-{meta['epoch']:04d}-{time.time_ns()}"
+            name = f"taken-{epoch:04d}-{time.time_ns()}"
             for file in (*FILES, CHECKSUMS):
                 (self.root / name / file).upload(Path(folder) / file)
         self.index = {"kept": [name], "best": None, "metrics": {}, "claims": self.index.get("claims", 0) + 1}
+        self.index["taken"] = {"token": token, "epoch": epoch}
         self._write_index(self.index)
         for old in self.root.names():
             if old not in ("index.json", name):
                 (self.root / old).delete()
-        return int(meta["epoch"])
+        return epoch
+
+    def fetch_within(self, epochs: range, directory: Path) -> int | None:
+        """Copy the newest whole checkpoint with a number of finished epochs within `epochs`; returns that number or None."""
+        self.index = self._read_index()
+        for name in dict.fromkeys([*self.index["kept"], *filter(None, [self.index["best"]])]):
+            try:
+                epoch = int(json.loads((self.root / name / "meta.json").read_text())["epoch"])
+                if epoch in epochs:
+                    self._fetch(self.root / name, directory)
+                    return epoch
+            except (DamagedCheckpoint, NotFound, json.JSONDecodeError):
+                continue
+        return None
 
     def _fetch(self, checkpoint: Location, directory: Path) -> None:
         for file in (*FILES, CHECKSUMS):

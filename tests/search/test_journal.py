@@ -1,5 +1,6 @@
 """What a study remembers: the journal, the record taken up from it, one driver at a time, budgets over all of them."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -14,7 +15,7 @@ from landmark.config import BudgetConfig, Recipe, UserError
 from landmark.search.budget import BudgetStopper
 from landmark.search.journal import SEGMENT_EVENTS, Journal
 from landmark.search.lease import FILE, Lease
-from landmark.search.record import ERROR, FIRST_STEP, REPORTED, WEIGHTS, Exploit, StudyRecord
+from landmark.search.record import ERROR, FIRST_STEP, REPORTED, TAKEN, WEIGHTS, Exploit, StudyRecord
 from landmark.search.space import TrialPlan
 from landmark.storage import locate
 
@@ -57,7 +58,7 @@ def test_a_damaged_line_is_named(tmp_path):
 def test_a_record_is_taken_up_as_it_was(tmp_path):
     journal = Journal(locate(tmp_path))
     record = StudyRecord(journal)
-    record.begin()
+    record.begin(3)
     one, two, three = (record.propose(plan_of(number, {"optimizer.lr": 0.1 * number})) for number in (1, 2, 3))
     for epoch in (1, 2):
         assert record.add(one, result(epoch, 0.2 * epoch, 10.0 + epoch))
@@ -71,7 +72,9 @@ def test_a_record_is_taken_up_as_it_was(tmp_path):
         changed={"optimizer.lr": [0.3, 0.5]},
         explored={"optimizer.lr": [0.1, 0.5]},
     )
-    record.take_over(exploit, plan_of(3, exploit.point))
+    record.plan_exploit(dataclasses.replace(exploit, epoch=1), plan_of(3, exploit.point))
+    assert three.plan.point == {"optimizer.lr": 0.1 * 3} and not record.exploits  # until the trial has the weights
+    record.add(three, {**result(3, 0.6, 14.0), TAKEN: 2})
     record.end(one)
     record.flush()
 
@@ -81,11 +84,11 @@ def test_a_record_is_taken_up_as_it_was(tmp_path):
     assert (again.trials["002"].state, again.trials["002"].error) == ("ended", "the loss became nan")
     assert again.trials["003"].plan.point == {"optimizer.lr": 0.5} and again.trials["003"].state == "waiting"
     assert again.exploits == [exploit] and again.drivers == 1
-    assert again.trials["001"].weights == 123 and again.epochs_run == 2
+    assert again.trials["001"].weights == 123 and again.epochs_run == 3
     # The second epoch's checkpoint was lost with its process: trained again, it is counted and told.
-    again.begin()
+    again.begin(3)
     again.add(again.trials["001"], result(2, 0.5, 99.0))
-    assert (again.epochs_run, again.epochs_repeated) == (3, 1)
+    assert (again.epochs_run, again.epochs_repeated) == (4, 1)
     assert three.plan.name == "003"
 
 

@@ -2,10 +2,12 @@
 
 import csv
 import io
+import math
 
 import pytest
 
-from landmark.config import Recipe
+from landmark.config import BudgetConfig, Recipe
+from landmark.search.budget import BudgetStopper
 from landmark.search.leaderboard import leaderboard_columns, leaderboard_rows, leaderboard_text, rank_trials, to_csv
 from landmark.search.progress import LiveTable
 from landmark.search.record import StudyRecord, TrialRecord
@@ -64,6 +66,18 @@ def test_the_front_holds_what_no_other_trial_beats_by_every_objective():
     ranked = rank_trials(found, "val_loss", "min", best_of, ["val_loss", "parameters"])
     assert [s.record.plan.name for s in ranked if s.pareto] == ["c", "b"]
     assert all(s.pareto is None for s in rank_trials(found, "val_top1", "max", best_of))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("metric", "mode"), [("val_top1", "max"), ("val_loss", "min")])
+def test_trials_and_epochs_that_are_not_finite_come_after_all_others(bad, metric, mode):
+    found = record({"a": [bad, 0.2], "b": [bad], "c": [0.9, bad], "d": [0.5], "e": [bad, bad]})
+    ranked = rank_trials(found, metric, mode, lambda trial: None, [metric, "images_per_s"])
+    assert [s.record.plan.name for s in ranked] == ["c", "d", "a", "b", "e"]
+    assert [s.best_epoch for s in ranked] == [1, 1, 2, 1, 1]
+    assert [s.pareto for s in ranked] == [True, True, False, False, True]  # the last is the fastest
+    target = 0.95 if mode == "max" else 0.05
+    assert not BudgetStopper(BudgetConfig(target=target), found, metric, mode).stop_all()
 
 
 def test_the_table_says_network_and_optimizer_though_they_are_not_searched():

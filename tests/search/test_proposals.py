@@ -2,12 +2,16 @@
 
 import json
 import math
+import random
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from landmark.config import UserError
+from landmark.search import domains
 from landmark.search.proposals import Listed, OptunaProposals, Proposals, build_proposals, preview
 from landmark.search.space import Space, TrialPlan
 
@@ -144,6 +148,50 @@ searcher: {name: optuna}
 """
     found = {(plan.recipe.epochs, plan.recipe.schedule.warmup_epochs) for plan in preview(proposals(text, tmp_path))}
     assert found == {(1, 0.0), (4, 0.0), (4, 2.0)}
+
+
+def test_a_space_that_is_used_up_is_gone_through_once(tmp_path, monkeypatch):
+    """Two of its four points are of no recipe: after the others, nothing is left, which is found once."""
+    tried = []
+    plan = Space.plan
+    monkeypatch.setattr(Space, "plan", lambda *values: tried.append(values) or plan(*values))
+    drawn = []
+    one, all_points = domains.one_drawn, domains.walked
+    monkeypatch.setattr(domains, "one_drawn", lambda *values: drawn.append(values) or one(*values))
+    monkeypatch.setattr(
+        domains, "walked", lambda *values: (drawn.append(point) or point for point in all_points(*values))
+    )
+    text = """
+parameters:
+  epochs: {grid: [1, 4]}
+  schedule.warmup_epochs: {grid: [1.0, 2.0]}
+samples: 9
+searcher: {name: optuna, startup: 1}
+"""
+    study = proposals(text, tmp_path)
+    assert {(plan.recipe.epochs, plan.recipe.schedule.warmup_epochs) for plan in preview(study)} == {(4, 1.0), (4, 2.0)}
+    assert len(drawn) < 500
+    drawn.clear()
+    tried.clear()
+    assert [study.next() for _ in range(50)] == [None] * 50
+    assert not drawn and not tried
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 1000), size=st.integers(1, 40))
+def test_all_points_of_a_list_are_found_whatever_the_order(tmp_path, seed, size):
+    text = f"""
+parameters:
+  optimizer.name: {{grid: [sgd, adam]}}
+  optimizer.momentum: {{by: optimizer.name, sgd: {{grid: [0.0, 0.9]}}}}
+  loader.batch_size: {{int: [1, {size + 1}]}}
+samples: 999
+seed: {seed}
+searcher: {{name: optuna}}
+"""
+    parameters = space(text, tmp_path).parameters
+    points = [json.dumps(point, sort_keys=True) for point in domains.walked(parameters, random.Random(seed))]
+    assert len(points) == len(set(points)) == 3 * (size + 1)
 
 
 def test_a_trial_of_another_space_is_refused(tmp_path):

@@ -38,7 +38,7 @@ class Few:
 
 
 def queue(rule: Rule, proposals: Few, most: int) -> TrialQueue:
-    return TrialQueue(rule, proposals, lambda plan: {"name": plan.name}, most)
+    return TrialQueue(rule, proposals, lambda trial: {"name": trial.plan.name}, most)
 
 
 def test_trials_are_given_up_to_the_room_and_the_searcher_hears_of_each_once():
@@ -62,7 +62,7 @@ def test_trials_are_given_up_to_the_room_and_the_searcher_hears_of_each_once():
 
 def test_a_bracket_does_not_wait_for_trials_that_never_come():
     record, proposals = StudyRecord(), Few(4)
-    rule = HyperBand(record, SchedulerConfig(name="hyperband", brackets=1), *MAX, max_epochs=9, total=9, seed=0)
+    rule = HyperBand(record, SchedulerConfig(name="hyperband", brackets=1), *MAX, max_epochs=9, totals=[9], seed=0)
     given = queue(rule, proposals, most=4)
     for number in range(1, 5):
         assert given.suggest(str(number)) is not None

@@ -1,6 +1,7 @@
 """Rules decide by the record alone: who stops, who waits for whom, who takes over, and the same when a study is taken up."""
 
 import dataclasses
+import itertools
 import random
 
 import pytest
@@ -20,6 +21,7 @@ from landmark.search.schedulers import (
 from landmark.search.space import TrialPlan
 
 MAX = ("val_top1", "max")
+ARRIVALS = itertools.count()
 
 
 def record(count: int, epochs: int = 9) -> StudyRecord:
@@ -32,9 +34,9 @@ def record(count: int, epochs: int = 9) -> StudyRecord:
     return made
 
 
-def come(trial: TrialRecord, epoch: int, value: float, at: float = 0.0) -> TrialRecord:
+def come(trial: TrialRecord, epoch: int, value: float) -> TrialRecord:
     trial.rows[epoch] = {"val_top1": value, "val_loss": -value}
-    trial.times[epoch] = at or float(len(trial.rows))
+    trial.arrivals[epoch] = next(ARRIVALS)
     return trial
 
 
@@ -50,11 +52,11 @@ def test_asha_stops_below_the_best_third_of_those_before(metric, mode, sign):
     found = record(4)
     rule = SuccessiveHalving(found, SchedulerConfig(name="asha"), metric, mode, max_epochs=9)
     first, second, third, fourth = found.trials.values()
-    assert rule.judge(come(first, 1, 0.5, 1)) == "go on"  # nobody before it
-    assert rule.judge(come(second, 1, 0.4, 2)) == "stop"
-    assert rule.judge(come(third, 1, 0.6, 3)) == "go on"
-    assert rule.judge(come(fourth, 1, 0.52, 4)) == "stop"  # the best third begins at 0.5 + 2/3 · …
-    assert rule.judge(come(third, 2, 0.0, 5)) == "go on"  # no rung
+    assert rule.judge(come(first, 1, 0.5)) == "go on"  # nobody before it
+    assert rule.judge(come(second, 1, 0.4)) == "stop"
+    assert rule.judge(come(third, 1, 0.6)) == "go on"
+    assert rule.judge(come(fourth, 1, 0.52)) == "stop"  # the best third begins at 0.5 + 2/3 · …
+    assert rule.judge(come(third, 2, 0.0)) == "go on"  # no rung
     # Judged again, as when the study's process was lost meanwhile, a trial is compared with those before it alone.
     assert rule.judge(first) == "go on"
 
@@ -73,19 +75,19 @@ def test_median_stopping_compares_the_best_with_the_others_means():
 
 
 def test_brackets_hold_every_trial_once_and_begin_with_the_shortest():
-    made = brackets(SchedulerConfig(name="hyperband"), 9, 30, seed=0)
+    made = brackets(SchedulerConfig(name="hyperband"), 9, [30], seed=0)
     assert [len(bracket.numbers) for bracket in made] == [9, 5, 3, 9, 4]
     assert sorted(number for bracket in made for number in bracket.numbers) == list(range(1, 31))
     assert [bracket.milestones for bracket in made] == [[1, 3], [3], [], [1, 3], [3]]
-    halving = brackets(SchedulerConfig(name="hyperband", brackets=1), 9, 18, seed=0)
+    halving = brackets(SchedulerConfig(name="hyperband", brackets=1), 9, [18], seed=0)
     assert [(len(b.numbers), b.milestones) for b in halving] == [(9, [1, 3]), (9, [1, 3])]
-    longer = brackets(SchedulerConfig(name="hyperband", grace_epochs=2), 9, 4, seed=0)
+    longer = brackets(SchedulerConfig(name="hyperband", grace_epochs=2), 9, [4], seed=0)
     assert longer[0].milestones == [3]
 
 
 def test_hyperband_lets_the_best_go_on_when_all_have_come_and_never_before():
     found = record(9)
-    rule = HyperBand(found, SchedulerConfig(name="hyperband"), *MAX, max_epochs=9, total=9, seed=0)
+    rule = HyperBand(found, SchedulerConfig(name="hyperband"), *MAX, max_epochs=9, totals=[9], seed=0)
     trials = list(found.trials.values())
     for place, trial in enumerate(trials[:-1]):
         assert rule.judge(come(trial, 1, 0.1 * place)) == "pause"
@@ -109,7 +111,7 @@ def test_of_equals_hyperband_keeps_the_longer():
     found = record(2)
     short, long = found.trials.values()
     short.plan = dataclasses.replace(short.plan, recipe=Recipe(epochs=3))
-    rule = HyperBand(found, SchedulerConfig(name="hyperband", brackets=1), *MAX, max_epochs=9, total=2, seed=0)
+    rule = HyperBand(found, SchedulerConfig(name="hyperband", brackets=1), *MAX, max_epochs=9, totals=[2], seed=0)
     for trial in (short, long):
         come(trial, 1, 0.4).state = "paused"
     rule.settle()
@@ -118,7 +120,7 @@ def test_of_equals_hyperband_keeps_the_longer():
 
 def test_hyperband_does_not_wait_for_trials_that_failed():
     found = record(9)
-    rule = HyperBand(found, SchedulerConfig(name="hyperband"), *MAX, max_epochs=9, total=9, seed=0)
+    rule = HyperBand(found, SchedulerConfig(name="hyperband"), *MAX, max_epochs=9, totals=[9], seed=0)
     trials = list(found.trials.values())
     found.fail(trials[0], "no memory")
     for place, trial in enumerate(trials[1:]):
@@ -130,9 +132,8 @@ def test_hyperband_does_not_wait_for_trials_that_failed():
 def test_the_worst_of_a_population_take_over_the_best_at_the_same_epoch():
     found, taken = record(4), []
 
-    def take_over(trial, source, draws: random.Random) -> bool:
+    def take_over(trial, source, draws: random.Random) -> None:
         taken.append((trial.plan.name, source.plan.name))
-        return True
 
     config = SchedulerConfig(name="pbt", interval_epochs=2, quantile=0.25)
     rule = PopulationBased(found, config, *MAX, take_over=take_over, seed=0)
@@ -155,7 +156,7 @@ def test_the_worst_of_a_population_take_over_the_best_at_the_same_epoch():
 def test_a_grace_beyond_the_longest_trial_is_a_mistake():
     def build(**config) -> Rule:
         return build_rule(
-            record(1), SchedulerConfig(**config), *MAX, max_epochs=3, total=1, seed=0, take_over=lambda *_: False
+            record(1), SchedulerConfig(**config), *MAX, max_epochs=3, totals=[1], seed=0, take_over=lambda *_: None
         )
 
     assert type(build(name="none")) is Rule
