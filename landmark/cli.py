@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import tyro
 
 from landmark import __version__
-from landmark.config import UserError, load_yaml, nearest
+from landmark.config import Stopped, UserError, load_yaml, nearest
 
 T = TypeVar("T")
 VERBS = {
@@ -55,7 +55,8 @@ def run_verb(
 
     `--config FILE` gives the fields' defaults as YAML, as a run saves it. `default` may make them out of the other arguments
     instead, and of the name that `--recipe NAME` gives. `program`: what the verb is called, where that is not the function's
-    name. A user's mistake is one line on stderr: exit code 2 for the command line or a config, 1 for anything found later.
+    name. A user's mistake is one line on stderr: exit code 2 for the command line or a config, 1 for anything found later, 75 for
+    work that stopped and can be resumed.
     """
     program = program or f"landmark {function.__name__}"
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -65,6 +66,8 @@ def run_verb(
         return fail(program, str(error), 2)
     try:
         function(config)
+    except Stopped as error:
+        return fail(program, str(error), 75)
     except UserError as error:
         return fail(program, str(error), 1)
     except KeyboardInterrupt:

@@ -4,8 +4,10 @@ import logging
 import os
 import pydoc
 import re
+import signal
 import socket
 import sys
+import threading
 from typing import Any
 
 import grpc
@@ -14,7 +16,7 @@ import ray.data
 from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 
-from landmark.config import ClusterConfig, UserError
+from landmark.config import STOPPED, ClusterConfig, UserError
 
 PROBE_TIMEOUT_S = 10
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
@@ -43,6 +45,7 @@ def connect(cluster: ClusterConfig) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not address:
         _start_here(num_cpus=cluster.cpus, **quiet)
+        _stop_on_sigterm()
         return
     try:
         _probe(address)
@@ -52,6 +55,18 @@ def connect(cluster: ClusterConfig) -> None:
         raise UserError(
             f"no Ray cluster at {address} ({reason}); check cluster.address or RAY_ADDRESS, and RAY_AUTH_TOKEN"
         ) from None
+    _stop_on_sigterm()
+
+
+def _stop_on_sigterm() -> None:
+    """End this process with one line at SIGTERM; Ray's own handler, which it installs at its start, prints a stack trace and aborts."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)
+
+
+def _stop(number: int, frame: object) -> None:
+    print(f"landmark: {STOPPED}", file=sys.stderr, flush=True)
+    raise SystemExit(75)
 
 
 def _start_here(**options: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import tyro
 
 from landmark.cli import run_verb, take_option
-from landmark.config import TuneConfig, UserError
+from landmark.config import STOPPED, Stopped, TuneConfig, UserError
 from landmark.progress import clock
 from landmark.runtime import connect
 from landmark.search.dry_run import dry_run_text
@@ -30,6 +30,8 @@ def tune(config: TuneConfig) -> dict[str, Any]:
         print(dry_run(study))
         return {}
     outcome = run_trials(study)
+    if outcome.terminated:
+        raise Stopped(STOPPED)
     summary, standings = write_results(study, outcome)
     print(leaderboard_text(standings, study.space.keys, study.space.config.metric))
     print(outcome_line(summary))

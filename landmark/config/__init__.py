@@ -11,7 +11,7 @@ from landmark.config.dataset import (
     SplitConfig,
     SyntheticConfig,
 )
-from landmark.config.errors import UserError, nearest
+from landmark.config.errors import STOPPED, Stopped, UserError, nearest
 from landmark.config.evaluation import EvaluateConfig, IndexConfig, InferenceConfig, PredictConfig
 from landmark.config.files import from_mapping, load_yaml, parse_mapping, parse_yaml, to_mapping, to_yaml
 from landmark.config.head import HeadConfig
@@ -36,6 +36,7 @@ from landmark.config.verbs import (
 )
 
 __all__ = [
+    "STOPPED",
     "AugmentConfig",
     "BudgetConfig",
     "CheckConfig",
@@ -72,6 +73,7 @@ __all__ = [
     "SpaceConfig",
     "SplitConfig",
     "StatusConfig",
+    "Stopped",
     "SubsetConfig",
     "SyntheticConfig",
     "TrainConfig",

@@ -8,6 +8,14 @@ class UserError(Exception):
     """A mistake that the user can mend: its text is one line, shown without a traceback."""
 
 
+class Stopped(UserError):
+    """The work stopped before its end and can be resumed by the same command: exit code 75 (EX_TEMPFAIL of sysexits.h)."""
+
+
+STOPPED = "stopped by SIGTERM; run the same command again to resume"
+"""Message of what SIGTERM ended, as `ray job stop`, Kubernetes and SLURM send it."""
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """Return a hint that names the valid word nearest to `word`, or all of a short list.
 

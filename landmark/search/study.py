@@ -41,6 +41,7 @@ from landmark.search.room import Room, find_room
 from landmark.search.schedulers import StudyScheduler, build_rule, check_grace
 from landmark.search.space import DATASET, Space, TrialPlan
 from landmark.search.states import TrialStates
+from landmark.search.termination import Termination
 from landmark.search.trial import TrialProcess, exploit_values, trial_values
 from landmark.storage import Location, NotFound, check_writable, locate
 from landmark.training.backends import check_backend
@@ -92,6 +93,8 @@ class Outcome:
     """The budget or target that ended it, in words; None: all trials ended."""
     interrupted: bool
     """Whether the user ended it."""
+    terminated: bool = False
+    """Whether SIGTERM ended it."""
 
 
 def plan_study(config: TuneConfig) -> Study:
@@ -221,7 +224,7 @@ def _absolute(config: TuneConfig) -> TuneConfig:
 
 def run_trials(study: Study) -> Outcome:
     """Run the trials of a study, or those that an earlier process left, showing a table of them as they go."""
-    space = study.space.config
+    space, termination = study.space.config, Termination()
     with Lease(study.location):
         journal = Journal(study.location)
         record = StudyRecord(journal)
@@ -247,16 +250,18 @@ def run_trials(study: Study) -> Outcome:
             or len(record.trials) < study.proposals.total
         )
         if left and not stopper.stop_all():
-            _run(study, scheduler, stopper)
+            _run(study, scheduler, stopper, termination)
         seconds, reason = stopper.seconds(), stopper.reason()
         record.flush()
     open_ones = [trial for trial in record.trials.values() if trial.state != "ended"]
     for trial in open_ones if reason else []:
         trial.state = "ended"  # in this process alone: with a greater budget they go on
-    return Outcome(record=record, seconds=seconds, ended_by=reason, interrupted=bool(open_ones) and not reason)
+    interrupted = bool(open_ones) and not reason
+    terminated = interrupted and termination.requested
+    return Outcome(record=record, seconds=seconds, ended_by=reason, interrupted=interrupted, terminated=terminated)
 
 
-def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper) -> None:
+def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper, termination: Termination) -> None:
     config, space, record = study.config, study.space.config, scheduler.record
     connect(config.cluster)
     room = room_of(study)
@@ -277,7 +282,9 @@ def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper) -> Non
     table = LiveTable(config.name, record, space.metric, space.mode(), study.proposals.total)
     states = TrialStates(config.name, record, study.proposals.total)
     loggers = logger_callbacks(config, study.location / _tune_folder(record), table.say)
-    _tuner(study, room, scheduler, queue, [Keeper(scheduler), table, states, *loggers], stopper).fit()
+    tuner = _tuner(study, room, scheduler, queue, [Keeper(scheduler), table, states, *loggers], stopper)
+    with termination.ends_tune():
+        tuner.fit()
     states.tell()
     table.clear()
 

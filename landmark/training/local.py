@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from landmark.config import TrainConfig, UserError, to_yaml
+from landmark.config import Stopped, TrainConfig, to_yaml
 from landmark.storage import Location
 from landmark.training.checkpoints import Snapshot
 from landmark.training.pace import Pace
@@ -79,7 +79,7 @@ class LocalSession:
             saved = (
                 f"saved as {last}: run the same again to go on from there" if last else "no checkpoint was stored yet"
             )
-            raise UserError(f"terminated; {saved}")
+            raise Stopped(f"terminated; {saved}")
 
     def asked(self) -> bool:
         """Return whether the process was told to end."""

@@ -160,6 +160,11 @@ def test_what_the_cluster_is_at_is_shown_while_a_study_runs(head, tmp_path):
             ).stdout
     finally:
         subprocess.run([RAY, "job", "stop", "--address", head.address, job], env=head.allowed, check=True, timeout=60)
+    logs = [RAY, "job", "logs", "--address", head.address, job]
+    ended = subprocess.run(logs, env=head.allowed, capture_output=True, text=True, timeout=60).stdout
+    # Ray sends SIGTERM, and SIGKILL three seconds later.
+    assert "landmark tune: error: stopped by SIGTERM; run the same command again to resume" in ended.splitlines()
+    assert "Traceback" not in ended and "SIGTERM received at" not in ended
     rows = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
     assert "running" in rows[job]
     runs = [line.split() for line in text.splitlines() if line.split()[:1] == ["shown"] and " 001-" in line]
