@@ -98,7 +98,11 @@ def inference(folder: Path, images: int, rounds: int) -> dict[str, float]:
 
     torch.set_num_threads(os.cpu_count() or 1)
     drawn = SyntheticConfig(classes=SPEED_CLASSES, images=images, image_size=160, tail=0.0)
-    prepare(PrepareConfig(output=str(folder / "dataset"), synthetic=drawn, packing=PackingConfig(short_side=160)))
+    prepare(
+        PrepareConfig(
+            output=str(folder / "dataset"), source="synthetic", synthetic=drawn, packing=PackingConfig(short_side=160)
+        )
+    )
     ray.shutdown()
     loader = LoaderConfig(image_size=SIZE, batch_size=BATCH, stream="thread")
     model = ModelConfig(backbone="resnet18")

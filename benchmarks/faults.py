@@ -171,7 +171,9 @@ def main() -> None:
         folder = Path(name)
         dataset = str(folder / "dataset")
         drawn = SyntheticConfig(images=1200, classes=6, image_size=48)
-        prepare(PrepareConfig(output=dataset, synthetic=drawn, packing=PackingConfig(row_group_rows=32)))
+        prepare(
+            PrepareConfig(output=dataset, source="synthetic", synthetic=drawn, packing=PackingConfig(row_group_rows=32))
+        )
         ray.shutdown()
         # One is drained, two are removed: two are left for the elastic run, one for the last.
         nodes = Nodes(4)

@@ -131,6 +131,7 @@ def main() -> None:
         prepare(
             PrepareConfig(
                 output=str(folder / "packed"),
+                source="synthetic",
                 synthetic=SyntheticConfig(classes=20, images=800, image_size=96, tail=0.0),
                 packing=PackingConfig(short_side=80),
             )

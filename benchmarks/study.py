@@ -232,7 +232,11 @@ def killed(study: StudyProcess, moment: str, case: Case, reference: StudyProcess
 def kills(folder: Path, cases: list[Case], *, quick: bool) -> dict[str, dict[str, Any]]:
     """Kill each case's study at each of its moments; returns the table's rows."""
     dataset = str(folder / "dataset")
-    prepare(PrepareConfig(output=dataset, synthetic=SyntheticConfig(images=600, classes=6, image_size=48)))
+    prepare(
+        PrepareConfig(
+            output=dataset, source="synthetic", synthetic=SyntheticConfig(images=600, classes=6, image_size=48)
+        )
+    )
     ray.shutdown()
     rows = {}
     for case in cases:

@@ -96,7 +96,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     figures = drawing_rates(128)
     with tempfile.TemporaryDirectory() as folder:
-        prepare(PrepareConfig(output=f"{folder}/dataset", packing=PackingConfig(short_side=96)))
+        prepare(PrepareConfig(output=f"{folder}/dataset", source="synthetic", packing=PackingConfig(short_side=96)))
         dataset = PackedDataset.open(f"{folder}/dataset")
         figures["linear_top1"] = linear_top1(dataset)
         run = run_training(

@@ -104,6 +104,7 @@ def make_datasets(folder: Path, images: int, server: Seaweed) -> tuple[PackedDat
     prepare(
         PrepareConfig(
             output=str(folder / "packed"),
+            source="synthetic",
             synthetic=SyntheticConfig(classes=CLASSES, images=images, image_size=320, tail=0.0),
             packing=PackingConfig(short_side=288),
         )

@@ -58,7 +58,11 @@ class Contest:
         self.dataset = str(folder / "dataset")
         self.rates = rates
         drawn = SyntheticConfig(classes=CLASSES, images=IMAGES, image_size=80, tail=0.0)
-        prepare(PrepareConfig(output=self.dataset, synthetic=drawn, packing=PackingConfig(short_side=80)))
+        prepare(
+            PrepareConfig(
+                output=self.dataset, source="synthetic", synthetic=drawn, packing=PackingConfig(short_side=80)
+            )
+        )
         ray.shutdown()
 
     def job(self, output: Path) -> str:

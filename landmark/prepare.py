@@ -52,13 +52,15 @@ def verify(uri: str) -> None:
 
 
 def _source(config: PrepareConfig) -> Source:
-    if config.source == "folders" and config.folders.path is not None:
-        return folder_source(config.folders.path, config.folders.groups)
+    if config.source == "synthetic":
+        return SyntheticSource(config.synthetic, config.seed)
     if config.source == "gldv2":
         return gldv2_source(config.gldv2, clean=config.subset.clean)
-    if config.source == "dataset" and config.dataset.path is not None:
-        return DatasetSource(locate(config.dataset.path).uri, config.subset, config.seed)
-    return SyntheticSource(config.synthetic, config.seed)
+    if config.source == "folders":
+        assert config.folders.path is not None
+        return folder_source(config.folders.path, config.folders.groups)
+    assert config.dataset.path is not None
+    return DatasetSource(locate(config.dataset.path).uri, config.subset, config.seed)
 
 
 def _tell(result: PackingResult) -> None:

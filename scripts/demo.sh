@@ -13,7 +13,7 @@ rm -rf "$folder"
 mkdir -p "$folder"
 touch "$mark"
 start=$(date +%s)
-landmark prepare --output "$folder/dataset" --packing.short-side 96
+landmark prepare --source synthetic --output "$folder/dataset" --packing.short-side 96
 landmark tune --space demo --dataset "$folder/dataset" --output "$folder" --name study
 landmark report --run "$folder/study"
 echo "demo took $(($(date +%s) - start)) s"

@@ -89,7 +89,9 @@ def small_dataset(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -
 
     output = tmp_path_factory.mktemp("small") / "dataset"
     config = PrepareConfig(
-        output=str(output), synthetic=SyntheticConfig(classes=6, images=300, image_size=48, tail=0.2)
+        output=str(output),
+        source="synthetic",
+        synthetic=SyntheticConfig(classes=6, images=300, image_size=48, tail=0.2),
     )
     pack_dataset(locate(output), SyntheticSource(config.synthetic, config.seed), config)
     return str(output)

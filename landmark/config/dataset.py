@@ -1,7 +1,8 @@
 """Configs of `landmark.prepare`: where images come from, how they are split and packed."""
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from landmark.config.errors import require
 from landmark.config.subset import Gldv2Config, SubsetConfig
@@ -142,8 +143,8 @@ class PrepareConfig:
 
     output: str
     """Folder or URI (s3://bucket/key) of the packed dataset."""
-    source: Literal["synthetic", "folders", "gldv2", "dataset"] = "synthetic"
-    """Where images come from."""
+    source: Literal["synthetic", "folders", "gldv2", "dataset"] | None = None
+    """Where images come from. [default: the source whose options are given; synthetic images are made only by name]"""
     folders: FoldersConfig = field(default_factory=FoldersConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     gldv2: Gldv2Config = field(default_factory=Gldv2Config)
@@ -158,19 +159,57 @@ class PrepareConfig:
     """Pack nothing: check the finished dataset in `output` against its manifest."""
 
     def __post_init__(self) -> None:
+        given = {name: _changed(getattr(self, name)) for name in SOURCES}
+        if self.source is None and not self.verify:
+            object.__setattr__(self, "source", _inferred({name: keys for name, keys in given.items() if keys}))
+        if self.source is None:
+            return
+        for name, keys in given.items():
+            require(
+                name == self.source or not keys,
+                f"{name}.{keys[0] if keys else ''} is set, but the source is {self.source}; leave one of them out",
+            )
         require(
-            self.source != "folders" or self.folders.path is not None,
-            "folders.path is missing; give the folder that holds one folder a class",
-        )
-        require(
-            self.source != "gldv2" or self.gldv2.path is not None,
-            "gldv2.path is missing; give the folder or URI that holds train.csv and the images",
+            self.source == "synthetic" or getattr(self, self.source).path is not None,
+            f"{self.source}.path is missing; give {SOURCES[self.source]}",
         )
         require(
             self.source == "gldv2" or not self.subset.clean,
             "subset.clean is set, but only source gldv2 has a clean list; leave it out",
         )
+        changed = _changed(self.split)
         require(
-            self.source != "dataset" or self.dataset.path is not None,
-            "dataset.path is missing; give the folder or URI of a packed dataset",
+            self.source != "dataset" or not changed,
+            f"split.{changed[0] if changed else ''} is set, but the images of a packed dataset keep their splits; leave it out",
         )
+
+
+SOURCES = {
+    "folders": "the folder that holds one folder per class",
+    "gldv2": "the folder or URI that holds train.csv and the images",
+    "dataset": "the folder or URI of a packed dataset",
+    "synthetic": "",
+}
+"""Each source, and what its path is."""
+
+
+def _changed(section: Any) -> list[str]:
+    """Return the names of a section's options that do not have their default."""
+    default = type(section)()
+    names = [field.name for field in dataclasses.fields(section)]
+    return [name for name in names if getattr(section, name) != getattr(default, name)]
+
+
+def _inferred(given: dict[str, list[str]]) -> str:
+    """Return the source whose options are given; raises ValueError where that is none or several, or synthetic."""
+    require(
+        bool(given),
+        "no source is given; add --folders.path, --gldv2.path or --dataset.path, or --source synthetic for synthetic images",
+    )
+    options = [f"{name}.{keys[0]}" for name, keys in given.items()]
+    require(len(given) == 1, f"{' and '.join(options)} are of different sources; leave all but one source out")
+    name = next(iter(given))
+    require(
+        name != "synthetic", f"{options[0]} is set; add --source synthetic to make synthetic images, or leave it out"
+    )
+    return name

@@ -1,6 +1,7 @@
 """Configs: what is written is read back, and a mistake is named by file, key and nearest neighbour."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from landmark.cli import parse
 from landmark.config import (
     EvaluateConfig,
+    FoldersConfig,
     OptimizerConfig,
     PrepareConfig,
     Recipe,
@@ -47,7 +49,8 @@ def test_yaml_is_read_back(recipe):
         TrainConfig(dataset="s3://b/d"),
         TuneConfig(dataset="d"),
         EvaluateConfig(checkpoint="c", topk=(1, 3)),
-        PrepareConfig(output="o"),
+        PrepareConfig(output="o", source="synthetic"),
+        PrepareConfig(output="o", folders=FoldersConfig(path="photos")),
         SubsetConfig(licenses=("CC BY",), classes=3),
     ],
 )
@@ -118,3 +121,49 @@ def test_the_command_line_equals_yaml(tmp_path: Path):
     assert parse(TrainConfig, ["--config", str(path)], "landmark train") == config
     changed = parse(TrainConfig, [f"--config={path}", "--epochs", "9"], "landmark train")
     assert changed == dataclasses.replace(config, epochs=9)
+
+
+PREPARE = ["--output", "o"]
+
+
+@pytest.mark.parametrize(
+    ("given", "source"),
+    [
+        (["--folders.path", "photos"], "folders"),
+        (["--gldv2.path", "g", "--gldv2.attribution"], "gldv2"),
+        (["--dataset.path", "d", "--images", "9"], "dataset"),
+        (["--source", "synthetic"], "synthetic"),
+        (["--source", "synthetic", "--synthetic.classes", "3"], "synthetic"),
+        (["--verify"], None),
+    ],
+)
+def test_the_source_is_the_one_whose_options_are_given(given, source):
+    config = parse(PrepareConfig, PREPARE + given, "landmark prepare")
+    assert config.source == source
+    assert parse_yaml(PrepareConfig, to_yaml(config), "x.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "no source is given; add --folders.path, --gldv2.path or --dataset.path, or --source synthetic"),
+        (["--synthetic.classes", "3"], "synthetic.classes is set; add --source synthetic"),
+        (["--folders.path", "p", "--gldv2.path", "g"], "folders.path and gldv2.path are of different sources"),
+        (["--source", "synthetic", "--folders.path", "p"], "folders.path is set, but the source is synthetic"),
+        (
+            ["--source", "gldv2", "--gldv2.path", "g", "--synthetic.tail", "1"],
+            "synthetic.tail is set, but the source is gldv2",
+        ),
+        (["--folders.groups", "groups.csv"], "folders.path is missing"),
+        (["--gldv2.tars", "3"], "gldv2.path is missing"),
+        (["--source", "dataset"], "dataset.path is missing"),
+        (
+            ["--dataset.path", "d", "--split.val", "0.3"],
+            "split.val is set, but the images of a packed dataset keep their",
+        ),
+    ],
+)
+def test_a_source_that_is_not_clear_or_an_option_of_another_one_is_one_line(given, message):
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        parse(PrepareConfig, PREPARE + given, "landmark prepare")
+    assert "\n" not in str(error.value)

@@ -147,20 +147,20 @@ def test_the_command_line_names_the_reference_subset():
     ]
     parsed = parse(PrepareConfig, arguments, "landmark prepare")
     assert parsed.subset == SubsetConfig(classes=100, images=81_300, clean=True)
-    full = parse(PrepareConfig, ["--output", "o", "--subset.classes", "5"], "landmark prepare")
+    full = parse(PrepareConfig, ["--output", "o", "--source", "synthetic", "--subset.classes", "5"], "landmark prepare")
     assert full.subset == SubsetConfig(classes=5)
     with pytest.raises(UserError, match=r"gldv2\.path is missing"):
         parse(PrepareConfig, ["--output", "o", "--source", "gldv2"], "landmark prepare")
     with pytest.raises(UserError, match=r"only source gldv2 has a clean list"):
-        parse(PrepareConfig, ["--output", "o", "--clean"], "landmark prepare")
+        parse(PrepareConfig, ["--output", "o", "--source", "synthetic", "--clean"], "landmark prepare")
 
 
 def test_a_fingerprint_holds_what_decides_the_content(tmp_path: Path):
-    plain = fingerprint(PrepareConfig(output="a"))
+    plain = fingerprint(PrepareConfig(output="a", source="synthetic"))
     assert "max_megapixels" not in plain["packing"], "datasets made before it was an option are recognised"
-    assert fingerprint(PrepareConfig(output="a", packing=PackingConfig(max_megapixels=7))) != plain
+    assert fingerprint(PrepareConfig(output="a", source="synthetic", packing=PackingConfig(max_megapixels=7))) != plain
     assert set(plain) == {"source", "synthetic", "split", "packing", "seed"}
-    subset = fingerprint(PrepareConfig(output="b", subset=SubsetConfig(classes=5)))
+    subset = fingerprint(PrepareConfig(output="b", source="synthetic", subset=SubsetConfig(classes=5)))
     assert subset["subset"]["classes"] == 5
     gldv2 = fingerprint(config(tmp_path))
     assert gldv2 == fingerprint(config(tmp_path, max_fault_share=0.5, check_md5=False))

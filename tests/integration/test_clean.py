@@ -28,7 +28,7 @@ FAULTS = SyntheticConfig(
 def faulty(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a packed dataset that has faults, cleaned."""
     folder = tmp_path_factory.mktemp("clean")
-    config = PrepareConfig(output=str(folder / "dataset"), synthetic=FAULTS)
+    config = PrepareConfig(output=str(folder / "dataset"), source="synthetic", synthetic=FAULTS)
     pack_dataset(locate(config.output), SyntheticSource(config.synthetic, config.seed), config)
     arguments = ["--dataset", config.output, "--output", str(folder / "cleaned"), "--image-size", "96"]
     assert main(["clean", *arguments]) == 0

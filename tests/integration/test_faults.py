@@ -85,7 +85,18 @@ def wait_for(condition, job: subprocess.Popen[str], seconds: float = 90) -> None
 def prepare(server: Seaweed, name: str) -> list[str]:
     drawn = {"images": IMAGES.images, "classes": IMAGES.classes, "image-size": IMAGES.image_size}
     options = [word for key, value in drawn.items() for word in (f"--synthetic.{key}", str(value))]
-    return ["prepare", "--output", server.uri(name), "--cluster.cpus", "1", "--packing.row-group-rows", "16", *options]
+    return [
+        "prepare",
+        "--output",
+        server.uri(name),
+        "--source",
+        "synthetic",
+        "--cluster.cpus",
+        "1",
+        "--packing.row-group-rows",
+        "16",
+        *options,
+    ]
 
 
 def parts_done(server: Seaweed, name: str) -> int:
@@ -200,7 +211,7 @@ def test_refusals_are_one_line_before_the_work(
         monkeypatch.setenv(name, value)
     target = output or server.uri("refused")
     source = dataset if output is None else output
-    for command in (["train", "--dataset", source, *FAST], ["prepare"]):
+    for command in (["train", "--dataset", source, *FAST], ["prepare", "--source", "synthetic"]):
         capfd.readouterr()
         assert main([*command, "--output", target]) == 1
         shown = capfd.readouterr()

@@ -42,7 +42,16 @@ class Shapes(TorchDispatchMode):
 @pytest.fixture(scope="module")
 def packed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
     output = str(tmp_path_factory.mktemp("labels") / "dataset")
-    drawn = ["--synthetic.classes", str(CLASSES), "--synthetic.images", str(IMAGES), "--synthetic.image-size", "16"]
+    drawn = [
+        "--source",
+        "synthetic",
+        "--synthetic.classes",
+        str(CLASSES),
+        "--synthetic.images",
+        str(IMAGES),
+        "--synthetic.image-size",
+        "16",
+    ]
     assert main(["prepare", "--output", output, *drawn]) == 0
     return PackedDataset.open(output)
 

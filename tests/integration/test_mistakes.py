@@ -62,7 +62,7 @@ FOLDERS = ["prepare", "--output", "{}/out", "--source", "folders"]
             "tune: error: {}/key.yaml: unknown key 'metrik'; did you mean 'metric'?",
         ),
         (
-            ["prepare", "--output", "/proc/none/d"],
+            ["prepare", "--source", "synthetic", "--output", "/proc/none/d"],
             1,
             "prepare: error: /proc/none/d: cannot be written to: no such folder; check the path",
         ),
@@ -94,7 +94,7 @@ def test_a_checkpoint_for_other_classes_is_one_line(files, capsys):
 def test_wrong_credentials_and_an_unwritable_bucket_are_one_line(s3: Seaweed, capsys, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "read-only")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "read-only-secret")
-    assert main(["prepare", "--output", s3.uri("mistakes/denied")]) == 1
+    assert main(["prepare", "--source", "synthetic", "--output", s3.uri("mistakes/denied")]) == 1
     denied = "access denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's permissions"
     assert capsys.readouterr().err.endswith(f"mistakes/denied: cannot be written to: {denied}\n")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")

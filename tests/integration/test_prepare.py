@@ -25,7 +25,9 @@ SMALL = SyntheticConfig(classes=5, images=150, image_size=48, broken=0.02, near_
 
 
 def synthetic(output: str, images: SyntheticConfig = SMALL, **changes) -> PrepareConfig:
-    return PrepareConfig(output=output, synthetic=images, packing=PackingConfig(row_group_rows=16), **changes)
+    return PrepareConfig(
+        output=output, source="synthetic", synthetic=images, packing=PackingConfig(row_group_rows=16), **changes
+    )
 
 
 def pack(config: PrepareConfig):
@@ -118,7 +120,7 @@ def test_too_many_rejects_stop_the_job_with_the_breakdown(ray_cluster, tmp_path)
     with pytest.raises(UserError, match=r"45 of 150 images refused \(.*truncated.*\), more than the 5\.0% allowed"):
         pack(synthetic(str(tmp_path / "d"), many))
     allowed = PackingConfig(row_group_rows=16, max_reject_share=0.4)
-    config = PrepareConfig(output=str(tmp_path / "d"), synthetic=many, packing=allowed)
+    config = PrepareConfig(output=str(tmp_path / "d"), source="synthetic", synthetic=many, packing=allowed)
     assert pack(config).dataset.manifest.rejects == 45
 
 
@@ -146,7 +148,16 @@ def test_an_image_that_vanished_is_a_reject(ray_cluster, tmp_path):
 @pytest.mark.parametrize("victim", ["driver", "worker"])
 def test_a_killed_job_goes_on_and_ends_with_every_image_once(victim, tmp_path):
     output = tmp_path / "d"
-    images = ["--synthetic.images", "2600", "--synthetic.classes", "5", "--synthetic.image-size", "96"]
+    images = [
+        "--source",
+        "synthetic",
+        "--synthetic.images",
+        "2600",
+        "--synthetic.classes",
+        "5",
+        "--synthetic.image-size",
+        "96",
+    ]
     command = [sys.executable, "-m", "landmark", "prepare", "--output", str(output), "--cluster.cpus", "2", *images]
     with subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE) as job:
         parts = output / "_work" / "parts"
@@ -187,7 +198,9 @@ def _packing_worker(session: int) -> int:
 
 def test_shards_are_fair_samples(ray_cluster, tmp_path):
     many = SyntheticConfig(classes=4, images=2000, image_size=16, tail=0)
-    config = PrepareConfig(output=str(tmp_path / "d"), synthetic=many, packing=PackingConfig(row_group_rows=64))
+    config = PrepareConfig(
+        output=str(tmp_path / "d"), source="synthetic", synthetic=many, packing=PackingConfig(row_group_rows=64)
+    )
     dataset = pack(config).dataset
     catalog = dataset.catalog("train")
     labels, shard = catalog["label"].to_numpy(), catalog["shard"].to_numpy()

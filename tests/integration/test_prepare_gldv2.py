@@ -157,7 +157,7 @@ def test_too_many_strangers_or_missing_images_stop_the_job_with_the_breakdown(ra
 def test_a_subset_applies_to_any_source(ray_cluster, tmp_path: Path):
     images = SyntheticConfig(classes=6, images=150, image_size=32)
     subset = SubsetConfig(classes=2, max_images=20, where="kind == 'landmark'")
-    config = PrepareConfig(output=str(tmp_path / "d"), synthetic=images, subset=subset)
+    config = PrepareConfig(output=str(tmp_path / "d"), source="synthetic", synthetic=images, subset=subset)
     dataset = pack_dataset(locate(config.output), SyntheticSource(images, 0), config).dataset
     assert dataset.labels["images"].to_pylist() == [20, 20]
     assert dataset.labels["landmark_id"].to_pylist() == ["synthetic-000000", "synthetic-000001"]
@@ -177,7 +177,7 @@ class Placed(SyntheticSource):
 
 def test_a_source_may_bring_its_splits_and_names(ray_cluster, tmp_path: Path):
     images = SyntheticConfig(classes=4, images=60, image_size=32)
-    config = PrepareConfig(output=str(tmp_path / "d"), synthetic=images)
+    config = PrepareConfig(output=str(tmp_path / "d"), source="synthetic", synthetic=images)
     result = pack_dataset(locate(config.output), Placed(images, 0), config)
     ids = plan_images(images, 0)["image_id"].to_pylist()
     for place, split in enumerate(("test", "train", "val")):
