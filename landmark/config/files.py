@@ -10,6 +10,7 @@ import pydantic
 import yaml
 
 from landmark.config.errors import UserError, nearest
+from landmark.config.text import read_text
 
 T = TypeVar("T")
 # pydantic's reader and writer of a type: making one takes ten times as long as using it.
@@ -28,13 +29,7 @@ def to_yaml(config: Any) -> str:
 
 def load_yaml(kind: type[T], path: str | Path) -> T:
     """Read a config of type `kind` from a YAML file; raises UserError naming file and key."""
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot read the config file ({error.strerror}); give the path of a YAML file"
-        ) from None
-    return parse_yaml(kind, text, str(path))
+    return parse_yaml(kind, read_text(Path(path), str(path), "config file"), str(path))
 
 
 def parse_yaml(kind: type[T], text: str, source: str) -> T:
@@ -45,15 +40,42 @@ def parse_yaml(kind: type[T], text: str, source: str) -> T:
 def parse_mapping(text: str, source: str) -> dict[str, Any]:
     """Parse YAML text that must hold a mapping at its top."""
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not valid YAML"
+        if isinstance(error, yaml.reader.ReaderError):  # a character that YAML forbids
+            where = f" line {text.count(chr(10), 0, error.position) + 1}:"
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not valid YAML"
         raise UserError(f"{source}:{where} {problem}; expected 'key: value' lines") from None
+    except RecursionError:
+        raise UserError(f"{source}: nested too deeply; expected 'key: value' lines") from None
     if not isinstance(values, dict):
         raise UserError(f"{source}: expected 'key: value' lines at the top, got {type(values).__name__}")
     return values
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML without repeated keys, of which the last one would win, and whose bad values are errors of YAML."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            name = key.tag, str(key.value)
+            if name in seen and isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key.value}' is there twice", key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value!r} is no {node.tag.rsplit(':', 1)[-1]}", node.start_mark
+            ) from None
 
 
 def from_mapping(kind: type[T], values: Mapping[str, Any], source: str) -> T:

@@ -5,8 +5,10 @@ numbers, one row an image.
 """
 
 import collections
+import contextlib
+import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from landmark.config import UserError
+from landmark.config.text import decode_text, encoding_of
 from landmark.data.stream import Forbidden, ResumingStream, is_there, is_web, read_whole
 from landmark.storage import Location, NotFound
 
@@ -149,15 +152,26 @@ def read_solution(root: Location, faults: Faults) -> pa.Table:
 
     Rows whose usage is Ignored are kept: who evaluates leaves them out.
     """
-    table = read_csv(find(root, "recognition_solution_v2.1.csv"), ["id", "landmarks", "Usage"], faults)
+    place = find(root, "recognition_solution_v2.1.csv")
+    table = read_csv(place, ["id", "landmarks", "Usage"], faults)
     words = pc.split_pattern(pc.utf8_trim_whitespace(table["landmarks"].combine_chunks()), " ")
     values = pc.list_flatten(words)
-    numbers = pc.if_else(pc.equal(values, ""), None, values).cast(pa.int64())
+    numbers = _landmark_numbers(pc.if_else(pc.equal(values, ""), None, values), place)
     lists = pa.ListArray.from_arrays(words.offsets, numbers)
     empty = pc.equal(table["landmarks"].combine_chunks(), "")
     none = pa.scalar([], pa.list_(pa.int64()))
     landmarks = pc.if_else(empty, none, lists)
     return pa.table({"image_id": table["id"], "landmarks": landmarks, "usage": table["Usage"]})
+
+
+def _landmark_numbers(values: pa.Array, place: Location) -> pa.Array:
+    """Return landmark ids as numbers, nulls as they are."""
+    bad = values.filter(pc.invert(pc.match_substring_regex(values, "^[0-9]{1,18}$")))
+    if len(bad):
+        raise UserError(
+            f"{place}: the landmark id {bad[0].as_py()!r} is no whole number ({len(bad)} such); download it again"
+        )
+    return values.cast(pa.int64())
 
 
 def read_csv(place: Location, columns: list[str], faults: Faults, *, encoded: tuple[str, ...] = ()) -> pa.Table:
@@ -170,10 +184,10 @@ def read_csv(place: Location, columns: list[str], faults: Faults, *, encoded: tu
 
     kinds = {name: pa.dictionary(pa.int32(), pa.string()) if name in encoded else pa.string() for name in columns}
     try:
-        with _opened(place) as stream:
+        with _opened(place) as (stream, encoding):
             table = pacsv.read_csv(
                 stream,
-                read_options=pacsv.ReadOptions(block_size=BLOCK_BYTES),
+                read_options=pacsv.ReadOptions(block_size=BLOCK_BYTES, encoding=encoding),
                 parse_options=pacsv.ParseOptions(invalid_row_handler=skip),
                 convert_options=pacsv.ConvertOptions(
                     include_columns=columns, column_types=kinds, strings_can_be_null=False
@@ -181,16 +195,39 @@ def read_csv(place: Location, columns: list[str], faults: Faults, *, encoded: tu
             )
     except pa.ArrowKeyError as error:
         raise UserError(f"{place}: {error}; expected the columns {', '.join(columns)}") from None
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{place}: not a readable CSV file ({error}); download it again") from None
+    except (pa.ArrowInvalid, UnicodeError) as error:
+        raise _unreadable(place, error) from None
     if skipped:
         faults.add("malformed row", place.uri, skipped)
     return table.unify_dictionaries().combine_chunks() if encoded else table.combine_chunks()
 
 
-def _opened(place: Location) -> Any:
-    """Open a file to be read from front to back: from afar by a stream that outlives a broken connection."""
-    return place.open_input() if place.local_path() is not None else ResumingStream(place)
+@contextlib.contextmanager
+def _opened(place: Location) -> Iterator[tuple[Any, str]]:
+    """Open a file to be read from front to back, with its encoding: from afar by a stream that outlives a broken connection."""
+    if place.local_path() is not None:
+        with place.open_input() as stream:
+            encoding, mark = encoding_of(stream.read(4))
+            stream.seek(mark)
+            yield stream, encoding
+    else:
+        with io.BufferedReader(ResumingStream(place)) as stream:
+            encoding, mark = encoding_of(stream.peek(4)[:4])
+            stream.read(mark)
+            yield stream, encoding
+
+
+def _unreadable(place: Location, error: Exception) -> UserError:
+    """Return the error of a CSV file that cannot be read, with the line where that is found."""
+    try:
+        text = decode_text(read_whole(place), place.uri)
+    except UserError as found:
+        return found
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count('"') % 2:
+            return UserError(f"{place}: line {number}: a quote is not closed; download the file again")
+    reason = " ".join(str(error).split())
+    return UserError(f"{place}: not a readable CSV file ({reason}); download it again")
 
 
 def image_path(image_id: str) -> str:
@@ -259,9 +296,10 @@ def published_md5(root: Location, tar: str) -> str | None:
     folder, name = tar.rsplit("/", 1)
     place = root / f"md5sum/{folder}/md5.{name.removesuffix('.tar')}.txt"
     try:
-        words = read_whole(place).decode(errors="replace").split()
+        data = read_whole(place)
     except (NotFound, Forbidden):
         return None
+    words = decode_text(data, place.uri).split()
     if not words or not re.fullmatch("[0-9a-fA-F]{32}", words[0]):
         raise UserError(
             f"{place}: expected an MD5 of 32 hexadecimal digits; download it again, or set gldv2.check_md5 off"

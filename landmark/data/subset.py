@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from landmark.config import SubsetConfig, UserError, nearest
+from landmark.config.text import decode_text, filled_lines
 from landmark.data.randomness import HashStream, hash_strings
 from landmark.storage import Location, locate
 
@@ -165,15 +166,21 @@ def _license_mask(table: pa.Table, licenses: tuple[str, ...]) -> np.ndarray:
 
 
 def _landmark_mask(table: pa.Table, place: Location) -> np.ndarray:
-    wanted = pa.array(sorted({line.strip() for line in place.read_text().splitlines() if line.strip()}))
+    lines: dict[str, int] = {}
+    for number, text in filled_lines(decode_text(place.read_bytes(), place.uri)):
+        lines.setdefault(text, number)
+    if not lines:
+        raise UserError(f"{place}: holds no landmark id; expected one per line")
+    wanted = pa.array(sorted(lines), pa.string())
     column = table["landmark_id"]
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     known = pc.unique(column).cast(kind).cast(pa.string())
-    strange = wanted.filter(pc.invert(pc.is_in(wanted, known)))
-    if len(strange):
+    strange = wanted.filter(pc.invert(pc.is_in(wanted, known))).to_pylist()
+    if strange:
+        first = min(strange, key=lines.__getitem__)
         raise UserError(
-            f"{place}: {len(strange)} of {len(wanted)} landmark ids are not in the data, the first is "
-            f"{strange[0].as_py()!r}; remove them from the file"
+            f"{place}: {len(strange)} of {len(wanted)} landmark ids are not in the data, the first is {first!r} "
+            f"(line {lines[first]}); remove them from the file"
         )
     return pc.is_in(column.cast(kind), wanted.cast(kind)).to_numpy(zero_copy_only=False)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from landmark.config import Recipe, UserError, from_mapping, nearest, parse_mapping
+from landmark.config.text import read_text
 
 
 def recipe_names() -> list[str]:
@@ -47,10 +48,10 @@ def _read(name: str) -> tuple[str, str]:
     """Return where a recipe was found and its text."""
     for path in _files():
         if path.name == f"{name}.yaml":
-            return f"landmark/recipes/{path.name}", path.read_text()
+            return f"landmark/recipes/{path.name}", path.read_text(encoding="utf-8")
     file = Path(name).expanduser()
     if file.is_file():
-        return name, file.read_text()
+        return name, read_text(file, name)
     raise UserError(
         f"recipe {name!r} is neither a file nor a recipe that comes with landmark; {nearest(name, recipe_names())}"
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from landmark.config import ModelConfig, Recipe, SpaceConfig, UserError, from_mapping, nearest, parse_yaml, to_mapping
+from landmark.config.text import read_text
 from landmark.models import check_images, check_name
 from landmark.recipes import merged, recipe_values
 from landmark.search import domains
@@ -208,10 +209,10 @@ def _read(name: str) -> tuple[str, str]:
     """Return where a space was found and its text."""
     for path in _folder():
         if path.name == f"{name}.yaml":
-            return f"tune_spaces/{path.name}", path.read_text()
+            return f"tune_spaces/{path.name}", path.read_text(encoding="utf-8")
     file = Path(name).expanduser()
     if file.is_file():
-        return name, file.read_text()
+        return name, read_text(file, name)
     raise UserError(f"--space {name}: neither a file nor a space in tune_spaces/; {nearest(name, space_names())}")
 
 

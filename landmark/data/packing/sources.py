@@ -6,14 +6,16 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pacsv
 from pyarrow import fs as pafs
 
 from landmark.config import SyntheticConfig, UserError
+from landmark.config.text import csv_rows, decode_text
 from landmark.data.gldv2 import Faults
 from landmark.data.synthetic import draw_image, plan_images
 from landmark.storage import Location, locate
 
+NO_GROUP = frozenset({"null", "none", "nan", "na", "n/a", "#n/a", "<na>"})
+"""What spreadsheets and data frames write into a cell without a value, in lower case."""
 IGNORED_FILES = ("thumbs.db", "desktop.ini")
 
 
@@ -118,7 +120,13 @@ class FolderSource:
         absent = len(known.keys() - set(stems))
         if absent:
             self._notes.append(f"{self.groups}: {absent} ids have no image")
-        return pa.array(["group:" + known[stem] if stem in known else i for i, stem in zip(ids, stems, strict=True)])
+        blank = sum(not group for group in known.values())
+        if blank:
+            self._notes.append(
+                f"{self.groups}: {blank:,} of {len(known):,} images have no group; each is placed by itself"
+            )
+        groups = (known.get(stem, "") for stem in stems)
+        return pa.array([f"group:{group}" if group else image for image, group in zip(ids, groups, strict=True)])
 
 
 @dataclass
@@ -144,20 +152,25 @@ class SyntheticSource:
 
 
 def read_groups(place: Location) -> dict[str, str]:
-    """Read a groups file: CSV with the columns id and group."""
-    try:
-        with place.open_input() as stream:
-            table = pacsv.read_csv(
-                stream,
-                convert_options=pacsv.ConvertOptions(
-                    include_columns=["id", "group"], column_types={"id": pa.string(), "group": pa.string()}
-                ),
+    """Return the group of each image that has one: of a CSV file with the columns id and group.
+
+    A blank cell, or one of NO_GROUP, is no group. Raises UserError naming the line of a row without an id, or of one that
+    gives an image a second group.
+    """
+    text = decode_text(place.read_bytes(), place.uri)
+    groups: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    for line, (image, group) in csv_rows(text, place.uri, ("id", "group")):
+        if not image:
+            raise UserError(f"{place}: line {line}: the id is blank; add it, or remove the line")
+        group = "" if group.lower() in NO_GROUP else group
+        if image in groups and groups[image] != group:
+            raise UserError(
+                f"{place}: line {line}: {image!r} has the group {group!r}, but {groups[image]!r} in line {lines[image]}; "
+                "remove one of the lines"
             )
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise UserError(
-            f"{place}: not a groups file ({error}); expected a CSV file with the columns id, group"
-        ) from None
-    return dict(zip(table["id"].to_pylist(), table["group"].to_pylist(), strict=True))
+        groups[image], lines[image] = group, line
+    return groups
 
 
 def folder_source(path: str, groups: str | None) -> FolderSource:
