@@ -1,11 +1,10 @@
 """`landmark clean`: a packed dataset without its copies, wrong labels and pictures of nothing, and an audit of each."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from landmark.cleaning.run import clean_dataset
-from landmark.cli import run_verb
+from landmark.cli import end, run_verb
 from landmark.config import CleanConfig
 from landmark.storage import check_writable, locate
 
@@ -37,4 +36,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

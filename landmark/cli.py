@@ -3,10 +3,11 @@
 import contextlib
 import importlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -41,6 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         return fail("landmark", f"unknown verb '{verb}'; {nearest(verb, VERBS)}", 2)
     return importlib.import_module(f"landmark.{verb}").main(arguments[1:])
+
+
+def end(code: int) -> NoReturn:
+    """End the process with an exit code, as every command does; a call to object storage that hangs is left behind."""
+    storage, ray = sys.modules.get("landmark.storage"), sys.modules.get("ray")
+    if storage is not None and storage.hanging():
+        if ray is not None:
+            ray.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # The storage client waits for its calls when the interpreter ends in the usual way.
+        os._exit(code)
+    sys.exit(code)
 
 
 def run_verb(

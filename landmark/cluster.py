@@ -4,7 +4,7 @@ import platform
 import sys
 from collections.abc import Sequence
 
-from landmark.cli import fail, run_verb
+from landmark.cli import end, fail, run_verb
 from landmark.config import CheckConfig, StatusConfig, UserError, nearest
 from landmark.environment import package_versions
 from landmark.nodes.access import dashboard_url, door_findings, jobs_of
@@ -91,4 +91,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -1,10 +1,9 @@
 """`landmark evaluate`: a model on a split, every metric beside its trivial baselines; or two models on the same images."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from landmark.cli import run_verb
+from landmark.cli import end, run_verb
 from landmark.config import EvaluateConfig, UserError
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
@@ -79,4 +78,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

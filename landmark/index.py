@@ -1,9 +1,8 @@
 """`landmark index`: the gallery of a model, which neighbours are looked for in; classes are added to it without training."""
 
-import sys
 from collections.abc import Sequence
 
-from landmark.cli import run_verb
+from landmark.cli import end, run_verb
 from landmark.config import IndexConfig
 from landmark.data.selection import open_dataset
 from landmark.storage import locate
@@ -49,4 +48,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

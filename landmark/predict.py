@@ -1,13 +1,12 @@
 """`landmark predict`: a model's guesses for images, by its classifier or by neighbours, and their embeddings, as tables."""
 
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from landmark.cli import run_verb
+from landmark.cli import end, run_verb
 from landmark.config import PredictConfig, UserError
 from landmark.data.dataset import PackedDataset, write_table
 from landmark.data.selection import open_dataset
@@ -129,4 +128,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -1,12 +1,11 @@
 """`landmark prepare`: images and labels become a packed dataset."""
 
-import sys
 import time
 from collections.abc import Sequence
 
 import numpy as np
 
-from landmark.cli import run_verb
+from landmark.cli import end, run_verb
 from landmark.config import PrepareConfig, UserError, to_yaml
 from landmark.data.dataset import PackedDataset
 from landmark.data.packing.gldv2_source import gldv2_source
@@ -103,4 +102,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

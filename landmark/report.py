@@ -1,9 +1,8 @@
 """`landmark report`: a study or run becomes a page and tables; a study is printed beside the deck's summary."""
 
-import sys
 from collections.abc import Sequence
 
-from landmark.cli import run_verb
+from landmark.cli import end, run_verb
 from landmark.config import ReportConfig
 from landmark.reporting.deck import deck_text
 from landmark.reporting.report import write_deck, write_report
@@ -36,4 +35,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

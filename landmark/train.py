@@ -1,12 +1,11 @@
 """`landmark train`: one run."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 
 import tyro
 
-from landmark.cli import run_verb
+from landmark.cli import end, run_verb
 from landmark.config import Recipe, TrainConfig
 from landmark.progress import clock
 from landmark.recipes import load_recipe
@@ -42,4 +41,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -1,12 +1,11 @@
 """`landmark tune`: a study, that is many trials, early stopping and a leaderboard."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import tyro
 
-from landmark.cli import run_verb, take_option
+from landmark.cli import end, run_verb, take_option
 from landmark.config import STOPPED, Stopped, TuneConfig, UserError
 from landmark.progress import clock
 from landmark.runtime import connect
@@ -100,4 +99,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

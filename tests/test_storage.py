@@ -129,7 +129,7 @@ class _ThrottleHandler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize("refusals", [9, 10_000])
+@pytest.mark.parametrize("refusals", [5, 10_000])
 def test_throttling_is_backed_off_until_the_deadline(s3: Seaweed, monkeypatch: pytest.MonkeyPatch, refusals: int):
     (locate(s3.uri("throttled"))).write_text("x")
     monkeypatch.setenv("LANDMARK_STORAGE_DEADLINE_S", "60" if refusals < 100 else "2")

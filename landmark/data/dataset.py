@@ -223,7 +223,7 @@ def read_table(location: Location, **options: Any) -> pa.Table:
     """Read a whole Parquet file; `options` go to `pyarrow.parquet.read_table`."""
 
     def read() -> pa.Table:
-        with location.fs.open_input_file(location.path) as stream:
+        with location.open_once() as stream:
             return pq.read_table(stream, **options)
 
     return _named(location, read)
@@ -233,7 +233,7 @@ def read_parquet(location: Location, read: Callable[[pq.ParquetFile], T]) -> T:
     """Return what `read` makes of an open Parquet file; opened anew where storage fails in a way that passes."""
 
     def opened() -> T:
-        with location.fs.open_input_file(location.path) as stream:
+        with location.open_once() as stream:
             return read(pq.ParquetFile(stream, page_checksum_verification=True))
 
     return _named(location, opened)

@@ -6,31 +6,17 @@ import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
-from typing import Any, Protocol
+from typing import Any
 
 from landmark.config import UserError
-from landmark.storage import REQUEST_TIMEOUT_S, Location, NotFound, retrying
+from landmark.storage import REQUEST_TIMEOUT_S, Location, NotFound, Stream, alive, retrying
 
 CHUNK_BYTES = 8 << 20
+READ_BYTES = 1 << 20
 
 
 class Forbidden(UserError):
     """A file that a web server does not give, or does not have: without leave to list, the two look alike."""
-
-
-class _Opened(Protocol):
-    """A connection that stands at some offset of a file."""
-
-    size: int | None
-    """Bytes of the whole file, where the server tells."""
-
-    def read(self, count: int) -> bytes:
-        """Return up to `count` bytes, none at the end of the connection."""
-        ...
-
-    def close(self) -> None:
-        """Give the connection up."""
-        ...
 
 
 class ResumingStream(io.RawIOBase):
@@ -44,7 +30,7 @@ class ResumingStream(io.RawIOBase):
     def __init__(self, location: Location) -> None:
         self.location = location
         self.position = 0
-        self._opened: _Opened | None = None
+        self._opened: Stream | None = None
         self._chunk = memoryview(b"")
         self._ended = False
 
@@ -126,23 +112,8 @@ def is_web(location: Location) -> bool:
     return location.uri.startswith(("http://", "https://"))
 
 
-def _open_at(location: Location, offset: int) -> _Opened:
-    return _WebFile(location.uri, offset) if is_web(location) else _StoredFile(location, offset)
-
-
-class _StoredFile:
-    """A file on disk or in object storage."""
-
-    def __init__(self, location: Location, offset: int) -> None:
-        self._file = location.fs.open_input_file(location.path)
-        self.size: int | None = self._file.size()
-        self._file.seek(offset)
-
-    def read(self, count: int) -> bytes:
-        return self._file.read(count)
-
-    def close(self) -> None:
-        self._file.close()
+def _open_at(location: Location, offset: int) -> Stream:
+    return _WebFile(location.uri, offset) if is_web(location) else location.open_stream(offset)
 
 
 class _WebFile:
@@ -162,6 +133,7 @@ class _WebFile:
         length = self._response.headers.get("Content-Length")
         start = offset if self._response.status == http.HTTPStatus.PARTIAL_CONTENT else 0
         self.size: int | None = start + int(length) if length and length.isdigit() else None
+        self.etag: str | None = None
         self._skip(offset - start)
 
     def _skip(self, count: int) -> None:
@@ -172,18 +144,23 @@ class _WebFile:
             count -= len(data)
 
     def read(self, count: int) -> bytes:
+        parts, left = [], count
         try:
-            return self._response.read(count)
+            while left and (part := self._response.read(min(left, READ_BYTES))):
+                parts.append(part)
+                left -= len(part)
+                alive()
         except (http.client.HTTPException, OSError) as error:
             raise _network_error(error) from None
+        return b"".join(parts)
 
     def close(self) -> None:
         self._response.close()
 
 
 def _quoted(uri: str) -> str:
-    parts = urllib.parse.urlsplit(uri)
-    return parts._replace(path=urllib.parse.quote(parts.path, safe="/%")).geturl()
+    """Return a web address as it is asked for: what may not stand in one is quoted; names below it are already."""
+    return urllib.parse.quote(uri, safe=":/?#[]@!$&'()*+,;=%~")
 
 
 def _network_error(error: object) -> OSError:

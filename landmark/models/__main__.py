@@ -1,9 +1,8 @@
 """`python -m landmark.models`: a table of networks and their numbers of parameters."""
 
-import sys
 from dataclasses import dataclass
 
-from landmark.cli import run_verb
+from landmark.cli import end, run_verb
 from landmark.config import ModelConfig, UserError
 from landmark.models.registry import count_parameters, model_info, model_names, stages_of
 
@@ -55,4 +54,4 @@ def print_stages(config: ModelsConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(ModelsConfig, models))
+    end(run_verb(ModelsConfig, models))

@@ -1,14 +1,13 @@
 """Sections of the page about a cleaned dataset: what was dropped or relabelled, why, and examples of each reason."""
 
 from typing import Any
-from urllib.parse import urlsplit
 
 import pandas as pd
 
 from landmark.config import UserError
 from landmark.reporting.page import Gallery, Picture, Section, html_table, within_budget
 from landmark.reporting.tables import read_json, read_parquet, require_numbers, write_table
-from landmark.storage import Location, locate
+from landmark.storage import Location, locate, scheme_of
 
 AGAIN = "clean the dataset again"
 REASONS = {
@@ -48,7 +47,7 @@ def cleaned_dataset(run: Location, dataset: str, named: str | None) -> Location 
         if not (place / "clean.json").exists():
             raise UserError(f"{place}: no clean.json, so it is no cleaned dataset; give the output of `landmark clean`")
         return place
-    if not dataset or urlsplit(dataset).scheme.replace("file", "") != urlsplit(run.uri).scheme.replace("file", ""):
+    if not dataset or scheme_of(dataset) != scheme_of(run.uri):
         return None
     place = locate(dataset)
     return place if (place / "clean.json").exists() else None

@@ -1,9 +1,11 @@
 """Places that hold files: a URI becomes a filesystem, files appear whole or not at all, failures that pass are waited for."""
 
 from landmark.storage.errors import NotFound, PermanentStorageError, StorageError, TransientStorageError, restated
-from landmark.storage.filesystem import REQUEST_TIMEOUT_S
 from landmark.storage.location import Location, check_writable, lacks_bucket, locate
-from landmark.storage.retry import alive, hanging, retrying
+from landmark.storage.retry import alive, hanging, outage_s, retrying
+from landmark.storage.s3 import REQUEST_TIMEOUT_S
+from landmark.storage.transfer import Stream
+from landmark.storage.uri import joined, scheme_of
 
 __all__ = [
     "REQUEST_TIMEOUT_S",
@@ -11,12 +13,16 @@ __all__ = [
     "NotFound",
     "PermanentStorageError",
     "StorageError",
+    "Stream",
     "TransientStorageError",
     "alive",
     "check_writable",
     "hanging",
+    "joined",
     "lacks_bucket",
     "locate",
+    "outage_s",
     "restated",
     "retrying",
+    "scheme_of",
 ]

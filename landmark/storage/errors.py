@@ -1,27 +1,28 @@
 """Failures of storage: those that may pass, those that will not, and the one line that each is shown as."""
 
+import errno
 import os
+import re
+from collections.abc import Callable
 
 from landmark.config import UserError
 
 DENIED = "access denied"
 
-_TRANSIENT = (
-    "NETWORK_CONNECTION",
-    "curlCode",
-    "SLOW_DOWN",
-    "SlowDown",
-    "THROTTLING",
-    "SERVICE_UNAVAILABLE",
-    "INTERNAL_FAILURE",
-    "REQUEST_TIMEOUT",
-    "REQUEST_EXPIRED",
-    "REQUEST_TIME_TOO_SKEWED",
-    "HTTP status 50",
-    "Could not connect",
-    "timed out",
-    "Connection reset",
-)
+_PASSING = {
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENETRESET,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.ECONNABORTED,
+    errno.EPIPE,
+}
+"""Error numbers of a network, or of a file system that is on one; no other failure of a disk passes by itself."""
 
 
 class StorageError(UserError):
@@ -41,15 +42,30 @@ class NotFound(PermanentStorageError):
 
 
 class Unanswered(OSError):
-    """Object storage gave no sign of life until the deadline."""
+    """Storage gave no sign of life until the deadline."""
+
+    def __init__(self, text: str, since: float) -> None:
+        """since: the monotonic time of the last sign of life."""
+        super().__init__(text)
+        self.since = since
 
 
 def storage_error(uri: str, error: OSError) -> StorageError:
-    """Return a failure of the operation on `uri` as the error to raise."""
+    """Return a failure of an operation on `uri` as the error to raise."""
     if isinstance(error, FileNotFoundError):
         return NotFound(f"{uri}: no such file or folder; check the path")
-    kind = TransientStorageError if isinstance(error, Unanswered) or passes(error) else PermanentStorageError
-    return kind(f"{uri}: {_reason(error)}")
+    if isinstance(error, Unanswered):
+        return TransientStorageError(
+            f"{uri}: {error} from the object storage at {endpoint()}; check that the server runs, then run the same again"
+        )
+    text = str(error)
+    if error.errno is not None:
+        numbered = TransientStorageError if error.errno in _PASSING else PermanentStorageError
+        return numbered(f"{uri}: {error.strerror or text}; check the path and its permissions")
+    for kind, words, reason in _FAILURES:
+        if any(word in text for word in words):
+            return kind(f"{uri}: {reason(text)}")
+    return PermanentStorageError(f"{uri}: {(text.splitlines() or [''])[0]}; check the path and its permissions")
 
 
 def restated(cause: BaseException | None, text: str) -> UserError:
@@ -57,25 +73,118 @@ def restated(cause: BaseException | None, text: str) -> UserError:
     return TransientStorageError(text) if isinstance(cause, TransientStorageError) else UserError(text)
 
 
-def passes(error: OSError) -> bool:
-    """Return whether a failure is worth another try at once: never one of the local disk."""
-    if isinstance(error, Unanswered):
-        return False
-    return error.errno is None and any(word in str(error) for word in _TRANSIENT)
+def endpoint() -> str:
+    """Return the address of the object storage, as the environment names it."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
 
 
-def _reason(error: OSError) -> str:
-    text = str(error)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
-    if isinstance(error, Unanswered):
-        return f"{text} from the object storage at {endpoint}; check that the server runs, then run the same again"
-    denied = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "InvalidAccessKeyId", "Forbidden")
-    if any(word in text for word in denied):
-        return f"{DENIED}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's permissions"
-    if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text or "Bucket does not exist" in text:
-        return "no such bucket; create it or check its name"
-    if any(word in text for word in ("SLOW_DOWN", "SlowDown", "THROTTLING", "SERVICE_UNAVAILABLE", "HTTP status 503")):
-        return f"the object storage at {endpoint} is busy (it answers with 503 or SlowDown); run the same again later"
-    if "NETWORK_CONNECTION" in text or "curlCode" in text or "Connection" in text:
-        return f"cannot reach the object storage at {endpoint}; check AWS_ENDPOINT_URL and that the server runs"
-    return f"{error.strerror or text.splitlines()[0]}; check the path and its permissions"
+def _other_region(text: str) -> str:
+    given = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    found = re.search(r"(?:expecting|located in) '([\w-]+)'|x-amz-bucket-region: ([\w-]+)", text)
+    if not found:
+        return f"the bucket is in another region than {given}; set AWS_REGION to the bucket's region"
+    region = found[1] or found[2]
+    return f"the bucket is in the region {region}, not in {given}; set AWS_REGION={region}"
+
+
+def _expired(text: str) -> str:
+    return (
+        "the credentials have expired; renew AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, "
+        "or sign in again"
+    )
+
+
+def _refused(text: str) -> str:
+    return (
+        "the object storage refused the request without a reason (HTTP status 400); check that the credentials have not "
+        "expired (AWS_SESSION_TOKEN) and that AWS_REGION is the bucket's"
+    )
+
+
+def _denied(text: str) -> str:
+    return f"{DENIED}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's permissions"
+
+
+def _no_bucket(text: str) -> str:
+    return "no such bucket; create it or check its name"
+
+
+def _certificate(text: str) -> str:
+    return f"the certificate of the object storage at {endpoint()} is not accepted; check AWS_ENDPOINT_URL and AWS_CA_BUNDLE"
+
+
+def _busy(text: str) -> str:
+    return f"the object storage at {endpoint()} is busy (it answers with 503 or SlowDown); run the same again later"
+
+
+def _skewed(text: str) -> str:
+    return "the clocks of this machine and of the object storage differ by minutes; set this machine's clock"
+
+
+def _unreachable(text: str) -> str:
+    return f"cannot reach the object storage at {endpoint()}; check AWS_ENDPOINT_URL and that the server runs"
+
+
+def _failing(text: str) -> str:
+    return f"the object storage at {endpoint()} failed ({text.splitlines()[0][-200:]}); run the same again later"
+
+
+_FAILURES: tuple[tuple[type[StorageError], tuple[str, ...], Callable[[str], str]], ...] = (
+    (PermanentStorageError, ("ExpiredToken", "TokenRefreshRequired", "InvalidToken"), _expired),
+    (
+        PermanentStorageError,
+        ("AuthorizationHeaderMalformed", "PermanentRedirect", "HTTP status 301", "configured region is"),
+        _other_region,
+    ),
+    (TransientStorageError, ("RequestTimeTooSkewed", "REQUEST_TIME_TOO_SKEWED", "REQUEST_EXPIRED"), _skewed),
+    (
+        PermanentStorageError,
+        (
+            "ACCESS_DENIED",
+            "INVALID_ACCESS_KEY_ID",
+            "SIGNATURE_DOES_NOT_MATCH",
+            "AccessDenied",
+            "InvalidAccessKeyId",
+            "SignatureDoesNotMatch",
+            "Forbidden",
+            "HTTP status 403",
+        ),
+        _denied,
+    ),
+    (PermanentStorageError, ("NO_SUCH_BUCKET", "NoSuchBucket", "Bucket does not exist"), _no_bucket),
+    (PermanentStorageError, ("CERTIFICATE_VERIFY_FAILED", "curlCode: 60"), _certificate),
+    (
+        TransientStorageError,
+        (
+            "SLOW_DOWN",
+            "SlowDown",
+            "THROTTLING",
+            "Throttling",
+            "TooManyRequests",
+            "SERVICE_UNAVAILABLE",
+            "ServiceUnavailable",
+            "HTTP status 429",
+            "HTTP status 503",
+        ),
+        _busy,
+    ),
+    (
+        TransientStorageError,
+        ("NETWORK_CONNECTION", "curlCode", "Could not connect", "timed out", "Connection reset", "RequestTimeout"),
+        _unreachable,
+    ),
+    (
+        TransientStorageError,
+        (
+            "INTERNAL_FAILURE",
+            "InternalError",
+            "REQUEST_TIMEOUT",
+            "OperationAborted",
+            "HTTP status 5",
+            "HTTP status 408",
+        ),
+        _failing,
+    ),
+    (PermanentStorageError, ("HTTP status 400) during HeadObject", "(400) when calling the HeadObject"), _refused),
+)
+"""Kinds of failures, by words in the messages of pyarrow's and botocore's clients; the first that fits counts."""

@@ -1,31 +1,50 @@
-"""Filesystems: a URI becomes a pyarrow filesystem and the path within it."""
+"""Filesystems of pyarrow, for random access to Parquet files, for Ray, and for storage other than S3."""
 
 import functools
 import os
-from urllib.parse import urlsplit
 
 from pyarrow import fs as pafs
 
 from landmark.config import UserError
 from landmark.storage.retry import retrying
-
-CONNECT_TIMEOUT_S = 5
-REQUEST_TIMEOUT_S = 15
+from landmark.storage.s3 import CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S
+from landmark.storage.uri import scheme_of, split_s3
 
 
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    parts = urlsplit(uri)
-    if parts.scheme in ("", "file"):
-        return _local(), parts.path if parts.scheme else uri
-    if parts.scheme == "s3":
-        if not parts.netloc:
-            raise UserError(f"{uri}: no bucket; expected s3://bucket/key")
+    """Return a URI's filesystem and the path within it: for S3 `bucket/key`."""
+    scheme = scheme_of(uri)
+    if not scheme:
+        return _local(), uri
+    if scheme == "s3":
+        bucket, key = split_s3(uri)
+        if "" in key.split("/") and key:
+            raise UserError(f"{uri}: has an empty part ('//'), with which no dataset, run or study can be; take it out")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
         credentials = os.environ.get("AWS_ACCESS_KEY_ID", ""), os.environ.get("AWS_SECRET_ACCESS_KEY", "")
-        filesystem = _s3(endpoint, region, hash(credentials), "" if endpoint or region else parts.netloc)
-        return filesystem, (parts.netloc + parts.path).rstrip("/")
+        filesystem = _s3(endpoint, region, hash(credentials), "" if endpoint or region else bucket)
+        return filesystem, f"{bucket}/{key}".rstrip("/")
     return _fsspec(uri)
+
+
+class FileStream:
+    """A file that is not on S3, read from an offset on."""
+
+    def __init__(self, uri: str, offset: int) -> None:
+        filesystem, path = open_filesystem(uri)
+        self._file = filesystem.open_input_file(path)
+        self.size: int | None = self._file.size()
+        self.etag: str | None = None
+        self._file.seek(offset)
+
+    def read(self, count: int) -> bytes:
+        """Return up to `count` bytes, none at the end."""
+        return self._file.read(count)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 @functools.cache

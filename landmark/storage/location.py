@@ -1,25 +1,27 @@
 """Places that hold files: files appear whole or not at all."""
 
 import contextlib
+import functools
 import hashlib
-import io
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from landmark.config import UserError
+from landmark.storage import s3, transfer
 from landmark.storage.errors import DENIED, NotFound
 from landmark.storage.filesystem import open_filesystem
 from landmark.storage.retry import alive, retrying
+from landmark.storage.uri import absolute, joined, scheme_of, split_s3
 
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 4 << 20
+"""Bytes that are read or written at a time where that is not S3."""
 
 
 @dataclass(frozen=True)
@@ -43,53 +45,57 @@ class Location:
         """The path within `fs`: for S3 `bucket/key`."""
         return open_filesystem(self.uri)[1]
 
+    @property
+    def inner_path(self) -> str:
+        """The path that a listing's entries begin with: for S3 `bucket/key`, whatever the key is."""
+        if not self.is_s3:
+            return self.path
+        return "/".join(split_s3(self.uri)).rstrip("/")
+
+    @property
+    def is_s3(self) -> bool:
+        """Whether this is on S3."""
+        return scheme_of(self.uri) == "s3"
+
     def __truediv__(self, name: str) -> "Location":
-        return Location(f"{self.uri.rstrip('/')}/{name}")
+        return Location(joined(self.uri, name))
 
     def __str__(self) -> str:
         return self.uri
 
     def local_path(self) -> Path | None:
         """Return the path on this machine's disk, or None for object storage."""
-        return Path(self.path) if isinstance(self.fs, pafs.LocalFileSystem) else None
+        return None if scheme_of(self.uri) else Path(self.uri)
 
     def exists(self) -> bool:
         """Return whether there is a file or folder here."""
+        if self.is_s3:
+            return transfer.exists(self.uri)
         return retrying(self.uri, lambda: self.fs.get_file_info(self.path).type != pafs.FileType.NotFound)
 
     def open_input(self) -> pa.NativeFile:
         """Open the file for random access."""
-        return retrying(self.uri, lambda: self.fs.open_input_file(self.path))
+        return retrying(self.uri, self.open_once)
+
+    def open_once(self) -> pa.NativeFile:
+        """Open the file for random access within an operation that `retrying` repeats: its reads are signs of life."""
+        return pa.PythonFile(s3.ObjectFile(self.uri), "r") if self.is_s3 else self.fs.open_input_file(self.path)
+
+    def open_stream(self, offset: int) -> transfer.Stream:
+        """Open the file for reading from an offset on, within an operation that `retrying` repeats."""
+        return transfer.open_stream(self.uri, offset)
 
     def read_bytes(self) -> bytes:
         """Return the file's bytes."""
-
-        def read() -> bytes:
-            buffer = io.BytesIO()
-            self._copy_to(buffer.write)
-            return buffer.getvalue()
-
-        return retrying(self.uri, read)
+        return b"".join(transfer.chunks(self.uri))
 
     def sha256(self) -> tuple[str, int]:
         """Return the file's SHA-256 in hexadecimal and its size, reading it as a stream."""
-
-        def read() -> tuple[str, int]:
-            digest = hashlib.sha256()
-            size = self._copy_to(digest.update)
-            return digest.hexdigest(), size
-
-        return retrying(self.uri, read)
-
-    def _copy_to(self, take: Callable[[bytes], object]) -> int:
-        """Hand the file's bytes to `take`, chunk by chunk; returns their number."""
-        size = 0
-        with self.fs.open_input_stream(self.path) as stream:
-            while chunk := stream.read(CHUNK_BYTES):
-                take(chunk)
-                size += len(chunk)
-                alive()
-        return size
+        digest, size = hashlib.sha256(), 0
+        for chunk in transfer.chunks(self.uri):
+            digest.update(chunk)
+            size += len(chunk)
+        return digest.hexdigest(), size
 
     def read_text(self) -> str:
         """Return the file's text (UTF-8)."""
@@ -97,17 +103,21 @@ class Location:
 
     def write_bytes(self, data: bytes) -> None:
         """Publish a file with these bytes: a reader sees the old file or the whole new one."""
+        if self.is_s3:
+            transfer.upload_bytes(self.uri, data)
+        else:
+            retrying(self.uri, lambda: self._write_once(data))
 
-        def write() -> None:
-            local = self.local_path()
-            if local is None:
-                with self.fs.open_output_stream(self.path) as stream:
-                    stream.write(data)
-            else:
-                with _replaced(local) as temporary:
-                    temporary.write_bytes(data)
-
-        retrying(self.uri, write)
+    def _write_once(self, data: bytes) -> None:
+        local = self.local_path()
+        if local is None:
+            with self.fs.open_output_stream(self.path) as stream:
+                for start in range(0, len(data), CHUNK_BYTES):
+                    stream.write(data[start : start + CHUNK_BYTES])
+                    alive()
+        else:
+            with _replaced(local) as temporary:
+                temporary.write_bytes(data)
 
     def write_text(self, text: str) -> None:
         """Publish a file with this text (UTF-8)."""
@@ -115,28 +125,27 @@ class Location:
 
     def upload(self, source: Path) -> None:
         """Publish a copy of a local file."""
+        if self.is_s3:
+            transfer.upload_file(self.uri, source)
+        else:
+            retrying(self.uri, lambda: self._copy_from(source))
 
-        def copy() -> None:
-            local = self.local_path()
-            if local is None:
-                with source.open("rb") as reader, self.fs.open_output_stream(self.path) as stream:
-                    while chunk := reader.read(CHUNK_BYTES):
-                        stream.write(chunk)
-                        alive()
-            else:
-                with _replaced(local) as temporary:
-                    shutil.copyfile(source, temporary)
-
-        retrying(self.uri, copy)
+    def _copy_from(self, source: Path) -> None:
+        local = self.local_path()
+        if local is not None:
+            with _replaced(local) as temporary:
+                shutil.copyfile(source, temporary)
+            return
+        with source.open("rb") as reader, self.fs.open_output_stream(self.path) as stream:
+            while chunk := reader.read(CHUNK_BYTES):
+                stream.write(chunk)
+                alive()
 
     def download(self, target: Path) -> None:
         """Copy the file to a local path."""
-
-        def copy() -> None:
-            with target.open("wb") as writer:
-                self._copy_to(writer.write)
-
-        retrying(self.uri, copy)
+        with target.open("wb") as writer:
+            for chunk in transfer.chunks(self.uri):
+                writer.write(chunk)
 
     def names(self) -> list[str]:
         """Return the sorted names of the files and folders directly below."""
@@ -148,16 +157,40 @@ class Location:
 
     def infos(self, *, recursive: bool) -> list[pafs.FileInfo]:
         """Return what is known of the files and folders below; raises NotFound where there is no folder."""
+        if self.is_s3:
+            bucket = split_s3(self.uri)[0]
+            kinds = {True: pafs.FileType.File, False: pafs.FileType.Directory}
+            found = transfer.entries(self.uri, recursive=recursive).values()
+            return [
+                pafs.FileInfo(f"{bucket}/{e.key}", kinds[e.is_file], size=e.size if e.is_file else None) for e in found
+            ]
+        if recursive and self.local_path() is None:
+            return self._walk_folders()
         selector = pafs.FileSelector(self.path, recursive=recursive)
         return retrying(self.uri, lambda: self.fs.get_file_info(selector))
 
+    def _walk_folders(self) -> list[pafs.FileInfo]:
+        """List folder by folder: each is an operation of its own, with a deadline of its own."""
+        found, left = [], [self.path]
+        while left:
+            selector = pafs.FileSelector(left.pop())
+            infos = retrying(self.uri, functools.partial(self.fs.get_file_info, selector))
+            found += infos
+            left += [info.path for info in infos if info.type == pafs.FileType.Directory]
+        return found
+
     def _names(self, *, recursive: bool) -> list[str]:
-        start = len(self.path.rstrip("/")) + 1
+        start = len(self.inner_path.rstrip("/")) + 1
         infos = self.infos(recursive=recursive)
         return sorted(info.path[start:] for info in infos if not recursive or info.type == pafs.FileType.File)
 
     def delete(self) -> None:
         """Delete the file, or the folder with all below it; nothing happens where there is none."""
+        if self.is_s3:
+            if not split_s3(self.uri)[1]:
+                raise UserError(f"{self}: is a whole bucket, which is not deleted; name what is in it")
+            transfer.delete(self.uri)
+            return
 
         def remove() -> None:
             kind = self.fs.get_file_info(self.path).type
@@ -171,8 +204,7 @@ class Location:
 
 def locate(uri: str | Path) -> Location:
     """Return the location of a path or URI: a local path, file://, s3://, or any scheme of fsspec."""
-    text = os.path.expanduser(str(uri))
-    return Location(text if "://" in text else os.path.abspath(text))
+    return Location(absolute(uri))
 
 
 def check_writable(location: Location) -> None:
@@ -198,11 +230,10 @@ def _told(error: UserError, location: Location) -> str:
 
 def lacks_bucket(location: Location) -> bool:
     """Return whether a location is in an S3 bucket that does not exist; False where the credentials may not know."""
-    parts = urlsplit(location.uri)
-    if parts.scheme != "s3" or not parts.netloc:
+    if not location.is_s3:
         return False
     try:
-        return not Location(f"s3://{parts.netloc}").exists()
+        return not Location(f"s3://{split_s3(location.uri)[0]}").exists()
     except UserError as error:
         if DENIED in str(error):
             return False

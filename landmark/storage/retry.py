@@ -3,56 +3,113 @@
 import functools
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-from landmark.storage.errors import Unanswered, passes, storage_error
+from landmark.storage.errors import TransientStorageError, Unanswered, endpoint, storage_error
+from landmark.storage.uri import scheme_of
 
 T = TypeVar("T")
 
 DEADLINE_S = 90
-"""Seconds for which object storage may fail or not answer before that is an error; LANDMARK_STORAGE_DEADLINE_S overrides it."""
+"""Seconds without a byte or an answer after which storage fails; LANDMARK_STORAGE_DEADLINE_S overrides it."""
+OUTAGE_S = 1800
+"""Seconds for which storage that answered this process before may be gone; LANDMARK_STORAGE_OUTAGE_S overrides it."""
 LONGEST_PAUSE_S = 8
+WARN_S = 15
+"""Seconds of an outage after which a warning is printed, once an outage."""
+
+
+def deadline_s() -> float:
+    """Return the seconds without a byte or an answer after which storage fails."""
+    return float(os.environ.get("LANDMARK_STORAGE_DEADLINE_S", DEADLINE_S))
+
+
+def outage_s() -> float:
+    """Return the seconds for which an outage of storage that answered before is waited for: the deadline where only that is set."""
+    given = os.environ.get("LANDMARK_STORAGE_OUTAGE_S") or os.environ.get("LANDMARK_STORAGE_DEADLINE_S")
+    return max(float(given or OUTAGE_S), deadline_s())
 
 
 def retrying(uri: str, operation: Callable[[], T]) -> T:
     """Run an operation on storage that may be repeated; returns its result.
 
-    Failures that pass (throttling, a server that restarts) are tried again, with growing pauses, until the
-    deadline after the first one. An operation on object storage that gives no sign of life for as long (see `alive`)
-    is given up, whatever its client's own time-outs. Raises NotFound, PermanentStorageError or TransientStorageError.
+    Failures that may pass (throttling, a server that restarts) are tried again with growing pauses: for the deadline after
+    the first one, and for as long as an outage may last where the same storage answered this process before. An
+    operation on object storage that gives no sign of life until the deadline (see `alive`) is such a failure, whatever
+    its client's own time-outs. Raises NotFound, PermanentStorageError or TransientStorageError.
     """
-    patience = float(os.environ.get("LANDMARK_STORAGE_DEADLINE_S", DEADLINE_S))
-    run = operation if urlsplit(uri).scheme in ("", "file") else functools.partial(_watched, operation, patience)
-    deadline, pause = None, 0.25
+    outage = _Outage(uri)
+    run = functools.partial(_watched, operation, deadline_s()) if scheme_of(uri) else operation
     while True:
         try:
-            return run()
-        except FileNotFoundError as error:
-            raise storage_error(uri, error) from None
+            result = run()
         except OSError as error:
-            now = time.monotonic()
-            deadline = now + patience if deadline is None else deadline
-            if not passes(error) or now + pause > deadline:
-                raise storage_error(uri, error) from error
-        time.sleep(pause * random.uniform(0.5, 1.0))
-        pause = min(2 * pause, LONGEST_PAUSE_S)
+            outage.failed(error)
+        else:
+            outage.over()
+            return result
+        outage.pause()
 
 
+class _Outage:
+    """Failures in a row of one operation."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        scheme = scheme_of(uri)
+        self.place = (scheme, endpoint() if scheme == "s3" else uri.split("/")[2] if scheme else "")
+        self.since: float | None = None
+        self.pause_s = 0.25
+        self.warned = False
+
+    def failed(self, error: OSError) -> None:
+        """Return where another try is worth it; raises what the failure is called elsewhere."""
+        failure = storage_error(self.uri, error)
+        if not isinstance(failure, TransientStorageError):
+            _answered.add(self.place)
+            raise failure from (None if isinstance(error, FileNotFoundError) else error)
+        now = time.monotonic()
+        if self.since is None:
+            self.since = error.since if isinstance(error, Unanswered) else now
+        patience = outage_s() if self.place in _answered else deadline_s()
+        if now + self.pause_s > self.since + patience:
+            raise failure from error
+        if not self.warned and now - self.since > WARN_S:
+            self.warned = True
+            print(f"warning: {failure}; trying again for up to {patience / 60:.0f} min", file=sys.stderr, flush=True)
+
+    def over(self) -> None:
+        """Note that the storage answers."""
+        _answered.add(self.place)
+
+    def pause(self) -> None:
+        """Wait, longer from time to time."""
+        time.sleep(self.pause_s * random.uniform(0.5, 1.0))
+        self.pause_s = min(2 * self.pause_s, LONGEST_PAUSE_S)
+
+
+_answered: set[tuple[str, str]] = set()
+"""Scheme and endpoint of the storage that answered this process: an address that was never right is told of earlier."""
 _watch = threading.local()
-_left_behind: list["_Call"] = []
+_left_behind: list["Call"] = []
 
 
 def alive() -> None:
     """Say that the operation under way got something done: its deadline counts from now."""
-    if (call := getattr(_watch, "call", None)) is not None:
+    if (call := current_call()) is not None:
         call.seen = time.monotonic()
 
 
-class _Call(threading.Thread):
+def current_call() -> "Call | None":
+    """Return the operation that this thread runs, for signs of life from other threads."""
+    return getattr(_watch, "call", None)
+
+
+class Call(threading.Thread):
     """An operation in a thread of its own, so that it can be left behind when it hangs."""
 
     def __init__(self, operation: Callable[[], Any]) -> None:
@@ -63,6 +120,7 @@ class _Call(threading.Thread):
         self.error: BaseException | None = None
 
     def run(self) -> None:
+        """Run the operation."""
         _watch.call = self
         try:
             self.result = self.operation()
@@ -72,13 +130,13 @@ class _Call(threading.Thread):
 
 def _watched(operation: Callable[[], T], patience: float) -> T:
     """Run an operation, but give it up after `patience` seconds without a sign of life."""
-    call = _Call(operation)
+    call = Call(operation)
     call.start()
     while call.is_alive():
         left = call.seen + patience - time.monotonic()
         if left <= 0:
             _left_behind.append(call)
-            raise Unanswered(f"no answer for {patience:g} s")
+            raise Unanswered(f"no answer for {patience:g} s", since=call.seen)
         call.join(left)
     if call.error is not None:
         raise call.error

@@ -137,7 +137,7 @@ class FolderImages:
         """
         if not folder.exists():
             raise UserError(f"{folder}: does not exist; give a folder of images, or a packed dataset")
-        start = len(folder.path.rstrip("/")) + 1
+        start = len(folder.inner_path.rstrip("/")) + 1
         names = [info.path[start:] for info in folder.infos(recursive=True) if info.type == pafs.FileType.File]
         names = sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
         if not names:

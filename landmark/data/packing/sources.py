@@ -95,7 +95,7 @@ class FolderSource:
 
     def _files(self) -> list[str]:
         infos = self.root.infos(recursive=True)
-        start = len(self.root.path.rstrip("/")) + 1
+        start = len(self.root.inner_path.rstrip("/")) + 1
         folders = {info.path[start:].split("/", 1)[0] for info in infos if info.type == pafs.FileType.Directory}
         files = [info.path[start:] for info in infos if info.type == pafs.FileType.File]
         files = sorted(path for path in files if "/" in path and not _is_ignored(path))

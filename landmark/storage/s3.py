@@ -1,0 +1,358 @@
+"""S3 objects: single requests that can be repeated, show their progress, and fail with the server's own reason."""
+
+import contextlib
+import functools
+import http
+import io
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from landmark.storage.retry import alive, current_call
+from landmark.storage.uri import split_s3
+
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
+
+CONNECT_TIMEOUT_S = 5
+"""Also what a server may take for the next 16 KiB of an upload."""
+REQUEST_TIMEOUT_S = 15
+"""Seconds that a server may take for its answer to a request, or for the next bytes of it."""
+CONNECTIONS = 64
+READ_BYTES = 1 << 20
+TAIL_BYTES = 64 << 10
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+
+_making = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or folder in a listing."""
+
+    key: str
+    is_file: bool
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Page:
+    """One answer of a listing."""
+
+    entries: list[Entry]
+    next_token: str | None
+
+
+class Body(io.RawIOBase):
+    """Bytes to send; each block that the connection takes is a sign of life."""
+
+    def __init__(self, source: Any, start: int, size: int) -> None:
+        """source: a file opened for reading, of which `size` bytes from `start` on are sent."""
+        self.source, self.start, self.size = source, start, size
+        self.position = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the place within these bytes."""
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place within these bytes."""
+        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        return self.position
+
+    def read(self, count: int = -1) -> bytes:
+        """Return the next bytes: the connection has taken those before."""
+        left = self.size - self.position
+        self.source.seek(self.start + self.position)
+        data = self.source.read(left if count is None or count < 0 else min(count, left))
+        self.position += len(data)
+        alive()
+        return data
+
+
+class ObjectStream:
+    """An object that is read from an offset on; raises OSError when the connection breaks."""
+
+    def __init__(self, uri: str, offset: int = 0, etag: str | None = None) -> None:
+        """etag: the version that was read before; FileChanged is raised where the object is another one now."""
+        bucket, key = split_s3(uri)
+        options: dict[str, Any] = {"Bucket": bucket, "Key": key}
+        if offset:
+            options["Range"] = f"bytes={offset}-"
+        if etag is not None:
+            options["IfMatch"] = etag
+        with _translated():
+            try:
+                answer = client().get_object(**options)
+            except Exception as error:
+                if not (offset and _status(error) == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
+                    raise
+                answer = {"Body": io.BytesIO(), "ContentLength": 0, "ETag": etag}  # it was read to its end
+        self.size: int | None = offset + int(answer["ContentLength"])
+        self.etag: str | None = answer["ETag"]
+        self._body = answer["Body"]
+
+    def read(self, count: int) -> bytes:
+        """Return up to `count` bytes, none at the end."""
+        parts, left = [], count
+        with _translated():
+            while left and (part := self._body.read(min(left, READ_BYTES))):
+                parts.append(part)
+                left -= len(part)
+                alive()
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Give the connection up."""
+        self._body.close()
+
+
+class ObjectFile(io.RawIOBase):
+    """An object for random access: each read is a request, and every byte of it a sign of life of who opened it.
+
+    Not safe in several threads at a time. Its end is fetched at first: a Parquet file begins there.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.bucket, self.key = split_s3(uri)
+        self.position = 0
+        self._call = current_call()  # Arrow reads from threads of its own
+        with _translated():
+            try:
+                answer = client().get_object(Bucket=self.bucket, Key=self.key, Range=f"bytes=-{TAIL_BYTES}")
+            except Exception as error:
+                if _status(error) != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                    raise
+                self.size, self._tail = 0, b""
+                return
+            self._tail = self._whole(answer["Body"])
+        self.size = int(answer.get("ContentRange", f"/{len(self._tail)}").rpartition("/")[2])
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the place."""
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place."""
+        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        return self.position
+
+    def read(self, count: int = -1) -> bytes:
+        """Return the next bytes."""
+        start, left = self.position, max(0, self.size - self.position)
+        count = left if count is None or count < 0 else min(count, left)
+        self.position += count
+        tail_start = self.size - len(self._tail)
+        if start >= tail_start or not count:
+            return self._tail[start - tail_start : start - tail_start + count]
+        with _translated():
+            wanted = f"bytes={start}-{start + count - 1}"
+            return self._whole(client().get_object(Bucket=self.bucket, Key=self.key, Range=wanted)["Body"])
+
+    def _whole(self, body: Any) -> bytes:
+        parts = []
+        while part := body.read(READ_BYTES):
+            parts.append(part)
+            if self._call is not None:
+                self._call.seen = time.monotonic()
+        return b"".join(parts)
+
+
+class FileChanged(OSError):
+    """An object that was replaced while it was read."""
+
+
+def client() -> "BaseClient":
+    """Return the client for the environment's endpoint, region and credentials; each environment has one."""
+    address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
+    credentials = hash(tuple(os.environ.get(name) for name in CREDENTIALS))
+    with _making:  # making one is not safe in several threads
+        return _client(address, region, credentials)
+
+
+@functools.lru_cache(maxsize=16)
+def _client(address: str, region: str, credentials: int) -> "BaseClient":
+    """Make a client; `credentials` only tells apart environments, botocore reads them by itself."""
+    import botocore.session
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    session = botocore.session.Session()
+    session.set_config_variable("metadata_service_num_attempts", 3)
+    config = Config(
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=REQUEST_TIMEOUT_S,
+        retries={"total_max_attempts": 1},
+        max_pool_connections=CONNECTIONS,
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"addressing_style": "path" if address else "auto"},
+        # A public bucket needs no credentials.
+        signature_version=UNSIGNED if session.get_credentials() is None else None,
+    )
+    return session.create_client("s3", endpoint_url=address or None, region_name=region or None, config=config)
+
+
+def head(uri: str) -> dict[str, Any]:
+    """Return what the server knows of an object; raises FileNotFoundError where there is none."""
+    bucket, key = split_s3(uri)
+    with _translated():
+        try:
+            return client().head_object(Bucket=bucket, Key=key)
+        except Exception as error:
+            if _status(error) in (http.HTTPStatus.BAD_REQUEST, http.HTTPStatus.MOVED_PERMANENTLY):
+                client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)  # an answer that has a reason
+            raise
+
+
+def has_bucket(uri: str) -> bool:
+    """Return whether the bucket of a URI exists."""
+    with _translated():
+        try:
+            client().head_bucket(Bucket=split_s3(uri)[0])
+        except Exception as error:
+            if _status(error) == http.HTTPStatus.NOT_FOUND:
+                return False
+            raise
+    return True
+
+
+def list_page(uri: str, token: str | None, *, recursive: bool, limit: int = 1000) -> Page:
+    """Return one page of what is below a folder, the marks of empty folders included; token: of the page before."""
+    bucket, key = split_s3(uri)
+    options: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "MaxKeys": limit}
+    options |= {} if recursive else {"Delimiter": "/"}
+    options |= {"ContinuationToken": token} if token else {}
+    with _translated():
+        answer = client().list_objects_v2(**options)
+    files = [
+        Entry(item["Key"].removesuffix("/"), not item["Key"].endswith("/"), item["Size"])
+        for item in answer.get("Contents", ())
+    ]
+    folders = [Entry(item["Prefix"].removesuffix("/"), False) for item in answer.get("CommonPrefixes", ())]
+    return Page(entries=files + folders, next_token=answer.get("NextContinuationToken"))
+
+
+def put(uri: str, body: Body) -> None:
+    """Store an object."""
+    bucket, key = split_s3(uri)
+    with _translated():
+        client().put_object(Bucket=bucket, Key=key, Body=body)
+
+
+def delete(uri: str) -> None:
+    """Delete an object; nothing happens where there is none."""
+    bucket, key = split_s3(uri)
+    with _translated():
+        client().delete_object(Bucket=bucket, Key=key)
+
+
+def delete_all(uri: str, keys: list[str]) -> None:
+    """Delete up to 1000 objects of the bucket of a URI."""
+    with _translated():
+        objects = [{"Key": key} for key in keys]
+        answer = client().delete_objects(Bucket=split_s3(uri)[0], Delete={"Objects": objects, "Quiet": True})
+    for failed in answer.get("Errors", ()):
+        raise OSError(f"AWS Error {failed.get('Code')} for {failed.get('Key')}: {failed.get('Message')}")
+
+
+def begin_parts(uri: str) -> str:
+    """Begin an object that is sent in parts; returns its upload's id."""
+    bucket, key = split_s3(uri)
+    with _translated():
+        return client().create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+
+
+def put_part(uri: str, upload: str, number: int, body: Body) -> dict[str, Any]:
+    """Send a part, numbered from 1; returns what `end_parts` wants to know of it."""
+    bucket, key = split_s3(uri)
+    with _translated():
+        answer = client().upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=number, Body=body)
+    return {"PartNumber": number, "ETag": answer["ETag"]}
+
+
+def end_parts(uri: str, upload: str, parts: list[dict[str, Any]], size: int) -> None:
+    """Make the object out of its parts; an earlier try that got through without an answer counts."""
+    bucket, key = split_s3(uri)
+    with _translated():
+        try:
+            client().complete_multipart_upload(
+                Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}
+            )
+        except Exception as error:
+            if _status(error) != http.HTTPStatus.NOT_FOUND or _code(error) != "NoSuchUpload":
+                raise
+            found = head(uri)
+            if found["ContentLength"] != size or not found["ETag"].strip('"').endswith(f"-{len(parts)}"):
+                raise
+
+
+def abort_parts(uri: str, upload: str) -> None:
+    """Let the server forget the parts of an object that will not be completed."""
+    bucket, key = split_s3(uri)
+    with _translated():
+        client().abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Raise botocore's errors as OSError, in words that `storage_error` knows."""
+    import urllib3
+    from botocore import exceptions as failures
+
+    try:
+        yield
+    except failures.ClientError as error:
+        raise _answer_error(error) from None
+    except (
+        failures.HTTPClientError,
+        failures.ConnectionError,
+        failures.IncompleteReadError,
+        urllib3.exceptions.HTTPError,
+    ) as error:
+        raise ConnectionError(f"AWS Error NETWORK_CONNECTION: {error}") from None
+    except failures.BotoCoreError as error:
+        raise OSError(f"AWS Error: {error}") from None
+
+
+def _answer_error(error: Any) -> OSError:
+    code, status = _code(error), _status(error)
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    region = error.response["Error"].get("Region") or headers.get("x-amz-bucket-region")
+    told = f"; x-amz-bucket-region: {region}" if region else ""
+    if status == http.HTTPStatus.NOT_FOUND and code != "NoSuchBucket":
+        return FileNotFoundError(str(error))
+    if status == http.HTTPStatus.PRECONDITION_FAILED:
+        return FileChanged("changed while it was read")
+    return OSError(f"AWS Error {code} (HTTP status {status}): {error}{told}")
+
+
+def _code(error: Any) -> str:
+    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+
+
+def _status(error: Any) -> int:
+    return int(getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

@@ -1,0 +1,38 @@
+"""The end of a process: the same for every module that is run, whatever still hangs."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_module_that_is_run_ends_the_same_way():
+    ends = {}
+    for path in (ROOT / "landmark").rglob("*.py"):
+        text = path.read_text()
+        if '__name__ == "__main__"' in text:
+            guard = ast.parse(text).body[-1]
+            assert isinstance(guard, ast.If)
+            ends[str(path.relative_to(ROOT / "landmark"))] = ast.unparse(guard.body)
+    assert len(ends) > 9
+    own = {"main()", "end(main())", "end(run_verb(ModelsConfig, models))"}
+    assert {name: end for name, end in ends.items() if end not in own} == {}
+
+
+def test_a_call_that_hangs_does_not_keep_the_process():
+    code = (
+        "import threading; from landmark.cli import end; from landmark.storage import retrying, TransientStorageError\n"
+        "def hang():\n"
+        "    threading.Thread(target=threading.Event().wait).start()\n"  # as a client's own thread, which Python waits for
+        "    threading.Event().wait()\n"
+        "try: retrying('s3://bucket/x', hang)\n"
+        "except TransientStorageError as error: print(error); end(7)\n"
+    )
+    environment = os.environ | {"LANDMARK_STORAGE_DEADLINE_S": "0.3"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 7 and "no answer for 0.3 s" in done.stdout
