@@ -9,6 +9,9 @@ from landmark.config import UserError
 from landmark.storage import Location, NotFound
 
 FOLDER = "journal"
+WHERE = "where"
+"""Key of an event that is read: its file and line."""
+HINT = "delete that line, or start a study of another --name"
 SEGMENT_EVENTS = 400
 """Events of a file: it is written whole again for each few new ones, as object storage wants it."""
 INTERVAL_S = 1.0
@@ -32,15 +35,20 @@ class Journal:
             return []
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Yield all events that earlier processes wrote, oldest first."""
+        """Yield all events that earlier processes wrote, oldest first, each with its file and line as `WHERE`.
+
+        Raises UserError for a line that is no event.
+        """
         for name in self._names():
-            for number, line in enumerate((self.folder / name).read_text().splitlines(), 1):
+            for number, line in enumerate((self.folder / name).read_bytes().splitlines(), 1):
+                where = f"{self.folder / name}: line {number}"
                 try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(
-                        f"{self.folder / name}: line {number} is no JSON ({error}); delete that line, or start a study of another --name"
-                    ) from None
+                    event = json.loads(line)
+                except ValueError as error:  # of JSON, or of UTF-8
+                    raise UserError(f"{where} is no JSON ({error}); {HINT}") from None
+                if not isinstance(event, dict):
+                    raise UserError(f"{where} is no event of a study but {line[:40].decode()}; {HINT}")
+                yield {**event, WHERE: where}
 
     def add(self, event: str, **values: Any) -> None:
         """Note an event; `flush` writes it."""

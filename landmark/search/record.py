@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ray.tune.experiment import Trial
 
+from landmark.config import UserError
 from landmark.evaluation.ranking import score
-from landmark.search.journal import Journal
+from landmark.search.journal import HINT, WHERE, Journal
 from landmark.search.space import TrialPlan
 from landmark.training.distributed import RECOVERED
 
@@ -235,31 +236,43 @@ class StudyRecord:
         self._note("exploit", **dataclasses.asdict(exploit))
 
     def restore(self, events: Iterable[Mapping[str, Any]], plan_of: PlanOf) -> None:
-        """Take up what earlier processes noted; trials that ran when the last one died wait to go on."""
+        """Restore what earlier processes noted; trials that ran when the last one died wait to go on.
+
+        Raises UserError that names the file and the line of an event that no study writes.
+        """
         begun, last, decided = None, None, True
         for event in events:
-            kind, at = event["event"], float(event["at"])
-            if kind == "driver":
-                self.drivers += 1
-                self.seconds_before += (last or at) - (begun or at)
-                begun = at
-                decided = "trials" in event
-                self.totals += [int(event["trials"])] if decided else []
-            last = at
-            if kind == "trial":
-                plan = plan_of(int(event["number"]), event["point"])
-                self.trials[plan.name] = TrialRecord(plan=plan)
-            elif kind in REPLAYED:
-                self._replay(kind, self.trials[event["trial"]], event, plan_of)
-                if kind == "report" and not decided:
-                    self.trials[event["trial"]].decisions.setdefault(int(event["row"]["epoch"]), None)
+            try:
+                kind, at = event["event"], float(event["at"])
+                if kind == "driver":
+                    self.drivers += 1
+                    self.seconds_before += (last or at) - (begun or at)
+                    begun = at
+                    decided = "trials" in event
+                    self.totals += [int(event["trials"])] if decided else []
+                last = at
+                if kind == "trial":
+                    plan = plan_of(int(event["number"]), event["point"])
+                    self.trials[plan.name] = TrialRecord(plan=plan)
+                elif kind in REPLAYED:
+                    self._replay(kind, self.trials[event["trial"]], event, plan_of)
+                    if kind == "report" and not decided:
+                        self.trials[event["trial"]].decisions.setdefault(int(event["row"]["epoch"]), None)
+            except UserError as error:
+                raise UserError(f"{event[WHERE]}: {error}") from None
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                reason = f"{error} is missing or unknown" if isinstance(error, KeyError) else str(error)
+                raise UserError(f"{event[WHERE]} is no event of this study ({reason}); {HINT}") from None
         self.seconds_before += (last or 0.0) - (begun or 0.0)
 
     def _replay(self, kind: str, trial: TrialRecord, event: Mapping[str, Any], plan_of: PlanOf) -> None:
         if kind == "report":
-            self._report(trial, dict(event["row"]), float(event["reported_at"]), event["parameters"])
+            row = {key: float(value) for key, value in event["row"].items()}
+            self._report(trial, row, float(event["reported_at"]), event["parameters"])
             trial.process, trial.first_step_at = event["process"], event["first_step_at"]
         elif kind == "decision":
+            if event["verdict"] not in get_args(Verdict):
+                raise ValueError(f"verdict is {event['verdict']!r}")
             trial.decisions[int(event["epoch"])] = event["verdict"]
         elif kind in ("exploit", "exploit planned"):
             exploit = Exploit(**{field.name: event[field.name] for field in dataclasses.fields(Exploit)})

@@ -12,6 +12,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from landmark.config import Recipe, SchedulerConfig
+from landmark.search.journal import WHERE
 from landmark.search.queue import TrialQueue
 from landmark.search.record import FIRST_STEP, REPORTED, TAKEN, WEIGHTS, Exploit, StudyRecord
 from landmark.search.schedulers import StudyScheduler, brackets, build_rule
@@ -69,7 +70,7 @@ class Process:
     def __init__(self, config: SchedulerConfig, total: int, events: list[dict], metric: str = "val_top1") -> None:
         self.events, self.config, self.metric = events, config, metric
         self.record = StudyRecord()
-        self.record.restore(events, plan_of)
+        self.record.restore(({**event, WHERE: str(n)} for n, event in enumerate(events)), plan_of)
         self.record.journal = Events(events)
         rule = build_rule(
             self.record,

@@ -92,6 +92,46 @@ def test_a_record_is_taken_up_as_it_was(tmp_path):
     assert three.plan.name == "003"
 
 
+@pytest.mark.parametrize(
+    ("line", "old", "new"),
+    [
+        (2, '"number": 1', '"numbr": 1'),
+        (2, '"number": 1', '"number": "one"'),
+        (2, '"point": {"optimizer.lr": 0.1}', '"point": 7'),
+        (3, '"trial": "001"', '"trial": "009"'),
+        (3, '"row": {', '"row": {"epoch": "first", "was": {'),
+        (3, '"val_top1": 0.2', '"val_top1": "much"'),
+        (3, '"val_top1": 0.2', '"val_top1": null'),
+        (3, '"at": ', '"at": "noon", "was": '),
+        (3, '"event": "report"', '"evnt": "report"'),
+        (3, '{"event"', '["event"'),
+        (4, '"verdict": "go on"', '"verdict": "maybe"'),
+        (5, '"point": {', '"points": {'),
+        (6, '{"event"', "7 # {"),
+        (6, '{"event": "failed"', '7\n{"event": "failed"'),
+        (6, '"trial"', '\udcff"trial"'),
+    ],
+)
+def test_an_edited_line_is_named_in_one_line(line, old, new, tmp_path):
+    journal = Journal(locate(tmp_path))
+    record = StudyRecord(journal)
+    record.begin(1)
+    one = record.propose(plan_of(1, {"optimizer.lr": 0.1}))
+    record.add(one, result(1, 0.2, 11.0))
+    record.decide(one, "go on")
+    exploit = Exploit(trial="001", source="001", epoch=1, point={"optimizer.lr": 0.5}, changed={}, explored={})
+    record.plan_exploit(exploit, plan_of(1, exploit.point))
+    record.fail(one, "no memory")
+    file = tmp_path / "journal" / "00001.jsonl"
+    lines = file.read_text().splitlines()
+    assert old in lines[line - 1]
+    lines[line - 1] = lines[line - 1].replace(old, new, 1) + ("}" if '"was": {' in new else "")
+    file.write_bytes(("\n".join(lines) + "\n").encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=f"00001.jsonl: line {line} is no (JSON|event)") as error:
+        StudyRecord().restore(Journal(locate(tmp_path)).read(), plan_of)
+    assert "\n" not in str(error.value) and "delete that line, or start a study of another --name" in str(error.value)
+
+
 def test_budgets_count_what_all_processes_spent():
     record = StudyRecord()
     trial = record.propose(plan_of(1, {}))
