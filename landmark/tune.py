@@ -11,6 +11,7 @@ from landmark.progress import clock
 from landmark.runtime import connect
 from landmark.search.dry_run import dry_run_text
 from landmark.search.leaderboard import leaderboard_text
+from landmark.search.lease import Lease
 from landmark.search.loggers import check_loggers
 from landmark.search.proposals import preview
 from landmark.search.results import write_results
@@ -28,10 +29,11 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     if config.dry_run:
         print(dry_run(study))
         return {}
-    outcome = run_trials(study)
-    if outcome.terminated:
-        raise Stopped(STOPPED)
-    summary, standings = write_results(study, outcome)
+    with Lease(study.location) as lease:
+        outcome = run_trials(study, lease)
+        if outcome.terminated:
+            raise Stopped(STOPPED)
+        summary, standings = write_results(study, outcome)
     print(leaderboard_text(standings, study.space.keys, study.space.config.metric))
     print(outcome_line(summary))
     if summary["best"]:

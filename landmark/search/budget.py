@@ -1,6 +1,7 @@
 """The budget of a study: epochs, wall time, and the value of the metric at which it is done."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ray.tune import Stopper
@@ -13,7 +14,16 @@ from landmark.search.record import StudyRecord
 class BudgetStopper(Stopper):
     """Ends the study when its epochs or its wall time are spent, those of earlier processes included, or its target is met."""
 
-    def __init__(self, config: BudgetConfig, record: StudyRecord, metric: str, mode: str) -> None:
+    def __init__(
+        self,
+        config: BudgetConfig,
+        record: StudyRecord,
+        metric: str,
+        mode: str,
+        lost: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """lost: whether another process has taken the study over, so that this one ends."""
+        self.lost = lost
         self.config = config
         self.record = record
         self.metric = metric
@@ -25,7 +35,7 @@ class BudgetStopper(Stopper):
 
     def stop_all(self) -> bool:
         """Return whether the study ends now."""
-        return self.reason() is not None
+        return self.lost() or self.reason() is not None
 
     def reason(self) -> str | None:
         """Return what ends the study, in words, or None."""

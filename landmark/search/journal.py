@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from landmark.config import UserError
@@ -21,7 +21,9 @@ INTERVAL_S = 1.0
 class Journal:
     """Appends events as JSON lines under `<study>/journal`; one process writes at a time."""
 
-    def __init__(self, study: Location) -> None:
+    def __init__(self, study: Location, lost: Callable[[], bool] = lambda: False) -> None:
+        """lost: whether another process has taken the study over; nothing more is written then."""
+        self.lost = lost
         self.folder = study / FOLDER
         self.number = max((_number(name) for name in self._names()), default=0) + 1
         self._lines: list[str] = []
@@ -61,6 +63,8 @@ class Journal:
     def flush(self, *, due: bool = False) -> None:
         """Write what was noted; due: only when the last time is a while ago."""
         if not self._unwritten or (due and time.monotonic() - self._written_at < INTERVAL_S):
+            return
+        if self.lost():
             return
         (self.folder / f"{self.number:05d}.jsonl").write_text("\n".join(self._lines) + "\n")
         self._unwritten, self._written_at = False, time.monotonic()

@@ -222,37 +222,37 @@ def _absolute(config: TuneConfig) -> TuneConfig:
     )
 
 
-def run_trials(study: Study) -> Outcome:
-    """Run the trials of a study, or those that an earlier process left, showing a table of them as they go."""
+def run_trials(study: Study, lease: Lease) -> Outcome:
+    """Run the trials of a study, or those that an earlier process left, showing a table of them as they go.
+
+    lease: of the study, held; raises UserError where another process has taken it over meanwhile.
+    """
     space, termination = study.space.config, Termination()
-    with Lease(study.location):
-        journal = Journal(study.location)
-        record = StudyRecord(journal)
-        record.restore(journal.read(), lambda number, point: study.space.plan(number, point, study.config.recipe))
-        population = Population(study.space, study.config.recipe, record)
-        rule = build_rule(
-            record,
-            space.scheduler,
-            space.metric,
-            space.mode(),
-            max_epochs=study.max_epochs,
-            totals=[*record.totals, study.proposals.total],
-            seed=space.seed,
-            take_over=population.take_over,
-        )
-        stopper = BudgetStopper(space.budget, record, space.metric, space.mode())
-        scheduler = StudyScheduler(record, rule)
-        for trial in record.trials.values():
-            study.proposals.adopt(trial.plan)
-        scheduler.take_up()
-        left = (
-            any(trial.state != "ended" for trial in record.trials.values())
-            or len(record.trials) < study.proposals.total
-        )
-        if left and not stopper.stop_all():
-            _run(study, scheduler, stopper, termination)
-        seconds, reason = stopper.seconds(), stopper.reason()
-        record.flush()
+    journal = Journal(study.location, lambda: lease.lost)
+    record = StudyRecord(journal)
+    record.restore(journal.read(), lambda number, point: study.space.plan(number, point, study.config.recipe))
+    population = Population(study.space, study.config.recipe, record)
+    rule = build_rule(
+        record,
+        space.scheduler,
+        space.metric,
+        space.mode(),
+        max_epochs=study.max_epochs,
+        totals=[*record.totals, study.proposals.total],
+        seed=space.seed,
+        take_over=population.take_over,
+    )
+    stopper = BudgetStopper(space.budget, record, space.metric, space.mode(), lambda: lease.lost)
+    scheduler = StudyScheduler(record, rule)
+    for trial in record.trials.values():
+        study.proposals.adopt(trial.plan)
+    scheduler.take_up()
+    left = any(trial.state != "ended" for trial in record.trials.values()) or len(record.trials) < study.proposals.total
+    if left and not stopper.stop_all():
+        _run(study, scheduler, stopper, termination)
+    lease.check()
+    seconds, reason = stopper.seconds(), stopper.reason()
+    record.flush()
     open_ones = [trial for trial in record.trials.values() if trial.state != "ended"]
     for trial in open_ones if reason else []:
         trial.state = "ended"  # in this process alone: with a greater budget they go on

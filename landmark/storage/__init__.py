@@ -1,6 +1,7 @@
 """Places that hold files: a URI becomes a filesystem, files appear whole or not at all, failures that pass are waited for."""
 
 from landmark.storage.errors import NotFound, PermanentStorageError, StorageError, TransientStorageError, restated
+from landmark.storage.exclusive import create
 from landmark.storage.location import Location, check_writable, lacks_bucket, locate
 from landmark.storage.retry import alive, hanging, outage_s, retrying
 from landmark.storage.s3 import REQUEST_TIMEOUT_S
@@ -17,6 +18,7 @@ __all__ = [
     "TransientStorageError",
     "alive",
     "check_writable",
+    "create",
     "hanging",
     "joined",
     "lacks_bucket",

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from landmark.storage.retry import alive, current_call
 from landmark.storage.uri import split_s3
@@ -254,6 +254,23 @@ def list_page(uri: str, token: str | None, *, recursive: bool, limit: int = 1000
     ]
     folders = [Entry(item["Prefix"].removesuffix("/"), False) for item in answer.get("CommonPrefixes", ())]
     return Page(entries=files + folders, next_token=answer.get("NextContinuationToken"))
+
+
+def put_new(uri: str, data: bytes) -> Literal["created", "exists", "unconditional"]:
+    """Store an object unless it exists; unconditional: the server has no conditional writes, nothing is stored."""
+    bucket, key = split_s3(uri)
+    with _translated():
+        try:
+            client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        except Exception as error:
+            if _status(error) == http.HTTPStatus.PRECONDITION_FAILED:
+                return "exists"
+            if _status(error) == http.HTTPStatus.NOT_IMPLEMENTED:
+                return "unconditional"
+            if _status(error) == http.HTTPStatus.CONFLICT:  # another write of it is under way
+                raise OSError(f"SLOW_DOWN: {error}") from error
+            raise
+    return "created"
 
 
 def put(uri: str, body: Body) -> None:

@@ -2,19 +2,12 @@
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 
-import psutil
 import pytest
 
 from landmark.config import BudgetConfig, Recipe, UserError
 from landmark.search.budget import BudgetStopper
 from landmark.search.journal import SEGMENT_EVENTS, Journal
-from landmark.search.lease import FILE, Lease
 from landmark.search.record import ERROR, FIRST_STEP, REPORTED, TAKEN, WEIGHTS, Exploit, StudyRecord
 from landmark.search.space import TrialPlan
 from landmark.storage import locate
@@ -148,30 +141,3 @@ def test_budgets_count_what_all_processes_spent():
     record.seconds_before = 100
     assert by_time.stop_all()
     assert not BudgetStopper(BudgetConfig(), record, "val_top1", "max").stop_all()
-
-
-def test_one_process_drives_a_study_and_a_dead_one_is_replaced(tmp_path):
-    study = locate(tmp_path)
-    with Lease(study), pytest.raises(UserError, match=f"process {os.getpid()} on .* runs this study"), Lease(study):
-        pass
-    assert not (tmp_path / FILE).exists()
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    try:
-        started = psutil.Process(other.pid).create_time()
-        held = {"host": socket.gethostname(), "pid": other.pid, "started": started, "beat": 0}
-        (tmp_path / FILE).write_text(json.dumps(held))
-        with pytest.raises(UserError, match=f"process {other.pid}"), Lease(study):
-            pass
-    finally:
-        other.kill()
-        other.wait()
-    with Lease(study):
-        assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
-
-
-def test_a_holder_elsewhere_counts_as_dead_when_it_gives_no_sign_of_life(tmp_path):
-    study = locate(tmp_path)
-    held = {"host": "elsewhere", "pid": 1, "started": 0.0, "beat": time.time()}
-    (tmp_path / FILE).write_text(json.dumps(held))
-    with Lease(study, beat_s=0.1):
-        assert json.loads((tmp_path / FILE).read_text())["host"] == socket.gethostname()
