@@ -50,7 +50,7 @@ class Lease:
     def __enter__(self) -> "Lease":
         number, holder = self._newest()
         if number and self._lives(number, holder):
-            raise self._taken(number)
+            raise self._taken(self._newest()[0])
         self.number = number + 1
         if not create(self._file(self.number), self._text().encode()):
             raise self._taken(self.number)
