@@ -69,6 +69,11 @@ def _stop(number: int, frame: object) -> None:
     raise SystemExit(75)
 
 
+def is_local(cluster: ClusterConfig) -> bool:
+    """Return whether `connect` starts Ray on this machine: no cluster is configured or named by RAY_ADDRESS."""
+    return not (cluster.address or os.environ.get("RAY_ADDRESS"))
+
+
 def _start_here(**options: Any) -> None:
     """Start Ray on this machine, reachable from this machine only. Raises UserError with one line if it does not start."""
     # Ray then uses 127.0.0.1 as the node's address, and all its servers listen there (its default on macOS).

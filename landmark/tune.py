@@ -49,16 +49,14 @@ def dry_run(study: Study) -> str:
     """Return what a study would run and what it may cost, on the cluster it would run on."""
     connect(study.config.cluster)
     room = room_of(study)
-    workers, gpus = room.workers, gpus_per_worker(room.workers.gpus)
-    each = f"{workers.cpus:g} CPUs" + (f", {gpus:g} GPUs" if gpus else "")
     return dry_run_text(
         study.space,
         preview(study.proposals),
         study.datasets,
-        workers=workers.most,
-        resources=each if workers.in_process else f"{workers.count} x ({each})",
+        workers=room.workers.most,
+        resources=room.requires(),
         at_a_time=room.slots,
-        gpu=gpus > 0,
+        gpu=gpus_per_worker(room.workers.gpus) > 0,
     )
 
 

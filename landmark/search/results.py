@@ -11,11 +11,9 @@ import psutil
 import ray
 
 from landmark.config import Recipe, TrainConfig, UserError
-from landmark.data.dataset import PackedDataset
 from landmark.environment import describe_environment
 from landmark.runtime import connect
 from landmark.search.leaderboard import (
-    TESTED,
     Standing,
     history_rows,
     leaderboard_columns,
@@ -25,11 +23,11 @@ from landmark.search.leaderboard import (
 )
 from landmark.search.record import METRICS, StudyRecord, TrialRecord
 from landmark.search.study import Outcome, Study
+from landmark.search.testing import ModelTest, result_of, run_tests
 from landmark.search.trial import store_of
-from landmark.storage import Location, NotFound, locate
+from landmark.storage import Location, locate
 from landmark.training.checkpoints import MODEL_FILES
 from landmark.training.distributed import gpus_per_worker
-from landmark.training.evaluation import Settings, evaluate_checkpoint, write_evaluation
 from landmark.training.run import RunResult, run_training
 from landmark.training.telemetry import TRIALS
 
@@ -71,12 +69,21 @@ def write_results(study: Study, outcome: Outcome) -> tuple[dict[str, Any], list[
     )
     write_tables(study, outcome, standings)  # what training came to is there, whatever becomes of the best model
     best = settle_best(study, outcome, standings)
+    summary = write_summary(study, outcome, best)  # nor whatever becomes of the test
+    if best is not None and not outcome.interrupted:
+        add_test_figures(study, best, standings)
+        summary = write_summary(study, outcome, best)
     write_tables(study, outcome, standings)
-    summary = summarise(study, outcome, best)
-    (study.location / "study.json").write_text(json.dumps(summary, indent=1) + "\n")
     if best is None and not outcome.interrupted:
         raise UserError(why_none(study, outcome))
     return summary, standings
+
+
+def write_summary(study: Study, outcome: Outcome, best: Best | None) -> dict[str, Any]:
+    """Write study.json; returns its values."""
+    summary = summarise(study, outcome, best)
+    (study.location / "study.json").write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
 
 
 def write_tables(study: Study, outcome: Outcome, standings: list[Standing]) -> None:
@@ -96,7 +103,7 @@ def best_of(study: Study, trial: TrialRecord) -> tuple[int, str] | None:
 
 
 def settle_best(study: Study, outcome: Outcome, standings: list[Standing]) -> Best | None:
-    """Take or train the best model, evaluate what the config asks for, once, and export the best."""
+    """Take or train the best model and export it; None where there is none."""
     standing = next((s for s in standings if s.rank is not None and s.checkpoint is not None), None)
     if standing is None:
         return None
@@ -106,12 +113,6 @@ def settle_best(study: Study, outcome: Outcome, standings: list[Standing]) -> Be
     if study.config.best == "retrained":
         run = retrain(study, standing)
         best.checkpoint, best.metrics = locate(run.run) / run.best_checkpoint, run.best
-    if study.config.test == "all":
-        for other in standings:
-            if other.checkpoint is not None and other.rank is not None and other is not standing:
-                other.test = dict(tested(study, other, study.location / other.checkpoint).topk)
-    if study.config.test != "none":
-        evaluate_best(study, best)
     for file in MODEL_FILES:
         (study.location / BEST / file).write_bytes((best.checkpoint / file).read_bytes())
     best.exported = True
@@ -136,37 +137,26 @@ def retrain(study: Study, standing: Standing) -> RunResult:
         return run_training(training)
     connect(config.cluster)  # where all trials had ended before, nothing has
     task = ray.remote(num_cpus=config.workers.cpus, num_gpus=gpus_per_worker(config.workers.gpus))(run_training)
-    try:
-        return ray.get(task.remote(training))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
+    return result_of(task.remote(training), f"training of {training.output}/{training.name}")
 
 
-def evaluate_best(study: Study, best: Best) -> None:
-    """Evaluate the best model on the test split, unless that same model was; its trial's standing has the shares then."""
-    folder = study.location / EVALUATION_FOLDER
-    try:
-        before = json.loads((study.location / "study.json").read_text())
-    except NotFound:
-        before = {}
-    same = (before.get("best") or {}).get("trained_at") == str(best.checkpoint)
-    if same and (folder / "metrics.json").exists():
-        best.baselines = before["baselines"]
-        best.standing.test = {int(k): share for k, share in before["best"]["test"].items()}
+def add_test_figures(study: Study, best: Best, standings: list[Standing]) -> None:
+    """Test the best model, and with `test: all` those of all other ranked trials; the standings have their shares then."""
+    if study.config.test == "none":
         return
-    result = tested(study, best.standing, best.checkpoint)
-    best.baselines, best.standing.test = result.baselines, dict(result.topk)
-    write_evaluation(result, folder)
-
-
-def tested(study: Study, standing: Standing, checkpoint: Location) -> Any:
-    """Evaluate a trial's model on the test split."""
-    recipe = standing.record.plan.recipe
-    dataset: PackedDataset = study.datasets[standing.record.plan.dataset]
-    batch, damaged = recipe.loader.batch_size, recipe.loader.damaged
-    return evaluate_checkpoint(checkpoint, dataset, "test", Settings(topk=TESTED, batch_size=batch, damaged=damaged))
+    chosen = [best.standing]
+    if study.config.test == "all":
+        chosen += [s for s in standings if s.checkpoint is not None and s.rank is not None and s is not best.standing]
+    tests = []
+    for standing in chosen:
+        plan, whole = standing.record.plan, standing is best.standing
+        folder = study.location / (EVALUATION_FOLDER if whole else f"{TRIALS}/{plan.name}/test")
+        checkpoint = best.checkpoint if whole else study.location / str(standing.checkpoint)
+        tests.append(ModelTest.of(checkpoint, study.datasets[plan.dataset], plan.recipe.loader, folder, whole=whole))
+    found = run_tests(tests, study.config.workers, study.config.cluster)
+    for standing, result in zip(chosen, found, strict=True):
+        standing.test = {int(k): share for k, share in result["topk"].items()}
+    best.baselines = found[0]["baselines"]
 
 
 def summarise(study: Study, outcome: Outcome, best: Best | None) -> dict[str, Any]:

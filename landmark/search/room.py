@@ -1,7 +1,7 @@
 """Room for trials on the cluster: how many run at a time, by CPUs, GPUs and memory, and what each one reserves."""
 
 import dataclasses
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,9 +10,17 @@ import torch
 from ray import tune
 
 from landmark.config import Recipe, WorkersConfig
-from landmark.search.packing import fitting_in_memory, gpu_share, trial_memory
+from landmark.search.packing import GIB, PROCESS_BYTES, fitting_in_memory, gpu_share, trial_memory
 from landmark.training.distributed import gpus_per_worker
-from landmark.training.resources import head_resource, need_of, room_for
+from landmark.training.resources import need_of, room_for
+
+GPU_TIMEOUT_S = 60.0
+"""Seconds that the tasks which measure the GPUs' memory may wait for a free one."""
+GPU_GIB = {
+    **{"K80": 11, "P4": 7, "P100": 12, "T4": 14, "V100": 15, "L4": 22, "A10": 22, "A10G": 22, "L40S": 44},
+    **{"A100": 39, "A100-40G": 39, "A100-80G": 79, "H100": 79, "H200": 139, "B200": 178},
+}
+"""Usable memory of GPUs by Ray's names of their kinds, in GiB; of kinds with several sizes the smallest."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -25,6 +33,12 @@ class Room:
     """Trials at a time."""
     placement: tune.PlacementGroupFactory
     """What a trial reserves."""
+
+    def requires(self) -> str:
+        """Return what a trial requires, in words."""
+        gpus = gpus_per_worker(self.workers.gpus)
+        each = f"{self.workers.cpus:g} CPUs" + (f", {gpus:g} GPUs" if gpus else "")
+        return each if self.workers.in_process else f"{self.workers.count} x ({each})"
 
 
 def find_room(
@@ -42,22 +56,39 @@ def find_room(
     most = min(total, max_concurrent or total)
     needs = {need_of(workers, recipe.loader) for recipe in recipes}
     slots = min(room_for(need, "a trial", most) for need in needs)
-    limited = max_concurrent is not None
-    if not on_gpu and (fitting := _fitting(memory, workers)) < slots:
-        slots, limited = fitting, True
-    by_ray = any(recipe.loader.stream == "ray" for recipe in recipes)
-    return Room(workers=workers, slots=slots, placement=_placement(workers, slots, limited=limited or by_ray))
+    if not on_gpu:
+        slots = min(slots, _fitting(memory, workers))
+    return Room(workers=workers, slots=slots, placement=_placement(workers))
 
 
-def gpu_bytes() -> int:
-    """Return the memory of the cluster's smallest GPU that a task finds, in bytes."""
+def gpu_bytes(timeout_s: float = GPU_TIMEOUT_S) -> int:
+    """Return the memory of the cluster's smallest GPU that a task finds, in bytes.
+
+    While other work holds all GPUs no task can look: after `timeout_s` the memory of the smallest kind that Ray names is
+    assumed, and printed; 0 if it names none.
+    """
 
     def measure() -> int:
         return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
 
     nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= 1)
     tasks = [ray.remote(num_gpus=1, num_cpus=0, scheduling_strategy="SPREAD")(measure).remote() for _ in range(nodes)]
-    return min(ray.get(tasks))
+    found, waiting = ray.wait(tasks, num_returns=nodes, timeout=timeout_s)
+    for task in waiting:
+        ray.cancel(task, force=True)
+    if found:
+        return min(ray.get(found))
+    kinds = [name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:")]
+    kind = min(kinds, key=lambda name: GPU_GIB.get(name, 0), default="")
+    gib = GPU_GIB.get(kind, 0)
+    assumed = f"{gib} GiB ({kind}) are assumed" if gib else "a trial takes a whole GPU"
+    print(
+        f"note: the cluster's GPUs are in use, their memory was not measured within {timeout_s:g} s: {assumed}; "
+        "--workers.gpus sets what a trial takes",
+        file=sys.stderr,
+        flush=True,
+    )
+    return gib * GIB
 
 
 def _fitting(memory: int, workers: WorkersConfig) -> int:
@@ -66,11 +97,13 @@ def _fitting(memory: int, workers: WorkersConfig) -> int:
     return max(1, sum(fitting_in_memory(memory, int(node)) for node in nodes) // workers.least)
 
 
-def _placement(workers: WorkersConfig, slots: int, *, limited: bool) -> tune.PlacementGroupFactory:
-    """Return what a trial reserves: its process's CPUs and GPUs, and its share of the slots where these are limited."""
-    share = {head_resource(): math.floor(1e4 / slots) / 1e4}
-    if not workers.in_process:  # Ray Train reserves what the workers need by itself
-        return tune.PlacementGroupFactory([{"CPU": 0.0, **share}])
+def _placement(workers: WorkersConfig) -> tune.PlacementGroupFactory:
+    """Return what a trial reserves. How many run at a time is up to the queue: studies on one cluster share nothing else.
+
+    The process that coordinates several workers is placed on any node that has memory for it; Ray Train reserves what
+    the workers need by itself.
+    """
+    if not workers.in_process:
+        return tune.PlacementGroupFactory([{"CPU": 0.0, "memory": PROCESS_BYTES}])
     gpus = gpus_per_worker(workers.gpus)
-    process = {"CPU": workers.cpus} | ({"GPU": gpus} if gpus else {})
-    return tune.PlacementGroupFactory([process, share] if limited else [process])
+    return tune.PlacementGroupFactory([{"CPU": workers.cpus} | ({"GPU": gpus} if gpus else {})])

@@ -43,6 +43,7 @@ from landmark.search.space import DATASET, Space, TrialPlan
 from landmark.search.states import TrialStates
 from landmark.search.termination import Termination
 from landmark.search.trial import TrialProcess, exploit_values, trial_values
+from landmark.search.waiting import WaitingNotice
 from landmark.storage import Location, NotFound, check_writable, locate
 from landmark.training.backends import check_backend
 from landmark.training.run import absolute_weights
@@ -282,7 +283,9 @@ def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper, termin
     table = LiveTable(config.name, record, space.metric, space.mode(), study.proposals.total)
     states = TrialStates(config.name, record, study.proposals.total)
     loggers = logger_callbacks(config, study.location / _tune_folder(record), table.say)
-    tuner = _tuner(study, room, scheduler, queue, [Keeper(scheduler), table, states, *loggers], stopper)
+    waiting = WaitingNotice(record, room.requires(), in_process=config.workers.in_process, say=table.say)
+    callbacks = [Keeper(scheduler), table, states, waiting, *loggers]
+    tuner = _tuner(study, room, scheduler, queue, callbacks, stopper)
     with termination.ends_tune():
         tuner.fit()
     states.tell()

@@ -7,7 +7,8 @@ as long as model, images and settings are the same.
 import functools
 import hashlib
 import json
-import os
+import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from landmark.models import Embedder
 from landmark.models.chunks import ranking, ranking_of
 from landmark.models.heads import embedding_classifier
 from landmark.progress import Progress
-from landmark.runtime import connect, own_error
+from landmark.runtime import connect, is_local, own_error
 from landmark.storage import Location, NotFound, locate, restated
 from landmark.training.checkpoints import load_model, weights_digest
 from landmark.training.images import Images, parts_of
@@ -74,7 +75,7 @@ class Job:
 
 @dataclass(kw_only=True, frozen=True)
 class Replicas:
-    """How many models infer at a time, and what each reserves; several are Ray Data actors."""
+    """How many models infer at a time, and what each reserves; several, or one with GPUs, are Ray Data actors."""
 
     count: int = 1
     cpus: float = 1.0
@@ -252,7 +253,7 @@ def _done(folder: Location) -> set[int]:
 def _missing(
     job: Job, folder: Location | None, missing: list[int], replicas: Replicas, tell: Any
 ) -> Iterator[pa.Table]:
-    if replicas.count > 1 and missing:
+    if (replicas.count > 1 or replicas.gpus) and missing:
         assert folder is not None
         for part in _by_ray(job, folder, missing, replicas):
             yield read_table(folder / f"{part:05d}.parquet")
@@ -283,21 +284,28 @@ def _by_ray(job: Job, folder: Location, missing: list[int], replicas: Replicas) 
 
 
 def find_replicas(config: InferenceConfig) -> Replicas:
-    """Return how many replicas there are, and what each takes; connects to Ray where these are actors of it.
+    """Return the number of replicas and what each takes; connects to Ray if they are actors of it.
 
-    Without a number: one a GPU of the cluster that is named, or of RAY_ADDRESS's, else one in this process.
+    Without a number: one per GPU of the cluster that is named, or of RAY_ADDRESS's, else one in this process. More replicas
+    than GPUs share them. Raises UserError if the cluster has no room for the number.
     """
-    if config.replicas is None and config.cluster.address is None and not os.environ.get("RAY_ADDRESS"):
-        return Replicas(cpus=config.cpus)
-    if config.replicas == 1:
+    if config.replicas in (None, 1) and is_local(config.cluster):
         return Replicas(cpus=config.cpus)
     connect(config.cluster)
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    replicas = config.replicas or max(gpus, 1)
-    share = 1.0 if gpus >= replicas else 0.0
-    cpus = ray.cluster_resources().get("CPU", 0)
-    if replicas * config.cpus > cpus:
+    gpus, cpus = (ray.cluster_resources().get(kind, 0) for kind in ("GPU", "CPU"))
+    return replicas_on(config.replicas, config.cpus, int(gpus), cpus)
+
+
+def replicas_on(wanted: int | None, cpus_each: float, gpus: int, cpus: float) -> Replicas:
+    """Return the replicas on a cluster with so many GPUs and CPUs."""
+    count = wanted or max(gpus, 1)
+    if count * cpus_each > cpus:
         raise UserError(
-            f"no room for {replicas} replicas of {config.cpus:g} CPUs: the cluster has {cpus:g}; lower --replicas or --cpus"
+            f"no room for {count} replicas of {cpus_each:g} CPUs: the cluster has {cpus:g}; lower --replicas or --cpus"
         )
-    return Replicas(count=replicas, cpus=config.cpus, gpus=share)
+    if not gpus:
+        return Replicas(count=count, cpus=cpus_each)
+    share = 1.0 if count <= gpus else math.floor(1e4 / -(-count // gpus)) / 1e4
+    if share < 1:
+        print(f"{count} replicas share {gpus} GPUs: each takes {share:g} of one", file=sys.stderr, flush=True)
+    return Replicas(count=count, cpus=cpus_each, gpus=share)

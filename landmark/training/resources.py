@@ -8,7 +8,6 @@ from typing import Any
 import ray
 
 from landmark.config import LoaderConfig, TrainConfig, UserError, WorkersConfig
-from landmark.runtime import HEAD
 from landmark.training.distributed import gpus_per_worker
 from landmark.training.loop import resolve_stream
 
@@ -88,15 +87,6 @@ def cluster_nodes() -> list[Bundle]:
     """Return the CPUs and GPUs of each node that lives."""
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sorted(((float(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in found), reverse=True)
-
-
-def head_resource() -> str:
-    """Return the head node's own resource, of which it has 1: trials that share it out cannot be more than so many.
-
-    Not `node:__internal_head__`: of that Ray Train takes 0.001 for each of its runs, and waits for ever without.
-    """
-    head = next(node for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"])
-    return next(name for name in head["Resources"] if name.startswith("node:") and name != HEAD)
 
 
 def count_fitting(need: Need, nodes: Iterable[Bundle], most: int) -> int:

@@ -20,7 +20,7 @@ from landmark.training import images, inference
 from landmark.training.checkpoints import resolve_checkpoint
 from landmark.training.evaluation import Settings, evaluate_checkpoint
 from landmark.training.images import SplitImages
-from landmark.training.inference import PARTS, Job, Replicas, infer
+from landmark.training.inference import PARTS, Job, Replicas, infer, replicas_on
 from landmark.training.run import run_training
 from tests.packed import picture, write_packed
 from tests.training.test_run import config
@@ -71,6 +71,24 @@ def test_replicas_of_ray_data_give_the_same(trained, ray_cluster, tmp_path):
         assert np.array_equal(getattr(found.predictions, name), getattr(alone, name)), name
     again = infer(job, locate(tmp_path), replicas=Replicas(count=2), quiet=True)
     assert again.fresh == 0 and np.array_equal(again.predictions.guesses, alone.guesses)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "expected"),
+    [
+        (None, 0, (1, 0.0)),
+        (None, 1, (1, 1.0)),
+        (None, 3, (3, 1.0)),
+        (2, 4, (2, 1.0)),
+        (4, 2, (4, 0.5)),
+        (3, 2, (3, 0.5)),
+        (6, 2, (6, 0.3333)),
+    ],
+)
+def test_replicas_have_the_clusters_gpus_or_share_them(wanted, gpus, expected, capsys):
+    found = replicas_on(wanted, 1.0, gpus, 8)
+    assert (found.count, found.gpus) == expected
+    assert ("share" in capsys.readouterr().err) == (0 < found.gpus < 1)
 
 
 KILLED = """

@@ -1,0 +1,135 @@
+"""The test of a study's models on their test split: in Ray tasks on what the trials had, each model once."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from landmark.config import ClusterConfig, SubsetConfig, UserError, WorkersConfig, from_mapping, to_mapping
+from landmark.data.dataset import PackedDataset
+from landmark.data.selection import open_dataset
+from landmark.progress import Progress
+from landmark.runtime import connect, is_local, own_error
+from landmark.search.leaderboard import TESTED
+from landmark.storage import Location, NotFound, locate
+from landmark.training.distributed import gpus_per_worker
+from landmark.training.evaluation import Settings, evaluate_checkpoint, write_evaluation
+from landmark.training.inference import PARTS
+
+DONE = "tested.json"
+"""What a test came to, in the folder of its results; it is written last."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class ModelTest:
+    """One model to test, in plain values for another process."""
+
+    checkpoint: str
+    """URI of the checkpoint."""
+    dataset: str
+    subset: dict[str, Any]
+    subset_seed: int
+    batch_size: int
+    damaged: str
+    folder: str
+    """URI of the folder of the results; a test that was interrupted resumes from the parts in it."""
+    whole: bool
+    """Whether all files of an evaluation are written; else only its figures."""
+
+    @classmethod
+    def of(
+        cls, checkpoint: Location, dataset: PackedDataset, loader: Any, folder: Location, *, whole: bool
+    ) -> "ModelTest":
+        """Return the test of a checkpoint on its dataset."""
+        return cls(
+            checkpoint=checkpoint.uri,
+            dataset=dataset.uri,
+            subset=to_mapping(dataset.subset),
+            subset_seed=dataset.subset_seed,
+            batch_size=loader.batch_size,
+            damaged=loader.damaged,
+            folder=folder.uri,
+            whole=whole,
+        )
+
+    def before(self) -> dict[str, Any] | None:
+        """Return what an earlier test of this model came to; None where there was none."""
+        try:
+            found = json.loads((locate(self.folder) / DONE).read_text())
+        except (NotFound, json.JSONDecodeError):
+            return None
+        return found if found["checkpoint"] == self.checkpoint else None
+
+
+def run_test(test: ModelTest, *, quiet: bool = True) -> dict[str, Any]:
+    """Test a model; returns and keeps its checkpoint, its top-k shares by k, as text, and those of the baselines."""
+    folder = locate(test.folder)
+    dataset = open_dataset(test.dataset, from_mapping(SubsetConfig, test.subset, "the test's subset"), test.subset_seed)
+    settings = Settings(topk=TESTED, batch_size=test.batch_size, damaged=test.damaged, quiet=quiet)  # type: ignore[arg-type]
+    found = evaluate_checkpoint(locate(test.checkpoint), dataset, "test", settings, output=folder)
+    if test.whole:
+        write_evaluation(found, folder)
+    else:
+        (folder / PARTS).delete()
+    topk = {str(k): share for k, share in found.topk.items()}
+    values = {"checkpoint": test.checkpoint, "topk": topk, "baselines": found.baselines}
+    (folder / DONE).write_text(json.dumps(values, indent=1) + "\n")
+    return values
+
+
+def run_tests(tests: Sequence[ModelTest], workers: WorkersConfig, cluster: ClusterConfig) -> list[dict[str, Any]]:
+    """Test models that are not tested yet and return the results of all, in their order.
+
+    Each is a Ray task with the CPUs of a trial's process, and a GPU if trials have GPUs. Without a GPU and a cluster a single
+    test runs in this process, which saves the start of another. Raises UserError if one failed, after all others are done.
+    """
+    results = [test.before() for test in tests]
+    missing = [number for number, result in enumerate(results) if result is None]
+    if missing:
+        connect(cluster)
+        gpus = min(1.0, gpus_per_worker(workers.gpus))
+        if is_local(cluster) and not gpus and len(missing) == 1:
+            results[missing[0]] = run_test(tests[missing[0]], quiet=False)
+        else:
+            task = ray.remote(num_cpus=workers.cpus, num_gpus=gpus)(_run_task)
+            refs = {task.remote(tests[number], workers.cpus): number for number in missing}
+            for ref, result in _fetched(refs, tests):
+                results[refs[ref]] = result
+    return [result for result in results if result is not None]
+
+
+def _fetched(refs: Mapping[Any, int], tests: Sequence[ModelTest]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield each task with its result when it ends; raises the first failure at the end."""
+    progress = Progress("testing", len(refs), "models")
+    waiting, failed = list(refs), None
+    while waiting:
+        (ref,), waiting = ray.wait(waiting, num_returns=1)
+        try:
+            yield ref, result_of(ref, f"test of {tests[refs[ref]].checkpoint}")
+        except UserError as error:
+            failed = failed or error
+        progress.update(1)
+    progress.clear()
+    if failed is not None:
+        raise failed
+
+
+def _run_task(test: ModelTest, cpus: float) -> dict[str, Any]:
+    torch.set_num_threads(max(1, int(cpus)))
+    return run_test(test)
+
+
+def result_of(ref: Any, what: str) -> Any:
+    """Return the result of a Ray task; raises UserError, with one line, where it failed or its process was lost."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        if (own := own_error(error)) is not None:
+            raise own from None
+        reason = f"{type(error.cause).__name__}: {error.cause}"
+    except ray.exceptions.RayError as error:
+        reason = f"its process was lost: {type(error).__name__}: {error}"
+    raise UserError(f"{what}: {' '.join(reason.split())[:300]}; run the same command again to continue")

@@ -1,0 +1,58 @@
+"""Says why a study makes no progress: other work holds the cluster's resources."""
+
+import time
+from typing import Any
+
+import ray
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.util import placement_group_table
+
+from landmark.search.record import StudyRecord
+from landmark.tracking.background import Say
+
+AFTER_S = 30.0
+"""Seconds without progress after which the study says what it waits for."""
+AGAIN_S = 600.0
+"""Seconds after which it says so again."""
+
+
+class WaitingNotice(Callback):
+    """Prints what trials require and what is free while none of them can start."""
+
+    def __init__(
+        self, record: StudyRecord, requires: str, *, in_process: bool, say: Say, after_s: float = AFTER_S
+    ) -> None:
+        """requires: what a trial requires, in words. in_process: whether a trial is one process, which Ray Tune starts."""
+        self.record = record
+        self.requires = requires
+        self.in_process = in_process
+        self.say = say
+        self.after_s = after_s
+        self._seen = 0
+        self._quiet_until = time.monotonic() + after_s
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Look at the trials; ask the cluster only after a while without progress."""
+        spent, now = self.record.epochs_run, time.monotonic()
+        running = any(trial.state == "running" for trial in self.record.trials.values())
+        if spent != self._seen or (running and self.in_process):
+            self._seen, self._quiet_until = spent, now + self.after_s
+        elif now >= self._quiet_until:
+            self._quiet_until = now + self.after_s
+            if not running or self._pending():
+                self._quiet_until = now + AGAIN_S
+                self.say(self.text())
+
+    def _pending(self) -> bool:
+        """Return whether a reservation waits: the workers of a trial of several start by themselves."""
+        return any(group["state"] in ("PENDING", "RESCHEDULING") for group in placement_group_table().values())
+
+    def text(self) -> str:
+        """Return what a trial requires and what the cluster has free."""
+        free, total = ray.available_resources(), ray.cluster_resources()
+        parts = [f"{free.get(kind, 0):g} of {total[kind]:g} {kind}s" for kind in ("CPU", "GPU") if total.get(kind)]
+        return (
+            f"note: waiting for resources: a trial requires {self.requires}; free: {', '.join(parts)}. "
+            "Other work holds the rest (`ray status` lists it); the study continues when it is released"
+        )
