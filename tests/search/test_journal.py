@@ -1,7 +1,6 @@
 """What a study remembers: the journal, the record taken up from it, one driver at a time, budgets over all of them."""
 
 import dataclasses
-import json
 
 import pytest
 
