@@ -13,6 +13,7 @@ import tyro
 
 from landmark import __version__
 from landmark.config import Stopped, UserError, load_yaml, nearest
+from landmark.flags import flags_of, unknown_flag, wrong_value
 
 T = TypeVar("T")
 VERBS = {
@@ -116,7 +117,8 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(_one_line(shown.getvalue())) from None
+        unknown = unknown_flag(rest, list(flags_of(kind)))
+        raise UserError(unknown or _one_line(shown.getvalue())) from None
 
 
 def take_option(arguments: Sequence[str], flag: str) -> tuple[list[str], str | None]:
@@ -140,20 +142,16 @@ def _one_line(box: str) -> str:
     title, text, hints = _read_box(box)
     if title == "Unrecognized options":
         given = text.partition(":")[2].replace(",", " ").split()
-        words = [word for word in given if word.startswith("-")]
-        if not words:
-            return f"{given[0]!r} belongs to no option; see --help"
-        near = [line.split()[0] for line in hints if line.startswith("--")]
-        return f"unknown option '{words[0]}'" + (f"; {nearest(words[0], near)}" if near else "; see --help")
+        return f"{given[0]!r} belongs to no option; see --help"
     if title == "Required options":
         flag = next((line.split()[0] for line in hints if line.startswith("--")), "an option")
-        told = " ".join(line for line in hints[1:] if not line.startswith("--")).removesuffix("(required)").strip()
-        return f"{flag} is missing: {told}"
+        text = " ".join(line for line in hints[1:] if not line.startswith("--")).partition("(required)")[0].strip()
+        return f"{flag} is missing: {text}"
     if choice := re.match(r"invalid choice '(.*?)' for argument '(--[\w.-]+)'\. Expected one of \((.*)\)", text):
         word, flag, valid = choice.groups()
         names = re.findall(r"'([^']*)'", valid)
         return f"{flag} is {word!r}; {nearest(word, names)}"
-    return re.sub(r"^Error parsing ((--\S+: )|\S+: )", r"\2", text) or "wrong arguments; see --help"
+    return wrong_value(text) or "wrong arguments; see --help"
 
 
 def _read_box(box: str) -> tuple[str, str, list[str]]:
