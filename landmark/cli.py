@@ -14,6 +14,7 @@ import tyro
 from landmark import __version__
 from landmark.config import Stopped, UserError, load_yaml, nearest
 from landmark.flags import flags_of, unknown_flag, wrong_value
+from landmark.outofmemory import out_of_memory
 
 T = TypeVar("T")
 VERBS = {
@@ -85,6 +86,10 @@ def run_verb(
         return fail(program, str(error), 75)
     except UserError as error:
         return fail(program, str(error), 1)
+    except (MemoryError, RuntimeError, OSError) as error:
+        if (message := out_of_memory(error)) is None:
+            raise
+        return fail(program, f"{message}; lower the batch size, or use a machine with more memory", 1)
     except KeyboardInterrupt:
         return fail(program, "interrupted", 130)
     return 0

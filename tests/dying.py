@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from landmark.data.reader import UnitReader
 from landmark.training import distributed, loop
 
 EPOCH = 2
@@ -50,3 +51,11 @@ def validating_work(values: dict[str, Any]) -> None:
 
     loop.validate = slow  # type: ignore[assignment]
     witnessed_work(values)
+
+
+class DyingReader(UnitReader):
+    """A reader whose process dies as soon as it reads."""
+
+    def read_all(self, units: Any) -> Any:
+        """End the process."""
+        os.kill(os.getpid(), signal.SIGKILL)

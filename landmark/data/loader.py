@@ -115,8 +115,9 @@ class Loader:
         if self.augment is None:
             return plan_evaluation(self.rows.groups, **placed)
         begun = self.position if self.position is not None and self.position.epoch == epoch else None
-        left = self.rows.left(epoch, begun.before if begun else None)
-        return plan_training_epoch(left, **placed, seed=self.seed, epoch=epoch, resumed=begun is not None)
+        before = begun.before if begun else None
+        left = self.rows.left(epoch, before)
+        return plan_training_epoch(left, **placed, seed=self.seed, epoch=epoch, resumed=before is not None)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch; epochs are asked for in order, each to its end."""

@@ -125,8 +125,9 @@ def plan_training_epoch(
     cut into the same number of batches, whose sizes differ by one at most: no tiny last batch, no
     dropped tail, no padding, and `batch_size` is met on average from below.
 
-    resumed: an epoch's rest may be smaller than the ranks are many. A rank without a row then takes part in the one
-    step with a row whose share is 0.
+    resumed: what is left of an epoch that is divided again may be less than a row per rank. A rank without a row then takes
+    part in the one step with a row whose share is 0. Where `batch_size` gives ranks two rows or more, so does this: a single
+    row is shown twice, since some networks cannot be trained on one image.
     """
     total = int(left.rows.sum())
     if total < world_size and not resumed:
@@ -134,21 +135,41 @@ def plan_training_epoch(
     if not total:
         return RankPlan(units=[], batch_rows=np.zeros(0, dtype=np.int64), shares=np.zeros(0))
     order = generator(seed, Stream.EPOCH_ORDER, epoch).permutation(len(left.rows))
-    steps = training_steps(total, world_size, batch_size)
+    steps = training_steps(total, world_size, batch_size, resumed=resumed)
+    least = least_rows(world_size, batch_size, resumed)
     bounds = _cuts(total, world_size)
     start, stop = int(bounds[rank]), int(bounds[rank + 1])
     if start == stop:
-        row = left.unit(int(order[0]), 0, 1)
-        units = [dataclasses.replace(row, draws=np.full(1, -1))]
-        return RankPlan(units=units, batch_rows=np.ones(1, dtype=np.int64), shares=np.zeros(1))
+        row = _repeated(left.unit(int(order[0]), 0, 1), least)
+        units = [dataclasses.replace(row, draws=np.full(least, -1))]
+        return RankPlan(units=units, batch_rows=np.array([least]), shares=np.zeros(1))
     parts = np.stack([np.diff(_cuts(int(n), steps)) for n in np.diff(bounds)])
     shares = parts[rank] * world_size / parts.sum(axis=0)
-    return RankPlan(units=_slice_units(left, order, start, stop), batch_rows=parts[rank], shares=shares)
+    units = _slice_units(left, order, start, stop)
+    if stop - start < least:
+        return RankPlan(units=[_repeated(units[0], least)], batch_rows=np.array([least]), shares=shares)
+    return RankPlan(units=units, batch_rows=parts[rank], shares=shares)
 
 
-def training_steps(total: int, world_size: int, batch_size: int) -> int:
-    """Return the steps of an epoch: enough for `batch_size`, but never more than leave each rank a row a step."""
-    return max(1, min(-(-total // batch_size), total // world_size))
+def training_steps(total: int, world_size: int, batch_size: int, *, resumed: bool = False) -> int:
+    """Return the steps of an epoch: enough for `batch_size`, but never more than leave each rank a row per step.
+
+    resumed: of what is left of one, as plan_training_epoch divides it; 0 where nothing is.
+    """
+    if resumed and not total:
+        return 0
+    least = least_rows(world_size, batch_size, resumed)
+    return max(1, min(-(-total // batch_size), total // (least * world_size)))
+
+
+def least_rows(world_size: int, batch_size: int, resumed: bool) -> int:
+    """Return the fewest rows that a rank has in a step."""
+    return 2 if resumed and batch_size >= 2 * world_size else 1
+
+
+def smallest_batch(total: int, world_size: int, batch_size: int) -> int:
+    """Return the fewest rows that a rank has in any step of an epoch."""
+    return total // world_size // training_steps(total, world_size, batch_size)
 
 
 def plan_evaluation(groups: RowGroups, *, rank: int, world_size: int, batch_size: int) -> RankPlan:
@@ -164,6 +185,12 @@ def plan_evaluation(groups: RowGroups, *, rank: int, world_size: int, batch_size
     batches = np.array([size] * full + [rest] * bool(rest), dtype=np.int64)
     units = _slice_units(groups, np.arange(len(groups.rows)), start, stop)
     return RankPlan(units=units, batch_rows=batches, shares=np.ones(len(batches)))
+
+
+def _repeated(unit: Unit, times: int) -> Unit:
+    """Return a unit of one row with that row so often; the account counts it once."""
+    draws = np.append(unit.draws, np.full(times - 1, -1))
+    return dataclasses.replace(unit, rows=np.repeat(unit.rows, times), draws=draws)
 
 
 def _cuts(total: int, parts: int) -> np.ndarray:

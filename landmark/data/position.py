@@ -1,5 +1,6 @@
 """Position: how far an epoch has come on all ranks together, to the single sample."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,11 @@ class Position:
 
     def __post_init__(self) -> None:
         self.mine = np.zeros(self.length, dtype=bool)
+
+    @functools.cached_property
+    def begun(self) -> int:
+        """Draws consumed before it was so divided."""
+        return 0 if self.before is None else int(self.before.sum())
 
     def advance(self, draws: np.ndarray) -> None:
         """Note one step and the draws it consumed on this rank, int64 (n,); negative ones count nowhere."""

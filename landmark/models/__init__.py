@@ -14,6 +14,7 @@ from landmark.models.registry import (
     count_parameters,
     model_info,
     model_names,
+    needs_two_images,
     train_mode,
 )
 from landmark.models.stages import Stage, rate_scales, stages
@@ -39,6 +40,7 @@ __all__ = [
     "logits_of",
     "model_info",
     "model_names",
+    "needs_two_images",
     "rate_scales",
     "stages",
     "train_mode",

@@ -249,6 +249,17 @@ def check_start_size(config: ModelConfig, classes: int, image_size: int, start_s
     _refuse_misfit(config, classes, image_size, [start_size])
 
 
+def needs_two_images(config: ModelConfig, image_size: int, size: int) -> bool:
+    """Return whether a network built for `image_size` cannot be trained on one image of a size: a batch norm over 1 x 1 maps."""
+    train_mode(model := build_skeleton(config, classes=2, image_size=image_size))
+    try:
+        with torch.no_grad():
+            model(torch.empty(1, 3, size, size, device="meta"))
+    except ValueError as error:
+        return "more than 1 value per channel" in str(error)
+    return False
+
+
 def _check_size(config: ModelConfig, classes: int, image_size: int) -> None:
     # Images larger than its own a network takes nearly always: trying those would cost every start a tenth of a second.
     if image_size < model_info(config.backbone).image_size:

@@ -20,17 +20,20 @@ from torch import nn
 from landmark.config import TrainConfig, UserError, from_mapping, to_mapping, to_yaml
 from landmark.data.selection import open_dataset
 from landmark.logs import begin_log, log
+from landmark.outofmemory import killed_for_memory
 from landmark.runtime import own_error, quiet_data
 from landmark.storage import Location, locate
 from landmark.training.backends import backend_config, join_backend
 from landmark.training.board import ANSWER_S, Pulse, new_board, printed_lines, verdict_of
 from landmark.training.checkpoints import Snapshot
+from landmark.training.failures import less_memory, memory_errors
 from landmark.training.loop import fit
 from landmark.training.pace import Pace
 from landmark.training.recorder import Recorder
 from landmark.training.session import Phase
 from landmark.training.store import CheckpointStore, Tell
 from landmark.training.telemetry import Telemetry, names_of
+from landmark.training.triggers import ASK_S
 from landmark.training.watch import watched
 
 RAY_FOLDER = "ray"
@@ -39,6 +42,10 @@ RECOVERED = "recovered"
 """Key of a report that may have been made before: the epoch of the checkpoint that a run goes on from."""
 RESIZE_S = 60.0
 """Seconds between two looks whether an elastic run can have more workers."""
+
+
+PEAK_STEPS = 100
+"""Steps within which a worker's memory has reached its peak."""
 
 
 class TrialEnded(Exception):
@@ -69,6 +76,7 @@ class TrainWorkerSession:
         self.first_step_at: float | None = None
         self.weights = 0
         self._noticed: set[str] = set()
+        self._asked_at = time.monotonic()
         self.telemetry = Telemetry(run, self.rank, self.device)
 
     def prepare(self, model: nn.Module) -> nn.Module:
@@ -132,6 +140,10 @@ class TrainWorkerSession:
 
     def asked(self) -> bool:
         """Return whether a node of the run is about to be taken away, of which nothing was said before."""
+        if self.world_size == 1:  # asked at every step: Ray's answer costs a round of messages
+            if time.monotonic() - self._asked_at < ASK_S:
+                return False
+            self._asked_at = time.monotonic()
         notice = ray.train.get_preemption_info()
         fresh = set(notice.preempted_node_ids) - self._noticed if notice is not None else set()
         self._noticed |= fresh
@@ -174,6 +186,28 @@ class TrainWorkerSession:
         self.store.flush()
 
 
+class MemoryWatch(ray.train.UserCallback):
+    """Ends a run for good whose worker Ray kills for its node's memory within its first steps: another attempt would end alike.
+
+    Runs in Ray Train's controller. A worker that is killed later is replaced: the run got on, and others may have the memory.
+    Not for trials, where others of the study may have it.
+    """
+
+    def __init__(self, board: Any, remedy: str) -> None:
+        self.board = board
+        self.remedy = remedy
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Take note of what the workers raised."""
+        killed = next(filter(None, map(killed_for_memory, worker_exceptions.values())), None)
+        if killed is None:
+            return
+        with contextlib.suppress(ray.exceptions.RayError):
+            steps = [beat.step for _, beat in ray.get(self.board.seen.remote(), timeout=ANSWER_S)]
+            if max(steps, default=0) < PEAK_STEPS:
+                self.board.give_up.remote(f"{killed}; {self.remedy}, or place fewer workers on a node")
+
+
 class Trainer(ray.train.torch.TorchTrainer):
     """Ray Train's trainer without the watch over its placement group where there is no dashboard that could answer it.
 
@@ -202,7 +236,7 @@ def fit_workers(config: TrainConfig, run: Location, *, relay: Any | None = None,
         train_loop_config=values,
         torch_config=backend_config(config.workers),
         scaling_config=_scaling(config),
-        run_config=_run_config(config, run),
+        run_config=_run_config(config, run, [] if relay is not None else [MemoryWatch(board, less_memory(config))]),
     )
     try:
         with printed_lines(board) if shown else contextlib.nullcontext(), watched(board, config.workers.stall_s, print):
@@ -227,13 +261,14 @@ def _scaling(config: TrainConfig) -> ray.train.ScalingConfig:
     )
 
 
-def _run_config(config: TrainConfig, run: Location) -> ray.train.RunConfig:
+def _run_config(config: TrainConfig, run: Location, callbacks: list[ray.train.UserCallback]) -> ray.train.RunConfig:
     local = run.local_path()
     return ray.train.RunConfig(
         name=RAY_FOLDER,
         storage_path=str(local) if local else run.path,
         storage_filesystem=None if local else run.fs,
         failure_config=ray.train.FailureConfig(max_failures=config.workers.max_failures),
+        callbacks=callbacks,
     )
 
 
@@ -270,7 +305,8 @@ def _work(values: dict[str, Any]) -> None:
         with Pulse(board, rank) as pulse:
             session = TrainWorkerSession(run, config, tell=tell, pulse=pulse, relay=values["relay"])
             dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
-            fit(config, dataset, session, show=tell, checkpoint=config.checkpoint)
+            with memory_errors(config):
+                fit(config, dataset, session, show=tell, checkpoint=config.checkpoint)
             with pulse.storing():
                 session.store.close()
     except TrialEnded:

@@ -140,19 +140,19 @@ class _Loop:
 
     def _steps(self, epoch: int, progress: Progress, wait: list[float]) -> Iterator[float]:
         """Take the steps of an epoch, saving now and then; yields each one's learning rate."""
-        run, plan = self.run, self.train.plan(epoch)
+        run, steps = self.run, self.run.steps()
         pace = PaceMeter(epoch, wait, self.session.measured)
         _, batch_size = self.recipe.shape(epoch)
         for batch in timed(self._watched(epoch), wait):
             self.session.moved("in a step")
             run.reseed()
-            yield run.step.run(batch, run.schedule, run.at(plan.steps), batch_size)
+            yield run.step.run(batch, run.schedule, run.at(steps), batch_size)
             run.advance(batch.host)
             progress.update(len(batch.labels) * self.session.world_size)
             pace.update(len(batch.labels))
             if run.position.step % AGREE_STEPS == 0:
                 run.take_totals()
-            if run.position.step < plan.steps and (due := self.trigger.due(run.position.step)) != "no":
+            if run.position.step < steps and (due := self.trigger.due(run.position.step)) != "no":
                 self.run.gather()
                 self._save(at_once=due == "asked")
             self.session.moved("waiting for data")

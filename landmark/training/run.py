@@ -12,7 +12,9 @@ from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
 from landmark.environment import describe_environment
 from landmark.storage import Location, check_writable, locate
+from landmark.training.batches import check_batches
 from landmark.training.checkpoints import read_meta
+from landmark.training.failures import memory_errors, ray_errors
 from landmark.training.local import LocalSession
 from landmark.training.loop import fit
 from landmark.training.resume import check_resume, recorded_config, resume_lines, saved_result
@@ -63,6 +65,7 @@ def run_training(config: TrainConfig) -> RunResult:
     dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
     for split in ("train", "val"):
         dataset.split(split)
+    check_batches(config, dataset.split("train").rows, config.workers.most)
     run = locate(config.output) / config.name
     check_writable(run)
     changes = check_resume(run, config, dataset)
@@ -116,7 +119,8 @@ def absolute_weights(model: ModelConfig) -> ModelConfig:
 def _fit_here(config: TrainConfig, dataset: PackedDataset, run: Location) -> None:
     session = LocalSession(run, config, print)
     try:
-        fit(config, dataset, session, show=print, checkpoint=config.checkpoint)
+        with memory_errors(config), ray_errors():
+            fit(config, dataset, session, show=print, checkpoint=config.checkpoint)
         session.store.close()
     finally:
         session.close()

@@ -17,6 +17,7 @@ from landmark.data.sampling import EpochRows
 from landmark.evaluation.ranking import score
 from landmark.models import build_model, check_start_size, model_info
 from landmark.storage import locate
+from landmark.training.batches import check_batches
 from landmark.training.checkpoints import (
     CheckpointMeta,
     Snapshot,
@@ -46,6 +47,7 @@ class RunState:
         self.recipe = recipe
         self.dataset = dataset
         self.session = session
+        check_batches(recipe, dataset.split("train").rows, session.world_size)
         torch.manual_seed(recipe.seed)
         self.info = model_info(recipe.model.backbone)
         size, start_size = recipe.loader.image_size, recipe.resizing.start_size
@@ -122,16 +124,21 @@ class RunState:
         """Images of the epoch that are known to be shown, over all ranks."""
         return 0 if self.position.known is None else int(self.position.known.sum())
 
+    def steps(self) -> int:
+        """Return the steps of the epoch since it was last divided among the ranks, as the loader's plan has them."""
+        _, batch_size = self.recipe.shape(self.position.epoch)
+        left, resumed = self.rows.total - self.position.begun, self.position.before is not None
+        return training_steps(left, self.session.world_size, batch_size, resumed=resumed)
+
     def at(self, steps: int) -> float:
         """Return the position on the schedule, in steps of full-size epochs; steps: those since the last division."""
-        begun = 0.0 if self.position.before is None else float(self.position.before.sum()) / self.rows.total
+        begun = self.position.begun / self.rows.total
         of_epoch = self.steps_per_epoch * begun + self.position.step * (self.steps_per_epoch * (1 - begun) / steps)
         return (self.position.epoch - 1) * self.steps_per_epoch + of_epoch
 
     def reseed(self) -> None:
         """Make torch's random numbers a function of (seed, epoch, step, rank), so that a resumed step repeats them."""
-        begun = 0 if self.position.before is None else int(self.position.before.sum())
-        key = [self.recipe.seed, self.position.epoch, begun, self.position.step, self.session.rank]
+        key = [self.recipe.seed, self.position.epoch, self.position.begun, self.position.step, self.session.rank]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
     def advance(self, batch: Batch) -> None:

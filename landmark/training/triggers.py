@@ -31,7 +31,7 @@ class SaveTrigger:
         if not self.session.saves_within_epochs:
             return "no"
         by_steps = self.config.steps is not None and step % self.config.steps == 0
-        if self.session.world_size == 1:
+        if self.session.world_size == 1:  # no other rank has to be asked
             late, ask = self._clock(), True
         elif step % AGREE_STEPS == 0:
             # Rank 0's clock decides: others differ.

@@ -1,0 +1,48 @@
+"""Failures of the machine that a run meets, as one line each: memory that runs out, processes of Ray that die."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from landmark.config import Recipe, UserError
+from landmark.outofmemory import out_of_memory
+
+
+def less_memory(recipe: Recipe) -> str:
+    """Return what makes a run need less memory."""
+    return (
+        f"lower loader.batch_size ({recipe.loader.batch_size}) or raise compute.accumulate ({recipe.compute.accumulate}), "
+        "which computes a batch in parts"
+    )
+
+
+@contextlib.contextmanager
+def memory_errors(recipe: Recipe) -> Iterator[None]:
+    """Raise UserError for an error of the block which says that memory ran out: it would come again at every attempt."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if (message := out_of_memory(error)) is None:
+            raise
+        raise UserError(f"{message}; {less_memory(recipe)}") from None
+
+
+@contextlib.contextmanager
+def ray_errors() -> Iterator[None]:
+    """Raise UserError for an error of Ray's in the block, in a process that nobody starts again."""
+    try:
+        yield
+    except Exception as error:
+        ray: Any = sys.modules.get("ray")
+        if ray is None or not isinstance(error, ray.exceptions.RayError):
+            raise
+        from landmark.runtime import own_error
+
+        if (own := own_error(error)) is not None:
+            raise own from None
+        message = out_of_memory(error)
+        if message is None:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            message = f"a Ray process that reads or decodes images died ({lines[0] if lines else type(error).__name__})"
+        raise UserError(f"{message}; the same command resumes from the last checkpoint") from None
