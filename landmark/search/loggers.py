@@ -14,6 +14,7 @@ from ray.tune.experiment import Trial
 from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 
 from landmark.config import TuneConfig, UserError, mask_credentials
+from landmark.config.extras import install_command
 from landmark.storage import Location
 from landmark.tracking import background
 from landmark.tracking.background import Background, Say
@@ -41,7 +42,7 @@ def check_loggers(config: TuneConfig) -> None:
     """Raise UserError where a package that a flag asks for is missing, or --mlflow is no place that MLflow knows."""
     for flag, wanted in (("mlflow", config.mlflow), ("wandb", config.wandb)):
         if wanted is not None and importlib.util.find_spec(flag) is None:
-            raise UserError(f"--{flag}: the package {flag} is not installed; pip install 'landmark[{flag}]'")
+            raise UserError(f"--{flag}: the package {flag} is not installed; {install_command(flag)}")
     if config.mlflow is None:
         return
     uri = tracking_uri(config.mlflow)
@@ -50,7 +51,7 @@ def check_loggers(config: TuneConfig) -> None:
     for package in ("sqlalchemy", "alembic"):
         if importlib.util.find_spec(package) is None:
             raise UserError(
-                f"--mlflow: a database needs the package {package}, which is not installed; pip install 'landmark[mlflow]'"
+                f"--mlflow: a database needs the package {package}, which is not installed; {install_command('mlflow')}"
             )
     folder = mlflow_folder(config.mlflow)
     if folder is not None and not config.dry_run:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from landmark.config import Recipe, UserError
+from landmark.config.extras import install_command
 from landmark.search import domains
 from landmark.search.domains import Domain, Point
 from landmark.search.space import Space, TrialPlan
@@ -231,6 +232,6 @@ def _import_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UserError("searcher optuna needs the package optuna; pip install 'landmark[optuna]'") from None
+        raise UserError(f"searcher optuna needs the package optuna; {install_command('optuna')}") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

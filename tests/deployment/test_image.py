@@ -119,14 +119,14 @@ def test_the_wheel_it_installs_has_the_command_and_its_files(project, tmp_path):
         [*command, "--wheel-dir", str(tmp_path), "."], cwd=project, check=True, capture_output=True, timeout=200
     )
     (wheel,) = tmp_path.glob("*.whl")
-    assert wheel.name.startswith(f"landmark-{__version__}") and wheel.stat().st_size < 1_000_000
+    assert wheel.name.startswith(f"landmark_ray-{__version__}") and wheel.stat().st_size < 1_000_000
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
         names = archive.namelist()
     for data in ("landmark/recipes/*.yaml", "landmark/reporting/templates/*", "tune_spaces/*.yaml"):
         wanted = {str(path.relative_to(ROOT)) for path in ROOT.glob(data) if path.is_file()}
         assert wanted and wanted <= set(names)
-    entry = (tmp_path / "site" / f"landmark-{__version__}.dist-info" / "entry_points.txt").read_text()
+    entry = (tmp_path / "site" / f"landmark_ray-{__version__}.dist-info" / "entry_points.txt").read_text()
     module, _, function = re.search(r"landmark = (.+)", entry)[1].partition(":")
     code = f"import sys, {module} as m; assert m.__file__.startswith({str(tmp_path)!r}); sys.exit(m.{function}())"
     environment = {"PYTHONPATH": str(tmp_path / "site"), "HOME": str(tmp_path)}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright; pip install 'landmark[test]'")
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright; pip install '.[test]'")
 
 Opened = Callable[..., "playwright.Page"]
 

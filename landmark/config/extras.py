@@ -1,0 +1,30 @@
+"""The packages that an optional feature needs, and the command that installs them."""
+
+import importlib.metadata
+import re
+
+DISTRIBUTION = "landmark-ray"
+"""Name of this project as a Python distribution (setup.cfg); the name `landmark` is not ours."""
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs what an extra of setup.cfg lists.
+
+    It names the packages themselves: this project is installed from its repository, and a package of another owner must
+    not be installed under its name.
+
+    >>> install_command("optuna")
+    "pip install 'optuna<6,>=4.5'"
+    """
+    try:
+        listed = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        listed = []
+    wanted = [
+        requirement.partition(";")[0].strip()
+        for requirement in listed
+        if re.search(rf"""extra == ['"]{re.escape(extra)}['"]""", requirement)
+    ]
+    if not wanted:
+        return f"pip install '.[{extra}]' in the project's folder"
+    return "pip install " + " ".join(f"'{requirement}'" for requirement in sorted(wanted))

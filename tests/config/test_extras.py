@@ -1,0 +1,46 @@
+"""Messages about missing packages name what installs them, never a project of another owner on PyPI."""
+
+import configparser
+import importlib.metadata
+import re
+from pathlib import Path
+
+import pytest
+
+from landmark.config.extras import DISTRIBUTION, install_command
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_the_command_names_the_packages_of_the_extra(monkeypatch):
+    listed = [
+        "ray>=2.60",
+        'optuna<6,>=4.5; extra == "optuna"',
+        'timm>=1.0.15; extra == "lite0"',
+        "lite>=0.1; extra == 'lite0'",
+    ]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: listed if name == DISTRIBUTION else None)
+    assert install_command("optuna") == "pip install 'optuna<6,>=4.5'"
+    assert install_command("lite0") == "pip install 'lite>=0.1' 'timm>=1.0.15'"
+
+
+def test_a_checkout_that_is_not_installed_names_its_own_folder(monkeypatch):
+    def missing(name: str) -> list[str]:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", missing)
+    assert install_command("optuna") == "pip install '.[optuna]' in the project's folder"
+
+
+def test_the_distribution_has_a_name_of_its_own():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert setup["metadata"]["name"] == DISTRIBUTION != "landmark"
+
+
+@pytest.mark.parametrize("folder", ["landmark", "docs", "tune_spaces", "tests", "README.md"])
+def test_nothing_tells_to_install_a_project_of_another_owner(folder):
+    path = ROOT / folder
+    files = [path] if path.is_file() else [file for kind in ("py", "md", "yaml") for file in path.rglob(f"*.{kind}")]
+    asked = re.compile(r"pip install [^\n]*?['\"\s]landmark(\[|['\"\s]|$)")
+    assert [file.name for file in files if file != Path(__file__) and asked.search(file.read_text())] == []
