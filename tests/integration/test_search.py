@@ -259,7 +259,9 @@ def test_loggers_write_each_epoch_under_its_trial(dataset, tmp_path):
 
 def test_a_logger_that_is_not_installed_is_named(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"--wandb: the package wandb is not installed; pip install '(wandb|\.\[wandb\])"):
+    with pytest.raises(
+        UserError, match=r"--wandb: the package wandb is not installed; pip install '(wandb|\.\[wandb\])"
+    ):
         study(COMMON + RATES, dataset, tmp_path, wandb="project")
 
 

@@ -229,7 +229,9 @@ def test_sizes_above_a_networks_own_and_start_sizes_are_tried_too(tmp_path):
 
 def test_what_optuna_needs_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UserError, match=r"searcher optuna needs the package optuna; pip install '(optuna|\.\[optuna\])"):
+    with pytest.raises(
+        UserError, match=r"searcher optuna needs the package optuna; pip install '(optuna|\.\[optuna\])"
+    ):
         proposals(CONDITIONAL, tmp_path)
 
 
