@@ -65,19 +65,20 @@ def run_verb(
     argv: Sequence[str] | None = None,
     *,
     default: Callable[[str | None, Sequence[str]], T | None] | None = None,
+    from_file: Callable[[str, Sequence[str]], T] | None = None,
     program: str | None = None,
 ) -> int:
     """Parse the arguments into a config of type `kind`, call `function` with it, return the exit code.
 
     `--config FILE` gives the fields' defaults as YAML, as a run saves it. `default` may make them out of the other arguments
-    instead, and of the name that `--recipe NAME` gives. `program`: what the verb is called, where that is not the function's
-    name. A user's mistake is one line on stderr: exit code 2 for the command line or a config, 1 for anything found later, 75 for
-    work that stopped and can be resumed.
+    instead, and of the name that `--recipe NAME` gives. `from_file` makes them of the file and the other arguments.
+    `program`: what the verb is called, where that is not the function's name. A user's mistake is one line on stderr: exit
+    code 2 for the command line or a config, 1 for anything found later, 75 for work that stopped and can be resumed.
     """
     program = program or f"landmark {function.__name__}"
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        config = parse(kind, arguments, program, default)
+        config = parse(kind, arguments, program, default, from_file)
     except UserError as error:
         return fail(program, str(error), 2)
     try:
@@ -100,6 +101,7 @@ def parse(
     arguments: Sequence[str],
     program: str,
     default: Callable[[str | None, Sequence[str]], T | None] | None = None,
+    from_file: Callable[[str, Sequence[str]], T] | None = None,
 ) -> T:
     """Parse command-line arguments into a config; raises UserError with one line."""
     rest, config_file = take_option(arguments, "--config")
@@ -110,7 +112,7 @@ def parse(
         raise UserError("--config and --recipe both say what to start from; leave one of them out")
     base: T | None = None
     if config_file:
-        base = load_yaml(kind, config_file)
+        base = from_file(config_file, rest) if from_file is not None else load_yaml(kind, config_file)
     elif default is not None:
         base = default(recipe, rest)
     shown = io.StringIO()

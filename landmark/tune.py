@@ -1,13 +1,27 @@
 """`landmark tune`: a study, that is many trials, early stopping and a leaderboard."""
 
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
 
 from landmark.cli import end, run_verb, take_option
-from landmark.config import STOPPED, Stopped, TuneConfig, UserError
+from landmark.config import (
+    STOPPED,
+    Recipe,
+    Stopped,
+    TuneConfig,
+    UserError,
+    from_mapping,
+    load_yaml,
+    parse_mapping,
+    to_mapping,
+)
+from landmark.config.text import read_text
 from landmark.progress import clock
+from landmark.recipes import merged
 from landmark.runtime import connect
 from landmark.search.dry_run import dry_run_text
 from landmark.search.leaderboard import leaderboard_text
@@ -93,9 +107,23 @@ def defaults(recipe: str | None, arguments: Sequence[str]) -> TuneConfig | None:
     return TuneConfig(dataset=tyro.MISSING, space=name or SPACE, recipe=space.recipe(recipe))
 
 
+def configured(file: str, arguments: Sequence[str]) -> TuneConfig:
+    """Return the defaults of a command line from a config file: the recipe that it holds, and its space's for other keys.
+
+    A space that the command line names overrides the file: its recipe is merged over the file's, as over any other.
+    """
+    config = load_yaml(TuneConfig, file)
+    _, name = take_option(arguments, "--space")
+    if name is not None:
+        return dataclasses.replace(config, space=name, recipe=Space.load(name).recipe_over(to_mapping(config.recipe)))
+    values = parse_mapping(read_text(Path(file), file), file).get("recipe") or {}
+    recipe = merged(to_mapping(Space.load(config.space).recipe()), values)
+    return dataclasses.replace(config, recipe=from_mapping(Recipe, recipe, f"{file}: recipe"))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; returns the exit code."""
-    return run_verb(TuneConfig, tune, argv, default=defaults)
+    return run_verb(TuneConfig, tune, argv, default=defaults, from_file=configured)
 
 
 if __name__ == "__main__":

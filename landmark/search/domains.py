@@ -9,6 +9,10 @@ from typing import Any
 
 from landmark.config import UserError, nearest
 
+COVERED = 512
+"""Combinations of values up to which `covering` gives all."""
+DRAWS = 64
+"""Random combinations that it gives besides of more than that."""
 KINDS = ("grid", "choice", "int", "uniform", "loguniform")
 BY, DEFAULT = "by", "default"
 """Keys of cases: the parameter that decides, and what holds for its other values."""
@@ -165,6 +169,24 @@ def occurring(parameters: Parameters, keys: Iterable[str]) -> Iterator[Point]:
         wanted.update(ancestors(key, parameters))
     part = {key: parameter for key, parameter in parameters.items() if key in wanted}
     return combinations(part, lambda key, domain: domain.values)
+
+
+def covering(parameters: Parameters, keys: Iterable[str], most: int = COVERED) -> list[Point]:
+    """Return every combination of values of `keys`, of ranges the bounds; of more than `most` some that have every value.
+
+    These are, for each value, those with the first and with the last values of all other keys, and DRAWS at random.
+    """
+    wanted = set(keys) & set(parameters)
+    found = list(itertools.islice(occurring(parameters, wanted), most + 1))
+    if len(found) <= most:
+        return found
+    for key in list(wanted):
+        wanted.update(ancestors(key, parameters))
+    part = {key: parameter for key, parameter in parameters.items() if key in wanted}
+    generator = random.Random(0)
+    points = [point for _, probed in probes(part) for point in probed[1:]]
+    points += [one_drawn(part, generator) for _ in range(DRAWS)]
+    return list({repr(sorted(point.items())): point for point in points}.values())
 
 
 def count(parameters: Parameters, most: int) -> int:

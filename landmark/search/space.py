@@ -5,7 +5,7 @@ import functools
 import importlib.resources
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from landmark.config import ModelConfig, Recipe, SpaceConfig, UserError, from_mapping, nearest, parse_yaml, to_mapping
 from landmark.config.text import read_text
 from landmark.models import check_images, check_name
+from landmark.progress import Progress
 from landmark.recipes import merged, recipe_values
 from landmark.search import domains
 from landmark.search.domains import Point
@@ -22,6 +23,7 @@ DATASET = "dataset"
 NAME = "name"
 """Key of a point that is no recipe key: what it is called."""
 NAME_LENGTH = 64
+
 NETWORK = ("model.", "loader.image_size", "resizing.")
 """What decides, or begins the keys that decide, which network is built and for which images."""
 
@@ -84,8 +86,11 @@ class Space:
     def recipe(self, base: str | None = None) -> Recipe:
         """Return what all trials have in common, as far as the space says it, over the recipe `base` or the space's own."""
         name = base or self.config.base
-        values = merged(recipe_values(name) if name else {}, self.config.recipe)
-        return self._build({**values, "monitor": self.config.metric}, "recipe")
+        return self.recipe_over(recipe_values(name) if name else {})
+
+    def recipe_over(self, values: Mapping[str, Any]) -> Recipe:
+        """Return what all trials have in common over the values of a recipe, as nested keys."""
+        return self._build({**merged(values, self.config.recipe), "monitor": self.config.metric}, "recipe")
 
     @functools.cached_property
     def points(self) -> list[Point]:
@@ -105,7 +110,12 @@ class Space:
     def trials(self, recipe: Recipe) -> list[TrialPlan]:
         """Return all trials that are listed, in the order of the file, over a common recipe that the space's keys override."""
         self.check(recipe)
-        return [self.plan(number, point, recipe) for number, point in enumerate(self.points, 1)]
+        progress, plans = Progress(f"checking {self.source}", len(self.points), "trials"), []
+        for number, point in enumerate(self.points, 1):
+            plans.append(self.plan(number, point, recipe))
+            progress.update(1)
+        progress.clear()
+        return plans
 
     def plan(self, number: int, point: Mapping[str, Any], recipe: Recipe) -> TrialPlan:
         """Return the trial of a number (counted from 1) and point over the common recipe."""
@@ -137,21 +147,27 @@ class Space:
         for domain, points in domains.probes(self.parameters):
             self._check_one([_without_dataset(point) for point in points], base, domain.where)
 
-    def networks(self, recipe: Recipe) -> Iterator[TrialPlan]:
-        """Yield a trial for every combination of the values that decide which network and images a trial has."""
-        keys = [key for key in self.parameters if key.startswith(NETWORK)]
-        for number, point in enumerate(domains.occurring(self.parameters, keys), 1):
-            yield self.plan(number, point, recipe)
+    def networks(self, recipe: Recipe) -> list[TrialPlan]:
+        """Return a trial for every combination of the values that decide which network and images a trial has.
 
-    def check_networks(self, plans: Iterable[TrialPlan]) -> None:
+        Of many combinations some that have every value, as `domains.covering` chooses them.
+        """
+        keys = [key for key in self.parameters if key.startswith(NETWORK)]
+        points = domains.covering(self.parameters, keys)
+        return [self.plan(number, point, recipe) for number, point in enumerate(points, 1)]
+
+    def check_networks(self, plans: Sequence[TrialPlan]) -> None:
         """Try each trial's images on its network: a pass without storage, so that nothing is computed.
 
         Raises UserError that says which values do not go together.
         """
+        progress = Progress(f"checking the networks of {self.source}", len(plans), "trials")
         for plan in plans:
             model = dataclasses.replace(plan.recipe.model, weights=None)
             if (reason := _misfit(model, plan.recipe.loader.image_size, plan.recipe.resizing.start_size)) is not None:
                 raise UserError(f"{self.source}: trials with {_told(plan.point) or 'the common recipe'}: {reason}")
+            progress.update(1)
+        progress.clear()
 
     def _check_one(self, points: Sequence[Point], base: Mapping[str, Any], where: str) -> None:
         """Raise the first point's error unless one of the points is right."""

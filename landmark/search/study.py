@@ -28,10 +28,10 @@ from landmark.data.selection import open_dataset
 from landmark.runtime import connect
 from landmark.search.budget import BudgetStopper
 from landmark.search.cache import needed_short_side, resized
-from landmark.search.domains import occurring
 from landmark.search.journal import Journal
 from landmark.search.lease import Lease
 from landmark.search.loggers import logger_callbacks
+from landmark.search.packing import trial_memory
 from landmark.search.population import Population, changeable
 from landmark.search.progress import LiveTable
 from landmark.search.proposals import Listed, Proposals, build_proposals
@@ -39,10 +39,11 @@ from landmark.search.queue import Keeper, TrialQueue
 from landmark.search.record import StudyRecord, TrialRecord
 from landmark.search.room import Room, find_room
 from landmark.search.schedulers import StudyScheduler, build_rule, check_grace
-from landmark.search.space import DATASET, Space, TrialPlan
+from landmark.search.space import Space, TrialPlan
 from landmark.search.states import TrialStates
 from landmark.search.termination import Termination
 from landmark.search.trial import TrialProcess, exploit_values, trial_values
+from landmark.search.variants import greatest, kinds_of_trials, unequal_schedules
 from landmark.search.waiting import WaitingNotice
 from landmark.storage import Location, NotFound, check_writable, locate
 from landmark.training.backends import check_backend
@@ -108,6 +109,8 @@ def plan_study(config: TuneConfig) -> Study:
         check_backend(config.workers, plan.recipe.compute)
     max_epochs = max(plan.recipe.epochs for plan in kinds)
     check_grace(space.config.scheduler, max_epochs)
+    if (warning := unequal_schedules(space, kinds)) is not None:
+        print(warning, file=sys.stderr, flush=True)
     if space.config.scheduler.name == "pbt":
         changeable(space)
     location = locate(config.output) / config.name
@@ -125,16 +128,6 @@ def plan_study(config: TuneConfig) -> Study:
         datasets=datasets,
         location=location,
     )
-
-
-def kinds_of_trials(space: Space, recipe: Recipe, proposals: Proposals) -> list[TrialPlan]:
-    """Return the trials of a list; of proposals one for each combination of epochs, dataset and loader that may occur."""
-    if isinstance(proposals, Listed):
-        return proposals.plans
-    groups = ("loader.", "model.", "resizing.", "compute.", "ema.", "optimizer.name")
-    keys = [key for key in space.parameters if key in ("epochs", DATASET) or key.startswith(groups)]
-    points = occurring(space.parameters, keys)
-    return [space.plan(number, point, recipe) for number, point in enumerate(points, 1)]
 
 
 def open_datasets(config: TuneConfig, space: Space, names: Iterable[str | None]) -> dict[str | None, PackedDataset]:
@@ -314,9 +307,15 @@ def _headline(study: Study, record: StudyRecord, slots: int) -> str:
 
 def room_of(study: Study) -> Room:
     """Return the room for the study's trials on the connected cluster; raises UserError where there is none."""
-    recipes = [plan.recipe for plan in study.kinds]
     classes = max(dataset.num_classes for dataset in study.datasets.values())
     config = study.config
+
+    def memory(recipe: Recipe) -> int:
+        return trial_memory(recipe, classes, config.workers.most)
+
+    recipes = [plan.recipe for plan in study.kinds]
+    if not isinstance(study.proposals, Listed):
+        recipes.append(greatest(study.space, config.recipe, memory))
     return find_room(config.workers, recipes, classes, study.proposals.total, config.max_concurrent)
 
 

@@ -15,6 +15,7 @@ from landmark.recipes import load_recipe, merged, recipe_names
 from landmark.search.space import Space, leaf_keys
 from landmark.train import defaults as train_defaults
 from landmark.training.run import run_training
+from landmark.tune import configured
 from landmark.tune import defaults as tune_defaults
 from tests.packed import write_packed
 
@@ -26,7 +27,7 @@ def train(arguments: list[str]) -> TrainConfig:
 
 
 def tune(arguments: list[str]) -> TuneConfig:
-    return parse(TuneConfig, [*DATASET, *arguments], "landmark tune", tune_defaults)
+    return parse(TuneConfig, [*DATASET, *arguments], "landmark tune", tune_defaults, configured)
 
 
 def test_every_recipe_says_known_keys_and_builds():
@@ -100,6 +101,25 @@ def test_a_study_starts_from_the_named_recipe_then_the_spaces_then_flags(tmp_pat
     assert (other.recipe.epochs, other.recipe.loader.batch_size) == (5, 16)
     (trial,) = Space.load(str(space)).trials(other.recipe)
     assert (trial.recipe.optimizer.name, trial.recipe.optimizer.lr) == ("adamw", 0.1)
+
+
+def test_a_config_file_and_its_space_are_merged_as_without_the_file(tmp_path: Path):
+    """The space that the file names gives what the file leaves out; another one's recipe is over the file's."""
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("recipe: {epochs: 5, loader: {batch_size: 16}}\nparameters: {optimizer.lr: {grid: [0.1]}}\n")
+    second.write_text(
+        "metric: val_loss\nrecipe: {epochs: 7, ema: {decay: 0.5}}\nparameters: {optimizer.lr: {grid: [0.1]}}\n"
+    )
+    file = tmp_path / "config.yaml"
+    file.write_text(f"dataset: d\nspace: {first}\nrecipe: {{loader: {{batch_size: 24}}}}\n")
+    config = tune(["--config", str(file)])
+    assert (config.recipe.epochs, config.recipe.loader.batch_size) == (5, 24)
+    file.write_text(to_yaml(config))
+    assert tune(["--config", str(file)]) == config
+    other = tune(["--config", str(file), "--space", str(second), "--recipe.augment.flip"])
+    assert (other.space, other.recipe.epochs, other.recipe.ema.decay) == (str(second), 7, 0.5)
+    assert (other.recipe.loader.batch_size, other.recipe.monitor) == (24, "val_loss")
+    Space.load(other.space).check(other.recipe)
 
 
 def test_the_saved_config_is_resolved(tmp_path: Path):
