@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from landmark.cli import end, run_verb
 from landmark.config import IndexConfig
+from landmark.data.listing import holds_dataset
 from landmark.data.selection import open_dataset
 from landmark.storage import locate
 from landmark.training.checkpoints import resolve_checkpoint
@@ -36,7 +37,7 @@ def index(config: IndexConfig) -> Gallery:
 def _images(config: IndexConfig) -> Images:
     assert config.add is not None
     place = locate(config.add)
-    if (place / "manifest.json").exists():
+    if holds_dataset(place):
         check_limit(place, config.max_megapixels)
         return SplitImages.of(open_dataset(config.add), "train", config.damaged)
     return FolderImages.of(place, max_megapixels=config.max_megapixels)

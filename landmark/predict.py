@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from landmark.cli import end, run_verb
 from landmark.config import PredictConfig, UserError
 from landmark.data.dataset import PackedDataset, write_table
+from landmark.data.listing import holds_dataset
 from landmark.data.selection import open_dataset
 from landmark.evaluation.predictions import Predictions, as_lists
 from landmark.reporting.evaluation_files import write_csv
@@ -111,10 +112,10 @@ def _trained_on(meta: CheckpointMeta) -> PackedDataset | None:
 
 def _images(config: PredictConfig, dataset: PackedDataset | None) -> Images:
     place = locate(config.images)
-    if (place / "manifest.json").exists():
+    if holds_dataset(place):
         check_limit(place, config.max_megapixels)
         return SplitImages.of(open_dataset(config.images), config.split, config.damaged)
-    return FolderImages.of(place, dataset, config.max_megapixels)
+    return FolderImages.of(place, dataset, config.max_megapixels, output=locate(config.output))
 
 
 def _gallery(config: PredictConfig, checkpoint: Location, replicas: Replicas) -> Gallery:

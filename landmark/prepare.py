@@ -51,13 +51,16 @@ def verify(uri: str) -> None:
 
 
 def _source(config: PrepareConfig) -> Source:
+    for path in (config.folders.path, config.gldv2.path):
+        if path is not None and locate(path).uri.rstrip("/") == locate(config.output).uri.rstrip("/"):
+            raise UserError(f"{config.output}: holds the source; choose another --output, a folder in it will do")
     if config.source == "synthetic":
         return SyntheticSource(config.synthetic, config.seed)
     if config.source == "gldv2":
         return gldv2_source(config.gldv2, clean=config.subset.clean)
     if config.source == "folders":
         assert config.folders.path is not None
-        return folder_source(config.folders.path, config.folders.groups)
+        return folder_source(config.folders.path, config.folders.groups, locate(config.output))
     assert config.dataset.path is not None
     return DatasetSource(locate(config.dataset.path).uri, config.subset, config.seed)
 

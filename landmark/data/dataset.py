@@ -185,10 +185,21 @@ class PackedDataset:
             raise UserError(f"{self.location}: no split {name!r}; {nearest(name, self.manifest.splits)}")
         entry = self.manifest.splits[name]
         if not entry.rows:
-            raise UserError(
-                f"{self.location}: the {name} split is empty; prepare the dataset with split.{name} above 0"
-            )
+            raise UserError(f"{self.location}: the {name} split is empty: {self._empty_because(name)}")
         return entry
+
+    def _empty_because(self, name: str) -> str:
+        """Return why a split has no image, and what to do about it, by the config that the dataset was prepared with."""
+        source = self.manifest.source
+        if source.get("source") == "dataset" or name == "train":
+            return "so it is in the source or subset that was packed; prepare from another one"
+        if not (share := source.get("split", {}).get(name, 0)):
+            return f"prepare the dataset with split.{name} above 0"
+        rows = sum(entry.rows for entry in self.manifest.splits.values())
+        return (
+            f"split.{name} is {share:g}, but {rows:,} images of {self.manifest.classes:,} classes are too few, as each class "
+            "keeps one or more for train, and a group is not divided; add images or raise the share"
+        )
 
     def selected(self, split: str) -> np.ndarray | None:
         """Return which samples of a split are looked at, bool (split rows,); None: all."""

@@ -25,6 +25,7 @@ from landmark.storage import Location, NotFound
 LISTED_FAULTS = 100_000
 BLOCK_BYTES = 16 << 20
 _IMAGE_NAME = re.compile(r"(?:^|/)([0-9a-f]{16})\.jpg$")
+_TAR = re.compile(r"images_(\d+)\.tar$")
 _GOOD_ID = "^[0-9a-f]{16}$"
 
 
@@ -289,6 +290,20 @@ def tar_images(root: Location, tars: int) -> list[str] | None:
     except NotFound:
         return None
     return [f"train/{name}" for name in found] or None
+
+
+def missing_tars(root: Location, tars: Iterable[str]) -> list[str]:
+    """Return the tars of the training images that are not there though others imply them, as paths below the root.
+
+    They are those between the first and the last number that is there, and those with a file of published MD5s.
+    """
+    there = {match[0]: int(match[1]) for name in tars if (match := _TAR.search(name))}
+    implied = {f"images_{number:03d}.tar" for number in range(max(there.values(), default=-1) + 1)}
+    if not is_web(root):
+        with contextlib.suppress(NotFound):
+            names = (root / "md5sum/train").names()
+            implied |= {f"{match[1]}.tar" for name in names if (match := re.fullmatch(r"md5\.(images_\d+)\.txt", name))}
+    return [f"train/{name}" for name in sorted(implied - there.keys())]
 
 
 def published_md5(root: Location, tar: str) -> str | None:

@@ -20,6 +20,7 @@ from usearch.index import Index
 
 from landmark.config import PackingConfig, SubsetConfig, UserError, from_mapping, recorded_subset
 from landmark.data.dataset import PackedDataset, read_table, write_table
+from landmark.data.listing import nested_notes
 from landmark.data.selection import open_dataset
 from landmark.evaluation.neighbours import add_embeddings, new_index, search_index, vote
 from landmark.evaluation.predictions import from_lists
@@ -195,6 +196,8 @@ class Gallery:
                 raise UserError(
                     f"{images.folder}: {loose} lies in no class's folder; expected one folder a class: <class>/<image>"
                 )
+            for note in nested_notes(locate(images.folder), list(images.names)):
+                print(f"note: {note}", flush=True)
             encoded = pa.array(folders, pa.string()).dictionary_encode()
             theirs = encoded.indices.to_numpy()
             landmarks = pa.table({"landmark_id": encoded.dictionary, "name": encoded.dictionary})

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pyarrow import fs as pafs
 
 from landmark.config import LoaderConfig, PackingConfig, SubsetConfig, UserError, from_mapping, to_mapping
 from landmark.cpus import available_cpus
@@ -16,6 +15,7 @@ from landmark.data.dataset import PackedDataset
 from landmark.data.decode import decode_batch
 from landmark.data.image_files import Refused
 from landmark.data.images import pack_image
+from landmark.data.listing import is_file, list_files
 from landmark.data.loader import Batch, Loader
 from landmark.data.selection import open_dataset
 from landmark.data.threads import DaemonPool
@@ -127,24 +127,36 @@ class FolderImages:
     quality: int = PackingConfig.quality
     max_megapixels: int = PackingConfig.max_megapixels
 
+    is_file: bool = False
+    """Whether they are one file that was given by its own path, and not a folder's."""
+
     @classmethod
     def of(
-        cls, folder: Location, packed_as: PackedDataset | None = None, max_megapixels: int | None = None
+        cls,
+        place: Location,
+        packed_as: PackedDataset | None = None,
+        max_megapixels: int | None = None,
+        *,
+        output: Location | None = None,
     ) -> "FolderImages":
-        """Return the files below a folder but for hidden ones; raises UserError where there are none.
+        """Return the files below a folder but for hidden ones, or one file; raises UserError where there are none.
 
-        packed_as: the dataset whose size and quality images get. max_megapixels: None: the default.
+        packed_as: the dataset whose size and quality images get. max_megapixels: None: the default. output: a folder of which
+        nothing is an image. Prints a note on links and names that are left out.
         """
-        if not folder.exists():
-            raise UserError(f"{folder}: does not exist; give a folder of images, or a packed dataset")
-        start = len(folder.inner_path.rstrip("/")) + 1
-        names = [info.path[start:] for info in folder.infos(recursive=True) if info.type == pafs.FileType.File]
-        names = sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
-        if not names:
-            raise UserError(f"{folder}: holds no file; give a folder of images, or a packed dataset")
-        found = cls(
-            folder=folder.uri, names=tuple(names), max_megapixels=max_megapixels or PackingConfig.max_megapixels
-        )
+        if not place.exists():
+            raise UserError(f"{place}: does not exist; give a folder of images, an image, or a packed dataset")
+        limit = max_megapixels or PackingConfig.max_megapixels
+        if is_file(place):
+            folder, _, name = place.uri.rpartition("/")
+            found = cls(folder=folder or "/", names=(name,), max_megapixels=limit, is_file=True)
+        else:
+            listed = list_files(place, output)
+            for note in listed.notes:
+                print(f"note: {note}", flush=True)
+            if not listed.paths:
+                raise UserError(f"{place}: holds no file; give a folder of images, or a packed dataset")
+            found = cls(folder=place.uri, names=tuple(listed.paths), max_megapixels=limit)
         if packed_as is None:
             return found
         manifest = packed_as.manifest
@@ -158,12 +170,12 @@ class FolderImages:
     @property
     def told(self) -> str:
         """What a person reads of them."""
-        return self.folder.rstrip("/").rsplit("/", 1)[-1]
+        return self.place.rstrip("/").rsplit("/", 1)[-1]
 
     @property
     def place(self) -> str:
         """Where they lie."""
-        return self.folder
+        return f"{self.folder.rstrip('/')}/{self.names[0]}" if self.is_file else self.folder
 
     def digest(self) -> bytes:
         """Return what tells these images from others."""

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from landmark.config import UserError
+from landmark.data.listing import holds_dataset
 from landmark.data.selection import open_dataset
 from landmark.evaluation.predictions import Predictions
 from landmark.storage import Location
@@ -46,7 +47,7 @@ def infer_strangers(
 
 def _images_at(place: Location, job: Job, max_megapixels: int | None) -> list[Images]:
     assert isinstance(job.images, SplitImages)
-    if not (place / "manifest.json").exists():
+    if not holds_dataset(place):
         return [FolderImages.of(place, job.images.opened(), max_megapixels)]
     check_limit(place, max_megapixels)
     dataset = open_dataset(place.uri)

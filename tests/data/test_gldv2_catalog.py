@@ -1,6 +1,7 @@
 """The catalog of GLDv2: files joined, faults told, the same subset and splits whatever the order of the rows."""
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from landmark.data.dataset import SPLITS
 from landmark.data.packing.catalog import Wanted, wanted_images
 from landmark.data.packing.gldv2_source import gldv2_source
 from landmark.data.packing.index import UNKNOWN, UNWANTED, IdIndex, load_index
+from landmark.data.packing.job import pack_dataset
 from landmark.data.packing.plan import fingerprint
 from landmark.data.packing.tar_plan import plan_tars
 from landmark.data.synthetic.gldv2_files import LICENSES, write_gldv2
@@ -246,3 +248,20 @@ def test_a_folder_without_images_or_tables_is_named(tmp_path: Path):
         gldv2_source(Gldv2Config(path=str(tmp_path), images="tars"), clean=False)
     with pytest.raises(UserError, match=r"neither train\.csv nor metadata/train\.csv"):
         wanted(tmp_path)
+
+
+def test_missing_tars_are_named_before_any_is_read(tmp_path: Path):
+    write_gldv2(tmp_path / "in", IMAGES, tars=4)
+    for number in (1, 2, 3):
+        (tmp_path / "in" / "train" / f"images_{number:03d}.tar").unlink()
+    settings = Gldv2Config(path=str(tmp_path / "in"))
+    config = PrepareConfig(output=str(tmp_path / "out"), source="gldv2", gldv2=settings)
+    names = ", ".join(f"train/images_{number:03d}.tar" for number in (1, 2, 3))
+    with pytest.raises(UserError, match=rf"3 tars are missing from {tmp_path}/in: {names}; 1 tars are there") as error:
+        pack_dataset(locate(config.output), gldv2_source(settings, clean=False), config)
+    assert "\n" not in str(error.value)
+    shutil.rmtree(tmp_path / "in" / "md5sum")
+    (tmp_path / "in" / "train" / "images_000.tar").rename(tmp_path / "in" / "train" / "images_002.tar")
+    source = gldv2_source(settings, clean=False)
+    assert source.missing == ("train/images_000.tar", "train/images_001.tar"), "the numbers before the last one"
+    assert "2 tars are missing" in source.listing().notes[0]

@@ -126,3 +126,19 @@ def test_a_list_of_landmarks_is_remembered_by_its_absolute_path(dataset, tmp_pat
     selection = Selection(dataset, SubsetConfig(landmarks="ids.txt"), 0)
     assert selection.class_names == ["c0", "c4"]
     assert selection.subset.landmarks == str(tmp_path / "ids.txt")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({}, "prepare the dataset with split.val above 0"),
+        ({"source": "folders", "split": {"val": 0.0}}, "prepare the dataset with split.val above 0"),
+        ({"source": "folders", "split": {"val": 0.15}}, "split.val is 0.15, but 9 images of 7 classes are too few"),
+        ({"source": "dataset", "split": {"val": 0.15}}, "so it is in the source or subset that was packed"),
+    ],
+)
+def test_an_empty_split_is_told_with_its_reason(tmp_path: Path, source, message):
+    dataset = write_packed(tmp_path, {"train": [9], "val": []}, classes=CLASSES)
+    manifest = dataclasses.replace(dataset.manifest, source=source)
+    with pytest.raises(UserError, match=f"the val split is empty: .*{message}"):
+        PackedDataset(dataset.location, manifest).split("val")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from landmark.config import PrepareConfig, SubsetConfig, UserError
+from landmark.config import FoldersConfig, PrepareConfig, SplitConfig, SubsetConfig, UserError
+from landmark.data.packing.catalog import wanted_images
 from landmark.data.packing.plan import fingerprint, recorded_settings
 from landmark.data.packing.sources import class_labels, folder_source
 
@@ -87,3 +88,12 @@ def test_a_dataset_of_an_older_version_keeps_its_subset():
     assert recorded_settings(saved, dataclasses.replace(config, subset=SubsetConfig(images=501))) == (False, "")
     del saved["packing"]["quality"]
     assert recorded_settings(saved, config)[0], "a setting that the version did not have has its default"
+
+
+def test_a_split_that_gets_no_image_is_told(tmp_path: Path):
+    make(tmp_path, *(f"{name}/1.jpg" for name in "abc"))
+    config = PrepareConfig(output="o", folders=FoldersConfig(path=str(tmp_path)), split=SplitConfig(test=0.0))
+    notes = wanted_images(folder_source(str(tmp_path), None), config).notes
+    assert [note.split(":")[0] for note in notes if "gets no image" in note] == [
+        "val gets no image, though split.val is 0.15"
+    ]

@@ -142,6 +142,8 @@ def test_predictions_are_the_model_s_own_and_stored_in_either_form(run, tmp_path
     assert "4 images; 2 could not be read" in printed
     for reject in ("1 not an image (below/broken.jpg)", "1 too large (max_megapixels is 1) (below/large.png)"):
         assert reject in printed
+    one = predict(PredictConfig(output=str(tmp_path / "one"), **ask | {"images": str(place / "2.jpg")}))
+    assert (one["image_id"].to_pylist(), one["name"].to_pylist()) == (["2.jpg"], ["c2"])
     (place / "large.png").unlink()
     assert pq.read_table(tmp_path / "out" / "predictions.parquet").equals(table)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"predictions.parquet", "embeddings.parquet"}

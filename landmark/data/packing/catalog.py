@@ -54,7 +54,7 @@ def wanted_images(source: Source, config: PrepareConfig) -> Wanted:
         items = items.drop_columns(["split"])
     else:
         splits = split_images(labels, items["group"], config.split, config.seed)
-        notes += _lone_classes(labels)
+        notes += _lone_classes(labels) + _empty_splits(splits, config)
     items = items.append_column("label", pa.array(labels, pa.int32()))
     items = items.append_column("split", pa.DictionaryArray.from_arrays(pa.array(splits, pa.int8()), list(SPLITS)))
     if not brought and config.subset.tail:
@@ -84,6 +84,17 @@ def _lone_classes(labels: np.ndarray) -> list[str]:
     """Return a note on the classes that no other split than train can hold."""
     lone = int((np.bincount(labels) == 1).sum())
     return [f"{lone:,} classes have one image, which is in train"] if lone else []
+
+
+def _empty_splits(splits: np.ndarray, config: PrepareConfig) -> list[str]:
+    """Return a note on each split that was asked for and gets no image."""
+    counts = np.bincount(splits, minlength=len(SPLITS))
+    shares = {"val": config.split.val, "test": config.split.test}
+    return [
+        f"{name} gets no image, though split.{name} is {share:g}: each class keeps one or more for train, and a group is not divided"
+        for name, share in shares.items()
+        if share and not counts[SPLITS.index(name)]
+    ]
 
 
 def _names(landmark_ids: list[str], names: pa.Table | None) -> list[str]:

@@ -12,6 +12,7 @@ from landmark.data.gldv2 import (
     id_keys,
     image_path,
     image_paths,
+    missing_tars,
     published_md5,
     read_attribution,
     read_categories,
@@ -34,6 +35,8 @@ class Gldv2Source:
     """Keep the images of train_clean.csv alone."""
     tars: tuple[str, ...] = ()
     """Paths of the tars below the root, in order; empty: the images lie in the extracted tree."""
+    missing: tuple[str, ...] = ()
+    """Paths of tars that are not there, though others imply them."""
 
     def items(self) -> pa.Table:
         """Return the images alone, as `listing` does."""
@@ -51,7 +54,7 @@ class Gldv2Source:
         rows = len(table) + faults.total()
         keys = id_keys(table["image_id"])
         names = read_categories(self.root, faults)
-        notes: list[str] = []
+        notes = [f"{self.tars_told()}; their images are rejects"] if self.missing else []
         columns: dict[str, Any] = {name: table[name].combine_chunks() for name in table.column_names}
         if self.config.attribution:
             columns |= self._attribution(keys, faults, notes)
@@ -67,6 +70,13 @@ class Gldv2Source:
         if not self.tars:
             items = items.append_column("origin", image_paths(items["image_id"].combine_chunks()))
         return Listing(items=items, notes=notes, faults=faults, names=names, known=np.sort(keys) if self.tars else None)
+
+    def tars_told(self) -> str:
+        """Return which tars are there, and which are not, as text."""
+        first = ", ".join(self.missing[:5]) + (", …" if len(self.missing) > 5 else "")
+        lacking = f"{len(self.missing):,} tars are missing from {self.root}: {first}; " if self.missing else ""
+        last = f" to {self.tars[-1]}" if len(self.tars) > 1 else ""
+        return f"{lacking}{len(self.tars):,} tars are there: {self.tars[0]}{last}"
 
     def read(self, row: dict[str, Any]) -> bytes:
         """Read one file of the tree."""
@@ -106,7 +116,8 @@ def gldv2_source(config: Gldv2Config, *, clean: bool) -> Gldv2Source:
     tars = None if config.images == "tree" else tar_images(root, config.tars)
     if config.images == "tars" and tars is None:
         raise UserError(f"{root}: no train/images_NNN.tar; check gldv2.path, or set gldv2.images tree")
-    return Gldv2Source(root=root, config=config, clean=clean, tars=tuple(tars or ()))
+    missing = missing_tars(root, tars) if tars else []
+    return Gldv2Source(root=root, config=config, clean=clean, tars=tuple(tars or ()), missing=tuple(missing))
 
 
 def _look_up(keys: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

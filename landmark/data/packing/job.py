@@ -12,6 +12,7 @@ import ray
 from landmark.config import PrepareConfig, UserError
 from landmark.data.dataset import PackedDataset, read_table
 from landmark.data.packing.finish import finish
+from landmark.data.packing.gldv2_source import Gldv2Source
 from landmark.data.packing.join import Figures, drop_duplicates, find_missing, part_rejects
 from landmark.data.packing.plan import Plan, load_or_make, recorded_settings
 from landmark.data.packing.sources import Source
@@ -55,6 +56,7 @@ def pack_dataset(output: Location, source: Source, config: PrepareConfig) -> Pac
     if (done := _finished(output, config)) is not None:
         return done
     check_writable(output)
+    _check_tars(source, config)
     plan = load_or_make(output, source, config)
     figures = _read_figures(output, plan)
     before = sum(part["rows"] for part in figures.values())
@@ -63,7 +65,7 @@ def pack_dataset(output: Location, source: Source, config: PrepareConfig) -> Pac
         bytes_in += _run(output, source, config, plan, figures)
     packed = max(0, sum(part["rows"] for part in figures.values()) - before)
     missing = find_missing(output, plan)
-    _judge(output, config, figures, missing=len(missing), final=True)
+    _judge(output, config, figures, source, missing=len(missing), final=True)
     dataset = finish(output, source, config, plan, figures, missing)
     return PackingResult(
         dataset=dataset,
@@ -126,7 +128,7 @@ def _run(output: Location, source: Source, config: PrepareConfig, plan: Plan, fi
             figures[number] = _read_part(output, number)
             rejects = sum(part["rejects"] + part["strangers"] for part in figures.values())
             progress.update(by_number[number].rows, f"{rejects} rejected" if rejects else "")
-            _judge(output, config, figures)
+            _judge(output, config, figures, source)
     except ray.exceptions.RayError as error:
         raise _explain(error) from error
     progress.clear()
@@ -154,7 +156,17 @@ def _stopped(text: str, cause: UserError | None) -> UserError:
     return restated(cause, f"packing stopped: {text}{fix}")
 
 
-def _judge(output: Location, config: PrepareConfig, figures: Figures, *, missing: int = 0, final: bool = False) -> None:
+def _check_tars(source: Source, config: PrepareConfig) -> None:
+    """Raise UserError, before anything is read, where more tars are missing than images may be refused."""
+    if isinstance(source, Gldv2Source) and source.missing:
+        share = len(source.missing) / (len(source.missing) + len(source.tars))
+        if share > config.packing.max_reject_share:
+            raise UserError(f"{source.tars_told()}; download the missing ones, or raise packing.max_reject_share")
+
+
+def _judge(
+    output: Location, config: PrepareConfig, figures: Figures, source: Source, *, missing: int = 0, final: bool = False
+) -> None:
     """Stop the job when too many images are refused, or too many files in tars stand for none of them."""
     refused = sum(part["rejects"] for part in figures.values()) + missing
     seen = refused + sum(part["rows"] for part in figures.values())
@@ -166,8 +178,9 @@ def _judge(output: Location, config: PrepareConfig, figures: Figures, *, missing
     ):
         if count > limit * total and (final or total >= JUDGED_ROWS):
             breakdown = _breakdown(output, figures, kind, missing)
+            tars = f" ({source.tars_told()})" if missing and isinstance(source, Gldv2Source) else ""
             raise UserError(
-                f"{count} of {total} {what} ({breakdown}), more than the {limit:.1%} allowed; check the source, or "
+                f"{count} of {total} {what} ({breakdown}), more than the {limit:.1%} allowed; check the source{tars}, or "
                 "raise packing.max_reject_share and run again"
             )
 

@@ -6,11 +6,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import fs as pafs
 
 from landmark.config import SyntheticConfig, UserError
 from landmark.config.text import csv_rows, decode_text
 from landmark.data.gldv2 import Faults
+from landmark.data.listing import list_files, nested_notes
 from landmark.data.synthetic import draw_image, plan_images
 from landmark.storage import Location, locate
 
@@ -69,6 +69,8 @@ class FolderSource:
 
     root: Location
     groups: Location | None = None
+    output: Location | None = None
+    """Where the dataset is written: nothing in it is an image of the source."""
     _notes: list[str] = field(default_factory=list)
 
     def items(self) -> pa.Table:
@@ -94,15 +96,14 @@ class FolderSource:
         return self._notes
 
     def _files(self) -> list[str]:
-        infos = self.root.infos(recursive=True)
-        start = len(self.root.inner_path.rstrip("/")) + 1
-        folders = {info.path[start:].split("/", 1)[0] for info in infos if info.type == pafs.FileType.Directory}
-        files = [info.path[start:] for info in infos if info.type == pafs.FileType.File]
-        files = sorted(path for path in files if "/" in path and not _is_ignored(path))
+        listed = list_files(self.root, self.output)
+        self._notes = list(listed.notes)
+        files = [path for path in listed.paths if "/" in path and not _is_ignored(path)]
         filled = {path.split("/", 1)[0] for path in files}
         if not filled:
             raise UserError(f"{self.root}: holds no folder with images; expected one folder a class: <class>/<image>")
-        empty = sorted(name for name in folders - filled if not name.startswith("."))
+        self._notes += nested_notes(self.root, files)
+        empty = sorted(listed.folders - filled)
         if empty:
             raise UserError(
                 f"{self.root / empty[0]}: class folder without an image ({len(empty)} such); remove it or add images"
@@ -173,9 +174,9 @@ def read_groups(place: Location) -> dict[str, str]:
     return groups
 
 
-def folder_source(path: str, groups: str | None) -> FolderSource:
-    """Return the source of a folder's path and a groups file's."""
-    return FolderSource(root=locate(path), groups=locate(groups) if groups else None)
+def folder_source(path: str, groups: str | None, output: Location | None = None) -> FolderSource:
+    """Return the source of a folder's path and a groups file's; output: where its dataset is written."""
+    return FolderSource(root=locate(path), groups=locate(groups) if groups else None, output=output)
 
 
 def class_labels(items: pa.Table) -> tuple[np.ndarray, list[str]]:
