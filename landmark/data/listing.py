@@ -8,7 +8,7 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from landmark.config import UserError
-from landmark.storage import Location, NotFound, retrying
+from landmark.storage import Location, NotFound
 
 SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"})
 """Names of folders, in lower case, that hold a split and no class."""
@@ -66,14 +66,9 @@ def nested_notes(root: Location, paths: list[str]) -> list[str]:
     ]
 
 
-def is_file(place: Location) -> bool:
-    """Return whether there is a file, not a folder, at a place."""
-    return retrying(place.uri, lambda: place.fs.get_file_info(place.inner_path).type == pafs.FileType.File)
-
-
 def holds_dataset(place: Location) -> bool:
     """Return whether there is a packed or cleaned dataset at a place."""
-    return not is_file(place) and (place / "manifest.json").exists()
+    return not place.is_file() and (place / "manifest.json").exists()
 
 
 def _remote_files(root: Location, without: Location | None) -> Files:

@@ -73,6 +73,12 @@ class Location:
             return transfer.exists(self.uri)
         return retrying(self.uri, lambda: self.fs.get_file_info(self.path).type != pafs.FileType.NotFound)
 
+    def is_file(self) -> bool:
+        """Return whether there is a file, not a folder, here."""
+        if self.is_s3:
+            return transfer.is_object(self.uri)
+        return retrying(self.uri, lambda: self.fs.get_file_info(self.path).type == pafs.FileType.File)
+
     def open_input(self) -> pa.NativeFile:
         """Open the file for random access."""
         return retrying(self.uri, self.open_once)

@@ -219,3 +219,16 @@ def exists(uri: str) -> bool:
         return True
 
     return retrying(uri, look)
+
+
+def is_object(uri: str) -> bool:
+    """Return whether there is an object under exactly this key."""
+
+    def look() -> bool:
+        try:
+            s3.head(uri)
+        except FileNotFoundError:
+            return False
+        return True
+
+    return bool(s3.split_s3(uri)[1]) and retrying(uri, look)

@@ -15,7 +15,7 @@ from landmark.data.dataset import PackedDataset
 from landmark.data.decode import decode_batch
 from landmark.data.image_files import Refused
 from landmark.data.images import pack_image
-from landmark.data.listing import is_file, list_files
+from landmark.data.listing import list_files
 from landmark.data.loader import Batch, Loader
 from landmark.data.selection import open_dataset
 from landmark.data.threads import DaemonPool
@@ -147,7 +147,7 @@ class FolderImages:
         if not place.exists():
             raise UserError(f"{place}: does not exist; give a folder of images, an image, or a packed dataset")
         limit = max_megapixels or PackingConfig.max_megapixels
-        if is_file(place):
+        if place.is_file():
             folder, _, name = place.uri.rpartition("/")
             found = cls(folder=folder or "/", names=(name,), max_megapixels=limit, is_file=True)
         else:
