@@ -126,7 +126,6 @@ class FolderImages:
     short_side: int = PackingConfig.short_side
     quality: int = PackingConfig.quality
     max_megapixels: int = PackingConfig.max_megapixels
-
     is_file: bool = False
     """Whether they are one file that was given by its own path, and not a folder's."""
 
@@ -145,7 +144,7 @@ class FolderImages:
         nothing is an image. Prints a note on links and names that are left out.
         """
         if not place.exists():
-            raise UserError(f"{place}: does not exist; give a folder of images, an image, or a packed dataset")
+            raise UserError(f"{place}: does not exist; give a folder of images, or a packed dataset")
         limit = max_megapixels or PackingConfig.max_megapixels
         if place.is_file():
             folder, _, name = place.uri.rpartition("/")
