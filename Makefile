@@ -1,10 +1,10 @@
-# setup, demo, test, check, bench, clean. `make demo` and `make test` need nothing but Python 3.11 and this folder.
+# setup, demo, test, test-gpu, check, bench, clean. `make demo` and `make test` need nothing but Python 3.11 and this folder.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 BENCHMARKS := synthetic catalog pack reference ingest train recipes faults hosts tune search study evaluate clean horovod head head_toy neighbours labels heads
 
-.PHONY: setup browser kubectl hosts demo test check bench clean
+.PHONY: setup browser kubectl hosts demo test test-gpu check bench clean
 .NOTPARALLEL:
 
 setup: $(READY)
@@ -19,6 +19,10 @@ demo: setup
 
 test: setup browser kubectl hosts
 	$(BIN)/python -m pytest $(ARGS)
+
+# On a machine with one or two GPUs, in under three minutes.
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu -rs $(ARGS)
 
 browser:
 	bash scripts/browser.sh

@@ -13,7 +13,7 @@ from landmark.nodes.status import status_text
 from landmark.nodes.survey import NodeFacts, survey
 from landmark.runtime import connect
 from landmark.table import aligned
-from landmark.training.resources import cluster_nodes, need_of, room_for
+from landmark.training.resources import cluster_nodes, effective_workers, need_of, room_for
 
 USAGE = "usage: landmark cluster {check,status} [OPTIONS]; landmark cluster check --help lists its options"
 MOST_TRIALS = 10_000
@@ -29,7 +29,7 @@ def check(config: CheckConfig) -> None:
     print(check_text(nodes))
     for finding in findings:
         print(finding)
-    need = need_of(config.workers, config.loader)
+    need = need_of(effective_workers(config.workers, [config.loader]), config.loader)
     cpus, gpus = (sum(parts) for parts in zip(*cluster_nodes(), strict=True))
     print(f"the cluster gives away {cpus:g} CPUs and {gpus:g} GPUs; a run or trial needs {need.told()}")
     room = room_for(need, "a run", MOST_TRIALS)

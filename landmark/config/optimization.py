@@ -108,9 +108,28 @@ class ComputeConfig:
     """Parts in which a worker computes its batch one after the other, to save memory; gradients are exchanged once a step."""
     deterministic: bool = False
     """Use deterministic algorithms alone: the same run twice has the same weights, bit for bit, on GPUs too, but slower."""
+    gradient_checkpointing: bool = False
+    """Compute the activations of each block of the network again in the backward pass, which saves most of their memory and
+    costs about a third more computation."""
+    sync_batchnorm: bool = False
+    """Compute the statistics of batch norms over the images of all workers (SyncBatchNorm): for few images per GPU. Needs
+    several workers with a GPU each, and workers.backend ddp."""
+    ddp_comm_hook: Literal["none", "bf16_compress"] = "none"
+    """How workers exchange gradients. bf16_compress: in bf16, half the bytes. Needs several workers and workers.backend ddp."""
 
     def __post_init__(self) -> None:
         require(self.accumulate >= 1, f"compute.accumulate is {self.accumulate}; expected 1 or more")
+        require(
+            not (self.gradient_checkpointing and self.compile),
+            "compute.gradient_checkpointing and compute.compile are both true, but torch.compile chooses by itself what it computes "
+            "again; leave one of the two out",
+        )
+
+    def exchanges(self) -> str | None:
+        """Return the name of an option that is set and needs several workers of the backend ddp; None where there is none."""
+        if self.sync_batchnorm:
+            return "sync_batchnorm"
+        return None if self.ddp_comm_hook == "none" else "ddp_comm_hook"
 
 
 @dataclass(kw_only=True, frozen=True)

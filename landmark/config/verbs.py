@@ -8,6 +8,7 @@ import tyro
 
 from landmark.config.dataset import ClusterConfig
 from landmark.config.errors import require
+from landmark.config.optimization import ComputeConfig
 from landmark.config.recipe import Recipe
 from landmark.config.subset import SubsetConfig
 
@@ -19,10 +20,12 @@ class WorkersConfig:
     count: Annotated[int | str, tyro.conf.arg(aliases=["--workers"])] = 1
     """Training processes; 1 trains in this process, more train by Ray Train. 2:8 is elastic: as many of 2 to 8 as the cluster has
     room for, looked at every minute."""
-    cpus: float = 1.0
-    """CPUs that a training process reserves."""
+    cpus: float | None = None
+    """CPUs that a training process reserves, which are also the threads that decode its images; empty: with GPUs a node's CPUs
+    divided by its GPUs, as far as data readers leave them, else 1."""
     gpus: float | None = None
-    """GPUs that a training process reserves; empty: 1 where the cluster has GPUs, else 0."""
+    """GPUs that a training process reserves; empty: 1 where the cluster has GPUs, else 0. A fraction is for trials of one process
+    that share a GPU: processes that train one model together need a GPU each."""
     max_failures: int = 2
     """Times that a run of several processes is restarted from its last checkpoint after one died."""
     stall_s: float = 600.0
@@ -37,8 +40,18 @@ class WorkersConfig:
             f"workers.count is {self.count}; expected a number of 1 or more, or least:most such as 2:8",
         )
         require(self.stall_s > 0, f"workers.stall_s is {self.stall_s}; expected above 0")
-        require(self.cpus > 0, f"workers.cpus is {self.cpus}; expected above 0")
+        require(self.cpus is None or self.cpus > 0, f"workers.cpus is {self.cpus}; expected above 0")
         require(self.gpus is None or self.gpus >= 0, f"workers.gpus is {self.gpus}; expected 0 or more")
+        whole = self.gpus is None or self.gpus == int(self.gpus)
+        require(
+            whole or (self.gpus or 0) < 1,
+            f"workers.gpus is {self.gpus}; expected a whole number, or a fraction below 1 for trials that share a GPU",
+        )
+        require(
+            whole or self.in_process,
+            f"workers.gpus is {self.gpus} and workers.count is {self.count}; expected whole GPUs with several processes: "
+            "NCCL refuses two of them on one GPU",
+        )
         require(self.max_failures >= 0, f"workers.max_failures is {self.max_failures}; expected 0 or more")
 
     @property
@@ -50,6 +63,11 @@ class WorkersConfig:
     def most(self) -> int:
         """Most training processes."""
         return int(str(self.count).split(":")[-1])
+
+    @property
+    def reserved_cpus(self) -> float:
+        """CPUs that a training process reserves where no cluster has decided otherwise."""
+        return 1.0 if self.cpus is None else self.cpus
 
     @property
     def in_process(self) -> bool:
@@ -99,10 +117,15 @@ class TrainConfig(Recipe):
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tensorboard: bool = True
     """Write TensorBoard events."""
+    profile_steps: int = 0
+    """Training steps that torch.profiler records, after five that it does not: profile/rank-N.json.gz in the run's folder, which
+    ui.perfetto.dev shows; 0: none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_name(self.name)
+        require_exchange(self.compute, self.workers)
+        require(self.profile_steps >= 0, f"profile_steps is {self.profile_steps}; expected 0 or more")
         require(
             self.loader.batch_size >= self.workers.most,
             f"loader.batch_size is {self.loader.batch_size}; expected at least one image a worker ({self.workers.most})",
@@ -153,10 +176,24 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         require_name(self.name)
+        require_exchange(self.recipe.compute, self.workers)
         require(
             self.max_concurrent is None or self.max_concurrent >= 1,
             f"max_concurrent is {self.max_concurrent}; expected 1 or more",
         )
+
+
+def require_exchange(compute: ComputeConfig, workers: WorkersConfig) -> None:
+    """Check that options of the exchange between workers have several workers, who exchange by DDP."""
+    name = compute.exchanges()
+    require(
+        name is None or not workers.in_process,
+        f"compute.{name} is set, but workers.count is {workers.count}; set it for several workers alone",
+    )
+    require(
+        name is None or workers.backend == "ddp",
+        f"compute.{name} is set, but workers.backend is {workers.backend}; set workers.backend to ddp, or leave compute.{name} out",
+    )
 
 
 def require_name(name: str) -> None:

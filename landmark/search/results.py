@@ -28,6 +28,7 @@ from landmark.search.trial import store_of
 from landmark.storage import Location, locate
 from landmark.training.checkpoints import MODEL_FILES
 from landmark.training.distributed import gpus_per_worker
+from landmark.training.resources import effective_workers
 from landmark.training.run import RunResult, run_training
 from landmark.training.telemetry import TRIALS
 
@@ -136,7 +137,8 @@ def retrain(study: Study, standing: Standing) -> RunResult:
     if not config.workers.in_process:
         return run_training(training)
     connect(config.cluster)  # where all trials had ended before, nothing has
-    task = ray.remote(num_cpus=config.workers.cpus, num_gpus=gpus_per_worker(config.workers.gpus))(run_training)
+    workers = effective_workers(config.workers, [recipe.loader])
+    task = ray.remote(num_cpus=workers.reserved_cpus, num_gpus=gpus_per_worker(workers.gpus))(run_training)
     return result_of(task.remote(training), f"training of {training.output}/{training.name}")
 
 

@@ -12,7 +12,7 @@ from ray import tune
 from landmark.config import Recipe, WorkersConfig
 from landmark.search.packing import GIB, PROCESS_BYTES, fitting_in_memory, gpu_share, trial_memory
 from landmark.training.distributed import gpus_per_worker
-from landmark.training.resources import need_of, room_for
+from landmark.training.resources import effective_workers, need_of, room_for
 
 GPU_TIMEOUT_S = 60.0
 """Seconds that the tasks which measure the GPUs' memory may wait for a free one."""
@@ -37,7 +37,7 @@ class Room:
     def requires(self) -> str:
         """Return what a trial requires, in words."""
         gpus = gpus_per_worker(self.workers.gpus)
-        each = f"{self.workers.cpus:g} CPUs" + (f", {gpus:g} GPUs" if gpus else "")
+        each = f"{self.workers.reserved_cpus:g} CPUs" + (f", {gpus:g} GPUs" if gpus else "")
         return each if self.workers.in_process else f"{self.workers.count} x ({each})"
 
 
@@ -53,6 +53,7 @@ def find_room(
     memory = max(trial_memory(recipe, classes, workers.most, gpu=on_gpu) for recipe in recipes)
     if on_gpu and workers.gpus is None and workers.in_process:
         workers = dataclasses.replace(workers, gpus=gpu_share(memory, gpu_bytes()))
+    workers = effective_workers(workers, [recipe.loader for recipe in recipes])
     most = min(total, max_concurrent or total)
     needs = {need_of(workers, recipe.loader) for recipe in recipes}
     slots = min(room_for(need, "a trial", most) for need in needs)
@@ -106,4 +107,4 @@ def _placement(workers: WorkersConfig) -> tune.PlacementGroupFactory:
     if not workers.in_process:
         return tune.PlacementGroupFactory([{"CPU": 0.0, "memory": PROCESS_BYTES}])
     gpus = gpus_per_worker(workers.gpus)
-    return tune.PlacementGroupFactory([{"CPU": workers.cpus} | ({"GPU": gpus} if gpus else {})])
+    return tune.PlacementGroupFactory([{"CPU": workers.reserved_cpus} | ({"GPU": gpus} if gpus else {})])

@@ -8,7 +8,15 @@ from typing import Any
 import ray
 import torch
 
-from landmark.config import ClusterConfig, SubsetConfig, UserError, WorkersConfig, from_mapping, to_mapping
+from landmark.config import (
+    ClusterConfig,
+    LoaderConfig,
+    SubsetConfig,
+    UserError,
+    WorkersConfig,
+    from_mapping,
+    to_mapping,
+)
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
 from landmark.progress import Progress
@@ -18,6 +26,7 @@ from landmark.storage import Location, NotFound, locate
 from landmark.training.distributed import gpus_per_worker
 from landmark.training.evaluation import Settings, evaluate_checkpoint, write_evaluation
 from landmark.training.inference import PARTS
+from landmark.training.resources import effective_workers
 
 DONE = "tested.json"
 """What a test came to, in the folder of its results; it is written last."""
@@ -94,8 +103,9 @@ def run_tests(tests: Sequence[ModelTest], workers: WorkersConfig, cluster: Clust
         if is_local(cluster) and not gpus and len(missing) == 1:
             results[missing[0]] = run_test(tests[missing[0]], quiet=False)
         else:
-            task = ray.remote(num_cpus=workers.cpus, num_gpus=gpus)(_run_task)
-            refs = {task.remote(tests[number], workers.cpus): number for number in missing}
+            cpus = effective_workers(workers, [LoaderConfig()]).reserved_cpus
+            task = ray.remote(num_cpus=cpus, num_gpus=gpus)(_run_task)
+            refs = {task.remote(tests[number], cpus): number for number in missing}
             for ref, result in _fetched(refs, tests):
                 results[refs[ref]] = result
     return [result for result in results if result is not None]

@@ -216,7 +216,9 @@ def _train(trial: dict[str, Any], workers: WorkersConfig) -> None:
     recipe = from_mapping(Recipe, trial["recipe"], "the trial's recipe")
     subset, seed = from_mapping(SubsetConfig, trial["subset"], "the trial's subset"), int(trial["subset_seed"])
     if workers.in_process:
-        torch.set_num_threads(max(1, int(workers.cpus)))
+        if name := recipe.compute.exchanges():
+            raise UserError(f"compute.{name} is set, but a trial has one process; set workers.count to several")
+        torch.set_num_threads(max(1, int(workers.reserved_cpus)))
         store = _store(folder, recipe)
         session = TuneSession(store, taken)
         try:

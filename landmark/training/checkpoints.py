@@ -95,15 +95,28 @@ class Snapshot:
 
 
 def copied(value: Any) -> Any:
-    """Return a copy of nested dicts, lists and tuples whose tensors lie on the CPU, apart from the originals; arrays as tensors."""
+    """Return a copy of nested dicts, lists and tuples whose tensors lie on the CPU, apart from the originals; arrays as tensors.
+
+    What lies on a GPU is copied into pinned memory, and waited for once, at the end.
+    """
+    found = _copied(value)
+    if torch.cuda.is_available():
+        torch.cuda.current_stream().synchronize()
+    return found
+
+
+def _copied(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True).contiguous()
+        if value.device.type != "cuda":
+            return value.detach().to("cpu", copy=True).contiguous()
+        tensor = value.detach().contiguous()
+        return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
     if isinstance(value, Mapping):
-        return {key: copied(item) for key, item in value.items()}
+        return {key: _copied(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(copied(item) for item in value)
+        return type(value)(_copied(item) for item in value)
     return value
 
 

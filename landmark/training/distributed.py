@@ -29,6 +29,7 @@ from landmark.training.checkpoints import Snapshot
 from landmark.training.failures import less_memory, memory_errors
 from landmark.training.loop import fit
 from landmark.training.pace import Pace
+from landmark.training.profiling import step_profiler
 from landmark.training.recorder import Recorder
 from landmark.training.session import Phase
 from landmark.training.store import CheckpointStore, Tell
@@ -256,7 +257,7 @@ def _scaling(config: TrainConfig) -> ray.train.ScalingConfig:
     return ray.train.ScalingConfig(
         num_workers=workers.most if workers.least == workers.most else (workers.least, workers.most),
         use_gpu=gpus > 0,
-        resources_per_worker={"CPU": workers.cpus} | ({"GPU": gpus} if gpus else {}),
+        resources_per_worker={"CPU": workers.reserved_cpus} | ({"GPU": gpus} if gpus else {}),
         elastic_resize_monitor_interval_s=RESIZE_S,
     )
 
@@ -305,8 +306,9 @@ def _work(values: dict[str, Any]) -> None:
         with Pulse(board, rank) as pulse:
             session = TrainWorkerSession(run, config, tell=tell, pulse=pulse, relay=values["relay"])
             dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
+            profiler = step_profiler(config.profile_steps, run, rank, tell)
             with memory_errors(config):
-                fit(config, dataset, session, show=tell, checkpoint=config.checkpoint)
+                fit(config, dataset, session, show=tell, checkpoint=config.checkpoint, profiler=profiler)
             with pulse.storing():
                 session.store.close()
     except TrialEnded:

@@ -1,5 +1,6 @@
 """The training loop: epochs of steps, validation, checkpoints. Knows a session, neither Ray Train nor Ray Tune."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -14,6 +15,7 @@ from landmark.logs import log
 from landmark.progress import Progress
 from landmark.training.feed import DeviceBatch, to_device
 from landmark.training.pace import PaceMeter
+from landmark.training.profiling import StepProfiler
 from landmark.training.session import Session
 from landmark.training.state import RunState
 from landmark.training.steps import MEND, timed, validate
@@ -30,11 +32,13 @@ def fit(
     *,
     show: Show | None = None,
     checkpoint: CheckpointConfig | None = None,
+    profiler: StepProfiler | None = None,
 ) -> None:
     """Train a model as the recipe says, going on from the session's checkpoint where there is one, inside an epoch too.
 
     show: takes rank 0's lines, and every rank's warnings: `print` in the user's own process, something that carries
     them elsewhere. checkpoint: when to save within epochs, where the session can; None: at the end of epochs alone.
+    profiler: records some steps.
     Reports after every epoch: epoch, train_loss, train_top1, val_loss, val_top1, val_top5,
     val_macro_recall, lr, images_per_s, data_wait_share, epoch_seconds, and lost_images where damaged shards were
     skipped. All are reduced over the ranks.
@@ -56,6 +60,7 @@ def fit(
         tell=show,
     )
     with (
+        profiler or contextlib.nullcontext(),
         loader_of(
             "train",
             loader,
@@ -67,7 +72,7 @@ def fit(
         # A reader thread, whatever the training stream: validation is the smaller part, and needs no second set of actors.
         loader_of("val", dataclasses.replace(loader, stream="thread", decode="worker")) as val,
     ):
-        loop = _Loop(run, train, val, SaveTrigger(checkpoint, session), show if session.rank == 0 else None)
+        loop = _Loop(run, train, val, SaveTrigger(checkpoint, session), show if session.rank == 0 else None, profiler)
         for epoch in epochs:
             if run.stops_early():
                 return
@@ -85,7 +90,15 @@ def resolve_stream(config: LoaderConfig, world_size: int) -> LoaderConfig:
 class _Loop:
     """The epochs of a run on one rank."""
 
-    def __init__(self, run: RunState, train: Loader, val: Loader, trigger: SaveTrigger, show: Show | None) -> None:
+    def __init__(
+        self,
+        run: RunState,
+        train: Loader,
+        val: Loader,
+        trigger: SaveTrigger,
+        show: Show | None,
+        profiler: StepProfiler | None,
+    ) -> None:
         self.run = run
         self.recipe = run.recipe
         self.session = run.session
@@ -93,6 +106,7 @@ class _Loop:
         self.val = val
         self.trigger = trigger
         self.show = show
+        self.profiler = profiler
 
     def run_epoch(self, epoch: int) -> None:
         """Train, validate, judge and report one epoch, or the rest of it: of one that was trained to its end, validation."""
@@ -147,6 +161,8 @@ class _Loop:
             self.session.moved("in a step")
             run.reseed()
             yield run.step.run(batch, run.schedule, run.at(steps), batch_size)
+            if self.profiler is not None:
+                self.profiler.step()
             run.advance(batch.host)
             progress.update(len(batch.labels) * self.session.world_size)
             pace.update(len(batch.labels))

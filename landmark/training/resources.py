@@ -1,6 +1,7 @@
 """Room on the cluster: before anything starts, whether its nodes hold the workers and the data readers."""
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -53,13 +54,38 @@ def need_of(workers: WorkersConfig, loader: LoaderConfig) -> Need:
     by_ray = resolve_stream(loader, workers.most).stream == "ray"
     return Need(
         workers=workers.least,
-        cpus=workers.cpus,
+        cpus=workers.reserved_cpus,
         gpus=gpus_per_worker(workers.gpus),
         readers=workers.least * loader.readers if by_ray else 0,
         reader_cpus=loader.reader_cpus,
         decoders=workers.least * loader.decoders if loader.decode == "data" else 0,
         decoder_cpus=loader.data_cpus,
     )
+
+
+def effective_workers(workers: WorkersConfig, loaders: Iterable[LoaderConfig]) -> WorkersConfig:
+    """Return the workers with their CPUs decided, for runs or trials with these loaders on the connected cluster.
+
+    A GPU takes what several CPUs decode: a process with GPUs gets its share of the node's CPUs. Prints what was decided.
+    """
+    needs = {need_of(workers, loader) for loader in loaders}
+    if workers.cpus is not None or not all(need.gpus for need in needs):
+        return dataclasses.replace(workers, cpus=workers.reserved_cpus)
+    nodes = cluster_nodes()
+    cpus = min(derived_cpus(need, nodes) for need in needs)
+    print(f"each training process reserves {cpus} CPUs: its share of its node's (set workers.cpus for another number)")
+    return dataclasses.replace(workers, cpus=float(cpus))
+
+
+def derived_cpus(need: Need, nodes: list[Bundle]) -> int:
+    """Return the CPUs that a process with GPUs can have: the nodes' least CPUs per GPU, as long as as many runs fit."""
+    per_gpu = min((cpus / gpus for cpus, gpus in nodes if gpus), default=1.0)
+    most = math.ceil(sum(gpus for _, gpus in nodes) / need.gpus)
+    fitting = count_fitting(dataclasses.replace(need, cpus=1.0), nodes, most)
+    for cpus in range(int(per_gpu * need.gpus + TINY), 1, -1):
+        if count_fitting(dataclasses.replace(need, cpus=float(cpus)), nodes, most) == fitting:
+            return cpus
+    return 1
 
 
 def check_room(config: TrainConfig) -> None:
@@ -112,7 +138,12 @@ def advice(need: Need, nodes: list[Bundle]) -> str:
             for count in range(need.workers - 1, 0, -1)
         ],
         "workers.cpus": [(value, {"cpus": value}) for value in quarters if value < need.cpus],
-        "workers.gpus": [(value, {"gpus": value}) for value in (4, 2, 1, 0.5, 0.25, 0) if value < need.gpus],
+        # Processes that train one model together cannot share a GPU: NCCL refuses two on one.
+        "workers.gpus": [
+            (value, {"gpus": value})
+            for value in ((4, 2, 1, 0.5, 0.25, 0) if need.workers == 1 else (4, 2, 1, 0))
+            if value < need.gpus
+        ],
         "loader.reader_cpus": [
             (value, {"reader_cpus": value}) for value in (0.25, 0.1, 0.05) if need.readers and value < need.reader_cpus
         ],

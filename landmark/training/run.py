@@ -17,6 +17,7 @@ from landmark.training.checkpoints import read_meta
 from landmark.training.failures import memory_errors, ray_errors
 from landmark.training.local import LocalSession
 from landmark.training.loop import fit
+from landmark.training.profiling import step_profiler
 from landmark.training.resume import check_resume, recorded_config, resume_lines, saved_result
 from landmark.training.store import CheckpointStore
 
@@ -119,8 +120,9 @@ def absolute_weights(model: ModelConfig) -> ModelConfig:
 def _fit_here(config: TrainConfig, dataset: PackedDataset, run: Location) -> None:
     session = LocalSession(run, config, print)
     try:
+        profiler = step_profiler(config.profile_steps, run, session.rank, print)
         with memory_errors(config), ray_errors():
-            fit(config, dataset, session, show=print, checkpoint=config.checkpoint)
+            fit(config, dataset, session, show=print, checkpoint=config.checkpoint, profiler=profiler)
         session.store.close()
     finally:
         session.close()
@@ -129,9 +131,10 @@ def _fit_here(config: TrainConfig, dataset: PackedDataset, run: Location) -> Non
 def _fit_workers(config: TrainConfig, run: Location) -> None:
     from landmark.runtime import connect
     from landmark.training.distributed import fit_workers
-    from landmark.training.resources import check_room
+    from landmark.training.resources import check_room, effective_workers
 
     connect(config.cluster)
+    config = dataclasses.replace(config, workers=effective_workers(config.workers, [config.loader]))
     check_room(config)
     fit_workers(config, run, shown=True)
 

@@ -30,10 +30,12 @@ from landmark.training.average import WeightAverage
 from landmark.training.centres import Centres
 from landmark.training.compiler import check_compiler
 from landmark.training.determinism import check_deterministic, replace_pooling
+from landmark.training.exchange import register_comm_hook, sync_batch_norms
 from landmark.training.feed import DeviceBatch, place, to_device, upload
 from landmark.training.optim import Schedule, build_optimizer, load_optimizer
 from landmark.training.precision import Precision, set_up_device
 from landmark.training.preprocess import Augmentation, Preprocess, partner_labels
+from landmark.training.recompute import checkpoint_blocks
 from landmark.training.session import Session
 
 T = TypeVar("T")
@@ -74,6 +76,8 @@ class TrainStep:
         set_up_device(compute, session.device)
         if compute.compile:
             check_compiler(session.device)
+        if compute.sync_batchnorm:
+            model = sync_batch_norms(model, recipe.model.backbone, session.device)
         self.model = model.to(memory_format=torch.channels_last) if compute.channels_last else model
         self.recipe = recipe
         self.session = session
@@ -155,7 +159,10 @@ class TrainStep:
     def _prepared(self) -> nn.Module:
         """Return the model as it trains: in training mode, over all ranks, compiled where asked for."""
         if self._ready is None:
+            if self.recipe.compute.gradient_checkpointing:
+                checkpoint_blocks(self.model, self.recipe.model.backbone)
             self._ready = self.session.prepare(self.model)
+            register_comm_hook(self._ready, self.recipe.compute)
             if self.recipe.compute.compile:
                 self._ready.compile()  # in place: the names of the weights stay as they are
             train_mode(self.model)

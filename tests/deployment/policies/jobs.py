@@ -119,16 +119,16 @@ def command_fits_the_workers(manifests: list[Manifest]) -> Iterator[str]:
     for job, config in parsed_jobs(manifests):
         workers, name = config.workers, job["metadata"]["name"]
         cluster = Cluster(job, job["spec"]["rayClusterSpec"])
-        places, spare = 0, -workers.least * workers.cpus
+        places, spare = 0, -workers.least * workers.reserved_cpus
         for group in cluster.groups:
             container = group["template"]["spec"]["containers"][0]
             cpus = float(resource(container, "requests", "cpu") or 0)
             gpus = float(resource(container, "limits", "nvidia.com/gpu") or 0)
-            fitting = int(min(cpus // workers.cpus, gpus // workers.gpus if workers.gpus else cpus))
+            fitting = int(min(cpus // workers.reserved_cpus, gpus // workers.gpus if workers.gpus else cpus))
             places += fitting * group["replicas"]
             spare += cpus * group["replicas"]
         if places < workers.least:
-            yield f"RayJob {name}: {workers.least} x ({workers.cpus:g} CPUs, {workers.gpus or 0:g} GPUs) do not fit"
+            yield f"RayJob {name}: {workers.least} x ({workers.reserved_cpus:g} CPUs, {workers.gpus or 0:g} GPUs) do not fit"
         if spare < 1:
             yield f"RayJob {name}: no CPU is left for readers of data"
         has_gpus = any(_gpus(group) for group in cluster.groups)

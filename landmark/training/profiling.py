@@ -1,0 +1,65 @@
+"""The profiler switch: some steps of a run recorded by torch.profiler, as a trace in the run's folder."""
+
+import gzip
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from landmark.storage import Location
+from landmark.training.store import Tell
+
+FOLDER = "profile"
+"""Folder of the traces, below the run's."""
+SKIPPED_STEPS = 5
+"""Steps before those that are recorded: the first ones allocate memory, choose algorithms and compile."""
+
+
+class StepProfiler:
+    """Records `steps` steps of one rank, after SKIPPED_STEPS, and writes profile/rank-N.json.gz: for ui.perfetto.dev."""
+
+    def __init__(self, steps: int, run: Location, rank: int, tell: Tell) -> None:
+        self.steps = steps
+        self.place = run / FOLDER / f"rank-{rank}.json.gz"
+        self.tell = tell
+        self.rank = rank
+        self._written = False
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            kinds.append(torch.profiler.ProfilerActivity.CUDA)
+        self._profile = torch.profiler.profile(
+            activities=kinds,
+            schedule=torch.profiler.schedule(wait=SKIPPED_STEPS - 1, warmup=1, active=steps, repeat=1),
+            on_trace_ready=self._write,
+        )
+
+    def __enter__(self) -> "StepProfiler":
+        self._profile.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._profile.__exit__(*error)
+        if not self._written:
+            self.tell(
+                f"warning: rank {self.rank} wrote no profile: the run ended within its first {SKIPPED_STEPS} steps, which are "
+                "not recorded"
+            )
+
+    def step(self) -> None:
+        """Note the end of a step."""
+        self._profile.step()
+
+    def _write(self, profile: torch.profiler.profile) -> None:
+        with tempfile.TemporaryDirectory(prefix="landmark-profile-") as folder:
+            path = Path(folder, "trace.json")
+            profile.export_chrome_trace(str(path))
+            self.place.write_bytes(gzip.compress(path.read_bytes()))
+        self._written = True
+        if self.rank == 0:
+            self.tell(f"profile: {self.place}")
+
+
+def step_profiler(steps: int, run: Location, rank: int, tell: Tell) -> StepProfiler | None:
+    """Return a run's profiler; None where no step is to be recorded."""
+    return StepProfiler(steps, run, rank, tell) if steps else None
