@@ -47,6 +47,10 @@ class Lease:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._live, name="landmark-lease", daemon=True)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy knows: Ray Tune stores what it is given, and that refers to the lease."""
+        return {"study": self.study, "lost": self.lost}
+
     def __enter__(self) -> "Lease":
         number, holder = self._newest()
         if number and self._lives(number, holder):

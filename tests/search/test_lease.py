@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ray import cloudpickle
 
 from landmark.config import UserError
 from landmark.search.lease import Lease, machine, started_at
@@ -102,6 +103,12 @@ def test_the_same_host_name_is_not_the_same_machine(tmp_path):
     finally:
         stop.set()
         thread.join()
+
+
+def test_what_refers_to_a_lease_can_be_stored_as_ray_tune_stores_it(tmp_path):
+    with Lease(locate(tmp_path)) as lease:
+        copy = cloudpickle.loads(cloudpickle.dumps(lambda: lease.lost))
+    assert copy() is False
 
 
 def test_who_slept_ends_when_another_has_taken_over_and_changes_nothing_of_it(tmp_path, capsys):
