@@ -137,12 +137,15 @@ def _sha256(path: Path) -> str:
 
 
 def read_state(directory: Path) -> dict[str, Any]:
-    """Read the state to go on from; no code in it is run."""
-    return torch.load(directory / "state.pt", weights_only=True, map_location="cpu")
+    """Read the state to go on from; no code in it is run.
+
+    Its tensors are views of the file, read when they are used: copy those to keep.
+    """
+    return torch.load(directory / "state.pt", weights_only=True, map_location="cpu", mmap=True)
 
 
 def read_weights(directory: Path) -> dict[str, torch.Tensor]:
-    """Read the model's tensors."""
+    """Read the model's tensors, views of the file as those of `read_state`."""
     return safetensors.torch.load_file(directory / "model.safetensors")
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from landmark.training.loop import fit
 from landmark.training.pace import Pace
 from landmark.training.profiling import step_profiler
 from landmark.training.recorder import Recorder
+from landmark.training.restore import restored
 from landmark.training.session import Phase
 from landmark.training.store import CheckpointStore, Tell
 from landmark.training.telemetry import Telemetry, names_of
@@ -64,6 +64,7 @@ class TrainWorkerSession:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
+        self.local_rank, self.node_rank = context.get_local_rank(), context.get_node_rank()
         self.device = ray.train.torch.get_device()
         self.config = config
         self.backend = join_backend(config.workers, self.device)
@@ -167,17 +168,15 @@ class TrainWorkerSession:
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
-        """Give the newest whole checkpoint; every rank finds the same. Its epoch is told now where it was not before."""
-        with tempfile.TemporaryDirectory() as folder:
+        """Give the newest complete checkpoint, the same on every rank. Its epoch is reported if it was not before."""
+        with contextlib.ExitStack() as stack:
             with self._storing():
-                if self.rank == 0:
-                    self.store.claim()
-                found = self.store.fetch_last(Path(folder))
-            if metrics := self.store.last_metrics():
+                folder, metrics = stack.enter_context(restored(self.store, self))
+            if metrics:
                 if self.recorder is not None:
                     self.recorder.recover(metrics)
                 self._go_on({**metrics, RECOVERED: True})
-            yield Path(folder) if found else None
+            yield folder
 
     def close(self) -> None:
         """End the record and the store."""

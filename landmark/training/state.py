@@ -98,7 +98,9 @@ class RunState:
         state = read_state(directory)
         if state.get("layout") != STATE_LAYOUT:
             raise UserError("the run's checkpoint is of another version of landmark; choose another name")
-        self.step.load_state(state["step"])
+        # Of the class prototypes' state, the greatest part by far, a rank reads its own classes; the rest is copied.
+        step = {key: value if key == "centres" else copied(value) for key, value in state["step"].items()}
+        self.step.load_state(step)
         self.schedule.load_state_dict(state["schedule"])
         self.finished, self.best, self.stale_epochs = state["finished"], state["best"], state["stale_epochs"]
         self.metrics = state["metrics"]

@@ -1,5 +1,6 @@
 """The store of a run's checkpoints: written while training goes on, the newest whole one found again."""
 
+import errno
 import json
 import tempfile
 import threading
@@ -153,27 +154,53 @@ class CheckpointStore:
         except (NotFound, json.JSONDecodeError):
             return {}
 
+    def candidates(self) -> list[str]:
+        """Return the names of the checkpoints to go on from, the newest first and the best last."""
+        return list(dict.fromkeys([*self.index["kept"], *filter(None, [self.index["best"]])]))
+
     def fetch_last(self, directory: Path) -> bool:
         """Copy the newest checkpoint that is whole into a directory; False where there is none at all.
 
         A damaged one is told and left out for good. Raises UserError where all are damaged.
         """
-        names = list(dict.fromkeys([*self.index["kept"], *filter(None, [self.index["best"]])]))
+        names = self.candidates()
         for name in names:
             try:
-                self._fetch(self.root / name, directory)
-            except (DamagedCheckpoint, NotFound) as error:
-                reason = f"missing ({error})" if isinstance(error, NotFound) else str(error)
-                self.tell(f"warning: {self.root / name}: damaged checkpoint: {reason}; going on from the one before")
-                self.index["kept"] = [other for other in self.index["kept"] if other != name]
-                if self.index["best"] == name:
-                    self.index |= {"best": None, "metrics": {}}
+                self.fetch(name, directory)
+            except DamagedCheckpoint as error:
+                self.discard(name, str(error))
                 continue
-            log("checkpoint restored", checkpoint=str(self.root / name))
             return True
         if names:
-            raise UserError(f"{self.root}: no checkpoint is whole; delete the run's folder, or choose another --name")
+            raise self.none_complete()
         return False
+
+    def fetch(self, name: str, directory: Path) -> None:
+        """Copy a checkpoint into a directory and check it; raises DamagedCheckpoint, and UserError where it cannot be copied."""
+        try:
+            for file in (*FILES, CHECKSUMS):
+                (self.root / name / file).download(directory / file)
+        except NotFound as error:
+            raise DamagedCheckpoint(f"missing ({error})") from None
+        except UserError as error:
+            if getattr(error.__cause__, "errno", None) != errno.ENOSPC:
+                raise
+            raise UserError(
+                f"{directory}: no space left for checkpoint {name}; free space there, or set TMPDIR to a folder on another disk"
+            ) from None
+        check_files(directory)
+        log("checkpoint restored", checkpoint=str(self.root / name))
+
+    def discard(self, name: str, reason: str) -> None:
+        """Report a damaged checkpoint and leave it out for good."""
+        self.tell(f"warning: {self.root / name}: damaged checkpoint: {reason}; going on from the one before")
+        self.index["kept"] = [other for other in self.index["kept"] if other != name]
+        if self.index["best"] == name:
+            self.index |= {"best": None, "metrics": {}}
+
+    def none_complete(self) -> UserError:
+        """Return the error where no checkpoint is whole."""
+        return UserError(f"{self.root}: no checkpoint is whole; delete the run's folder, or choose another --name")
 
     def adopt(self, other: "CheckpointStore", epochs: range, token: str) -> int | None:
         """Continue from a checkpoint of another run, its newest within `epochs`, and delete one's own.
@@ -203,17 +230,12 @@ class CheckpointStore:
     def fetch_within(self, epochs: range, directory: Path) -> int | None:
         """Copy the newest whole checkpoint with a number of finished epochs within `epochs`; returns that number or None."""
         self.index = self._read_index()
-        for name in dict.fromkeys([*self.index["kept"], *filter(None, [self.index["best"]])]):
+        for name in self.candidates():
             try:
                 epoch = int(json.loads((self.root / name / "meta.json").read_text())["epoch"])
                 if epoch in epochs:
-                    self._fetch(self.root / name, directory)
+                    self.fetch(name, directory)
                     return epoch
             except (DamagedCheckpoint, NotFound, json.JSONDecodeError):
                 continue
         return None
-
-    def _fetch(self, checkpoint: Location, directory: Path) -> None:
-        for file in (*FILES, CHECKSUMS):
-            (checkpoint / file).download(directory / file)
-        check_files(directory)
