@@ -15,25 +15,25 @@ class World:
     def __init__(self, ranks: int, per_node: int = 1) -> None:
         self.members = [Rank(self, rank, ranks, per_node) for rank in range(ranks)]
         self._given: list[torch.Tensor | None] = [None] * ranks
-        self._total = torch.zeros(0)
-        self._summed = threading.Barrier(ranks, action=self._sum)
-        self._taken = threading.Barrier(ranks)
+        self._combine: Callable[[list[torch.Tensor]], torch.Tensor] = torch.stack
+        self._combined = torch.zeros(0)
+        self._given_all = threading.Barrier(ranks, action=self._put_together)
+        self._taken_all = threading.Barrier(ranks)
 
-    def _sum(self) -> None:
-        first, *others = self._given
-        assert first is not None
-        self._total = first.clone()
-        for other in others:
-            assert other is not None and (other.shape, other.dtype) == (first.shape, first.dtype)
-            self._total += other
+    def _put_together(self) -> None:
+        given = [values for values in self._given if values is not None]
+        assert len(given) == len(self.members) and len({(values.shape, values.dtype) for values in given}) == 1
+        self._combined = self._combine(given)
 
-    def all_reduce(self, rank: int, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum over the ranks."""
-        self._given[rank] = values
-        self._summed.wait()
-        total = self._total.clone()
-        self._taken.wait()
-        return total
+    def exchange(
+        self, rank: int, values: torch.Tensor, combine: Callable[[list[torch.Tensor]], torch.Tensor]
+    ) -> torch.Tensor:
+        """Return what all ranks' values make together: the same memory for all of them, which nobody writes to."""
+        self._given[rank], self._combine = values, combine
+        self._given_all.wait()
+        combined = self._combined
+        self._taken_all.wait()
+        return combined
 
     def run(self, call: Callable[["Rank"], Result]) -> list[Result]:
         """Return each rank's result; raises the first error that is not a consequence of another rank's."""
@@ -47,16 +47,16 @@ class World:
                 pass
             except BaseException as error:
                 errors.append(error)
-                self._summed.abort()
-                self._taken.abort()
+                self._given_all.abort()
+                self._taken_all.abort()
 
         threads = [threading.Thread(target=work, args=(member,)) for member in self.members]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        self._summed.reset()
-        self._taken.reset()
+        self._given_all.reset()
+        self._taken_all.reset()
         if errors:
             raise errors[0]
         return [found[rank] for rank in range(len(self.members))]
@@ -80,4 +80,15 @@ class Rank:
 
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum over the ranks."""
-        return self.world.all_reduce(self.rank, values)
+        return self.world.exchange(self.rank, values, _sum)
+
+    def all_gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values of all ranks."""
+        return self.world.exchange(self.rank, values, torch.stack)
+
+
+def _sum(given: list[torch.Tensor]) -> torch.Tensor:
+    total = given[0].clone()
+    for values in given[1:]:
+        total += values
+    return total
