@@ -6,8 +6,8 @@ runs in a process of its own, which plays one or two of the 64 ranks; other rank
 - plan: a rank's epoch, and the rest of one that was half done; the account of the images shown, gathered over 64 ranks.
 - save: what rank 0 gathers, copies, and stores on the local disk.
 - restore: two ranks of one node, over Gloo. The first downloads and checks the checkpoint, both load it.
-Seconds are of one run each; `--quick`: embeddings of 32, nothing kept. Memory is the most that a process has to itself (peak.py): pages of mapped files do not count.
-Bytes read per node are those that storage was asked for.
+Seconds are of one run each; `--quick`: embeddings of 32, nothing kept. Memory is the most that a process
+has to itself (peak.py): pages of mapped files do not count. Bytes read per node are those that storage was asked for.
 The last line is JSON, kept in benchmarks/results/scale.json.
 """
 
