@@ -182,8 +182,8 @@ class CheckpointStore:
                 (self.root / name / file).download(directory / file)
         except NotFound as error:
             raise DamagedCheckpoint(f"missing ({error})") from None
-        except UserError as error:
-            if getattr(error.__cause__, "errno", None) != errno.ENOSPC:
+        except (UserError, OSError) as error:
+            if errno.ENOSPC not in (getattr(error, "errno", None), getattr(error.__cause__, "errno", None)):
                 raise
             raise UserError(
                 f"{directory}: no space left for checkpoint {name}; free space there, or set TMPDIR to a folder on another disk"
