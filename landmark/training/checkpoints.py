@@ -109,8 +109,7 @@ def _copied(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         if value.device.type != "cuda":
             return value.detach().to("cpu", copy=True).contiguous()
-        tensor = value.detach().contiguous()
-        return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+        return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value.detach(), non_blocking=True)
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
     if isinstance(value, Mapping):

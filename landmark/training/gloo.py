@@ -32,9 +32,13 @@ class TorchOnNodes(TorchConfig):
 class _OnNodes(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(choose_interface)
-        if backend_config.backend is None and worker_group.get_resources_per_worker().get("GPU", 0) > 0:
-            backend_config = dataclasses.replace(backend_config, backend=BOTH)
-        super().on_start(worker_group, backend_config)
+        gpus = worker_group.get_resources_per_worker().get("GPU", 0)
+        super().on_start(worker_group, with_gloo(backend_config, gpus))
+
+
+def with_gloo(config: TorchConfig, gpus: float) -> TorchConfig:
+    """Return the settings of a group whose ranks have so many GPUs each: with GPUs both backends, unless one is named."""
+    return dataclasses.replace(config, backend=BOTH) if gpus and config.backend is None else config
 
 
 def choose_interface() -> None:

@@ -37,6 +37,9 @@ from landmark.training.steps import TrainStep, predict
 from tests.training.test_steps import recipe
 from tests.training.test_waiting import VARIED
 
+os.environ.setdefault(
+    "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+)  # read when the first test uses cuBLAS, deterministic or not
 CLASSES = 4
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 NEEDS_TWO = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

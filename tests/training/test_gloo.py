@@ -7,7 +7,7 @@ import psutil
 import pytest
 import ray
 
-from landmark.training.gloo import INTERFACE, choose_interface, interface_of
+from landmark.training.gloo import INTERFACE, TorchOnNodes, choose_interface, interface_of, with_gloo
 
 ADDRESSES = [
     (name, entry.address)
@@ -35,3 +35,12 @@ def test_an_interface_that_the_environment_names_stays(monkeypatch):
     monkeypatch.delenv(INTERFACE)
     choose_interface()
     assert os.environ[INTERFACE] == name
+
+
+@pytest.mark.parametrize(
+    ("named", "gpus", "expected"),
+    [(None, 0, None), (None, 1, "cpu:gloo,cuda:nccl"), ("nccl", 1, "nccl"), ("gloo", 0, "gloo")],
+)
+def test_groups_with_gpus_also_have_gloo_for_labels_in_main_memory(named, gpus, expected):
+    config = with_gloo(TorchOnNodes(backend=named), gpus)
+    assert isinstance(config, TorchOnNodes) and config.backend == expected

@@ -302,14 +302,6 @@ def test_validation_mode_is_left_at_the_next_step_and_frozen_norms_stay_frozen()
     assert model[1].num_batches_tracked == 0
 
 
-def test_compiling_keeps_the_names_of_the_weights():
-    run = recipe(compute=ComputeConfig(amp="off", compile=True))
-    names = list(tiny().state_dict())
-    step = trained(run, steps=2)
-    assert list(step.model.state_dict()) == names
-    assert same(step.model, trained(recipe(), steps=2).model, rtol=1e-3, atol=1e-4)
-
-
 class Two(Alone):
     """One of two ranks over gloo that counts its all-reduced buckets."""
 
