@@ -29,6 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 import numpy as np
 from injected import KINDS, Faulty, Row, inject, natural_groups
 from monuments import pack_monuments
+from seeds import mean_and_deviation, shown
 from sklearn.metrics import roc_auc_score
 
 from landmark.cleaning.features import EmbeddingModel, extract_features
@@ -238,9 +239,11 @@ def worth_part(seeds: int, base: PackedDataset, arguments: argparse.Namespace) -
     line = {}
     for kind in KINDS_OF_DATA:
         values = [run[kind] for run in runs]
-        line[f"{kind}_top1"] = statistics.mean(values)
-        line[f"{kind}_top1_spread"] = statistics.stdev(values) if len(values) > 1 else 0.0
-        print(f"trained on {kind:8} test top-1 {line[f'{kind}_top1']:.2%} ± {line[f'{kind}_top1_spread']:.2%}")
+        mean, spread = mean_and_deviation(values)
+        line[f"{kind}_top1"] = mean
+        if spread is not None:
+            line[f"{kind}_top1_spread"] = spread
+        print(f"trained on {kind:8} test top-1 {shown(mean, spread, '.2%')}")
     cost = line["clean_top1"] - line["noisy_top1"]
     line["won_back"] = (line["cleaned_top1"] - line["noisy_top1"]) / cost if cost else 0.0
     return line

@@ -15,7 +15,6 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import statistics
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from typing import Any, Literal
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from monuments import pack_monuments, photographs
+from seeds import mean_and_deviation, shown
 
 from landmark.config import HeadConfig, Recipe, SamplingConfig, SubsetConfig, TrainConfig
 from landmark.data.selection import open_dataset
@@ -32,6 +32,8 @@ from landmark.storage import locate
 from landmark.training.evaluation import Settings, evaluate_checkpoint
 from landmark.training.run import run_training
 
+Figures = dict[str, dict[str, list[float | None]]]
+"""Mean and spread of each figure, by classifier and by neighbours."""
 IMAGE_SIZE, SHORT_SIDE, NECK, FROZEN_STAGES = 96, 128, 256, 6
 TAIL = 1.0
 """Zipf's law: 691 of the 2,057 training images, 183 of the first class, 8 of the last."""
@@ -186,19 +188,19 @@ def figures_of(summary: dict[str, Any]) -> dict[str, float]:
     return figures
 
 
-def over_seeds(runs: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """Return mean and spread (standard deviation over the seeds) of each figure, by classifier and by neighbours."""
-    found: dict[str, dict[str, list[float]]] = {}
+def over_seeds(runs: list[dict[str, Any]]) -> Figures:
+    """Return mean and spread (standard deviation over the seeds, None of one seed) of each figure, by classifier and by neighbours."""
+    found: Figures = {}
     for way in WAYS:
         found[way] = {}
         for name in runs[0][way]:
             values = [run[way][name] for run in runs]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            found[way][name] = [round(statistics.mean(values), 4), round(spread, 4)]
+            mean, spread = mean_and_deviation(values)
+            found[way][name] = [round(mean, 4), None if spread is None else round(spread, 4)]
     return found
 
 
-def print_table(columns: dict[str, str], rows: dict[str, dict[str, dict[str, list[float]]]]) -> None:
+def print_table(columns: dict[str, str], rows: dict[str, Figures]) -> None:
     """Print figures by case, classifier and neighbours; columns: key and title of each."""
     print("| head | by |" + "".join(f" {title} |" for title in columns.values()))
     print("|---|---|" + "---|" * len(columns))
@@ -208,9 +210,10 @@ def print_table(columns: dict[str, str], rows: dict[str, dict[str, dict[str, lis
             print(f"| {name} | {way} |{shown}")
 
 
-def _shown(name: str, value: list[float]) -> str:
+def _shown(name: str, value: list[float | None]) -> str:
     mean, spread = value
-    return f"{mean:.3f} ± {spread:.3f}" if name == "rejection_auroc" else f"{mean:.1%} ± {spread:.1%}"
+    assert mean is not None
+    return shown(mean, spread, ".3f" if name == "rejection_auroc" else ".1%")
 
 
 def print_tables(figures: dict[str, Any], runs: dict[tuple[str, str], list[dict[str, Any]]]) -> None:

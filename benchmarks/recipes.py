@@ -19,6 +19,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
 from monuments import pack_monuments
+from seeds import mean_and_deviation, shown
 
 from landmark.config import Recipe, TrainConfig
 from landmark.data.dataset import PackedDataset
@@ -76,15 +77,14 @@ def tested(name: str, seed: int, dataset: PackedDataset, arguments: argparse.Nam
     }
 
 
-def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
-    """Return means and spreads (standard deviation over the seeds) by recipe."""
-    figures: dict[str, float] = {}
+def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Return means and spreads (standard deviation over the seeds, None of one seed) by recipe."""
+    figures: dict[str, Any] = {}
     for name, rows in runs.items():
         key = "lite0" if name == "finetune" else name
         for metric in ("top1", "top5"):
             values = [row[metric] for row in rows]
-            figures[f"{key}_{metric}"] = statistics.mean(values)
-            figures[f"{key}_{metric}_spread"] = statistics.stdev(values) if len(values) > 1 else 0.0
+            figures[f"{key}_{metric}"], figures[f"{key}_{metric}_spread"] = mean_and_deviation(values)
         figures[f"{key}_seconds"] = statistics.mean(row["seconds"] for row in rows)
         figures[f"{key}_seeds"] = len(rows)
     if set(SCRATCH) <= set(runs):
@@ -92,7 +92,7 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
     return figures
 
 
-def print_table(runs: dict[str, list[dict[str, Any]]], figures: dict[str, float]) -> None:
+def print_table(runs: dict[str, list[dict[str, Any]]], figures: dict[str, Any]) -> None:
     """Print the recipes as a table."""
     print(
         f"{'recipe':10}{'network':28}{'px':>5}{'epochs':>8}{'seeds':>7}{'val top-1':>11}{'test top-1':>16}{'top-5':>16}"
@@ -101,7 +101,7 @@ def print_table(runs: dict[str, list[dict[str, Any]]], figures: dict[str, float]
     for name, rows in runs.items():
         key = "lite0" if name == "finetune" else name
         recipe = rows[0]["recipe"]
-        shares = [f"{figures[f'{key}_{m}']:.1%} ± {figures[f'{key}_{m}_spread']:.1%}" for m in ("top1", "top5")]
+        shares = [shown(figures[f"{key}_{metric}"], figures[f"{key}_{metric}_spread"]) for metric in ("top1", "top5")]
         print(
             f"{name:10}{recipe.model.backbone:28}{recipe.loader.image_size:>5}{recipe.epochs:>8}{len(rows):>7}"
             f"{statistics.mean(row['val_top1'] for row in rows):>11.1%}{shares[0]:>16}{shares[1]:>16}"
@@ -128,7 +128,7 @@ def main() -> None:
         runs[name] = [tested(name, seed, dataset, arguments) for seed in range(seeds)]
     figures = summary(runs)
     print_table(runs, figures)
-    line = json.dumps({key: round(value, 4) for key, value in figures.items()})
+    line = json.dumps({key: None if value is None else round(value, 4) for key, value in figures.items()})
     if set(runs) == {*SCRATCH, "finetune"}:
         Path(__file__).with_name("results").joinpath("recipes.json").write_text(line + "\n")
     print(line)

@@ -45,7 +45,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             raise UserError(
                 f"{config.against}: its gallery has other classes than that of {config.checkpoint}; add the same to both"
             )
-        compared = compare(found.predictions, against.predictions, found.tally.topk, samples=config.bootstrap or 1000)
+        compared = compare(
+            found.predictions,
+            against.predictions,
+            found.tally.topk,
+            samples=config.bootstrap or 1000,
+            groups=found.groups,
+        )
         write_comparison(output, compared, found.classes, (config.checkpoint, config.against))
         print_comparison(compared)
     print(f"evaluation: {output}  next: landmark report --run {config.checkpoint}")

@@ -222,6 +222,17 @@ class PackedDataset:
         labels[table["sample"].to_numpy()] = table["label"].to_numpy()
         return labels
 
+    def sample_groups(self, split: str) -> np.ndarray | None:
+        """Return the group of each sample of a split, int64 (split rows,), 0 to g - 1; None where the dataset has no groups.
+
+        Groups are of a groups file, `folders.groups`; an image without one is a group by itself.
+        """
+        place = self.location / "catalog.parquet"
+        if "group" not in read_parquet(place, lambda file: file.schema_arrow.names):
+            return None
+        table = read_table(place, columns=["sample", "group"], filters=pc.field("split") == split).sort_by("sample")
+        return table["group"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+
     def label_counts(self, split: str) -> np.ndarray:
         """Return how many images each label has in a split: int64 (classes,)."""
         labels = read_table(self.location / "catalog.parquet", columns=["label"], filters=pc.field("split") == split)[

@@ -1,4 +1,7 @@
-"""Confidence intervals by the bootstrap (Efron 1979): images are drawn again with replacement, all metrics of one draw at a time."""
+"""Confidence intervals by the bootstrap (Efron 1979): images are sampled with replacement, all metrics of one replicate at a time.
+
+Images of one group, such as near-duplicates, are sampled together (cluster bootstrap): they are no independent observations.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +14,8 @@ from landmark.evaluation.measures import BINS, confidence_bins, gap_order
 from landmark.evaluation.predictions import Predictions
 
 CONFIDENCE = 0.95
+MOVED = "moved"
+"""Name in `Resampled.metrics` of how far the gaps of the bins of the confidence are from those of all images."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -28,18 +33,31 @@ def percentile_interval(values: np.ndarray) -> Interval:
     return Interval(low=float(low), high=float(high))
 
 
-def weights_of(rows: int, number: int, seed: int) -> np.ndarray:
-    """Return how often each image is in the resample of that number, float64 (rows,)."""
-    drawn = np.random.default_rng([seed, number]).integers(0, rows, rows, dtype=np.int32)
-    return np.bincount(drawn, minlength=rows).astype(np.float64)
+def weights_of(rows: int, number: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """Return how often each image is in the replicate of that number, float64 (rows,).
+
+    groups: int (rows,), 0 to g - 1: complete groups are sampled, g of them; None: each image by itself.
+    """
+    units = rows if groups is None else int(groups.max(initial=-1)) + 1
+    drawn = np.random.default_rng([seed, number]).integers(0, units, units, dtype=np.int32)
+    counts = np.bincount(drawn, minlength=units).astype(np.float64)
+    return counts if groups is None else counts[groups]
 
 
 def resample(
-    rows: int, samples: int, seed: int, metrics: Callable[[np.ndarray], dict[str, float]]
+    rows: int,
+    samples: int,
+    seed: int,
+    metrics: Callable[[np.ndarray], dict[str, float]],
+    groups: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return each metric of each resample, float (samples,), by name; threads, as numpy computes without Python's lock."""
+    """Return each metric of each replicate, float (samples,), by name; threads, as numpy computes without Python's lock.
+
+    groups: any values (rows,) that are equal within a group, as `weights_of` samples them; None: no groups.
+    """
+    codes = None if groups is None else np.unique(groups, return_inverse=True)[1]
     with ThreadPoolExecutor(available_cpus()) as threads:
-        found = list(threads.map(lambda number: metrics(weights_of(rows, number, seed)), range(samples)))
+        found = list(threads.map(lambda number: metrics(weights_of(rows, number, seed, codes)), range(samples)))
     return {name: np.array([one[name] for one in found]) for name in found[0]}
 
 
@@ -57,6 +75,7 @@ class Resampled:
         self.stranger_places = np.flatnonzero(~known[self.order])
         self.bins = confidence_bins(scores)
         self.overconfidence = np.where(known, scores.astype(np.float64) - right, 0.0)
+        self.gaps = self._gaps(np.ones(len(best)), max(float(known.sum()), 1.0))
         _, classes = np.unique(predictions.labels[known], return_inverse=True)
         self.classes = int(classes.max(initial=-1)) + 1
         # Twice the class, plus one where the image is recognised: one count gives both a class's images and its hits.
@@ -69,9 +88,14 @@ class Resampled:
         found = {name: float(weights @ hits) / landmarks for name, hits in self.hits.items()}
         found["macro_recall"] = self._macro_recall(weights)
         found |= self._ranked(weights, landmarks)
-        gaps = np.bincount(self.bins, weights=weights * self.overconfidence, minlength=BINS)
-        found["ece"] = float(np.abs(gaps).sum()) / landmarks
+        gaps = self._gaps(weights, landmarks)
+        found["ece"] = float(np.abs(gaps).sum())
+        found[MOVED] = float(np.abs(gaps - self.gaps).sum())
         return found
+
+    def _gaps(self, weights: np.ndarray, landmarks: float) -> np.ndarray:
+        """Return each bin's confidence minus accuracy, times its fraction of the images, float64 (BINS,)."""
+        return np.bincount(self.bins, weights=weights * self.overconfidence, minlength=BINS) / landmarks
 
     def _macro_recall(self, weights: np.ndarray) -> float:
         counts = np.bincount(self.outcomes, weights=weights[self.of_landmarks], minlength=2 * self.classes)
@@ -96,12 +120,59 @@ class Resampled:
 
 
 def intervals(
-    predictions: Predictions, topk: tuple[int, ...], *, samples: int = 1000, seed: int = 0
+    predictions: Predictions,
+    topk: tuple[int, ...],
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
 ) -> dict[str, Interval]:
-    """Return the 95 % intervals of top-k, macro recall, GAP, calibration error and rejection, by name.
+    """Return the 95% intervals of top-k, macro recall, GAP, calibration error and rejection, by name.
 
+    groups: values (n,) that are equal within a group; None: no groups. One group or image has no interval: {}.
     Copies of an image are one place in GAP's order; among equal scores the order decides AUROC. Macro recall is over the
-    classes of a resample. O(images) memory, whatever the number of classes.
+    classes of a replicate. O(images) memory, whatever the number of classes.
     """
-    found = resample(len(predictions), samples, seed, Resampled(predictions, topk).metrics)
-    return {name: percentile_interval(values) for name, values in found.items()}
+    if len(np.unique(np.arange(len(predictions)) if groups is None else groups)) < 2:
+        return {}
+    resampled = Resampled(predictions, topk)
+    found = resample(len(predictions), samples, seed, resampled.metrics, groups)
+    known = predictions.known
+    chance = calibrated_errors(predictions.scores[known, 0], samples, seed, None if groups is None else groups[known])
+    ece = calibration_interval(resampled.gaps, found.pop(MOVED), chance)
+    return {name: ece if name == "ece" else percentile_interval(values) for name, values in found.items()}
+
+
+def calibrated_errors(scores: np.ndarray, samples: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """Return the calibration errors that a perfectly calibrated model would show with these scores, float (samples,).
+
+    scores: float (n,). Each prediction is correct with its score as probability; those of a group by one random number.
+    Broecker & Smith 2007 call it consistency resampling.
+    """
+    bins, values = confidence_bins(scores), scores.astype(np.float64)
+    codes = np.arange(len(scores)) if groups is None else np.unique(groups, return_inverse=True)[1]
+
+    def error(number: int) -> float:
+        drawn = np.random.default_rng([seed, number, 1]).random(int(codes.max(initial=-1)) + 1)[codes]
+        gaps = np.bincount(bins, weights=values - (drawn < values), minlength=BINS)
+        return float(np.abs(gaps).sum()) / max(len(scores), 1)
+
+    with ThreadPoolExecutor(available_cpus()) as threads:
+        return np.array(list(threads.map(error, range(samples))))
+
+
+def calibration_interval(gaps: np.ndarray, moved: np.ndarray, chance: np.ndarray) -> Interval:
+    """Return the interval of the calibration error, the sum of the bins' absolute gaps.
+
+    gaps: of all images, float (BINS,). moved: how far each replicate's gaps are from them, the sum of the absolute
+    differences, float (samples,). chance: as `calibrated_errors` returns it.
+
+    The absolute values of noise add up: the estimate and, more so, its replicates are too large, and their percentiles can
+    miss the true value altogether. The error of the estimate is however at most the sum of the gaps' absolute errors
+    (triangle inequality), and the bootstrap does give the distribution of that sum, at a calibration error of zero too.
+    Few images lack the rare mistakes of a confident model, so that the margin is at least that of a calibrated one. The
+    interval is valid everywhere, and wider than necessary if the model is far from calibrated.
+    """
+    margin = max(float(np.quantile(each, CONFIDENCE)) for each in (moved, chance))
+    error = float(np.abs(gaps).sum())
+    return Interval(low=max(error - margin, 0.0), high=min(error + margin, 1.0))

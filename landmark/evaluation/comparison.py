@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from landmark.config import UserError
 from landmark.evaluation.bootstrap import Interval, Resampled, percentile_interval, resample
 from landmark.evaluation.measures import gap, gap_order
 from landmark.evaluation.predictions import Predictions
@@ -62,18 +63,26 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return math.erfc(math.sqrt(statistic / 2))
 
 
-def compare(a: Predictions, b: Predictions, topk: tuple[int, ...], *, samples: int = 1000, seed: int = 0) -> Comparison:
-    """Compare two models' predictions for the same images; raises ValueError where they are of others.
+def compare(
+    a: Predictions,
+    b: Predictions,
+    topk: tuple[int, ...],
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> Comparison:
+    """Compare two models' predictions for the same images; raises UserError where they are of others.
 
-    Both are resampled together, so that an image that is hard for both does not widen the difference's interval.
+    groups: as `intervals` takes them. Both are resampled together, so that an image that is hard for both does not widen the
+    difference's interval.
     """
-    if not (np.array_equal(a.samples, b.samples) and np.array_equal(a.labels, b.labels)):
-        raise ValueError("the predictions are of other images, or of other labels")
+    _check_images(a, b)
     known = a.known
     right_a, right_b = a.top(1) & known, b.top(1) & known
     cells = [right_a & right_b, right_a & ~right_b, ~right_a & right_b, ~right_a & ~right_b]
     both, only_a, only_b, neither = (int((cell & known).sum()) for cell in cells)
-    drawn = _paired(a, b, topk, samples, seed)
+    drawn = _paired(a, b, topk, samples, seed, groups)
     whole = [_whole(predictions, topk) for predictions in (a, b)]
     differences = {
         name: Difference(
@@ -106,7 +115,24 @@ def _whole(predictions: Predictions, topk: tuple[int, ...]) -> dict[str, float]:
     return found | {"gap": gap((predictions.top(1) & predictions.known)[order], landmarks)}
 
 
-def _paired(a: Predictions, b: Predictions, topk: tuple[int, ...], samples: int, seed: int) -> dict[str, np.ndarray]:
+def _check_images(a: Predictions, b: Predictions) -> None:
+    """Raise UserError, one line, unless both are of the same images with the same labels."""
+    if not np.array_equal(a.samples, b.samples):
+        alone = [len(np.setdiff1d(one.samples, other.samples)) for one, other in ((a, b), (b, a))]
+        raise UserError(
+            f"the predictions are of other images: the first model has {alone[0]:,} that the second one lacks, and the second "
+            f"{alone[1]:,} that the first one lacks; evaluate both on the same dataset, with the same distractors and all shards "
+            "readable"
+        )
+    if changed := int((a.labels != b.labels).sum()):
+        raise UserError(
+            f"the predictions have other labels for {changed:,} of {len(a):,} images; evaluate both on the same dataset"
+        )
+
+
+def _paired(
+    a: Predictions, b: Predictions, topk: tuple[int, ...], samples: int, seed: int, groups: np.ndarray | None
+) -> dict[str, np.ndarray]:
     """Return each metric's difference in each resample, float (samples,)."""
     first, second = Resampled(a, topk), Resampled(b, topk)
     names = [*(f"top{k}" for k in topk), "gap"]
@@ -115,4 +141,4 @@ def _paired(a: Predictions, b: Predictions, topk: tuple[int, ...], samples: int,
         ours, theirs = first.metrics(weights), second.metrics(weights)
         return {name: ours[name] - theirs[name] for name in names}
 
-    return resample(len(a), samples, seed, difference)
+    return resample(len(a), samples, seed, difference, groups)

@@ -39,11 +39,13 @@ def metrics_of(
     *,
     samples: int = 1000,
     seed: int = 0,
+    groups: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of a split, for JSON.
 
-    tally: its counts. train_counts: training images a class, int (classes,). samples: resamples of the bootstrap, 0 for no
-    intervals. Top-k, recall, precision, loss and calibration are of the images with a landmark; GAP and rejection of all.
+    tally: its counts. train_counts: training images a class, int (classes,). samples: replicates of the bootstrap, 0 for no
+    intervals. groups: values (n,) that are equal for the images of one group, None for no groups. Top-k, recall, precision,
+    loss and calibration are of the images with a landmark; GAP and rejection of all.
     """
     known, landmarks = predictions.known, int(predictions.known.sum())
     scores = predictions.scores[:, 0]
@@ -66,9 +68,11 @@ def metrics_of(
         summary["rejection"] = rejection_threshold(scores, known)
     summary["bands"] = band_metrics(predictions.of_landmarks(), tally, train_counts)
     if samples:
-        found = intervals(predictions, tally.topk, samples=samples, seed=seed)
+        found = intervals(predictions, tally.topk, samples=samples, seed=seed, groups=groups)
         summary["intervals"] = {name: [interval.low, interval.high] for name, interval in found.items()}
         summary["bootstrap"] = {"samples": samples, "seed": seed}
+        if groups is not None:
+            summary["bootstrap"]["groups"] = len(np.unique(groups))
     return summary
 
 

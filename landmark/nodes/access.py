@@ -1,5 +1,6 @@
 """The way into a cluster: its dashboard, through which whoever may speak to it runs code, and its jobs."""
 
+import http.client
 import urllib.error
 import urllib.request
 from typing import Any
@@ -33,6 +34,9 @@ def door_findings(url: str | None) -> list[Finding]:
         if error.code in (401, 403):
             return []
         return [Finding(severity="warning", where="", text=f"the dashboard at {url} answers with {error.code}")]
+    except http.client.HTTPException as error:  # TLS, or no web server at all
+        text = f"the dashboard at {url} does not answer in plain HTTP ({type(error).__name__}); check that it requires a token"
+        return [Finding(severity="warning", where="", text=text)]
     except OSError:  # it listens on the head alone, or a firewall is before it: closed
         return []
     text = (
@@ -47,7 +51,8 @@ def jobs_of(url: str | None) -> list[Any]:
         return []
     try:
         jobs = JobSubmissionClient(url).list_jobs()
-    except (OSError, RuntimeError, RayError) as error:
+    # ValueError, TypeError, LookupError: another service answers, in JSON or not.
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError, RayError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"the dashboard at {url} does not tell its jobs ({reason}); ask from the head, or check RAY_AUTH_TOKEN"

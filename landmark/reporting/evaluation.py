@@ -133,6 +133,12 @@ def _check_metrics(place: Location, metrics: dict[str, Any]) -> None:
         require_numbers(place, dict(zip(("low", "high"), pair, strict=True)), ("low", "high"), AGAIN)
     if not all(isinstance(band, dict) for band in metrics.get("bands") or []):
         raise UserError(f"{place}: bands is no list of objects; {AGAIN}")
+    if metrics.get("loss") is not None:
+        require_numbers(place, metrics, ("loss",), AGAIN)
+    if (bootstrap := metrics.get("bootstrap")) is not None:
+        if not isinstance(bootstrap, dict):
+            raise UserError(f"{place}: bootstrap is no object; {AGAIN}")
+        require_numbers(place, bootstrap, ("samples", *(key for key in ("groups",) if key in bootstrap)), AGAIN)
     near = metrics.get("neighbours")
     if near is not None:
         if not isinstance(near, dict) or not all(isinstance(band, dict) for band in near.get("bands") or []):

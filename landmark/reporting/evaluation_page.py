@@ -53,10 +53,11 @@ def _measures(evaluated: Evaluated, output: Location) -> Section:
     text = (
         f"{metrics['rows']:,} images of {metrics['classes_present']:,} classes"
         + (f", and {nothing:,} without a landmark" if nothing else "")
-        + f"; loss {metrics['loss']:.3f}."
+        + (f"; loss {metrics['loss']:.3f}." if metrics.get("loss") is not None else ".")  # k-NN has none
     )
-    if metrics.get("bootstrap"):
-        text += f" Intervals are of {metrics['bootstrap']['samples']:,} bootstrap samples."
+    if bootstrap := metrics.get("bootstrap"):
+        resampled = f", which sample {bootstrap['groups']:,} complete groups" if "groups" in bootstrap else ""
+        text += f" Intervals are of {bootstrap['samples']:,} bootstrap replicates{resampled}."
     if "images_per_s" in speed:
         text += f" Inference: {speed['images_per_s']:,.0f} images/s on {speed.get('device', 'an unknown device')}."
     return Section(

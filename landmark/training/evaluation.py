@@ -39,6 +39,8 @@ class Evaluation:
     """Training images a class, int64 (classes,)."""
     dataset: PackedDataset
     split: str
+    groups: np.ndarray | None
+    """Group of each of the predictions, int64, as `groups_of` gives it; None for a dataset without groups."""
 
     @property
     def topk(self) -> dict[int, float]:
@@ -194,12 +196,25 @@ def by_neighbours(
     return Scored(predictions=scored, classes=gallery.names, counts=gallery.counts, extra=extra)
 
 
+def groups_of(dataset: PackedDataset, split: str, samples: np.ndarray) -> np.ndarray | None:
+    """Return the group of each sample, int64 (n,), None for a dataset without groups; a distractor is one by itself."""
+    known = dataset.sample_groups(split)
+    if known is None:
+        return None
+    within = samples < len(known)
+    groups = int(known.max(initial=-1)) + 1 + np.arange(len(samples))
+    groups[within] = known[samples[within]]
+    return groups
+
+
 def _evaluation(
     scored: Scored, found: _Found, meta: CheckpointMeta, dataset: PackedDataset, split: str, settings: Settings
 ) -> Evaluation:
     predictions = dataclasses.replace(scored.predictions, embeddings=None)
     tally = tally_of(predictions, len(scored.classes), settings.topk)
-    summary = metrics_of(predictions, tally, split, scored.counts, samples=settings.samples) | scored.extra
+    groups = groups_of(dataset, split, predictions.samples)
+    summary = metrics_of(predictions, tally, split, scored.counts, samples=settings.samples, groups=groups)
+    summary |= scored.extra
     if found.refused:
         summary["distractors_refused"] = found.refused
     if found.lost:
@@ -213,6 +228,7 @@ def _evaluation(
         train_counts=scored.counts,
         dataset=dataset,
         split=split,
+        groups=groups,
     )
 
 

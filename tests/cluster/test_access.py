@@ -1,6 +1,7 @@
 """The way in: a dashboard that wants no token is an error, one that is closed or does not tell is one line."""
 
 import http.server
+import socketserver
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,21 @@ def dashboard(code: int) -> Iterator[str]:
         server.shutdown()
 
 
+@contextmanager
+def other_service(answer: bytes) -> Iterator[str]:
+    """A server on this machine that speaks no HTTP: it answers each connection with these bytes."""
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65_536)
+            self.request.sendall(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
 def closed() -> str:
     return f"http://127.0.0.1:{free_ports(1)[0]}"
 
@@ -57,3 +73,21 @@ def test_a_dashboard_that_does_not_tell_its_jobs_is_one_line():
         jobs_of(url)
     assert "\n" not in str(refused.value)
     assert jobs_of(None) == []
+
+
+@pytest.mark.parametrize(
+    "answer", [b"\x15\x03\x01\x00\x02\x02\x46", b"SSH-2.0-OpenSSH_9.6\r\n", b""], ids=["TLS alert", "SSH", "hangs up"]
+)
+def test_a_service_that_speaks_no_http_is_one_line(answer):
+    with other_service(answer) as url:
+        (found,) = door_findings(url)
+        assert found.severity == "warning" and "does not answer in plain HTTP" in found.text and "\n" not in found.text
+        with pytest.raises(UserError, match="does not tell its jobs") as refused:
+            jobs_of(url)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_web_service_that_is_no_ray_dashboard_is_one_line():
+    with dashboard(200) as url, pytest.raises(UserError, match="does not tell its jobs") as refused:
+        jobs_of(url)
+    assert "\n" not in str(refused.value)

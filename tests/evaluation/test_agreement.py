@@ -1,5 +1,7 @@
 """Every measure beside scikit-learn's or a plain loop of its definition; as a script it prints the table of docs/evaluation.md."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from landmark.config import UserError
 from landmark.evaluation.bootstrap import Resampled, intervals, weights_of
 from landmark.evaluation.comparison import compare, mcnemar
 from landmark.evaluation.measures import (
@@ -191,8 +194,12 @@ def test_models_are_compared_row_by_row():
     assert found.differences["gap"].a == pytest.approx(delf_gap(a))
     same = compare(a, a, (1,), samples=50)
     assert same.mcnemar_p == 1.0 and same.differences["top1"].interval.low == 0.0
-    with pytest.raises(ValueError, match="other images"):
+    with pytest.raises(UserError, match="other images") as refused:
         compare(a, b.take(np.arange(10)), (1,))
+    assert "the first model has 290 that the second one lacks" in str(refused.value) and "\n" not in str(refused.value)
+    relabelled = dataclasses.replace(b, labels=np.where(np.arange(300) < 7, (b.labels + 1) % 6, b.labels))
+    with pytest.raises(UserError, match="other labels for 7 of 300 images"):
+        compare(a, relabelled, (1,))
 
 
 def test_predictions_survive_a_table_and_parts_join_once():

@@ -87,6 +87,11 @@ def test_groups_never_straddle_and_sums_match(ray_cluster, tmp_path):
     for split in result.dataset.manifest.splits:
         for image_id in result.dataset.catalog(split)["image_id"].to_pylist():
             sides.setdefault(group_of[image_id], set()).add(split)
+        # Evaluation samples the groups that the catalog keeps.
+        expected = [group_of[image_id] for image_id in result.dataset.catalog(split)["image_id"].to_pylist()]
+        codes = result.dataset.sample_groups(split)
+        assert codes is not None and len(codes) == len(expected)
+        assert len(set(zip(codes.tolist(), expected, strict=True))) == len(set(expected)) == codes.max() + 1
     assert all(len(splits) == 1 for splits in sides.values())
     for entry in result.dataset.manifest.splits.values():
         for shard in entry.shards:

@@ -1,5 +1,6 @@
 """The report: the deck's tables, one self-contained page, hostile names escaped, half studies named."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ from landmark.reporting.report import write_report
 from landmark.reporting.tables import optimizer_epochs, read_csv
 from landmark.storage import locate
 from tests.predicted import predictions_of
+from tests.reporting.folders import write_run
 
 BOARD = """rank,trial,status,model.backbone,optimizer.name,dataset,epochs,epochs_run,best_epoch,val_loss,val_top1,val_top5,\
 val_macro_recall,test_top1,test_top5,test_top10,images_per_s,seconds,checkpoint,error
@@ -55,6 +57,19 @@ def evaluated(folder: Path, labels: np.ndarray, logits: np.ndarray, names: list[
     tally = tally_of(predictions, len(names), (1, 5))
     summary = metrics_of(predictions, tally, "test", counts, samples=20)
     write_evaluation_files(locate(folder), summary, tally, predictions, names, counts)
+
+
+def test_the_page_of_an_evaluation_by_neighbours_has_no_loss(tmp_path):
+    folder = write_run(tmp_path / "run")
+    names, random = [f"c{label}" for label in range(6)], np.random.default_rng(0)
+    predictions = predictions_of(random.integers(0, 6, 80), random.normal(size=(80, 6)))
+    near = dataclasses.replace(predictions, losses=np.full(80, np.nan, np.float32))
+    tally, counts = tally_of(near, 6, (1, 5)), np.arange(6, 0, -1)
+    summary = metrics_of(near, tally, "test", counts, samples=20, groups=np.arange(80) // 2)
+    assert "loss" not in summary
+    write_evaluation_files(locate(folder / "evaluation-test"), summary, tally, near, names, counts)
+    page = Path(write_report(locate(folder), locate(tmp_path / "report")).path).read_text()
+    assert "80 images of 6 classes. Intervals are of 20 bootstrap replicates, which sample 40 complete groups." in page
 
 
 class Checker(HTMLParser):

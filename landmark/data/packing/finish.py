@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from landmark import __version__
 from landmark.config import PrepareConfig, UserError
@@ -100,9 +101,11 @@ def _catalog(output: Location, plan: Plan, figures: Figures) -> pa.Table:
     counts = [sum(map(len, parts[split])) for split in SPLITS]
     columns: dict[str, Any] = {name: joined[name] for name in ("shard", "row_group", "width", "height")}
     columns["sample"] = pa.array(np.concatenate([np.arange(count) for count in counts]))
-    planned = read_plan(work, ["image_id", "landmark_id", "label", "split", *EXTRA_COLUMNS]).combine_chunks()
+    planned = read_plan(work, ["image_id", "landmark_id", "label", "split", "group", *EXTRA_COLUMNS]).combine_chunks()
     rows = joined["plan_row"].combine_chunks()
     columns |= {name: planned[name].take(rows) for name in planned.column_names}
     extra = [pa.field(name, pa.string()) for name in EXTRA_COLUMNS if name in planned.column_names]
+    if "group" in columns and not pc.all(pc.equal(columns["group"], columns["image_id"])).as_py():
+        extra.append(pa.field("group", pa.string()))  # without a groups file each image is its own group
     schema = pa.schema([*CATALOG_SCHEMA, *extra])
     return pa.table({field.name: columns[field.name].cast(field.type) for field in schema})

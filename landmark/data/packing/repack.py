@@ -34,7 +34,7 @@ class DatasetSource:
         dataset = open_dataset(self.uri, self.subset, self.seed)
         parts = [_placed(dataset, split) for split in SPLITS if dataset.manifest.splits[split].rows]
         table = pa.concat_tables(parts)
-        return table.append_column("group", table["image_id"])
+        return table if "group" in table.column_names else table.append_column("group", table["image_id"])
 
     def read(self, row: dict[str, Any]) -> bytes:
         """Return one image as it lies in its shard; raises UserError where that is damaged."""
