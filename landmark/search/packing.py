@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from landmark.config import ModelConfig, Recipe
 from landmark.models import build_skeleton, train_mode
+from landmark.models.heads import embedding_classifier
 
 GIB = 2**30
 PROCESS_BYTES = int(0.85 * GIB)
@@ -29,8 +30,10 @@ HEADROOM = 0.1
 FLOAT_BYTES = 4
 LOSS_TENSORS = 3
 """Tensors of the logits' size that the loss makes in fp32: logits, their logarithms, the gradient."""
-TRIED = 2
-"""Images of the pass by which a network is measured: batch norms need more than one."""
+TRIED = (2, 4)
+"""Images of the passes by which a network is measured: batch norms need more than one, two passes tell what grows with images."""
+CHUNK_BYTES = 110 << 20
+"""What a sampled head holds in passing: a chunk of logits and its rows (docs/scaling.md)."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -41,8 +44,12 @@ class Footprint:
     """Bytes of its weights and running statistics."""
     trained: int
     """Bytes of the weights that training changes."""
+    head: int
+    """Bytes of the class weights, of those of an embedding model that is trained by samples of its classes; else 0."""
+    fixed: int
+    """Bytes that a forward pass keeps for the backward pass whatever the images are, such as centres of length 1."""
     kept: int
-    """Bytes an image that a forward pass keeps for the backward pass."""
+    """Bytes an image that a forward pass keeps besides."""
     largest: int
     """Bytes an image of its largest output of a layer."""
     flops: float
@@ -70,23 +77,34 @@ def trial_memory(recipe: Recipe, classes: int, workers: int, *, gpu: bool = Fals
     """
     network = trial_footprint(recipe, classes)
     plain = recipe.optimizer.name == "sgd" and not recipe.optimizer.momentum
-    state = 0 if plain else network.trained * OPTIMIZER_TENSORS[recipe.optimizer.name]
+    tensors = 0 if plain else OPTIMIZER_TENSORS[recipe.optimizer.name]
     averaged = network.weights if recipe.ema.decay is not None else 0
-    buckets = network.trained if workers > 1 else 0
+    body = network.trained - network.head  # what has gradients: of a sampled head a step's classes alone, below
+    buckets = body if workers > 1 else 0
     half = recipe.compute.amp in ("bf16", "fp16") or (gpu and recipe.compute.amp == "auto")
     scale = 0.5 if half else 1.0
-    casts = network.weights / 2 if half else 0  # autocast keeps them until the pass is over
+    casts = (network.weights - network.head) / 2 if half else 0  # autocast keeps them until the pass is over
     images = _images_at_once(recipe, workers)
     rows = -(-images // recipe.compute.accumulate)
-    logits = LOSS_TENSORS * FLOAT_BYTES * classes
-    step = rows * (scale * (network.kept + 2 * network.largest) + logits)
+    logits = 0 if network.head else LOSS_TENSORS * FLOAT_BYTES * classes
+    step = rows * (scale * (network.kept + 2 * network.largest) + logits) + network.fixed
     validation = -(-recipe.loader.batch_size // workers) * (scale * 2 * network.largest + logits)
-    total = network.weights + network.trained + state + averaged + buckets + casts + max(step, validation)
+    sampled = CHUNK_BYTES + _sampled_gradient(recipe, network, classes) if network.head else 0
+    state = tensors * (body + network.head / workers)
+    total = network.weights + body + state + averaged + buckets + casts + max(step + sampled, validation)
     if gpu:
         return int(total + CUDA_BYTES)
     decoded = (recipe.loader.prefetch_batches + 2) * images * 3 * recipe.loader.image_size**2
-    snapshot = network.weights + averaged + state
+    snapshot = network.weights + averaged + tensors * network.trained  # rank 0 stores the whole state
     return int(total + PROCESS_BYTES + snapshot + decoded)
+
+
+def _sampled_gradient(recipe: Recipe, network: Footprint, classes: int) -> float:
+    """Return the bytes of a step's gradient of a sampled head: it is held where it waits for the norm of all gradients."""
+    if recipe.optimizer.clip_norm is None:
+        return 0.0
+    share = (recipe.model.head.sample or 1.0) + recipe.loader.batch_size / classes
+    return network.head * min(1.0, share)
 
 
 def gpu_share(memory: int, gpu_bytes: int) -> float:
@@ -111,19 +129,27 @@ def _images_at_once(recipe: Recipe, workers: int) -> int:
 def _footprint(config: ModelConfig, classes: int, image_size: int) -> Footprint:
     model = build_skeleton(config, classes=classes, image_size=image_size)
     parameters = list(model.parameters())
-    kept, largest = _activations(model, image_size)
+    classifier = embedding_classifier(model)
+    head = 0
+    if classifier is not None and config.head.sample is not None:
+        head = sum(_size(weight) for weight in classifier.parameters() if weight.requires_grad)
+        classifier.gives_embeddings = True  # a step looks at the classes by chunks
+    (few, largest), (more, _) = (_activations(model, image_size, images) for images in TRIED)
+    kept = (more - few) // (TRIED[1] - TRIED[0])
     return Footprint(
         weights=sum(_size(tensor) for tensor in itertools.chain(parameters, model.buffers())),
         trained=sum(_size(weight) for weight in parameters if weight.requires_grad),
+        head=head,
+        fixed=max(0, few - TRIED[0] * kept),
         kept=kept,
         largest=largest,
-        flops=_flops(model, image_size),
+        flops=_flops(model, image_size) + 2 * head / FLOAT_BYTES * (config.head.sample or 0.0),
         parameters=sum(weight.numel() for weight in parameters),
     )
 
 
-def _activations(model: nn.Module, image_size: int) -> tuple[int, int]:
-    """Return the bytes an image that a training pass keeps for its backward pass, and those of its largest output.
+def _activations(model: nn.Module, image_size: int, images: int) -> tuple[int, int]:
+    """Return the bytes that a training pass of so many images keeps for its backward pass, and those an image of its largest output.
 
     Autograd itself tells what it keeps. Tensors that share their storage count once, weights not at all.
     """
@@ -143,22 +169,22 @@ def _activations(model: nn.Module, image_size: int) -> tuple[int, int]:
     hooks = [module.register_forward_hook(measure) for module in model.modules()]
     train_mode(model)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(_images(image_size))
+        model(_images(image_size, images))
     for hook in hooks:
         hook.remove()
     storages = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    return storages // TRIED, max(outputs) // TRIED
+    return storages, max(outputs) // images
 
 
 def _flops(model: nn.Module, image_size: int) -> float:
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        model.eval()(_images(image_size))
-    return counter.get_total_flops() / TRIED
+        model.eval()(_images(image_size, TRIED[0]))
+    return counter.get_total_flops() / TRIED[0]
 
 
-def _images(image_size: int) -> torch.Tensor:
-    return torch.empty(TRIED, 3, image_size, image_size, device="meta")
+def _images(image_size: int, images: int) -> torch.Tensor:
+    return torch.empty(images, 3, image_size, image_size, device="meta")
 
 
 def _storage(tensor: torch.Tensor) -> int:

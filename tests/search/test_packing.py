@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from landmark.config import ComputeConfig, EmaConfig, LoaderConfig, ModelConfig, OptimizerConfig, Recipe, ResizingConfig
+from landmark.config import (
+    ComputeConfig,
+    EmaConfig,
+    HeadConfig,
+    LoaderConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    ResizingConfig,
+)
 from landmark.search.packing import (
     PROCESS_BYTES,
     fitting_in_memory,
@@ -38,7 +47,7 @@ print([line.split()[1] for line in open("/proc/self/status") if line.startswith(
 def recipe(backbone: str = "resnet18", size: int = 64, batch: int = 32, **changes) -> Recipe:
     loader = LoaderConfig(image_size=size, batch_size=batch)
     off = {"compute": ComputeConfig(amp="off")}
-    return Recipe(model=ModelConfig(backbone=backbone), loader=loader, **(off | changes))
+    return Recipe(**({"model": ModelConfig(backbone=backbone), "loader": loader} | off | changes))
 
 
 def peak_bytes(folder: Path, backbone: str, batch: int) -> int:
@@ -95,6 +104,25 @@ def test_each_setting_takes_what_it_takes():
     assert parts < 0.6 * trial_memory(recipe(batch=512), 4, 1, gpu=True)
     resized = dataclasses.replace(base, resizing=ResizingConfig(start_size=32, scale_batch=True))
     assert more(resized) == pytest.approx(0, abs=0.1)
+
+
+def test_a_sampled_head_takes_its_weights_and_a_chunk_not_logits_of_all_classes():
+    """203,094 classes of width 512: weights of 397 MiB; logits of a batch of 256 in three tensors would be 595 MiB."""
+    classes, width = 203_094, 512
+    head = 4 * classes * width
+
+    def memory(sample: float | None, workers: int = 1, **changes) -> int:
+        model = ModelConfig(backbone="resnet18", neck=width, head=HeadConfig(name="arcface", sample=sample))
+        optimizer = OptimizerConfig(name="sgd", **changes)
+        return trial_memory(recipe(batch=256, model=model, optimizer=optimizer), classes, workers, gpu=True)
+
+    none = dataclasses.replace(recipe(batch=256), optimizer=OptimizerConfig(name="sgd"))
+    body = trial_memory(none, 2, 1, gpu=True)
+    assert memory(0.1) - body == pytest.approx(2 * head + (110 << 20), rel=0.05)  # weights and momentum
+    assert memory(0.1, workers=8) < memory(0.1) - 0.8 * head  # momentum is shared out, the weights are not
+    assert memory(0.1, clip_norm=1.0) - memory(0.1) == pytest.approx(head * (0.1 + 256 / classes), rel=0.01)
+    assert memory(None) > memory(0.1) + head
+    assert memory(None) < memory(0.1) + 8 * head  # the centres of length 1 are kept once, not for each image
 
 
 @pytest.mark.parametrize(
