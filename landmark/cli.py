@@ -87,13 +87,26 @@ def run_verb(
         return fail(program, str(error), 75)
     except UserError as error:
         return fail(program, str(error), 1)
-    except (MemoryError, RuntimeError, OSError) as error:
-        if (message := out_of_memory(error)) is None:
-            raise
-        return fail(program, f"{message}; lower the batch size, or use a machine with more memory", 1)
     except KeyboardInterrupt:
         return fail(program, "interrupted", 130)
+    except Exception as error:
+        if isinstance(error, MemoryError | RuntimeError | OSError) and (message := out_of_memory(error)) is not None:
+            return fail(program, f"{message}; lower the batch size, or use a machine with more memory", 1)
+        if (failure := _storage_failure(error)) is None:
+            raise
+        return fail(program, str(failure), 1)
     return 0
+
+
+def _storage_failure(error: Exception) -> UserError | None:
+    """Return the failure of storage that another library's error is about, such as Ray's; None for any other error."""
+    if "ray" not in sys.modules:
+        return None
+    from landmark.runtime import lost_storage, own_error
+    from landmark.storage import StorageError
+
+    own = own_error(error) or lost_storage(error)
+    return own if isinstance(own, StorageError) else None
 
 
 def parse(

@@ -17,6 +17,7 @@ from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 
 from landmark.config import STOPPED, ClusterConfig, UserError
+from landmark.storage import StorageError, storage_error
 
 PROBE_TIMEOUT_S = 10
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
@@ -146,3 +147,11 @@ def own_error(error: BaseException) -> UserError | None:
         if isinstance(kind, type) and issubclass(kind, UserError):
             return kind(text)
     return None
+
+
+def lost_storage(error: BaseException) -> StorageError | None:
+    """Return an error of pyarrow's client of object storage that Ray raised, or that is in Ray's text; None for any other."""
+    if isinstance(error, OSError) and "AWS Error" in str(error):
+        return storage_error("object storage", error)
+    lines = [line for line in str(error).splitlines() if "AWS Error" in line and line.startswith("OSError: ")]
+    return storage_error("object storage", OSError(lines[-1])) if lines else None

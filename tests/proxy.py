@@ -5,6 +5,7 @@ It passes bytes on as they are, so that signatures hold. What it does is changed
 
 import asyncio
 import contextlib
+import socket
 import threading
 
 BLOCK_BYTES = 16 << 10
@@ -39,7 +40,9 @@ class Proxy:
 
     def __enter__(self) -> "Proxy":
         self._thread.start()
-        server = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, "127.0.0.1", 0), self._loop)
+        listening = socket.create_server(("127.0.0.1", 0))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)  # what is sent is not in a buffer here
+        server = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, sock=listening), self._loop)
         self._server = server.result(10)
         self.port = self._server.sockets[0].getsockname()[1]
         return self

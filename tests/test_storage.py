@@ -23,6 +23,7 @@ from landmark.storage import (
     check_writable,
     locate,
     retrying,
+    storage_error,
 )
 from tests.seaweed import Seaweed
 
@@ -208,3 +209,78 @@ def test_a_killed_writer_leaves_the_old_file_whole(tmp_path: Path):
         writer.send_signal(signal.SIGKILL)
     data = target.read_bytes()
     assert len(data) == 3_000_000 and len(set(data)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "line"),
+    [
+        (
+            "ExpiredToken (HTTP status 400): The provided token has expired.",
+            PermanentStorageError,
+            "credentials have expired",
+        ),
+        (
+            "AuthorizationHeaderMalformed (HTTP status 400): the region 'us-east-1' is wrong; expecting 'eu-west-3'",
+            PermanentStorageError,
+            r"in the region eu-west-3, not in us-east-1; set AWS_REGION=eu-west-3",
+        ),
+        (
+            "UNKNOWN (HTTP status 301) during GetObject operation",
+            PermanentStorageError,
+            "another region than us-east-1",
+        ),
+        (
+            "UNKNOWN (HTTP status 400) during HeadObject operation: No response body.",
+            PermanentStorageError,
+            "AWS_SESSION_TOKEN",
+        ),
+        ("InternalError (HTTP status 500): We encountered an internal error", TransientStorageError, "failed"),
+    ],
+)
+def test_the_words_of_clients_name_the_cause(text, kind, line):
+    with pytest.raises(kind, match=line):
+        raise storage_error("s3://b/x", OSError(f"AWS Error {text}"))
+
+
+class Refusing(ThreadingHTTPServer):
+    """Refuses every request as S3 does, with one reason."""
+
+    def __init__(self, status: int, headers: dict[str, str], body: str) -> None:
+        super().__init__(("127.0.0.1", 0), _RefusingHandler)
+        self.answer = status, headers, body
+
+
+class _RefusingHandler(_ThrottleHandler):
+    server: Refusing
+
+    def do_GET(self) -> None:
+        status, headers, body = self.server.answer
+        self.answer(status, headers, b"" if self.command == "HEAD" else body.encode())
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "line"),
+    [
+        (
+            400,
+            {},
+            "<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>",
+            "the credentials have expired; renew AWS_ACCESS_KEY_ID",
+        ),
+        (
+            301,
+            {"x-amz-bucket-region": "eu-west-3"},
+            "<Error><Code>PermanentRedirect</Code><Message>Another endpoint.</Message></Error>",
+            "the bucket is in the region eu-west-3, not in us-east-1; set AWS_REGION=eu-west-3",
+        ),
+    ],
+)
+def test_expired_credentials_and_a_wrong_region_are_named(monkeypatch, status, headers, body, line):
+    with Refusing(status, headers, body) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        place = locate("s3://bucket/folder")
+        for action in (place.exists, place.names, place.read_bytes, place.open_input, lambda: check_writable(place)):
+            with pytest.raises(UserError, match=line):
+                action()
+        server.shutdown()

@@ -164,6 +164,8 @@ class TuneConfig:
     """What becomes of the best trial: its checkpoint is taken as it is, or its recipe is trained anew, to its last epoch."""
     test: Literal["best", "all", "none"] = "best"
     """Which trials' models are evaluated on the test split at the end."""
+    retry_failed: bool = False
+    """Run the failed trials of an existing study again, each from its newest checkpoint."""
     dry_run: bool = False
     """Print the trials, what they need and what they may cost, and start nothing."""
     tensorboard: bool = True

@@ -132,7 +132,7 @@ class TrialRecord:
         return sorted(self.rows, key=lambda epoch: (-score(self.rows[epoch][metric], mode), epoch))
 
 
-REPLAYED = ("report", "decision", "ended", "failed", "exploit planned", "exploit", "no exploit")
+REPLAYED = ("report", "decision", "ended", "failed", "retried", "exploit planned", "exploit", "no exploit")
 """Events of a trial that a restart takes up."""
 
 
@@ -219,6 +219,14 @@ class StudyRecord:
         self._note("failed", trial=trial.plan.name, error=error)
         self.end(trial)
 
+    def retry_failed(self) -> int:
+        """Let the trials that failed in earlier calls wait to run again; returns their number."""
+        failed = [trial for trial in self.trials.values() if trial.error is not None]
+        for trial in failed:
+            trial.error, trial.state = None, "waiting"
+            self._note("retried", trial=trial.plan.name)
+        return len(failed)
+
     def plan_exploit(self, exploit: Exploit, plan: TrialPlan) -> None:
         """Note that a trial is to continue with another's weights, with a changed plan."""
         self.trials[exploit.trial].planned = PlannedExploit(exploit=exploit, plan=plan)
@@ -286,6 +294,8 @@ class StudyRecord:
             trial.planned = None
         elif kind == "failed":
             trial.error = event["error"]
+        elif kind == "retried":
+            trial.error, trial.state = None, "waiting"
         else:
             trial.state = "ended"
 

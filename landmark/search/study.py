@@ -212,6 +212,7 @@ def _absolute(config: TuneConfig) -> TuneConfig:
         dataset=locate(config.dataset).uri,
         datasets={name: locate(uri).uri for name, uri in config.datasets.items()},
         output=locate(config.output).uri,
+        retry_failed=False,  # what a call asks for, not what the study is
         recipe=dataclasses.replace(config.recipe, model=absolute_weights(config.recipe.model)),
     )
 
@@ -225,6 +226,8 @@ def run_trials(study: Study, lease: Lease) -> Outcome:
     journal = Journal(study.location, lambda: lease.lost)
     record = StudyRecord(journal)
     record.restore(journal.read(), lambda number, point: study.space.plan(number, point, study.config.recipe))
+    if study.config.retry_failed:
+        print(f"{study.config.name}: {record.retry_failed()} failed trials run again", file=sys.stderr, flush=True)
     population = Population(study.space, study.config.recipe, record)
     rule = build_rule(
         record,

@@ -36,7 +36,7 @@ from landmark.logs import begin_log, log
 from landmark.search.record import ERROR, FIRST_STEP, NOT_TAKEN, REPORTED, TAKEN, WEIGHTS, Exploit
 from landmark.search.relay import Relay
 from landmark.search.space import TrialPlan
-from landmark.storage import Location, locate
+from landmark.storage import Location, TransientStorageError, locate, resuming
 from landmark.training.checkpoints import Snapshot
 from landmark.training.distributed import RECOVERED, fit_workers
 from landmark.training.local import default_device
@@ -54,7 +54,7 @@ END_TIMEOUT_S = 120
 POLL_S = 1.0
 END_WORKERS_S = 15.0
 """Seconds that the workers of a trial that ended may take to come to the end of their epoch."""
-TRANSIENT = (OSError, ray.exceptions.RayError, torch.OutOfMemoryError)
+TRANSIENT = (TransientStorageError, OSError, ray.exceptions.RayError, torch.OutOfMemoryError)
 """Errors that another attempt may not meet: storage, a lost process or node, memory that other trials had."""
 
 
@@ -174,12 +174,13 @@ def run_trial(config: dict[str, Any]) -> None:
 
     An error that would repeat itself is reported as the trial's result instead of raised, and so the process serves the
     next trial. One that may pass is raised, and a process may die: Ray Tune starts the trial again, up to
-    workers.max_failures times.
+    workers.max_failures times. An outage of storage is waited for first, and takes none of them.
     """
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(END_TIMEOUT_S)
     _free_memory()
+    workers = from_mapping(WorkersConfig, config["workers"], "the study's workers")
     try:
-        _train(config["trial"], from_mapping(WorkersConfig, config["workers"], "the study's workers"))
+        resuming(lambda: _train(config["trial"], workers), get_session().stop_event)
     except TRANSIENT:
         raise
     except Exception as error:

@@ -1,9 +1,16 @@
 """Places that hold files: a URI becomes a filesystem, files appear whole or not at all, failures that pass are waited for."""
 
-from landmark.storage.errors import NotFound, PermanentStorageError, StorageError, TransientStorageError, restated
+from landmark.storage.errors import (
+    NotFound,
+    PermanentStorageError,
+    StorageError,
+    TransientStorageError,
+    restated,
+    storage_error,
+)
 from landmark.storage.exclusive import create
 from landmark.storage.location import Location, check_writable, lacks_bucket, locate
-from landmark.storage.retry import alive, hanging, outage_s, retrying
+from landmark.storage.retry import alive, hanging, resuming, retrying
 from landmark.storage.s3 import REQUEST_TIMEOUT_S
 from landmark.storage.transfer import Stream
 from landmark.storage.uri import joined, scheme_of
@@ -23,8 +30,9 @@ __all__ = [
     "joined",
     "lacks_bucket",
     "locate",
-    "outage_s",
     "restated",
+    "resuming",
     "retrying",
     "scheme_of",
+    "storage_error",
 ]

@@ -185,6 +185,6 @@ _FAILURES: tuple[tuple[type[StorageError], tuple[str, ...], Callable[[str], str]
         ),
         _failing,
     ),
-    (PermanentStorageError, ("HTTP status 400) during HeadObject", "(400) when calling the HeadObject"), _refused),
+    (PermanentStorageError, ("HTTP status 400) during HeadObject", "(400) when calling the Head"), _refused),
 )
 """Kinds of failures, by words in the messages of pyarrow's and botocore's clients; the first that fits counts."""

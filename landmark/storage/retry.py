@@ -19,6 +19,8 @@ DEADLINE_S = 90
 OUTAGE_S = 1800
 """Seconds for which storage that answered this process before may be gone; LANDMARK_STORAGE_OUTAGE_S overrides it."""
 LONGEST_PAUSE_S = 8
+LONGEST_WORK_PAUSE_S = 60
+LONG_WORK_S = 600
 WARN_S = 15
 """Seconds of an outage after which a warning is printed, once an outage."""
 
@@ -53,6 +55,29 @@ def retrying(uri: str, operation: Callable[[], T]) -> T:
             outage.over()
             return result
         outage.pause()
+
+
+def resuming(work: Callable[[], T], stopping: threading.Event | None = None) -> T | None:
+    """Run work that resumes by itself, again where storage fails for longer than its own patience; returns its result.
+
+    Processes that start during an outage fail early, so the outage is waited for here. Raises TransientStorageError when it
+    lasts longer than an outage may. stopping: ends the wait; None is returned.
+    """
+    since, pause_s = 0.0, 1.0
+    while True:
+        begun = time.monotonic()
+        try:
+            return work()
+        except TransientStorageError as error:
+            now = time.monotonic()
+            if not since or now - begun > max(outage_s(), LONG_WORK_S):  # longer than an outage: it had ended
+                since, pause_s = now, 1.0
+            if now + pause_s > since + outage_s():
+                raise
+            print(f"warning: {error}; trying again in {pause_s:.0f} s", file=sys.stderr, flush=True)
+        if (stopping or threading.Event()).wait(pause_s):
+            return None
+        pause_s = min(2 * pause_s, LONGEST_WORK_PAUSE_S)
 
 
 class _Outage:

@@ -23,6 +23,7 @@ REQUEST_TIMEOUT_S = 15
 """Seconds that a server may take for its answer to a request, or for the next bytes of it."""
 CONNECTIONS = 64
 READ_BYTES = 1 << 20
+PAGE_KEYS = 1000
 TAIL_BYTES = 64 << 10
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 
@@ -223,8 +224,7 @@ def head(uri: str) -> dict[str, Any]:
         try:
             return client().head_object(Bucket=bucket, Key=key)
         except Exception as error:
-            if _status(error) in (http.HTTPStatus.BAD_REQUEST, http.HTTPStatus.MOVED_PERMANENTLY):
-                client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)  # an answer that has a reason
+            _explain(error, bucket)
             raise
 
 
@@ -236,14 +236,21 @@ def has_bucket(uri: str) -> bool:
         except Exception as error:
             if _status(error) == http.HTTPStatus.NOT_FOUND:
                 return False
+            _explain(error, split_s3(uri)[0])
             raise
     return True
 
 
-def list_page(uri: str, token: str | None, *, recursive: bool, limit: int = 1000) -> Page:
+def _explain(error: Exception, bucket: str) -> None:
+    """Raise the reason of a refusal that came without one, as answers to HEAD requests do."""
+    if _status(error) in (http.HTTPStatus.BAD_REQUEST, http.HTTPStatus.MOVED_PERMANENTLY):
+        client().list_objects_v2(Bucket=bucket, MaxKeys=1)
+
+
+def list_page(uri: str, token: str | None, *, recursive: bool, limit: int | None = None) -> Page:
     """Return one page of what is below a folder, the marks of empty folders included; token: of the page before."""
     bucket, key = split_s3(uri)
-    options: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "MaxKeys": limit}
+    options: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "MaxKeys": limit or PAGE_KEYS}
     options |= {} if recursive else {"Delimiter": "/"}
     options |= {"ContinuationToken": token} if token else {}
     with _translated():
@@ -289,9 +296,15 @@ def delete(uri: str) -> None:
 
 def delete_all(uri: str, keys: list[str]) -> None:
     """Delete up to 1000 objects of the bucket of a URI."""
+    bucket, answer = split_s3(uri)[0], {}
+    together = [{"Key": key} for key in keys if key.isprintable() and key == key.strip()]
     with _translated():
-        objects = [{"Key": key} for key in keys]
-        answer = client().delete_objects(Bucket=split_s3(uri)[0], Delete={"Objects": objects, "Quiet": True})
+        if together:
+            answer = client().delete_objects(Bucket=bucket, Delete={"Objects": together, "Quiet": True})
+        for key in keys:  # a list of keys is XML, which changes control characters and blanks at the ends
+            if not key.isprintable() or key != key.strip():
+                client().delete_object(Bucket=bucket, Key=key)
+                alive()
     for failed in answer.get("Errors", ()):
         raise OSError(f"AWS Error {failed.get('Code')} for {failed.get('Key')}: {failed.get('Message')}")
 

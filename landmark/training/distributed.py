@@ -20,8 +20,8 @@ from landmark.config import TrainConfig, UserError, from_mapping, to_mapping, to
 from landmark.data.selection import open_dataset
 from landmark.logs import begin_log, log
 from landmark.outofmemory import killed_for_memory
-from landmark.runtime import own_error, quiet_data
-from landmark.storage import Location, locate
+from landmark.runtime import lost_storage, own_error, quiet_data
+from landmark.storage import Location, TransientStorageError, locate, restated
 from landmark.training.backends import backend_config, join_backend
 from landmark.training.board import ANSWER_S, Pulse, new_board, printed_lines, verdict_of
 from landmark.training.checkpoints import Snapshot
@@ -242,8 +242,8 @@ def fit_workers(config: TrainConfig, run: Location, *, relay: Any | None = None,
         with printed_lines(board) if shown else contextlib.nullcontext(), watched(board, config.workers.stall_s, print):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
-        told = verdict_of(board) or worker_message(error)
-        raise UserError(f"training failed: {told}") from error
+        verdict, worker = verdict_of(board), worker_error(error)
+        raise restated(None if verdict else worker, f"training failed: {verdict or worker}") from error
     finally:
         verdict = verdict_of(board)
         ray.kill(board)
@@ -279,12 +279,14 @@ def gpus_per_worker(gpus: float | None) -> float:
     return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 
-def worker_message(error: BaseException) -> str:
-    """Return the first worker's own message out of Ray's wrapped errors: its last line."""
+def worker_error(error: BaseException) -> UserError:
+    """Return the first worker's own error out of Ray's wrapping; of another one, or of Ray Train's own files, the last line."""
     failures = getattr(error, "worker_failures", None) or {}
     cause = next(iter(failures.values()), error)
+    if (own := own_error(cause) or lost_storage(cause)) is not None:
+        return own
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return str(own_error(cause) or (lines[-1] if lines else type(cause).__name__))
+    return UserError(lines[-1] if lines else type(cause).__name__)
 
 
 def _work(values: dict[str, Any]) -> None:
@@ -312,6 +314,8 @@ def _work(values: dict[str, Any]) -> None:
                 session.store.close()
     except TrialEnded:
         return
+    except TransientStorageError:
+        raise  # another start may find the storage again
     except UserError as error:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(board.give_up.remote(str(error)), timeout=ANSWER_S)

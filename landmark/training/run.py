@@ -11,7 +11,7 @@ from landmark.config import ModelConfig, TrainConfig, UserError, from_mapping, r
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
 from landmark.environment import describe_environment
-from landmark.storage import Location, check_writable, locate
+from landmark.storage import Location, check_writable, locate, resuming
 from landmark.training.batches import check_batches
 from landmark.training.checkpoints import read_meta
 from landmark.training.failures import memory_errors, ray_errors
@@ -136,7 +136,7 @@ def _fit_workers(config: TrainConfig, run: Location) -> None:
     connect(config.cluster)
     config = dataclasses.replace(config, workers=effective_workers(config.workers, [config.loader]))
     check_room(config)
-    fit_workers(config, run, shown=True)
+    resuming(lambda: fit_workers(config, run, shown=True))
 
 
 def _as_begun(config: TrainConfig) -> TrainConfig:

@@ -12,7 +12,7 @@ from typing import Any
 from landmark.config import CheckpointConfig, UserError
 from landmark.evaluation.ranking import score
 from landmark.logs import log
-from landmark.storage import Location, NotFound
+from landmark.storage import Location, NotFound, restated
 from landmark.training.checkpoints import CHECKPOINTS, CHECKSUMS, FILES, INDEX, DamagedCheckpoint, Snapshot, check_files
 
 Tell = Callable[[str], object]
@@ -89,9 +89,10 @@ class CheckpointStore:
         """Wait for the last snapshot; raises UserError where it could not be stored."""
         self.flush()
         if self.error is not None:
-            raise UserError(
+            raise restated(
+                self.error,
                 f"the last checkpoint could not be stored ({self.error}); make room or mend the storage, then run the same "
-                f"again: it goes on from {self.index['kept'][0] if self.index['kept'] else 'the beginning'}"
+                f"again: it goes on from {self.index['kept'][0] if self.index['kept'] else 'the beginning'}",
             )
 
     def _store(self, snapshot: Snapshot, metrics: dict[str, float] | None) -> None:

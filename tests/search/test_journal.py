@@ -47,6 +47,32 @@ def test_a_damaged_line_is_named(tmp_path):
         list(Journal(locate(tmp_path)).read())
 
 
+def test_failed_trials_run_again_where_that_is_asked_for(tmp_path):
+    record = StudyRecord(Journal(locate(tmp_path)))
+    record.begin(2)
+    one, two = (record.propose(plan_of(number, {"optimizer.lr": 0.1 * number})) for number in (1, 2))
+    record.add(one, result(1, 0.2, 11.0))
+    record.add(one, {ERROR: "s3://b/x: cannot reach the object storage", REPORTED: 12.0})
+    for epoch in range(1, 5):
+        record.add(two, result(epoch, 0.2, 20.0 + epoch))
+    record.end(two)
+
+    def restored() -> StudyRecord:
+        found = StudyRecord(Journal(locate(tmp_path)))
+        found.restore(found.journal.read(), plan_of)
+        return found
+
+    again = restored()
+    assert again.trials["001"].status() == "failed" and again.trials["001"].state == "ended"
+    assert again.retry_failed() == 1
+    again.flush()
+    for record in (again, restored()):
+        trial, other = record.trials["001"], record.trials["002"]
+        assert trial.state == "waiting" and trial.error is None and trial.epochs_run == 1
+        assert other.state == "ended" and other.status() == "finished"
+    assert restored().retry_failed() == 0
+
+
 def test_a_record_is_taken_up_as_it_was(tmp_path):
     journal = Journal(locate(tmp_path))
     record = StudyRecord(journal)
