@@ -50,8 +50,15 @@ class Proxy:
     def __exit__(self, *error: object) -> None:
         self._loop.call_soon_threadsafe(self._server.close)
         self.go_away()
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+
+    async def _end(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def go_away(self) -> None:
         """Break all connections, and every new one at once, until `come_back`."""

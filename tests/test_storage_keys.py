@@ -1,6 +1,7 @@
 """Keys and file names: each legal one is read, written, listed and deleted as it is."""
 
 import string
+import uuid
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,7 +46,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(NAME, min_size=1, max_size=3, unique=True))
 def test_any_name(place: Location, names: list[str]):
-    folder = place / "any"
+    folder = place / uuid.uuid4().hex
     for number, name in enumerate(names):
         (folder / name / f"{name}.jpg").write_bytes(b"%d" % number)
     paths = sorted(f"{name}/{name}.jpg" for name in names)

@@ -241,6 +241,10 @@ def fit_workers(config: TrainConfig, run: Location, *, relay: Any | None = None,
     try:
         with printed_lines(board) if shown else contextlib.nullcontext(), watched(board, config.workers.stall_s, print):
             trainer.fit()
+    except OSError as error:  # of Ray Train's own files
+        if (lost := lost_storage(error)) is None:
+            raise
+        raise lost from error
     except ray.train.TrainingFailedError as error:
         verdict, worker = verdict_of(board), worker_error(error)
         raise restated(None if verdict else worker, f"training failed: {verdict or worker}") from error
