@@ -13,7 +13,15 @@ from landmark.config.dataset import (
 )
 from landmark.config.errors import STOPPED, Stopped, UserError, nearest
 from landmark.config.evaluation import EvaluateConfig, IndexConfig, InferenceConfig, PredictConfig
-from landmark.config.files import from_mapping, load_yaml, parse_mapping, parse_yaml, to_mapping, to_yaml
+from landmark.config.files import (
+    from_mapping,
+    load_yaml,
+    parse_mapping,
+    parse_yaml,
+    to_mapping,
+    to_stored_yaml,
+    to_yaml,
+)
 from landmark.config.head import HeadConfig
 from landmark.config.input import AugmentConfig, LoaderConfig, ResizingConfig, SamplingConfig
 from landmark.config.optimization import ComputeConfig, EmaConfig, LossConfig, OptimizerConfig, ScheduleConfig
@@ -89,6 +97,7 @@ __all__ = [
     "recorded_subset",
     "resumed_subset",
     "to_mapping",
+    "to_stored_yaml",
     "to_yaml",
     "with_recorded_subset",
 ]

@@ -10,6 +10,7 @@ import pydantic
 import yaml
 
 from landmark.config.errors import UserError, nearest
+from landmark.config.secrets import mask_credentials
 from landmark.config.text import read_text
 
 T = TypeVar("T")
@@ -25,6 +26,11 @@ def to_mapping(config: Any) -> dict[str, Any]:
 def to_yaml(config: Any) -> str:
     """Return a config dataclass as YAML text that `parse_yaml` and `load_yaml` read back."""
     return yaml.safe_dump(to_mapping(config), sort_keys=False)
+
+
+def to_stored_yaml(config: Any) -> str:
+    """Return a config as `to_yaml` does, for a file: URIs carry no credentials."""
+    return mask_credentials(to_yaml(config))
 
 
 def load_yaml(kind: type[T], path: str | Path) -> T:

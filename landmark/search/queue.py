@@ -28,6 +28,10 @@ class TrialQueue(Searcher):
         self.most = most
         self._told = set[str]()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing of the study's config: Ray Tune stores its searcher beside the study, which holds no credentials."""
+        return {**self.__dict__, "values_of": None}
+
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial's config; None while there are enough or all wait for others, FINISHED when all have ended."""
         self._tell_ended()

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import ray
 
-from landmark.config import Recipe, TrainConfig, UserError
+from landmark.config import Recipe, TrainConfig, UserError, mask_credentials
 from landmark.environment import describe_environment
 from landmark.runtime import connect
 from landmark.search.leaderboard import (
@@ -83,7 +83,7 @@ def write_results(study: Study, outcome: Outcome) -> tuple[dict[str, Any], list[
 def write_summary(study: Study, outcome: Outcome, best: Best | None) -> dict[str, Any]:
     """Write study.json; returns its values."""
     summary = summarise(study, outcome, best)
-    (study.location / "study.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (study.location / "study.json").write_text(mask_credentials(json.dumps(summary, indent=1)) + "\n")
     return summary
 
 

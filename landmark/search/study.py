@@ -16,11 +16,12 @@ from landmark.config import (
     TuneConfig,
     UserError,
     from_mapping,
+    mask_credentials,
     parse_mapping,
     parse_yaml,
     resumed_subset,
     to_mapping,
-    to_yaml,
+    to_stored_yaml,
     with_recorded_subset,
 )
 from landmark.data.dataset import PackedDataset
@@ -191,7 +192,8 @@ def check_same_study(
         known = json.loads((location / DATASETS).read_text())
     except NotFound:  # a study of a version that knew datasets by their place
         known = None
-    other = [key for key in SAME if getattr(before, key) != getattr(_absolute(config), key)]
+    now = _absolute(config)
+    other = [key for key in SAME if _stored(getattr(before, key)) != _stored(getattr(now, key))]
     if known is not None:
         other = [key for key in other if key not in ("dataset", "datasets")]
         found = content_ids(datasets)
@@ -203,6 +205,11 @@ def check_same_study(
         raise UserError(
             f"{location}: a study of this name is there, with another {', '.join(other)}; choose another --name, or delete that folder"
         )
+
+
+def _stored(setting: Any) -> str:
+    """Return a setting as a study's files hold it."""
+    return mask_credentials(repr(setting))
 
 
 def _absolute(config: TuneConfig) -> TuneConfig:
@@ -264,7 +271,7 @@ def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper, termin
     room = room_of(study)
     if config.resize_once:
         study = dataclasses.replace(study, trained_on=resize_datasets(study))
-    (study.location / "config.yaml").write_text(to_yaml(_absolute(config)))
+    (study.location / "config.yaml").write_text(to_stored_yaml(_absolute(config)))
     (study.location / "space.yaml").write_text(study.space.text)
     (study.location / DATASETS).write_text(json.dumps(content_ids(study.datasets), indent=1) + "\n")
     # All processes start at once. No trial is given ahead: Ray Tune would begin to start a process for it, too, and then

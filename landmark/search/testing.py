@@ -15,6 +15,7 @@ from landmark.config import (
     UserError,
     WorkersConfig,
     from_mapping,
+    mask_credentials,
     to_mapping,
 )
 from landmark.data.dataset import PackedDataset
@@ -70,7 +71,7 @@ class ModelTest:
             found = json.loads((locate(self.folder) / DONE).read_text())
         except (NotFound, json.JSONDecodeError):
             return None
-        return found if found["checkpoint"] == self.checkpoint else None
+        return found if found["checkpoint"] == mask_credentials(self.checkpoint) else None
 
 
 def run_test(test: ModelTest, *, quiet: bool = True) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def run_test(test: ModelTest, *, quiet: bool = True) -> dict[str, Any]:
     else:
         (folder / PARTS).delete()
     topk = {str(k): share for k, share in found.topk.items()}
-    values = {"checkpoint": test.checkpoint, "topk": topk, "baselines": found.baselines}
+    values = {"checkpoint": mask_credentials(test.checkpoint), "topk": topk, "baselines": found.baselines}
     (folder / DONE).write_text(json.dumps(values, indent=1) + "\n")
     return values
 

@@ -18,9 +18,10 @@ from landmark.config import (
     UserError,
     from_mapping,
     load_yaml,
+    mask_credentials,
     parse_yaml,
     to_mapping,
-    to_yaml,
+    to_stored_yaml,
     with_recorded_subset,
 )
 from landmark.data.dataset import PackedDataset
@@ -88,8 +89,8 @@ class Snapshot:
         """Write the checkpoint into an existing directory."""
         safetensors.torch.save_file(self.weights, directory / "model.safetensors")
         torch.save(self.state, directory / "state.pt")
-        (directory / "config.yaml").write_text(to_yaml(self.recipe))
-        (directory / "meta.json").write_text(json.dumps(to_mapping(self.meta), indent=1) + "\n")
+        (directory / "config.yaml").write_text(to_stored_yaml(self.recipe))
+        (directory / "meta.json").write_text(mask_credentials(json.dumps(to_mapping(self.meta), indent=1)) + "\n")
         sums = {name: _sha256(directory / name) for name in FILES}
         (directory / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
 

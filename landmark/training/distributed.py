@@ -16,7 +16,7 @@ from ray._private.worker import global_worker
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from torch import nn
 
-from landmark.config import TrainConfig, UserError, from_mapping, to_mapping, to_yaml
+from landmark.config import TrainConfig, UserError, from_mapping, to_mapping, to_stored_yaml
 from landmark.data.selection import open_dataset
 from landmark.logs import begin_log, log
 from landmark.outofmemory import killed_for_memory
@@ -84,7 +84,7 @@ class TrainWorkerSession:
     def prepare(self, model: nn.Module) -> nn.Module:
         """Let the backend wrap the model; training begins."""
         if self.rank == 0 and self.relay is None:
-            (self.store.run / "config.yaml").write_text(to_yaml(self.config))
+            (self.store.run / "config.yaml").write_text(to_stored_yaml(self.config))
         self.first_step_at = time.time()
         self.weights = sum(parameter.numel() for parameter in model.parameters())
         return self.backend.prepare(model)

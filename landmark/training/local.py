@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from landmark.config import Stopped, TrainConfig, to_yaml
+from landmark.config import Stopped, TrainConfig, to_stored_yaml
 from landmark.storage import Location
 from landmark.training.checkpoints import Snapshot
 from landmark.training.pace import Pace
@@ -42,7 +42,7 @@ class LocalSession:
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return the model itself; training begins."""
-        (self.store.run / "config.yaml").write_text(to_yaml(self.config))
+        (self.store.run / "config.yaml").write_text(to_stored_yaml(self.config))
         return model
 
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from landmark.config import (
     TrainConfig,
     UserError,
     from_mapping,
+    mask_credentials,
     parse_mapping,
     parse_yaml,
     to_mapping,
@@ -98,10 +99,15 @@ def differences(before: TrainConfig, after: TrainConfig, finished: int) -> Itera
     """Yield the settings that differ but for the dataset; finished: epochs that the run has finished."""
     old, new = dict(_leaves(to_mapping(before))), dict(_leaves(to_mapping(after)))
     for key in new:
-        if key in PLACE or key == "dataset" or str(old[key]) == str(new[key]):
+        if key in PLACE or key == "dataset" or _shown(old[key]) == _shown(new[key]):
             continue
         resumable = new[key] >= finished if key == "epochs" else key.startswith(RESUMABLE)
         yield Change(key=key, old=old[key], new=new[key], resumable=resumable)
+
+
+def _shown(value: Any) -> str:
+    """Return a setting as a run's files hold it."""
+    return mask_credentials(str(value))
 
 
 def resume_lines(run: Location, config: TrainConfig, changes: list[Change]) -> Iterator[str]:

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from landmark.config import ModelConfig, TrainConfig, UserError, from_mapping, resumed_subset, to_mapping
+from landmark.config import (
+    ModelConfig,
+    TrainConfig,
+    UserError,
+    from_mapping,
+    mask_credentials,
+    resumed_subset,
+    to_mapping,
+)
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
 from landmark.environment import describe_environment
@@ -96,7 +104,7 @@ def run_training(config: TrainConfig) -> RunResult:
         dataset=config.dataset,
         environment=describe_environment(),
     )
-    (run / "run.json").write_text(json.dumps(to_mapping(result), indent=1) + "\n")
+    (run / "run.json").write_text(mask_credentials(json.dumps(to_mapping(result), indent=1)) + "\n")
     return result
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from ray import cloudpickle
 from ray.tune.search import Searcher
 
 from landmark.config import Recipe, SchedulerConfig
@@ -39,6 +40,12 @@ class Few:
 
 def queue(rule: Rule, proposals: Few, most: int) -> TrialQueue:
     return TrialQueue(rule, proposals, lambda trial: {"name": trial.plan.name}, most)
+
+
+def test_what_ray_tune_stores_of_the_queue_holds_no_credentials():
+    secret = "http://me:secret@host"
+    given = TrialQueue(Rule(StudyRecord(), SchedulerConfig(), *MAX), Few(1), lambda trial: {"uri": secret}, 1)
+    assert b"secret" not in cloudpickle.dumps(given) and b"secret" in cloudpickle.dumps(given.values_of)
 
 
 def test_trials_are_given_up_to_the_room_and_the_searcher_hears_of_each_once():
