@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # torch comes with it: seconds until the board's process is t
     from landmark.training.session import Phase
 
 BEAT_S = 1.0
+SILENT_S = 5 * BEAT_S
+"""Seconds without a beat after which a process counts as stopped: its pulse does not wait for its loop."""
 ANSWER_S = 20.0
 """Seconds that the board may take to answer: longer, and its node is busy or gone."""
 
@@ -41,6 +43,7 @@ class Board:
         self.lines: list[str] = []
         self.fatal: str | None = None
         self.beats: dict[int, tuple[float, Beat]] = {}
+        self.save_asked = self.save_answered = 0
 
     def put(self, line: str) -> None:
         """Take a line."""
@@ -63,9 +66,25 @@ class Board:
         """Forget what a rank's process before this one told."""
         self.beats.pop(rank, None)
 
-    def beat(self, beat: Beat) -> None:
-        """Take a worker's beat."""
+    def beat(self, beat: Beat) -> int:
+        """Take a worker's beat; returns the number of a request to save that waits, 0 for none."""
         self.beats[beat.rank] = (time.monotonic(), beat)
+        return self.save_asked if self.save_asked > self.save_answered else 0
+
+    def ask_save(self) -> int:
+        """Take a request to save; returns its number."""
+        self.save_asked += 1
+        return self.save_asked
+
+    def saved(self, number: int) -> None:
+        """Take note that a request to save was met."""
+        self.save_answered = max(self.save_answered, number)
+
+    def needless(self, number: int) -> bool:
+        """Return whether a request to save was met, or cannot be or need not: no worker lives, or all steps were saved to validate."""
+        now = time.monotonic()
+        phases = {beat.phase for at, beat in self.beats.values() if now - at < SILENT_S}
+        return self.save_answered >= number or phases <= {"validating", "validated"}
 
     def seen(self) -> list[tuple[float, Beat]]:
         """Give each worker's last beat and the seconds since."""
@@ -123,6 +142,8 @@ class Pulse:
         self.beat = Beat(
             rank=rank, node=node, host=socket.gethostname(), pid=os.getpid(), moves=0, phase="starting", step=0
         )
+        self.save_asked = 0
+        """Number of a request to save that waits, 0 for none."""
         self._storing = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="landmark-pulse", daemon=True)
@@ -140,7 +161,15 @@ class Pulse:
         while not self._ended.wait(BEAT_S):
             # Storage has its own deadline, so that what it does comes to an end.
             self.beat.moves += self._storing > 0
-            self.board.beat.remote(self.beat)
+            with contextlib.suppress(ray.exceptions.RayError):
+                answered, _ = ray.wait([self.board.beat.remote(self.beat)], timeout=BEAT_S)
+                self.save_asked = ray.get(answered[0]) if answered else self.save_asked
+
+    def saved(self) -> None:
+        """Tell the board that a request to save was met."""
+        if self.save_asked:
+            self.board.saved.remote(self.save_asked)
+            self.save_asked = 0
 
     @contextlib.contextmanager
     def storing(self) -> Iterator[None]:

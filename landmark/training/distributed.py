@@ -19,11 +19,11 @@ from torch import nn
 from landmark.config import TrainConfig, UserError, from_mapping, to_mapping, to_stored_yaml
 from landmark.data.selection import open_dataset
 from landmark.logs import begin_log, log
-from landmark.outofmemory import killed_for_memory
 from landmark.runtime import lost_storage, own_error, quiet_data
 from landmark.storage import Location, TransientStorageError, locate, restated
 from landmark.training.backends import backend_config, join_backend
 from landmark.training.board import ANSWER_S, Pulse, new_board, printed_lines, verdict_of
+from landmark.training.callbacks import MemoryWatch, SaveBeforeResize
 from landmark.training.checkpoints import Snapshot
 from landmark.training.failures import less_memory, memory_errors
 from landmark.training.loop import fit
@@ -43,10 +43,6 @@ RECOVERED = "recovered"
 """Key of a report that may have been made before: the epoch of the checkpoint that a run goes on from."""
 RESIZE_S = 60.0
 """Seconds between two looks whether an elastic run can have more workers."""
-
-
-PEAK_STEPS = 100
-"""Steps within which a worker's memory has reached its peak."""
 
 
 class TrialEnded(Exception):
@@ -136,16 +132,32 @@ class TrainWorkerSession:
                 self.store.save(snapshot)
             if at_once:
                 self.store.flush()
+        if at_once and self.rank == 0 and self.pulse is not None:
+            self.pulse.saved()
 
     def _storing(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self.pulse is None else self.pulse.storing()
 
     def asked(self) -> bool:
-        """Return whether a node of the run is about to be taken away, of which nothing was said before."""
+        """Return whether a node of the run is about to be taken away, or the run is to have more or fewer workers."""
         if self.world_size == 1:  # asked at every step: Ray's answer costs a round of messages
             if time.monotonic() - self._asked_at < ASK_S:
                 return False
             self._asked_at = time.monotonic()
+        return self._preempted() | self._resized()
+
+    def _resized(self) -> bool:
+        """Return whether Ray Train waits for a checkpoint to change the number of workers: the same on all ranks."""
+        if self.pulse is None or not _is_elastic(self.config):
+            return False
+        mine = torch.tensor([float(self.rank == 0 and self.pulse.save_asked > 0)], device=self.device)
+        asked = bool(self.all_reduce(mine).item())
+        if asked and self.rank == 0:
+            self.store.tell("note: the run will have another number of workers: saving a checkpoint first")
+        return asked
+
+    def _preempted(self) -> bool:
+        """Return whether a node of the run is about to be taken away, of which nothing was said before."""
         notice = ray.train.get_preemption_info()
         fresh = set(notice.preempted_node_ids) - self._noticed if notice is not None else set()
         self._noticed |= fresh
@@ -186,28 +198,6 @@ class TrainWorkerSession:
         self.store.flush()
 
 
-class MemoryWatch(ray.train.UserCallback):
-    """Ends a run for good whose worker Ray kills for its node's memory within its first steps: another attempt would end alike.
-
-    Runs in Ray Train's controller. A worker that is killed later is replaced: the run got on, and others may have the memory.
-    Not for trials, where others of the study may have it.
-    """
-
-    def __init__(self, board: Any, remedy: str) -> None:
-        self.board = board
-        self.remedy = remedy
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Take note of what the workers raised."""
-        killed = next(filter(None, map(killed_for_memory, worker_exceptions.values())), None)
-        if killed is None:
-            return
-        with contextlib.suppress(ray.exceptions.RayError):
-            steps = [beat.step for _, beat in ray.get(self.board.seen.remote(), timeout=ANSWER_S)]
-            if max(steps, default=0) < PEAK_STEPS:
-                self.board.give_up.remote(f"{killed}; {self.remedy}, or place fewer workers on a node")
-
-
 class Trainer(ray.train.torch.TorchTrainer):
     """Ray Train's trainer without the watch over its placement group where there is no dashboard that could answer it.
 
@@ -236,7 +226,7 @@ def fit_workers(config: TrainConfig, run: Location, *, relay: Any | None = None,
         train_loop_config=values,
         torch_config=backend_config(config.workers),
         scaling_config=_scaling(config),
-        run_config=_run_config(config, run, [] if relay is not None else [MemoryWatch(board, less_memory(config))]),
+        run_config=_run_config(config, run, _callbacks(config, board, relay)),
     )
     try:
         with printed_lines(board) if shown else contextlib.nullcontext(), watched(board, config.workers.stall_s, print):
@@ -265,7 +255,7 @@ def _scaling(config: TrainConfig) -> ray.train.ScalingConfig:
     )
 
 
-def _run_config(config: TrainConfig, run: Location, callbacks: list[ray.train.UserCallback]) -> ray.train.RunConfig:
+def _run_config(config: TrainConfig, run: Location, callbacks: list[Any]) -> ray.train.RunConfig:
     local = run.local_path()
     return ray.train.RunConfig(
         name=RAY_FOLDER,
@@ -274,6 +264,16 @@ def _run_config(config: TrainConfig, run: Location, callbacks: list[ray.train.Us
         failure_config=ray.train.FailureConfig(max_failures=config.workers.max_failures),
         callbacks=callbacks,
     )
+
+
+def _callbacks(config: TrainConfig, board: Any, relay: Any | None) -> list[Any]:
+    """Return what Ray Train's controller calls."""
+    elastic = [SaveBeforeResize(board)] if _is_elastic(config) else []
+    return elastic if relay is not None else [*elastic, MemoryWatch(board, less_memory(config))]
+
+
+def _is_elastic(config: TrainConfig) -> bool:
+    return config.workers.least < config.workers.most
 
 
 def gpus_per_worker(gpus: float | None) -> float:

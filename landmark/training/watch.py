@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from landmark.training.board import ANSWER_S, BEAT_S, Beat
+from landmark.training.board import ANSWER_S, BEAT_S, SILENT_S, Beat
 
-SILENT_S = 5 * BEAT_S
-"""Seconds without a beat after which a process counts as stopped: its pulse does not wait for its loop."""
 START_S = 600.0
 """Seconds that a worker may take at least to its first step, and for that: models are built, and by option compiled."""
 WAITING = ("in a step", "validated")
