@@ -1,12 +1,13 @@
 """The journal of a study: every event of its trials in their order, so that another driver process can go on."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from landmark.config import UserError
-from landmark.storage import Location, NotFound
+from landmark.storage import Location, NotFound, TransientStorageError
 
 FOLDER = "journal"
 WHERE = "where"
@@ -56,18 +57,30 @@ class Journal:
         """Note an event; `flush` writes it."""
         if len(self._lines) >= SEGMENT_EVENTS:
             self.flush()
-            self.number, self._lines = self.number + 1, []
+            if not self._unwritten:
+                self.number, self._lines = self.number + 1, []
         self._lines.append(json.dumps({"event": event, "at": round(time.time(), 3), **values}))
         self._unwritten = True
 
-    def flush(self, *, due: bool = False) -> None:
-        """Write what was noted; due: only when the last time is a while ago."""
+    def flush(self, *, due: bool = False, final: bool = False) -> None:
+        """Write what was noted; due: only when the last time is a while ago.
+
+        While storage is unavailable the events are kept for the next time: Ray Tune calls this, and an error would end the
+        study. final: raises TransientStorageError then.
+        """
         if not self._unwritten or (due and time.monotonic() - self._written_at < INTERVAL_S):
             return
         if self.lost():
             return
-        (self.folder / f"{self.number:05d}.jsonl").write_text("\n".join(self._lines) + "\n")
-        self._unwritten, self._written_at = False, time.monotonic()
+        try:
+            (self.folder / f"{self.number:05d}.jsonl").write_text("\n".join(self._lines) + "\n")
+        except TransientStorageError as error:
+            if final:
+                raise
+            print(f"warning: {error}; events of the study are kept until it works again", file=sys.stderr, flush=True)
+        else:
+            self._unwritten = False
+        self._written_at = time.monotonic()
 
 
 def _number(name: str) -> int:

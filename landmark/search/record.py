@@ -299,10 +299,10 @@ class StudyRecord:
         else:
             trial.state = "ended"
 
-    def flush(self, *, due: bool = False) -> None:
+    def flush(self, *, due: bool = False, final: bool = False) -> None:
         """Write the journal; due: only when the last time is a while ago."""
         if self.journal is not None:
-            self.journal.flush(due=due)
+            self.journal.flush(due=due, final=final)
 
     def _note(self, event: str, **values: Any) -> None:
         if self.journal is not None:

@@ -256,7 +256,7 @@ def run_trials(study: Study, lease: Lease) -> Outcome:
         _run(study, scheduler, stopper, termination)
     lease.check()
     seconds, reason = stopper.seconds(), stopper.reason()
-    record.flush()
+    record.flush(final=True)
     open_ones = [trial for trial in record.trials.values() if trial.state != "ended"]
     for trial in open_ones if reason else []:
         trial.state = "ended"  # in this process alone: with a greater budget they go on

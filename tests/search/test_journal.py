@@ -9,7 +9,7 @@ from landmark.search.budget import BudgetStopper
 from landmark.search.journal import SEGMENT_EVENTS, Journal
 from landmark.search.record import ERROR, FIRST_STEP, REPORTED, TAKEN, WEIGHTS, Exploit, StudyRecord
 from landmark.search.space import TrialPlan
-from landmark.storage import locate
+from landmark.storage import Location, TransientStorageError, locate
 
 
 def plan_of(number: int, point: dict) -> TrialPlan:
@@ -36,6 +36,26 @@ def test_events_of_all_processes_come_back_in_order_from_files_of_bounded_size(t
     ]
     sizes = [len(path.read_text().splitlines()) for path in (tmp_path / "journal").iterdir()]
     assert len(sizes) == 6 and max(sizes) == SEGMENT_EVENTS
+
+
+def test_events_are_kept_while_storage_is_unavailable(tmp_path, monkeypatch, capsys):
+    journal = Journal(locate(tmp_path))
+    writes = Location.write_text
+
+    def unavailable(self: Location, text: str) -> None:
+        raise TransientStorageError(f"{self}: no answer")
+
+    monkeypatch.setattr(Location, "write_text", unavailable)
+    for number in range(SEGMENT_EVENTS + 10):
+        journal.add("e", number=number)
+    journal.flush()
+    assert "no answer; events of the study are kept" in capsys.readouterr().err
+    with pytest.raises(TransientStorageError):
+        journal.flush(final=True)
+    monkeypatch.setattr(Location, "write_text", writes)
+    journal.add("e", number=SEGMENT_EVENTS + 10)
+    journal.flush(final=True)
+    assert [event["number"] for event in Journal(locate(tmp_path)).read()] == list(range(SEGMENT_EVENTS + 11))
 
 
 def test_a_damaged_line_is_named(tmp_path):
