@@ -102,6 +102,10 @@ class Manifest:
     """Images refused."""
     splits: dict[str, SplitEntry]
     """train, val and test."""
+    relabelled: bool = False
+    """Whether labels are those of the catalog and not of the shards: classes without a usable image were left out."""
+    source_state: dict[str, Any] | None = None
+    """What told the source's files from others when they were listed; None: not known."""
 
     def to_json(self) -> str:
         """Return the manifest as JSON text."""
@@ -132,6 +136,7 @@ class PackedDataset:
     def __init__(self, location: Location, manifest: Manifest) -> None:
         self.location = location
         self.manifest = manifest
+        self.relabelled = manifest.relabelled
         self.uri = location.uri
         """What opens it again: `location`, unless it is cleaned; a subset's own choice apart."""
 

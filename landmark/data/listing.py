@@ -1,7 +1,9 @@
 """Listing of the files below a folder: each file once, links followed but never in a circle, one folder left out."""
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +66,17 @@ def nested_notes(root: Location, paths: list[str]) -> list[str]:
     return [
         f"{len(nested):,} images lie deeper than their class's folder and belong to that class, such as {root / nested[0]}"
     ]
+
+
+def shallow_state(root: Location, folders: Iterable[str]) -> dict[str, Any]:
+    """Return the state of the files directly in folders below a root, "" for itself; a folder that is missing has none."""
+    found = {}
+    for folder in folders:
+        with contextlib.suppress(NotFound):
+            for info in (root / folder if folder else root).infos(recursive=False):
+                if info.type == pafs.FileType.File:
+                    found[f"{folder}/{info.base_name}"] = info.size or 0, info.mtime_ns or 0
+    return _state(found)
 
 
 def holds_dataset(place: Location) -> bool:

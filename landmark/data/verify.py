@@ -103,6 +103,13 @@ def _check_rows(dataset: PackedDataset, piece: _Piece, table: pa.Table, row_grou
     """Compare a shard's rows with the catalog's."""
     problems = []
     found = {"image_id": table["image_id"], "label": table["label"], "row_group": pa.array(row_group, pa.int32())}
+    if dataset.manifest.relabelled:  # the catalog has its own labels: each of the shard's is one of them
+        pairs = pa.table({"ours": found.pop("label"), "theirs": piece.catalog["label"]}).group_by(["ours", "theirs"])
+        ours = pairs.aggregate([])["ours"]
+        if pc.count_distinct(ours).as_py() != len(ours):
+            problems.append(
+                f"{dataset.location}/catalog.parquet: label of {piece.entry.path}: one label is two in the catalog"
+            )
     for name, column in found.items():
         ours, theirs = column.to_pylist(), piece.catalog[name].to_pylist()
         wrong = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)

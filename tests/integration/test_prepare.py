@@ -1,6 +1,7 @@
 """The packing job for real: folders and drawings, to disk and S3, killed and run again, every image once."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,13 +12,26 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from landmark.config import FoldersConfig, PackingConfig, PrepareConfig, SplitConfig, SyntheticConfig, UserError
+from landmark.config import (
+    FoldersConfig,
+    LoaderConfig,
+    PackingConfig,
+    PrepareConfig,
+    SplitConfig,
+    SubsetConfig,
+    SyntheticConfig,
+    UserError,
+)
 from landmark.data.dataset import PackedDataset, read_table
+from landmark.data.loader import Loader
 from landmark.data.packing.job import pack_dataset
 from landmark.data.packing.shards import file_sha256
 from landmark.data.packing.sources import SyntheticSource, folder_source
+from landmark.data.selection import open_dataset
 from landmark.data.synthetic import draw_image, plan_images
+from landmark.data.verify import verify_dataset
 from landmark.storage import locate
+from tests.packed import picture
 from tests.seaweed import Seaweed
 
 ROOT = Path(__file__).parent.parent.parent
@@ -213,3 +227,43 @@ def test_shards_are_fair_samples(ray_cluster, tmp_path):
     for number in np.unique(shard):
         shares = np.bincount(labels[shard == number], minlength=4) / (shard == number).sum()
         assert shares == pytest.approx([0.25] * 4, abs=0.1)
+
+
+def test_a_class_without_a_readable_image_is_left_out_and_a_changed_source_is_told(ray_cluster, tmp_path):
+    """The labels in the shards were given before any image was read: the catalog's count."""
+    photos = tmp_path / "photos"
+    for number in range(24):
+        place = photos / "ad"[number % 2] / f"{number}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(picture(number % 2, number, 24))
+    (photos / "b").mkdir(exist_ok=True)
+    (photos / "b" / "notes.txt").write_text("no picture")
+    config = PrepareConfig(output=str(photos / "out"), folders=FoldersConfig(path=str(photos)))
+
+    def packed():
+        source = folder_source(str(photos), None, locate(config.output))
+        return pack_dataset(locate(config.output), source, config)
+
+    result = packed()
+    dataset = result.dataset
+    assert "1 classes are left out, as none of their images can be read: b" in result.notes
+    assert (dataset.class_names, dataset.manifest.classes) == (["a", "d"], 2)
+    assert list(verify_dataset(dataset)) == []
+    loader = LoaderConfig(image_size=16, batch_size=4, stream="thread", decode_threads=1)
+    for opened in (dataset, open_dataset(config.output, SubsetConfig(max_images=10))):
+        ids = opened.catalog("train")
+        samples, names = ids["sample"].to_pylist(), ids["image_id"].to_pylist()
+        expected = {sample: int(name) % 2 for sample, name in zip(samples, names, strict=True)}
+        with Loader(opened, "train", loader) as batches:
+            pairs = [(batch.samples.tolist(), batch.labels.tolist()) for batch in batches.epoch(1)]
+        shown = {sample: label for samples, labels in pairs for sample, label in zip(samples, labels, strict=True)}
+        assert shown == expected
+    assert packed().notes == []
+    (photos / "d" / "more.jpg").write_bytes(picture(1, 99, 24))
+    again = packed()
+    assert again.packed == 0
+    assert again.notes[0].startswith("the source changed since it was packed (26 files now, 25 then); ")
+    shutil.rmtree(photos / "a")
+    shutil.rmtree(photos / "d")
+    shutil.rmtree(photos / "b")
+    assert "25 then" in packed().notes[0]

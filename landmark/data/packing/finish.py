@@ -37,13 +37,24 @@ def finish(
 ) -> PackedDataset:
     """Write labels, catalog and rejects, then the manifest; the work folder goes last.
 
-    missing: planned images that never came, REJECTS_SCHEMA. Raises UserError where no image was packed.
+    missing: planned images that never came, REJECTS_SCHEMA. Classes without an image are left out: labels in the catalog are
+    then others than in the shards. Raises UserError where no image was packed, or those of one class only.
     """
     catalog = _catalog(output, plan, figures)
     if not len(catalog):
         raise UserError("no image could be packed; check the source")
     counts = np.bincount(catalog["label"].to_numpy(), minlength=len(plan.names))
-    labels = [list(range(len(plan.names))), plan.landmark_ids, plan.names, counts]
+    used = np.flatnonzero(counts)
+    if len(used) < min(2, len(plan.names)):
+        raise UserError(f"only the class {plan.names[used[0]]!r} has an image that can be read; check the source")
+    label_map = np.cumsum(counts > 0) - 1
+    catalog = catalog.set_column(
+        catalog.schema.get_field_index("label"),
+        catalog.schema.field("label"),
+        pa.array(label_map[catalog["label"].to_numpy()], pa.int32()),
+    )
+    names, landmark_ids = ([values[label] for label in used] for values in (plan.names, plan.landmark_ids))
+    labels = [list(range(len(used))), landmark_ids, names, counts[used]]
     write_table(output / "labels.parquet", pa.table(labels, schema=LABELS_SCHEMA))
     write_table(output / "catalog.parquet", catalog)
     write_table(output / "rejects.parquet", _rejects(output, plan, figures, missing))
@@ -58,7 +69,9 @@ def finish(
         short_side=config.packing.short_side,
         quality=config.packing.quality,
         row_group_rows=config.packing.row_group_rows,
-        classes=len(plan.names),
+        classes=len(used),
+        source_state=plan.source_state,
+        relabelled=len(used) < len(plan.names),
         rejects=refused + plan.faults,
         splits={split: _split_entry(split, plan.units, figures) for split in SPLITS},
     )

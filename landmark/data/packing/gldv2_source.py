@@ -20,8 +20,9 @@ from landmark.data.gldv2 import (
     read_images,
     tar_images,
 )
+from landmark.data.listing import shallow_state
 from landmark.data.packing.sources import Listing
-from landmark.data.stream import read_whole
+from landmark.data.stream import is_web, read_whole
 from landmark.storage import Location, locate
 
 
@@ -85,6 +86,10 @@ class Gldv2Source:
     def notes(self) -> list[str]:
         """Nothing that `listing` has not told."""
         return []
+
+    def state(self) -> dict[str, Any] | None:
+        """Return the state of the CSV files and tars; None on a web server, whose folders cannot be listed."""
+        return None if is_web(self.root) else shallow_state(self.root, ("", "metadata", "train"))
 
     def md5(self, tar: str) -> str | None:
         """Return the published MD5 of a tar, None where there is none or it is not to be checked."""

@@ -15,7 +15,7 @@ from landmark.data.packing.finish import finish
 from landmark.data.packing.gldv2_source import Gldv2Source
 from landmark.data.packing.join import Figures, drop_duplicates, find_missing, part_rejects
 from landmark.data.packing.plan import Plan, load_or_make, recorded_settings
-from landmark.data.packing.sources import Source
+from landmark.data.packing.sources import Source, changes, source_state
 from landmark.data.packing.units import PARTS_FOLDER, WORK_FOLDER
 from landmark.data.packing.worker import NO_ROW, Packer, part_file
 from landmark.progress import Progress
@@ -53,7 +53,7 @@ def pack_dataset(output: Location, source: Source, config: PrepareConfig) -> Pac
     refused. Raises UserError when more than packing.max_reject_share of the images are refused.
     """
     start = time.monotonic()
-    if (done := _finished(output, config)) is not None:
+    if (done := _finished(output, source, config)) is not None:
         return done
     check_writable(output)
     _check_tars(source, config)
@@ -74,11 +74,11 @@ def pack_dataset(output: Location, source: Source, config: PrepareConfig) -> Pac
         seconds=time.monotonic() - start,
         bytes_in=bytes_in,
         bytes_out=_size(dataset),
-        notes=plan.notes + _tar_notes(config, figures),
+        notes=plan.notes + _tar_notes(config, figures) + _class_notes(plan, dataset),
     )
 
 
-def _finished(output: Location, config: PrepareConfig) -> PackingResult | None:
+def _finished(output: Location, source: Source, config: PrepareConfig) -> PackingResult | None:
     """Return the finished dataset in `output`, if there is one of the same settings."""
     if not (output / "manifest.json").exists():
         return None
@@ -86,6 +86,12 @@ def _finished(output: Location, config: PrepareConfig) -> PackingResult | None:
     same, note = recorded_settings(dataset.manifest.source, config)
     if not same:
         raise UserError(f"{output}: holds a dataset of other settings; choose another --output, or delete it first")
+    notes = [note] if note else []
+    if changed := changes(dataset.manifest.source_state, source_state(source, config.subset)):
+        notes.append(
+            f"the source changed since it was packed ({changed}); the dataset stays as it is. To pack the source as it is now, "
+            f"choose another --output, or delete {output}"
+        )
     return PackingResult(
         dataset=dataset,
         packed=0,
@@ -93,7 +99,7 @@ def _finished(output: Location, config: PrepareConfig) -> PackingResult | None:
         seconds=0.0,
         bytes_in=0,
         bytes_out=_size(dataset),
-        notes=[note] if note else [],
+        notes=notes,
     )
 
 
@@ -208,6 +214,16 @@ def _tar_notes(config: PrepareConfig, figures: Figures) -> list[str]:
     if unchecked and config.gldv2.check_md5:
         notes.append(f"{unchecked:,} tars have no file md5sum/train/md5.images_NNN.txt: their MD5 is not checked")
     return notes
+
+
+def _class_notes(plan: Plan, dataset: PackedDataset) -> list[str]:
+    """Return a note on the classes that are left out, as none of their images could be read."""
+    kept = set(dataset.labels["landmark_id"].to_pylist())
+    lost = [name for landmark, name in zip(plan.landmark_ids, plan.names, strict=True) if landmark not in kept]
+    if not lost:
+        return []
+    named = ", ".join(lost[:5]) + (", …" if len(lost) > 5 else "")
+    return [f"{len(lost):,} classes are left out, as none of their images can be read: {named}"]
 
 
 def _count_rejects(dataset: PackedDataset) -> dict[str, int]:

@@ -28,7 +28,7 @@ from landmark.data.image_files import Refused, told_reasons
 from landmark.data.images import pack_image
 from landmark.data.packing.catalog import Wanted, wanted_images
 from landmark.data.packing.gldv2_source import Gldv2Source
-from landmark.data.packing.sources import Source
+from landmark.data.packing.sources import Source, changes, source_state
 from landmark.data.packing.tar_plan import plan_tars
 from landmark.data.packing.units import SIZE_SAMPLES, UNITS_AT_LEAST, WORK_FOLDER, Unit
 from landmark.data.randomness import Stream, generator
@@ -58,6 +58,8 @@ class Plan:
     """Images planned."""
     plan_id: str
     """Tells this plan from any other."""
+    source_state: dict[str, Any] | None = None
+    """What told the source's files from others when they were listed; None: not known."""
 
     def in_tars(self) -> bool:
         """Return whether the images are looked for in tars."""
@@ -111,6 +113,11 @@ def load_or_make(output: Location, source: Source, config: PrepareConfig) -> Pla
     plan = _plan(saved)
     if note:
         plan.notes.append(note)
+    if changed := changes(plan.source_state, source_state(source, config.subset)):
+        plan.notes.append(
+            f"the source changed since this dataset was begun ({changed}); it has the images of then. To pack the source as it "
+            f"is now, choose another --output, or delete {output}"
+        )
     return plan
 
 
@@ -156,6 +163,7 @@ def _make(work: Location, source: Source, config: PrepareConfig) -> Plan:
         "planned": len(wanted.items),
         "faults": wanted.listing.faults.total(),
         "plan_id": uuid.uuid4().hex,
+        "source_state": source_state(source, config.subset),
     }
     (work / "plan.json").write_text(json.dumps(values))
     return _plan(values)

@@ -45,6 +45,10 @@ class DatasetSource:
         """Nothing to tell."""
         return []
 
+    def state(self) -> dict[str, Any]:
+        """Return what tells the dataset from one that was prepared or cleaned again in its place."""
+        return {"manifest": (locate(self.uri) / "manifest.json").sha256()[0]}
+
     def listing(self) -> Listing:
         """Return the items with the landmarks' names as the dataset has them."""
         names = PackedDataset.open(_base(self.uri)).labels.select(["landmark_id", "name"])

@@ -7,12 +7,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import pyarrow as pa
 
-from landmark.config import SyntheticConfig, UserError
+from landmark.config import SubsetConfig, SyntheticConfig, UserError
 from landmark.config.text import csv_rows, decode_text
 from landmark.data.gldv2 import Faults
 from landmark.data.listing import list_files, nested_notes
 from landmark.data.synthetic import draw_image, plan_images
-from landmark.storage import Location, locate
+from landmark.storage import Location, NotFound, locate
 
 NO_GROUP = frozenset({"null", "none", "nan", "na", "n/a", "#n/a", "<na>"})
 """What spreadsheets and data frames write into a cell without a value, in lower case."""
@@ -35,6 +35,10 @@ class Source(Protocol):
 
     def notes(self) -> list[str]:
         """Return what `items` found worth telling, a line each."""
+        ...
+
+    def state(self) -> dict[str, Any] | None:
+        """Return what tells its present files from earlier or later ones, plain values; None: it has none that change."""
         ...
 
 
@@ -72,6 +76,7 @@ class FolderSource:
     output: Location | None = None
     """Where the dataset is written: nothing in it is an image of the source."""
     _notes: list[str] = field(default_factory=list)
+    _state: dict[str, Any] = field(default_factory=dict)
 
     def items(self) -> pa.Table:
         """List the images; raises UserError for a missing root, no class folders, or an empty one."""
@@ -95,9 +100,15 @@ class FolderSource:
         """Return what was found on the way."""
         return self._notes
 
+    def state(self) -> dict[str, Any]:
+        """Return the state of the files last listed, or of those that there are, and that of the groups file."""
+        if not self._state:
+            self._state = list_files(self.root, self.output).state
+        return self._state | ({"groups": _digest(self.groups)} if self.groups is not None else {})
+
     def _files(self) -> list[str]:
         listed = list_files(self.root, self.output)
-        self._notes = list(listed.notes)
+        self._notes, self._state = list(listed.notes), listed.state
         files = [path for path in listed.paths if "/" in path and not _is_ignored(path)]
         filled = {path.split("/", 1)[0] for path in files}
         if not filled:
@@ -150,6 +161,38 @@ class SyntheticSource:
     def notes(self) -> list[str]:
         """Nothing to tell."""
         return []
+
+    def state(self) -> None:
+        """Nothing that changes."""
+        return
+
+
+def source_state(source: Source, subset: SubsetConfig) -> dict[str, Any] | None:
+    """Return what tells a source's present files from earlier or later ones, and the list of landmarks of a subset.
+
+    None: it has none that change, or is not there any more.
+    """
+    try:
+        state = source.state()
+        if state is None or subset.landmarks is None:
+            return state
+        return state | {"landmarks": _digest(locate(subset.landmarks))}
+    except NotFound:
+        return None
+
+
+def changes(before: dict[str, Any] | None, now: dict[str, Any] | None) -> str:
+    """Return what changed between two states of a source, as text; empty: nothing that is known."""
+    if before is None or now is None or before == now:
+        return ""
+    if before.get("files") != now.get("files"):
+        return f"{now.get('files'):,} files now, {before.get('files'):,} then"
+    kinds = [kind for kind in ("groups", "landmarks") if before.get(kind) != now.get(kind)]
+    return f"another {' and '.join(kinds)} file" if kinds else "the same names, but other sizes or times of change"
+
+
+def _digest(place: Location) -> str:
+    return place.sha256()[0]
 
 
 def read_groups(place: Location) -> dict[str, str]:
