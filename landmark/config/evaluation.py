@@ -96,7 +96,7 @@ class PredictConfig(InferenceConfig):
     """Write a model's guesses for images, and their embeddings."""
 
     images: str
-    """Folder or URI of images (any format, those in folders below too), or a packed dataset."""
+    """Folder or URI of images (any format, those in folders below too), one image, or a packed dataset."""
     output: str
     """Folder or URI for predictions.parquet (or .csv) and embeddings.parquet."""
     split: Literal["train", "val", "test"] = "test"
