@@ -25,11 +25,16 @@ from landmark.training.store import CheckpointStore
 
 PLACE = ("output", "name", "resume")
 """Keys that say which run is meant, not what it is."""
+FREE = ("workers.cpus",)
+"""Keys that may differ without a word. The default of workers.cpus was 1 before it followed the node: runs of then continue."""
 RESUMABLE = (
     "cluster.",
     "checkpoint.",
-    "compute.",
+    # Not compute.sync_batchnorm: statistics over other images are another model's.
+    *(f"compute.{key}" for key in ("amp", "channels_last", "compile", "accumulate", "deterministic")),
+    *(f"compute.{key}" for key in ("gradient_checkpointing", "ddp_comm_hook")),
     "early_stopping.",
+    "profile_steps",
     "tensorboard",
     "workers.",
     *(f"loader.{key}" for key in ("stream", "reader", "decode", "data_cpus", "prefetch_batches", "damaged")),
@@ -99,7 +104,7 @@ def differences(before: TrainConfig, after: TrainConfig, finished: int) -> Itera
     """Yield the settings that differ but for the dataset; finished: epochs that the run has finished."""
     old, new = dict(_leaves(to_mapping(before))), dict(_leaves(to_mapping(after)))
     for key in new:
-        if key in PLACE or key == "dataset" or _shown(old[key]) == _shown(new[key]):
+        if key in (*PLACE, *FREE, "dataset") or _shown(old[key]) == _shown(new[key]):
             continue
         resumable = new[key] >= finished if key == "epochs" else key.startswith(RESUMABLE)
         yield Change(key=key, old=old[key], new=new[key], resumable=resumable)

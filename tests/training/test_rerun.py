@@ -20,6 +20,7 @@ from landmark.config import (
     TrainConfig,
     TuneConfig,
     UserError,
+    WorkersConfig,
     load_yaml,
     to_yaml,
 )
@@ -71,6 +72,20 @@ FIXED = [
     (loader(image_size=32), "loader.image_size: 16 -> 32"),
     (loader(batch_size=8), "loader.batch_size: 16 -> 8"),
 ]
+
+
+def test_a_run_from_before_cpus_followed_the_node_is_the_same_run(trained):
+    older = dataclasses.replace(trained, workers=WorkersConfig(cpus=1.0))  # the former default
+    assert not list(differences(older, trained, 1)) and not list(differences(trained, older, 1))
+
+
+def test_statistics_over_other_images_are_another_run(trained):
+    several = dataclasses.replace(trained, workers=WorkersConfig(count=2))
+    synced = dataclasses.replace(several, compute=ComputeConfig(sync_batchnorm=True, gradient_checkpointing=True))
+    assert {change.key: change.resumable for change in differences(several, synced, 1)} == {
+        "compute.sync_batchnorm": False,
+        "compute.gradient_checkpointing": True,
+    }
 
 
 @pytest.mark.parametrize(("change", "message"), FIXED, ids=[message.split(":")[0] for _, message in FIXED])
