@@ -44,5 +44,5 @@ def ray_errors() -> Iterator[None]:
         message = out_of_memory(error)
         if message is None:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            message = f"a Ray process that reads or decodes images died ({lines[0] if lines else type(error).__name__})"
+            message = f"a Ray process of the run died ({lines[0] if lines else type(error).__name__})"
         raise UserError(f"{message}; the same command resumes from the last checkpoint") from None

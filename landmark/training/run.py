@@ -144,7 +144,8 @@ def _fit_workers(config: TrainConfig, run: Location) -> None:
     connect(config.cluster)
     config = dataclasses.replace(config, workers=effective_workers(config.workers, [config.loader]))
     check_room(config)
-    resuming(lambda: fit_workers(config, run, shown=True))
+    with ray_errors():  # Ray may end its own controller of the run, for memory too
+        resuming(lambda: fit_workers(config, run, shown=True))
 
 
 def _as_begun(config: TrainConfig) -> TrainConfig:

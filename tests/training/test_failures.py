@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from landmark.config import LoaderConfig, ModelConfig, UserError
@@ -82,8 +83,15 @@ def test_a_reader_that_dies_every_time_is_one_line_in_a_run_of_one_process(ray_c
     monkeypatch.setattr("landmark.data.reader.UnitReader", DyingReader)
     loader = LoaderConfig(image_size=16, batch_size=16, decode_threads=1, stream="ray")
     run = dataclasses.replace(config(dataset, tmp_path), loader=loader)
-    with pytest.raises(
-        UserError, match="a Ray process that reads or decodes images died .*; the same command resumes"
-    ) as error:
+    with pytest.raises(UserError, match="a Ray process of the run died .*; the same command resumes") as error:
         run_training(run)
     assert "\n" not in str(error.value)
+
+
+def test_a_controller_that_ray_kills_for_memory_is_one_line():
+    killed = ray.exceptions.OutOfMemoryError(
+        "Memory on the node (IP: 10.0.0.7, ID: 9f) was 15.30GB used / 16.00GB limit (0.95)"
+    )
+    expected = r"^out of memory: Ray killed a process when 15.30 of 16.00 GB were in use on its node \(10.0.0.7\); the same command"
+    with pytest.raises(UserError, match=expected), ray_errors():
+        raise killed
