@@ -46,7 +46,8 @@ class TrialQueue(Searcher):
 
     def _waiting(self) -> TrialRecord | None:
         waiting = [trial for trial in self.record.trials.values() if trial.state == "waiting" and not trial.handed]
-        return min(waiting, key=lambda trial: (trial.epochs_run, trial.plan.number), default=None)
+        # Of those equally far, one with an exploit first: its source's checkpoint is there until the source goes on.
+        return min(waiting, key=lambda t: (t.epochs_run, t.planned is None, t.plan.number), default=None)
 
     def _new(self) -> TrialRecord | None:
         """Return a trial that was not there yet; where there is none any more, those that wait for it are judged."""

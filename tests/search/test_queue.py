@@ -7,7 +7,7 @@ from ray.tune.search import Searcher
 
 from landmark.config import Recipe, SchedulerConfig
 from landmark.search.queue import TrialQueue
-from landmark.search.record import StudyRecord
+from landmark.search.record import Exploit, StudyRecord
 from landmark.search.schedulers import HyperBand, Rule
 from landmark.search.space import TrialPlan
 from landmark.search.trial import Relay
@@ -65,6 +65,17 @@ def test_trials_are_given_up_to_the_room_and_the_searcher_hears_of_each_once():
     record.end(record.trials["003"])
     assert given.suggest("e") == Searcher.FINISHED
     assert proposals.heard == {"001": 0.7, "002": None, "003": None}
+
+
+def test_a_trial_fetches_the_weights_of_another_before_that_goes_on():
+    record, proposals = StudyRecord(), Few(2)
+    given = queue(Rule(record, SchedulerConfig(), *MAX), proposals, most=1)
+    given.propose_all()
+    one, two = record.trials.values()
+    one.rows[1] = two.rows[1] = {"val_top1": 0.5}
+    exploit = Exploit(trial="002", source="001", epoch=1, point={}, changed={}, explored={})
+    record.plan_exploit(exploit, two.plan)
+    assert given.suggest("a") == {"trial": {"name": "002"}}
 
 
 def test_a_bracket_does_not_wait_for_trials_that_never_come():
