@@ -33,12 +33,14 @@ from landmark.config import (
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
 from landmark.logs import begin_log, log
+from landmark.outofmemory import out_of_memory
 from landmark.search.record import ERROR, FIRST_STEP, NOT_TAKEN, REPORTED, TAKEN, WEIGHTS, Exploit
 from landmark.search.relay import Relay
 from landmark.search.space import TrialPlan
 from landmark.storage import Location, TransientStorageError, locate, resuming
 from landmark.training.checkpoints import Snapshot
 from landmark.training.distributed import RECOVERED, fit_workers
+from landmark.training.failures import less_memory
 from landmark.training.local import default_device
 from landmark.training.loop import fit
 from landmark.training.memory import give_back_memory
@@ -184,11 +186,17 @@ def run_trial(config: dict[str, Any]) -> None:
     except TRANSIENT:
         raise
     except Exception as error:
-        line = _one_line(error)
-        if not isinstance(error, UserError):
-            (locate(config["trial"]["folder"]) / "traceback.txt").write_text(traceback.format_exc())
-            line += " (traceback.txt in the trial's folder)"
-        tune.report({ERROR: line, REPORTED: time.time()})
+        tune.report({ERROR: failure_line(error, config["trial"]), REPORTED: time.time()})
+
+
+def failure_line(error: Exception, trial: dict[str, Any]) -> str:
+    """Return one line for what ended a trial. An error that is neither the user's nor of memory leaves its traceback in a file."""
+    if (memory := out_of_memory(error)) is not None:
+        return f"{memory}; {less_memory(from_mapping(Recipe, trial['recipe'], 'the recipe of the trial'))}"
+    if isinstance(error, UserError):
+        return _one_line(error)
+    (locate(trial["folder"]) / "traceback.txt").write_text("".join(traceback.format_exception(error)))
+    return f"{_one_line(error)} (traceback.txt in the trial's folder)"
 
 
 class TrialProcess(wrap_function(run_trial)):  # type: ignore[misc]
