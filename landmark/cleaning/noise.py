@@ -4,6 +4,7 @@ Each image's classes come out-of-fold from a linear classifier on frozen embeddi
 and from its nearest embeddings' labels, by which GLDv2's authors confirmed theirs (Weyand et al. 2020); the mean of both counts.
 """
 
+import dataclasses
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -33,18 +34,50 @@ class Findings:
     own: np.ndarray
     """Probability of the class that it carries, float64."""
     familiarity: np.ndarray
-    """Mean cosine with its nearest embeddings, float64."""
+    """Mean cosine with its nearest embeddings, float64: as many as its class has other images, config.neighbours at most."""
 
 
 def find_noise(embeddings: np.ndarray, labels: np.ndarray, config: NoiseConfig, seed: int) -> Findings:
     """Judge the labels of images, int64 (n,), by their embeddings (n, d).
 
-    Raises UserError where a package is missing. Classes are those present; memory is images times classes, and above
-    config.max_cells images times neighbours.
+    No label is wrong in classes of fewer images than config.min_class_images: a class of three is outvoted by its neighbours
+    whatever they show. Raises UserError where a package is missing. Classes are those present; memory is images times classes,
+    and above config.max_cells images times neighbours.
     """
-    classes, codes = np.unique(labels, return_inverse=True)
+    classes, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    found = _judged(embeddings, labels, classes, codes, config, seed)
+    rare = sizes[codes] < config.min_class_images
+    return dataclasses.replace(found, wrong=found.wrong & ~rare)
+
+
+def beyond_limit(labels: np.ndarray, certainty: np.ndarray, fraction: float, sizes: np.ndarray) -> np.ndarray:
+    """Return which images exceed a maximum fraction of their class, bool (n,): the least certain ones.
+
+    labels: classes of the images that a detector found, int64 (n,). certainty: float64 (n,). sizes: images of each class.
+    """
+    order = np.lexsort((-certainty, labels))
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    place = np.empty(len(labels), dtype=np.int64)
+    place[order] = np.arange(len(labels)) - np.repeat(starts, np.diff(np.append(starts, len(labels))))
+    return place >= np.floor(fraction * sizes[labels])
+
+
+def _familiarity(codes: np.ndarray, cosines: np.ndarray) -> np.ndarray:
+    """Return the mean cosine with the nearest embeddings, float64 (n,); an image alone in its class counts its nearest one."""
+    rows, count = cosines.shape
+    if not count:
+        return np.zeros(rows)
+    # A class of three has two images that are like each of its own: the mean over ten would be of strangers.
+    others = np.clip(np.bincount(codes)[codes] - 1, 1, count)
+    sums = np.cumsum(cosines.astype(np.float64), axis=1)
+    return sums[np.arange(rows), others - 1] / others
+
+
+def _judged(
+    embeddings: np.ndarray, labels: np.ndarray, classes: np.ndarray, codes: np.ndarray, config: NoiseConfig, seed: int
+) -> Findings:
     near, cosines = nearest_embeddings(embeddings, config.neighbours)
-    familiarity = cosines.mean(axis=1).astype(np.float64) if near.shape[1] else np.zeros(len(labels))
+    familiarity = _familiarity(codes, cosines)
     weights = np.exp(SHARPNESS * (cosines.astype(np.float64) - 1))
     if len(classes) < 2 or near.shape[1] == 0:
         ones = np.ones(len(labels))

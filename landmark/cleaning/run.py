@@ -1,6 +1,7 @@
 """Cleaning a dataset: the detectors one after the other, and the files of the cleaned dataset."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +22,24 @@ from landmark.cleaning.duplicates import (
     verified_pairs,
 )
 from landmark.cleaning.features import EmbeddingModel, extract_features
-from landmark.cleaning.noise import find_noise
+from landmark.cleaning.noise import Findings, beyond_limit, find_noise
 from landmark.config import CleanConfig, UserError, to_mapping
 from landmark.data.cleaned import KEPT_SCHEMA
 from landmark.data.dataset import SCHEMA_VERSION, SELECTION_KIND, SPLITS, PackedDataset, write_table
 from landmark.data.pictures import Pictures, thumbnail
 from landmark.data.selection import open_dataset
 from landmark.storage import Location, locate
+
+HINTS = {
+    "unreadable": "check the images",
+    "degenerate": "lower --quality.min-side, --quality.min-spread or --quality.min-entropy",
+    "exact_duplicate": "check that the source holds each image once",
+    "near_duplicate": "raise --duplicates.correlation or --duplicates.similarity",
+    "distractor": "lower --noise.distractor",
+    "label_noise": "raise --noise.confidence or lower --noise.own",
+    "small_class": "lower --min-images",
+}
+"""The options that change how much each detector drops."""
 
 
 class Cleaning:
@@ -62,13 +74,27 @@ class Cleaning:
         with self._timed("label_noise"):
             self._noise()
         self._small_classes()
+        self._check_fraction()
         return self.verdicts
+
+    def _check_fraction(self) -> None:
+        """Raise UserError, one line, where a detector drops more of the images than may go: its threshold is off."""
+        rows, most = len(self.rows.label), self.config.max_drop_fraction
+        for reason, counts in self.verdicts.by_reason().items():
+            fraction = counts["dropped"] / max(rows, 1)
+            if fraction > most:
+                raise UserError(
+                    f"{self.config.dataset}: {reason} would drop {counts['dropped']:,} of {rows:,} images ({fraction:.0%}, "
+                    f"maximum {most:.0%}); nothing was written; {HINTS[reason]}, or allow it by "
+                    f"--max-drop-fraction {min(math.ceil(100 * fraction) / 100, 1):g}"
+                )
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         start = time.monotonic()
         yield
         self.seconds[stage] = round(time.monotonic() - start, 2)
+        self._check_fraction()
 
     def _column(self, name: str) -> np.ndarray:
         return self.features[name].to_numpy(zero_copy_only=False)
@@ -119,12 +145,23 @@ class Cleaning:
         self.familiarity[left] = found.familiarity
         sought = self._in_splits[left]
         nothing = sought & (found.familiarity < options.distractor)
-        self.verdicts.drop(left[nothing], "distractor", found.familiarity[nothing], options.distractor)
         wrong = sought & found.wrong & ~nothing
+        self._spare_classes(left, nothing, wrong, found)
+        self.verdicts.drop(left[nothing], "distractor", found.familiarity[nothing], options.distractor)
         sure = wrong & (found.confidence >= options.relabel)
         unsure = wrong & ~sure
         self.verdicts.relabel(left[sure], found.best[sure], found.confidence[sure], options.relabel)
         self.verdicts.drop(left[unsure], "label_noise", found.confidence[unsure], options.relabel)
+
+    def _spare_classes(self, left: np.ndarray, nothing: np.ndarray, wrong: np.ndarray, found: Findings) -> None:
+        """Take from both findings, bool (left,), in place, what exceeds the fraction of a class that may go."""
+        labels = self.rows.label[left]
+        sizes = np.bincount(labels, minlength=self.dataset.manifest.classes)
+        rows = np.flatnonzero(nothing | wrong)
+        # Distractors first: how unlike anything they are; then label errors by the probability of another class.
+        certainty = np.where(nothing[rows], 2 - found.familiarity[rows], found.confidence[rows])
+        spared = rows[beyond_limit(labels[rows], certainty, self.config.noise.max_class_fraction, sizes)]
+        nothing[spared] = wrong[spared] = False
 
     def _small_classes(self) -> None:
         left = self.verdicts.left

@@ -64,6 +64,10 @@ class NoiseConfig:
     """Least probability of another class for a wrong label to be replaced by it; below, the image is dropped."""
     distractor: float = 0.5
     """Greatest mean cosine with the nearest embeddings of a picture of nothing."""
+    min_class_images: int = 8
+    """Minimum images per class for label errors to be sought in it: of fewer no statistics tell an error from a rare view."""
+    max_class_fraction: float = 0.5
+    """Maximum fraction of a class's images that label errors and distractors may take; the most certain ones go."""
     max_cells: int = 100_000_000
     """Images times classes above which the neighbours alone give the probabilities: a linear classifier would not fit."""
 
@@ -74,6 +78,11 @@ class NoiseConfig:
             value = getattr(self, name)
             require(0 <= value <= 1, f"noise.{name} is {value}; expected 0 to 1")
         require(-1 <= self.distractor <= 1, f"noise.distractor is {self.distractor}; expected -1 to 1")
+        require(self.min_class_images >= 2, f"noise.min_class_images is {self.min_class_images}; expected 2 or more")
+        require(
+            0 <= self.max_class_fraction <= 1,
+            f"noise.max_class_fraction is {self.max_class_fraction}; expected 0 to 1",
+        )
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -99,6 +108,8 @@ class CleanConfig:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     min_images: int = 2
     """Training images below which a class is dropped."""
+    max_drop_fraction: float = 0.5
+    """Maximum fraction of the images that one detector may drop: above, nothing is written. 1 allows any fraction."""
     seed: int = 0
     """Seed of the folds."""
 
@@ -109,3 +120,7 @@ class CleanConfig:
             self.image_size is None or self.image_size >= 32, f"image_size is {self.image_size}; expected 32 or more"
         )
         require(self.min_images >= 0, f"min_images is {self.min_images}; expected 0 or more")
+        require(
+            0 < self.max_drop_fraction <= 1,
+            f"max_drop_fraction is {self.max_drop_fraction}; expected above 0, up to 1",
+        )
