@@ -37,7 +37,7 @@ class Events:
     def add(self, event: str, **values) -> None:
         self.events.append(json.loads(json.dumps({"event": event, "at": float(len(self.events)), **values})))
 
-    def flush(self, *, due: bool = False) -> None:
+    def flush(self, *, due: bool = False, final: bool = False) -> None:
         pass
 
 
