@@ -116,8 +116,8 @@ def _comparison(evaluated: Evaluated, output: Location) -> list[Section]:
     a, b = found.get("a", "A"), found.get("b", "B")
     answers = pd.DataFrame(
         [
-            {"": "A is right", "B is right": counts["both_right"], "B is wrong": counts["only_a"]},
-            {"": "A is wrong", "B is right": counts["only_b"], "B is wrong": counts["both_wrong"]},
+            {"model": "A is right", "B is right": counts["both_right"], "B is wrong": counts["only_a"]},
+            {"model": "A is wrong", "B is right": counts["only_b"], "B is wrong": counts["both_wrong"]},
         ]
     )
     differences = pd.DataFrame(

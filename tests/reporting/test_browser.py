@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
 from landmark.reporting.report import write_report
@@ -190,6 +191,20 @@ def test_classes_are_searched_and_sorted(whole, opened):
     part.locator("th button", has_text="recall").click()
     recalls = [float(text.rstrip("%")) for text in part.locator("tbody tr td:nth-child(5)").all_inner_texts() if text]
     assert recalls == sorted(recalls, reverse=True)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", ["study", "run"])
+def test_axe_core_finds_no_violation(whole, opened, tmp_path, kind, scheme):
+    file = whole
+    if kind == "run":
+        run = write_run(tmp_path / "run")
+        write_evaluation(run / "evaluation-test", 6, 100)
+        file = Path(write_report(locate(run), locate(run / "report")).path)
+    page = opened(file, scheme=scheme)
+    found = Axe().run(page)
+    assert found.response["testEngine"]["name"] == "axe-core" and len(found.response["passes"]) > 15
+    assert found.violations_count == 0, found.generate_snapshot()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -19,7 +19,7 @@ widgets.compare = (place, data) => {
     const pair = chosen.map((number) => data.trials[number]);
     const rows = [...rowsOf(pair, "settings"), ["status", ...pair.map((trial) => trial.status)], ...rowsOf(pair, "results")];
     const table = make("table", {}, make("thead", {}, make("tr", {},
-      make("th", { scope: "col" }, make("span", { class: "pad" }, "")),
+      make("th", { scope: "col" }, "setting or result"),
       make("th", { scope: "col", class: "key-a" }, "A"), make("th", { scope: "col", class: "key-b" }, "B"))));
     const list = make("tbody");
     for (const [key, a, b] of rows) {
