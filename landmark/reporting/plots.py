@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from landmark.reporting.fonts import MISSING_GLYPH, drawable
 
 SHOWN_CLASSES = 60
 NAMED_CLASSES = 40
@@ -40,23 +43,24 @@ def confusion_png(confusion: pa.Table, names: Sequence[str]) -> bytes:
     image = axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     axes.set(title=title, xlabel="predicted", ylabel="true")
     if len(shown) <= max(NAMED_CLASSES, SHOWN_CLASSES):
-        labels = [short_name(names[i]) for i in shown.tolist()]
-        axes.set_xticks(range(len(shown)), labels, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(shown)), labels, fontsize=7)
+        labels, families = drawable([short_name(names[i]) for i in shown.tolist()], shown.tolist())
+        axes.set_xticks(range(len(shown)), labels, rotation=90, fontsize=7, fontfamily=families)
+        axes.set_yticks(range(len(shown)), labels, fontsize=7, fontfamily=families)
     figure.colorbar(image, ax=axes, shrink=0.7)
     return png_bytes(figure)
 
 
 def classes_png(counts: np.ndarray, names: Sequence[str]) -> bytes:
-    """Draw how many images the classes have, as `classes_figure` does."""
-    return png_bytes(classes_figure(counts, names))
+    """Draw how many images the classes have, as `classes_figure` does, with names that this machine's fonts can show."""
+    return png_bytes(classes_figure(counts, names, for_page=False))
 
 
-def classes_figure(counts: np.ndarray, names: Sequence[str]) -> Figure:
+def classes_figure(counts: np.ndarray, names: Sequence[str], *, for_page: bool = True) -> Figure:
     """Draw how many images the classes have, on a logarithmic scale.
 
     counts: int (classes,). Up to 40 classes are a bar each, with its name; more are drawn as a histogram of their
-    sizes, and beside it by rank, so that 203,094 classes are read as easily as 41.
+    sizes, and beside it by rank, so that 203,094 classes are read as easily as 41. for_page: the browser's fonts show the
+    names; else only those of this machine.
     """
     if len(counts) <= NAMED_CLASSES:
         order = np.argsort(counts, kind="stable")
@@ -64,7 +68,10 @@ def classes_figure(counts: np.ndarray, names: Sequence[str]) -> Figure:
         axes = figure.subplots()
         bars = axes.barh(range(len(order)), counts[order], color=ACCENT)
         axes.bar_label(bars, [f"{count:,}" for count in counts[order]], fontsize=7, padding=2)
-        axes.set_yticks(range(len(order)), [short_name(names[i], 32) for i in order.tolist()], fontsize=7)
+        labels, families = [short_name(names[i], 32) for i in order.tolist()], None
+        if not for_page:
+            labels, families = drawable(labels, order.tolist())
+        axes.set_yticks(range(len(order)), labels, fontsize=7, fontfamily=families)
         axes.set(title=f"Images of {len(counts)} classes", xlabel="images", xscale="log")
         axes.margins(x=0.12, y=0.01)
         axes.set_xlim(left=0.5)
@@ -146,7 +153,8 @@ def svg_text(figure: Figure) -> str:
     Colours are those of a white ground; the page turns them on a dark one.
     """
     buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "landmark"}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "landmark"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", MISSING_GLYPH)  # the browser's fonts show the text
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
