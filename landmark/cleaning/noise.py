@@ -59,7 +59,7 @@ def beyond_limit(labels: np.ndarray, certainty: np.ndarray, fraction: float, siz
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
     place = np.empty(len(labels), dtype=np.int64)
     place[order] = np.arange(len(labels)) - np.repeat(starts, np.diff(np.append(starts, len(labels))))
-    return place >= np.floor(fraction * sizes[labels])
+    return place >= np.floor(fraction * sizes[labels] + 1e-9)
 
 
 def _familiarity(codes: np.ndarray, cosines: np.ndarray) -> np.ndarray:

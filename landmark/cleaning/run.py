@@ -85,7 +85,7 @@ class Cleaning:
             if fraction > most:
                 raise UserError(
                     f"{self.config.dataset}: {reason} would drop {counts['dropped']:,} of {rows:,} images ({fraction:.0%}, "
-                    f"maximum {most:.0%}); nothing was written; {HINTS[reason]}, or allow it by "
+                    f"maximum {most:.0%}); no result was written; {HINTS[reason]}, or allow it by "
                     f"--max-drop-fraction {min(math.ceil(100 * fraction) / 100, 1):g}"
                 )
 

@@ -120,6 +120,6 @@ def test_a_threshold_that_drops_most_of_a_dataset_is_refused(tmp_path: Path, opt
     with pytest.raises(UserError, match=message) as refused:
         cleaning_of(tmp_path / "data", labels, embeddings, **options).judge()
     text = str(refused.value)
-    assert "\n" not in text and "of 60 images" in text and "maximum 50%); nothing was written" in text
+    assert "\n" not in text and "of 60 images" in text and "maximum 50%); no result was written" in text
     allowed = cleaning_of(tmp_path / "again", labels, embeddings, max_drop_fraction=1.0, **options).judge()
     assert len(allowed.left) < 30
