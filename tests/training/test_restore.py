@@ -1,22 +1,18 @@
 """Restoring by several ranks: one checkpoint for all, downloaded once per node, nothing left behind."""
 
-import functools
 import json
-import os
-import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 from landmark.config import UserError
 from landmark.storage import Location, TransientStorageError
 from landmark.training.checkpoints import CHECKSUMS, FILES, read_state
-from landmark.training.restore import PREFIX, _node_folder, restored
+from landmark.training.restore import PREFIX, restored
 from tests.ranks import Rank, World
 from tests.training.test_store import filled, small_disk, snapshot, store
 
@@ -130,42 +126,50 @@ def test_containers_that_share_no_folder_download_each_for_themselves(tmp_path, 
     assert len({target.parent for target in downloads}) == 2
 
 
-def forked(call: Callable[[], object]) -> int:
-    """Run something in a process of its own, which ends with it; returns its number."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            call()
-        finally:
-            os._exit(0)
-    return pid
+HOLD = """
+import pathlib, signal, sys
+from landmark.training.restore import _node_folder
+with _node_folder(pathlib.Path(sys.argv[1])):
+    pathlib.Path(sys.argv[1], "state.pt").touch()
+    signal.pause()
+"""
+READ = """
+import pathlib, sys
+import psutil
+from landmark.training.checkpoints import read_state
+before = psutil.Process().memory_info().rss
+part = read_state(pathlib.Path(sys.argv[1]))["large"][1 << 20 : 1 << 21].clone()
+assert part[0] == 1 << 20
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+def process(code: str, folder: Path) -> subprocess.Popen[str]:
+    """Start code in a process of its own: a fork of this one would inherit locks that its threads hold."""
+    return subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
 
 
 def test_what_a_killed_process_left_is_deleted_and_what_is_in_use_is_not(tmp_path):
     filled(tmp_path)
     node_files = tmp_path / "tmp"
     node_files.mkdir()
-
-    def hold(name: str) -> None:
-        with _node_folder(node_files / f"{PREFIX}{name}"):
-            (node_files / f"{PREFIX}{name}" / "state.pt").touch()
-            signal.pause()
-
     states = {name: node_files / f"{PREFIX}{name}" / "state.pt" for name in ("killed", "alive")}
-    pids = {name: forked(functools.partial(hold, name)) for name in states}
+    holders = {name: process(HOLD, path.parent) for name, path in states.items()}
     try:
         while not all(path.exists() for path in states.values()):
+            assert all(holder.poll() is None for holder in holders.values())
             time.sleep(0.01)
-        os.kill(pids["killed"], signal.SIGKILL)
-        os.waitpid(pids["killed"], 0)
+        holders["killed"].kill()
+        holders["killed"].wait()
         assert states["killed"].exists()
         with restored(store(tmp_path), World(1).members[0], str(node_files)) as (folder, _):
             assert folder is not None and len(list(node_files.iterdir())) == 4
         assert sorted(path.name for path in node_files.iterdir()) == [f"{PREFIX}alive", f"{PREFIX}alive.lock"]
         assert states["alive"].exists()
     finally:
-        os.kill(pids["alive"], signal.SIGKILL)
-        os.waitpid(pids["alive"], 0)
+        for holder in holders.values():
+            holder.kill()
+            holder.communicate()
 
 
 def test_a_full_disk_of_one_node_is_one_line_on_all(tmp_path, small_disk):
@@ -208,12 +212,5 @@ def test_a_failure_of_storage_that_may_pass_stays_one_on_all_ranks(tmp_path, mon
 def test_state_is_read_from_the_file_when_it_is_used(tmp_path):
     """A rank that takes a part of a large tensor reads that part."""
     torch.save({"large": torch.arange(1 << 24, dtype=torch.float32)}, tmp_path / "state.pt")
-
-    def read() -> None:
-        before = psutil.Process().memory_info().rss
-        part = read_state(tmp_path)["large"][1 << 20 : 1 << 21].clone()
-        assert part[0] == 1 << 20
-        (tmp_path / "grown").write_text(str(psutil.Process().memory_info().rss - before))
-
-    os.waitpid(forked(read), 0)
-    assert int((tmp_path / "grown").read_text()) < 32 << 20  # of 64 MiB
+    grown, _ = process(READ, tmp_path).communicate(timeout=200)
+    assert int(grown) < 32 << 20  # of 64 MiB
