@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from landmark.cli import main
 from landmark.storage import locate
 from tests.integration.test_faults import FAST, started
 from tests.proxy import Proxy
@@ -38,12 +37,17 @@ def proxy(s3: Seaweed) -> Iterator[Proxy]:
         yield found
 
 
-@pytest.fixture
-def through(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
-    """This process reaches the server through the proxy alone."""
-    for name, value in {"AWS_ENDPOINT_URL": proxy.url, **SETTINGS}.items():
-        monkeypatch.setenv(name, value)
-    return proxy
+def outlasts(s3: Seaweed, proxy: Proxy, condition: Callable[[], bool], *command: str) -> str:
+    """Run a command in a process of its own, which reaches the bucket through the proxy only; the bucket goes away in between.
+
+    Not in this process: the workers of a Ray that other tests share reach the server directly. Returns what was printed.
+    """
+    with started(s3, *command, AWS_ENDPOINT_URL=proxy.url, **SETTINGS) as job:
+        outage = outage_when(proxy, condition)
+        out, err = job.communicate(timeout=250)
+    assert job.returncode == 0, err
+    assert not outage.is_alive(), "the command ended before the bucket was back"
+    return out + err
 
 
 def outage_when(proxy: Proxy, condition: Callable[[], bool]) -> threading.Thread:
@@ -74,12 +78,8 @@ def dataset(s3: Seaweed, proxy: Proxy) -> str:
     drawn = ["--synthetic.images", "240", "--synthetic.classes", "4", "--synthetic.image-size", "32"]
     packing = ["prepare", "--output", uri, "--source", "synthetic", *drawn, "--cluster.cpus", "1"]
     work = locate(uri) / "_work" / "parts"
-    with started(s3, *packing, "--packing.row-group-rows", "16", AWS_ENDPOINT_URL=proxy.url, **SETTINGS) as job:
-        outage = outage_when(proxy, work.exists)
-        out, err = job.communicate(timeout=200)
-    outage.join()
-    assert job.returncode == 0, err
-    assert "packed 240 images" in out
+    text = outlasts(s3, proxy, work.exists, *packing, "--packing.row-group-rows", "16")
+    assert "packed 240 images" in text
     return uri
 
 
@@ -88,20 +88,18 @@ def run(s3: Seaweed) -> str:
     return s3.uri("far/runs/outage")
 
 
-def test_packing_and_a_run(dataset, run, through, capfd):
-    outage = outage_when(through, more_requests(through, 60))
+def test_packing_and_a_run(dataset, run, s3, proxy):
     output, name = run.rsplit("/", 1)
     options = ["--output", output, "--name", name, "--epochs", "6", *FAST]
-    assert main(["train", "--dataset", dataset, *options]) == 0, capfd.readouterr().err
-    assert not outage.is_alive()
+    outlasts(s3, proxy, more_requests(proxy, 60), "train", "--dataset", dataset, *options)
     rows = (locate(run) / "history.csv").read_text().splitlines()
     assert len(rows) == 1 + 6
 
 
-def test_evaluation(dataset, run, through, capfd):
-    outage = outage_when(through, more_requests(through, 4))
-    assert main(["evaluate", "--checkpoint", run, "--dataset", dataset, "--split", "val"]) == 0, capfd.readouterr().err
-    assert not outage.is_alive()
+def test_evaluation(dataset, run, s3, proxy):
+    outlasts(
+        s3, proxy, more_requests(proxy, 4), "evaluate", "--checkpoint", run, "--dataset", dataset, "--split", "val"
+    )
 
 
 def test_a_study_whose_trials_start_and_train_in_the_outage(dataset, proxy, s3, tmp_path):
@@ -117,10 +115,6 @@ def test_a_study_whose_trials_start_and_train_in_the_outage(dataset, proxy, s3, 
     ]
     study = locate(s3.uri("far/study"))
     command = ["tune", "--dataset", dataset, *options, "--cluster.cpus", "1", "--test", "none"]
-    with started(s3, *command, AWS_ENDPOINT_URL=proxy.url, **SETTINGS) as job:
-        outage = outage_when(proxy, (study / "trials").exists)
-        out, err = job.communicate(timeout=250)
-    outage.join()
-    assert job.returncode == 0, err
+    text = outlasts(s3, proxy, (study / "trials").exists, *command)
     summary = json.loads((study / "study.json").read_text())
-    assert (summary["finished"], summary["failed"], summary["epochs_run"]) == (2, 0, 8), out + err
+    assert (summary["finished"], summary["failed"], summary["epochs_run"]) == (2, 0, 8), text
