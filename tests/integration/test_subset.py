@@ -66,7 +66,12 @@ def test_a_run_of_an_older_version_keeps_its_subset(tmp_path, capsys):
     assert rows == old.split("test").rows != new.split("test").rows
     assert main(run) == 0
     assert "train: its subset was chosen by rule 1" in capsys.readouterr().out
-    assert config.read_text() == recorded
+    # The run is finished: its config.yaml stays as it is until it is trained again.
+    assert config.read_text() == recorded.replace("  rule: 1\n", "")
+    assert main([*run, "--epochs", "2", "--resume"]) == 0
+    assert config.read_text() == recorded.replace("epochs: 1\n", "epochs: 2\n", 1).replace(
+        "resume: false", "resume: true"
+    )
     assert main([*run, "--name", "fresh"]) == 0
     assert read_meta(resolve_checkpoint(str(tmp_path / "fresh"))).subset == new.subset
 
