@@ -62,8 +62,6 @@ def took_over(folder: Path, summary: dict) -> None:
         assert read_recipe(kept / newest).optimizer.lr == last["point"]["optimizer.lr"]
 
 
-# Whether a source still has epochs left when a trial fetches its weights depends on how fast the second process starts.
-@pytest.mark.flaky(reruns=3)
 def test_a_population_takes_over_weights_and_changes_settings(dataset, tmp_path):
     summary, folder = study(COMMON + POPULATION + PBT, dataset, tmp_path, test="none", max_concurrent=2)
     assert summary["finished"] == 4 and summary["failed"] == 0
