@@ -1,5 +1,6 @@
 """Storage over a network: a real S3 server behind a proxy that delays, limits, stalls and goes away."""
 
+import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 from landmark.data.dataset import read_table
 from landmark.data.stream import ResumingStream
 from landmark.storage import Location, NotFound, TransientStorageError, locate, resuming
+from landmark.storage import s3 as requests
 from tests.proxy import Proxy
 from tests.seaweed import Seaweed
 
@@ -144,3 +146,32 @@ def test_work_that_resumes_is_begun_again_while_the_storage_is_gone(proxy, place
     stopping = threading.Event()
     stopping.set()
     assert resuming((place / "x").read_text, stopping) is None
+
+
+class Closing(socketserver.BaseRequestHandler):
+    """Takes a request and closes the connection without an answer."""
+
+    def handle(self) -> None:
+        self.request.recv(65536)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        requests.ObjectFile,
+        lambda uri: requests.ObjectStream(uri, offset=1),
+        requests.head,
+        requests.has_bucket,
+        lambda uri: requests.put_new(uri, b"x"),
+        lambda uri: requests.end_parts(uri, "upload", [], 1),
+        lambda uri: requests.list_page(uri, None, recursive=True),
+    ],
+    ids=["file", "stream", "head", "bucket", "new", "parts", "list"],
+)
+def test_a_connection_that_closes_without_an_answer_may_pass(request_, monkeypatch):
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Closing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        with pytest.raises(ConnectionError, match="NETWORK_CONNECTION"):
+            request_("s3://bucket/key")
+        server.shutdown()

@@ -381,8 +381,13 @@ def _answer_error(error: Any) -> OSError:
 
 
 def _code(error: Any) -> str:
-    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+    return str(_answer(error).get("Error", {}).get("Code", ""))
 
 
 def _status(error: Any) -> int:
-    return int(getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return int(_answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _answer(error: Any) -> dict[str, Any]:
+    """Return the server's answer; empty where none came: botocore's errors of a connection have None there."""
+    return getattr(error, "response", None) or {}
