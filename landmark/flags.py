@@ -42,6 +42,9 @@ def unknown_flag(arguments: Sequence[str], known: Sequence[str]) -> str | None:
 
 
 def _probable(flag: str, known: Sequence[str]) -> str:
+    switched_off = re.sub(r"^--no-(.+)\.([^.]+)$", r"--\1.no-\2", flag)
+    if switched_off in known:
+        return f"did you mean {switched_off!r}?"
     group = [other for other in known if other.startswith(f"{flag}.")]
     if group:
         more = f" and {len(group) - SHOWN} more" if len(group) > SHOWN else ""

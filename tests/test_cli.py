@@ -43,6 +43,10 @@ def run(
         (["--dataset", "d", "--epochs", "0"], "epochs is 0; expected 1 or more"),
         (["--dataset", "d", "--workers.count", "100"], "loader.batch_size is 64; expected at least one image a worker"),
         (["--dataset", "d", "--augment.flip", "True"], "'True' belongs to no option; see --help"),
+        (
+            ["--dataset", "d", "--no-compute.compile", "x"],
+            "unknown option '--no-compute.compile'; did you mean '--compute.no-compile'?",
+        ),
         (["--config"], "--config needs a value"),
         (["--config", "none.yaml"], "none.yaml: cannot read the config file"),
     ],

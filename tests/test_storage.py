@@ -59,6 +59,12 @@ def test_what_is_not_there_is_named(place: Location):
             action(place / "none")
 
 
+def test_a_text_file_that_is_damaged_is_named(place: Location):
+    (place / "record.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(PermanentStorageError, match=r"record\.json: byte 7 is not UTF-8 text; the file is damaged"):
+        (place / "record.json").read_text()
+
+
 def test_an_unwritable_place_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PermanentStorageError, match="file/below: Not a directory|file/below"):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from landmark.config import UserError
-from landmark.storage import Location, NotFound
+from landmark.storage import Damaged, Location, NotFound
 
 TOPK = (1, 5, 10)
 FINISHED, STOPPED, FAILED, NOT_STARTED = "finished", "stopped early", "failed", "not started"
@@ -95,7 +95,7 @@ def read_csv(place: Location) -> pd.DataFrame:
         return pd.read_csv(io.StringIO(place.read_text()), dtype={"trial": str, "name": str})
     except NotFound:
         raise UserError(f"{place}: not there; has the run come to its end?") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, Damaged) as error:
         raise UserError(f"{place}: not a table ({error}); run the study again") from None
 
 
@@ -121,7 +121,7 @@ def read_json(place: Location) -> dict[str, Any]:
     """Read a JSON file of a study or run; raises UserError where it is no JSON object."""
     try:
         values = json.loads(place.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, Damaged) as error:
         raise UserError(f"{place}: not JSON ({error}); run the study again") from None
     if not isinstance(values, dict):
         raise UserError(f"{place}: not a JSON object; run the study again")

@@ -1,6 +1,7 @@
 """Places that hold files: a URI becomes a filesystem, files appear whole or not at all, failures that pass are waited for."""
 
 from landmark.storage.errors import (
+    Damaged,
     NotFound,
     PermanentStorageError,
     StorageError,
@@ -17,6 +18,7 @@ from landmark.storage.uri import joined, scheme_of
 
 __all__ = [
     "REQUEST_TIMEOUT_S",
+    "Damaged",
     "Location",
     "NotFound",
     "PermanentStorageError",

@@ -41,6 +41,10 @@ class NotFound(PermanentStorageError):
     """A file or folder that does not exist."""
 
 
+class Damaged(PermanentStorageError):
+    """A text file that holds bytes that are not text."""
+
+
 class Unanswered(OSError):
     """Storage gave no sign of life until the deadline."""
 

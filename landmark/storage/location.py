@@ -15,7 +15,7 @@ from pyarrow import fs as pafs
 
 from landmark.config import UserError
 from landmark.storage import s3, transfer
-from landmark.storage.errors import DENIED, NotFound
+from landmark.storage.errors import DENIED, Damaged, NotFound
 from landmark.storage.filesystem import open_filesystem
 from landmark.storage.retry import alive, retrying
 from landmark.storage.uri import absolute, joined, scheme_of, split_s3
@@ -104,8 +104,13 @@ class Location:
         return digest.hexdigest(), size
 
     def read_text(self) -> str:
-        """Return the file's text (UTF-8)."""
-        return self.read_bytes().decode()
+        """Return the file's text (UTF-8); raises Damaged where it is not."""
+        try:
+            return self.read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise Damaged(
+                f"{self}: byte {error.start} is not UTF-8 text; the file is damaged: restore it, or delete what it belongs to"
+            ) from None
 
     def write_bytes(self, data: bytes) -> None:
         """Publish a file with these bytes: a reader sees the old file or the whole new one."""

@@ -33,7 +33,7 @@ from landmark.training.images import Images, parts_of
 from landmark.training.local import default_device
 from landmark.training.precision import inference_precision
 from landmark.training.preprocess import Preprocess
-from landmark.training.steps import predict
+from landmark.training.validation import predict
 
 PARTS = "parts"
 """Folder of the parts, below the results."""

@@ -18,8 +18,9 @@ from landmark.training.pace import PaceMeter
 from landmark.training.profiling import StepProfiler
 from landmark.training.session import Session
 from landmark.training.state import RunState
-from landmark.training.steps import MEND, timed, validate
+from landmark.training.steps import MEND
 from landmark.training.triggers import AGREE_STEPS, SaveTrigger
+from landmark.training.validation import timed, validate
 
 Show = Callable[[str], object]
 """Takes a line for the person who watches."""

@@ -1,11 +1,9 @@
-"""One training step, and the pass over a split that counts every row once."""
+"""One training step."""
 
 import contextlib
 import math
-import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,20 +23,18 @@ from landmark.models import (
     logits_of,
     train_mode,
 )
-from landmark.models.chunks import ranking
 from landmark.training.average import WeightAverage
 from landmark.training.centres import Centres
 from landmark.training.compiler import check_compiler
 from landmark.training.determinism import check_deterministic, replace_pooling
 from landmark.training.exchange import register_comm_hook, sync_batch_norms
-from landmark.training.feed import DeviceBatch, place, to_device, upload
+from landmark.training.feed import DeviceBatch, place, upload
 from landmark.training.optim import Schedule, build_optimizer, load_optimizer
 from landmark.training.precision import Precision, set_up_device
 from landmark.training.preprocess import Augmentation, Preprocess, partner_labels
 from landmark.training.recompute import checkpoint_blocks
 from landmark.training.session import Session
 
-T = TypeVar("T")
 MEND = "lower optimizer.lr or set optimizer.clip_norm"
 
 
@@ -344,74 +340,3 @@ def _class_weights(recipe: Recipe, counts: np.ndarray | None) -> np.ndarray | No
         return None
     assert counts is not None, "loss.class_weights needs the training images a class"
     return class_weights(counts, recipe.loss.class_weights)
-
-
-def predict(
-    model: nn.Module, batches: Iterable[Batch], preprocess: Preprocess, precision: Precision | None = None
-) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor]]:
-    """Yield each batch with its logits (n, classes) and labels (n,) on the device, without gradients.
-
-    Embeddings (n, d) in place of logits where the model gives those. precision: what the model computes in; None: fp32.
-    """
-    model.eval()
-    for batch in to_device(batches, preprocess.device):
-        with torch.inference_mode():
-            inputs = preprocess(batch.images, batch.flip)
-            with precision.autocast() if precision is not None else contextlib.nullcontext():
-                output = model(inputs)
-            yield batch.host, logits_of(output), batch.labels
-
-
-def validate(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    preprocess: Preprocess,
-    session: Session,
-    num_classes: int,
-    precision: Precision | None = None,
-) -> dict[str, float]:
-    """Return val_loss, val_top1, val_top5 and val_macro_recall over all ranks, each row counted once.
-
-    Macro recall is the mean over the classes that occur in the split. precision: as training computes; None: fp32.
-    """
-    totals = torch.zeros(4, dtype=torch.float64, device=preprocess.device)
-    classes = torch.zeros(2, num_classes, dtype=torch.float64, device=preprocess.device)
-    classifier = embedding_classifier(model)
-    for _, output, labels in predict(model, batches, preprocess, precision):
-        if classifier is not None and classifier.gives_embeddings:
-            with torch.inference_mode():
-                best = ranking(classifier, output, labels, min(5, num_classes))
-            loss, guesses = (best.log_sum - best.own).sum(), best.classes
-        else:
-            loss = nn.functional.cross_entropy(output.float(), labels, reduction="sum")
-            guesses = output.topk(min(5, output.shape[1]), dim=1).indices
-        right = guesses == labels[:, None]
-        best_right = right[:, 0].double()
-        counts = [loss.double(), best_right.sum(), right.any(1).sum().double(), totals.new_full((), len(labels))]
-        totals += torch.stack(counts)
-        # Not bincount or a mask: on a GPU the host would wait for the size of their results.
-        classes[0].index_add_(0, labels, torch.ones_like(best_right))
-        classes[1].index_add_(0, labels, best_right)
-    loss_sum, top1, top5, rows = session.all_reduce(totals).tolist()
-    support, hits = session.all_reduce(classes)
-    if not rows:
-        raise UserError("no image of the val split could be read; prepare the dataset again")
-    present = support > 0
-    return {
-        "val_loss": loss_sum / rows,
-        "val_top1": top1 / rows,
-        "val_top5": top5 / rows,
-        "val_macro_recall": float((hits[present] / support[present]).mean()),
-    }
-
-
-def timed(batches: Iterable[T], wait: list[float]) -> Iterator[T]:
-    """Yield the batches, adding the seconds spent waiting for them to wait[0]."""
-    source = iter(batches)
-    while True:
-        start = time.perf_counter()
-        batch = next(source, None)
-        wait[0] += time.perf_counter() - start
-        if batch is None:
-            return
-        yield batch

@@ -12,7 +12,7 @@ from typing import Any
 from landmark.config import CheckpointConfig, UserError
 from landmark.evaluation.ranking import score
 from landmark.logs import log
-from landmark.storage import Location, NotFound, restated
+from landmark.storage import Damaged, Location, NotFound, restated
 from landmark.training.checkpoints import CHECKPOINTS, CHECKSUMS, FILES, INDEX, DamagedCheckpoint, Snapshot, check_files
 
 Tell = Callable[[str], object]
@@ -50,7 +50,7 @@ class CheckpointStore:
             return json.loads((self.run / INDEX).read_text())
         except NotFound:
             return {"kept": [], "best": None, "metrics": {}}
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except (json.JSONDecodeError, Damaged):
             names = [name for name in self.root.names() if name != "index.json"]
             self.tell(f"warning: {self.run / INDEX}: damaged; looking for checkpoints beside it")
             # Their names are in the order of time, but for the end of an epoch, which counts no images.

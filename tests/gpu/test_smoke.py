@@ -33,7 +33,8 @@ from landmark.training.feed import place, to_device
 from landmark.training.optim import Schedule
 from landmark.training.precision import inference_precision
 from landmark.training.preprocess import Preprocess
-from landmark.training.steps import TrainStep, predict
+from landmark.training.steps import TrainStep
+from landmark.training.validation import predict
 from tests.training.test_steps import recipe
 from tests.training.test_waiting import VARIED
 

@@ -34,7 +34,8 @@ from landmark.training.backends import Ddp
 from landmark.training.centres import Centres, drawn_classes
 from landmark.training.optim import Schedule
 from landmark.training.rows import RowOptimizer
-from landmark.training.steps import TrainStep, validate
+from landmark.training.steps import TrainStep
+from landmark.training.validation import validate
 
 CLASSES = 50
 HEADS = ["linear", "cosface", "arcface", "subcenter"]

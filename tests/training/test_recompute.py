@@ -11,7 +11,8 @@ from landmark.config import ComputeConfig, ModelConfig, OptimizerConfig, UserErr
 from landmark.models import build_model, build_skeleton, model_info
 from landmark.training.optim import Schedule
 from landmark.training.recompute import blocks, checkpoint_blocks
-from landmark.training.steps import TrainStep, validate
+from landmark.training.steps import TrainStep
+from landmark.training.validation import validate
 from tests.training.test_steps import Alone, batch_of, recipe
 
 NAMES = ["resnet18", "mobilenet_v3_small", "timm/resnet10t", "timm/test_vit"]

@@ -29,7 +29,8 @@ from landmark.config import (
 from landmark.data.loader import Batch
 from landmark.models import ModelInfo
 from landmark.training.optim import Schedule
-from landmark.training.steps import TrainStep, validate
+from landmark.training.steps import TrainStep
+from landmark.training.validation import validate
 
 INFO = ModelInfo(name="tiny", source="deck", image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3)
 FP32 = ComputeConfig(amp="off")

@@ -14,7 +14,7 @@ from landmark.config import UserError
 from landmark.data.dataset import PackedDataset
 from landmark.training.run import run_training
 from landmark.training.state import RunState
-from landmark.training.steps import validate
+from landmark.training.validation import validate
 from tests.packed import write_packed
 from tests.training.test_resume import TRAIN, CutOff, config, cut_off_after, last_weights
 

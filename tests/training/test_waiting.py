@@ -26,7 +26,8 @@ from landmark.config import (
 )
 from landmark.models import build_model, chunks, model_info
 from landmark.training.optim import Schedule
-from landmark.training.steps import TrainStep, validate
+from landmark.training.steps import TrainStep
+from landmark.training.validation import validate
 from tests.training.test_steps import Alone, batch_of, recipe
 
 META = torch.device("meta")
