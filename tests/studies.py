@@ -25,13 +25,14 @@ parameters:
 
 
 def study(text: str, dataset: str, folder: Path, **changes) -> tuple[dict, Path]:
-    """Run a study, or go on with it; returns its summary and folder."""
+    """Run a study, or go on with it; returns its summary and folder. Two trials at a time: each starts a process."""
     file = folder / "space.yaml"
     file.write_text(text)
     space = Space.load(str(file))
     base = TuneConfig(
         dataset=dataset, space=str(file), output=str(folder), name="study", recipe=space.recipe(), tensorboard=False
     )
+    changes.setdefault("max_concurrent", 2)
     return tune(dataclasses.replace(base, **changes)), folder / "study"
 
 
