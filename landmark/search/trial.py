@@ -129,14 +129,15 @@ class TuneSession:
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
-        """Give the checkpoint that a paused or restarted trial goes on from; its epoch is told once more.
+        """Give the checkpoint that a paused or restarted trial resumes from; its last epochs are reported once more.
 
-        A process that died between storing and reporting an epoch would leave it out of the record.
+        A process that died between storing and reporting an epoch would leave it out of the record, and a driver that died
+        those of its last second.
         """
         with tempfile.TemporaryDirectory(prefix="landmark-checkpoint-") as folder:
             self.store.claim()
             found = self.store.fetch_last(Path(folder))
-            if metrics := self.store.last_metrics():
+            for metrics in self.store.last_reports():
                 report({**metrics, **self.taken, REPORTED: time.time(), RECOVERED: True})
             yield Path(folder) if found else None
 

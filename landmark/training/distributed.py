@@ -185,13 +185,13 @@ class TrainWorkerSession:
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
-        """Give the newest complete checkpoint, the same on every rank. Its epoch is reported if it was not before."""
+        """Give the newest complete checkpoint, the same on every rank. Its epochs are reported if they were not before."""
         with contextlib.ExitStack() as stack:
             with self._storing():
-                folder, metrics = stack.enter_context(restored(self.store, self))
-            if metrics:
-                if self.recorder is not None:
-                    self.recorder.recover(metrics)
+                folder, reports = stack.enter_context(restored(self.store, self))
+            if self.recorder is not None and reports:
+                self.recorder.recover(reports[-1])
+            for metrics in reports:
                 self._go_on({**metrics, RECOVERED: True})
             yield folder
 

@@ -44,8 +44,8 @@ class Member(Protocol):
 @contextlib.contextmanager
 def restored(
     store: CheckpointStore, member: Member, folder: str | None = None
-) -> Iterator[tuple[Path | None, dict[str, float]]]:
-    """Give the newest complete checkpoint's local folder, the same checkpoint on all ranks, and its last epoch's metrics.
+) -> Iterator[tuple[Path | None, list[dict[str, float]]]]:
+    """Give the newest complete checkpoint's local folder, the same checkpoint on all ranks, and its `last_reports`.
 
     The first rank of each node downloads it into `folder` (of the machine's temporary files by default) and checks it; the
     folder is deleted when all ranks have left this context. A corrupt checkpoint on any node is one on all: the one before
@@ -54,7 +54,7 @@ def restored(
     opening = _from_rank_0(member, lambda: _opening(store))
     place = Path(folder or tempfile.gettempdir()) / f"{PREFIX}{opening['token']}-{member.node_rank}"
     if not opening["names"]:
-        yield None, {}
+        yield None, []
         return
     with contextlib.ExitStack() as owned:
         fetches = member.local_rank == 0
@@ -77,9 +77,9 @@ def restored(
         else:
             raise store.none_complete()
         sums = (place / CHECKSUMS).read_text()
-        metrics = _from_rank_0(member, lambda: {"sums": sums, "metrics": store.last_metrics()})
-        _agreed(member, lambda: _check_same(store, name, sums, metrics["sums"]))
-        yield place, metrics["metrics"]
+        found = _from_rank_0(member, lambda: {"sums": sums, "reports": store.last_reports()})
+        _agreed(member, lambda: _check_same(store, name, sums, found["sums"]))
+        yield place, found["reports"]
         _heard(member, None)  # all ranks have read what they need
 
 

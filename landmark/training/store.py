@@ -18,6 +18,8 @@ from landmark.training.checkpoints import CHECKPOINTS, CHECKSUMS, FILES, INDEX, 
 Tell = Callable[[str], object]
 ADOPT_TRIES = 3
 """Readings of another run's index before its checkpoint counts as gone: its owner replaces it while it is copied."""
+RECENT_S, RECENT_EPOCHS = 10.0, 64
+"""How long the index keeps an epoch's metrics, and of how many: a study's journal is written once a second."""
 
 
 class TakenOver(UserError):
@@ -119,6 +121,7 @@ class CheckpointStore:
             value, best = metrics[self.monitor], index["metrics"].get(self.monitor)
             if best is None or score(value, self.mode) > score(best, self.mode):
                 index |= {"best": snapshot.name, "metrics": metrics}
+            index["recent"] = _with_recent(index.get("recent", []), snapshot.meta.epoch, metrics)
         index["kept"] = [snapshot.name, *(name for name in index["kept"] if name != snapshot.name)][: self.keep]
         self._check_claim()
         self._write_index(index)
@@ -147,13 +150,26 @@ class CheckpointStore:
 
         Empty where there is no checkpoint, or the run has finished no epoch of its own since it adopted another's.
         """
+        return self._last_epoch()[1]
+
+    def _last_epoch(self) -> tuple[int, dict[str, float]]:
         path = self.path("last")
         if path is None or self.path("best") is None:
-            return {}
+            return 0, {}
         try:
-            return dict(json.loads((self.run / path / "meta.json").read_text())["metrics"])
+            meta = json.loads((self.run / path / "meta.json").read_text())
         except (NotFound, json.JSONDecodeError):
-            return {}
+            return 0, {}
+        return int(meta["epoch"]), dict(meta["metrics"])
+
+    def last_reports(self) -> list[dict[str, float]]:
+        """Return the metrics of the whole epochs that lately ended, up to the newest checkpoint's, the oldest first.
+
+        What a process that took reports may have lost with its life: `last_metrics` and those of the seconds before.
+        """
+        epoch, last = self._last_epoch()
+        before = [entry["metrics"] for entry in self.index.get("recent", []) if entry["epoch"] < epoch]
+        return [*before, last] if last else []
 
     def candidates(self) -> list[str]:
         """Return the names of the checkpoints to go on from, the newest first and the best last."""
@@ -240,3 +256,10 @@ class CheckpointStore:
             except (DamagedCheckpoint, NotFound, json.JSONDecodeError):
                 continue
         return None
+
+
+def _with_recent(before: list[dict[str, Any]], epoch: int, metrics: dict[str, float]) -> list[dict[str, Any]]:
+    """Return the epochs that lately ended, with the time of each, and one more."""
+    now = time.time()
+    kept = [entry for entry in before if now - RECENT_S < entry["at"] and entry["epoch"] < epoch]
+    return [*kept[1 - RECENT_EPOCHS :], {"epoch": epoch, "at": now, "metrics": metrics}]

@@ -77,31 +77,13 @@ class WitnessSession(TrainWorkerSession):
 
 def _witnessed(values: dict) -> None:
     torch.set_num_threads(1)
+    _one_gradient(from_mapping(TrainConfig, values["gradient"], "the test"), values["folder"])
     run = from_mapping(TrainConfig, values["config"], "the test")
     fit(run, PackedDataset.open(run.dataset), WitnessSession(run, values["folder"]))
 
 
-def test_weights_are_equal_on_both_ranks_and_metrics_are_reduced(dataset, tmp_path):
-    run = config(dataset, tmp_path, model=ModelConfig(backbone="resnet18"))
-    trainer = Trainer(
-        _witnessed,
-        train_loop_config={"config": to_mapping(run), "folder": str(tmp_path)},
-        scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
-        run_config=ray.train.RunConfig(name="witness", storage_path=str(tmp_path)),
-    )
-    trainer.fit()
-    for epoch in (1, 2):
-        first, second = (torch.load(tmp_path / f"rank{rank}-epoch{epoch}.pt") for rank in (0, 1))
-        assert set(first["weights"]) == set(second["weights"])
-        for name, tensor in first["weights"].items():
-            assert torch.equal(tensor, second["weights"][name]), name
-        for key in ("train_loss", "val_loss", "val_top1", "val_macro_recall"):
-            assert first["metrics"][key] == second["metrics"][key]
-
-
-def _one_gradient(values: dict) -> None:
-    run = from_mapping(TrainConfig, values["config"], "the test")
-    session = TrainWorkerSession(locate(values["folder"]), run, tell=print, pulse=None, relay=None)
+def _one_gradient(run: TrainConfig, folder: str) -> None:
+    session = TrainWorkerSession(locate(folder), run, tell=print, pulse=None, relay=None)
     torch.manual_seed(0)
     model = session.prepare(build_model(run.model, classes=4, image_size=16))
     placed = {"rank": session.rank, "world_size": session.world_size, "augment": AugmentConfig()}
@@ -111,22 +93,48 @@ def _one_gradient(values: dict) -> None:
         output = model(Preprocess((0.5,) * 3, (0.5,) * 3, session.device)(placed.images, placed.flip))
         (classification_loss(output, torch.from_numpy(batch.labels)) * batch.share).backward()
     gradient = {name: p.grad for name, p in model.module.named_parameters()}
-    torch.save({"gradient": gradient, "batch": batch}, f"{values['folder']}/gradient{session.rank}.pt")
+    torch.save({"gradient": gradient, "batch": batch}, f"{folder}/gradient{session.rank}.pt")
 
 
-def test_the_gradient_is_that_of_one_process_with_the_joined_batch(dataset, tmp_path):
-    run = config(dataset, tmp_path, loader=LoaderConfig(image_size=16, batch_size=15, stream="thread"))
-    Trainer(
-        _one_gradient,
-        train_loop_config={"config": to_mapping(run), "folder": str(tmp_path)},
+def gradient_config(dataset: PackedDataset, folder: Path) -> TrainConfig:
+    return config(dataset, folder, loader=LoaderConfig(image_size=16, batch_size=15, stream="thread"))
+
+
+@pytest.fixture(scope="module")
+def written(dataset: PackedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what two workers wrote down: the gradient of one batch, then weights and metrics of two epochs."""
+    folder = tmp_path_factory.mktemp("written")
+    run = config(dataset, folder, model=ModelConfig(backbone="resnet18"))
+    trainer = Trainer(
+        _witnessed,
+        train_loop_config={
+            "config": to_mapping(run),
+            "gradient": to_mapping(gradient_config(dataset, folder)),
+            "folder": str(folder),
+        },
         scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
-        run_config=ray.train.RunConfig(name="gradient", storage_path=str(tmp_path)),
-    ).fit()
-    saved = [torch.load(tmp_path / f"gradient{rank}.pt", weights_only=False) for rank in (0, 1)]
+        run_config=ray.train.RunConfig(name="witness", storage_path=str(folder)),
+    )
+    trainer.fit()
+    return folder
+
+
+def test_weights_are_equal_on_both_ranks_and_metrics_are_reduced(written):
+    for epoch in (1, 2):
+        first, second = (torch.load(written / f"rank{rank}-epoch{epoch}.pt") for rank in (0, 1))
+        assert set(first["weights"]) == set(second["weights"])
+        for name, tensor in first["weights"].items():
+            assert torch.equal(tensor, second["weights"][name]), name
+        for key in ("train_loss", "val_loss", "val_top1", "val_macro_recall"):
+            assert first["metrics"][key] == second["metrics"][key]
+
+
+def test_the_gradient_is_that_of_one_process_with_the_joined_batch(dataset, written):
+    saved = [torch.load(written / f"gradient{rank}.pt", weights_only=False) for rank in (0, 1)]
     batches = [part["batch"] for part in saved]
     assert not set(batches[0].samples.tolist()) & set(batches[1].samples.tolist())
     torch.manual_seed(0)
-    model = build_model(run.model, classes=4, image_size=16)
+    model = build_model(gradient_config(dataset, written).model, classes=4, image_size=16)
     preprocess = Preprocess((0.5,) * 3, (0.5,) * 3, torch.device("cpu"))
     placed = [place(batch, preprocess.device) for batch in batches]
     inputs = torch.cat([preprocess(batch.images, batch.flip) for batch in placed])

@@ -107,27 +107,6 @@ def ddp(horovod: Any, dataset: PackedDataset, tmp_path_factory: pytest.TempPathF
     return folder
 
 
-def test_the_weights_are_those_of_ddp(ddp, dataset, tmp_path):
-    run_training(config(dataset, tmp_path, "horovod"))
-    assert largest_difference(weights(tmp_path), weights(ddp)) < 1e-5
-    for ours, theirs in zip(history(tmp_path), history(ddp), strict=True):
-        for key in ("train_loss", "val_loss", "val_top1", "val_macro_recall"):
-            assert float(ours[key]) == pytest.approx(float(theirs[key]), abs=1e-4), key
-
-
-def test_a_killed_rank_meets_the_others_again_and_the_run_finishes(ddp, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "_work", witnessed_work)
-    run = config(dataset, tmp_path, "horovod")
-    thread = at_step(tmp_path / "train", 2 * 9, lambda pid: os.kill(pid, signal.SIGKILL))
-    result = run_training(run)
-    thread.join()
-    assert result.epochs_run == EPOCHS
-    assert len(list((tmp_path / "train" / "witness").glob("*.log"))) > 2  # processes: those before and after the kill
-    counts = consumed(tmp_path / "train")
-    assert all(set(counts[epoch]) == set(range(TRAIN)) for epoch in range(1, EPOCHS + 1))
-    assert largest_difference(weights(tmp_path), weights(ddp)) < 1e-5
-
-
 class Witness(distributed.TrainWorkerSession):
     """A session that writes down what a rank's backend did."""
 
@@ -157,10 +136,25 @@ def _witnessed(values: dict[str, Any]) -> None:
     work(values)
 
 
-def test_ranks_begin_with_the_weights_of_the_first_and_end_with_equal_ones(horovod, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "_work", _witnessed)
-    run_training(config(dataset, tmp_path, "horovod", epochs=1))
-    first, second = (torch.load(tmp_path / "train" / f"rank{rank}.pt", weights_only=False) for rank in (0, 1))
+@pytest.fixture(scope="module")
+def by_horovod(horovod: Any, dataset: PackedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same run by Horovod, whose ranks begin with weights of their own and write down what they did."""
+    folder = tmp_path_factory.mktemp("horovod")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "_work", _witnessed)
+        run_training(config(dataset, folder, "horovod"))
+    return folder
+
+
+def test_the_weights_are_those_of_ddp(ddp, by_horovod):
+    assert largest_difference(weights(by_horovod), weights(ddp)) < 1e-5
+    for ours, theirs in zip(history(by_horovod), history(ddp), strict=True):
+        for key in ("train_loss", "val_loss", "val_top1", "val_macro_recall"):
+            assert float(ours[key]) == pytest.approx(float(theirs[key]), abs=1e-4), key
+
+
+def test_ranks_begin_with_the_weights_of_the_first_and_end_with_equal_ones(by_horovod):
+    first, second = (torch.load(by_horovod / "train" / f"rank{rank}.pt", weights_only=False) for rank in (0, 1))
     assert not torch.equal(first["before"], second["before"])
     assert torch.equal(first["after"], second["after"])
     assert torch.equal(first["after"], first["before"])
@@ -171,6 +165,19 @@ def test_ranks_begin_with_the_weights_of_the_first_and_end_with_equal_ones(horov
             assert seen["sums"][str(kind)].tolist() == [3], kind
             assert seen["sums"][str(kind)].dtype == kind
     assert largest_difference(first["weights"], second["weights"]) == 0
+
+
+def test_a_killed_rank_meets_the_others_again_and_the_run_finishes(ddp, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "_work", witnessed_work)
+    run = config(dataset, tmp_path, "horovod")
+    thread = at_step(tmp_path / "train", 2 * 9, lambda pid: os.kill(pid, signal.SIGKILL))
+    result = run_training(run)
+    thread.join()
+    assert result.epochs_run == EPOCHS
+    assert len(list((tmp_path / "train" / "witness").glob("*.log"))) > 2  # processes: those before and after the kill
+    counts = consumed(tmp_path / "train")
+    assert all(set(counts[epoch]) == set(range(TRAIN)) for epoch in range(1, EPOCHS + 1))
+    assert largest_difference(weights(tmp_path), weights(ddp)) < 1e-5
 
 
 def _hidden(values: dict[str, Any]) -> None:

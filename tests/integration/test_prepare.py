@@ -164,8 +164,7 @@ def test_an_image_that_vanished_is_a_reject(ray_cluster, tmp_path):
     assert result.rejects["missing"] == 1
 
 
-@pytest.mark.parametrize("victim", ["driver", "worker"])
-def test_a_killed_job_goes_on_and_ends_with_every_image_once(victim, tmp_path):
+def test_a_job_whose_worker_is_killed_ends_with_every_image_once(tmp_path):
     output = tmp_path / "d"
     images = [
         "--source",
@@ -184,22 +183,13 @@ def test_a_killed_job_goes_on_and_ends_with_every_image_once(victim, tmp_path):
         while not list(parts.glob("*.json")):
             assert time.monotonic() < deadline and job.poll() is None
             time.sleep(0.05)
-        if victim == "driver":
-            os.killpg(job.pid, signal.SIGKILL)
-            job.wait()
-            assert not (output / "manifest.json").exists()
-        else:
-            os.kill(_packing_worker(job.pid), signal.SIGKILL)
-            assert job.wait(90) == 0
-    done = len(list(parts.glob("*.json")))
-    if victim == "driver":
-        assert 0 < done < 11
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        os.kill(packing_worker(job.pid), signal.SIGKILL)
+        assert job.wait(90) == 0
     ids = plan_images(SyntheticConfig(images=2600, classes=5, image_size=96), 0)["image_id"].to_pylist()
     check_whole(PackedDataset.open(str(output)), set(ids))
 
 
-def _packing_worker(session: int) -> int:
+def packing_worker(session: int) -> int:
     """Return the pid of a Ray worker of the job's session that is packing."""
     for _ in range(200):
         for entry in Path("/proc").iterdir():

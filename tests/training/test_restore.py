@@ -32,11 +32,11 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return seen
 
 
-def restore_all(world: World, run: Path, node_files: Path, told: list[str] | None = None) -> list[tuple[float, dict]]:
-    """The value in the checkpoint that each rank found, and the metrics that it was given."""
+def restore_all(world: World, run: Path, node_files: Path, told: list[str] | None = None) -> list[tuple[float, list]]:
+    """The value in the checkpoint that each rank found, and the reports that it was given."""
     node_files.mkdir(exist_ok=True)
 
-    def restore(member: Rank) -> tuple[float, dict]:
+    def restore(member: Rank) -> tuple[float, list]:
         with restored(store(run, told if member.rank == 0 else []), member, str(node_files)) as (folder, metrics):
             assert folder is not None
             return read_state(folder)["value"], metrics
@@ -49,7 +49,7 @@ def restore_all(world: World, run: Path, node_files: Path, told: list[str] | Non
 def test_each_node_downloads_a_checkpoint_once(tmp_path, downloads):
     filled(tmp_path)
     found = restore_all(World(6, per_node=3), tmp_path, tmp_path / "tmp")
-    assert found == [(3.0, {})] * 6
+    assert found == [(3.0, [])] * 6
     folders = {target.parent for target in downloads}
     assert len(folders) == 2 and len(downloads) == 2 * len((*FILES, CHECKSUMS))
 
@@ -100,13 +100,13 @@ def test_metrics_are_those_that_rank_0_reads(tmp_path):
     sums = meta.with_name(CHECKSUMS)
     digest = subprocess.run(["sha256sum", meta], capture_output=True, text=True, check=True).stdout.split()[0]
     sums.write_text(json.dumps(json.loads(sums.read_text()) | {"meta.json": digest}))
-    assert restore_all(World(2), tmp_path, tmp_path / "tmp") == [(3.0, {"val_top1": 0.6})] * 2
+    assert restore_all(World(2), tmp_path, tmp_path / "tmp") == [(3.0, [{"val_top1": 0.6}])] * 2
 
 
 def test_a_fresh_run_has_nothing_to_restore(tmp_path):
     def restore(member: Rank) -> Path | None:
         with restored(store(tmp_path / "run"), member, str(tmp_path)) as (folder, metrics):
-            assert metrics == {}
+            assert metrics == []
             return folder
 
     assert World(2).run(restore) == [None, None]

@@ -15,7 +15,7 @@ from landmark.training.checkpoints import CheckpointMeta, Snapshot, read_state, 
 from landmark.training.store import CheckpointStore
 
 
-def snapshot(name: str, value: float = 0.0, size: int = 4) -> Snapshot:
+def snapshot(name: str, value: float = 0.0, size: int = 4, epoch: int = 1, metrics: dict | None = None) -> Snapshot:
     meta = CheckpointMeta(
         backbone="deck_mlp",
         classes=["a", "b"],
@@ -23,8 +23,8 @@ def snapshot(name: str, value: float = 0.0, size: int = 4) -> Snapshot:
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         dataset="/nowhere",
-        epoch=1,
-        metrics={},
+        epoch=epoch,
+        metrics=metrics or {},
     )
     recipe = Recipe(model=ModelConfig(backbone="deck_mlp"))
     state = {"value": value, "nested": {"list": [torch.ones(2), 3]}}
@@ -47,6 +47,21 @@ def filled(folder: Path, told: list[str] | None = None) -> CheckpointStore:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_the_epochs_that_lately_ended_are_reported_once_more(tmp_path, monkeypatch):
+    """A driver that dies loses the reports of its last second: of several epochs where they are short."""
+    found = store(tmp_path)
+    rows = [{"epoch": epoch, "val_top1": 1 - epoch / 10} for epoch in range(1, 7)]
+    for row, now in zip(rows, (1000.0, 1080.0, 1080.5, 1081.0, 1081.5, 1082.0), strict=True):
+        monkeypatch.setattr("landmark.training.store.time.time", lambda now=now: now)
+        epoch = int(row["epoch"])
+        found.save(snapshot(f"epoch-{epoch:04d}", epoch=epoch, metrics=row), row)
+        found.flush()
+    assert store(tmp_path).last_reports() == rows[1:]
+    again = store(tmp_path)
+    again.discard("epoch-0006", "damaged")  # its epoch is trained again
+    assert again.last_reports() == rows[1:5]
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
