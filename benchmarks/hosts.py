@@ -18,7 +18,7 @@ sys.path.append(str(ROOT))
 os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
 
 from tests.hosts import Hosts, missing
-from tests.jobs import TRIALS, Cut, cut_in_run, cut_in_study, put_dataset, repeated, skipped, trial_path
+from tests.jobs import TRIAL, Cut, cut_in_run, cut_in_study, put_dataset, repeated, skipped, trial_path
 
 
 def row(hosts: Hosts, cut: Cut, runs: list[str]) -> dict:
@@ -40,7 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, Hosts(workers=3) as hosts:
         folder, place = Path(name), "landmark/benchmark"
         put_dataset(hosts, folder / "packed")
-        trials = [trial_path(place, trial) for trial in TRIALS]
+        trials = [trial_path(place, TRIAL)]
         rows = {"study": row(hosts, cut_in_study(hosts, place, folder / "study.txt"), trials)}
         finished = json.loads(hosts.get(f"s3://{place}/study/study.json"))["finished"]
         print((folder / "study.txt").read_text())

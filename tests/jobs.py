@@ -21,10 +21,10 @@ recipe:
   optimizer: {{name: adam}}
   loader: {{image_size: 16, batch_size: {BATCH}, decode_threads: 1, stream: thread}}
 parameters:
-  optimizer.lr: {{grid: [0.003, 0.001]}}
+  optimizer.lr: {{grid: [0.003]}}
   epochs: {{grid: [{EPOCHS}]}}
 """
-TRIALS = ["001-0.003-2", "002-0.001-2"]
+TRIAL = "001-0.003-2"
 LONGEST_S = 280
 
 
@@ -48,14 +48,14 @@ def put_dataset(hosts: Hosts, folder: Path) -> None:
 
 
 def cut_in_study(hosts: Hosts, place: str, said: Path) -> Cut:
-    """Search for the best of two trials of two workers, and cut a host off in the second one's second epoch.
+    """Search with one trial of two workers, and cut a host off in its second epoch.
 
     place: folder in the bucket, below which `study` lies. said: file for what the job says.
     """
     (hosts.code / "space.yaml").write_text(SPACE)
     where = ["--space", "space.yaml", "--dataset", DATASET, "--output", f"s3://{place}", "--name", "study"]
     command = ["python", "-m", "landmark.tune", *where, "--workers.count", "2"]
-    return _cut(hosts, command, trial_path(place, TRIALS[1]), 2 * (EACH + 2), said)
+    return _cut(hosts, command, trial_path(place, TRIAL), 2 * (EACH + 2), said)
 
 
 def trial_path(place: str, trial: str) -> str:

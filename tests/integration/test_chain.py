@@ -14,8 +14,8 @@ CLASSES = 24
 SPACE = """
 metric: val_top1
 recipe:
-  model: {backbone: resnet18}
-  schedule: {name: one_cycle}
+  model: {backbone: deck_mlp}
+  schedule: {name: constant}
   optimizer: {name: adam}
   loss: {label_smoothing: 0.1}
   loader: {image_size: 32, batch_size: 32, decode_threads: 1}
@@ -68,7 +68,7 @@ def test_a_study_of_photographs_learns_and_is_reported(packed, tmp_path, capsys)
     shown = capsys.readouterr().out
     assert f"{study['best']['test']['1']:.2%}" in shown and f"{majority:.2%}" in shown
     assert main(["report", "--run", str(tmp_path / "study")]) == 0
-    assert "resnet18" in capsys.readouterr().out
+    assert "deck_mlp" in capsys.readouterr().out
     summary = list(csv.DictReader((tmp_path / "study" / "report" / "optimizer_epochs.csv").open()))
     assert {"adam/1"} < {row["optimizer/epochs"] for row in summary} <= {"adam/1", "adam/2", "adam/3"}
     assert "<img" in (tmp_path / "study" / "report" / "index.html").read_text()
