@@ -17,8 +17,16 @@ $(READY): setup.cfg constraints.txt
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
+# Two processes for what takes one core; what starts clusters, kills processes and waits for them runs alone. ARGS: some tests only.
 test: setup browser kubectl hosts
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	failed=0; \
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore=tests/integration || failed=1; \
+	$(BIN)/python -m pytest tests/integration || failed=1; \
+	exit $$failed
+endif
 
 # On a machine with one or two GPUs, in under three minutes.
 test-gpu: setup

@@ -58,7 +58,7 @@ def test_the_newest_is_damaged_for_all_or_for_none(tmp_path):
     filled(tmp_path)
     (tmp_path / "checkpoints" / "epoch-0003" / "state.pt").write_bytes(b"no state")
     told: list[str] = []
-    assert restore_all(World(4, per_node=2), tmp_path, tmp_path / "tmp", told) == [(2.0, {})] * 4
+    assert restore_all(World(4, per_node=2), tmp_path, tmp_path / "tmp", told) == [(2.0, [])] * 4
     assert len(told) == 1 and "epoch-0003: damaged checkpoint: state.pt is missing or not as it was written" in told[0]
 
 
@@ -73,7 +73,7 @@ def test_a_download_that_is_damaged_on_one_node_is_damaged_on_all(tmp_path, monk
 
     monkeypatch.setattr(Location, "download", flipped)
     told: list[str] = []
-    assert restore_all(World(2), tmp_path, tmp_path / "tmp", told) == [(2.0, {})] * 2
+    assert restore_all(World(2), tmp_path, tmp_path / "tmp", told) == [(2.0, [])] * 2
     assert len(told) == 1
 
 
