@@ -1,24 +1,26 @@
 """What early stopping saves, and what it loses: a full grid on real photographs beside ASHA, HyperBand and median stopping.
 
-Run: python benchmarks/search.py [--quick] [--output FOLDER]. The photographs are `monuments` in LANDMARK_TEST_DATA: the 12 monuments
-with the most of them, 150 at most of each, packed at a short side of 96 px, near-duplicates on the same side of a split. The
-grid is 3 networks x 3 optimizers x 2 numbers of epochs at 48 px, small enough for two cores to run all four studies in some
-20 minutes. Each study is the command `landmark tune`, two trials at a time of one thread each, alone on the machine; its best
-trial by validation is evaluated on the test split, which is used for that alone. A trial is a function of its recipe, so all
-studies train the same 18 runs, as far as they let them.
+Run: python benchmarks/search.py [--quick] [--seeds N] [--schedulers NAME …] [--output FOLDER]. The photographs are `monuments` in
+LANDMARK_TEST_DATA: the 12 monuments with the most of them, 150 at most of each, packed at a short side of 96 px, near-duplicates
+on the same side of a split. The grid is 3 networks x 3 optimizers x 2 numbers of epochs at 48 px, small enough for two cores to
+run the four studies of a seed in some 20 minutes. The seed is the recipe's: of the weights and of the order of images. Each study
+is the command `landmark tune`, two trials at a time of one thread each, alone on the machine; its best trial by validation is
+evaluated on the test split, which is used for that alone. A trial is a function of its recipe, so all studies train the same 18
+runs, as far as they let them.
 
 The rate is constant and the average of the weights is what is validated. So a run of few epochs is the beginning of the run of
 many: at a rung both have the same metric, and no run is ahead because its schedule ends earlier (a cosine's would be; see
 docs/decisions.md, "trials of the demo"). The average does what the end of a cosine does: it takes the noise out of the last steps.
 
-Epochs and wall time are those of each study's study.json, `gap` is the grid's best test top-1 minus the study's, in points.
-Dataset and studies are kept in --output: what has a study.json is not run again. The last line is JSON, kept in
-benchmarks/results/search.json.
+Epochs and wall time are those of each study's study.json, `gap` is the grid's best test top-1 minus the study's, as a share (0.01
+is a point). Figures are means over the seeds; `_max` is the worst seed's. Dataset and studies are kept in --output: what has a
+study.json is not run again. The last line is JSON, kept in benchmarks/results/search.json.
 """
 
 import argparse
 import json
 import os
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,13 +57,13 @@ SCHEDULERS = {
 }
 
 
-def studied(name: str, grid: dict[str, list[Any]], dataset: str, output: Path) -> dict[str, Any]:
+def studied(name: str, seed: int, grid: dict[str, list[Any]], dataset: str, output: Path) -> dict[str, Any]:
     """Run one study, unless it is finished; returns its study.json."""
     summary = output / name / "study.json"
     if not summary.exists():
         space = {
             "metric": "val_top1",
-            "recipe": RECIPE,
+            "recipe": {**RECIPE, "seed": seed},
             "parameters": {key: {"grid": values} for key, values in grid.items()},
             "scheduler": SCHEDULERS[name],
         }
@@ -79,7 +81,7 @@ def figures_of(studies: dict[str, dict[str, Any]]) -> dict[str, float]:
         if name != "grid":
             figures[f"{name}_epoch_share"] = study["epochs_run"] / study["epochs_grid"]
             figures[f"{name}_time_share"] = study["seconds"] / studies["grid"]["seconds"]
-            figures[f"{name}_gap"] = 100 * (top1["grid"] - top1[name])
+            figures[f"{name}_gap"] = top1["grid"] - top1[name]
     return figures
 
 
@@ -88,12 +90,19 @@ def print_table(studies: dict[str, dict[str, Any]], figures: dict[str, float]) -
     print(f"{'study':12}{'epochs':>8}{'share':>8}{'s':>8}{'val top-1':>11}{'test top-1':>12}{'gap':>8}  best")
     for name, study in studies.items():
         best = study["best"]
-        gap = f"{figures[f'{name}_gap']:.1f}" if name != "grid" else "-"
+        gap = f"{figures[f'{name}_gap']:.1%}" if name != "grid" else "-"
         print(
             f"{name:12}{study['epochs_run']:>8}{study['epochs_run'] / study['epochs_grid']:>8.0%}{study['seconds']:>8.0f}"
             f"{best['val_top1']:>11.1%}{best['test']['1']:>12.1%}{gap:>8}  {best['trial']} at epoch {best['epoch']}"
         )
     print(f"majority baseline: test top-1 {studies['grid']['baselines']['majority']['1']:.1%}")
+
+
+def over_seeds(found: list[dict[str, float]]) -> dict[str, float]:
+    """Return each figure's mean over the seeds; of shares of epochs and gaps the largest too."""
+    figures = {key: statistics.mean(row[key] for row in found) for key in found[0]}
+    worst = [key for key in found[0] if key.endswith(("_epoch_share", "_gap"))]
+    return figures | {f"{key}_max": max(row[key] for row in found) for key in worst} | {"seeds": len(found)}
 
 
 def main() -> None:
@@ -105,6 +114,8 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, help="where dataset and studies are kept (runs/search, runs/search-quick)"
     )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--schedulers", nargs="+", choices=[*SCHEDULERS], default=[*SCHEDULERS], help="beside grid")
     arguments = parser.parse_args()
     output = arguments.output or Path("runs/search-quick" if arguments.quick else "runs/search")
     quick = arguments.quick
@@ -112,15 +123,16 @@ def main() -> None:
     dataset = pack_monuments((output / "dataset").resolve(), SHORT_SIDE, subset)
     ray.shutdown()  # each study starts its own
     grid = QUICK_GRID if arguments.quick else GRID
-    studies = {}
-    for name in SCHEDULERS:
-        studies[name] = studied(name, grid, dataset, output.resolve())
-        told = (
-            f"{studies[name]['epochs_run']} of {studies[name]['epochs_grid']} epochs, {studies[name]['seconds']:.0f} s"
-        )
-        print(f"{name}: {told}", flush=True)
-    figures = figures_of(studies)
-    print_table(studies, figures)
+    found = []
+    for seed in range(1 if quick else arguments.seeds):
+        studies = {}
+        for name in dict.fromkeys(["grid", *arguments.schedulers]):
+            study = studies[name] = studied(name, seed, grid, dataset, (output / f"seed{seed}").resolve())
+            told = f"{study['epochs_run']} of {study['epochs_grid']} epochs, {study['seconds']:.0f} s"
+            print(f"seed {seed}, {name}: {told}", flush=True)
+        found.append(figures_of(studies))
+        print_table(studies, found[-1])
+    figures = over_seeds(found)
     line = json.dumps({key: round(value, 4) for key, value in figures.items()})
     if not arguments.quick:
         Path(__file__).with_name("results").joinpath("search.json").write_text(line + "\n")
