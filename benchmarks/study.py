@@ -11,7 +11,7 @@ Run: python benchmarks/study.py [--quick] [--only NAME …]. Two parts:
   lost_s: wall time beyond the undisturbed study's. same_best, same_trials: whether the best trial, and how many trials,
   have the undisturbed study's metric; asynchronous schedulers may decide otherwise where trials come in another order.
   left_s: how long the processes that the killed one had started lived on; null: until the study ended.
-Everything runs on CPUs. The last line is JSON, kept in benchmarks/results/study.json.
+Everything runs on CPUs. The last line is JSON, kept in benchmarks/results/study.json, beside what is kept there of other parts.
 """
 
 import argparse
@@ -335,6 +335,14 @@ def rounded(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def keep(figures: dict[str, Any]) -> None:
+    """Keep the figures, and those of the parts that were not run this time."""
+    file = Path(__file__).with_name("results") / "study.json"
+    before = json.loads(file.read_text()) if file.exists() else {}
+    kills = before.get("kills", {}) | figures.get("kills", {})
+    file.write_text(json.dumps(before | figures | {"kills": kills}) + "\n")
+
+
 def main() -> None:
     """Print the figures and the table, and keep them."""
     names = ["many", *(case.label for case in CASES)]
@@ -350,8 +358,8 @@ def main() -> None:
         if cases := [case for case in CASES if case.label in arguments.only]:
             figures["kills"] = kills(Path(name), cases, quick=arguments.quick)
     line = json.dumps(rounded(figures))
-    if arguments.only == names and not arguments.quick:
-        Path(__file__).with_name("results").joinpath("study.json").write_text(line + "\n")
+    if not arguments.quick:
+        keep(rounded(figures))
     print(line)
 
 
