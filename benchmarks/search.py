@@ -128,8 +128,8 @@ def main() -> None:
         studies = {}
         for name in dict.fromkeys(["grid", *arguments.schedulers]):
             study = studies[name] = studied(name, seed, grid, dataset, (output / f"seed{seed}").resolve())
-            told = f"{study['epochs_run']} of {study['epochs_grid']} epochs, {study['seconds']:.0f} s"
-            print(f"seed {seed}, {name}: {told}", flush=True)
+            line = f"{study['epochs_run']} of {study['epochs_grid']} epochs, {study['seconds']:.0f} s"
+            print(f"seed {seed}, {name}: {line}", flush=True)
         found.append(figures_of(studies))
         print_table(studies, found[-1])
     figures = over_seeds(found)

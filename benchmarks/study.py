@@ -11,7 +11,7 @@ Run: python benchmarks/study.py [--quick] [--only NAME …]. Two parts:
   lost_s: wall time beyond the undisturbed study's. same_best, same_trials: whether the best trial, and how many trials,
   have the undisturbed study's metric; asynchronous schedulers may decide otherwise where trials come in another order.
   left_s: how long the processes that the killed one had started lived on; null: until the study ended.
-Everything runs on CPUs. The last line is JSON, kept in benchmarks/results/study.json, beside what is kept there of other parts.
+Everything runs on CPUs. The last line is JSON, kept in benchmarks/results/study.json; figures of parts that were not run stay there.
 """
 
 import argparse
@@ -336,7 +336,7 @@ def rounded(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep(figures: dict[str, Any]) -> None:
-    """Keep the figures, and those of the parts that were not run this time."""
+    """Write the figures to results/study.json; those of parts that were not run stay."""
     file = Path(__file__).with_name("results") / "study.json"
     before = json.loads(file.read_text()) if file.exists() else {}
     kills = before.get("kills", {}) | figures.get("kills", {})

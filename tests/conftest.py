@@ -31,7 +31,7 @@ def pytest_configure() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     # Ray lets its workers give way to everything else by 15: beside the tests' own processes they would starve.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Runs of seconds: Ray Train's controller takes each report, and the end of a run, when it looks next.
+    # Runs take seconds: Ray Train's controller receives each report, and the end of a run, at its next poll.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 

@@ -10,7 +10,7 @@ from landmark.data.chosen import COLUMNS, Chosen
 from landmark.data.cleaned import CleanedDataset
 from landmark.data.dataset import SELECTION_KIND, PackedDataset
 from landmark.data.subset import select_images, tail_images
-from landmark.storage import NotFound, locate
+from landmark.storage import Damaged, NotFound, locate
 
 
 class Selection(Chosen):
@@ -38,7 +38,7 @@ def open_dataset(uri: str, subset: SubsetConfig | None = None, seed: int = 0) ->
     location = locate(uri)
     try:
         values = json.loads((location / "manifest.json").read_text())
-    except (NotFound, json.JSONDecodeError):
+    except (NotFound, Damaged, json.JSONDecodeError):
         values = {}
     is_cleaned = isinstance(values, dict) and values.get("kind") == SELECTION_KIND
     dataset = CleanedDataset.of(location, values) if is_cleaned else PackedDataset.open(uri)

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from landmark.config import UserError
-from landmark.storage import Location, NotFound, create
+from landmark.storage import Damaged, Location, NotFound, create
 
 FOLDER = "drivers"
 """Folder of a study in which each process that drove it has a file, numbered in their order."""
@@ -96,7 +96,7 @@ class Lease:
     def _read(self, number: int) -> dict[str, Any]:
         try:
             return json.loads(self._file(number).read_text())
-        except (NotFound, json.JSONDecodeError):
+        except (NotFound, Damaged, json.JSONDecodeError):
             return {}
 
     def _lives(self, number: int, holder: dict[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from landmark.data.selection import open_dataset
 from landmark.progress import Progress
 from landmark.runtime import connect, is_local, own_error
 from landmark.search.leaderboard import TESTED
-from landmark.storage import Location, NotFound, locate
+from landmark.storage import Damaged, Location, NotFound, locate
 from landmark.training.distributed import gpus_per_worker
 from landmark.training.evaluation import Settings, evaluate_checkpoint, write_evaluation
 from landmark.training.inference import PARTS
@@ -69,7 +69,7 @@ class ModelTest:
         """Return what an earlier test of this model came to; None where there was none."""
         try:
             found = json.loads((locate(self.folder) / DONE).read_text())
-        except (NotFound, json.JSONDecodeError):
+        except (NotFound, Damaged, json.JSONDecodeError):
             return None
         return found if found["checkpoint"] == mask_credentials(self.checkpoint) else None
 

@@ -131,8 +131,8 @@ class TuneSession:
     def restore(self) -> Iterator[Path | None]:
         """Give the checkpoint that a paused or restarted trial resumes from; its last epochs are reported once more.
 
-        A process that died between storing and reporting an epoch would leave it out of the record, and a driver that died
-        those of its last second.
+        A trial process that died between storing and reporting an epoch did not report it. A driver that was killed lost the
+        reports of its last second.
         """
         with tempfile.TemporaryDirectory(prefix="landmark-checkpoint-") as folder:
             self.store.claim()

@@ -42,7 +42,7 @@ class NotFound(PermanentStorageError):
 
 
 class Damaged(PermanentStorageError):
-    """A text file that holds bytes that are not text."""
+    """A text file that is not UTF-8."""
 
 
 class Unanswered(OSError):

@@ -44,8 +44,8 @@ RAY_FOLDER = "ray"
 RECOVERED = "recovered"
 """Key of a report that may have been made before: the epoch of the checkpoint that a run goes on from."""
 POLL_S = "0.5"
-"""Seconds between two looks of Ray Train's controller at the workers, unless its variable is set. An epoch's report is taken
-at such a look, and the next one waits for it: by Ray's default of 2 s, epochs of less take 2 s, and a run ends 4 s late."""
+"""Seconds between two polls of the workers by Ray Train's controller, unless RAY_TRAIN_HEALTH_CHECK_INTERVAL_S is set. A report
+is received at a poll, and the next report waits for it: with Ray's default of 2 s, shorter epochs take 2 s."""
 RESIZE_S = 60.0
 """Seconds between two looks whether an elastic run can have more workers."""
 
@@ -204,10 +204,10 @@ class TrainWorkerSession:
 
 
 class Trainer(ray.train.torch.TorchTrainer):
-    """Ray Train's trainer without those of its callbacks that only cost time here.
+    """Ray Train's trainer without two callbacks where they are not needed.
 
-    The one for datasets starts a process, although the run has none. The watch over the placement group asks the dashboard:
-    the Ray that one command has for itself has none, ends with it, and would wait 12 s for the answer at each run's end.
+    The one for datasets starts a process even if the run has no dataset. The placement group cleaner queries the dashboard.
+    A Ray that a command starts for itself has no dashboard, and each run would wait 12 s for it at its end.
     """
 
     def _create_default_callbacks(self) -> list[Any]:

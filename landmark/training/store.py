@@ -19,7 +19,7 @@ Tell = Callable[[str], object]
 ADOPT_TRIES = 3
 """Readings of another run's index before its checkpoint counts as gone: its owner replaces it while it is copied."""
 RECENT_S, RECENT_EPOCHS = 10.0, 64
-"""How long the index keeps an epoch's metrics, and of how many: a study's journal is written once a second."""
+"""Age (seconds) and number of the epochs whose metrics the index keeps: a study writes its journal once a second."""
 
 
 class TakenOver(UserError):
@@ -158,14 +158,14 @@ class CheckpointStore:
             return 0, {}
         try:
             meta = json.loads((self.run / path / "meta.json").read_text())
-        except (NotFound, json.JSONDecodeError):
+        except (NotFound, Damaged, json.JSONDecodeError):
             return 0, {}
         return int(meta["epoch"]), dict(meta["metrics"])
 
     def last_reports(self) -> list[dict[str, float]]:
-        """Return the metrics of the whole epochs that lately ended, up to the newest checkpoint's, the oldest first.
+        """Return the metrics of the latest complete epochs up to the newest checkpoint, oldest first.
 
-        What a process that took reports may have lost with its life: `last_metrics` and those of the seconds before.
+        A driver that was killed may not have recorded these: `last_metrics`, and the epochs of the RECENT_S before.
         """
         epoch, last = self._last_epoch()
         before = [entry["metrics"] for entry in self.index.get("recent", []) if entry["epoch"] < epoch]
@@ -253,13 +253,13 @@ class CheckpointStore:
                 if epoch in epochs:
                     self.fetch(name, directory)
                     return epoch
-            except (DamagedCheckpoint, NotFound, json.JSONDecodeError):
+            except (DamagedCheckpoint, NotFound, Damaged, json.JSONDecodeError):
                 continue
         return None
 
 
 def _with_recent(before: list[dict[str, Any]], epoch: int, metrics: dict[str, float]) -> list[dict[str, Any]]:
-    """Return the epochs that lately ended, with the time of each, and one more."""
+    """Return the index's recent epochs (number, end time, metrics) with one more, without those that are too old."""
     now = time.time()
     kept = [entry for entry in before if now - RECENT_S < entry["at"] and entry["epoch"] < epoch]
     return [*kept[1 - RECENT_EPOCHS :], {"epoch": epoch, "at": now, "metrics": metrics}]

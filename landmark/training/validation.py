@@ -1,4 +1,4 @@
-"""The passes over a split: predictions of a model, validation that counts every row once, and the time spent waiting for batches."""
+"""Prediction and validation over a split, each row counted once; the time spent waiting for batches."""
 
 import contextlib
 import time
@@ -25,7 +25,7 @@ def predict(
 ) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor]]:
     """Yield each batch with its logits (n, classes) and labels (n,) on the device, without gradients.
 
-    Embeddings (n, d) in place of logits where the model gives those. precision: what the model computes in; None: fp32.
+    Embeddings (n, d) instead of logits where the model gives those. precision: what the model computes in; None: fp32.
     """
     model.eval()
     for batch in to_device(batches, preprocess.device):

@@ -1,6 +1,6 @@
 """A node that joins the cluster of an elastic run: the run has one more worker, and repeats almost no step.
 
-Nodes that are lost: tests/integration/test_hosts.py, where they are cut off from the network.
+For nodes that are lost see tests/integration/test_hosts.py, where a host becomes unreachable.
 """
 
 import subprocess

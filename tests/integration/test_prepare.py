@@ -183,13 +183,13 @@ def test_a_job_whose_worker_is_killed_ends_with_every_image_once(tmp_path):
         while not list(parts.glob("*.json")):
             assert time.monotonic() < deadline and job.poll() is None
             time.sleep(0.05)
-        os.kill(packing_worker(job.pid), signal.SIGKILL)
+        os.kill(_packing_worker(job.pid), signal.SIGKILL)
         assert job.wait(90) == 0
     ids = plan_images(SyntheticConfig(images=2600, classes=5, image_size=96), 0)["image_id"].to_pylist()
     check_whole(PackedDataset.open(str(output)), set(ids))
 
 
-def packing_worker(session: int) -> int:
+def _packing_worker(session: int) -> int:
     """Return the pid of a Ray worker of the job's session that is packing."""
     for _ in range(200):
         for entry in Path("/proc").iterdir():

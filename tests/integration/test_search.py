@@ -41,7 +41,7 @@ def dataset(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
 def took_over(folder: Path, summary: dict) -> None:
     """Check that exploits happened, and that each trial went on from the other's weights with changed settings."""
     assert summary["exploits"]
-    reports = events(folder, "report")
+    reports, distinct = events(folder, "report"), 0
     for exploit in summary["exploits"]:
         assert exploit["explored"], "a setting is changed with the weights"
         after = [
@@ -53,14 +53,17 @@ def took_over(folder: Path, summary: dict) -> None:
         own = [e["row"] for e in reports if e["trial"] == exploit["trial"] and e["row"]["epoch"] <= exploit["epoch"]]
         # The weights are the other's: the loss goes on from its, not from the trial's own.
         assert after and source
-        # As near as its own where both were the same before: it had taken over from that trial earlier, with the same settings.
-        assert abs(after[0]["train_loss"] - source[0]["train_loss"]) <= abs(
-            after[0]["train_loss"] - own[-1]["train_loss"]
-        )
+        # A trial that took over from the same one earlier, with equal settings, has equal weights: nothing can be seen there.
+        if own[-1]["train_loss"] != source[0]["train_loss"]:
+            distinct += 1
+            assert abs(after[0]["train_loss"] - source[0]["train_loss"]) < abs(
+                after[0]["train_loss"] - own[-1]["train_loss"]
+            )
         last = [e for e in summary["exploits"] if e["trial"] == exploit["trial"]][-1]
         kept = folder / "trials" / exploit["trial"] / "checkpoints"
         newest = json.loads((kept / "index.json").read_text())["kept"][0]
         assert read_recipe(kept / newest).optimizer.lr == last["point"]["optimizer.lr"]
+    assert distinct
 
 
 def test_a_population_takes_over_weights_and_changes_settings(dataset, tmp_path):
@@ -225,7 +228,7 @@ def test_a_killed_driver_s_study_goes_on(command, tmp_path):
     while len(events(folder, "report")) < 15:
         assert driver.poll() is None and time.monotonic() < deadline, driver.stderr.read()
         time.sleep(0.1)
-    # Ray's agents outlive the driver for a while; they train nothing.
+    # Ray's agents stay up for more than 30 s after the driver was killed; they do not train.
     family = [p for p in psutil.Process(driver.pid).children(recursive=True) if "Agent" not in p.name()]
     driver.kill()
     driver.wait()

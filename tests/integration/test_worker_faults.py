@@ -103,9 +103,8 @@ def test_workers_that_die_and_hang_are_replaced_inside_the_epoch(dataset, tmp_pa
     assert all(set(counts[epoch]) == set(range(TRAIN)) for epoch in range(1, EPOCHS + 1))
     repeated = sum(count - 1 for epoch in counts.values() for count in epoch.values())
     assert repeated <= 2 * 2 * EVERY * BATCH
-    assert (
-        len(list((tmp_path / "train" / "witness").glob("*.log"))) == 6
-    )  # two processes at first, after the kill, after the hang
+    # Two processes at first, two after the kill, two after the hang.
+    assert len(list((tmp_path / "train" / "witness").glob("*.log"))) == 6
     assert capfd.readouterr().out.count("has stood still for 12 s") == 1
     for name, tensor in weights(tmp_path).items():
         assert torch.equal(tensor, undisturbed[name]), name
