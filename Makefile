@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-BENCHMARKS := synthetic catalog pack reference ingest train recipes faults hosts tune search study evaluate clean horovod head head_toy neighbours labels heads scale
+BENCHMARKS := cli synthetic catalog pack reference ingest train recipes faults hosts tune search study evaluate clean horovod head head_toy neighbours labels heads scale
 
 .PHONY: setup browser kubectl hosts demo test test-gpu check bench clean
 .NOTPARALLEL:

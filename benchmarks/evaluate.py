@@ -88,9 +88,9 @@ def inference(folder: Path, images: int, rounds: int) -> dict[str, float]:
     import ray
     import torch
 
+    from landmark.commands.prepare import prepare
     from landmark.config import LoaderConfig, ModelConfig, PackingConfig, PrepareConfig, SyntheticConfig, TrainConfig
     from landmark.data.loader import Loader
-    from landmark.prepare import prepare
     from landmark.training.checkpoints import resolve_checkpoint
     from landmark.training.images import SplitImages
     from landmark.training.inference import Job, Replica

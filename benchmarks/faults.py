@@ -26,9 +26,9 @@ os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
 import ray
 import torch
 
+from landmark.commands.prepare import prepare
 from landmark.config import PackingConfig, PrepareConfig, SyntheticConfig
 from landmark.data.dataset import PackedDataset
-from landmark.prepare import prepare
 from landmark.training.checkpoints import read_weights
 from tests.nodes import Nodes
 from tests.witness import consumed, steps_seen

@@ -28,6 +28,7 @@ os.environ.update(
 import ray
 import torch
 
+from landmark.commands.prepare import prepare
 from landmark.config import (
     ClusterConfig,
     ComputeConfig,
@@ -41,7 +42,6 @@ from landmark.config import (
     TrainConfig,
     WorkersConfig,
 )
-from landmark.prepare import prepare
 from landmark.training.checkpoints import read_weights
 from landmark.training.run import run_training
 

@@ -26,10 +26,10 @@ import numpy as np
 import simplejpeg
 from ingest_ways import SERVER
 
+from landmark.commands.prepare import prepare
 from landmark.config import FoldersConfig, PackingConfig, PrepareConfig, SplitConfig, SyntheticConfig
 from landmark.data.dataset import PackedDataset
 from landmark.data.synthetic import draw_image, plan_images
-from landmark.prepare import prepare
 from landmark.storage import locate
 from tests.seaweed import Seaweed, free_ports
 

@@ -60,7 +60,7 @@ def commands(folder: Path, classes: int, images: int) -> Iterator[tuple[str, lis
     where = ["--dataset", str(folder / "dataset"), "--output", str(folder), "--name", "run", "--epochs", "1"]
     model = ["--model.backbone", "mobilenet_v3_small", "--model.neck", str(NECK), *HEAD]
     yield "train", [*where, *model, "--loader.image-size", str(SIZE), "--loader.batch-size", str(BATCH)]
-    yield "evaluate", ["--checkpoint", str(folder / "run")]
+    yield "evaluate", ["--run", str(folder / "run")]
     yield "report", ["--run", str(folder / "run")]
 
 

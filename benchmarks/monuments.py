@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from landmark.commands.prepare import prepare
 from landmark.config import FoldersConfig, PackingConfig, PrepareConfig, SubsetConfig
-from landmark.prepare import prepare
 
 
 def photographs(name: str) -> Path:

@@ -82,8 +82,8 @@ def child(source: str, output: str, cpus: int) -> None:
     import ray
     from ray._private.internal_api import memory_summary
 
+    from landmark.commands.prepare import prepare
     from landmark.config import ClusterConfig, FoldersConfig, PrepareConfig
-    from landmark.prepare import prepare
 
     result = prepare(
         PrepareConfig(

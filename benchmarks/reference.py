@@ -23,6 +23,7 @@ os.environ.update(
 import numpy as np
 from peak import Peak
 
+from landmark.commands.prepare import prepare
 from landmark.config import (
     AugmentConfig,
     Gldv2Config,
@@ -37,7 +38,6 @@ from landmark.data.gldv2 import image_path
 from landmark.data.loader import Loader
 from landmark.data.synthetic import draw_image, plan_images
 from landmark.data.synthetic.gldv2_files import write_gldv2, write_tar
-from landmark.prepare import prepare
 from tests.seaweed import Seaweed, free_ports
 
 TARS = 20

@@ -17,7 +17,7 @@ def tune_command(space: Mapping[str, Any], dataset: str, output: Path, name: str
     output.mkdir(parents=True, exist_ok=True)
     file = output / f"{name}.yaml"
     file.write_text(yaml.safe_dump(dict(space), sort_keys=False))
-    command = [sys.executable, "-m", "landmark", "tune", "--dataset", dataset, "--space", str(file)]
+    command = [sys.executable, "-m", "landmark", "tune", dataset, "--resume", "--space", str(file)]
     return [*command, "--output", str(output), "--name", name, *flags]
 
 

@@ -40,8 +40,8 @@ import ray
 from journal import Ledger, read_ledger
 from studies import tune_command
 
+from landmark.commands.prepare import prepare
 from landmark.config import PrepareConfig, SyntheticConfig
-from landmark.prepare import prepare
 from tests.packed import write_packed
 
 DEADLINE_S = 600

@@ -17,6 +17,7 @@ import numpy as np
 import simplejpeg
 import torch
 
+from landmark.commands.prepare import prepare
 from landmark.config import (
     LoaderConfig,
     LossConfig,
@@ -30,7 +31,6 @@ from landmark.data.dataset import PackedDataset
 from landmark.data.loader import Loader
 from landmark.data.synthetic import draw_image, plan_images
 from landmark.evaluation import majority_top_k
-from landmark.prepare import prepare
 from landmark.storage import locate
 from landmark.training.evaluation import evaluate_checkpoint
 from landmark.training.run import run_training

@@ -38,6 +38,7 @@ import torch
 import torchvision
 from torchrun_peer import PlainStep, folder_loader
 
+from landmark.commands.prepare import prepare
 from landmark.config import (
     AugmentConfig,
     ClusterConfig,
@@ -56,7 +57,6 @@ from landmark.config import (
 from landmark.data.dataset import PackedDataset
 from landmark.data.loader import Batch, Loader
 from landmark.models import build_model, model_info
-from landmark.prepare import prepare
 from landmark.storage import locate
 from landmark.training.feed import to_device
 from landmark.training.local import default_device

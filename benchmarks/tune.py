@@ -33,8 +33,8 @@ import ray
 from studies import run_together, tune_command
 from tune_peers import AT_A_TIME
 
+from landmark.commands.prepare import prepare
 from landmark.config import PackingConfig, PrepareConfig, SyntheticConfig
-from landmark.prepare import prepare
 
 SIZE, CLASSES, IMAGES = 64, 10, 430
 """Pixels, landmarks, and images of all splits together: some 300 are trained on."""

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A study on SLURM: Ray starts on the job's nodes, `landmark.tune` runs on it, Ray ends. From the project's folder, which all nodes share:
-#   sbatch --nodes 4 --gpus-per-node 1 cluster/slurm.sh --dataset s3://bucket/landmarks --output s3://bucket/runs --name study --workers.cpus 7
+#   sbatch --nodes 4 --gpus-per-node 1 cluster/slurm.sh --dataset s3://bucket/landmarks --space modern --output s3://bucket/runs --name study --resume --workers.cpus 7
 # The same command goes on with the study where the time limit, or anything else, ended it.
 #SBATCH --job-name=landmark
 #SBATCH --output=landmark-%j.log

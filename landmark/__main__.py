@@ -1,4 +1,4 @@
-"""`python -m landmark <verb>`: the same as the console script `landmark`."""
+"""`python -m landmark COMMAND`: the same as the console script `landmark`."""
 
 from typing import NoReturn
 

@@ -1,12 +1,26 @@
-"""Progress of anything that takes longer than two seconds: one line with rate and time left."""
+"""Progress of anything that takes longer than two seconds: a bar on a terminal, lines with rate and time left in a log."""
 
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
+
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Show no progress in this process, or show it again."""
+    global _quiet
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    """Return whether this process shows no progress."""
+    return _quiet
 
 
 class Progress:
-    """Counts up to `total` and shows a line now and then: in place on a terminal, sparsely elsewhere.
+    """Counts up to `total`: a bar on a terminal, a line now and then elsewhere.
 
     sink: takes the lines instead of this process's stderr.
     """
@@ -23,13 +37,14 @@ class Progress:
         self.label = label
         self.total = total
         self.unit = unit
-        self.enabled = enabled
+        self.enabled = enabled and (sink is not None or not _quiet)
         self.sink = sink
         self.terminal = sink is None and sys.stderr.isatty()
-        self.interval = 1.0 if self.terminal else 10.0
+        self.interval = 0.5 if self.terminal else 10.0
         self.done = 0
         self.started = time.monotonic()
         self.shown = self.started + 1.0 - self.interval
+        self._bar: Any = None
 
     def update(self, count: int, note: str = "") -> None:
         """Count `count` more as done; `note` is shown behind the rate."""
@@ -39,28 +54,47 @@ class Progress:
             self.shown = now
             if self.sink is not None:
                 self.sink(self.line(note))
-                return
-            end = "" if self.terminal else "\n"
-            print(f"{self._clear()}{self.line(note)}", end=end, file=sys.stderr, flush=True)
+            elif self.terminal:
+                self._show_bar(note)
+            else:
+                print(self.line(note), file=sys.stderr, flush=True)
 
     def line(self, note: str = "") -> str:
         """Return the line as it stands."""
-        rate = self.rate()
-        left = (self.total - self.done) / rate if rate else 0.0
-        share = f"{self.done:,}/{self.total:,} {self.unit}"
-        return ", ".join(filter(None, [f"{self.label}: {share}", f"{rate:,.0f}/s", f"{clock(left)} left", note]))
+        done = f"{self.done:,}/{self.total:,} {self.unit}"
+        return ", ".join(filter(None, [f"{self.label}: {done}", *self._pace(), note]))
 
     def rate(self) -> float:
-        """Return what was done a second so far."""
+        """Return the average rate since the start, per second."""
         return self.done / max(time.monotonic() - self.started, 1e-9)
 
     def clear(self) -> None:
-        """Remove the line from a terminal, before something else is printed."""
-        if self.enabled and self.terminal:
-            print(self._clear(), end="", file=sys.stderr, flush=True)
+        """Remove the bar from a terminal, before something else is printed."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
-    def _clear(self) -> str:
-        return "\r\033[K" if self.terminal else ""
+    def _pace(self) -> tuple[str, str]:
+        rate = self.rate()
+        left = (self.total - self.done) / rate if rate else 0.0
+        return f"{rate:,.0f}/s", f"{clock(left)} left"
+
+    def _show_bar(self, note: str) -> None:
+        from rich import progress  # a twentieth of a second, for terminals only
+        from rich.console import Console
+
+        if self._bar is None:
+            columns = (
+                "{task.description}",
+                progress.BarColumn(),
+                "{task.completed:,.0f}/{task.total:,.0f} {task.fields[text]}",
+            )
+            # Not refreshed by a thread: what prints between two updates clears the bar first.
+            self._bar = progress.Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
+            self._bar.add_task(self.label, total=self.total, text="")
+            self._bar.start()
+        text = ", ".join(filter(None, [self.unit, *self._pace(), note]))
+        self._bar.update(self._bar.task_ids[0], completed=self.done, text=text, refresh=True)
 
 
 def clock(seconds: float) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 import grpc
 import ray
-import ray.data
 from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 
@@ -39,14 +38,13 @@ def connect(cluster: ClusterConfig) -> None:
     if ray.is_initialized():
         return
     address = cluster.address or os.environ.get("RAY_ADDRESS")
-    # Ray's own progress bars and per-operator logs would drown ours.
-    quiet_data()
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     # Ray asks for the machine's figures and the time zone at its start, to send them home.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not address:
         _start_here(num_cpus=cluster.cpus, **quiet)
         _stop_on_sigterm()
+        quiet_data()
         return
     try:
         _probe(address)
@@ -57,6 +55,7 @@ def connect(cluster: ClusterConfig) -> None:
             f"no Ray cluster at {address} ({reason}); check cluster.address or RAY_ADDRESS, and RAY_AUTH_TOKEN"
         ) from None
     _stop_on_sigterm()
+    quiet_data()
 
 
 def _stop_on_sigterm() -> None:
@@ -132,7 +131,9 @@ def _probe(address: str) -> None:
 
 
 def quiet_data() -> None:
-    """Silence Ray Data's own progress bars and plans in this process: ours are shown instead."""
+    """Silence Ray Data's own progress bars and per-operator logs in this process: ours are shown instead."""
+    import ray.data  # half a second, for which the start of Ray does not wait
+
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
 

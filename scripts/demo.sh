@@ -13,9 +13,9 @@ rm -rf "$folder"
 mkdir -p "$folder"
 touch "$mark"
 start=$(date +%s)
-landmark prepare --source synthetic --output "$folder/dataset" --packing.short-side 96
-landmark tune --space demo --dataset "$folder/dataset" --output "$folder" --name study
-landmark report --run "$folder/study"
+landmark prepare --source synthetic -o "$folder/dataset" --packing.short-side 96
+landmark tune "$folder/dataset" --space demo --output "$folder" --name study
+landmark report "$folder/study"
 echo "demo took $(($(date +%s) - start)) s"
 python - "$folder/study" <<'PY'
 import json, pathlib, sys

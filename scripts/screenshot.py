@@ -1,7 +1,7 @@
 """The picture of a report's page for the docs: its beginning in the light theme, where the model errs in the dark one.
 
 python -m tests.reporting.folders runs/report-example
-landmark report --run runs/report-example/study --price-per-hour 12.5
+landmark report runs/report-example/study --price-per-hour 12.5
 python scripts/screenshot.py runs/report-example/study/report/index.html docs/report.png
 """
 

@@ -5,9 +5,9 @@ import dataclasses
 import json
 from pathlib import Path
 
+from landmark.commands.tune import tune
 from landmark.config import TuneConfig
 from landmark.search.space import Space
-from landmark.tune import tune
 
 COMMON = """
 metric: val_top1
@@ -30,7 +30,13 @@ def study(text: str, dataset: str, folder: Path, **changes) -> tuple[dict, Path]
     file.write_text(text)
     space = Space.load(str(file))
     base = TuneConfig(
-        dataset=dataset, space=str(file), output=str(folder), name="study", recipe=space.recipe(), tensorboard=False
+        dataset=dataset,
+        space=str(file),
+        output=str(folder),
+        name="study",
+        recipe=space.recipe(),
+        tensorboard=False,
+        resume=True,
     )
     changes.setdefault("max_concurrent", 2)
     return tune(dataclasses.replace(base, **changes)), folder / "study"

@@ -1,8 +1,17 @@
 """Progress: rate, time left, sparse lines where there is no terminal."""
 
+import contextlib
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from landmark.progress import Progress, clock
+from landmark.progress import Progress, clock, set_quiet
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_a_line_has_count_rate_time_left_and_a_note():
@@ -33,3 +42,33 @@ def test_lines_come_now_and_then_and_not_at_the_end():
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (185, "3m05s"), (7620, "2h07m")])
 def test_durations_are_short(seconds, text):
     assert clock(seconds) == text
+
+
+def test_a_terminal_has_a_bar_that_goes_away():
+    code = (
+        "import time\nfrom landmark.progress import Progress\n"
+        "progress = Progress('packing', 100)\nprogress.shown -= 10\nprogress.update(40)\nprogress.clear()\nprint('done')\n"
+    )
+    master, terminal = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=terminal, stderr=terminal, cwd=ROOT) as process:
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux ends a terminal that nobody writes to with EIO
+            while part := os.read(master, 4096):
+                shown += part
+    os.close(master)
+    assert process.returncode == 0
+    text = shown.decode()
+    assert "packing" in text and "40/100 images" in text and "━" in text
+    assert text.endswith("done\r\n")
+
+
+def test_quiet_shows_nothing(capsys):
+    set_quiet(True)
+    try:
+        progress = Progress("packing", 100)
+        progress.shown -= 20
+        progress.update(10)
+    finally:
+        set_quiet(False)
+    assert capsys.readouterr().err == ""

@@ -1,7 +1,14 @@
-"""Typed configuration: one dataclass a component, YAML in and out, command line by the same fields."""
+"""Typed configuration: one dataclass per component, used by YAML files and the command line."""
 
+from landmark.config.catalog import DoctorConfig, ModelsConfig, RecipesConfig, ShowConfig, SpacesConfig
 from landmark.config.cleaning import CleanConfig, DuplicatesConfig, NoiseConfig, QualityConfig
 from landmark.config.cluster import CheckConfig, StatusConfig
+from landmark.config.commands import (
+    CheckpointConfig,
+    TrainConfig,
+    TuneConfig,
+    WorkersConfig,
+)
 from landmark.config.dataset import (
     ClusterConfig,
     FoldersConfig,
@@ -36,12 +43,6 @@ from landmark.config.subset import (
     resumed_subset,
     with_recorded_subset,
 )
-from landmark.config.verbs import (
-    CheckpointConfig,
-    TrainConfig,
-    TuneConfig,
-    WorkersConfig,
-)
 
 __all__ = [
     "STOPPED",
@@ -52,6 +53,7 @@ __all__ = [
     "CleanConfig",
     "ClusterConfig",
     "ComputeConfig",
+    "DoctorConfig",
     "DuplicatesConfig",
     "EarlyStoppingConfig",
     "EmaConfig",
@@ -64,6 +66,7 @@ __all__ = [
     "LoaderConfig",
     "LossConfig",
     "ModelConfig",
+    "ModelsConfig",
     "NoiseConfig",
     "OptimizerConfig",
     "PackingConfig",
@@ -71,6 +74,7 @@ __all__ = [
     "PrepareConfig",
     "QualityConfig",
     "Recipe",
+    "RecipesConfig",
     "RepackConfig",
     "ReportConfig",
     "ResizingConfig",
@@ -78,7 +82,9 @@ __all__ = [
     "ScheduleConfig",
     "SchedulerConfig",
     "SearcherConfig",
+    "ShowConfig",
     "SpaceConfig",
+    "SpacesConfig",
     "SplitConfig",
     "StatusConfig",
     "Stopped",

@@ -1,4 +1,4 @@
-"""Config of `landmark.clean`: what each detector looks for, and from where on an image is dropped or relabelled."""
+"""Config of `landmark clean`: the detectors and their thresholds for dropping or relabeling an image."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,14 +8,14 @@ from landmark.config.errors import require
 
 @dataclass(kw_only=True, frozen=True)
 class QualityConfig:
-    """Images that show next to nothing."""
+    """Thresholds for degenerate images, which show almost nothing."""
 
     min_side: int = 16
-    """Least short side, pixels."""
+    """Minimum short side of an image, pixels."""
     min_spread: float = 6.0
-    """Least standard deviation of the grey values, 0 to 127."""
+    """Minimum standard deviation of the gray values, 0 to 127."""
     min_entropy: float = 2.0
-    """Least entropy of the grey values, bits of 8."""
+    """Minimum entropy of the gray values, 0 to 8 bits."""
 
     def __post_init__(self) -> None:
         require(self.min_side >= 1, f"quality.min_side is {self.min_side}; expected 1 or more")
@@ -25,20 +25,20 @@ class QualityConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class DuplicatesConfig:
-    """Copies of one photograph: re-encoded, resized, cropped, watermarked."""
+    """Detection of duplicates of a photograph: re-encoded, resized, cropped or watermarked."""
 
     near: bool = True
-    """Look for near-duplicates, besides exact ones."""
+    """Find near-duplicates in addition to exact duplicates."""
     neighbours: int = 12
-    """Nearest embeddings of each image that are looked at."""
+    """Number of nearest embeddings that each image is compared with."""
     similarity: float = 0.75
-    """Least cosine of two embeddings for the images to be compared."""
+    """Minimum cosine similarity of two embeddings to compare their images."""
     inliers: int = 12
-    """Least key points that one shift, turn and scaling takes from one image to the other."""
+    """Minimum number of keypoints that fit one shift, rotation and scaling. It maps one image onto the other."""
     correlation: float = 0.96
-    """Least correlation of the two images, laid on each other, to be copies."""
+    """Minimum correlation of the pixels of two aligned images that are duplicates."""
     overlap: float = 0.5
-    """Least share of the larger image that the other one covers."""
+    """Minimum fraction of the larger image that the other image covers."""
 
     def __post_init__(self) -> None:
         require(self.neighbours >= 1, f"duplicates.neighbours is {self.neighbours}; expected 1 or more")
@@ -50,26 +50,29 @@ class DuplicatesConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class NoiseConfig:
-    """Wrong labels, and pictures of nothing that carry one."""
+    """Detection of label errors, and of distractors (non-landmark images) that carry a label."""
 
     folds: int = 5
-    """Parts of which each gets its probabilities from a classifier of the others."""
+    """Cross-validation folds for out-of-fold probabilities."""
     neighbours: int = 10
-    """Nearest embeddings that vote on an image's class."""
+    """Number of nearest embeddings that vote on an image's class."""
     own: float = 0.1
-    """Probability of the class that an image carries, below which its label may be wrong."""
+    """Probability of an image's label, below which it may be a label error."""
     confidence: float = 0.4
-    """Least probability of another class for a label to be wrong."""
+    """Minimum probability of another class for a label error."""
     relabel: float = 0.6
-    """Least probability of another class for a wrong label to be replaced by it; below, the image is dropped."""
+    """Minimum probability of another class to replace a wrong label by it. Below it, the image is dropped."""
     distractor: float = 0.5
-    """Greatest mean cosine with the nearest embeddings of a picture of nothing."""
+    """Minimum mean cosine with the nearest embeddings. An image below it is a distractor."""
     min_class_images: int = 8
-    """Minimum images per class for label errors to be sought in it: of fewer no statistics tell an error from a rare view."""
+    """Minimum images per class to look for label errors in it. In smaller classes, statistics do not distinguish an
+    error from a rare view."""
     max_class_fraction: float = 0.5
-    """Maximum fraction of a class's images that label errors and distractors may take; the most certain ones go."""
+    """Maximum fraction of a class that label errors and distractors may make up. If there are more, only the most
+    certain ones are dropped or relabeled."""
     max_cells: int = 100_000_000
-    """Images times classes above which the neighbours alone give the probabilities: a linear classifier would not fit."""
+    """Maximum number of images times classes for the linear classifier. Above it, only the nearest embeddings give the
+    probabilities, because the classifier would not fit in memory."""
 
     def __post_init__(self) -> None:
         require(self.folds >= 2, f"noise.folds is {self.folds}; expected 2 or more")
@@ -87,31 +90,34 @@ class NoiseConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class CleanConfig:
-    """Clean a dataset: a selection of its images, and an audit of each one dropped or relabelled."""
+    """Clean a dataset: write a filtered view of it, and an audit of each image that is dropped or relabeled."""
 
     dataset: str
-    """Folder or URI of a packed dataset, or of a cleaned one, as `landmark prepare` and `landmark clean` write them."""
+    """Folder or URI of a packed or cleaned dataset. `landmark prepare` and `landmark clean` write these."""
     output: str
-    """Folder or URI of the cleaned dataset: which images are kept, no pixels."""
+    """Folder or URI of the cleaned dataset. It lists the images that are kept and contains no pixels."""
     weights: str = "lite0"
-    """What gives the embeddings: lite0 (ImageNet weights as a package), or the folder or URI of a run or checkpoint."""
+    """Model for the embeddings, lite0 or a trained model. lite0 has ImageNet weights that are installed as a package.
+    For a trained model, it is the folder or URI of a run or checkpoint."""
     image_size: int | None = None
-    """Width and height at which images are embedded, pixels; empty: the network's own."""
+    """Width and height at which images are embedded, pixels. [default: the model's]"""
     batch_size: int = 64
-    """Images that are embedded at a time."""
+    """Images per batch when computing embeddings."""
     threads: int = 2
-    """Threads that decode images and compare them."""
+    """Threads that decode and compare images."""
     splits: tuple[Literal["train", "val", "test"], ...] = ("train", "val")
-    """Splits in which wrong labels, pictures of nothing and degenerate images are sought; copies and unreadable images are in all."""
+    """Splits to search for label errors, distractors and degenerate images. Duplicates and unreadable images are found
+    in all splits."""
     quality: QualityConfig = field(default_factory=QualityConfig)
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     min_images: int = 2
-    """Training images below which a class is dropped."""
+    """Minimum training images per class. Classes with fewer images are dropped."""
     max_drop_fraction: float = 0.5
-    """Maximum fraction of the images that one detector may drop: above, nothing is written. 1 allows any fraction."""
+    """Maximum fraction of the images that one detector may drop. Above it, nothing is written. 1 allows any
+    fraction."""
     seed: int = 0
-    """Seed of the folds."""
+    """Seed of the cross-validation folds."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}; expected 1 or more")

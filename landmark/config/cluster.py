@@ -1,26 +1,27 @@
-"""Configs of the verb cluster."""
+"""Configs of the commands cluster check and cluster status."""
 
 from dataclasses import dataclass, field
 
+from landmark.config.commands import WorkersConfig
 from landmark.config.dataset import ClusterConfig
 from landmark.config.errors import require
 from landmark.config.input import LoaderConfig
-from landmark.config.verbs import WorkersConfig
 
 
 @dataclass(kw_only=True, frozen=True)
 class CheckConfig:
-    """Look at every node of a Ray cluster, and say what is wrong with it and what it can run."""
+    """Inspect every node of a Ray cluster, and report problems and what the cluster can run."""
 
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     dataset: str | None = None
-    """Folder or URI of a packed dataset that every node must be able to read, with the credentials that it has there."""
+    """Folder or URI of a packed dataset that every node must be able to read. Each node uses its own credentials.
+    [default: none]"""
     output: str | None = None
-    """Folder or URI that every node must be able to write to."""
+    """Folder or URI that every node must be able to write to. [default: none]"""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
-    """What one run, or one trial of a study, is to have."""
+    """Resources that one run, or one trial of a study, requires."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
-    """How its data is read: readers and decoders need room, too."""
+    """How the run reads its data. Readers and decoders require resources too."""
     timeout_s: float = 60.0
     """Seconds that a node may take to answer."""
 
@@ -30,7 +31,7 @@ class CheckConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class StatusConfig:
-    """Show what a Ray cluster is at: its nodes, its jobs, the runs and studies on it."""
+    """Show the nodes, jobs, runs and studies of a Ray cluster."""
 
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     timeout_s: float = 60.0

@@ -1,4 +1,4 @@
-"""Configs of `landmark.prepare`: where images come from, how they are split and packed."""
+"""Configs of `landmark prepare`: the source of the images, their splits and their packing."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -10,42 +10,45 @@ from landmark.config.subset import Gldv2Config, SubsetConfig
 
 @dataclass(kw_only=True, frozen=True)
 class FoldersConfig:
-    """Images in one folder a class: `<path>/<class>/<image>`."""
+    """Images in one folder per class: `<path>/<class>/<image>`."""
 
     path: str | None = None
-    """Folder or URI (s3://…) that holds one folder a class."""
+    """Folder or URI (s3://…) that contains one folder per class. [default: none]"""
     groups: str | None = None
-    """CSV file with columns id, group: images of a group never straddle a split. `id` is the file's name without its ending."""
+    """CSV file with the columns id and group, to keep related images together. All images of a group are in the same
+    split. id is the file name without its extension. [default: none]"""
 
 
 @dataclass(kw_only=True, frozen=True)
 class RepackConfig:
-    """A packed dataset whose images become another one, each in the split that it has."""
+    """Repack the images of a packed dataset. Each image keeps its split."""
 
     path: str | None = None
-    """Folder or URI of the packed dataset."""
+    """Folder or URI of the packed dataset to repack. [default: none]"""
 
 
 @dataclass(kw_only=True, frozen=True)
 class SyntheticConfig:
-    """Procedurally drawn landmarks, for trying everything without a dataset."""
+    """Synthetic landmark images, for trying all commands without a dataset."""
 
     classes: int = 24
     """Number of landmarks."""
     images: int = 3000
-    """Number of images in all, spread over the classes with a long tail: one a class or more. A class's only image is trained on."""
+    """Total number of images, distributed over the classes with a long tail. Each class has one image or more. The only
+    image of a class is a training image."""
     image_size: int = 128
     """Width and height of an image, pixels."""
     tail: float = 0.4
-    """Exponent of the class frequencies: the n-th class gets n^-tail of the first one's images; 0 is balanced."""
+    """Exponent of the class frequencies, 0 for balanced classes. The n-th class has n^-tail times as many images as the
+    first one."""
     label_noise: float = 0.0
-    """Share of images that carry another class's label."""
+    """Fraction of images that have the label of another class."""
     near_duplicates: float = 0.0
-    """Share of images that are a re-encoded, slightly changed copy of another one."""
+    """Fraction of images that are near-duplicates. Each is a re-encoded, slightly changed version of another image."""
     nothing: float = 0.0
-    """Share of images that show no landmark at all."""
+    """Fraction of images that are distractors (non-landmark images)."""
     broken: float = 0.0
-    """Share of files that cannot be decoded."""
+    """Fraction of files that cannot be decoded."""
 
     def __post_init__(self) -> None:
         require(self.classes >= 2, f"synthetic.classes is {self.classes}; expected 2 or more")
@@ -62,12 +65,12 @@ class SyntheticConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class SplitConfig:
-    """How images are divided: stratified by class, by a seed, whole groups at a time."""
+    """How images are split: stratified by class, by a seed, with each group in one split."""
 
     val: float = 0.15
-    """Share of the images for validation."""
+    """Fraction of the images in the validation split."""
     test: float = 0.15
-    """Share of the images for the final test."""
+    """Fraction of the images in the test split."""
 
     def __post_init__(self) -> None:
         for name in ("val", "test"):
@@ -92,20 +95,21 @@ MAX_MEGAPIXELS = 100
 
 @dataclass(kw_only=True, frozen=True)
 class PackingConfig:
-    """How images are stored: resized once, as JPEG, in Parquet shards of small row groups."""
+    """How images are stored: resized once, as JPEG, in Parquet shards with small row groups."""
 
     short_side: int = 288
-    """Images are shrunk until their short side has this many pixels; never enlarged."""
+    """Maximum short side of an image, pixels. Larger images are downscaled, smaller images are not changed."""
     quality: int = 90
     """JPEG quality, 1 to 100."""
     shard_mib: int = 192
-    """Size of a shard that is aimed at, MiB."""
+    """Target size of a shard, MiB."""
     row_group_rows: int = 128
-    """Images a row group: the unit that training reads."""
+    """Images per row group, the unit that training reads."""
     max_reject_share: float = 0.05
-    """Share of unreadable images above which the job stops."""
+    """Maximum fraction of unreadable images. Above it, the command ends with an error."""
     max_megapixels: int = MAX_MEGAPIXELS
-    """Largest image that is decoded, millions of pixels; a larger one is rejected. Each takes about 12 bytes of memory per pixel."""
+    """Maximum size of an image that is decoded, millions of pixels. Larger images are rejected. Decoding takes about 12
+    bytes of memory per pixel."""
 
     def __post_init__(self) -> None:
         require(
@@ -126,12 +130,13 @@ class PackingConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class ClusterConfig:
-    """Which Ray cluster does the work."""
+    """The Ray cluster that runs the work."""
 
     address: str | None = None
-    """Address of a running Ray cluster ("auto", "host:6379"); empty: the job's own or RAY_ADDRESS, else one is started here."""
+    """Address of a running Ray cluster, such as auto or host:6379. A submitted job has RAY_ADDRESS set. [default:
+    RAY_ADDRESS, else a new local cluster]"""
     cpus: int | None = None
-    """Logical CPUs of the Ray started here; empty: as many as the machine has."""
+    """Logical CPUs of a new local Ray cluster. [default: all of the machine]"""
 
     def __post_init__(self) -> None:
         require(self.cpus is None or self.cpus >= 1, f"cluster.cpus is {self.cpus}; expected 1 or more")
@@ -144,7 +149,8 @@ class PrepareConfig:
     output: str
     """Folder or URI (s3://bucket/key) of the packed dataset."""
     source: Literal["synthetic", "folders", "gldv2", "dataset"] | None = None
-    """Where images come from. [default: the source whose options are given; synthetic images are made only by name]"""
+    """Source of the images. Synthetic images require --source synthetic. [default: the source whose options are
+    given]"""
     folders: FoldersConfig = field(default_factory=FoldersConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     gldv2: Gldv2Config = field(default_factory=Gldv2Config)
@@ -154,9 +160,9 @@ class PrepareConfig:
     packing: PackingConfig = field(default_factory=PackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     seed: int = 0
-    """Seed of the synthetic images, the subset, the split and the order of the rows."""
+    """Seed of the synthetic images, the subset, the split and the row order."""
     verify: bool = False
-    """Pack nothing: check the finished dataset in `output` against its manifest."""
+    """Check the dataset in --output against its manifest, and pack nothing."""
 
     def __post_init__(self) -> None:
         given = {name: _changed(getattr(self, name)) for name in SOURCES}

@@ -1,18 +1,19 @@
-"""The one exception a user's mistake raises, and the search for what was probably meant."""
+"""Exceptions for user errors, and suggestions for misspelled names."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: its text is one line, shown without a traceback."""
+    """An error that the user can fix. Its message is one line, shown without a traceback."""
 
 
 class Stopped(UserError):
-    """The work stopped before its end and can be resumed by the same command: exit code 75 (EX_TEMPFAIL of sysexits.h)."""
+    """The work stopped before its end. The same command resumes it, for train and tune with --resume. The exit code is
+    75 (EX_TEMPFAIL of sysexits.h)."""
 
 
-STOPPED = "stopped by SIGTERM; run the same command again to resume"
+STOPPED = "stopped by SIGTERM; run the same command again to resume (train and tune: with --resume)"
 """Message of what SIGTERM ended, as `ray job stop`, Kubernetes and SLURM send it."""
 
 

@@ -1,4 +1,4 @@
-"""Configs of the verbs that use a trained model: evaluate, index, predict."""
+"""Configs of the commands that use a trained model: evaluate, index and predict."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,22 +9,25 @@ from landmark.config.errors import require
 
 @dataclass(kw_only=True, frozen=True)
 class InferenceConfig:
-    """A model, and what infers with it."""
+    """A model, and the resources for its inference."""
 
-    checkpoint: str
+    run: str
     """Folder or URI of a run, a study (its best model) or a checkpoint."""
     gallery: str | None = None
-    """Folder or URI of the index of embeddings that neighbours are looked for in; empty: gallery in the folder of the checkpoint."""
+    """Folder or URI of the k-NN gallery. [default: gallery in the folder of the run]"""
     replicas: int | None = None
-    """Copies of the model that infer at a time, as Ray Data actors; empty: one a GPU of the cluster, else one in this process."""
+    """Number of replicas of the model that run at the same time. They are Ray Data actors. [default: one per GPU of the
+    cluster, else one in this process]"""
     cpus: float = 1.0
-    """CPUs that a replica reserves."""
+    """CPUs that each replica reserves."""
     batch_size: int = 128
-    """Images a step."""
+    """Images per batch, for each replica."""
     damaged: Literal["stop", "skip"] = "stop"
-    """What a missing or damaged shard does: end with an error, or be skipped, its images told as lost_images."""
+    """Handling of a missing or corrupt shard. stop ends with an error. skip continues without its images and reports
+    their number as lost_images."""
     max_megapixels: int | None = None
-    """Largest image file of a folder that is decoded, millions of pixels; a larger one is left out. [default: 100]"""
+    """Maximum size of an image file that is decoded, millions of pixels. Larger image files of a folder are skipped.
+    [default: 100]"""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
@@ -37,28 +40,31 @@ class InferenceConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class EvaluateConfig(InferenceConfig):
-    """Evaluate a model on a split, beside its trivial baselines, or beside another model."""
+    """Evaluate a model on a split, compared with its trivial baselines or with a second model."""
 
     by: Literal["classifier", "neighbours", "both"] = "classifier"
-    """What guesses the classes: the model's classifier; or the training images that are nearest by its embeddings, which knows classes
-    added to the gallery too; both: the classifier, and the neighbours beside it."""
+    """How classes are predicted, by the classifier or nearest images (k-NN). neighbours uses the nearest training
+    images, and includes classes that were added to the gallery. both reports the classifier and k-NN next to each
+    other."""
     neighbours: int = 5
-    """Nearest images that vote for their classes."""
+    """Number of nearest images that vote on the class (k-NN)."""
     against: str | None = None
-    """Folder or URI of another one: both on the same images, who is right where the other is wrong, and whether that may be chance."""
+    """Second run, study or checkpoint to compare on the same images. The comparison uses McNemar's test and a paired
+    bootstrap. [default: none]"""
     dataset: str | None = None
-    """Folder or URI of a packed dataset; empty: the one the model was trained on."""
+    """Folder or URI of a packed dataset. [default: the dataset that the model was trained on]"""
     split: Literal["train", "val", "test"] = "test"
-    """Which split's images."""
+    """Split whose images are evaluated."""
     distractors: str | None = None
-    """Folder of images that show no landmark (any format), or a packed dataset of such: GAP and rejection count them besides."""
+    """Folder or packed dataset of distractors (non-landmark images). The folder may have any structure. GAP and the
+    rejection metrics include these images. [default: none]"""
     output: str | None = None
-    """Folder or URI for the results; empty: evaluation-<split> in the folder of the checkpoint (evaluation-<split>-neighbours by
-    neighbours alone)."""
+    """Folder or URI for the results. With --by neighbours, the default is evaluation-SPLIT-neighbours. [default:
+    evaluation-SPLIT in the folder of the run]"""
     topk: tuple[int, ...] = (1, 5, 10)
-    """An answer counts as right when the label is among the k best guesses."""
+    """Values of k for top-k accuracy. A top-k prediction is correct if it includes the label."""
     bootstrap: int = 1000
-    """Resamples of the images that the 95 % intervals are made of; 0: no intervals."""
+    """Number of bootstrap replicates for the 95% intervals, 0 for no intervals."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,13 +81,14 @@ class EvaluateConfig(InferenceConfig):
 
 @dataclass(kw_only=True, frozen=True)
 class IndexConfig(InferenceConfig):
-    """Make the gallery of a model: an index of its training images by their embeddings; or add images to it, also of new classes."""
+    """Build the k-NN gallery of a model from its training images, or add images and new classes to it."""
 
     add: str | None = None
-    """Folder with one folder a class (any format), or a packed dataset: its images join the gallery, and its classes those that
-    neighbours know. Nothing is trained; images that are there already are left out."""
+    """Images to add to the gallery, as a folder or a packed dataset. The folder contains one folder per class. k-NN
+    then also predicts the new classes, without training. Images that the gallery already has are skipped. [default:
+    none]"""
     dataset: str | None = None
-    """Folder or URI of the packed dataset that a gallery that is not there yet is made of; empty: the one the model was trained on."""
+    """Folder or URI of the packed dataset for a new gallery. [default: the dataset that the model was trained on]"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,29 +100,31 @@ class IndexConfig(InferenceConfig):
 
 @dataclass(kw_only=True, frozen=True)
 class PredictConfig(InferenceConfig):
-    """Write a model's guesses for images, and their embeddings."""
+    """Write a model's top-k predictions for images, and their embeddings."""
 
-    images: str
-    """Folder or URI of images (any format, those in folders below too), one image, or a packed dataset."""
-    output: str
-    """Folder or URI for predictions.parquet (or .csv) and embeddings.parquet."""
+    images: tuple[str, ...]
+    """Images, folders, URIs, a packed dataset, or - for one image on stdin. Folders include their subfolders."""
+    output: str | None = None
+    """Folder or URI for predictions.parquet (or .csv) and embeddings.parquet. [default: print the predictions]"""
     split: Literal["train", "val", "test"] = "test"
-    """Which split of a packed dataset."""
+    """Split of a packed dataset."""
     by: Literal["classifier", "neighbours"] = "classifier"
-    """What guesses the classes: the model's classifier, or the gallery's images that are nearest, which knows classes added to it."""
+    """How classes are predicted, by the classifier or nearest images (k-NN). neighbours uses the nearest images of the
+    gallery, and includes classes that were added to it."""
     neighbours: int = 5
-    """Nearest images that vote for their classes."""
-    guesses: int = 5
-    """Best guesses of an image that are written."""
+    """Number of nearest images that vote on the class (k-NN)."""
+    top_k: int = 5
+    """Predicted classes per image."""
     reject: float = 0.0
-    """Score below which an image counts as one without a landmark; `landmark evaluate --distractors` tells a good one."""
+    """Score below which an image counts as one without a landmark. `landmark evaluate --distractors` reports a suitable
+    score."""
     format: Literal["parquet", "csv"] = "parquet"
-    """How predictions are written."""
+    """File format of the predictions."""
     embeddings: bool = True
-    """Write the embeddings too."""
+    """Write the embeddings in addition to the predictions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("neighbours", "guesses"):
+        for name in ("neighbours", "top_k"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected 1 or more")
         require(0 <= self.reject <= 1, f"reject is {self.reject}; expected a score from 0 to 1")

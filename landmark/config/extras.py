@@ -1,4 +1,4 @@
-"""The packages that an optional feature needs, and the command that installs them."""
+"""The packages of an optional feature, and the command that installs them."""
 
 import importlib.metadata
 import re

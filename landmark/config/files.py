@@ -1,4 +1,4 @@
-"""Configs as YAML: typed loading that names the file, the key and its nearest valid neighbour."""
+"""Configs as YAML, with typed loading. Errors name the file, the key and the most similar valid key."""
 
 import dataclasses
 import functools
@@ -62,7 +62,7 @@ def parse_mapping(text: str, source: str) -> dict[str, Any]:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML without repeated keys, of which the last one would win, and whose bad values are errors of YAML."""
+    """A YAML loader that rejects repeated keys, and reports invalid values as YAML errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[tuple[str, str]] = set()

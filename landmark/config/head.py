@@ -1,4 +1,4 @@
-"""Config of the classifier of an embedding model: cosines and margins, and how many of its classes a step looks at."""
+"""Config of the classifier of an embedding model: cosines, margins, and the sampled head (Partial FC)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,26 +11,29 @@ PAPER_MARGINS = {"cosface": 0.35, "arcface": 0.5, "subcenter": 0.5}
 
 @dataclass(kw_only=True, frozen=True)
 class HeadConfig:
-    """What turns an image's embedding into a logit a class."""
+    """The classifier head, which maps an image's embedding to one logit per class."""
 
     name: Literal["linear", "cosface", "arcface", "subcenter"] = "linear"
-    """linear: weights and biases. The others: scaled cosines to a centre a class, an image's own lowered by a margin in training:
-    cosface (arXiv 1801.09414), arcface (arXiv 1801.07698), subcenter (sub-center ArcFace, Deng et al., ECCV 2020)."""
+    """Classifier head. linear has weights and biases. The others use scaled cosines with the class weights, and apply a
+    margin to the image's own class in training. These are cosface (arXiv 1801.09414), arcface (arXiv 1801.07698) and
+    subcenter (sub-center ArcFace, Deng et al., ECCV 2020)."""
     scale: float = 30.0
-    """What cosines are multiplied with."""
+    """Factor on the cosines (cosface, arcface, subcenter)."""
     margin: float | None = None
-    """cosface: what an image's own cosine is lowered by; arcface, subcenter: what its angle is widened by, radians; empty: 0.35
-    for cosface, 0.5 for the others."""
+    """Additive margin, a cosine (cosface) or radians (arcface, subcenter). In training, cosface subtracts it from the
+    cosine of an image's own class. arcface and subcenter add it to the angle. [default: 0.35 for cosface, else 0.5]"""
     margin_least: float | None = None
-    """Margins by class size (arXiv 2010.05350): a * images^-margin_power + b, which is margin for the class with the fewest
-    training images and margin_least for that with the most; empty: one margin for all."""
+    """Dynamic margin of the class with the most training images. Dynamic margins (arXiv 2010.05350) are a *
+    images^-margin_power + b. The class with the fewest training images has the margin model.head.margin. [default: the
+    same margin for all classes]"""
     margin_power: float = 0.25
-    """How fast margins fall with the class's training images."""
+    """How fast dynamic margins fall with the training images per class."""
     subcenters: int = 3
-    """subcenter: centres a class, of which the nearest counts."""
+    """Number of sub-centers per class, of which the nearest counts (subcenter)."""
     sample: float | None = None
-    """Share of the classes that a step looks at: those of the batch and others by lot (Partial FC, arXiv 2010.05222), above 0 to 1.
-    The workers share the classes out; nothing is as large as images x classes. Empty: all classes on each worker."""
+    """Fraction of the classes per step (Partial FC, arXiv 2010.05222). It is above 0, up to 1. A step uses the classes
+    of its batch and a random sample of the others. The training processes divide the classes among themselves. No
+    process stores a matrix of images x classes. [default: all classes in each process]"""
 
     def __post_init__(self) -> None:
         require(self.scale > 0, f"model.head.scale is {self.scale}; expected above 0")

@@ -1,4 +1,4 @@
-"""Configs of what reaches the model: loader, augmentation, sampling, image size over the epochs."""
+"""Configs of the model's input: loader, augmentation, sampling, and image size over the epochs."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,35 +8,36 @@ from landmark.config.errors import require
 
 @dataclass(kw_only=True, frozen=True)
 class LoaderConfig:
-    """How images reach the model."""
+    """How images are read, decoded and batched."""
 
     image_size: int = 224
     """Width and height of the model's input, pixels."""
     batch_size: int = 64
-    """Images a step over all workers together."""
+    """Global batch size, over all training processes together."""
     stream: Literal["auto", "thread", "ray"] = "auto"
-    """Who reads the shards: threads of the training process, or Ray actors. auto: ray for several workers, else thread."""
+    """What reads the shards, threads of the training process or Ray actors. auto uses Ray actors for several training
+    processes, else threads."""
     readers: int = 1
-    """Reading threads or Ray reader actors a worker; more where a bucket answers slowly."""
+    """Reader threads or Ray reader actors per training process. Use more if the object storage is slow."""
     reader_cpus: float = 0.25
-    """CPUs that Ray reserves for a reader actor."""
+    """CPUs that Ray reserves for each reader actor."""
     decode_threads: int | None = None
-    """Threads that decode images in a training process; empty: the CPUs the process may use."""
+    """Decoding threads per training process. [default: the CPUs that the process may use]"""
     shuffle_row_groups: int = 8
-    """Row groups whose images are mixed with each other in a training epoch."""
+    """Number of row groups whose images are shuffled together in training."""
     prefetch_batches: int = 4
-    """Decoded batches that wait ready."""
+    """Number of decoded batches to prefetch."""
     decode: Literal["worker", "data"] = "worker"
-    """Where images are decoded. worker: in threads of the training process; data: in Ray actors, for clusters with nodes that have
-    CPUs to spare (stream: ray)."""
+    """Where images are decoded. worker uses threads of the training process. data uses Ray actors, for clusters with
+    nodes that have spare CPUs (not with stream thread)."""
     data_cpus: float = 1.0
-    """decode data: CPUs that Ray reserves for a decoding actor."""
+    """CPUs that Ray reserves for each decoding actor (decode data)."""
     decoders: int = 1
-    """decode data: decoding actors a worker."""
+    """Decoding actors per training process (decode data)."""
     damaged: Literal["stop", "skip"] = "stop"
-    """What a missing or damaged shard does, or an image that cannot be decoded. stop: end with an error; skip: go on without
-    these images, which are counted as lost_images: in training images read before them are shown once more, in evaluation
-    fewer are counted."""
+    """Handling of missing or corrupt shards and images that cannot be decoded. stop ends with an error. skip continues
+    without these images and counts them as lost_images. In training, images that were read before replace them. In
+    evaluation, fewer images count."""
 
     def __post_init__(self) -> None:
         require(16 <= self.image_size <= 2048, f"loader.image_size is {self.image_size}; expected 16 to 2048")
@@ -61,26 +62,27 @@ class LoaderConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class AugmentConfig:
-    """How training images are varied. Each variation is a function of (seed, epoch, sample) alone."""
+    """Augmentation of training images. Each augmentation is a function of only (seed, epoch, sample)."""
 
     crop_area: tuple[float, float] = (0.35, 1.0)
-    """Least and greatest share of an image's area that a random crop shows; 1 1: the centre crop of evaluation."""
+    """Minimum and maximum fraction of the image area in a random crop. 1 1 uses the center crop of evaluation."""
     crop_aspect: float = 4 / 3
-    """Greatest stretch of a random crop, width to height or height to width."""
+    """Maximum aspect ratio of a random crop, width to height or the reverse."""
     flip: bool = True
-    """Mirror half of the images left to right."""
+    """Flip half of the images horizontally."""
     randaugment_ops: int = 0
-    """RandAugment (Cubuk et al. 2020): operations an image, drawn from 14; 0: none."""
+    """RandAugment operations per image, 0 for none. They are sampled from 14 operations (Cubuk et al. 2020)."""
     randaugment_magnitude: float = 9.0
-    """RandAugment: strength of the operations, 0 to 30."""
+    """Strength of the RandAugment operations, 0 to 30."""
     erasing: float = 0.0
-    """Random erasing (Zhong et al. 2017): share of images of which a rectangle is blanked."""
+    """Fraction of images in which random erasing blanks a rectangle. Zhong et al. 2017 describe the method."""
     mixup: float = 0.0
-    """MixUp (Zhang et al. 2018): alpha of the Beta distribution; 0: none."""
+    """MixUp alpha, the parameter of the Beta distribution, 0 for none. Zhang et al. 2018 describe the method."""
     cutmix: float = 0.0
-    """CutMix (Yun et al. 2019): alpha of the Beta distribution; 0: none. With both, each batch draws one of the two."""
+    """CutMix alpha, the parameter of the Beta distribution, 0 for none. Yun et al. 2019 describe the method. If MixUp
+    is also on, each batch uses one of the two at random."""
     mix_share: float = 1.0
-    """Share of the batches that are mixed, where mixup or cutmix is above 0."""
+    """Fraction of batches that are mixed, if mixup or cutmix is above 0."""
 
     def __post_init__(self) -> None:
         low, high = self.crop_area
@@ -99,13 +101,14 @@ class AugmentConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class SamplingConfig:
-    """How often an epoch shows each training image. An epoch has as many images as the split has, whatever the choice."""
+    """How often an epoch uses each training image. An epoch always has as many images as the training split."""
 
     name: Literal["uniform", "sqrt", "balanced"] = "uniform"
-    """uniform: each image once. balanced: each class as often as any other, its images repeated or left out; sqrt: each class in
-    proportion to the square root of its images. Which images an epoch shows is a function of (seed, epoch) alone."""
+    """Sampling of the training images. uniform uses each image once. balanced uses each class equally often, and
+    repeats or leaves out images. sqrt uses each class in proportion to the square root of its images. The sample is a
+    function of only (seed, epoch)."""
     max_repeats: int = 16
-    """Most times that an epoch shows one image."""
+    """Maximum number of times that an epoch uses one image."""
 
     def __post_init__(self) -> None:
         require(self.max_repeats >= 1, f"sampling.max_repeats is {self.max_repeats}; expected 1 or more")
@@ -113,15 +116,16 @@ class SamplingConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class ResizingConfig:
-    """Progressive resizing: small images at first, loader.image_size at the end (Howard 2018; Touvron et al. 2019)."""
+    """Progressive resizing: small images first, loader.image_size at the end (Howard 2018; Touvron et al. 2019)."""
 
     start_size: int | None = None
-    """Width and height of the input in the first epoch, pixels; empty: loader.image_size in all epochs."""
+    """Width and height of the input in the first epoch, pixels. [default: loader.image_size, in all epochs]"""
     full_at: float = 0.75
-    """Share of the epochs after which the input has its full size; it grows linearly until then, in steps of 16 pixels."""
+    """Fraction of the epochs after which the input has its full size. Until then, the size increases linearly in steps
+    of 16 pixels."""
     scale_batch: bool = False
-    """Make the batch larger while images are small, so that a step has as many pixels; the learning rate follows
-    where optimizer.base_batch_size is set."""
+    """Use larger batches while images are small. Each step then has as many pixels. The learning rate follows if
+    optimizer.base_batch_size is set."""
 
     def __post_init__(self) -> None:
         require(

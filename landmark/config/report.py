@@ -1,4 +1,4 @@
-"""Config of the verb report."""
+"""Config of the command report."""
 
 import math
 from dataclasses import dataclass
@@ -8,18 +8,19 @@ from landmark.config.errors import require
 
 @dataclass(kw_only=True, frozen=True)
 class ReportConfig:
-    """Make a page and tables out of a study or a run, or print a study beside the deck's summary."""
+    """Make a page and tables of a study or a run, or compare a study with the reference study. The reference study is
+    the one that this project started from, with twelve models on 100 classes."""
 
     run: str | None = None
-    """Folder or URI of a study or a run."""
+    """Folder or URI of a study or a run. [default: none]"""
     deck: str | None = None
-    """Folder or URI of a study whose numbers are printed beside the deck's; no page is made."""
+    """Folder or URI of a study to compare with the reference study. The command makes no page. [default: none]"""
     output: str | None = None
-    """Folder or URI for the page and tables; empty: report in the run's folder."""
+    """Folder or URI for the page and tables. [default: report in the folder of the run]"""
     cleaned: str | None = None
-    """Folder or URI of a cleaned dataset whose audit is shown; empty: the run's dataset, where it is a cleaned one."""
+    """Folder or URI of a cleaned dataset whose audit is shown. [default: the run's dataset, if it is a cleaned one]"""
     price_per_hour: float | None = None
-    """What an hour of the machine or cluster costs, in any currency: the page then tells the cost; empty: it does not."""
+    """Price per hour of the machine or cluster, in any currency. The page then shows the cost. [default: none]"""
 
     def __post_init__(self) -> None:
         require(bool(self.run) != bool(self.deck), "expected --run FOLDER or --deck STUDY, one of the two")

@@ -1,4 +1,4 @@
-"""Credentials in URIs: left out of everything that is written or shown."""
+"""Masking of credentials in URIs, for all text that is written or shown."""
 
 import re
 

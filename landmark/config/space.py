@@ -1,4 +1,4 @@
-"""Config of a search space: what differs between trials, what they share, when they end early."""
+"""Config of a search space: the parameters of the trials, their common options, and their early stopping."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,28 +9,29 @@ from landmark.config.errors import require
 
 @dataclass(kw_only=True, frozen=True)
 class SchedulerConfig:
-    """Which trials end before their last epoch. Every scheduler counts a trial's own epochs."""
+    """Early stopping of trials. Every scheduler counts a trial's own epochs."""
 
     name: Literal["none", "asha", "hyperband", "median_stopping", "pbt"] = "none"
-    """none; asha: at each rung, trials below the best 1/reduction_factor end (Li et al. 2020); hyperband: the same in
-    brackets that wait for each other, trials pause meanwhile (Li et al. 2018); median_stopping: trials below the median
-    of the others' means end (Golovin et al. 2017); pbt: the worst go on with the best's weights and changed settings
-    (Jaderberg et al. 2017)."""
+    """Early-stopping scheduler. none runs all trials to the end. asha ends trials below the best 1/reduction_factor at
+    each rung (Li et al. 2020). hyperband does the same in brackets whose trials pause and wait for each other (Li et
+    al. 2018). median_stopping ends trials below the median of the other trials' means (Golovin et al. 2017). With pbt,
+    the worst trials continue with the best trials' weights and changed options (Jaderberg et al. 2017)."""
     grace_epochs: int = 1
-    """asha, hyperband, median_stopping: epochs that every trial gets."""
+    """Minimum number of epochs per trial (asha, hyperband, median_stopping)."""
     reduction_factor: float = 3.0
-    """asha, hyperband: one of so many trials goes on at a rung, for so many times the epochs."""
+    """Reduction factor (asha, hyperband). At each rung, 1/reduction_factor of the trials continue, for reduction_factor
+    times as many epochs."""
     brackets: int | None = None
-    """hyperband: kinds of brackets, from the one that gives the fewest epochs to the most trials; empty: all that the epochs
-    allow; 1: successive halving."""
+    """Number of kinds of brackets (hyperband). The first kind gives the fewest epochs to the most trials. 1 is
+    successive halving. [default: all that the epochs allow]"""
     min_trials: int = 3
-    """median_stopping: other trials that a median needs."""
+    """Minimum number of other trials for a median (median_stopping)."""
     interval_epochs: int = 2
-    """pbt: epochs between two comparisons."""
+    """Epochs between two comparisons (pbt)."""
     quantile: float = 0.25
-    """pbt: share of the trials that take over, and of those they take from."""
+    """Fraction of trials that are replaced, and of those that replace them (pbt)."""
     resample: float = 0.25
-    """pbt: probability that a changed setting is drawn anew in place of moved to a value nearby."""
+    """Probability of sampling a changed option again (pbt). Otherwise, it moves to a nearby value."""
 
     def __post_init__(self) -> None:
         require(self.grace_epochs >= 1, f"scheduler.grace_epochs is {self.grace_epochs}; expected 1 or more")
@@ -49,16 +50,17 @@ Objective = Literal["val_top1", "val_top5", "val_macro_recall", "val_loss", "ima
 
 @dataclass(kw_only=True, frozen=True)
 class SearcherConfig:
-    """Where the trials of a space with parameters come from."""
+    """How the trials of a space with parameters are chosen."""
 
     name: Literal["listed", "optuna"] = "listed"
-    """listed: the grid crossed with `samples` random draws, all known before the first trial starts; optuna: `samples` trials, each
-    proposed out of what those before it came to, by tree-structured Parzen estimators (Bergstra et al. 2011; needs the extra optuna)."""
+    """Searcher. listed is the grid crossed with `samples` random samples, all known before the first trial starts.
+    optuna proposes `samples` trials from the results so far, by tree-structured Parzen estimators (Bergstra et al.
+    2011). It requires the extra optuna."""
     startup: int = 10
-    """optuna: trials that have to end before proposals follow results; until then points are random."""
+    """Number of trials that end before proposals follow results (optuna). Until then, points are random."""
     objectives: list[Objective] = field(default_factory=list)
-    """optuna: the metric, and what is sought beside it: images_per_s (more is better), parameters (the network's weights; fewer are
-    better); empty: the metric alone."""
+    """Metric and further objectives (optuna). For images_per_s, higher is better. For parameters, the number of the
+    model's weights, lower is better. [default: only the metric]"""
 
     def __post_init__(self) -> None:
         require(self.startup >= 1, f"searcher.startup is {self.startup}; expected 1 or more")
@@ -72,16 +74,17 @@ class SearcherConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class BudgetConfig:
-    """What a study may spend; at the limit all trials end and the study is concluded with what there is."""
+    """Limits of a study. At a limit, all trials end, and the study concludes with the results so far."""
 
     trials: int | None = None
-    """Trials at most: the first ones."""
+    """Maximum number of trials. The first ones run. [default: the space's, else no limit]"""
     epochs: int | None = None
-    """Epochs of all trials together."""
+    """Maximum number of epochs, over all trials together. [default: the space's, else no limit]"""
     seconds: float | None = None
-    """Wall time, of all processes that drive the study."""
+    """Maximum wall time, seconds. It counts all processes that drive the study. [default: the space's, else no
+    limit]"""
     target: float | None = None
-    """Value of the metric at which the study has found what it looks for."""
+    """Value of the metric at which the study ends. [default: the space's, else none]"""
 
     def __post_init__(self) -> None:
         for name in ("trials", "epochs", "seconds"):
@@ -95,24 +98,29 @@ class BudgetConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class SpaceConfig:
-    """A search space as its YAML file says it; `landmark.search.space` turns it into trials."""
+    """A search space, as in its YAML file. `landmark.search.space` generates the trials."""
 
     metric: Literal["val_top1", "val_top5", "val_macro_recall", "val_loss"] = "val_top1"
-    """Metric by which trials are compared, and each trial's `monitor`; val_loss is minimised."""
+    """Metric that compares trials, and `monitor` of each trial. For val_loss, lower is better."""
     base: str | None = None
-    """Recipe that all trials start from: deck, modern, finetune or a YAML file; `--recipe` names another; empty: the defaults."""
+    """Recipe that all trials start from, deck, modern, finetune or a YAML file. `--recipe` replaces it. [default: the
+    defaults of all options]"""
     recipe: dict[str, Any] = field(default_factory=dict)
-    """What every trial has in common, as nested keys over those of `base`; the command line overrides it."""
+    """Options that all trials have in common, as nested keys. They override `base`, and the command line overrides
+    them."""
     parameters: dict[str, Any] = field(default_factory=dict)
-    """Dotted recipe key, or `dataset` -> a domain: {grid: […]}, {choice: […]}, {int: [low, high]}, {uniform: [low, high]} or
-    {loguniform: [low, high]}; or cases by another searched key: {by: KEY, VALUE: a domain or a plain value, …, default: …}. A trial
-    without a case leaves the recipe's value."""
+    """Searched parameters, from a dotted recipe key or `dataset` to a domain. Domains are {grid: […]}, {choice: […]},
+    {int: [low, high]}, {uniform: [low, high]} and {loguniform: [low, high]}. A domain can depend on another searched
+    key, as in {by: KEY, VALUE: a domain or a plain value, …, default: …}. If no case applies, the trial has the
+    recipe's value."""
     points: list[dict[str, Any]] = field(default_factory=list)
-    """Instead of parameters: the runs one by one, dotted recipe keys with a value each; also `name` and `dataset`."""
+    """List of trials, instead of parameters. Each has values for dotted recipe keys, and can have `name` and
+    `dataset`."""
     samples: int = 1
-    """Draws of the random parameters; the grid is crossed with each. searcher optuna: the number of trials."""
+    """Number of random samples of the parameters, each crossed with the grid. With searcher optuna, it is the number of
+    trials."""
     seed: int = 0
-    """Seed of the draws and proposals."""
+    """Seed of the random samples and proposals."""
     searcher: SearcherConfig = field(default_factory=SearcherConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)

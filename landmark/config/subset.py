@@ -1,4 +1,4 @@
-"""Configs of GLDv2's own files and of subsets of any dataset."""
+"""Configs of the published files of GLDv2, and of subsets of any dataset."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,20 +22,23 @@ def _short(flag: str) -> object:
 
 @dataclass(kw_only=True, frozen=True)
 class Gldv2Config:
-    """The Google Landmarks Dataset v2 as it is published."""
+    """The Google Landmarks Dataset v2, as published."""
 
     path: str | None = None
-    """Folder or URI (s3://, https://) with train.csv, or metadata/train.csv, and the folder train of tars or images."""
+    """Folder or URI (s3://, https://) of the published files. It contains train.csv or metadata/train.csv, and the
+    folder train with tars or images. [default: none]"""
     images: Literal["auto", "tars", "tree"] = "auto"
-    """train/images_NNN.tar, or the extracted train/a/b/c/<id>.jpg; auto: tars where there are any."""
+    """Layout of the image files. tars is train/images_NNN.tar, and tree is the extracted train/a/b/c/<id>.jpg. auto
+    uses the tars if there are any."""
     tars: int = 500
-    """https:// only, where folders cannot be listed: number of tars, images_000.tar onwards."""
+    """Number of tars from images_000.tar on, for https:// paths only. HTTP servers do not list folders."""
     check_md5: bool = True
-    """Compare each tar with md5sum/train/md5.images_NNN.txt, where that file exists."""
+    """Verify the MD5 checksum of each tar. The file is md5sum/train/md5.images_NNN.txt, if it exists."""
     attribution: bool = False
-    """Take author and license of each image into the catalog (train_attribution.csv); needed to filter by license."""
+    """Add the author and license of each image to the catalog. They are read from train_attribution.csv. Filtering by
+    license requires them."""
     max_fault_share: float = 0.01
-    """Share of malformed, duplicated or missing rows above which the job stops."""
+    """Maximum fraction of malformed, duplicate or missing rows. Above it, the command ends with an error."""
 
     def __post_init__(self) -> None:
         require(self.tars >= 1, f"gldv2.tars is {self.tars}; expected 1 or more")
@@ -47,32 +50,35 @@ class Gldv2Config:
 
 @dataclass(kw_only=True, frozen=True)
 class SubsetConfig:
-    """Which classes and images are kept. Conditions apply in the order of these fields."""
+    """The classes and images that are kept. Conditions apply in the order of these fields."""
 
     clean: Annotated[bool, _short("--clean")] = False
-    """GLDv2: keep the images of train_clean.csv alone."""
+    """Keep only the images of train_clean.csv (GLDv2)."""
     licenses: Annotated[tuple[str, ...], _short("--licenses")] = ()
-    """Keep images whose license contains one of these texts; empty: any."""
+    """Keep images whose license contains one of these texts. [default: any license]"""
     landmarks: Annotated[str | None, _short("--landmarks")] = None
-    """File with one landmark id a line: keep these classes alone."""
+    """File with the landmark ids of the classes to keep, one per line. [default: all classes]"""
     where: Annotated[str | None, _short("--where")] = None
-    """Keep rows for which this comparison of columns holds, such as "category == 'Church' and width >= 300"."""
+    """Keep rows that satisfy this comparison of columns. An example is "category == 'Church' and width >= 300".
+    [default: all rows]"""
     min_images: Annotated[int, _short("--min-images")] = 1
-    """Drop classes with fewer images."""
+    """Minimum images per class. Classes with fewer images are dropped."""
     classes: Annotated[int | None, _short("--classes")] = None
-    """Number of classes; empty: all."""
+    """Number of classes to keep. [default: all]"""
     choose: Annotated[Literal["frequent", "random"], _short("--choose")] = "frequent"
-    """Which classes: the most frequent ones, or a seeded random choice."""
+    """How classes are chosen, the most frequent ones or a seeded random sample."""
     max_images: Annotated[int | None, _short("--max-images")] = None
-    """Images of a class at most; a seeded random choice among them."""
+    """Maximum images per class, a seeded random sample. [default: no limit]"""
     images: Annotated[int | None, _short("--images")] = None
-    """Images in all at most; a seeded random choice that keeps at least one (min_images where possible) of each class."""
+    """Maximum images in total, a seeded random sample. It keeps one or more images per class, and min_images if
+    possible. [default: no limit]"""
     tail: Annotated[float, _short("--tail")] = 0.0
-    """Exponent of a long tail of the training split's classes: the n-th most frequent keeps n^-tail of the first one's images, of
-    those that it has, and at least one; a seeded random choice among them. val and test stay as they are; 0: all are kept."""
+    """Exponent of a long tail over the training split's classes, 0 for none. The n-th most frequent class keeps up to
+    n^-tail times as many images as the most frequent one. Each class keeps a seeded random sample of one or more
+    images. val and test do not change."""
     rule: Literal[1, 2] = 2
-    """How random choices are made. 2: each choice is independent of the others and of the splits. 1: images that the split gave
-    to test and val are chosen first, as in versions that record no rule; resumed runs and studies keep the rule they began with."""
+    """Rule of the random choices. With 2, each choice is independent of the others and of the splits. With 1, images of
+    test and val are chosen first, as in versions that record no rule. Resumed runs and studies keep their rule."""
 
     def __post_init__(self) -> None:
         require(self.min_images >= 1, f"subset.min_images is {self.min_images}; expected 1 or more")

@@ -1,4 +1,5 @@
-"""Text files that a user gives: decoded by their byte order mark, else as UTF-8; a mistake is one line that names file and line."""
+"""Text files from the user. The byte order mark gives the encoding, else it is UTF-8. Errors are one line with file and
+line number."""
 
 import codecs
 import csv

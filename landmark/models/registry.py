@@ -68,9 +68,7 @@ def check_name(name: str) -> None:
     """Raise UserError with the nearest name unless there is a network of this name."""
     names = model_names(timm=name.startswith(TIMM_PREFIX))
     if name not in names:
-        raise UserError(
-            f"model.backbone is {name!r}; {nearest(name, names)} (`python -m landmark.models --all` lists all)"
-        )
+        raise UserError(f"model.backbone is {name!r}; {nearest(name, names)} (`landmark models --all` lists all)")
 
 
 def model_info(name: str) -> ModelInfo:
@@ -150,7 +148,7 @@ def _freeze(model: nn.Module, config: ModelConfig, classes: int, image_size: int
         if config.freeze_stages >= len(parts):
             raise UserError(
                 f"model.freeze_stages is {config.freeze_stages}, but {config.backbone} has {len(parts) - 1} stages before its "
-                f"classifier; `python -m landmark.models --stages {config.backbone}` lists them"
+                f"classifier; `landmark models {config.backbone} --stages` lists them"
             )
         frozen |= {name for stage in parts[: config.freeze_stages] for name in stage.parameters}
     for name, parameter in model.named_parameters():

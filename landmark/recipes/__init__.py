@@ -2,11 +2,10 @@
 
 import importlib.resources
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from landmark.config import Recipe, UserError, from_mapping, nearest, parse_mapping
-from landmark.config.text import read_text
+from landmark.recipes.files import is_named_file, named_text
 
 
 def recipe_names() -> list[str]:
@@ -24,6 +23,12 @@ def recipe_values(name: str) -> dict[str, Any]:
     values = parse_mapping(text, source)
     from_mapping(Recipe, values, source)
     return values
+
+
+def recipe_text(name: str) -> str:
+    """Return the YAML text of a recipe by its name or file; raises UserError as `recipe_values` does."""
+    recipe_values(name)
+    return _read(name)[1]
 
 
 def load_recipe(name: str) -> Recipe:
@@ -49,9 +54,8 @@ def _read(name: str) -> tuple[str, str]:
     for path in _files():
         if path.name == f"{name}.yaml":
             return f"landmark/recipes/{path.name}", path.read_text(encoding="utf-8")
-    file = Path(name).expanduser()
-    if file.is_file():
-        return name, read_text(file, name)
+    if is_named_file(name):
+        return name, named_text(name, "recipe")
     raise UserError(
         f"recipe {name!r} is neither a file nor a recipe that comes with landmark; {nearest(name, recipe_names())}"
     )

@@ -120,7 +120,7 @@ def run_page(run: Location, output: Location) -> Page:
                 ],
             )
         ],
-        commands=[f"landmark evaluate --checkpoint {run}"],
+        commands=[f"landmark evaluate {run}"],
     )
 
 

@@ -73,7 +73,7 @@ def study_page(run: Location, output: Location) -> Page:
         facts=_facts(summary),
         groups=[Group(title="Results", sections=results), Group(title="The search", sections=search)],
         commands=[
-            f"landmark evaluate --checkpoint {run}",
+            f"landmark evaluate {run}",
             f"landmark tune --config {run}/config.yaml --name another",
         ],
     )

@@ -81,6 +81,17 @@ class Lease:
                 f"{BEATS * self.beat_s:g} s; the study continues there"
             )
 
+    def holder(self) -> str | None:
+        """Return the process that drives the study now; None if none does, as far as its last sign of life tells."""
+        number, found = self._newest()
+        if not number or found.get("released"):
+            return None
+        if found.get("machine") == machine():
+            alive = started_at(int(found["pid"])) == found["started"]
+        else:
+            alive = abs(time.time() - float(found.get("beat", 0))) < BEATS * self.beat_s
+        return self._who(number) if alive else None
+
     def _file(self, number: int) -> Location:
         return self.study / FOLDER / f"{number:05d}.json"
 

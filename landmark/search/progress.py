@@ -8,7 +8,7 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from landmark.progress import clock
+from landmark.progress import clock, is_quiet
 from landmark.search.record import StudyRecord, TrialRecord
 from landmark.table import aligned, shown_metric, shown_value
 
@@ -48,7 +48,7 @@ class LiveTable(Callback):
         """Print the table as it stands, unless nothing has changed."""
         self.printed_at = time.monotonic()
         table = self.table()
-        if not self.terminal and table == self.printed:
+        if is_quiet() or (not self.terminal and table == self.printed):
             return
         self.printed = table
         text = f"{self.headline()}\n{table}".rstrip()

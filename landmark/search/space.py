@@ -7,14 +7,24 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from landmark.config import ModelConfig, Recipe, SpaceConfig, UserError, from_mapping, nearest, parse_yaml, to_mapping
-from landmark.config.text import read_text
-from landmark.models import check_images, check_name
+import yaml
+
+from landmark.config import (
+    ModelConfig,
+    Recipe,
+    SpaceConfig,
+    UserError,
+    from_mapping,
+    nearest,
+    parse_mapping,
+    parse_yaml,
+    to_mapping,
+)
 from landmark.progress import Progress
 from landmark.recipes import merged, recipe_values
+from landmark.recipes.files import is_named_file, named_text
 from landmark.search import domains
 from landmark.search.domains import Point
 
@@ -71,10 +81,22 @@ class Space:
             raise UserError(f"{source}: samples is {config.samples}, but no parameter is random; remove samples")
 
     @classmethod
-    def load(cls, name: str) -> "Space":
-        """Read the space in a YAML file, or the one of that name in tune_spaces/."""
+    def load(cls, name: str, changes: Mapping[str, Any] | None = None) -> "Space":
+        """Read the space in a YAML file (path or URI), or the one of that name in tune_spaces/.
+
+        changes: nested keys that replace those of the file. A scheduler or searcher of another name takes none of the file's
+        settings, which are another one's.
+        """
         source, text = _read(name)
-        return cls(parse_yaml(SpaceConfig, text, source), source, text)
+        if not changes:
+            return cls(parse_yaml(SpaceConfig, text, source), source, text)
+        values = parse_mapping(text, source)
+        from_mapping(SpaceConfig, values, source)
+        for key in ("scheduler", "searcher"):
+            if key in changes and values.get(key, {}).get("name") != changes[key]["name"]:
+                values.pop(key, None)
+        values = merged(values, changes)
+        return cls(from_mapping(SpaceConfig, values, source), source, yaml.safe_dump(values, sort_keys=False))
 
     @property
     def keys(self) -> list[str]:
@@ -90,7 +112,8 @@ class Space:
 
     def recipe_over(self, values: Mapping[str, Any]) -> Recipe:
         """Return what all trials have in common over the values of a recipe, as nested keys."""
-        return self._build({**merged(values, self.config.recipe), "monitor": self.config.metric}, "recipe")
+        values = {**merged(values, self.config.recipe), "monitor": self.config.metric}
+        return from_mapping(Recipe, values, f"{self.source}: recipe")
 
     @functools.cached_property
     def points(self) -> list[Point]:
@@ -226,15 +249,16 @@ def _read(name: str) -> tuple[str, str]:
     for path in _folder():
         if path.name == f"{name}.yaml":
             return f"tune_spaces/{path.name}", path.read_text(encoding="utf-8")
-    file = Path(name).expanduser()
-    if file.is_file():
-        return name, read_text(file, name)
+    if is_named_file(name):
+        return name, named_text(name, "search space")
     raise UserError(f"--space {name}: neither a file nor a space in tune_spaces/; {nearest(name, space_names())}")
 
 
 @functools.cache
 def _unknown(backbone: str) -> str | None:
     """Return why there is no network of a name; None where there is one."""
+    from landmark.models import check_name  # torch and torchvision, which reading a space does without
+
     try:
         check_name(backbone)
     except UserError as error:
@@ -245,6 +269,8 @@ def _unknown(backbone: str) -> str | None:
 @functools.cache
 def _misfit(model: ModelConfig, image_size: int, start_size: int | None) -> str | None:
     """Return why a network cannot take images of these sizes; None where it can. The classes do not matter."""
+    from landmark.models import check_images
+
     try:
         check_images(model, classes=2, image_size=image_size, start_size=start_size)
     except UserError as error:

@@ -26,6 +26,7 @@ from landmark.config import (
 )
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
+from landmark.progress import is_quiet
 from landmark.runtime import connect
 from landmark.search.budget import BudgetStopper
 from landmark.search.cache import needed_short_side, resized
@@ -102,7 +103,7 @@ class Outcome:
 
 def plan_study(config: TuneConfig) -> Study:
     """Check all that can be checked without a cluster; raises UserError for the first mistake."""
-    space = Space.load(config.space)
+    space = Space.load(config.space, config.space_changes())
     proposals = build_proposals(space, config.recipe, space.config.budget.trials)
     listed = isinstance(proposals, Listed)
     kinds = kinds_of_trials(space, config.recipe, proposals)
@@ -163,6 +164,10 @@ def _as_begun(config: TuneConfig, location: Location) -> TuneConfig:
     before = _recorded_config(location)
     if before is None:
         return config
+    if not (config.resume or config.retry_failed or config.dry_run):
+        raise UserError(
+            f"{location}: a study of this name exists; add --resume to continue it, or choose another --name"
+        )
     subset, note = resumed_subset(config.subset, before.subset)
     if note:
         print(f"note: {config.name}: {note}", flush=True)
@@ -220,6 +225,7 @@ def _absolute(config: TuneConfig) -> TuneConfig:
         datasets={name: locate(uri).uri for name, uri in config.datasets.items()},
         output=locate(config.output).uri,
         retry_failed=False,  # what a call asks for, not what the study is
+        resume=False,
         recipe=dataclasses.replace(config.recipe, model=absolute_weights(config.recipe.model)),
     )
 
@@ -278,7 +284,8 @@ def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper, termin
     # wait for that at the end.
     queue = TrialQueue(scheduler.rule, study.proposals, lambda trial: values_of(study, trial), room.slots)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(room.slots)
-    print(_headline(study, record, room.slots), file=sys.stderr, flush=True)
+    if not is_quiet():
+        print(_headline(study, record, room.slots), file=sys.stderr, flush=True)
     record.begin(study.proposals.total)
     if space.scheduler.name == "pbt":
         queue.propose_all()

@@ -143,4 +143,4 @@ def result_of(ref: Any, what: str) -> Any:
         reason = f"{type(error.cause).__name__}: {error.cause}"
     except ray.exceptions.RayError as error:
         reason = f"its process was lost: {type(error).__name__}: {error}"
-    raise UserError(f"{what}: {' '.join(reason.split())[:300]}; run the same command again to continue")
+    raise UserError(f"{what}: {' '.join(reason.split())[:300]}; run the same command with --resume to continue")

@@ -45,4 +45,4 @@ def ray_errors() -> Iterator[None]:
         if message is None:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             message = f"a Ray process of the run died ({lines[0] if lines else type(error).__name__})"
-        raise UserError(f"{message}; the same command resumes from the last checkpoint") from None
+        raise UserError(f"{message}; the same command with --resume continues from the last checkpoint") from None

@@ -111,6 +111,10 @@ class Gallery:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def summary(self) -> dict[str, Any]:
+        """Return what JSON says of it."""
+        return {"gallery": self.place.uri, "images": len(self), "classes": len(self.classes)}
+
     @property
     def names(self) -> list[str]:
         """Names of the classes, by label."""

@@ -63,12 +63,10 @@ def check_resume(run: Location, config: TrainConfig, dataset: PackedDataset) -> 
     """Return what differs from a run of the same name, which may continue so; empty where there is none, or no difference.
 
     A run that stored nothing yet may change in any way. Raises UserError for a difference that would make it another run,
-    for any difference without config.resume, and for config.resume without a run.
+    and for an existing run without config.resume.
     """
     last = CheckpointStore(run, config.monitor, config.monitor_mode()).path("last")
     if last is None:
-        if config.resume and not (run / "config.yaml").exists():
-            raise UserError(f"{run}: no run to resume; leave out --resume, or check --output and --name")
         return []
     meta = read_meta(run / last)
     before = _saved_config(run, last, config, meta)
@@ -82,11 +80,9 @@ def check_resume(run: Location, config: TrainConfig, dataset: PackedDataset) -> 
             f"{run}: a run of this name has other settings, with which it cannot continue: {_listed(fixed)}; choose another "
             "--name, or delete that folder"
         )
-    if changes and not config.resume:
-        raise UserError(
-            f"{run}: a run of this name has other settings: {_listed(changes)}; add --resume to continue it with the new "
-            "ones, or choose another --name"
-        )
+    if not config.resume:
+        state = f"has other settings: {_listed(changes)}" if changes else f"exists, with {meta.epoch} epochs finished"
+        raise UserError(f"{run}: a run of this name {state}; add --resume to continue it, or choose another --name")
     return changes
 
 

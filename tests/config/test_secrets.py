@@ -45,6 +45,6 @@ def test_a_stored_config_is_read_back_without_them_and_counts_as_the_same(tmp_pa
     assert list(differences(stored, config, 0)) == []
     other = dataclasses.replace(config, model=ModelConfig(weights=WITH + "&y=2"))
     assert [change.key for change in differences(stored, other, 0)] == ["model.weights"]
-    study = TuneConfig(dataset="d", mlflow="http://me:secret@host/", datasets={"large": WITH})
+    study = TuneConfig(dataset="d", space="demo", mlflow="http://me:secret@host/", datasets={"large": WITH})
     assert parse_yaml(TuneConfig, to_stored_yaml(study), "study").datasets == {"large": WITHOUT}
     assert "secret" not in to_stored_yaml(study)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from landmark.commands.prepare import prepare
 from landmark.config import FoldersConfig, PrepareConfig, UserError
 from landmark.data.listing import holds_dataset, list_files, nested_notes
 from landmark.data.packing.sources import folder_source
-from landmark.prepare import prepare
 from landmark.storage import NotFound, locate
 from landmark.training.images import FolderImages
 

@@ -15,8 +15,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli
 
 from landmark.cli import parse
+from landmark.cli.defaults import tune as defaults
 from landmark.config import TuneConfig
-from landmark.tune import defaults
 from tests.deployment.manifests import ROOT
 from tests.deployment.policies.access import SECRET_TEXT
 

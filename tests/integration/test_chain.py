@@ -64,7 +64,7 @@ def test_a_study_of_photographs_learns_and_is_reported(packed, tmp_path, capsys)
     assert study["stopped_early"] >= 2 and study["epochs_run"] <= 7 < study["epochs_grid"] == 10
     assert study["best"]["test"]["1"] > 2 * majority
     capsys.readouterr()
-    assert main(["evaluate", "--checkpoint", str(tmp_path / "study"), "--topk", "1", "3"]) == 0
+    assert main(["evaluate", "--run", str(tmp_path / "study"), "--topk", "1", "3"]) == 0
     shown = capsys.readouterr().out
     assert f"{study['best']['test']['1']:.2%}" in shown and f"{majority:.2%}" in shown
     assert main(["report", "--run", str(tmp_path / "study")]) == 0
@@ -80,6 +80,6 @@ def test_one_run_from_s3_to_s3(packed, s3: Seaweed, tmp_path, photographs):
     assert main(["prepare", "--output", dataset, *folders]) == 0
     model = ["--model.backbone", "deck_mlp", "--loader.image-size", "32", "--epochs", "2", "--optimizer.name", "adam"]
     assert main(["train", "--dataset", dataset, "--output", s3.uri("monuments/runs"), "--name", "one", *model]) == 0
-    assert main(["evaluate", "--checkpoint", s3.uri("monuments/runs/one")]) == 0
+    assert main(["evaluate", "--run", s3.uri("monuments/runs/one")]) == 0
     assert main(["report", "--run", s3.uri("monuments/runs/one"), "--output", str(tmp_path / "page")]) == 0
     assert (tmp_path / "page" / "index.html").exists()

@@ -85,7 +85,7 @@ def test_it_is_trained_on_and_evaluated_and_cleaned_again(faulty: Path, capsys: 
     cleaned = str(faulty / "cleaned")
     train = ["train", "--dataset", cleaned, "--output", str(faulty), "--epochs", "1", "--model.backbone", "resnet18"]
     assert main([*train, "--loader.image-size", "32", "--no-tensorboard"]) == 0
-    assert main(["evaluate", "--checkpoint", str(faulty / "train"), "--split", "val"]) == 0
+    assert main(["evaluate", "--run", str(faulty / "train"), "--split", "val"]) == 0
     rows = open_dataset(cleaned).split("val").rows
     metrics = json.loads((faulty / "train" / "evaluation-val" / "metrics.json").read_text())
     assert metrics["rows"] == rows

@@ -23,13 +23,13 @@ def cluster() -> Iterator[Nodes]:
 
 
 def cluster_command(cluster: Nodes, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "landmark.cluster", *words, "--cluster.address", cluster.address]
+    command = [sys.executable, "-m", "landmark", "cluster", *words, "--cluster.address", cluster.address]
     return subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=200)
 
 
 def test_every_node_is_asked_and_what_fits_is_told(cluster, s3: Seaweed, tmp_path):
     dataset = write_packed(tmp_path / "dataset", {"train": [8], "val": [4], "test": [4]}, classes=2)
-    words = ["--dataset", dataset.location.uri, "--output", s3.uri("check"), "--workers", "2"]
+    words = ["--dataset", dataset.location.uri, "--output", s3.uri("check"), "--num-workers", "2"]
     done = cluster_command(cluster, "check", *words, "--workers.cpus", "0.5", "--loader.reader-cpus", "0.5")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
@@ -51,7 +51,7 @@ def test_storage_that_a_node_cannot_reach_and_a_run_too_large_are_one_line_each(
 
 def test_an_unknown_action_names_the_nearest():
     done = subprocess.run(
-        [sys.executable, "-m", "landmark.cluster", "chek"], cwd=ROOT, capture_output=True, text=True, timeout=100
+        [sys.executable, "-m", "landmark", "cluster", "chek"], cwd=ROOT, capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 2
     assert done.stderr.startswith("landmark cluster: error: unknown action 'chek'") and "'check'" in done.stderr

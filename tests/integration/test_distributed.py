@@ -52,6 +52,7 @@ def config(packed: PackedDataset, folder: Path, **changes) -> TrainConfig:
         loader=LoaderConfig(image_size=16, batch_size=16, decode_threads=1, stream="thread"),
         workers=WorkersConfig(count=2, cpus=1, max_failures=1),
         tensorboard=False,
+        resume=True,
     )
     return dataclasses.replace(base, **changes)
 

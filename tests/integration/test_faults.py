@@ -152,7 +152,7 @@ def test_training_outlasts_a_killed_and_restarted_server(dataset, server, tmp_pa
     assert "lost" not in out
     rows = list(csv.DictReader(history.read_text().splitlines()))
     assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, 13)]
-    assert main(["evaluate", "--checkpoint", server.uri("runs/killed")]) == 0
+    assert main(["evaluate", "--run", server.uri("runs/killed")]) == 0
 
 
 def test_a_frozen_server_is_an_error_in_time_and_the_same_command_finishes_after_thaw(server):

@@ -81,6 +81,7 @@ def config(packed: PackedDataset, folder: Path, backend: str, **changes: Any) ->
         checkpoint=CheckpointConfig(steps=3),
         workers=WorkersConfig(count=2, cpus=1, max_failures=2, backend=backend),
         tensorboard=False,
+        resume=True,
     )
     return dataclasses.replace(base, **changes)
 
@@ -205,7 +206,7 @@ def test_trials_of_two_workers_stop_and_go_on(horovod, dataset, tmp_path):
 
 def test_where_it_is_missing_nothing_starts_and_one_line_says_what_to_do(dataset, tmp_path):
     hidden = "import sys; sys.modules['horovod'] = None; from landmark.cli import main; sys.exit(main(sys.argv[1:]))"
-    arguments = ["train", "--dataset", dataset.location.uri, "--output", str(tmp_path), "--workers", "2"]
+    arguments = ["train", "--dataset", dataset.location.uri, "--output", str(tmp_path), "--num-workers", "2"]
     command = [sys.executable, "-c", hidden, *arguments, "--backend", "horovod"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -232,7 +233,7 @@ def test_a_study_is_refused_as_early(dataset, tmp_path, monkeypatch):
 
 def test_the_flag_has_a_short_name():
     for flag in ("--backend", "--workers.backend"):
-        found = parse(TrainConfig, ["--dataset", "d", "--workers", "2", flag, "horovod"], "landmark train")
+        found = parse(TrainConfig, ["--dataset", "d", "--num-workers", "2", flag, "horovod"], "landmark train")
         assert found.workers.backend == "horovod"
     with pytest.raises(UserError, match="horovod"):
         parse(TrainConfig, ["--dataset", "d", "--backend", "horovd"], "landmark train")

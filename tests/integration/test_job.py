@@ -151,7 +151,7 @@ def test_what_the_cluster_is_at_is_shown_while_a_study_runs(head, tmp_path):
         while not all(part in text for part in ("images/s", "1 running", " 1/2 ")):
             assert time.monotonic() < deadline, text
             text = subprocess.run(
-                ["python", "-m", "landmark.cluster", "status", "--cluster.address", head.gcs],
+                ["python", "-m", "landmark", "cluster", "status", "--cluster.address", head.gcs],
                 cwd=ROOT,
                 env=head.allowed,
                 capture_output=True,

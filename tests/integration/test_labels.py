@@ -77,7 +77,7 @@ def test_an_epoch_with_a_sampled_head_is_evaluated_and_reported(packed, tmp_path
     loader = ["--loader.image-size", "16", "--loader.batch-size", str(BATCH)]
     with Shapes() as shapes:
         assert main(["train", *where, *model, *loader]) == 0
-        assert main(["evaluate", "--checkpoint", str(tmp_path / "run"), "--bootstrap", "50"]) == 0
+        assert main(["evaluate", "--run", str(tmp_path / "run"), "--bootstrap", "50"]) == 0
     assert main(["report", "--run", str(tmp_path / "run")]) == 0
     assert shown == collections.Counter(range(packed.split("train").rows))
     assert (CLASSES, WIDTH) in shapes.seen or (CLASSES, 1, WIDTH) in shapes.seen

@@ -43,7 +43,7 @@ FOLDERS = ["prepare", "--output", "{}/out", "--source", "folders"]
         (
             [*TRAIN, "--model.backbone", "resnt18"],
             1,
-            "train: error: model.backbone is 'resnt18'; did you mean 'resnet18'? (`python -m landmark.models --all` lists all)",
+            "train: error: model.backbone is 'resnt18'; did you mean 'resnet18'? (`landmark models --all` lists all)",
         ),
         (
             [*TUNE, "--space", "{}/bad.yaml"],
@@ -85,7 +85,7 @@ def test_a_checkpoint_for_other_classes_is_one_line(files, capsys):
     small = ["--model.backbone", "deck_mlp", "--loader.image-size", "16", "--epochs", "1", "--name", "run"]
     assert main(["train", "--dataset", f"{files}/three", "--output", f"{files}/runs", *small]) == 0
     capsys.readouterr()
-    assert main(["evaluate", "--checkpoint", f"{files}/runs/run", "--dataset", f"{files}/dataset"]) == 1
+    assert main(["evaluate", "--run", f"{files}/runs/run", "--dataset", f"{files}/dataset"]) == 1
     error = capsys.readouterr().err
     assert "its model knows 3 classes, but" in error and "has 4; evaluate it on the dataset it was trained on" in error
     assert error.count("\n") == 1

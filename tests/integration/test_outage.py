@@ -97,9 +97,7 @@ def test_packing_and_a_run(dataset, run, s3, proxy):
 
 
 def test_evaluation(dataset, run, s3, proxy):
-    outlasts(
-        s3, proxy, more_requests(proxy, 4), "evaluate", "--checkpoint", run, "--dataset", dataset, "--split", "val"
-    )
+    outlasts(s3, proxy, more_requests(proxy, 4), "evaluate", "--run", run, "--dataset", dataset, "--split", "val")
 
 
 def test_a_study_whose_trials_start_and_train_in_the_outage(dataset, proxy, s3, tmp_path):

@@ -14,9 +14,9 @@ import psutil
 import pytest
 import torch
 
+from landmark.commands.report import report
 from landmark.config import ReportConfig, TrainConfig, UserError, WorkersConfig, load_yaml
 from landmark.data.dataset import PackedDataset
-from landmark.report import report
 from landmark.storage import locate
 from landmark.training.checkpoints import read_meta, read_recipe, read_weights
 from tests.event_files import written

@@ -42,7 +42,7 @@ def test_a_run_on_a_subset_is_evaluated_on_the_same_rows(small_dataset, tmp_path
     chosen = Selection(PackedDataset.open(small_dataset), SAME, 3)
     meta = read_meta(resolve_checkpoint(str(tmp_path / "train")))
     assert (meta.classes, meta.subset, meta.subset_seed) == (chosen.class_names, SAME, 3)
-    assert main(["evaluate", "--checkpoint", str(tmp_path / "train")]) == 0
+    assert main(["evaluate", "--run", str(tmp_path / "train")]) == 0
     metrics = json.loads((tmp_path / "train" / "evaluation-test" / "metrics.json").read_text())
     assert (metrics["rows"], metrics["classes"]) == (chosen.split("test").rows, 4)
 
@@ -61,7 +61,7 @@ def test_a_run_of_an_older_version_keeps_its_subset(tmp_path, capsys):
     (exported / "meta.json").write_text(json.dumps(meta))
     old, new = (Selection(dataset, SubsetConfig(images=60, rule=rule), 0) for rule in (1, 2))
     capsys.readouterr()
-    assert main(["evaluate", "--checkpoint", str(exported), "--output", str(tmp_path / "e")]) == 0
+    assert main(["evaluate", "--run", str(exported), "--output", str(tmp_path / "e")]) == 0
     rows = json.loads((tmp_path / "e" / "metrics.json").read_text())["rows"]
     assert rows == old.split("test").rows != new.split("test").rows
     assert main(run) == 0
@@ -77,7 +77,14 @@ def test_a_run_of_an_older_version_keeps_its_subset(tmp_path, capsys):
 
 
 def test_a_study_of_an_older_version_keeps_its_subset(small_dataset, tmp_path, capsys):
-    config = TuneConfig(dataset=small_dataset, output=str(tmp_path), subset=SubsetConfig(images=300), test="none")
+    config = TuneConfig(
+        dataset=small_dataset,
+        space="demo",
+        output=str(tmp_path),
+        resume=True,
+        subset=SubsetConfig(images=300),
+        test="none",
+    )
     begun = dataclasses.replace(config, subset=SubsetConfig(images=300, rule=1))
     (tmp_path / "tune").mkdir()
     (tmp_path / "tune" / "config.yaml").write_text(to_yaml(begun).replace("  rule: 1\n", ""))

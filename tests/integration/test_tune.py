@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from landmark.commands.evaluate import evaluate
+from landmark.commands.report import report
+from landmark.commands.tune import tune
 from landmark.config import ClusterConfig, EvaluateConfig, ReportConfig, TuneConfig, UserError, WorkersConfig
-from landmark.evaluate import evaluate
-from landmark.report import report
 from landmark.search.space import Space
-from landmark.tune import tune
 from tests.packed import write_packed
 from tests.seaweed import Seaweed
 from tests.studies import COMMON, RATES, epochs_of, events, rows, study
@@ -39,7 +39,7 @@ def test_asha_stops_poor_trials_and_the_study_leaves_its_files(dataset, tmp_path
     best = summary["best"]
     metrics = json.loads((folder / "evaluation-test" / "metrics.json").read_text())
     assert metrics["top1"] == best["test"]["1"]
-    assert evaluate(EvaluateConfig(checkpoint=str(folder)))["top1"] == best["test"]["1"]
+    assert evaluate(EvaluateConfig(run=str(folder)))["top1"] == best["test"]["1"]
     page = report(ReportConfig(run=str(folder)))
     assert best["trial"] in page.read_text()
     assert "stopped early" in capsys.readouterr().out
@@ -109,5 +109,5 @@ def test_a_study_lives_on_s3(dataset, s3: Seaweed, tmp_path):
     )
     summary = tune(config)
     assert summary["finished"] == 2
-    assert evaluate(EvaluateConfig(checkpoint=s3.uri("studies/s")))["top1"] == summary["best"]["test"]["1"]
+    assert evaluate(EvaluateConfig(run=s3.uri("studies/s")))["top1"] == summary["best"]["test"]["1"]
     assert report(ReportConfig(run=s3.uri("studies/s"))).exists()

@@ -51,6 +51,7 @@ def config(packed: PackedDataset, folder: Path, **changes) -> TrainConfig:
         checkpoint=CheckpointConfig(steps=EVERY),
         workers=WorkersConfig(count=2, cpus=1, max_failures=2, stall_s=12),
         tensorboard=False,
+        resume=True,
     )
     return dataclasses.replace(base, **changes)
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from landmark.config import ModelConfig, UserError
+from landmark.commands.models import models
+from landmark.config import ModelConfig, ModelsConfig, UserError
 from landmark.models import build_model, classification_loss, count_parameters, model_info, rate_scales, train_mode
-from landmark.models.__main__ import ModelsConfig, models
 from landmark.models.registry import head_tensors, skeleton, stages_of
 from landmark.models.stages import stages
 
@@ -88,15 +88,15 @@ def test_more_stages_than_there_are_is_one_line():
         build_model(ModelConfig(backbone="deck_mlp", freeze_stages=3), classes=3, image_size=16)
     assert str(error.value) == (
         "model.freeze_stages is 3, but deck_mlp has 2 stages before its classifier; "
-        "`python -m landmark.models --stages deck_mlp` lists them"
+        "`landmark models deck_mlp --stages` lists them"
     )
 
 
 def test_stages_are_listed(capsys):
-    models(ModelsConfig(stages="resnet18", classes=3))
+    models(ModelsConfig(name="resnet18", stages=True, classes=3))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 7
     assert lines[1].split() == ["1", "9,536", "conv1", "+", "bn1"]
     assert lines[6].split() == ["6", "1,539", "fc", "(the", "classifier)"]
     with pytest.raises(UserError, match="did you mean 'resnet18'"):
-        models(ModelsConfig(stages="resnt18"))
+        models(ModelsConfig(name="resnt18", stages=True))

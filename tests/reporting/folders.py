@@ -97,7 +97,7 @@ def grid_study(folder: Path, trials: int = 20, epochs: tuple[int, ...] = (10, 30
             "random": {"1": 0.01, "5": 0.05, "10": 0.1},
         },
         "environment": {
-            "command": "landmark tune --dataset s3://photos/landmarks --space modern --name landmarks",
+            "command": "landmark tune s3://photos/landmarks --space modern --name landmarks",
             "started": "2026-11-26T08:12:03+00:00",
             "python": "3.11.2",
             "platform": "Linux-6.1-x86_64",
@@ -283,4 +283,4 @@ def whole_study(folder: Path, trials: int = 20, classes: int = 100, hostile: boo
 
 
 if __name__ == "__main__":
-    print(f"landmark report --run {whole_study(Path(sys.argv[1]), hostile=False)} --price-per-hour 12.5")
+    print(f"landmark report {whole_study(Path(sys.argv[1]), hostile=False)} --price-per-hour 12.5")

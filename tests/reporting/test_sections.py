@@ -135,7 +135,7 @@ def test_times_are_told_in_two_units(seconds, text):
 def test_the_config_and_the_command_are_there_without_passwords(tmp_path: Path):
     study = grid_study(tmp_path / "study", 3)
     page = Path(write_report(locate(study), locate(study / "report")).path).read_text()
-    assert "landmark tune --dataset s3://photos/landmarks --space modern --name landmarks" in page
+    assert "landmark tune s3://photos/landmarks --space modern --name landmarks" in page
     assert "http://host/" in page and "secret" not in page
     assert "An example CPU @ 2.8 GHz, 48 logical CPUs" in page and "4 nodes, 192 CPUs, 16 GPUs (A100)" in page
     assert ">Time</h3>" in page and "an hour that cost" not in page

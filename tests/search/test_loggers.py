@@ -47,7 +47,7 @@ class Said:
 
 
 def config(**changes) -> TuneConfig:
-    return TuneConfig(dataset="d", name="study", **{"tensorboard": False, **changes})
+    return TuneConfig(dataset="d", space="demo", name="study", **{"tensorboard": False, **changes})
 
 
 def follow(tracker, trial: Trial, epochs: range) -> None:

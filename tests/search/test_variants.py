@@ -3,12 +3,12 @@
 import pytest
 import tyro
 
+from landmark.cli.defaults import tune as defaults
 from landmark.config import TuneConfig
 from landmark.search.domains import covering
 from landmark.search.proposals import build_proposals
 from landmark.search.space import Space, space_names
 from landmark.search.variants import greatest, kinds_of_trials, unequal_schedules
-from landmark.tune import defaults
 
 MANY = """
 searcher: {name: optuna}

@@ -73,7 +73,7 @@ def test_options_of_the_exchange_need_several_workers_of_ddp(compute, workers, m
     with pytest.raises(ValueError, match=message):
         TrainConfig(dataset="none", compute=config, workers=workers)
     with pytest.raises(ValueError, match=message):
-        TuneConfig(dataset="none", recipe=Recipe(compute=config), workers=workers)
+        TuneConfig(dataset="none", space="demo", recipe=Recipe(compute=config), workers=workers)
     TrainConfig(dataset="none", compute=config, workers=WorkersConfig(count="1:4"))
 
 

@@ -65,10 +65,12 @@ def test_errors_that_say_that_memory_ran_out_are_told_from_others(dataset):
 
 def test_a_command_that_runs_out_of_memory_is_one_line():
     code = (
-        "import sys, numpy as np, landmark.cli as cli\n"
+        "import sys, numpy as np\n"
+        "from landmark.cli import Parser\n"
+        "from landmark.cli.app import run_with\n"
         "from landmark.config import StatusConfig\n"
         "def status(config): np.empty(1 << 58, np.uint8)\n"
-        "sys.exit(cli.run_verb(StatusConfig, status, []))"
+        "sys.exit(run_with(Parser(kind=StatusConfig, program='landmark status'), status, []))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -83,7 +85,7 @@ def test_a_reader_that_dies_every_time_is_one_line_in_a_run_of_one_process(ray_c
     monkeypatch.setattr("landmark.data.reader.UnitReader", DyingReader)
     loader = LoaderConfig(image_size=16, batch_size=16, decode_threads=1, stream="ray")
     run = dataclasses.replace(config(dataset, tmp_path), loader=loader)
-    with pytest.raises(UserError, match="a Ray process of the run died .*; the same command resumes") as error:
+    with pytest.raises(UserError, match="a Ray process of the run died .*; the same command with --resume") as error:
         run_training(run)
     assert "\n" not in str(error.value)
 

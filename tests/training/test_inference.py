@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from landmark.commands.evaluate import evaluate
 from landmark.config import EvaluateConfig, UserError
 from landmark.data.dataset import PackedDataset
-from landmark.evaluate import evaluate
 from landmark.storage import Location, locate
 from landmark.training import images, inference
 from landmark.training.checkpoints import resolve_checkpoint
@@ -111,7 +111,7 @@ def test_a_killed_evaluation_goes_on_and_tells_the_same(trained, tmp_path, monke
     dataset, checkpoint = trained
     command = [
         "evaluate",
-        "--checkpoint",
+        "--run",
         str(checkpoint),
         "--dataset",
         dataset.location.uri,
@@ -133,7 +133,7 @@ def test_a_killed_evaluation_goes_on_and_tells_the_same(trained, tmp_path, monke
     monkeypatch.setattr(
         inference.Replica, "infer", lambda self, part, tell=None: read.append(part) or plain(self, part, tell)
     )
-    here = EvaluateConfig(checkpoint=str(checkpoint), dataset=dataset.location.uri)
+    here = EvaluateConfig(run=str(checkpoint), dataset=dataset.location.uri)
     summary = evaluate(dataclasses.replace(here, output=str(tmp_path / "killed")))
     assert f"going on: {len(parts)} of 10 parts are there already" in capsys.readouterr().out
     assert len(read) == 10 - len(parts)
@@ -170,7 +170,7 @@ def test_two_models_are_compared_on_the_same_images(trained, tmp_path, capsys):
     run = run_training(config(dataset, tmp_path, epochs=2, name="longer"))
     summary = evaluate(
         EvaluateConfig(
-            checkpoint=str(checkpoint),
+            run=str(checkpoint),
             against=run.run,
             output=str(tmp_path / "out"),
             bootstrap=50,
@@ -187,7 +187,7 @@ def test_two_models_are_compared_on_the_same_images(trained, tmp_path, capsys):
     assert set(examples["kind"].to_pylist()) <= {"mistake", "pair", "class"}
     assert all(data[:2] == b"\xff\xd8" for data in examples["thumbnail"].to_pylist())
     with pytest.raises(UserError, match="no room for 900 replicas"):
-        evaluate(EvaluateConfig(checkpoint=str(checkpoint), replicas=900, output=str(tmp_path / "out")))
+        evaluate(EvaluateConfig(run=str(checkpoint), replicas=900, output=str(tmp_path / "out")))
 
 
 def test_images_without_a_landmark_count_for_gap_and_rejection(trained, tmp_path, capsys):
@@ -197,7 +197,7 @@ def test_images_without_a_landmark_count_for_gap_and_rejection(trained, tmp_path
     for number in range(5):
         (nothing / f"{number}.jpg").write_bytes(picture(100 + number, number, 40))
     (nothing / "broken.jpg").write_bytes(b"no picture")
-    here = EvaluateConfig(checkpoint=str(checkpoint), dataset=dataset.location.uri, bootstrap=20, batch_size=4)
+    here = EvaluateConfig(run=str(checkpoint), dataset=dataset.location.uri, bootstrap=20, batch_size=4)
     plain = evaluate(dataclasses.replace(here, output=str(tmp_path / "plain")))
     found = evaluate(dataclasses.replace(here, distractors=str(nothing.parent), output=str(tmp_path / "folder")))
     assert (found["rows"], found["rows_without_landmark"], found["distractors_refused"]) == (ROWS, 5, 1)

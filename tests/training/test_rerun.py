@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from landmark.commands.evaluate import evaluate
+from landmark.commands.train import train
 from landmark.config import (
     AugmentConfig,
     CheckpointConfig,
@@ -26,10 +28,8 @@ from landmark.config import (
 )
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
-from landmark.evaluate import evaluate
 from landmark.search.study import DATASETS, content_ids, plan_study
 from landmark.storage import locate
-from landmark.train import train
 from landmark.training.images import SplitImages
 from landmark.training.resume import check_resume, differences
 from landmark.training.run import run_training
@@ -110,7 +110,7 @@ RESUMABLE = [
 @pytest.mark.parametrize(("change", "message"), RESUMABLE, ids=[message.split(":")[0] for _, message in RESUMABLE])
 def test_what_may_change_is_named_and_accepted_by_resume(dataset, trained, change, message):
     other = dataclasses.replace(trained, **change)
-    with pytest.raises(UserError, match=f"{message}; add --resume to continue it with the new ones, or choose"):
+    with pytest.raises(UserError, match=f"{message}; add --resume to continue it, or choose"):
         run_training(other)
     place = locate(trained.output) / trained.name
     found = check_resume(place, dataclasses.replace(other, resume=True), dataset)
@@ -120,7 +120,7 @@ def test_what_may_change_is_named_and_accepted_by_resume(dataset, trained, chang
 def test_a_finished_run_trains_nothing_and_says_so(dataset, trained, capsys):
     before = files(trained)
     first = json.loads(before[str(Path(trained.output) / trained.name / "run.json")])
-    result = train(trained)
+    result = train(dataclasses.replace(trained, resume=True))
     out = capsys.readouterr().out
     assert result.finished_before and result.best == first["best"] and result.seconds == first["seconds"]
     assert out.splitlines()[0].startswith(
@@ -148,9 +148,17 @@ def test_a_run_is_longer_by_resume_and_its_config_follows_when_training_begins(d
         run_training(shorter)
 
 
-def test_resume_without_a_run_is_a_mistake_and_a_run_that_stored_nothing_may_change(dataset, tmp_path):
-    with pytest.raises(UserError, match="no run to resume; leave out --resume"):
-        run_training(config(dataset, tmp_path, resume=True))
+def test_the_name_of_a_run_is_not_used_again_without_resume(dataset, trained):
+    before = files(trained)
+    message = "a run of this name exists, with 1 epochs finished; add --resume to continue it, or choose another --name"
+    with pytest.raises(UserError, match=message):
+        run_training(trained)
+    assert files(trained) == before
+
+
+def test_resume_without_a_run_starts_one_and_a_run_that_stored_nothing_may_change(dataset, tmp_path):
+    assert run_training(config(dataset, tmp_path, epochs=1, name="new", resume=True)).epochs_run == 1
+    (tmp_path / "train").mkdir()
     (tmp_path / "train" / "config.yaml").write_text(to_yaml(config(dataset, tmp_path, epochs=7, seed=9)))
     assert run_training(config(dataset, tmp_path, epochs=1)).epochs_run == 1
 
@@ -160,7 +168,7 @@ def test_without_its_config_a_run_is_known_by_its_checkpoint(dataset, tmp_path):
     (tmp_path / "train" / "config.yaml").unlink()
     with pytest.raises(UserError, match="it cannot continue: ema.decay: unset -> 0.5; "):
         run_training(config(dataset, tmp_path, epochs=1, ema=EmaConfig(decay=0.5)))
-    assert run_training(config(dataset, tmp_path, epochs=1)).finished_before
+    assert run_training(config(dataset, tmp_path, epochs=1, resume=True)).finished_before
 
 
 def test_every_setting_is_compared(dataset, trained):
@@ -174,15 +182,15 @@ def test_every_setting_is_compared(dataset, trained):
 
 def test_a_dataset_that_moved_is_the_same_and_one_made_again_in_its_place_is_not(tmp_path):
     first = write_packed(tmp_path / "a", SPLITS)
-    run = config(first, tmp_path, epochs=1)
+    run = config(first, tmp_path, epochs=1, resume=True)
     run_training(run)
     (tmp_path / "a").rename(tmp_path / "b")
     moved = dataclasses.replace(run, dataset=str(tmp_path / "b"))
     with pytest.raises(
         UserError, match="the model was trained on is not there; if it has moved, give its place by --dataset"
     ):
-        evaluate(EvaluateConfig(checkpoint=str(tmp_path / "train")))
-    assert evaluate(EvaluateConfig(checkpoint=str(tmp_path / "train"), dataset=moved.dataset))["rows"] == 10
+        evaluate(EvaluateConfig(run=str(tmp_path / "train")))
+    assert evaluate(EvaluateConfig(run=str(tmp_path / "train"), dataset=moved.dataset))["rows"] == 10
     assert run_training(moved).dataset == moved.dataset
     assert run_training(dataclasses.replace(moved, epochs=2, resume=True)).epochs_run == 2
     assert load_yaml(TrainConfig, tmp_path / "train" / "config.yaml").dataset == str(tmp_path / "b")
@@ -197,7 +205,7 @@ def test_a_dataset_that_moved_is_the_same_and_one_made_again_in_its_place_is_not
 
 def test_a_run_of_a_version_that_knew_datasets_by_their_place(tmp_path):
     first = write_packed(tmp_path / "a", SPLITS)
-    run = config(first, tmp_path, epochs=1)
+    run = config(first, tmp_path, epochs=1, resume=True)
     run_training(run)
     for path in (tmp_path / "train" / "checkpoints").glob("*/meta.json"):
         values = json.loads(path.read_text())
@@ -228,10 +236,10 @@ def test_content_is_known_by_images_and_labels_wherever_they_are(tmp_path):
 
 def test_a_study_whose_dataset_moved_is_the_same_study(tmp_path):
     first = write_packed(tmp_path / "a", SPLITS)
-    study = TuneConfig(dataset=first.location.uri, output=str(tmp_path), name="study", space="demo")
+    study = TuneConfig(dataset=first.location.uri, output=str(tmp_path), name="study", space="demo", resume=True)
     planned = plan_study(study)
     for name, text in (("config.yaml", None), ("space.yaml", planned.space.text)):
-        (tmp_path / "study" / name).write_text(text or f"dataset: {first.location.uri}\n")
+        (tmp_path / "study" / name).write_text(text or f"dataset: {first.location.uri}\nspace: demo\n")
     (tmp_path / "study" / DATASETS).write_text(json.dumps(content_ids(planned.datasets)))
     (tmp_path / "a").rename(tmp_path / "b")
     moved = dataclasses.replace(study, dataset=str(tmp_path / "b"))

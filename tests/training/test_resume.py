@@ -50,6 +50,7 @@ def config(packed: PackedDataset, output: Path, **changes) -> TrainConfig:
         checkpoint=CheckpointConfig(steps=2, minutes=None),
         compute=ComputeConfig(deterministic=True),
         tensorboard=False,
+        resume=True,
     )
     return dataclasses.replace(base, **changes)
 
@@ -126,8 +127,10 @@ def started(arguments: list[str]) -> subprocess.Popen:
 
 @pytest.fixture
 def arguments(dataset: PackedDataset, tmp_path: Path) -> list[str]:
+    (tmp_path / "plain.yaml").write_text("epochs: 3\n")  # a recipe of defaults, as `config` has them
     return [
-        *("train", "--dataset", dataset.location.uri, "--output", str(tmp_path), "--name", "train", "--epochs", "3"),
+        *("train", "--dataset", dataset.location.uri, "--output", str(tmp_path), "--name", "train", "--resume"),
+        *("--recipe", str(tmp_path / "plain.yaml")),
         *("--model.backbone", "deck_mlp", "--loader.image-size", "16", "--loader.batch-size", "8"),
         *("--checkpoint.steps", "5", "--no-tensorboard", "--loader.decode-threads", "1", "--compute.deterministic"),
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from landmark.commands.evaluate import evaluate
 from landmark.config import (
     ComputeConfig,
     EarlyStoppingConfig,
@@ -24,7 +25,6 @@ from landmark.config import (
 )
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
-from landmark.evaluate import evaluate
 from landmark.storage import locate
 from landmark.training.checkpoints import load_model, read_weights, resolve_checkpoint
 from landmark.training.evaluation import Settings, evaluate_checkpoint
@@ -108,7 +108,7 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(dataset, tmp_path):
     )
     result = run_training(stale)
     assert result.stopped_early and result.epochs_run == 3
-    assert run_training(stale).epochs_run == 3
+    assert run_training(dataclasses.replace(stale, resume=True)).epochs_run == 3
 
 
 def test_the_saved_config_repeats_the_run(dataset, tmp_path):
@@ -161,17 +161,17 @@ def test_a_checkpoint_for_other_classes_is_refused(dataset, tmp_path):
     run_training(config(dataset, tmp_path, epochs=1))
     other = write_packed(tmp_path / "other", {"train": [20], "test": [10]}, classes=3)
     with pytest.raises(UserError, match="its model knows 4 classes, but .* has 3"):
-        evaluate(EvaluateConfig(checkpoint=str(tmp_path / "train"), dataset=other.location.uri))
+        evaluate(EvaluateConfig(run=str(tmp_path / "train"), dataset=other.location.uri))
     no_test = write_packed(tmp_path / "no test", {"train": [20], "test": []}, classes=4)
     with pytest.raises(UserError, match="the test split is empty"):
-        evaluate(EvaluateConfig(checkpoint=str(tmp_path / "train"), dataset=no_test.location.uri))
+        evaluate(EvaluateConfig(run=str(tmp_path / "train"), dataset=no_test.location.uri))
     with pytest.raises(UserError, match="does not exist"):
-        evaluate(EvaluateConfig(checkpoint=str(tmp_path / "nothing")))
+        evaluate(EvaluateConfig(run=str(tmp_path / "nothing")))
 
 
 def test_evaluate_writes_its_files(dataset, tmp_path, capsys):
     run_training(config(dataset, tmp_path, epochs=1))
-    summary = evaluate(EvaluateConfig(checkpoint=str(tmp_path / "train"), topk=(1, 3)))
+    summary = evaluate(EvaluateConfig(run=str(tmp_path / "train"), topk=(1, 3)))
     folder = tmp_path / "train" / "evaluation-test"
     assert json.loads((folder / "metrics.json").read_text()) == summary
     files = {"metrics.json", "per_class.csv", "confusion.csv", "confusion.png", "calibration.csv", "bands.csv"}

@@ -45,6 +45,18 @@ class PackingResult:
     notes: list[str]
     """What the source found worth telling."""
 
+    def summary(self) -> dict[str, Any]:
+        """Return what JSON says of it."""
+        manifest = self.dataset.manifest
+        return {
+            "dataset": self.dataset.uri,
+            "classes": manifest.classes,
+            "images": {name: entry.rows for name, entry in manifest.splits.items()},
+            "packed": self.packed,
+            "rejects": self.rejects,
+            "seconds": self.seconds,
+        }
+
 
 def pack_dataset(output: Location, source: Source, config: PrepareConfig) -> PackingResult:
     """Pack a source into `output`, going on where an interrupted call stopped.

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import ray
 
 from landmark.cli import parse
+from landmark.cli.defaults import train as train_defaults
+from landmark.cli.defaults import tune as tune_defaults
 from landmark.config import TrainConfig, TuneConfig, UserError
-from landmark.train import defaults as train_defaults
-from landmark.tune import defaults as tune_defaults
 from tests.deployment.manifests import Cluster, Manifest, clusters, of_kind, resource, submitters
 from tests.deployment.policies.registry import policy
 

@@ -1,9 +1,7 @@
 """`landmark evaluate`: a model on a split, every metric beside its trivial baselines; or two models on the same images."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from landmark.cli import end, run_verb
 from landmark.config import EvaluateConfig, UserError
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
@@ -19,31 +17,28 @@ from landmark.training.inference import find_replicas
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate a model, write the results and print them; returns the metrics."""
-    checkpoint = resolve_checkpoint(config.checkpoint)
+    checkpoint = resolve_checkpoint(config.run)
     meta = read_meta(checkpoint)
     if config.dataset is None and not (locate(meta.dataset) / "manifest.json").exists():
         raise UserError(
             f"{meta.dataset}: the dataset that the model was trained on is not there; if it has moved, give its place by --dataset"
         )
     dataset = open_dataset(config.dataset or meta.dataset, meta.subset, meta.subset_seed)
-    name = f"evaluation-{config.split}" + ("-neighbours" if config.by == "neighbours" else "")
-    output = locate(config.output) if config.output else locate(config.checkpoint) / name
+    output = output_of(config)
     check_writable(output)
-    gallery = locate(config.gallery) if config.gallery else locate(config.checkpoint) / GALLERY
+    gallery = locate(config.gallery) if config.gallery else locate(config.run) / GALLERY
     found = _evaluate(config, checkpoint, dataset, output, gallery)
     print_summary(found.summary)
     if config.against is not None:
         other = resolve_checkpoint(config.against)
         if read_meta(other).classes != meta.classes:
-            raise UserError(
-                f"{config.against}: trained on other classes than {config.checkpoint}; compare models of the same"
-            )
+            raise UserError(f"{config.against}: trained on other classes than {config.run}; compare models of the same")
         print(f"beside {config.against}:")
         against = _evaluate(config, other, dataset, output / "against", locate(config.against) / GALLERY)
         print_summary(against.summary)
         if against.classes != found.classes:
             raise UserError(
-                f"{config.against}: its gallery has other classes than that of {config.checkpoint}; add the same to both"
+                f"{config.against}: its gallery has other classes than that of {config.run}; add the same to both"
             )
         compared = compare(
             found.predictions,
@@ -52,10 +47,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             samples=config.bootstrap or 1000,
             groups=found.groups,
         )
-        write_comparison(output, compared, found.classes, (config.checkpoint, config.against))
+        write_comparison(output, compared, found.classes, (config.run, config.against))
         print_comparison(compared)
-    print(f"evaluation: {output}  next: landmark report --run {config.checkpoint}")
+    print(f"evaluation: {output}  next: landmark report {config.run}")
     return found.summary
+
+
+def output_of(config: EvaluateConfig) -> Location:
+    """Return the folder of an evaluation's files."""
+    name = f"evaluation-{config.split}" + ("-neighbours" if config.by == "neighbours" else "")
+    return locate(config.output) if config.output else locate(config.run) / name
 
 
 def _evaluate(
@@ -76,12 +77,3 @@ def _evaluate(
     found = evaluate_checkpoint(checkpoint, dataset, config.split, settings, output=output)
     write_evaluation(found, output)
     return found
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb; returns the exit code."""
-    return run_verb(EvaluateConfig, evaluate, argv)
-
-
-if __name__ == "__main__":
-    end(main())

@@ -1,11 +1,9 @@
 """`landmark prepare`: images and labels become a packed dataset."""
 
 import time
-from collections.abc import Sequence
 
 import numpy as np
 
-from landmark.cli import end, run_verb
 from landmark.config import PrepareConfig, UserError, to_yaml
 from landmark.data.dataset import PackedDataset
 from landmark.data.packing.gldv2_source import gldv2_source
@@ -84,7 +82,17 @@ def _tell(result: PackingResult) -> None:
     if result.rejects:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in result.rejects.items())
         print(f"rejected: {reasons}; each is listed in {where / 'rejects.parquet'}")
-    print(f"dataset: {where}  next: landmark tune --dataset {where}")
+    print(f"dataset: {where}  next: {next_command(result)}")
+
+
+LARGE = 50_000
+"""Training images from which on a search takes GPUs and the space for them."""
+
+
+def next_command(result: PackingResult) -> str:
+    """Return the command that suits a dataset of this size."""
+    where, images = result.dataset.location, result.dataset.manifest.splits["train"].rows
+    return f"landmark tune {where} --space {'modern' if images >= LARGE else 'small'}, or landmark train {where}"
 
 
 def _tell_classes(dataset: PackedDataset) -> None:
@@ -97,12 +105,3 @@ def _tell_classes(dataset: PackedDataset) -> None:
         f"images a class: {counts[most]:,} at most ({names[most]}), {np.median(counts):,.0f} in the median, "
         f"{counts[least]:,} at least ({names[least]}); {picture}"
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb; returns the exit code."""
-    return run_verb(PrepareConfig, prepare, argv)
-
-
-if __name__ == "__main__":
-    end(main())

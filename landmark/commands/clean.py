@@ -1,10 +1,8 @@
 """`landmark clean`: a packed dataset without its copies, wrong labels and pictures of nothing, and an audit of each."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from landmark.cleaning.run import clean_dataset
-from landmark.cli import end, run_verb
 from landmark.config import CleanConfig
 from landmark.storage import check_writable, locate
 
@@ -27,13 +25,4 @@ def print_summary(summary: dict[str, Any]) -> None:
     took = sum(summary["seconds"].values())
     print(f"kept {sum(after.values()):,} of {sum(before.values()):,} images ({told}) in {took:.0f}s")
     output = summary["output"]
-    print(f"audit: {output}/audit.csv  next: landmark train --dataset {output}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb; returns the exit code."""
-    return run_verb(CleanConfig, clean, argv)
-
-
-if __name__ == "__main__":
-    end(main())
+    print(f"audit: {output}/audit.csv  next: landmark train {output}")

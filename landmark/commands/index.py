@@ -1,8 +1,5 @@
 """`landmark index`: the gallery of a model, which neighbours are looked for in; classes are added to it without training."""
 
-from collections.abc import Sequence
-
-from landmark.cli import end, run_verb
 from landmark.config import IndexConfig
 from landmark.data.listing import holds_dataset
 from landmark.data.selection import open_dataset
@@ -15,8 +12,8 @@ from landmark.training.inference import find_replicas
 
 def index(config: IndexConfig) -> Gallery:
     """Make a gallery, or open it, add images where some are given, and print what it has."""
-    checkpoint = resolve_checkpoint(config.checkpoint)
-    place = locate(config.gallery) if config.gallery else locate(config.checkpoint) / GALLERY
+    checkpoint = resolve_checkpoint(config.run)
+    place = locate(config.gallery) if config.gallery else locate(config.run) / GALLERY
     dataset = open_dataset(config.dataset) if config.dataset else None
     replicas = find_replicas(config)
     images = _images(config) if config.add else None
@@ -30,7 +27,7 @@ def index(config: IndexConfig) -> Gallery:
         print(f"added {added.images:,} images and {added.classes:,} new classes{skipped}{lost}")
     assert gallery.index is not None
     print(f"{len(gallery):,} images of {len(gallery.classes):,} classes, {gallery.index.ndim} values each")
-    print(f"gallery: {place}  next: landmark predict --checkpoint {config.checkpoint} --by neighbours --images …")
+    print(f"gallery: {place}  next: landmark predict {config.run} IMAGE --by neighbours")
     return gallery
 
 
@@ -41,12 +38,3 @@ def _images(config: IndexConfig) -> Images:
         check_limit(place, config.max_megapixels)
         return SplitImages.of(open_dataset(config.add), "train", config.damaged)
     return FolderImages.of(place, max_megapixels=config.max_megapixels)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb; returns the exit code."""
-    return run_verb(IndexConfig, index, argv)
-
-
-if __name__ == "__main__":
-    end(main())

@@ -1,11 +1,9 @@
 """`landmark cluster check` and `landmark cluster status`: what a Ray cluster can run, and what it is at."""
 
 import platform
-import sys
 from collections.abc import Sequence
 
-from landmark.cli import end, fail, run_verb
-from landmark.config import CheckConfig, StatusConfig, UserError, nearest
+from landmark.config import CheckConfig, StatusConfig, UserError
 from landmark.environment import package_versions
 from landmark.nodes.access import dashboard_url, door_findings, jobs_of
 from landmark.nodes.findings import findings_of
@@ -15,7 +13,6 @@ from landmark.runtime import connect
 from landmark.table import aligned
 from landmark.training.resources import cluster_nodes, effective_workers, need_of, room_for
 
-USAGE = "usage: landmark cluster {check,status} [OPTIONS]; landmark cluster check --help lists its options"
 MOST_TRIALS = 10_000
 GIB = 2**30
 
@@ -75,20 +72,3 @@ def status(config: StatusConfig) -> None:
     print(status_text(nodes, jobs))
     if untold is not None:
         print(f"warning: {untold}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if arguments else 2
-    if arguments[0] == "check":
-        return run_verb(CheckConfig, check, arguments[1:], program="landmark cluster check")
-    if arguments[0] == "status":
-        return run_verb(StatusConfig, status, arguments[1:], program="landmark cluster status")
-    return fail("landmark cluster", f"unknown action '{arguments[0]}'; {nearest(arguments[0], ('check', 'status'))}", 2)
-
-
-if __name__ == "__main__":
-    end(main())

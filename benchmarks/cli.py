@@ -1,0 +1,79 @@
+"""What the command line costs before it does anything: CPU seconds and lines of help, usage errors, foreign flags.
+
+Run: python benchmarks/cli.py. Each command is started five times; its CPU time (user and system, of the process and its
+children) is the smallest of the five, as other programs can only add to it. The limit is the CPU time of `python -c pass` with
+the same interpreter, the peers are the help of timm's and torchvision's ways to parse arguments: a process that imports torch and
+torchvision, which their training scripts do before they print help. foreign_flags_answered: flags of timm, torchvision, Lightning
+and Hugging Face that `landmark train` answers with one line that names its own option. The last line is JSON, kept in
+benchmarks/results/cli.json.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))
+
+from landmark.cli import VERBS
+from landmark.cli.foreign import FOREIGN
+from landmark.cli.help import command_help, long_help
+
+ROUNDS = 5
+
+
+def cpu_seconds(command: list[str]) -> float:
+    """Return the smallest CPU time of a command over some runs, seconds."""
+    found = []
+    for _ in range(ROUNDS):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(found)
+
+
+def is_answered(flag: str) -> bool:
+    """Return whether `landmark train` answers a flag with one line that names its own option."""
+    command = [sys.executable, "-m", "landmark", "train", "d", flag, "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.returncode == 2 and done.stderr.count("\n") == 1 and "in landmark: " in done.stderr
+
+
+def main() -> None:
+    """Print the table and the figures, and keep them."""
+    landmark = [sys.executable, "-m", "landmark"]
+    print(f"{'command':32}{'CPU s':>8}{'lines':>8}")
+    helps = {}
+    for name, verb in VERBS.items():
+        helps[name] = cpu_seconds([*landmark, *name.split(), "--help"])
+        print(f"{name + ' --help':32}{helps[name]:>8.2f}{len(command_help(verb).splitlines()):>8}", flush=True)
+    others = {
+        "help_all_max_s": max(cpu_seconds([*landmark, name, "--help-all"]) for name in ("train", "tune")),
+        "version_s": cpu_seconds([*landmark, "--version"]),
+        "usage_error_s": cpu_seconds([*landmark, "train", "d", "--pretrained"]),
+        "completion_s": cpu_seconds([*landmark, "completion", "bash"]),
+        "python_s": cpu_seconds([sys.executable, "-c", "pass"]),
+        "import_torchvision_s": cpu_seconds([sys.executable, "-c", "import torch, torchvision"]),
+    }
+    for name, seconds in others.items():
+        print(f"{name:32}{seconds:>8.2f}")
+    flags = [flag for flag in FOREIGN if flag not in ("--resume", "--momentum")]
+    figures = {
+        "help_max_s": max(helps.values()),
+        "help_max_lines": max(len(command_help(verb).splitlines()) for verb in VERBS.values()),
+        "help_all_lines_train": len(long_help(VERBS["train"]).splitlines()),
+        "foreign_flags": len(flags),
+        "foreign_flags_answered": sum(map(is_answered, flags)),
+        **others,
+    }
+    line = json.dumps({key: round(value, 3) for key, value in figures.items()})
+    Path(__file__).with_name("results").joinpath("cli.json").write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

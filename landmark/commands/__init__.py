@@ -1,0 +1,1 @@
+"""What each command does: a function that takes the command's config."""

@@ -1,0 +1,216 @@
+"""`landmark predict`: the predicted classes of images, printed or written as tables with their embeddings."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from landmark.config import PredictConfig, UserError
+from landmark.data.dataset import PackedDataset, write_table
+from landmark.data.listing import holds_dataset
+from landmark.data.selection import open_dataset
+from landmark.evaluation.predictions import Predictions, as_lists
+from landmark.inference.model import ImageLike, Model, Prediction, load
+from landmark.reporting.evaluation_files import write_csv
+from landmark.storage import Location, check_writable, locate
+from landmark.training.checkpoints import CheckpointMeta, read_meta, resolve_checkpoint
+from landmark.training.gallery import GALLERY, Gallery, made_gallery
+from landmark.training.images import FolderImages, Images, SplitImages, check_limit
+from landmark.training.inference import PARTS, Job, Replicas, find_replicas, infer
+
+PRINTED = 1000
+"""Images whose predictions are printed, at most; more need --output."""
+STDIN = "-"
+
+
+def predict(config: PredictConfig) -> list[dict[str, Any]] | dict[str, Any]:
+    """Predict the classes of images: printed, or with an output written as tables, which any number of images can be.
+
+    Returns the printed predictions per image, or what was written where.
+    """
+    if config.output is not None:
+        table, places = write_predictions(config)
+        return {"images": len(table), **places}
+    return print_predictions(config)
+
+
+def print_predictions(config: PredictConfig) -> list[dict[str, Any]]:
+    """Print the best classes of each image with their scores, and whether it probably shows no landmark; returns them."""
+    _refuse_tables_options(config)
+    model = load(config.run)
+    found = []
+    for name, image in _named_images(config):
+        try:
+            predictions = _best(model, image, config)
+        except UserError as error:
+            if len(config.images) == 1 and name == config.images[0]:
+                raise
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            continue
+        threshold = config.reject or (model.no_landmark_score if config.by == "classifier" else None)
+        none = threshold is not None and predictions[0].score < threshold
+        found.append(
+            {
+                "image": name,
+                "predictions": [dataclasses.asdict(prediction) for prediction in predictions],
+                "probably_no_landmark": none if threshold is not None else None,
+            }
+        )
+        print(name)
+        for prediction in predictions:
+            print(f"  {prediction.score:7.2%}  {prediction.name}")
+        if none:
+            print(f"  probably no landmark: the best score is below {threshold:.2%}")
+    if not found:
+        raise UserError(f"{' '.join(config.images)}: no readable image; give image files, folders or URIs")
+    return found
+
+
+def _best(model: Model, image: ImageLike, config: PredictConfig) -> list[Prediction]:
+    if config.by == "classifier":
+        return model.predict(image, config.top_k)
+    gallery = model.gallery()
+    embeddings = model.embed(image)[None].astype(np.float16)
+    guesses, scores, _, _ = gallery.guesses(embeddings, config.neighbours, config.top_k)
+    names = gallery.names
+    pairs = zip(guesses[0].tolist(), scores[0].tolist(), strict=True)
+    return [Prediction(label, names[label], score) for label, score in pairs if score > 0]
+
+
+def _named_images(config: PredictConfig) -> Iterator[tuple[str, ImageLike]]:
+    """Yield each image that is to be printed, with its name: files, files in folders, stdin."""
+    count = 0
+    for given in config.images:
+        if given == STDIN:
+            yield "stdin", sys.stdin.buffer.read()
+            continue
+        place = locate(given)
+        if not place.exists():
+            raise UserError(f"{given}: does not exist; give image files, folders or URIs")
+        if place.is_file():
+            names, count = [given], count + 1
+        elif holds_dataset(place):
+            raise UserError(f"{given}: a packed dataset; add --output FOLDER to write its predictions as a table")
+        else:
+            files = FolderImages.of(place)
+            names, count = [f"{given.rstrip('/')}/{name}" for name in files.names], count + files.rows
+        if count > PRINTED:
+            raise UserError(f"more than {PRINTED:,} images; add --output FOLDER to write their predictions as a table")
+        yield from ((name, name) for name in names)
+
+
+def _refuse_tables_options(config: PredictConfig) -> None:
+    """Raise UserError for an option that applies to tables only."""
+    for name in ("format", "embeddings", "split", "replicas"):
+        if getattr(config, name) != PredictConfig.__dataclass_fields__[name].default:
+            raise UserError(f"{name} applies to predictions that are written; add --output FOLDER, or leave it out")
+
+
+def write_predictions(config: PredictConfig) -> tuple[pa.Table, dict[str, str]]:
+    """Infer images, write predictions and embeddings, and print what was done; returns the predictions and where they are."""
+    assert config.output is not None
+    if len(config.images) != 1 or config.images[0] == STDIN:
+        raise UserError("with --output give one folder, one file or one packed dataset; without it any number of files")
+    checkpoint = resolve_checkpoint(config.run)
+    meta = read_meta(checkpoint)
+    output = locate(config.output)
+    check_writable(output)
+    dataset = _trained_on(meta)
+    by_neighbours = config.by == "neighbours"
+    replicas = find_replicas(config)
+    images = _images(config, dataset)
+    gallery = _gallery(config, checkpoint, replicas) if by_neighbours else None
+    job = Job(
+        checkpoint=checkpoint.uri,
+        images=images,
+        guesses=config.top_k,
+        batch_size=config.batch_size,
+        labelled=False,
+        embeddings=config.embeddings or by_neighbours,
+    )
+    found = infer(job, output, replicas=replicas, doing="predicting")
+    predictions = found.predictions
+    if not len(predictions):
+        raise UserError(f"{config.images[0]}: no readable image; give a folder of images, or a packed dataset")
+    if gallery is not None:
+        table = _by_neighbours(predictions, gallery, config)
+    else:
+        classes = dataset.labels if dataset is not None else pa.table({"name": meta.classes})
+        table = as_table(predictions.image_ids, predictions.guesses, predictions.scores, classes, config.reject)
+    places = {"predictions": str(output / f"predictions.{config.format}")}
+    (write_csv if config.format == "csv" else write_table)(output / f"predictions.{config.format}", table)
+    if config.embeddings:
+        assert predictions.embeddings is not None
+        columns = {"image_id": table["image_id"], "embedding": as_lists(predictions.embeddings)}
+        write_table(output / "embeddings.parquet", pa.table(columns))
+        places["embeddings"] = str(output / "embeddings.parquet")
+    if (output / PARTS).exists():
+        (output / PARTS).delete()
+    refused = pc.sum(pc.equal(table["label"], -1)).as_py()
+    print(
+        f"{len(table):,} images"
+        + (f"; {refused:,} score below {config.reject:g}: no landmark" if config.reject else "")
+        + (f"; {found.lost:,} could not be read" if found.lost else "")
+    )
+    print("  ".join(f"{name}: {place}" for name, place in places.items()))
+    return table, places
+
+
+def as_table(
+    image_ids: np.ndarray, guesses: np.ndarray, scores: np.ndarray, classes: pa.Table, reject: float
+) -> pa.Table:
+    """Return predictions as flat columns: image_id, label, landmark_id, name, score; then name_2, score_2 and so on.
+
+    guesses int (n, k), scores (n, k). classes: name, and landmark_id where it is known, a row a label. Images whose score is
+    below `reject` have label -1 and neither landmark nor name; nor has a further guess that no neighbour voted for.
+    """
+    known = pa.array(scores[:, 0] >= reject)
+    columns = {
+        "image_id": pa.array(image_ids, pa.string()),
+        "label": pc.if_else(known, pa.array(guesses[:, 0]), pa.scalar(-1, pa.int32())),
+    }
+    for name in ("landmark_id", "name"):
+        if name in classes.column_names:
+            values = classes[name].combine_chunks().take(pa.array(guesses[:, 0]))
+            columns[name] = pc.if_else(known, values, pa.scalar(None, values.type))
+    columns["score"] = pa.array(scores[:, 0])
+    for place in range(1, guesses.shape[1]):
+        voted = pa.array(guesses[:, place], mask=scores[:, place] == 0)
+        columns[f"name_{place + 1}"] = classes["name"].combine_chunks().take(voted)
+        columns[f"score_{place + 1}"] = pa.array(scores[:, place])
+    return pa.table(columns)
+
+
+def _by_neighbours(predictions: Predictions, gallery: Gallery, config: PredictConfig) -> pa.Table:
+    assert predictions.embeddings is not None
+    guesses, scores, nearest, cosines = gallery.guesses(predictions.embeddings, config.neighbours, config.top_k)
+    table = as_table(predictions.image_ids, guesses, scores, gallery.classes, config.reject)
+    table = table.append_column("nearest_image", gallery.image_ids.take(pa.array(nearest)))
+    return table.append_column("nearest_cosine", pa.array(cosines))
+
+
+def _trained_on(meta: CheckpointMeta) -> PackedDataset | None:
+    """Return the dataset that a model was trained on, None where it is not there any more."""
+    try:
+        return open_dataset(meta.dataset, meta.subset, meta.subset_seed)
+    except UserError:
+        return None
+
+
+def _images(config: PredictConfig, dataset: PackedDataset | None) -> Images:
+    given = config.images[0]
+    assert config.output is not None
+    place = locate(given)
+    if holds_dataset(place):
+        check_limit(place, config.max_megapixels)
+        return SplitImages.of(open_dataset(given), config.split, config.damaged)
+    return FolderImages.of(place, dataset, config.max_megapixels, output=locate(config.output))
+
+
+def _gallery(config: PredictConfig, checkpoint: Location, replicas: Replicas) -> Gallery:
+    place = locate(config.gallery) if config.gallery else locate(config.run) / GALLERY
+    return made_gallery(checkpoint, place, None, replicas, config.batch_size, config.damaged)

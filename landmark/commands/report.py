@@ -1,0 +1,65 @@
+"""`landmark report`: a page and tables of a study or a run, finished or running; a study next to the reference study's summary."""
+
+import json
+
+from landmark.config import ReportConfig, UserError, mask_credentials
+from landmark.reporting.deck import deck_text
+from landmark.reporting.report import write_deck, write_report
+from landmark.reporting.tables import as_text, read_csv
+from landmark.search.snapshot import driver_of, is_study, write_snapshot
+from landmark.storage import Location, NotFound, check_writable, locate
+from landmark.training.checkpoints import INDEX
+from landmark.training.resume import recorded_config
+
+SNAPSHOT = "snapshot"
+"""Folder, below the report, of the files of a study or run that has not ended."""
+
+
+def report(config: ReportConfig) -> Location:
+    """Write the page and tables, print the summary and the location; returns the location of the page or summary."""
+    run = locate(str(config.run or config.deck))
+    output = locate(config.output) if config.output else run / "report"
+    if run.exists():
+        check_writable(output)
+    if config.deck:
+        place, table = write_deck(run, output)
+        print(deck_text(table))
+        print(f"deck: {place}")
+        return place
+    page = write_report(_as_now(run, output), output, cleaned=config.cleaned, price_per_hour=config.price_per_hour)
+    if (output / "model_summary.csv").exists():
+        summary = read_csv(output / "model_summary.csv")
+        print(as_text(summary, ["val_top1", "test_top1", "test_top5", "test_top10"]))
+    print(f"report: {page}")
+    return page
+
+
+def _as_now(run: Location, output: Location) -> Location:
+    """Return the folder that the report reads: the run's own, or a snapshot of one that has not ended."""
+    if is_study(run):
+        if (run / "study.json").exists() and driver_of(run) is None:
+            return run
+        summary = write_snapshot(run, output / SNAPSHOT)
+        print(
+            f"note: {run} has not ended: {summary['epochs_run']} of {summary['epochs_grid']} epochs; the report is of now"
+        )
+        return output / SNAPSHOT
+    if (run / "run.json").exists() or (before := recorded_config(run)) is None:
+        return run
+    try:
+        index = json.loads((run / INDEX).read_text())
+        history = (run / "history.csv").read_bytes()
+    except (NotFound, json.JSONDecodeError):
+        raise UserError(f"{run}: no epoch has ended yet; try again later") from None
+    if not index.get("metrics"):
+        raise UserError(f"{run}: no epoch has ended yet; try again later")
+    epochs = history.count(b"\n") - 1
+    values = {"name": before.name, "dataset": before.dataset, "best": index["metrics"], "epochs_run": epochs}
+    for name, data in (
+        ("history.csv", history),
+        ("config.yaml", (run / "config.yaml").read_bytes()),
+        ("run.json", mask_credentials(json.dumps(values, indent=1)).encode()),
+    ):
+        (output / SNAPSHOT / name).write_bytes(data)
+    print(f"note: {run} has not ended: {epochs} of {before.epochs} epochs; the report is of now")
+    return output / SNAPSHOT

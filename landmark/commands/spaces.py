@@ -1,0 +1,33 @@
+"""`landmark recipes` and `landmark spaces`: what comes with landmark, by name, or one of them as YAML."""
+
+from landmark.config import RecipesConfig, SpacesConfig
+from landmark.recipes import recipe_names, recipe_text
+from landmark.search.space import Space, space_names
+
+
+def recipes(config: RecipesConfig) -> list[str] | str:
+    """Print the recipes' names and descriptions, or one recipe."""
+    if config.name is None:
+        return _list({name: recipe_text(name) for name in recipe_names()}, "recipe")
+    text = recipe_text(config.name)
+    print(text, end="")
+    return text
+
+
+def spaces(config: SpacesConfig) -> list[str] | str:
+    """Print the search spaces' names and descriptions, or one space."""
+    if config.name is None:
+        return _list({name: Space.load(name).text for name in space_names()}, "space")
+    text = Space.load(config.name).text
+    print(text, end="")
+    return text
+
+
+def _list(texts: dict[str, str], kind: str) -> list[str]:
+    """Print each name with the comment that its file begins with."""
+    width = max(map(len, texts)) + 2
+    for name, text in texts.items():
+        comment = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
+        print(f"{name:{width}}{comment.partition('. ')[0].rstrip('.')}.")
+    print(f"landmark {kind}s NAME prints one of them.")
+    return list(texts)

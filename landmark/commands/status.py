@@ -1,0 +1,84 @@
+"""`landmark status`: how far a study or a run is."""
+
+import csv
+import io
+import json
+from typing import Any
+
+from landmark.config import ShowConfig, UserError
+from landmark.progress import clock
+from landmark.search.progress import LiveTable
+from landmark.search.snapshot import driver_of, is_study, read_study, standings_of
+from landmark.storage import Location, NotFound, locate
+from landmark.table import aligned
+from landmark.training.checkpoints import INDEX
+from landmark.training.resume import recorded_config
+
+
+def status(config: ShowConfig) -> dict[str, Any]:
+    """Print how far a study or a run is, and its best result so far; returns both."""
+    location = locate(config.run)
+    if is_study(location):
+        return study_status(location)
+    if (before := recorded_config(location)) is None:
+        state = "holds no study and no run" if location.exists() else "does not exist"
+        raise UserError(f"{config.run}: {state}; give the folder of a study or a run")
+    return run_status(location, before.epochs)
+
+
+def study_status(location: Location) -> dict[str, Any]:
+    """Print a study's trials and the process that runs it."""
+    study, record = read_study(location)
+    finished, driver = (location / "study.json").exists(), driver_of(location)
+    space = study.space.config
+    table = LiveTable(study.config.name, record, space.metric, space.mode(), study.proposals.total)
+    counts = record.counts()
+    state = f"running ({driver})" if driver else "finished" if finished else "not running; continue it with --resume"
+    ended = sum(trial.state == "ended" for trial in record.trials.values())
+    print(
+        f"{study.config.name}: {state}; {ended}/{study.proposals.total} trials ended ({counts['stopped early']} stopped early, "
+        f"{counts['failed']} failed), {record.epochs_run} of {study.epochs_grid} epochs, {clock(record.seconds_before)}"
+    )
+    if rows := table.table():
+        print(rows)
+    best = next((standing for standing in standings_of(study, record) if standing.rank == 1 and standing.best), None)
+    if best is not None:
+        print(
+            f"best so far: {best.record.plan.name} at epoch {best.best_epoch}, {space.metric} {best.best[space.metric]:.4g}"
+        )
+    return {
+        "study": location.uri,
+        "state": "running" if driver else "finished" if finished else "stopped",
+        "trials": study.proposals.total,
+        "trials_ended": ended,
+        **{name.replace(" ", "_"): count for name, count in counts.items()},
+        "epochs_run": record.epochs_run,
+        "epochs_grid": study.epochs_grid,
+        "best": {"trial": best.record.plan.name, **best.best} if best is not None else None,
+    }
+
+
+def run_status(location: Location, epochs: int) -> dict[str, Any]:
+    """Print a run's epochs."""
+    rows = _history(location)
+    try:
+        newest = json.loads((location / INDEX).read_text())
+    except (NotFound, json.JSONDecodeError):
+        newest = {}
+    finished = (location / "run.json").exists()
+    state = "finished" if finished else "not finished"
+    checkpoint = f"; newest checkpoint: {newest['last']}" if newest.get("last") else ""
+    print(f"{location.uri}: {state}, {len(rows)} of {epochs} epochs{checkpoint}")
+    shown = ("epoch", "train_loss", "val_loss", "val_top1", "val_top5", "images_per_s")
+    if rows:
+        names = [name for name in shown if name in rows[-1]]
+        print(aligned([names, *([f"{float(row[name]):.4g}" for name in names] for row in rows[-10:])]))
+    last = {name: float(value) for name, value in rows[-1].items() if value} if rows else None
+    return {"run": location.uri, "state": state, "epochs_run": len(rows), "epochs": epochs, "last_epoch": last}
+
+
+def _history(location: Location) -> list[dict[str, str]]:
+    try:
+        return list(csv.DictReader(io.StringIO((location / "history.csv").read_text())))
+    except NotFound:
+        return []

@@ -1,0 +1,74 @@
+"""`landmark tune`: a study, that is many trials, early stopping and a leaderboard."""
+
+from typing import Any
+
+from landmark.config import STOPPED, Stopped, TuneConfig
+from landmark.progress import clock
+from landmark.runtime import connect
+from landmark.search.dry_run import dry_run_text
+from landmark.search.leaderboard import leaderboard_text
+from landmark.search.lease import Lease
+from landmark.search.loggers import check_loggers
+from landmark.search.proposals import preview
+from landmark.search.results import write_results
+from landmark.search.study import Study, plan_study, room_of, run_trials
+from landmark.training.distributed import gpus_per_worker
+
+
+def tune(config: TuneConfig) -> dict[str, Any]:
+    """Search a space, and say what was found and where it lies; a study that is there already goes on."""
+    check_loggers(config)
+    study = plan_study(config)
+    if config.dry_run:
+        print(dry_run(study))
+        return {}
+    with Lease(study.location) as lease:
+        outcome = run_trials(study, lease)
+        if outcome.terminated:
+            raise Stopped(STOPPED)
+        summary, standings = write_results(study, outcome)
+    print(leaderboard_text(standings, study.space.keys, study.space.config.metric))
+    print(outcome_line(summary))
+    if summary["best"]:
+        print(best_line(summary))
+        print(f"best model: {study.location / summary['best']['checkpoint']}")
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    print(f"study: {study.location}  next: landmark report {study.location}")
+    return summary
+
+
+def dry_run(study: Study) -> str:
+    """Return what a study would run and what it may cost, on the cluster it would run on."""
+    connect(study.config.cluster)
+    room = room_of(study)
+    return dry_run_text(
+        study.space,
+        preview(study.proposals),
+        study.datasets,
+        workers=room.workers.most,
+        resources=room.requires(),
+        at_a_time=room.slots,
+        gpu=gpus_per_worker(room.workers.gpus) > 0,
+    )
+
+
+def outcome_line(summary: dict[str, Any]) -> str:
+    """Return what the study did and what it saved."""
+    run, grid = summary["epochs_run"], summary["epochs_grid"]
+    not_started = f", {summary['not_started']} not started" if summary["not_started"] else ""
+    repeated = f" ({summary['epochs_repeated']} of them again)" if summary["epochs_repeated"] else ""
+    ended_by = f"; ended as {summary['ended_by']}" if summary["ended_by"] else ""
+    return (
+        f"{summary['finished']} trials finished, {summary['stopped_early']} stopped early, {summary['failed']} failed"
+        f"{not_started}; {run}{repeated} of a full grid's {grid} epochs ({run / grid:.0%}) in {clock(summary['seconds'])}{ended_by}"
+    )
+
+
+def best_line(summary: dict[str, Any]) -> str:
+    """Return the best model's results beside the baselines."""
+    best, metric = summary["best"], summary["metric"]
+    text = f"best: {best['trial']} at epoch {best['epoch']}, {metric} {best[metric]:.4g}"
+    majority = summary["baselines"].get("majority", {})
+    tested = [f"top-{k} {share:.1%} (majority {majority[k]:.1%})" for k, share in best["test"].items()]
+    return text + (f"; test {', '.join(tested)}" if tested else "")

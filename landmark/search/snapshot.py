@@ -1,0 +1,91 @@
+"""A study as its journal has it now, while another process runs it or after that was killed: status, tables, summary."""
+
+import json
+from typing import Any
+
+from landmark.config import (
+    SpaceConfig,
+    TuneConfig,
+    UserError,
+    from_mapping,
+    mask_credentials,
+    parse_mapping,
+    parse_yaml,
+    with_recorded_subset,
+)
+from landmark.search.journal import Journal
+from landmark.search.leaderboard import Standing, rank_trials
+from landmark.search.lease import Lease
+from landmark.search.proposals import Listed, build_proposals
+from landmark.search.record import StudyRecord
+from landmark.search.results import Best, best_of, summarise, write_tables
+from landmark.search.space import Space
+from landmark.search.study import Outcome, Study
+from landmark.search.variants import kinds_of_trials
+from landmark.storage import Location, NotFound
+
+COPIED = ("config.yaml", "space.yaml")
+
+
+def is_study(location: Location) -> bool:
+    """Return whether a folder is that of a study that has begun."""
+    return (location / "space.yaml").exists()
+
+
+def read_study(location: Location) -> tuple[Study, StudyRecord]:
+    """Return a study and the record of its trials; raises UserError if its files are missing or damaged.
+
+    The datasets are not opened.
+    """
+    try:
+        text, config_text = (location / "space.yaml").read_text(), (location / "config.yaml").read_text()
+    except NotFound:
+        raise UserError(f"{location}: no study has begun there; give the folder of a study or a run") from None
+    source = f"{location}/config.yaml"
+    config = from_mapping(TuneConfig, with_recorded_subset(parse_mapping(config_text, source)), source)
+    source = f"{location}/space.yaml"
+    space = Space(parse_yaml(SpaceConfig, text, source), source, text)
+    proposals = build_proposals(space, config.recipe, space.config.budget.trials)
+    kinds = kinds_of_trials(space, config.recipe, proposals)
+    most = max(plan.recipe.epochs for plan in kinds)
+    grid = sum(plan.recipe.epochs for plan in kinds) if isinstance(proposals, Listed) else proposals.total * most
+    study = Study(
+        config=config, space=space, proposals=proposals, kinds=kinds, epochs_grid=grid, datasets={}, location=location
+    )
+    record = StudyRecord()
+    record.restore(Journal(location).read(), lambda number, point: space.plan(number, point, config.recipe))
+    return study, record
+
+
+def standings_of(study: Study, record: StudyRecord) -> list[Standing]:
+    """Return the trials that have started, best first."""
+    space = study.space.config
+    return rank_trials(
+        record, space.metric, space.mode(), lambda trial: best_of(study, trial), space.searcher.objectives
+    )
+
+
+def write_snapshot(location: Location, folder: Location) -> dict[str, Any]:
+    """Write what a finished study has (study.json, leaderboard.csv, history.csv and its configs) into a folder, as of now.
+
+    Returns study.json's values; raises UserError if no trial has finished an epoch.
+    """
+    study, record = read_study(location)
+    standings = standings_of(study, record)
+    first = next((standing for standing in standings if standing.rank is not None and standing.best), None)
+    if first is None:
+        raise UserError(f"{location}: no trial has finished an epoch yet; try again later")
+    best = Best(standing=first, checkpoint=location / str(first.checkpoint), metrics=first.best)
+    outcome = Outcome(record=record, seconds=record.seconds_before, ended_by=None, interrupted=True)
+    summary = summarise(study, outcome, best)
+    for name in COPIED:
+        (folder / name).write_bytes((location / name).read_bytes())
+    shown = Study(**{**study.__dict__, "location": folder})
+    write_tables(shown, outcome, standings)
+    (folder / "study.json").write_text(mask_credentials(json.dumps(summary, indent=1)) + "\n")
+    return summary
+
+
+def driver_of(location: Location) -> str | None:
+    """Return which process runs a study now; None if that cannot be seen or no process does."""
+    return Lease(location).holder()
