@@ -248,7 +248,7 @@ def test_a_damaged_shard_is_found_named_and_by_option_skipped(dataset, fault, tm
         assert main(run) == 1
         stopped = error_line(capfd.readouterr().err)
         assert uri in stopped and "damaged: skip" in stopped
-        assert main([*run, "--loader.damaged", "skip"]) == 0
+        assert main([*run, "--loader.damaged", "skip", "--resume"]) == 0
         out = capfd.readouterr().out
     told = [line for line in out.splitlines() if "warning" in line]
     assert len(told) == 1 and uri in told[0]

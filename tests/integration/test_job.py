@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from landmark.config import STOPPED
 from tests.packed import write_packed
 from tests.seaweed import free_ports
 
@@ -116,7 +117,7 @@ def test_a_submitted_study_runs_on_the_cluster_and_its_result_is_read(head, tmp_
 
 
 def test_a_failing_study_is_a_failed_job_with_one_line(head, tmp_path):
-    done = submit(head, head.allowed, "python", "-m", "landmark.tune", "--dataset", str(tmp_path / "none"))
+    done = submit(head, head.allowed, "python", "-m", "landmark.tune", str(tmp_path / "none"), "--space", "demo")
     assert done.returncode != 0
     assert "landmark tune: error: " in done.stdout and "no manifest.json" in done.stdout
     assert "Traceback" not in done.stdout
@@ -163,7 +164,7 @@ def test_what_the_cluster_is_at_is_shown_while_a_study_runs(head, tmp_path):
     logs = [RAY, "job", "logs", "--address", head.address, job]
     ended = subprocess.run(logs, env=head.allowed, capture_output=True, text=True, timeout=60).stdout
     # Ray sends SIGTERM, and SIGKILL three seconds later.
-    assert "landmark tune: error: stopped by SIGTERM; run the same command again to resume" in ended.splitlines()
+    assert f"landmark tune: error: {STOPPED}" in ended.splitlines()
     assert "Traceback" not in ended and "SIGTERM received at" not in ended
     rows = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
     assert "running" in rows[job]

@@ -211,6 +211,7 @@ def command(dataset: str, tmp_path: Path) -> list[str]:
         "-m",
         "landmark",
         "tune",
+        "--resume",
         "--space",
         str(file),
         *place,

@@ -51,6 +51,7 @@ def test_a_run_of_an_older_version_keeps_its_subset(tmp_path, capsys):
     """It records no rule: its images were chosen by rule 1, whatever a new run would choose."""
     dataset = write_packed(tmp_path / "d", {"train": [80, 40], "val": [40], "test": [40]}, classes=6)
     run = ["train", "--dataset", dataset.location.uri, "--output", str(tmp_path), "--images", "60", *FAST]
+    run += ["--recipe", "modern"]
     assert main([*run, "--subset.rule", "1"]) == 0
     config = tmp_path / "train" / "config.yaml"
     recorded = config.read_text()
@@ -64,7 +65,7 @@ def test_a_run_of_an_older_version_keeps_its_subset(tmp_path, capsys):
     assert main(["evaluate", "--run", str(exported), "--output", str(tmp_path / "e")]) == 0
     rows = json.loads((tmp_path / "e" / "metrics.json").read_text())["rows"]
     assert rows == old.split("test").rows != new.split("test").rows
-    assert main(run) == 0
+    assert main([*run, "--resume"]) == 0
     assert "train: its subset was chosen by rule 1" in capsys.readouterr().out
     # The run is finished: its config.yaml stays as it is until it is trained again.
     assert config.read_text() == recorded.replace("  rule: 1\n", "")
