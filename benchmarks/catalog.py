@@ -1,10 +1,10 @@
-"""How long the metadata of the full GLDv2 takes: catalog, reference subset, one epoch's plan; peak memory of each.
+"""Measure metadata processing for the full GLDv2: catalog, reference subset, plan of one epoch; peak memory of each.
 
     python benchmarks/catalog.py [--rows 4132914] [--classes 203094] [--output benchmarks/results/catalog.json]
 
-CSV files of that size, with a long tail, are generated first. Each stage runs in a process of its own, so that its peak
-memory is its own. The last line is JSON: build_s, build_peak_mib, subset_s, epoch_plan_s, growth (seconds a row over
-those at a tenth of the rows).
+First, CSV files of that size with a long-tailed class distribution are generated. Each stage runs in its own process,
+so that its peak memory is measured separately. The last line is JSON: build_s, build_peak_mib, subset_s, epoch_plan_s,
+growth (seconds per row, relative to those with a tenth of the rows).
 """
 
 import argparse
@@ -47,7 +47,10 @@ AUTHORS = 200_000
 
 
 def long_tail(rows: int, classes: int) -> np.ndarray:
-    """Return images of each class, int64 (classes,): from LARGEST (a twentieth of few rows) down to 1 by a power law, `rows` in all."""
+    """Return images per class, int64 (classes,): a power law from LARGEST (at most a twentieth of `rows`) down to 1.
+
+    The sum is `rows`.
+    """
     rank = np.arange(1, classes + 1, dtype=float)
     largest = min(LARGEST, rows // 20)
 
@@ -66,7 +69,7 @@ def long_tail(rows: int, classes: int) -> np.ndarray:
 
 
 def hex_ids(numbers: np.ndarray) -> pa.Array:
-    """Return numbers as texts of 16 hexadecimal digits."""
+    """Return numbers as strings of 16 hexadecimal digits."""
     digits = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
     octets = numbers.astype(">u8").view(np.uint8).reshape(-1, 8)
     text = np.stack([digits[octets >> 4], digits[octets & 15]], axis=2).tobytes()
@@ -75,7 +78,7 @@ def hex_ids(numbers: np.ndarray) -> pa.Array:
 
 
 def generate(folder: Path, rows: int, classes: int) -> None:
-    """Write train.csv, train_attribution.csv, the category file and the names of the tars; one tar holds images."""
+    """Write train.csv, train_attribution.csv, the category file and the names of the tars. One tar contains images."""
     rng = np.random.default_rng(0)
     (folder / "train").mkdir(parents=True)
     keys = np.unique(rng.integers(0, 2**64, rows + rows // 100 + 10, dtype=np.uint64))
@@ -120,7 +123,7 @@ def settings(folder: Path, subset: SubsetConfig, output: str) -> PrepareConfig:
 
 
 def build(folder: Path, subset: SubsetConfig, output: str) -> dict[str, float]:
-    """Make and save all that a packing job needs before it reads its first image."""
+    """Build and save all data that a packing job needs before it reads its first image."""
     config = settings(folder, subset, output)
     start = time.perf_counter()
     source = gldv2_source(config.gldv2, clean=False)
@@ -130,7 +133,7 @@ def build(folder: Path, subset: SubsetConfig, output: str) -> dict[str, float]:
 
 
 def join(folder: Path) -> dict[str, float]:
-    """Join the parts of a packing job whose every image was packed, up to the dataset's own files."""
+    """Join the parts of a complete packing job into the dataset's files."""
     config = settings(folder, SubsetConfig(), "whole")
     source, output = gldv2_source(config.gldv2, clean=False), locate(config.output)
     plan = load_or_make(output, source, config)
@@ -198,7 +201,7 @@ def peak_mib() -> float:
 
 
 def in_child(*arguments: object) -> dict[str, float]:
-    """Run a stage in a process of its own; returns its figures."""
+    """Run a stage in its own process and return its figures."""
     command = [sys.executable, __file__, "--stage", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
@@ -206,7 +209,7 @@ def in_child(*arguments: object) -> dict[str, float]:
 
 
 def run_stage(name: str, folder: Path, rows: int, classes: int) -> dict[str, Any]:
-    """Run one stage; returns its figures and its peak memory."""
+    """Run one stage and return its figures and peak memory."""
     stages: dict[str, Callable[[], dict[str, float] | None]] = {
         "generate": lambda: generate(folder, rows, classes),
         "build": lambda: build(folder, SubsetConfig(), "whole"),
@@ -219,7 +222,7 @@ def run_stage(name: str, folder: Path, rows: int, classes: int) -> dict[str, Any
 
 
 def measure(rows: int, classes: int) -> dict[str, Any]:
-    """Run all stages at the full size and the build at a tenth of it; prints a table, returns the figures."""
+    """Run all stages at the full size, and the build at a tenth of it. Prints a table and returns the figures."""
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="landmark-catalog-") as temporary:
         for size, stages in ((10, ("generate", "build")), (1, ("generate", "build", "subset", "join", "epoch"))):
@@ -228,7 +231,7 @@ def measure(rows: int, classes: int) -> dict[str, Any]:
                 found[f"{stage}/{size}"] = in_child(stage, folder, rows // size, classes // size)
     print(f"{'stage':22}{'rows':>12}{'seconds':>10}{'peak MiB':>10}")
     for stage, text in (
-        ("build/10", "catalog, a tenth"),
+        ("build/10", "catalog, 1/10 rows"),
         ("build/1", "catalog"),
         ("subset/1", "reference subset"),
         ("join/1", "joining the parts"),
@@ -253,7 +256,7 @@ def measure(rows: int, classes: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parse the arguments, measure, print and keep the result."""
+    """Parse the arguments, measure, print and save the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--classes", type=int, default=CLASSES)

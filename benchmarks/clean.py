@@ -1,18 +1,22 @@
-"""Cleaning on photographs with faults put in: precision and recall of each detector, and what cleaning is worth to a training.
+"""Cleaning benchmark on photographs with injected faults: precision and recall per detector, effect on training.
 
-Run: python benchmarks/clean.py [--seeds 3] [--part detectors|worth] [--quick] [--output FOLDER]. `monuments` and `distractors` in
-LANDMARK_TEST_DATA get, by seed: 4 % exact copies; 2 % each re-encoded, resized, cropped and watermarked; 8 % wrong labels;
-150 photographs of no landmark; 1 % files cut short; 12 blank images (benchmarks/injected.py). Copies fall into any split, a
-quarter of them under any class.
-- exact, near: of the rows dropped, the share that are copies of the row they are told to be a copy of (precision); of the copies put
-  in, the share that no longer stand beside their original (recall). Photographs that `groups.csv` or
-  benchmarks/natural_pairs.csv (ids of pairs judged by eye) call near-duplicates count as right.
-- noise: F1 over the rows of train and val that show a landmark and are no copies; wrong is a label that is not the true one.
-- distractor: AUROC of the mean cosine with the nearest embeddings, over the rows of all splits that are no copies.
-- worth: the same fine-tuning of Lite0 on noisy, cleaned and truly clean images, tested on the same clean test split; here copies are of
-  training images, in train, so that no test image leaks. won_back = (cleaned - noisy) / (clean - noisy) of the means.
---quick: the detectors on one seed. What is finished below --output is not done again. The last line is JSON, kept in
-benchmarks/results/clean.json for three seeds and more.
+Run: python benchmarks/clean.py [--seeds 3] [--part detectors|worth] [--quick] [--output FOLDER]. The data is
+`monuments` and `distractors` in LANDMARK_TEST_DATA. Faults are injected by seed: 4% exact duplicates; 2% each
+re-encoded, resized, cropped and watermarked; 8% label errors; 150 distractors (non-landmark photographs); 1% truncated
+files; 12 blank images (benchmarks/injected.py). Duplicates are in any split, a quarter of them with any class.
+- exact, near: precision is the fraction of dropped rows that are duplicates of the row named in the audit. Recall is
+  the
+fraction of injected duplicates that are no longer in the dataset together with their original. Photographs that
+`groups.csv` or benchmarks/natural_pairs.csv (ids of pairs, checked manually) list as near-duplicates count as correct.
+- noise: F1 over the rows of train and val that show a landmark and are not duplicates. An error is a label that is not
+the true one.
+- distractor: AUROC of the mean cosine with the nearest embeddings, over the rows of all splits that are not duplicates.
+- worth: the same fine-tuning of Lite0 on noisy, cleaned and clean images, tested on the same clean test split.
+  Duplicates
+here are of training images, in train, so that no test image leaks. won_back = (cleaned - noisy) / (clean - noisy) of
+the means.
+--quick: detectors on one seed. Completed parts in --output are reused. The last line is JSON, saved to
+benchmarks/results/clean.json for three or more seeds.
 """
 
 import argparse
@@ -45,13 +49,13 @@ from landmark.training.run import run_training
 
 SHORT_SIDE = 160
 EMBEDDED_AT = 192
-"""Pixels at which images are embedded."""
+"""Image size for embeddings, pixels."""
 PAIRS = Path(__file__).with_name("natural_pairs.csv")
 KINDS_OF_DATA = ("noisy", "cleaned", "clean")
 
 
 class Truth:
-    """Which images are of one photograph: union-find over copies put in, natural groups and pairs judged by eye."""
+    """Images of the same photograph: union-find over injected duplicates, natural groups and manually checked pairs."""
 
     def __init__(self, rows: list[Row]) -> None:
         self.parent: dict[str, str] = {}
@@ -74,12 +78,12 @@ class Truth:
         self.parent[self._root(one)] = self._root(other)
 
     def same(self, one: str, other: str) -> bool:
-        """Return whether two images are of one photograph."""
+        """Return whether two images show the same photograph."""
         return self._root(one) == self._root(other)
 
 
 def cleaned_rows(seed: int, base: PackedDataset, output: Path) -> tuple[Faulty, Cleaning]:
-    """Make a faulty dataset and run all detectors on it."""
+    """Create a faulty dataset and run all detectors on it."""
     faulty = inject(base, output / f"faulty-{seed}", seed)
     config = CleanConfig(dataset=faulty.path, output=str(output / f"cleaned-{seed}"), image_size=EMBEDDED_AT)
     dataset = open_dataset(config.dataset)
@@ -91,7 +95,7 @@ def cleaned_rows(seed: int, base: PackedDataset, output: Path) -> tuple[Faulty, 
 
 
 def detector_figures(faulty: Faulty, cleaning: Cleaning) -> dict[str, Any]:
-    """Return what each detector found and missed, as precision, recall, F1 and AUROC."""
+    """Return precision, recall, F1 and AUROC of each detector."""
     truth = Truth(faulty.rows)
     by_id = {row.image_id: row for row in faulty.rows}
     noted = cleaning.verdicts.noted().to_pylist()
@@ -129,7 +133,7 @@ def detector_figures(faulty: Faulty, cleaning: Cleaning) -> dict[str, Any]:
 
 
 def noise_figures(by_id: dict[str, Row], cleaning: Cleaning, reason: dict[str, str]) -> dict[str, float]:
-    """Return how well wrong labels and pictures of nothing are told."""
+    """Return how well label errors and distractors are detected."""
     ids = cleaning.rows.image_id.to_pylist()
     seen = np.flatnonzero(np.isfinite(cleaning.familiarity))
     rows = [by_id[ids[i]] for i in seen]
@@ -153,7 +157,7 @@ def noise_figures(by_id: dict[str, Row], cleaning: Cleaning, reason: dict[str, s
 
 
 def worth(seed: int, base: PackedDataset, arguments: argparse.Namespace) -> dict[str, float]:
-    """Train on noisy, cleaned and clean images and return each one's top-1 on the clean test split."""
+    """Train on noisy, cleaned and clean images and return the top-1 of each on the clean test split."""
     folder = arguments.output / f"worth-{seed}"
     noisy, cleaned = folder / "noisy", folder / "cleaned"
     if not (noisy / "manifest.json").exists():
@@ -185,22 +189,22 @@ def worth(seed: int, base: PackedDataset, arguments: argparse.Namespace) -> dict
 
 
 def print_detectors(figures: dict[str, list[float]]) -> None:
-    """Print each figure's mean, least and greatest over the seeds."""
+    """Print each figure's mean, minimum and maximum over the seeds."""
     print(f"{'figure':24}{'mean':>8}{'least':>8}{'most':>8}")
     for name, values in figures.items():
         print(f"{name:24}{statistics.mean(values):>8.3f}{min(values):>8.3f}{max(values):>8.3f}")
 
 
 def main() -> None:
-    """Print the tables and the figures, and keep them."""
+    """Print the tables and the figures, and save them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--part", choices=("all", "detectors", "worth"), default="all", help="which of the two tables")
-    parser.add_argument("--quick", action="store_true", help="the detectors on one seed")
-    parser.add_argument("--show-false", action="store_true", help="print the pairs that count as wrong near-duplicates")
-    parser.add_argument("--epochs", type=int, default=8, help="of a training")
-    parser.add_argument("--image-size", type=int, default=96, help="of a training, pixels")
-    parser.add_argument("--output", type=Path, default=Path("runs/clean"), help="where datasets and runs are kept")
+    parser.add_argument("--part", choices=("all", "detectors", "worth"), default="all", help="benchmark part to run")
+    parser.add_argument("--quick", action="store_true", help="run only the detectors, on one seed")
+    parser.add_argument("--show-false", action="store_true", help="print the false positives among near-duplicates")
+    parser.add_argument("--epochs", type=int, default=8, help="epochs per training")
+    parser.add_argument("--image-size", type=int, default=96, help="image size for training, pixels")
+    parser.add_argument("--output", type=Path, default=Path("runs/clean"), help="folder for datasets and runs")
     arguments = parser.parse_args()
     seeds, arguments.part = (1, "detectors") if arguments.quick else (arguments.seeds, arguments.part)
     base = PackedDataset.open(pack_monuments(arguments.output / f"dataset-{SHORT_SIDE}", SHORT_SIDE))
@@ -211,7 +215,7 @@ def main() -> None:
         line |= worth_part(seeds, base, arguments)
     line = {name: round(value, 4) for name, value in line.items()}
     if seeds >= 3:
-        # A part that was left out keeps the figures of its last run.
+        # Parts that were not run keep the figures of their last run.
         kept = Path(__file__).with_name("results") / "clean.json"
         before = json.loads(kept.read_text()) if kept.exists() else {}
         kept.write_text(json.dumps(before | line) + "\n")
@@ -234,7 +238,7 @@ def detectors_part(seeds: int, base: PackedDataset, arguments: argparse.Namespac
 
 
 def worth_part(seeds: int, base: PackedDataset, arguments: argparse.Namespace) -> dict[str, float]:
-    """Print and return top-1 after training on noisy, cleaned and clean images, and what cleaning won back."""
+    """Print and return top-1 after training on noisy, cleaned and clean images, and won_back."""
     runs = [worth(seed, base, arguments) for seed in range(seeds)]
     line = {}
     for kind in KINDS_OF_DATA:

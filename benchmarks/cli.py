@@ -1,10 +1,10 @@
-"""What the command line costs before it does anything: CPU seconds and lines of help, usage errors, foreign flags.
+"""Startup cost of the command line: CPU seconds and output lines of help, usage errors and foreign flags.
 
-Run: python benchmarks/cli.py. Each command is started five times; its CPU time (user and system, of the process and its
-children) is the smallest of the five, as other programs can only add to it. The limit is the CPU time of `python -c pass` with
-the same interpreter, the peers are the help of timm's and torchvision's ways to parse arguments: a process that imports torch and
-torchvision, which their training scripts do before they print help. foreign_flags_answered: flags of timm, torchvision, Lightning
-and Hugging Face that `landmark train` answers with one line that names its own option. The last line is JSON, kept in
+Run: python benchmarks/cli.py. Each command is started five times. Its CPU time (user and system, of the process and its
+children) is the minimum, because other programs can only increase it. The lower bound is the CPU time of `python -c
+pass` with the same interpreter. The peer is a process that imports torch and torchvision, as timm's and torchvision's
+training scripts do before they print help. foreign_flags_answered: flags of timm, torchvision, Lightning and Hugging
+Face for which `landmark train` prints one line with its own option. The last line is JSON, saved to
 benchmarks/results/cli.json.
 """
 
@@ -26,7 +26,7 @@ ROUNDS = 5
 
 
 def cpu_seconds(command: list[str]) -> float:
-    """Return the smallest CPU time of a command over some runs, seconds."""
+    """Return the minimum CPU time of a command over several runs, seconds."""
     found = []
     for _ in range(ROUNDS):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -44,7 +44,7 @@ def is_answered(flag: str) -> bool:
 
 
 def main() -> None:
-    """Print the table and the figures, and keep them."""
+    """Print the table and the figures, and save them."""
     landmark = [sys.executable, "-m", "landmark"]
     print(f"{'command':32}{'CPU s':>8}{'lines':>8}")
     helps = {}

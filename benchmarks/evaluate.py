@@ -1,13 +1,13 @@
-"""What an evaluation costs: all metrics of stored predictions at the size of GLDv2's test set, and inference beside the bare model.
+"""Evaluation cost: all metrics at the size of GLDv2's test set, and inference compared with the bare model.
 
 Run: python benchmarks/evaluate.py [--quick]. Two parts:
-- metrics: made-up predictions for 117,577 images of 203,094 classes, the ten best guesses each, a fifth of the images without a
-  landmark, are stored; a process of its own reads them, computes every metric with 1,000 resamples of the bootstrap, and writes
-  all tables. metrics_s is the time from reading to the last file, metrics_peak_mib the process's greatest resident memory.
-- inference: ResNet-18 at 128 px over a packed dataset of drawn images, by the path of `landmark evaluate` (read, decode, crop,
-  infer, keep the guesses), beside the same network over tensors that lie in memory, in turns. inference_over_bare is the median
-  of the ratios of images/s.
-The last line is JSON, kept in benchmarks/results/evaluate.json.
+- metrics: synthetic top-10 predictions for 117,577 images of 203,094 classes are stored. A fifth of the images have no
+landmark. A separate process reads them, computes every metric with 1,000 bootstrap replicates, and writes all tables.
+metrics_s is the time from reading to the last file. metrics_peak_mib is the process's peak resident memory.
+- inference: ResNet-18 at 128 px over a packed dataset of synthetic images, with the code of `landmark evaluate` (read,
+decode, crop, infer, store predictions), alternating with the same model on tensors in memory. inference_over_bare is
+the median of the ratios of images/s.
+The last line is JSON, saved to benchmarks/results/evaluate.json.
 """
 
 import argparse
@@ -34,7 +34,7 @@ SIZE, BATCH, IMAGES, SPEED_CLASSES = 128, 64, 3000, 20
 
 
 def make_predictions(rows: int) -> Predictions:
-    """Return predictions of a model that is right for about half of the images, classes in a long tail."""
+    """Return predictions of a model that classifies about half of the images correctly. Classes have a long tail."""
     random = np.random.default_rng(0)
     labels = np.minimum((random.pareto(0.9, rows) * 20).astype(np.int64), CLASSES - 1)
     guesses = random.integers(0, CLASSES, (rows, KEPT))
@@ -74,7 +74,7 @@ def measure_metrics(folder: str) -> None:
 
 
 def metrics(folder: Path, rows: int) -> dict[str, float]:
-    """Return the figures of the metrics' process."""
+    """Return the figures of the metrics process."""
     from landmark.data.dataset import write_table
     from landmark.storage import locate
 
@@ -84,7 +84,7 @@ def metrics(folder: Path, rows: int) -> dict[str, float]:
 
 
 def inference(folder: Path, images: int, rounds: int) -> dict[str, float]:
-    """Return images/s of the evaluation's path and of the bare model."""
+    """Return images/s of the evaluation path and of the bare model."""
     import ray
     import torch
 
@@ -138,7 +138,7 @@ def inference(folder: Path, images: int, rounds: int) -> dict[str, float]:
     found = []
     for number in range(rounds + 1):
         pair = (ours(), bare()) if number % 2 else (bare(), ours())[::-1]
-        if number:  # the first round warms up
+        if number:  # the first round is warm-up
             found.append(pair)
             print(f"evaluation {pair[0]:,.0f} images/s, bare model {pair[1]:,.0f} images/s", flush=True)
     return {
@@ -149,7 +149,7 @@ def inference(folder: Path, images: int, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the figures, and keep them."""
+    """Print the figures and save them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the images, one round")
     parser.add_argument("--metrics", help=argparse.SUPPRESS)

@@ -1,9 +1,10 @@
-"""What a kill costs: processes, workers, drivers and nodes that end at random steps, and what was shown twice or not at all.
+"""Cost of faults: processes, workers, drivers and nodes end at random steps. Counts samples used twice or never.
 
-Run: python benchmarks/faults.py [--only NAME …]. Each run trains the same small network on drawn images for three epochs, with a
-checkpoint every 10 steps; every process writes down the draws of every step. `repeated` are draws that were shown again,
-`skipped` those never shown, over all attempts; `lost` is the time beyond the undisturbed run's. Weights are compared bit for bit
-with the undisturbed run's on as many workers. The last line is JSON, kept in benchmarks/results/faults.json.
+Run: python benchmarks/faults.py [--only NAME …]. Each run trains the same small model on synthetic images for three
+epochs, with a checkpoint every 10 steps. Every process records the samples of every step. `repeated`: samples that were
+used again; `skipped`: samples that were never used, over all attempts; `lost`: time beyond that of the undisturbed run.
+Weights are compared bit for bit with the undisturbed run on the same number of workers. The last line is JSON, saved to
+benchmarks/results/faults.json.
 """
 
 import argparse
@@ -38,7 +39,7 @@ Fault = Callable[["Run"], None]
 
 
 class Run:
-    """A run of `landmark train` in a process of its own, which faults befall."""
+    """A run of `landmark train` in its own process, into which faults are injected."""
 
     def __init__(self, folder: Path, dataset: str, name: str, workers: str, address: str | None) -> None:
         self.folder = folder / name
@@ -65,7 +66,7 @@ class Run:
         self.job = subprocess.Popen(self.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def wait_for_step(self, step: int) -> None:
-        """Wait until as many steps were taken, over all processes and attempts."""
+        """Wait until this number of steps is reached, over all processes and attempts."""
         assert self.job is not None
         deadline = time.monotonic() + 180
         while steps_seen(self.folder) < step:
@@ -74,12 +75,12 @@ class Run:
             time.sleep(0.01)
 
     def workers(self) -> list[int]:
-        """Return the processes that took steps, the newest last."""
+        """Return the processes that executed steps, the newest last."""
         logs = sorted(self.folder.glob("witness/*.log"), key=lambda path: path.stat().st_mtime)
         return [int(path.stem) for path in logs if path.stat().st_size]
 
     def end(self) -> None:
-        """Wait until it ends well."""
+        """Wait until it exits successfully."""
         assert self.job is not None
         out, _ = self.job.communicate(timeout=400)
         self.said += out
@@ -92,7 +93,7 @@ class Run:
 
 
 def kill_driver(run: Run) -> None:
-    """End the process that the user started, and start it again."""
+    """Kill the process that the user started, and start it again."""
     assert run.job is not None
     run.job.kill()
     run.job.communicate()
@@ -100,17 +101,17 @@ def kill_driver(run: Run) -> None:
 
 
 def kill_worker(run: Run) -> None:
-    """End one worker's process."""
+    """Kill one worker's process."""
     os.kill(run.workers()[-1], signal.SIGKILL)
 
 
 def stop_worker(run: Run) -> None:
-    """Let one worker's process hang."""
+    """Suspend one worker's process, so that it hangs."""
     os.kill(run.workers()[-1], signal.SIGSTOP)
 
 
 def measure(run: Run, steps: list[int], fault: Fault | None, undisturbed: Run | None, seconds: float) -> dict:
-    """Run to the end with a fault at each of the steps; returns the row of the table."""
+    """Run to the end with a fault at each of the steps. Returns the row of the table."""
     start = time.perf_counter()
     run.start()
     for step in steps:
@@ -138,7 +139,7 @@ def measure(run: Run, steps: list[int], fault: Fault | None, undisturbed: Run | 
 
 
 def scenarios(nodes: Nodes, each: int) -> list[tuple[str, str, list[int], Fault | None]]:
-    """Return what is done, to how many workers, at which steps, counted over all processes; each: steps of an epoch."""
+    """Return the scenarios: name, number of workers, steps over all processes, fault. each: steps per epoch."""
 
     def kills(workers: int, count: int = 2) -> list[int]:
         random_steps = [random.randint(EVERY, each - 1), random.randint(each + EVERY, 2 * each)]
@@ -159,7 +160,7 @@ def scenarios(nodes: Nodes, each: int) -> list[tuple[str, str, list[int], Fault 
 
 
 def main() -> None:
-    """Print the table, and keep it."""
+    """Print the table and save it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--seed", type=int, default=0)
@@ -175,7 +176,7 @@ def main() -> None:
             PrepareConfig(output=dataset, source="synthetic", synthetic=drawn, packing=PackingConfig(row_group_rows=32))
         )
         ray.shutdown()
-        # One is drained, two are removed: two are left for the elastic run, one for the last.
+        # One node is drained, two are removed. This leaves two nodes for the elastic run, and one for the last run.
         nodes = Nodes(4)
         each = -(-PackedDataset.open(dataset).split("train").rows // BATCH)
         for what, workers, steps, fault in scenarios(nodes, each):

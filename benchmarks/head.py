@@ -1,21 +1,20 @@
-"""What a classifier of 203,094 classes costs a training step: all classes beside a sample of them, time, memory and traffic.
+"""Training step cost of a classifier of 203,094 classes: all classes compared with sampled ones, time, memory, traffic.
 
-Run: python benchmarks/head.py [--quick]. Each kind runs in a process of its own: `TrainStep`, the step that `landmark train` takes
-(forward, loss, gradient, SGD with momentum, fp32), on 64 made-up images whose network is one linear layer to an embedding of 512,
-so that the classifier is all there is to pay for:
-- linear, all classes: the classifier of an ordinary network;
-- sub-center ArcFace, k = 3, all classes: three centres a class, cosines, a margin;
+Run: python benchmarks/head.py [--quick]. Each kind runs in its own process and executes `TrainStep`, the step of
+`landmark train` (forward, loss, gradient, SGD with momentum, fp32), on 64 synthetic images. The backbone is one linear
+layer to an embedding of 512, so that the classifier dominates the cost:
+- linear, all classes: a standard classifier;
+- sub-center ArcFace, k = 3, all classes: three centers per class, cosines, a margin;
 - the same with `--model.head.sample` 1, 0.1 and 0.01.
-Seconds are the median of the steps after two that warm up; CPU seconds beside them, over all threads, tell how far other processes
-were in the way. Memory is the most that the process has to itself (peak.py), with the
-optimizer's state for every class, which a run has when it has seen them all.
-With two workers, each on half of the images and of the CPUs, `sent` is what each hands to all-reduce a step for the classifier (a ring
-sends 2 (W - 1) / W times as much). The full sub-center head needs more memory than two workers have here: what DDP would reduce, its
-gradient, is computed, not measured.
-The last line is JSON, kept in benchmarks/results/head.json.
+Seconds are the median of the steps after two warm-up steps. CPU seconds, over all threads, show how much other
+processes interfered. Memory is the maximum private memory of the process (peak.py), with the optimizer's state for
+every class, as in a run that has used all classes. With two workers, each has half of the images and of the CPUs.
+`sent` is the amount of data that each worker passes to all-reduce per step for the classifier (a ring sends 2 (W - 1) /
+W times as much). The full sub-center head needs more memory than two workers have here. Its gradient, which DDP would
+reduce, is computed, not measured. The last line is JSON, saved to benchmarks/results/head.json.
 
-python benchmarks/head.py --scaling measures one worker at 100, 10,000 and 81,313 classes besides, for docs/scaling.md; its last
-line is kept in benchmarks/results/head_scaling.json.
+python benchmarks/head.py --scaling also measures one worker at 100, 10,000 and 81,313 classes. Its last line is saved
+to benchmarks/results/head_scaling.json.
 """
 
 import argparse
@@ -31,7 +30,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
-# Threads that wait for others sleep: spinning would count as CPU time, and keep a core from who has work.
+# Waiting threads sleep. Spinning would count as CPU time and block a core.
 os.environ.update(PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="", OMP_WAIT_POLICY="PASSIVE")
 
 from peak import Peak
@@ -55,11 +54,11 @@ TITLES = {
 }
 STEPS = {"linear": 8, "full": 4, "sampled100": 1, "sampled10": 12, "sampled1": 20}
 EVERY_S = 0.05
-"""Seconds between two looks at a process's memory."""
+"""Seconds between two samples of a process's memory."""
 
 
 def measure(kind: str, classes: int, steps: int, rank: int, ranks: int, port: int) -> None:
-    """Take steps in this process, and print their seconds and the bytes that were handed to all-reduce."""
+    """Execute steps in this process, and print their seconds and the bytes passed to all-reduce."""
     import torch
     import torch.distributed
 
@@ -107,7 +106,7 @@ def measure(kind: str, classes: int, steps: int, rank: int, ranks: int, port: in
         taken.append(time.perf_counter() - start)
         computed.append(time.process_time() - cpu)
     step.check_finite()
-    own = 4 * WIDTH * (3 * SIZE**2 + 1) if ranks > 1 else 0  # the gradient of the layer before the classifier
+    own = 4 * WIDTH * (3 * SIZE**2 + 1) if ranks > 1 else 0  # gradient of the layer before the classifier
     figures = {
         "step_s": statistics.median(taken[2:]),
         "cpu_s": statistics.median(computed[2:]),
@@ -120,7 +119,7 @@ def measure(kind: str, classes: int, steps: int, rank: int, ranks: int, port: in
 
 
 def make_session(rank: int, ranks: int) -> Any:
-    """Return one rank's session, which counts the bytes that it hands to collectives."""
+    """Return one rank's session, which counts the bytes passed to collectives."""
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
@@ -164,7 +163,7 @@ def make_session(rank: int, ranks: int) -> Any:
 
 
 def make_batch(number: int, classes: int, rank: int, ranks: int) -> Any:
-    """Return a rank's part of a step's images: noise, of classes by lot."""
+    """Return a rank's part of a step's images: noise with random classes."""
     import numpy as np
 
     from landmark.data.loader import Batch
@@ -180,7 +179,7 @@ def make_batch(number: int, classes: int, rank: int, ranks: int) -> Any:
 
 
 def run(kind: str, classes: int, steps: int, ranks: int = 1) -> dict[str, float]:
-    """Return a kind's seconds, bytes a step and greatest memory, MiB, of the first of so many workers."""
+    """Return seconds and bytes per step of a kind, and the peak memory, MiB, of the first of `ranks` workers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -198,9 +197,9 @@ def run(kind: str, classes: int, steps: int, ranks: int = 1) -> dict[str, float]
 
 
 def scaling() -> dict[str, float]:
-    """Print and return seconds and memory of every kind at fewer classes."""
+    """Print and return seconds and memory of every kind with fewer classes."""
     found = {}
-    print(f"{'classes':>8} {'kind':12}{'s a step':>10}{'peak MiB':>10}")
+    print(f"{'classes':>8} {'kind':12}{'s/step':>10}{'peak MiB':>10}")
     for classes in (100, 10_000, 81_313):
         for kind in ("linear", "arcface", "full", "sampled10", "sampled1"):
             values = run(kind, classes, 3 if classes > 10_000 else 10)
@@ -217,7 +216,7 @@ def keep(figures: dict[str, float], path: Path) -> None:
 
 
 def main() -> None:
-    """Print the table and keep the figures."""
+    """Print the table and save the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the classes and half of the steps")
     parser.add_argument("--scaling", action="store_true", help="one worker at 100, 10,000 and 81,313 classes")
@@ -232,7 +231,7 @@ def main() -> None:
         return
     classes = CLASSES // 10 if arguments.quick else CLASSES
     print(f"{classes:,} classes x {WIDTH}, batch {BATCH}, {os.cpu_count()} CPUs")
-    print(f"{'one worker':32}{'s a step':>10}{'CPU s':>8}{'peak MiB':>10}{'faster':>8}{'leaner':>8}")
+    print(f"{'one worker':32}{'s/step':>10}{'CPU s':>8}{'peak MiB':>10}{'speedup':>8}{'mem x':>8}")
     found = {}
     for kind, title in TITLES.items():
         steps = STEPS[kind] // (2 if arguments.quick else 1)
@@ -247,7 +246,7 @@ def main() -> None:
             f"{title:32}{found[kind]['step_s']:>10.3f}{found[kind]['cpu_s']:>8.3f}{found[kind]['peak_mib']:>10,.0f}{beside}",
             flush=True,
         )
-    print(f"{'two workers':32}{'s a step':>10}{'peak MiB':>10}{'sent, MB a worker and step':>28}")
+    print(f"{'two workers':32}{'s/step':>10}{'peak MiB':>10}{'sent, MB/worker and step':>28}")
     two = {kind: run(kind, classes, STEPS[kind] // 2, ranks=2) for kind in ("linear", "sampled10", "sampled1")}
     for kind, values in two.items():
         print(

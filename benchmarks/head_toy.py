@@ -1,11 +1,12 @@
-"""Whether a tenth of the classes a step is enough: 20,000 made-up classes, trained with all classes and with samples of them.
+"""Accuracy with a tenth of the classes per step: 20,000 synthetic classes, trained with all and with sampled classes.
 
-Run: python benchmarks/head_toy.py [--quick]. A class is a random direction of 24 numbers; an image of it is that direction and noise, seen
-through a fixed random map as 192 bytes, a picture of 8 px. Its network is one linear layer to an embedding of 64 and ArcFace. All
-ways take the same steps of `TrainStep` from the same weights, with the same images in the same order; they differ in
-`--model.head.sample` alone. Accuracy is top-1 over all 20,000 classes, by the exact softmax in chunks, on images that training has not
-seen. The best that anybody can do is nearest_true: the class whose true direction is nearest to the picture's, seen without the map.
-The last line is JSON, kept in benchmarks/results/head_toy.json: gap10 is the full loss's top-1 minus that of sample 0.1, in points.
+Run: python benchmarks/head_toy.py [--quick]. A class is a random direction in 24 dimensions. An image of it is that
+direction plus noise, passed through a fixed random map to 192 bytes, an image of 8 px. The model is one linear layer to
+an embedding of 64 and ArcFace. All variants execute the same steps of `TrainStep` from the same weights, with the same
+images in the same order. They differ only in `--model.head.sample`. Accuracy is top-1 over all 20,000 classes, by the
+exact softmax in chunks, on images not used for training. The upper bound is nearest_true: the class whose true
+direction is nearest to the image's direction before the map. The last line is JSON, saved to
+benchmarks/results/head_toy.json: gap10 is the full loss's top-1 minus that of sample 0.1, in points.
 """
 
 import argparse
@@ -46,7 +47,7 @@ INFO = ModelInfo(name="toy", source="deck", image_size=SIZE, mean=(0.5,) * 3, st
 
 
 class Alone:
-    """The session of one process without surroundings."""
+    """The session of a single process."""
 
     rank, world_size, device = 0, 1, torch.device("cpu")
 
@@ -66,7 +67,7 @@ def directions(classes: int) -> np.ndarray:
 
 
 def pictures(labels: np.ndarray, true: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return pictures of classes, uint8 (n, 8, 8, 3), and the directions with noise that they show, (n, LATENT)."""
+    """Return images of classes, uint8 (n, 8, 8, 3), and their noisy directions, (n, LATENT)."""
     noise = np.random.default_rng(seed).normal(size=(len(labels), LATENT)) * NOISE / LATENT**0.5
     seen = true[labels] + noise
     mapped = seen @ np.random.default_rng(2).normal(size=(LATENT, 3 * SIZE**2))
@@ -84,7 +85,7 @@ def batches(images: np.ndarray, labels: np.ndarray, order: np.ndarray, epoch: in
 
 
 def nearest_true(seen: np.ndarray, labels: np.ndarray, true: np.ndarray) -> float:
-    """Return the share of pictures whose nearest direction is their class's."""
+    """Return the fraction of images whose nearest direction is that of their class."""
     parts = np.array_split(np.arange(len(labels)), 20)
     return float(np.mean(np.concatenate([(seen[part] @ true.T).argmax(1) == labels[part] for part in parts])))
 
@@ -126,9 +127,9 @@ def trained(sample: float | None, classes: int, epochs: int, data: tuple[np.ndar
 
 
 def main() -> None:
-    """Print the accuracies and keep them."""
+    """Print the accuracies and save them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the classes, three epochs")
+    parser.add_argument("--quick", action="store_true", help="use a tenth of the classes and three epochs")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "head_toy.json")
     arguments = parser.parse_args()
     classes, epochs = (CLASSES // 10, 3) if arguments.quick else (CLASSES, 10)

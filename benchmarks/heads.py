@@ -1,12 +1,12 @@
-"""Which head: linear, ArcFace and sub-center ArcFace on real photographs; long-tailed training by frequency band.
+"""Classification heads: linear, ArcFace and sub-center ArcFace on photographs; long-tailed training by frequency band.
 
-Run: python benchmarks/heads.py [--seeds 3] [--processes 2] [--choose] [--output FOLDER]. The photographs are `monuments` in
-LANDMARK_TEST_DATA (2,939 of 24 monuments), and `distractors` there, which show none of them. All heads have the same network
-(EfficientNet-Lite0 with its ImageNet weights at 96 px, GeM, a neck of 256) and schedule. `balanced` trains on the data as it is,
-`tail` on a long tail of it (subset.tail); both are tested on the same test split, by the classifier and by nearest neighbour.
-Learning rate, scale and margins were chosen on the validation split with one seed, which --choose does again; a run's
-best epoch is, too. The test split is used in the tables alone.
-Dataset and runs are kept in --output: what is finished there is not trained again. The last line is JSON, kept in
+Run: python benchmarks/heads.py [--seeds 3] [--processes 2] [--choose] [--output FOLDER]. The photographs are
+`monuments` in LANDMARK_TEST_DATA (2,939 of 24 monuments), and `distractors` there, which do not show them. All heads
+use the same backbone (EfficientNet-Lite0 with ImageNet weights at 96 px, GeM, a neck of 256) and schedule. `balanced`
+trains on the original data, `tail` on a long tail of it (subset.tail). Both are tested on the same test split, by the
+classifier and by k-NN. Learning rate, scale and margins were selected on the validation split with one seed; --choose
+repeats this selection. A run's best epoch is also selected on the validation split. The test split is only used for the
+tables. Dataset and runs are stored in --output, and completed runs are reused. The last line is JSON, saved to
 benchmarks/results/heads.json.
 """
 
@@ -33,7 +33,7 @@ from landmark.training.evaluation import Settings, evaluate_checkpoint
 from landmark.training.run import run_training
 
 Figures = dict[str, dict[str, list[float | None]]]
-"""Mean and spread of each figure, by classifier and by neighbours."""
+"""Mean and spread of each figure, by classifier and by k-NN."""
 IMAGE_SIZE, SHORT_SIDE, NECK, FROZEN_STAGES = 96, 128, 256, 6
 TAIL = 1.0
 """Zipf's law: 691 of the 2,057 training images, 183 of the first class, 8 of the last."""
@@ -43,8 +43,9 @@ WAYS = ("classifier", "neighbours")
 METRICS = ("top1", "macro_recall", "gap", "rejection_auroc")
 BAND_METRICS = {"top1": "top-1", "macro_recall": "recall"}
 LR, LINEAR_LR = 0.004, {"balanced": 0.004, "tail": 0.008}
-"""Peak learning rates of the cosine heads, and of the linear one. These and what follows: of `choices` those with the highest
-macro recall on the validation split."""
+"""Peak learning rates of the cosine heads and of the linear head. These values and the following ones have the highest
+macro recall on the validation split among `choices`.
+"""
 ARCFACE: dict[str, Any] = {"name": "arcface", "scale": 30.0}
 MARGINS = {"balanced": 0.3, "tail": 0.5}
 DYNAMIC: dict[str, Any] = {"margin": 0.3, "margin_least": 0.1}
@@ -53,7 +54,7 @@ DYNAMIC_SAMPLED: dict[str, Any] = {"margin": 0.5, "margin_least": 0.3}
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Case:
-    """What is trained, all else being equal."""
+    """A training configuration. All other settings are equal."""
 
     version: str
     """balanced or tail."""
@@ -64,7 +65,7 @@ class Case:
     smoothing: float = 0.0
 
     def run(self, seed: int) -> str:
-        """Return the name of its run, the same for the same settings."""
+        """Return the name of its run, which is equal for equal settings."""
         head = self.head
         parts = [self.version, head.name, self.sampling, f"lr{self.lr}", f"smoothing{self.smoothing}", f"seed{seed}"]
         if head.name != "linear":
@@ -102,7 +103,7 @@ def cases() -> list[Case]:
 
 
 def choices() -> list[Case]:
-    """Return what is compared on the validation split: as many values for the linear head as for ArcFace."""
+    """Return the candidates for the validation split: the same number of values for the linear head as for ArcFace."""
     found = [
         Case(version="balanced", name=f"linear lr {lr} smoothing {part}", head=HeadConfig(), lr=lr, smoothing=part)
         for lr, part in ((0.0005, 0.0), (0.001, 0.0), (0.002, 0.0), (0.004, 0.0), (0.008, 0.0), (0.002, 0.1))
@@ -144,7 +145,7 @@ def recipe_of(case: Case, seed: int) -> Recipe:
 
 
 def trained(case: Case, seed: int, uri: str, output: Path) -> dict[str, Any]:
-    """Train one run, unless it is finished, and return its record."""
+    """Train one run, unless it is complete, and return its record."""
     recipe = recipe_of(case, seed)
     config = TrainConfig(
         dataset=uri,
@@ -161,7 +162,7 @@ def trained(case: Case, seed: int, uri: str, output: Path) -> dict[str, Any]:
 
 
 def tested(case: Case, seed: int, uri: str, output: Path) -> dict[str, Any]:
-    """Train one run, unless it is finished, and evaluate its best checkpoint on the test split, distractors among it."""
+    """Train one run, unless it is complete, and evaluate its best checkpoint on the test split with distractors."""
     run = trained(case, seed, uri, output)
     subset = SubsetConfig(tail=TAIL if case.version == "tail" else 0.0)
     found = evaluate_checkpoint(
@@ -181,7 +182,7 @@ def tested(case: Case, seed: int, uri: str, output: Path) -> dict[str, Any]:
 
 
 def figures_of(summary: dict[str, Any]) -> dict[str, float]:
-    """Return an evaluation's figures that the tables show, those of the bands by their names."""
+    """Return the figures of an evaluation for the tables, those of the bands by name."""
     figures = {name: summary[name] for name in METRICS}
     for band in summary["bands"]:
         figures |= {f"{band['band']}_{name}": band[name] for name in BAND_METRICS}
@@ -189,7 +190,7 @@ def figures_of(summary: dict[str, Any]) -> dict[str, float]:
 
 
 def over_seeds(runs: list[dict[str, Any]]) -> Figures:
-    """Return mean and spread (standard deviation over the seeds, None of one seed) of each figure, by classifier and by neighbours."""
+    """Return each figure's mean and standard deviation over the seeds (None for one seed), by classifier and k-NN."""
     found: Figures = {}
     for way in WAYS:
         found[way] = {}
@@ -201,7 +202,7 @@ def over_seeds(runs: list[dict[str, Any]]) -> Figures:
 
 
 def print_table(columns: dict[str, str], rows: dict[str, Figures]) -> None:
-    """Print figures by case, classifier and neighbours; columns: key and title of each."""
+    """Print figures by case, classifier and k-NN. columns: key and title of each."""
     print("| head | by |" + "".join(f" {title} |" for title in columns.values()))
     print("|---|---|" + "---|" * len(columns))
     for name, figures in rows.items():
@@ -217,10 +218,10 @@ def _shown(name: str, value: list[float | None]) -> str:
 
 
 def print_tables(figures: dict[str, Any], runs: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
-    """Print what all runs reached on the test split, and the long-tailed ones by frequency band."""
+    """Print the test results of all runs, and those of the long-tailed runs by frequency band."""
     whole = {"top1": "top-1", "macro_recall": "macro recall", "gap": "GAP", "rejection_auroc": "rejection AUROC"}
     by_band = {f"{band}_{name}": f"{band} {title}" for band in BANDS for name, title in BAND_METRICS.items()}
-    print("\nbalanced: the data as it is")
+    print("\nbalanced: original data")
     print_table(whole, figures["balanced"])
     print(f"\ntail: subset.tail {TAIL}")
     print_table(whole, figures["tail"])
@@ -234,13 +235,13 @@ def print_tables(figures: dict[str, Any], runs: dict[tuple[str, str], list[dict[
 
 
 def in_processes(processes: int, work: Any, jobs: list[tuple[Any, ...]]) -> list[Any]:
-    """Return what `work` gives for each job, a process each at a time."""
+    """Return the results of `work` for all jobs, each in its own process."""
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         return [future.result() for future in [pool.submit(work, *job) for job in jobs]]
 
 
 def choose(uri: str, arguments: argparse.Namespace) -> None:
-    """Print what each choice reaches on the validation split."""
+    """Print the validation results of all candidates."""
     compared = choices()
     records = in_processes(arguments.processes, trained, [(case, 0, uri, arguments.output) for case in compared])
     print(f"{'choice':40}{'val top-1':>11}{'macro recall':>14}")
@@ -251,12 +252,12 @@ def choose(uri: str, arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Print the tables and the figures, and keep them."""
+    """Print the tables and the figures, and save them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--choose", action="store_true", help="compare the settings on the validation split instead")
-    parser.add_argument("--output", type=Path, default=Path("runs/heads"), help="where dataset and runs are kept")
+    parser.add_argument("--processes", type=int, default=2, help="parallel runs, one thread each")
+    parser.add_argument("--choose", action="store_true", help="compare the candidates on the validation split instead")
+    parser.add_argument("--output", type=Path, default=Path("runs/heads"), help="folder for dataset and runs")
     arguments = parser.parse_args()
     uri = locate(pack_monuments(arguments.output / f"dataset-{SHORT_SIDE}", SHORT_SIDE)).uri
     if arguments.choose:

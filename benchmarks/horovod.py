@@ -1,9 +1,9 @@
-"""Horovod beside DDP: images/s of two workers each, and how far the weights of equal runs are apart.
+"""Horovod compared with DDP: images/s of two workers, and the difference between the weights of equal runs.
 
-Run: python benchmarks/horovod.py [--rounds 3]. Both are `landmark train` with two workers over Ray Train, in fp32 and from the
-same drawn images; they take turns within a round, so that a busy machine harms both alike, and ratios are medians over the
-rounds. The first epoch of a run warms up and does not count. Weights are compared after the last epoch of the first
-round, running statistics included. The last line is JSON, kept in benchmarks/results/horovod.json.
+Run: python benchmarks/horovod.py [--rounds 3]. Both are `landmark train` with two workers on Ray Train, in fp32 and
+with the same synthetic images. They alternate within a round, so that other load affects both. Ratios are medians over
+the rounds. The first epoch of a run is warm-up and does not count. Weights, including running statistics, are compared
+after the last epoch of the first round. The last line is JSON, saved to benchmarks/results/horovod.json.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# Behind the packages: this file's own folder comes first otherwise, and in it this file, as `horovod`.
+# Append the folder after the packages. Otherwise this file would be imported as `horovod`.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parent] + [str(ROOT)]
 CORES = len(os.sched_getaffinity(0))
 os.environ.update(
     OMP_NUM_THREADS=str(max(1, CORES // 2)), PYTHONPATH=str(ROOT),
-    RAY_worker_niceness="0",  # Ray gives its own 15, and loses to whatever else runs
+    RAY_worker_niceness="0",  # Ray's default niceness of 15 loses CPU time to other processes
 )  # fmt: skip
 
 import ray
@@ -51,12 +51,12 @@ EPOCHS = 3
 
 @dataclass(kw_only=True, frozen=True)
 class Case:
-    """One network at one image size."""
+    """One model at one image size."""
 
     backbone: str
     size: int
     batch: int
-    """Images a step over both workers."""
+    """Images per step over both workers."""
 
 
 CASES = [
@@ -91,7 +91,7 @@ def images_per_s(config: TrainConfig) -> float:
 
 
 def largest_difference(one: TrainConfig, other: TrainConfig) -> float:
-    """Return how far the weights of two runs' last epochs are apart at most."""
+    """Return the maximum difference between the weights of two runs after the last epoch."""
     found = [
         read_weights(Path(config.output) / config.name / "checkpoints" / f"epoch-{EPOCHS:04d}")
         for config in (one, other)
@@ -101,7 +101,7 @@ def largest_difference(one: TrainConfig, other: TrainConfig) -> float:
 
 
 def measure(case: Case, rounds: int, folder: Path) -> dict[str, float]:
-    """Let both backends take turns; returns and prints a case's figures."""
+    """Run both backends alternately. Prints and returns a case's figures."""
     rates: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
     for number in range(rounds):
         for backend in BACKENDS if number % 2 == 0 else BACKENDS[::-1]:
@@ -120,7 +120,7 @@ def measure(case: Case, rounds: int, folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the figures, and keep them."""
+    """Print the figures and save them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", default=str(Path(__file__).with_name("results") / "horovod.json"))
@@ -137,7 +137,7 @@ def main() -> None:
             )
         )
         ray.shutdown()
-        print(f"{'network':20}{'px':>4}{'ddp':>10}{'horovod':>10}{'ratio':>8}{'weights apart':>16}")
+        print(f"{'model':20}{'px':>4}{'ddp':>10}{'horovod':>10}{'ratio':>8}{'weight diff.':>16}")
         for case in CASES:
             figures |= measure(case, arguments.rounds, folder)
         ray.shutdown()

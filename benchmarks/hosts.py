@@ -1,10 +1,11 @@
-"""Several hosts on one machine, and what it costs when one is cut off: a study of 2-worker trials and a run, by submitted jobs.
+"""Several hosts on one machine, and the cost of an unreachable host: a study of 2-worker trials and a run, by job.
 
-Run, as root: python benchmarks/hosts.py. Network namespaces on a bridge hold a Ray head, three workers of one CPU, a bucket
-(SeaweedFS) and the desk that submits (tests/hosts.py). In each job the link of one of the two hosts that train goes down in
-the second of two epochs. `seconds` is from then to the next training step, on another pair of hosts; Ray takes up to 9 s of it to
-notice a silent host, with the settings of tests/hosts.py. `repeated` are samples that were shown again, `skipped` those never
-shown. The last line is JSON, kept in benchmarks/results/hosts.json.
+Run, as root: python benchmarks/hosts.py. Network namespaces on a bridge contain a Ray head, three workers with one CPU
+each, a bucket (SeaweedFS) and the host that submits jobs (tests/hosts.py). In each job, the link of one of the two
+training hosts goes down in the second of two epochs. `seconds` is the time from then until the next training step, on
+another pair of hosts. With the settings of tests/hosts.py, Ray needs up to 9 s of it to detect an unreachable host.
+`repeated`: samples that were used again; `skipped`: samples that were never used. The last line is JSON, saved to
+benchmarks/results/hosts.json.
 """
 
 import json
@@ -34,7 +35,7 @@ def row(hosts: Hosts, cut: Cut, runs: list[str]) -> dict:
 
 
 def main() -> None:
-    """Print the table, and keep it."""
+    """Print the table and save it."""
     if (reason := missing()) is not None:
         raise SystemExit(f"benchmarks/hosts.py: {reason}")
     with tempfile.TemporaryDirectory() as name, Hosts(workers=3) as hosts:

@@ -1,9 +1,10 @@
-"""The input path beside its limit, beside torch's DataLoader, from a disk and from S3.
+"""Input pipeline throughput compared with its upper bound and torch's DataLoader, from a disk and from S3.
 
-Run: python benchmarks/ingest.py [--images 5900] [--rounds 3] [--seconds 6] [--folder DIR]. JPEGs of 384 x 288, random crops to 224. The
-limit is the same decode function over the same images in memory, by as many threads or processes as there are CPUs, the faster
-of the two. The ways take turns, each in a process of its own (benchmarks/ingest_ways.py); figures are medians of the rounds.
-The last line is JSON, kept in benchmarks/results/ingest.json.
+Run: python benchmarks/ingest.py [--images 5900] [--rounds 3] [--seconds 6] [--folder DIR]. JPEGs of 384 x 288, random
+crops to 224. The upper bound is the same decode function over the same images in memory, with as many threads or
+processes as there are CPUs, whichever is faster. The methods alternate, each in its own process
+(benchmarks/ingest_ways.py). Figures are medians of the rounds. The last line is JSON, saved to
+benchmarks/results/ingest.json.
 """
 
 import argparse
@@ -36,15 +37,15 @@ from tests.seaweed import Seaweed, free_ports
 CLASSES, WIDTH, HEIGHT, QUALITY = 16, 384, 288, 94
 SHARD_MIB = 20
 NAMES = {
-    "limit_threads": "limit: threads, no Ray",
-    "limit_processes": "limit: processes, no Ray",
+    "limit_threads": "upper bound: threads, no Ray",
+    "limit_processes": "upper bound: processes, no Ray",
     "dataloader": "DataLoader, Pillow, image folder",
-    "thread": "ours, read by a thread",
-    "ray_readers": "ours, read by a Ray actor",
-    "ray_decoders": "ours, decoded by Ray actors",
-    "ray_data": "the same reading as a Ray Data stream",
-    "s3 thread": "ours from S3, read by a thread",
-    "s3 ray_readers": "ours from S3, read by a Ray actor",
+    "thread": "landmark, read by a thread",
+    "ray_readers": "landmark, read by a Ray actor",
+    "ray_decoders": "landmark, decoded by Ray actors",
+    "ray_data": "same reader as a Ray Data stream",
+    "s3 thread": "landmark from S3, read by a thread",
+    "s3 ray_readers": "landmark from S3, read by a Ray actor",
 }
 
 
@@ -66,7 +67,7 @@ def _draw(row: dict, config: SyntheticConfig, root: Path) -> None:
 
 
 def pack(folder: Path, output: str) -> None:
-    """Pack the drawings, nearly all for training, byte by byte as they are."""
+    """Pack the images without re-encoding, nearly all into the training split."""
     prepare(
         PrepareConfig(
             output=output,
@@ -79,7 +80,7 @@ def pack(folder: Path, output: str) -> None:
 
 
 def double(dataset: Path, target: Path) -> None:
-    """Make a dataset of twice as many training images: each shard is in it twice."""
+    """Create a dataset with twice as many training images: each shard is in it twice."""
     shutil.copytree(dataset, target, copy_function=os.link)
     manifest = PackedDataset.open(str(dataset)).manifest
     train = manifest.splits["train"]
@@ -90,7 +91,7 @@ def double(dataset: Path, target: Path) -> None:
 
 
 def run(way: str, place: str, seconds: float, server: Seaweed) -> dict[str, float]:
-    """Run one way in a process of its own; returns its figures."""
+    """Run one method in its own process and return its figures."""
     command = [sys.executable, str(Path(__file__).with_name("ingest_ways.py")), way, place, str(seconds)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     if place.startswith("s3:") and server.process is not None:
@@ -102,7 +103,7 @@ def run(way: str, place: str, seconds: float, server: Seaweed) -> dict[str, floa
 
 
 def take_turns(places: dict[str, str], rounds: int, seconds: float, server: Seaweed) -> dict[str, dict[str, float]]:
-    """Run all ways in turn, several times; returns the median of each figure of each way."""
+    """Run all methods alternately, several times. Returns the median of each figure per method."""
     found: dict[str, list[dict[str, float]]] = {way: [] for way in NAMES}
     for number in range(rounds):
         for way in NAMES:
@@ -114,7 +115,7 @@ def take_turns(places: dict[str, str], rounds: int, seconds: float, server: Seaw
 
 
 def summary(median: dict[str, dict[str, float]], once: float, twice: float) -> dict[str, float]:
-    """Return the figures to keep."""
+    """Return the figures to save."""
     limit = max(median["limit_threads"]["rate"], median["limit_processes"]["rate"])
     keys = {
         "local": "thread",
@@ -125,7 +126,7 @@ def summary(median: dict[str, dict[str, float]], once: float, twice: float) -> d
         "s3_ray": "s3 ray_readers",
     }
     over_limit = {f"{key}_over_limit": median[way]["rate"] / limit for key, way in keys.items()}
-    # On this machine the server takes CPUs that a bucket has elsewhere: beside what it leaves, the limit is less.
+    # On this machine the S3 server uses CPUs that a remote bucket would not use, so the upper bound is lower here.
     cpus = len(os.sched_getaffinity(0))
     for key in ("s3", "s3_ray"):
         left = 1 - median[keys[key]]["server_cpus"] / cpus
@@ -146,12 +147,12 @@ def summary(median: dict[str, dict[str, float]], once: float, twice: float) -> d
 
 
 def main() -> None:
-    """Print the figures, and keep them."""
+    """Print the figures and save them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=5900)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6)
-    parser.add_argument("--folder", type=Path, help="where the drawings are kept, to be used again")
+    parser.add_argument("--folder", type=Path, help="folder for the synthetic images, to reuse them")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = arguments.folder or Path(name)
@@ -175,7 +176,7 @@ def main() -> None:
             run("ray_readers", str(folder / place), 2 * arguments.seconds, server) for place in ("dataset", "double")
         ]
     figures = summary(median, *(size["peak_store_mib"] for size in sizes))
-    print(f"\n{'':40}{'first batch, s':>15}{'images/s':>10}{'of the limit':>14}")
+    print(f"\n{'':40}{'first batch, s':>15}{'images/s':>10}{'of the bound':>14}")
     for way, row in median.items():
         first = f"{row['first_s']:.1f}" if "first_s" in row else "-"
         print(f"{NAMES[way]:40}{first:>15}{row['rate']:10,.0f}{row['rate'] / figures['limit_images_per_s']:14.2f}")

@@ -1,7 +1,7 @@
-"""Ways to get batches of pixels, each run by benchmarks/ingest.py in a process of its own: prints its figures as JSON.
+"""Input methods, each run by benchmarks/ingest.py in its own process. Prints its figures as JSON.
 
-Run: python benchmarks/ingest_ways.py WAY PLACE SECONDS. The first batch counts from the start of the process; images/s from
-the first batch on, over as many epochs as the seconds hold.
+Run: python benchmarks/ingest_ways.py WAY PLACE SECONDS. The time to the first batch starts with the process. images/s
+is measured from the first batch, over as many epochs as fit into the seconds.
 """
 
 import gc
@@ -25,9 +25,9 @@ EPOCHS = range(1, 100_000)
 
 
 def measure(batches: Iterable[int], seconds: float, ready: float | None = None) -> dict[str, float]:
-    """Take batches for a time; returns images/s after the first, and seconds to it from the process's start or `ready`.
+    """Consume batches for a time. Returns images/s after the first, and seconds to it from process start or `ready`.
 
-    With the S3 server's process in the environment also the CPUs that it took.
+    If the S3 server's process is in the environment, also returns the CPUs that it used.
     """
     began = psutil.Process().create_time() if ready is None else ready
     source = iter(batches)
@@ -47,7 +47,7 @@ def measure(batches: Iterable[int], seconds: float, ready: float | None = None) 
 
 
 def loader_batches(place: str, **options: Any) -> Iterator[int]:
-    """Ours: training's loader, with nobody training."""
+    """The loader of landmark, without training."""
     from landmark.config import AugmentConfig, LoaderConfig
     from landmark.data.dataset import PackedDataset
     from landmark.data.loader import Loader
@@ -61,19 +61,22 @@ def loader_batches(place: str, **options: Any) -> Iterator[int]:
 
 
 def thread(place: str, seconds: float) -> dict[str, float]:
-    """Ours, read by a thread: what one worker uses."""
+    """landmark, read by a thread, as with one worker."""
     return measure(loader_batches(place, stream="thread"), seconds)
 
 
 def ray_readers(place: str, seconds: float) -> dict[str, float]:
-    """Ours, read by a Ray actor: what several workers use. The first batch counts from when Ray runs, as in a job."""
+    """landmark, read by a Ray actor, as with several workers.
+
+    The first batch is timed from when Ray runs, as in a job.
+    """
     with Store() as store:
         figures = measure(loader_batches(place, stream="ray"), seconds, time.time())
     return figures | store.figures
 
 
 def ray_decoders(place: str, seconds: float) -> dict[str, float]:
-    """Ours, read and decoded by Ray actors."""
+    """landmark, read and decoded by Ray actors."""
     from landmark.cpus import available_cpus
 
     options = {"stream": "ray", "decode": "data", "decoders": available_cpus(), "data_cpus": 0.75, "reader_cpus": 0.25}
@@ -83,11 +86,11 @@ def ray_decoders(place: str, seconds: float) -> dict[str, float]:
 
 
 def ray_data(place: str, seconds: float) -> dict[str, float]:
-    """The same plan and the same reading as one Ray Data stream with a long-lived actor, decoded in threads here."""
+    """The same plan and reader as one Ray Data stream with a long-lived actor, decoded in threads here."""
     with Store() as store:
         figures = measure(_ray_data_batches(place), seconds, time.time())
         gc.collect()
-        time.sleep(3)  # the stream's thread outlives it, and where Ray ends first it takes the process with it
+        time.sleep(3)  # the stream's thread outlives it, and ends the process if Ray ends first
     return figures | store.figures
 
 
@@ -132,7 +135,7 @@ def _plan(place: str, epoch: int) -> tuple[Any, list[Any]]:
 
 
 def _decoded(tables: Iterable[Any]) -> Iterator[int]:
-    """Decode tables as training does in threads."""
+    """Decode tables in threads, as training does."""
     from landmark.config import AugmentConfig, LoaderConfig
     from landmark.data.ahead import run_ahead
     from landmark.data.decoding import ThreadDecoder
@@ -143,7 +146,7 @@ def _decoded(tables: Iterable[Any]) -> Iterator[int]:
 
 
 def limit_threads(place: str, seconds: float) -> dict[str, float]:
-    """The limit: the same decoding of the same images, all in memory, by nothing but threads."""
+    """The upper bound: the same decoding of the same images in memory, only with threads."""
     from landmark.cpus import available_cpus
 
     batches = _in_memory(place)
@@ -155,7 +158,7 @@ def limit_threads(place: str, seconds: float) -> dict[str, float]:
 
 
 def limit_processes(place: str, seconds: float) -> dict[str, float]:
-    """The limit in processes."""
+    """The upper bound with processes."""
     from landmark.cpus import available_cpus
 
     batches = _in_memory(place)
@@ -173,7 +176,7 @@ def _in_memory(place: str) -> list[Any]:
 
 
 def _decode_until(batches: list[Any], ends: float) -> float:
-    """Decode batches, one after the other and again, until a time; returns images/s."""
+    """Decode batches repeatedly until a time. Returns images/s."""
     from landmark.config import AugmentConfig
     from landmark.data.decoding import TableDecoder
 
@@ -188,7 +191,7 @@ def _decode_until(batches: list[Any], ends: float) -> float:
 
 
 def dataloader(place: str, seconds: float) -> dict[str, float]:
-    """What users have today: torch's DataLoader and Pillow over an image folder, pixels as floats."""
+    """The baseline: torch's DataLoader and Pillow over an image folder, pixels as floats."""
     return measure(_dataloader_batches(place), seconds)
 
 
@@ -215,7 +218,7 @@ def _dataloader_batches(folder: str) -> Iterator[int]:
 
 
 class Store:
-    """A Ray on this machine, and how full its object store is at most and what it spills."""
+    """A local Ray instance; measures its object store's peak usage and spilled bytes."""
 
     def __init__(self) -> None:
         self.figures: dict[str, float] = {}

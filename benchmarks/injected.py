@@ -1,6 +1,7 @@
-"""A faulty dataset for the benchmark of cleaning: photographs with copies, wrong labels, distractors, broken files put in.
+"""Faulty dataset for the cleaning benchmark: photographs with duplicates, label errors, distractors, bad files.
 
-Everything comes from LANDMARK_TEST_DATA and a seed; what was put in is known row by row. The pixels stay in the folder given.
+Everything is derived from LANDMARK_TEST_DATA and a seed. The fault of every row is known. The pixels stay in the given
+folder.
 """
 
 import csv
@@ -33,7 +34,9 @@ from landmark.storage import locate
 
 ROW_GROUP_ROWS = 64
 EXACT, NEAR, WRONG, BROKEN, BLANK = 0.04, 0.02, 0.08, 0.01, 12
-"""Shares of the images: exact copies; near ones of each kind; wrong labels, of train and val; files cut short; and blank images."""
+"""Fractions of the images: exact duplicates; near-duplicates per kind; label errors in train and val; truncated files.
+The last value is the number of blank images.
+"""
 KINDS = ("encoded", "resized", "cropped", "watermarked")
 
 
@@ -46,16 +49,16 @@ class Row:
     label: int
     data: bytes
     true_label: int
-    """-1: of no landmark."""
+    """-1: no landmark."""
     fault: str = ""
-    """exact, encoded, resized, cropped, watermarked, wrong, distractor, broken, blank; empty: none."""
+    """exact, encoded, resized, cropped, watermarked, wrong, distractor, broken, blank. Empty: no fault."""
     source: str = ""
-    """Image that it is a copy of."""
+    """Image that it is a duplicate of."""
 
 
 @dataclass(kw_only=True)
 class Faulty:
-    """A faulty dataset and what is wrong with it."""
+    """A faulty dataset and its faults."""
 
     path: str
     rows: list[Row] = field(default_factory=list)
@@ -75,7 +78,7 @@ def read_rows(dataset: PackedDataset) -> list[Row]:
 
 
 def vary(data: bytes, kind: str, random: np.random.Generator) -> bytes:
-    """Return a near-copy of a JPEG."""
+    """Return a near-duplicate of a JPEG."""
     pixels = simplejpeg.decode_jpeg(data, "RGB")
     height, width = pixels.shape[:2]
     quality = 85
@@ -98,7 +101,7 @@ def vary(data: bytes, kind: str, random: np.random.Generator) -> bytes:
 
 
 def distractors(short_side: int) -> list[bytes]:
-    """Return the photographs of no landmark as JPEG at a short side."""
+    """Return the distractor photographs as JPEG at a short side."""
     folder = Path(os.environ.get("LANDMARK_TEST_DATA", "../shared/data")) / "distractors"
     images = []
     for path in sorted(folder.rglob("*.*")):
@@ -113,8 +116,11 @@ def distractors(short_side: int) -> list[bytes]:
 
 
 def inject(base: PackedDataset, folder: Path, seed: int, *, leaks: bool = True) -> Faulty:
-    """Write the faulty dataset. leaks: copies fall into any split, under any class now and then; else into train, where the
-    image copied is in train, so that they give training no test images away."""
+    """Write the faulty dataset.
+
+    leaks: duplicates are in any split, sometimes with any class. Otherwise they are in train and are duplicates of
+    training images, so that training does not see test images.
+    """
     random = np.random.default_rng(seed)
     rows = read_rows(base)
     classes = base.num_classes
@@ -167,7 +173,7 @@ def _name(random: np.random.Generator) -> str:
 
 
 def write_rows(base: PackedDataset, folder: Path, rows: list[Row]) -> None:
-    """Write rows as a packed dataset with the classes of another one, a shard a split."""
+    """Write rows as a packed dataset with the classes of another one, one shard per split."""
     location = locate(folder)
     entries, catalog = {}, []
     ids = base.labels["landmark_id"].to_pylist()
@@ -230,7 +236,7 @@ def _size(data: bytes) -> tuple[int, int]:
 
 
 def natural_groups() -> dict[str, str]:
-    """Return the group of near-duplicates that each photograph belongs to, by its id."""
+    """Return each photograph's group of near-duplicates, by id."""
     place = Path(os.environ.get("LANDMARK_TEST_DATA", "../shared/data")) / "monuments" / "groups.csv"
     with place.open() as file:
         return {row["id"]: row["group"] for row in csv.DictReader(file)}

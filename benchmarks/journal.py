@@ -1,4 +1,4 @@
-"""What the journal of a study tells, for the benchmark of kills: read beside the process that writes it."""
+"""Reads the journal of a study while another process writes it, for the benchmark of kills."""
 
 import json
 import statistics
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Ledger:
-    """The trials of a study by the events of its journal, over all processes that drove it."""
+    """The trials of a study by the events of its journal, over all processes that ran it."""
 
     def __init__(self, events: list[dict[str, Any]]) -> None:
         self.events = events
@@ -19,29 +19,32 @@ class Ledger:
 
     @property
     def reports(self) -> int:
-        """Epochs reported."""
+        """Number of epochs reported."""
         return sum(event["event"] == "report" for event in self.events)
 
     @property
     def ended(self) -> set[str]:
-        """Trials that are over."""
+        """Trials that ended."""
         return set(self.ended_at)
 
     @property
     def begun(self) -> set[str]:
-        """Trials that have reported and are not over: they run, or wait for others."""
+        """Trials that have reported and have not ended: they are running or paused."""
         return set(self.last) - self.ended
 
     def epoch_s(self) -> float:
-        """Return the median seconds of an epoch."""
+        """Return the median seconds per epoch."""
         return statistics.median(float(event["row"]["epoch_seconds"]) for event in self.last.values())
 
     def trained_since(self, before: "Ledger") -> set[str]:
-        """Return the trials that have reported since an earlier reading."""
+        """Return the trials that reported after an earlier reading."""
         return {event["trial"] for event in self.events[len(before.events) :] if event["event"] == "report"}
 
     def epochs_twice(self) -> int:
-        """Return how many reports repeat an epoch; a trial that took over another's weights counts anew."""
+        """Return the number of reports that repeat an epoch.
+
+        A trial that copied another trial's weights starts a new count.
+        """
         seen: dict[str, set[int]] = defaultdict(set)
         twice = 0
         for event in self.events:
@@ -54,10 +57,10 @@ class Ledger:
         return twice
 
     def epochs_cut(self, at: float, running: int) -> float:
-        """Return how much of an epoch had passed, at a unix time, since the last reports of the trials that ran, over all of them.
+        """Return the epochs between the last reports of the running trials and a unix time, summed over the trials.
 
-        running: how many ran; of the trials that have begun these are the ones to report last. At most one epoch each:
-        a trial that went on just then had stood still before.
+        running: number of running trials. These are the trials with the newest reports. At most one epoch is counted
+        each, because a trial that was just resumed had been paused before.
         """
         begun = sorted((self.last[trial] for trial in self.begun), key=lambda event: -float(event["reported_at"]))
         return sum(
@@ -67,6 +70,6 @@ class Ledger:
 
 
 def read_ledger(study: Path) -> Ledger:
-    """Read a study's journal as it stands; empty where there is none yet."""
+    """Read a study's journal in its current state. Empty if there is none yet."""
     files = sorted((study / "journal").glob("*.jsonl"))
     return Ledger([json.loads(line) for file in files for line in file.read_text().splitlines()])

@@ -1,17 +1,20 @@
-"""The full label set end to end: 203,094 classes of synthetic landmarks, packed, trained one epoch, evaluated, reported.
+"""The full label set end to end: 203,094 synthetic landmarks, packed, trained one epoch, evaluated, reported.
 
-Run: python benchmarks/labels.py [--classes 203094] [--images 240000] [--folder F]. The stages are the commands that a user types
-(printed), each in a process of its own: `landmark prepare` draws and packs images of 32 px, one a class or more, all classes in the
-training split; `landmark train` takes one epoch of a MobileNetV3 with a neck of 512 and an ArcFace head with margins by class size
-that samples a tenth of the classes a step; `landmark evaluate` the test split with all metrics; `landmark report` makes the
-page, which is then opened in Chromium where there is one. What is learned of one picture a class in one epoch is next to nothing: the
-table is of time and memory.
-- seconds: wall time of the process, start and imports included. CPU s: of it and of all that it starts, seen twice a second: how
-  far other work on the machine was in the way. peak MiB: the most that they had to themselves (peak.py).
-- step_s, validation_s, rest_s: the training's wall time in its steps, in validation, and in start, snapshot and checkpoint.
-- draw_ms, pack_ms: CPU time an image of drawing alone, and of decoding and encoding it for its shard, in one thread.
---folder keeps data and figures in a folder; a stage whose figures lie there is not run again.
-The last line is JSON, of the full label set kept in benchmarks/results/labels.json.
+Run: python benchmarks/labels.py [--classes 203094] [--images 240000] [--folder F]. The stages are the user's commands
+(printed), each in its own process:
+- `landmark prepare` draws and packs images of 32 px, one or more per class, with all classes in the training split.
+- `landmark train` trains one epoch of a MobileNetV3 with a neck of 512 and an ArcFace head with dynamic margins, which
+samples a tenth of the classes per step.
+- `landmark evaluate` evaluates the test split with all metrics.
+- `landmark report` writes the page, which is then opened in Chromium if available.
+One epoch with about one image per class teaches the model almost nothing. The table shows only time and memory.
+- seconds: wall time of the process, including start and imports. CPU s: of the process tree, sampled twice a second; it
+shows how much other processes interfered. peak MiB: maximum private memory of the process tree (peak.py).
+- step_s, validation_s, rest_s: wall time of training in its steps, in validation, and in start, snapshot and
+  checkpoint.
+- draw_ms, pack_ms: CPU time per image to draw it, and to decode and encode it for its shard, in one thread.
+--folder stores data and figures in a folder. A stage with stored figures does not run again.
+The last line is JSON. For the full label set it is saved to benchmarks/results/labels.json.
 """
 
 import argparse
@@ -28,8 +31,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
-# Threads that wait for others sleep: spinning would keep a core from who has work. Ray lets its workers give way to everything
-# else by 15: beside other work they would starve.
+# Waiting threads sleep, because spinning would block a core. Ray's default niceness of 15 would starve its workers
+# when other processes run.
 os.environ.update(PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="", OMP_WAIT_POLICY="PASSIVE", RAY_worker_niceness="0")
 
 from peak import Peak
@@ -41,7 +44,7 @@ from landmark.data.synthetic import draw_image, plan_images
 
 CLASSES, IMAGES, SIZE, NECK, BATCH = 203_094, 240_000, 32, 512, 512
 DRAWN = 500
-"""Images that are drawn and packed beside the commands, to tell what one takes."""
+"""Number of images that are drawn and packed separately to measure the time per image."""
 COUNT_BYTES = 8
 HEAD = ["--model.head.name", "arcface", "--model.head.margin-least", "0.05", "--model.head.sample", "0.1"]
 
@@ -65,7 +68,7 @@ def commands(folder: Path, classes: int, images: int) -> Iterator[tuple[str, lis
 
 
 class TreePeak(Peak):
-    """Sees the CPU time of a process and all below it besides."""
+    """Also samples the CPU time of a process and its descendants."""
 
     def __init__(self, pid: int) -> None:
         self.cpu: dict[int, float] = {}
@@ -87,7 +90,7 @@ class TreePeak(Peak):
 
 
 def run(verb: str, arguments: list[str]) -> dict[str, float]:
-    """Run a command in a process of its own; returns its seconds, CPU seconds and greatest memory, MiB."""
+    """Run a command in its own process. Returns its seconds, CPU seconds and peak memory, MiB."""
     print(f"$ landmark {verb} {' '.join(arguments)}", flush=True)
     start = time.perf_counter()
     with subprocess.Popen([sys.executable, "-m", "landmark", verb, *arguments], stderr=subprocess.DEVNULL) as child:
@@ -100,13 +103,13 @@ def run(verb: str, arguments: list[str]) -> dict[str, float]:
 
 
 def size_mib(place: Path) -> float:
-    """Return the size of a file, or of all files below a folder, MiB."""
+    """Return the size of a file, or of all files in a folder, MiB."""
     files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
     return sum(path.stat().st_size for path in files) / 2**20
 
 
 def prepared(folder: Path) -> dict[str, float]:
-    """Return what the dataset holds."""
+    """Return the contents of the dataset."""
     dataset = PackedDataset.open(str(folder / "dataset"))
     rows = {f"{name}_images": entry.rows for name, entry in dataset.manifest.splits.items()}
     trained = int((dataset.label_counts("train") > 0).sum())
@@ -116,7 +119,7 @@ def prepared(folder: Path) -> dict[str, float]:
 
 
 def trained(folder: Path, train_images: float) -> dict[str, float]:
-    """Return what the run's own files say of its speed, and how large they are."""
+    """Return the speed recorded in the run's files, and their size."""
     (row,) = csv.DictReader((folder / "run" / "history.csv").read_text().splitlines())
     steps = train_images / float(row["images_per_s"])
     values = json.loads((folder / "run" / "run.json").read_text())
@@ -147,7 +150,7 @@ def evaluated(folder: Path) -> dict[str, float]:
 
 
 def reported(folder: Path) -> dict[str, float]:
-    """Return the page's size, and how long a browser takes until its table of classes is there, where there is one."""
+    """Return the page's size, and the time until a browser shows its table of classes, if a browser is available."""
     page = folder / "run" / "report" / "index.html"
     found = {"page_mib": size_mib(page), "report_mib": size_mib(page.parent)}
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -171,7 +174,7 @@ def reported(folder: Path) -> dict[str, float]:
 
 
 def drawing(classes: int, images: int) -> dict[str, float]:
-    """Return the CPU time that one image takes to draw, and to pack, milliseconds."""
+    """Return the CPU time per image for drawing and packing, milliseconds."""
     config, packing = SyntheticConfig(classes=classes, images=images, image_size=SIZE), PackingConfig()
     rows = plan_images(config, 0).slice(0, DRAWN).to_pylist()
     start = time.process_time()
@@ -188,8 +191,8 @@ def table(found: dict[str, float]) -> Iterator[str]:
     rest = found["train_s"] - found["step_s"] - found["validation_s"]
     what = {
         "prepare": f"{found['train_images']:,} / {found['val_images']:,} / {found['test_images']:,} images drawn and packed, "
-        f"{found['dataset_mib']:,.0f} MiB; alone, an image takes {found['draw_ms']:.1f} ms of CPU to draw, "
-        f"{found['pack_ms']:.2f} to pack",
+        f"{found['dataset_mib']:,.0f} MiB; CPU time per image: {found['draw_ms']:.1f} ms to draw, "
+        f"{found['pack_ms']:.2f} ms to pack",
         "train": f"{found['images_per_s']:,.0f} images/s: steps {found['step_s']:,.0f} s, validation "
         f"{found['validation_s']:,.0f} s, start and checkpoint ({found['checkpoint_mib']:,.0f} MiB) {rest:,.0f} s",
         "evaluate": f"{found['test_rows']:,} images of {found['test_classes_present']:,} classes, all metrics with intervals; "
@@ -198,7 +201,7 @@ def table(found: dict[str, float]) -> Iterator[str]:
         + (f", open in {found['page_open_s']:.1f} s" if "page_open_s" in found else "")
         + f"; with its tables {found['report_mib']:.1f} MiB",
     }
-    yield "| stage | seconds | CPU s | peak MiB | what |"
+    yield "| stage | seconds | CPU s | peak MiB | details |"
     yield "|---|---|---|---|---|"
     for verb, told in what.items():
         seconds, cpu, peak = (found[f"{verb}_{key}"] for key in ("s", "cpu_s", "peak_mib"))
@@ -212,11 +215,11 @@ def table(found: dict[str, float]) -> Iterator[str]:
 
 
 def measure(folder: Path, classes: int, images: int) -> dict[str, float]:
-    """Run the stages whose figures are not in the folder yet; returns all figures."""
+    """Run the stages without figures in the folder and return all figures."""
     kept = folder / "figures.json"
     found: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {"images": images}
     if found["images"] != images or found.get("classes", classes) != classes:
-        raise SystemExit(f"{folder}: holds the figures of other numbers of classes or images; choose another folder")
+        raise SystemExit(f"{folder}: contains figures for another number of classes or images; specify another folder")
     for verb, arguments in commands(folder, classes, images):
         if f"{verb}_s" in found:
             continue
@@ -232,11 +235,11 @@ def measure(folder: Path, classes: int, images: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the table, and keep the figures of the full label set."""
+    """Print the table, and save the figures of the full label set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=CLASSES)
-    parser.add_argument("--images", type=int, help="default: as many a class as 240,000 of 203,094")
-    parser.add_argument("--folder", type=Path, help="where data and figures are kept; default: nowhere")
+    parser.add_argument("--images", type=int, help="number of images [default: 240,000 / 203,094 per class]")
+    parser.add_argument("--folder", type=Path, help="folder to keep data and figures [default: a temporary folder]")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "labels.json")
     arguments = parser.parse_args()
     images = arguments.images or round(arguments.classes * IMAGES / CLASSES)

@@ -1,4 +1,4 @@
-"""The photographs that benchmarks train on: `monuments` in LANDMARK_TEST_DATA, packed."""
+"""The photographs for training benchmarks: `monuments` in LANDMARK_TEST_DATA, packed."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from landmark.config import FoldersConfig, PackingConfig, PrepareConfig, SubsetC
 
 
 def photographs(name: str) -> Path:
-    """Return the folder of that name in LANDMARK_TEST_DATA; exits where it is not there."""
+    """Return the folder of that name in LANDMARK_TEST_DATA. Exits if it does not exist."""
     photos = Path(os.environ.get("LANDMARK_TEST_DATA", "../shared/data")) / name
     if not photos.is_dir():
         sys.exit(f"no photographs in {photos}; set LANDMARK_TEST_DATA")
@@ -17,7 +17,7 @@ def photographs(name: str) -> Path:
 
 
 def pack_monuments(folder: Path, short_side: int, subset: SubsetConfig | None = None) -> str:
-    """Pack the photographs, or a subset, at a short side (pixels), unless that is done; returns the dataset's path."""
+    """Pack the photographs, or a subset, at a short side (pixels), unless already done. Returns the dataset's path."""
     photos = photographs("monuments")
     if not (folder / "manifest.json").exists():
         prepare(

@@ -1,12 +1,13 @@
-"""A gallery's index: how fast it is made and asked, what it finds, what it weighs, beside looking at every embedding.
+"""k-NN index of a gallery: build time, query time, recall and size, compared with exact search.
 
-Run: python benchmarks/neighbours.py [--rows 203094] [--width 512] [--queries 10000]. Made-up embeddings of length 1: a class is a random
-direction of 24 numbers through a fixed map, an image of it that direction and noise; about as many classes as half the rows. The peer
-looks at all of them: products of blocks of queries in fp32 by numpy, on the same cores, of the first tenth of the queries. The limit
-of searching is one read of the graph's answers, which nobody can tell beforehand; so recall stands beside the time.
-The last line is JSON, kept in benchmarks/results/neighbours.json at full size: recall5 (share of the 5 nearest that are found), top1 (class
-by a vote of 5), exact_top1 (the same of the true 5), queries_a_second, over_exact (how many times as fast), rows_a_second (built),
-bytes_a_row, peak_mib (of the process, with the embeddings that it is made of).
+Run: python benchmarks/neighbours.py [--rows 203094] [--width 512] [--queries 10000]. The embeddings are synthetic and
+of length 1. A class is a random direction in 24 dimensions, passed through a fixed map. An image of it is that
+direction plus noise. The number of classes is about half the number of rows. The peer is exact search: products of
+query blocks in fp32 by numpy, on the same cores, for the first tenth of the queries. No useful lower bound of the
+search time is known, so recall is reported with the time. The last line is JSON, saved to
+benchmarks/results/neighbours.json at full size: recall5 (fraction of the 5 nearest that are found), top1 (class by a
+vote of 5), exact_top1 (the same with the true 5), queries_a_second, over_exact (speedup), rows_a_second (built),
+bytes_a_row, peak_mib (of the process, including the embeddings).
 """
 
 import argparse
@@ -29,7 +30,10 @@ FULL = (203_094, 512, 10_000)
 
 
 def embeddings(rows: int, width: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return made-up embeddings float16 (rows, width) of length 1 and their classes, int64 (rows,); the seed draws images alone."""
+    """Return synthetic embeddings float16 (rows, width) of length 1 and their classes, int64 (rows,).
+
+    The seed only affects the images, not the classes.
+    """
     fixed = np.random.default_rng(0)
     seen_as = fixed.normal(size=(LATENT, width)).astype(np.float32)
     directions = fixed.normal(size=(classes, LATENT)).astype(np.float32)
@@ -45,7 +49,7 @@ def embeddings(rows: int, width: int, classes: int, seed: int) -> tuple[np.ndarr
 
 
 def exact(train: np.ndarray, queries: np.ndarray, count: int) -> np.ndarray:
-    """Return the nearest rows by looking at all, int64 (n, count), nearest first."""
+    """Return the nearest rows by exact search, int64 (n, count), nearest first."""
     best: list[np.ndarray] = []
     for start in range(0, len(queries), 256):
         block = queries[start : start + 256]
@@ -62,7 +66,7 @@ def exact(train: np.ndarray, queries: np.ndarray, count: int) -> np.ndarray:
 
 
 def main() -> None:
-    """Print the table and the figures, and keep them."""
+    """Print the table and the figures, and save them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=FULL[0])
     parser.add_argument("--width", type=int, default=FULL[1])

@@ -1,8 +1,8 @@
-"""How fast packing is, beside the same decode-resize-encode function in plain processes, and whether its memory is flat.
+"""Packing throughput compared with the same decode-resize-encode function in plain processes, and memory growth.
 
-Run: python benchmarks/pack.py [--images 4000]. Sources are drawn landmarks of 512 px as class folders. The limit runs the
-same function over the same files in as many processes as Ray has CPUs, and keeps nothing. The last line is JSON, kept in
-benchmarks/results/pack.json.
+Run: python benchmarks/pack.py [--images 4000]. Sources are synthetic landmarks of 512 px as class folders. The upper
+bound runs the same function over the same files in as many processes as Ray has CPUs, and stores nothing. The last line
+is JSON, saved to benchmarks/results/pack.json.
 """
 
 import argparse
@@ -29,7 +29,7 @@ PACKING = PackingConfig(short_side=288)
 
 
 def draw_folders(root: Path, images: int) -> list[Path]:
-    """Draw class folders; returns their files."""
+    """Draw class folders and return their files."""
     config = SyntheticConfig(classes=CLASSES, images=images, image_size=SIZE)
     rows = plan_images(config, 0).to_pylist()
     with multiprocessing.Pool() as pool:
@@ -44,7 +44,7 @@ def _draw(row: dict, config: SyntheticConfig, root: Path) -> Path:
 
 
 def grow(root: Path, target: Path, times: int) -> None:
-    """Make class folders with every file `times` times, as hard links."""
+    """Create class folders with every file `times` times, as hard links."""
     for path in root.glob("*/*.jpg"):
         (target / path.parent.name).mkdir(parents=True, exist_ok=True)
         for copy in range(times):
@@ -52,7 +52,7 @@ def grow(root: Path, target: Path, times: int) -> None:
 
 
 def limit_rate(paths: list[Path], processes: int) -> float:
-    """Return images/s of the plain function in plain processes, their start not counted."""
+    """Return images/s of the plain function in plain processes, without their start."""
     with multiprocessing.Pool(processes) as pool:
         pool.map(_pack, paths[: 20 * processes])
         start = time.perf_counter()
@@ -65,7 +65,7 @@ def _pack(path: Path) -> int:
 
 
 def packing_figures(source: Path, cpus: int) -> dict[str, float]:
-    """Pack a folder in a process of its own; returns images/s, peak memory of all its processes in MiB, spilled bytes."""
+    """Pack a folder in its own process. Returns images/s, peak memory of all its processes in MiB, spilled bytes."""
     with tempfile.TemporaryDirectory(dir=source.parent) as output:
         arguments = [sys.executable, __file__, "--child", str(source), output, str(cpus)]
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
@@ -101,7 +101,7 @@ def child(source: str, output: str, cpus: int) -> None:
 
 
 def main() -> None:
-    """Print the figures, and keep them."""
+    """Print the figures and save them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -119,21 +119,21 @@ def main() -> None:
                 limit, ours = limit_rate(paths, cpus), packing_figures(Path(folder) / "one", cpus)
                 rounds.append((ours["rate"] / limit, ours["rate"], limit))
                 print(
-                    f"{cpus} CPUs: packing {ours['rate']:.0f} images/s, limit {limit:.0f}: {ours['rate'] / limit:.2f}",
+                    f"{cpus} CPUs: packing {ours['rate']:.0f} images/s, upper bound {limit:.0f}: {ours['rate'] / limit:.2f}",
                     flush=True,
                 )
             figures[f"over_limit_{cpus}cpu"], figures[f"rate_{cpus}cpu"], _ = sorted(rounds)[arguments.rounds // 2]
         once = packing_figures(Path(folder) / "one", 2)
         grow(Path(folder) / "one", Path(folder) / "ten", 10)
         ten = packing_figures(Path(folder) / "ten", 2)
-        # The few seconds in which Ray starts its second worker weigh on a short job: the long one is the measure.
+        # Ray takes a few seconds to start its second worker, which dominates a short job. The long job counts.
         limits = sorted(limit for _, _, limit in rounds)
         figures["over_limit_2cpu_short"] = figures["over_limit_2cpu"]
         figures["over_limit_2cpu"], figures["rate_2cpu"] = ten["rate"] / limits[len(limits) // 2], ten["rate"]
         figures["peak_mib"], figures["peak_growth"] = once["peak_mib"], ten["peak_mib"] / once["peak_mib"]
         figures["spilled_bytes"] = once["spilled_bytes"] + ten["spilled_bytes"]
         print(
-            f"peak memory {once['peak_mib']:.0f} MiB, at ten times the input {ten['peak_mib']:.0f} MiB; "
+            f"peak memory {once['peak_mib']:.0f} MiB, with ten times the input {ten['peak_mib']:.0f} MiB; "
             f"{ten['rate']:.0f} images/s there"
         )
     line = json.dumps({key: round(value, 3) for key, value in figures.items()})

@@ -1,4 +1,4 @@
-"""Peak memory of a process and of all that it starts, for the benchmarks."""
+"""Peak memory of a process and its descendants, for the benchmarks."""
 
 import threading
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import psutil
 
 
 class Peak:
-    """Samples the memory that a process and all below it have to themselves: shared pages do not count. every: seconds."""
+    """Samples the private memory of a process and its descendants. Shared pages do not count. every: seconds."""
 
     def __init__(self, pid: int, *, leave_out: int | None = None, every: float = 0.5) -> None:
         self.process = psutil.Process(pid)
@@ -35,7 +35,7 @@ class Peak:
             return
 
     def stop(self) -> float:
-        """Return the most that was seen, MiB."""
+        """Return the maximum, MiB."""
         self.ended.set()
         self.thread.join()
         return self.most

@@ -1,11 +1,10 @@
-"""What the recipes reach on real photographs: `modern` beside `deck` from scratch, and Lite0 by `finetune`.
+"""Accuracy of the recipes on photographs: `modern` compared with `deck` from scratch, and Lite0 with `finetune`.
 
-Run: python benchmarks/recipes.py [--seeds 3] [--finetune-seeds 1] [--only deck modern finetune] [--output FOLDER]. The photographs are
-`monuments` in LANDMARK_TEST_DATA (2,939 of 24 monuments). `deck` and `modern` train the same ResNet-18 at the same image size
-for the same number of epochs; `finetune` is as it stands. The recipes' values were chosen on the validation split; a run's
-best epoch is, too. The test split is used here alone, once a run.
-Dataset and runs are kept in --output: what is finished there is not trained again. The last line is JSON, kept in
-benchmarks/results/recipes.json.
+Run: python benchmarks/recipes.py [--seeds 3] [--finetune-seeds 1] [--only deck modern finetune] [--output FOLDER]. The
+photographs are `monuments` in LANDMARK_TEST_DATA (2,939 of 24 monuments). `deck` and `modern` train the same ResNet-18
+at the same image size for the same number of epochs. `finetune` is unchanged. The recipes' values and each run's best
+epoch were selected on the validation split. The test split is only used here, once per run. Dataset and runs are stored
+in --output, and completed runs are reused. The last line is JSON, saved to benchmarks/results/recipes.json.
 """
 
 import argparse
@@ -30,16 +29,16 @@ from landmark.training.run import run_training
 
 SCRATCH = ("deck", "modern")
 SHORT_SIDES = {"deck": 160, "modern": 160, "finetune": 256}
-"""Pixels of the images as each recipe reads them."""
+"""Short side of the images for each recipe, pixels."""
 
 
 def recipe_of(name: str, seed: int, arguments: argparse.Namespace) -> Recipe:
-    """Return a recipe as it stands but for what both recipes from scratch have in common."""
+    """Return a recipe with the settings that both recipes from scratch share."""
     recipe = dataclasses.replace(load_recipe(name), seed=seed)
     if name not in SCRATCH:
         return recipe
     size, resizing = arguments.image_size, recipe.resizing
-    if resizing.start_size is not None:  # in the same proportion to the full size
+    if resizing.start_size is not None:  # same ratio to the full size
         start = round(resizing.start_size * size / recipe.loader.image_size / 16) * 16
         resizing = dataclasses.replace(resizing, start_size=start)
     return dataclasses.replace(
@@ -52,7 +51,7 @@ def recipe_of(name: str, seed: int, arguments: argparse.Namespace) -> Recipe:
 
 
 def tested(name: str, seed: int, dataset: PackedDataset, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train one run, unless it is finished, and evaluate its best checkpoint on the test split."""
+    """Train one run, unless it is complete, and evaluate its best checkpoint on the test split."""
     recipe = recipe_of(name, seed, arguments)
     shared = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
     config = TrainConfig(
@@ -78,7 +77,7 @@ def tested(name: str, seed: int, dataset: PackedDataset, arguments: argparse.Nam
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Return means and spreads (standard deviation over the seeds, None of one seed) by recipe."""
+    """Return means and standard deviations over the seeds (None for one seed) by recipe."""
     figures: dict[str, Any] = {}
     for name, rows in runs.items():
         key = "lite0" if name == "finetune" else name
@@ -95,8 +94,8 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 def print_table(runs: dict[str, list[dict[str, Any]]], figures: dict[str, Any]) -> None:
     """Print the recipes as a table."""
     print(
-        f"{'recipe':10}{'network':28}{'px':>5}{'epochs':>8}{'seeds':>7}{'val top-1':>11}{'test top-1':>16}{'top-5':>16}"
-        f"{'s a run':>9}"
+        f"{'recipe':10}{'model':28}{'px':>5}{'epochs':>8}{'seeds':>7}{'val top-1':>11}{'test top-1':>16}{'top-5':>16}"
+        f"{'s/run':>9}"
     )
     for name, rows in runs.items():
         key = "lite0" if name == "finetune" else name
@@ -111,14 +110,19 @@ def print_table(runs: dict[str, list[dict[str, Any]]], figures: dict[str, Any]) 
 
 
 def main() -> None:
-    """Print the table and the figures, and keep them."""
+    """Print the table and the figures, and save them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--finetune-seeds", type=int, default=1, help="a run at 224 px takes a core twenty minutes")
+    parser.add_argument(
+        "--finetune-seeds",
+        type=int,
+        default=1,
+        help="seeds of finetune; one run at 224 px takes 20 minutes on one core",
+    )
     parser.add_argument("--only", nargs="+", default=[*SCRATCH, "finetune"], choices=[*SCRATCH, "finetune"])
-    parser.add_argument("--epochs", type=int, default=20, help="of the runs from scratch")
-    parser.add_argument("--image-size", type=int, default=80, help="of the runs from scratch, pixels")
-    parser.add_argument("--output", type=Path, default=Path("runs/recipes"), help="where dataset and runs are kept")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs of the runs from scratch")
+    parser.add_argument("--image-size", type=int, default=80, help="image size of the runs from scratch, pixels")
+    parser.add_argument("--output", type=Path, default=Path("runs/recipes"), help="folder for dataset and runs")
     arguments = parser.parse_args()
     runs = {}
     for name in arguments.only:

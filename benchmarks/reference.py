@@ -1,7 +1,7 @@
-"""The reference subset's size from end to end: 81,300 images of 100 classes as GLDv2 tars, packed to S3, read once.
+"""The reference subset end to end at full size: 81,300 images of 100 classes as GLDv2 tars, packed to S3, read once.
 
-Run: python benchmarks/reference.py [--images 81300]. The images are drawn (128 px), the S3 server is a real one on this
-machine, the reading is training's own input path without training. The last line is JSON, kept in
+Run: python benchmarks/reference.py [--images 81300]. The images are synthetic (128 px), the S3 server runs on this
+machine, and reading uses training's input path without training. The last line is JSON, saved to
 benchmarks/results/reference.json.
 """
 
@@ -45,7 +45,7 @@ BATCH = 256
 
 
 def write_files(folder: Path, config: SyntheticConfig) -> None:
-    """Write CSV files and tars, each tar by one of two processes."""
+    """Write CSV files and tars, with two processes."""
     rows = plan_images(config, 0).to_pylist()
     write_gldv2(folder, config, tars=1, left_out=frozenset(row["image_id"] for row in rows))
     with multiprocessing.Pool() as pool:
@@ -58,7 +58,10 @@ def _write_tar(folder: Path, number: int, rows: list[dict], config: SyntheticCon
 
 
 def read_once(dataset: PackedDataset) -> tuple[int, float, float]:
-    """Read an epoch as training does; returns images, seconds, and seconds to the first batch; checks each came once."""
+    """Read an epoch as training does.
+
+    Returns images, seconds, and seconds to the first batch. Checks that each came once.
+    """
     rows = dataset.split("train").rows
     seen = np.zeros(rows, dtype=np.int64)
     start, first = time.perf_counter(), 0.0
@@ -74,7 +77,7 @@ def read_once(dataset: PackedDataset) -> tuple[int, float, float]:
 
 
 def main() -> None:
-    """Print the figures, and keep them."""
+    """Print the figures and save them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=81_300)
     images = parser.parse_args().images

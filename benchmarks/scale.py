@@ -1,14 +1,15 @@
-"""64 workers on the full Google Landmarks set: plan, account, checkpoint and restore, on one machine.
+"""64 workers on the full Google Landmarks dataset: plan, account, checkpoint and restore, on one machine.
 
-Run: python benchmarks/scale.py [--quick]. 4,132,914 training images, 203,094 classes, sub-center ArcFace with three centres per class on
-embeddings of 512, AdamW, 8 workers per node. No pixel is read and no step is computed; all else is the code that training runs. Each part
-runs in a process of its own, which plays one or two of the 64 ranks; other ranks send nothing:
-- plan: a rank's epoch, and the rest of one that was half done; the account of the images shown, gathered over 64 ranks.
-- save: what rank 0 gathers, copies, and stores on the local disk.
+Run: python benchmarks/scale.py [--quick]. 4,132,914 training images, 203,094 classes, sub-center ArcFace with three
+centers per class on embeddings of 512, AdamW, 8 workers per node. No pixel is read and no step is computed. All other
+code is that of a training run. Each part runs in its own process, which acts as one or two of the 64 ranks. The other
+ranks send nothing:
+- plan: a rank's epoch, and the rest of an epoch that was half done; the account of used images, gathered over 64 ranks.
+- save: the data that rank 0 gathers, copies, and stores on the local disk.
 - restore: two ranks of one node, over Gloo. The first downloads and checks the checkpoint, both load it.
-Seconds are of one run each; `--quick`: embeddings of 32, nothing kept. Memory is the most that a process
-has to itself (peak.py): pages of mapped files do not count. Bytes read per node are those that storage was asked for.
-The last line is JSON, kept in benchmarks/results/scale.json.
+Seconds are of one run each. `--quick`: embeddings of 32, nothing saved. Memory is the maximum private memory of a
+process (peak.py); pages of mapped files do not count. Bytes read per node are those requested from storage. The last
+line is JSON, saved to benchmarks/results/scale.json.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from tests.scale import CLASSES, PER_NODE, RANKS, SAMPLES, draws_of, full_recipe
 
 
 class OneOf64:
-    """A rank whose 63 others send zeros; with a process group, those of its processes are there."""
+    """A rank whose 63 peers send zeros. With a process group, the ranks of its processes are real."""
 
     world_size = RANKS
     node_rank = 0
@@ -57,14 +58,14 @@ class OneOf64:
         return model
 
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum over the ranks that are there."""
+        """Return the sum over the real ranks."""
         total = values.clone()
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
         return total
 
     def all_gather(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values of all ranks, zeros for those that are not there."""
+        """Return the values of all ranks, zeros for those that are not real."""
         everyones = values.new_zeros(RANKS, *values.shape)
         everyones[self.rank] = values
         return everyones
@@ -78,7 +79,7 @@ class Figures:
         self.peak = Peak(os.getpid(), every=0.05)
 
     def timed(self, name: str, call: Callable[[], Any]) -> Any:
-        """Return what a call does, and keep its seconds."""
+        """Return the result of a call and record its seconds."""
         start = time.perf_counter()
         result = call()
         self.values[f"{name}_s"] = round(time.perf_counter() - start, 2)
@@ -156,13 +157,13 @@ def restore(folder: Path, width: int, rank: int, port: int) -> None:
 
 
 def process(role: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start a part in a process of its own."""
+    """Start a part in its own process."""
     command = [sys.executable, __file__, "--role", role, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def figures_of(job: subprocess.Popen[str]) -> dict[str, float]:
-    """Wait for a part; returns its figures."""
+    """Wait for a part and return its figures."""
     out, _ = job.communicate()
     if job.returncode:
         raise SystemExit(f"{job.args}: exit code {job.returncode}")
@@ -170,7 +171,7 @@ def figures_of(job: subprocess.Popen[str]) -> dict[str, float]:
 
 
 def measure(width: int) -> dict[str, Any]:
-    """Run all parts one after the other; returns their figures."""
+    """Run all parts in sequence and return their figures."""
     with tempfile.TemporaryDirectory(prefix="landmark-scale-") as name:
         folder = Path(name)
         write_metadata(folder / "dataset")

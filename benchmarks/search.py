@@ -1,20 +1,21 @@
-"""What early stopping saves, and what it loses: a full grid on real photographs beside ASHA, HyperBand and median stopping.
+"""Savings and losses of early stopping: a full grid on photographs compared with ASHA, HyperBand and median stopping.
 
-Run: python benchmarks/search.py [--quick] [--seeds N] [--schedulers NAME …] [--output FOLDER]. The photographs are `monuments` in
-LANDMARK_TEST_DATA: the 12 monuments with the most of them, 150 at most of each, packed at a short side of 96 px, near-duplicates
-on the same side of a split. The grid is 3 networks x 3 optimizers x 2 numbers of epochs at 48 px, small enough for two cores to
-run the four studies of a seed in some 20 minutes. The seed is the recipe's: of the weights and of the order of images. Each study
-is the command `landmark tune`, two trials at a time of one thread each, alone on the machine; its best trial by validation is
-evaluated on the test split, which is used for that alone. A trial is a function of its recipe, so all studies train the same 18
-runs, as far as they let them.
+Run: python benchmarks/search.py [--quick] [--seeds N] [--schedulers NAME …] [--output FOLDER]. The photographs are
+`monuments` in LANDMARK_TEST_DATA: the 12 monuments with the most photographs, at most 150 each, packed at a short side
+of 96 px, with near-duplicates in the same split. The grid is 3 models x 3 optimizers x 2 numbers of epochs at 48 px.
+Two cores run the four studies of a seed in about 20 minutes. The seed is the recipe's and sets the weights and the
+order of images. Each study is the command `landmark tune` with two parallel trials of one thread each, and nothing else
+runs on the machine. Its best trial by validation is evaluated on the test split, which is not used for anything else. A
+trial is a function of its recipe, so all studies train the same 18 runs until they stop them.
 
-The rate is constant and the average of the weights is what is validated. So a run of few epochs is the beginning of the run of
-many: at a rung both have the same metric, and no run is ahead because its schedule ends earlier (a cosine's would be; see
-docs/decisions.md, "trials of the demo"). The average does what the end of a cosine does: it takes the noise out of the last steps.
+The learning rate is constant, and the moving average of the weights is validated. A run of few epochs is therefore a
+prefix of a run of many epochs. At a rung both have the same metric, and no run is ahead because its schedule ends
+earlier (as with a cosine schedule; see docs/explanation/decisions, "the demo uses equal epochs"). Like the end of a
+cosine schedule, the average removes the noise of the last steps.
 
-Epochs and wall time are those of each study's study.json, `gap` is the grid's best test top-1 minus the study's, as a share (0.01
-is a point). Figures are means over the seeds; `_max` is the worst seed's. Dataset and studies are kept in --output: what has a
-study.json is not run again. The last line is JSON, kept in benchmarks/results/search.json.
+Epochs and wall time are from each study's study.json. `gap` is the grid's best test top-1 minus the study's, as a
+fraction (0.01 is a point). Figures are means over the seeds; `_max` is the maximum. Dataset and studies are stored in
+--output, and studies with a study.json are reused. The last line is JSON, saved to benchmarks/results/search.json.
 """
 
 import argparse
@@ -58,7 +59,7 @@ SCHEDULERS = {
 
 
 def studied(name: str, seed: int, grid: dict[str, list[Any]], dataset: str, output: Path) -> dict[str, Any]:
-    """Run one study, unless it is finished; returns its study.json."""
+    """Run one study, unless it is complete. Returns its study.json."""
     summary = output / name / "study.json"
     if not summary.exists():
         space = {
@@ -73,7 +74,7 @@ def studied(name: str, seed: int, grid: dict[str, list[Any]], dataset: str, outp
 
 
 def figures_of(studies: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Return the figures of all studies, and of each beside the grid's."""
+    """Return the figures of all studies, and of each compared with the grid."""
     top1 = {name: study["best"]["test"]["1"] for name, study in studies.items()}
     figures: dict[str, float] = {"grid_best": top1["grid"], "grid_epochs": studies["grid"]["epochs_run"]}
     for name, study in studies.items():
@@ -87,7 +88,7 @@ def figures_of(studies: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 def print_table(studies: dict[str, dict[str, Any]], figures: dict[str, float]) -> None:
     """Print the studies as a table."""
-    print(f"{'study':12}{'epochs':>8}{'share':>8}{'s':>8}{'val top-1':>11}{'test top-1':>12}{'gap':>8}  best")
+    print(f"{'study':12}{'epochs':>8}{'of grid':>8}{'s':>8}{'val top-1':>11}{'test top-1':>12}{'gap':>8}  best")
     for name, study in studies.items():
         best = study["best"]
         gap = f"{figures[f'{name}_gap']:.1%}" if name != "grid" else "-"
@@ -99,23 +100,31 @@ def print_table(studies: dict[str, dict[str, Any]], figures: dict[str, float]) -
 
 
 def over_seeds(found: list[dict[str, float]]) -> dict[str, float]:
-    """Return each figure's mean over the seeds; of shares of epochs and gaps the largest too."""
+    """Return each figure's mean over the seeds, and the maximum for fractions of epochs and for gaps."""
     figures = {key: statistics.mean(row[key] for row in found) for key in found[0]}
     worst = [key for key in found[0] if key.endswith(("_epoch_share", "_gap"))]
     return figures | {f"{key}_max": max(row[key] for row in found) for key in worst} | {"seeds": len(found)}
 
 
 def main() -> None:
-    """Print the table and the figures, and keep them."""
+    """Print the table and the figures, and save them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help="six small runs on four monuments; nothing is kept in results/"
+        "--quick", action="store_true", help="six small runs on four monuments; results/ is not updated"
     )
     parser.add_argument(
-        "--output", type=Path, help="where dataset and studies are kept (runs/search, runs/search-quick)"
+        "--output",
+        type=Path,
+        help="folder for dataset and studies [default: runs/search, or runs/search-quick with --quick]",
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--schedulers", nargs="+", choices=[*SCHEDULERS], default=[*SCHEDULERS], help="beside grid")
+    parser.add_argument(
+        "--schedulers",
+        nargs="+",
+        choices=[*SCHEDULERS],
+        default=[*SCHEDULERS],
+        help="schedulers to run in addition to the grid",
+    )
     arguments = parser.parse_args()
     output = arguments.output or Path("runs/search-quick" if arguments.quick else "runs/search")
     quick = arguments.quick

@@ -1,4 +1,4 @@
-"""Studies as commands, for the benchmarks of `landmark tune`: the space's file is written, the command line made and run."""
+"""Runs studies as commands for the benchmarks of `landmark tune`: writes the space file and starts the command."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def tune_command(space: Mapping[str, Any], dataset: str, output: Path, name: str, *flags: str) -> list[str]:
-    """Return the command of a study, its space written to a file beside the study's folder."""
+    """Return the command of a study, and write its space to a file next to the study's folder."""
     output.mkdir(parents=True, exist_ok=True)
     file = output / f"{name}.yaml"
     file.write_text(yaml.safe_dump(dict(space), sort_keys=False))
@@ -22,7 +22,7 @@ def tune_command(space: Mapping[str, Any], dataset: str, output: Path, name: str
 
 
 def run_together(commands: Sequence[Sequence[str]]) -> tuple[float, list[str]]:
-    """Run commands beside each other; returns the wall time until the last one's end, seconds, and what each printed."""
+    """Run commands in parallel. Returns the wall time until the last one ends, seconds, and the output of each."""
     start = time.perf_counter()
     jobs = [
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

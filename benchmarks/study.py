@@ -1,17 +1,17 @@
-"""Whether a study stays light over many trials, and what a kill of its driver costs.
+"""Resources of a study with many trials, and the cost of a killed driver.
 
 Run: python benchmarks/study.py [--quick] [--only NAME …]. Two parts:
-- many: 200 trials of a second or less. The driver's memory (RSS), that of all processes below it, and the seconds a trial are
-  compared between the last quarter of the trials and the second one.
-- kills: a study's process group is killed (SIGKILL) at one moment, which the study's journal tells, and the same command is
-  run again at once, until the study ends; for each scheduler, and for trials of two workers. Beside it the same study undisturbed.
-  ended_again: trials that had ended before the kill and were trained again (0 is right). epochs_twice: epochs whose report
-  the journal has twice. epochs_cut: what the running trials had done, at most, of the epochs that the kill cut short, told
-  by the time since their last reports.
-  lost_s: wall time beyond the undisturbed study's. same_best, same_trials: whether the best trial, and how many trials,
-  have the undisturbed study's metric; asynchronous schedulers may decide otherwise where trials come in another order.
-  left_s: how long the processes that the killed one had started lived on; null: until the study ended.
-Everything runs on CPUs. The last line is JSON, kept in benchmarks/results/study.json; figures of parts that were not run stay there.
+- many: 200 trials of a second or less. Compares the driver's memory (RSS), that of its descendants, and the seconds per
+trial between the second and the last quarter of the trials.
+- kills: a study's process group is killed (SIGKILL) at one moment, taken from the study's journal. The same command is
+started again immediately, until the study ends. This is done for each scheduler, and for trials of two workers, and
+compared with the same study undisturbed. ended_again: trials that had ended before the kill and were trained again
+(expected: 0). epochs_twice: epochs with two reports in the journal. epochs_cut: upper bound of the work of the running
+trials that the kill discarded, in epochs, from the time since their last reports. lost_s: wall time beyond that of the
+undisturbed study. same_best, same_trials: whether the best trial, and how many trials, have the undisturbed study's
+metric. Asynchronous schedulers can decide differently if trials report in another order. left_s: how long the processes
+started by the killed one survived; null: until the study ended. Everything runs on CPUs. The last line is JSON, saved
+to benchmarks/results/study.json. Figures of parts that were not run are kept.
 """
 
 import argparse
@@ -49,12 +49,12 @@ MANY, QUICK_MANY = 200, 40
 EPOCHS = 9
 ROOM = ("--workers.cpus", "1", "--max-concurrent", "2", "--cluster.cpus", "2")
 PAIRS = ("--workers.cpus", "1", "--workers.count", "2", "--max-concurrent", "1", "--cluster.cpus", "3")
-"""Two workers of a CPU each, and half a CPU for their readers."""
+"""Two workers with one CPU each, and half a CPU for their readers."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Case:
-    """A kind of study that is killed, and when."""
+    """A kind of study to kill, and the moments."""
 
     label: str
     scheduler: dict[str, Any]
@@ -101,11 +101,11 @@ MOMENTS: dict[str, Moment] = {
     "some paused": lambda ledger, case: len(ledger.begun) >= case.at_a_time + 2,
     "half ended": lambda ledger, case: len(ledger.ended) >= case.trials // 2,
 }
-"""What the journal tells when the kill befalls; within an epoch: half an epoch's time after that."""
+"""Conditions on the journal for each kill. within an epoch: half an epoch's time after that."""
 
 
 class StudyProcess:
-    """The command of a study, in a process group of its own."""
+    """The command of a study, in its own process group."""
 
     def __init__(self, space: dict[str, Any], dataset: str, output: Path, name: str, *flags: str) -> None:
         self.command = tune_command(space, dataset, output, name, *flags)
@@ -115,20 +115,20 @@ class StudyProcess:
         atexit.register(self.close)
 
     def close(self) -> None:
-        """End it where it still runs: it would outlive an interrupted benchmark."""
+        """Kill it if it is still running. It would outlive an interrupted benchmark."""
         if self.job is not None and self.job.poll() is None:
             self.kill()
 
     def start(self) -> psutil.Process:
         """Start it, or start it again."""
-        # So that it ends with the benchmark. Here, as Ray, which has packed the dataset, takes the handler away.
+        # Ends it with the benchmark. Set here, because Ray, which packed the dataset, replaces the handler.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
         with self.log.open("a") as log:
             self.job = subprocess.Popen(self.command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
         return psutil.Process(self.job.pid)
 
     def wait(self, moment: str, case: Case) -> bool:
-        """Wait for a moment; False where the study ended before it."""
+        """Wait for a moment. Returns False if the study ended before it."""
         assert self.job is not None
         deadline = time.monotonic() + DEADLINE_S
         while not MOMENTS[moment](ledger := read_ledger(self.study), case):
@@ -140,7 +140,7 @@ class StudyProcess:
         return self.job.poll() is None
 
     def kill(self) -> list[psutil.Process]:
-        """Kill it and its process group; returns the other processes below it, which are to end by themselves."""
+        """Kill it and its process group. Returns its other descendants, which must end on their own."""
         assert self.job is not None
         below = psutil.Process(self.job.pid).children(recursive=True)
         os.killpg(self.job.pid, signal.SIGKILL)
@@ -148,7 +148,7 @@ class StudyProcess:
         return below
 
     def outlived(self, others: list[psutil.Process]) -> float | None:
-        """Return after how many seconds the others had ended; None where some were there when the study ended: these are killed."""
+        """Return the seconds until the others had ended. None if some survived the study; these are killed."""
         assert self.job is not None
         start = time.perf_counter()
         while any(map(lives, others)):
@@ -160,7 +160,7 @@ class StudyProcess:
         return time.perf_counter() - start
 
     def end(self) -> None:
-        """Wait until it ends well."""
+        """Wait until it exits successfully."""
         assert self.job is not None
         try:
             code = self.job.wait(DEADLINE_S)
@@ -168,7 +168,7 @@ class StudyProcess:
             self.kill()
             code = None
         if code != 0:
-            state = f"ended with {code}" if code is not None else f"had not ended after {DEADLINE_S} s"
+            state = f"ended with {code}" if code is not None else f"did not end within {DEADLINE_S} s"
             raise SystemExit(f"{self.study.name}: {state}: {self.log.read_text()[-2000:]}")
 
     def summary(self) -> dict[str, Any]:
@@ -176,13 +176,13 @@ class StudyProcess:
         return json.loads((self.study / "study.json").read_text())
 
     def board(self) -> dict[str, tuple[str, str]]:
-        """Return each trial's epochs and best metric, as its leaderboard has them."""
+        """Return each trial's epochs and best metric from its leaderboard."""
         rows = csv.DictReader((self.study / "leaderboard.csv").open())
         return {row["trial"]: (row["epochs_run"], row["val_top1"]) for row in rows}
 
 
 def lives(process: psutil.Process) -> bool:
-    """Return whether a process is there and does anything."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -190,7 +190,7 @@ def lives(process: psutil.Process) -> bool:
 
 
 def undisturbed(study: StudyProcess) -> float:
-    """Run a study to its end; returns its wall time, seconds."""
+    """Run a study to its end. Returns its wall time, seconds."""
     start = time.perf_counter()
     study.start()
     study.end()
@@ -198,7 +198,7 @@ def undisturbed(study: StudyProcess) -> float:
 
 
 def killed(study: StudyProcess, moment: str, case: Case, reference: StudyProcess, seconds: float) -> dict[str, Any]:
-    """Run a study with a kill at a moment; returns the row of the table."""
+    """Run a study with a kill at a moment. Returns the row of the table."""
     start = time.perf_counter()
     study.start()
     if not study.wait(moment, case):
@@ -230,7 +230,7 @@ def killed(study: StudyProcess, moment: str, case: Case, reference: StudyProcess
 
 
 def kills(folder: Path, cases: list[Case], *, quick: bool) -> dict[str, dict[str, Any]]:
-    """Kill each case's study at each of its moments; returns the table's rows."""
+    """Kill each case's study at each of its moments. Returns the table's rows."""
     dataset = str(folder / "dataset")
     prepare(
         PrepareConfig(
@@ -252,21 +252,21 @@ def kills(folder: Path, cases: list[Case], *, quick: bool) -> dict[str, dict[str
 
 
 def shown(row: dict[str, Any]) -> str:
-    """Return a row for reading."""
+    """Return a row as text."""
     return ", ".join(
         f"{key} {value:.1f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
     )
 
 
 class Memory:
-    """Samples of a driver's memory and of that of all processes below it, MiB, by unix time."""
+    """Memory samples of a driver and of its descendants, MiB, by unix time."""
 
     def __init__(self, driver: psutil.Process) -> None:
         self.driver = driver
         self.samples: list[tuple[float, float, float]] = []
 
     def sample(self) -> None:
-        """Take a sample; nothing where the driver has ended."""
+        """Take a sample, unless the driver has ended."""
         try:
             own = self.driver.memory_info().rss
             below = [self._rss(process) for process in self.driver.children(recursive=True)]
@@ -281,7 +281,7 @@ class Memory:
             return 0
 
     def growth(self, early: tuple[float, float], late: tuple[float, float]) -> tuple[float, float]:
-        """Return by how much the means of two spans of time differ: of the driver, of all below it."""
+        """Return the difference between the means of two time spans: of the driver, of its descendants."""
 
         def mean(span: tuple[float, float], column: int) -> float:
             return statistics.mean(sample[column] for sample in self.samples if span[0] <= sample[0] <= span[1])
@@ -290,7 +290,7 @@ class Memory:
 
 
 def many(folder: Path, trials: int) -> dict[str, float]:
-    """Run a study of many short trials; returns how its memory and its pace change."""
+    """Run a study of many short trials. Returns the changes of memory and time per trial."""
     dataset = write_packed(folder / "tiny", {"train": [64], "val": [32], "test": [24]}).location.uri
     space = {
         "recipe": {
@@ -328,7 +328,7 @@ def many(folder: Path, trials: int) -> dict[str, float]:
 
 
 def rounded(values: dict[str, Any]) -> dict[str, Any]:
-    """Return values, and those within them, with three digits after the point."""
+    """Return values, including nested ones, rounded to three decimal places."""
     return {
         key: rounded(value) if isinstance(value, dict) else round(value, 3) if isinstance(value, float) else value
         for key, value in values.items()
@@ -336,7 +336,7 @@ def rounded(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep(figures: dict[str, Any]) -> None:
-    """Write the figures to results/study.json; those of parts that were not run stay."""
+    """Write the figures to results/study.json. Figures of parts that were not run are kept."""
     file = Path(__file__).with_name("results") / "study.json"
     before = json.loads(file.read_text()) if file.exists() else {}
     kills = before.get("kills", {}) | figures.get("kills", {})
@@ -344,10 +344,10 @@ def keep(figures: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Print the figures and the table, and keep them."""
+    """Print the figures and the table, and save them."""
     names = ["many", *(case.label for case in CASES)]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="40 trials, and the last moment of each kind of study")
+    parser.add_argument("--quick", action="store_true", help="40 trials, and only the last moment per kind of study")
     parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME", help=", ".join(names))
     arguments = parser.parse_args()
     figures: dict[str, Any] = {}

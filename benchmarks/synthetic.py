@@ -1,6 +1,6 @@
-"""How fast synthetic landmarks are drawn, and how hard they are: a linear model on pixels beside a small CNN.
+"""Drawing speed and difficulty of synthetic landmarks: a linear model on pixels compared with a small CNN.
 
-Run: python benchmarks/synthetic.py [--epochs 10]. The last line is JSON, kept in benchmarks/results/synthetic.json.
+Run: python benchmarks/synthetic.py [--epochs 10]. The last line is JSON, saved to benchmarks/results/synthetic.json.
 """
 
 import argparse
@@ -41,7 +41,7 @@ DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def drawing_rates(size: int) -> dict[str, float]:
-    """Return images/s of one core: drawing whole images, and as a limit the shrinking and encoding alone."""
+    """Return images/s of one core: drawing complete images, and, as an upper bound, only resizing and encoding."""
     config = SyntheticConfig(classes=100, images=DRAWN, image_size=size)
     rows = plan_images(config, 0).to_pylist()
     for row in rows[:50]:
@@ -59,7 +59,7 @@ def drawing_rates(size: int) -> dict[str, float]:
 
 
 def pixels_of(dataset: PackedDataset, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a split's centre crops as standardised pixels (n, 3 * side^2) and its labels (n,)."""
+    """Return a split's center crops as standardized pixels (n, 3 * side^2) and its labels (n,)."""
     with Loader(dataset, split, LoaderConfig(image_size=LINEAR_SIDE, batch_size=256)) as loader:
         batches = list(loader.epoch(1))
     images = np.concatenate([batch.images for batch in batches]).reshape(-1, 3 * LINEAR_SIDE**2)
@@ -68,7 +68,10 @@ def pixels_of(dataset: PackedDataset, split: str) -> tuple[torch.Tensor, torch.T
 
 
 def linear_top1(dataset: PackedDataset) -> float:
-    """Return test top-1 of multinomial logistic regression on pixels, its weight decay chosen on the validation split."""
+    """Return test top-1 of multinomial logistic regression on pixels.
+
+    Its weight decay is selected on the validation split.
+    """
     (x, y), (val_x, val_y), (test_x, test_y) = (pixels_of(dataset, split) for split in ("train", "val", "test"))
     found = []
     for decay in DECAYS:
@@ -89,7 +92,7 @@ def linear_top1(dataset: PackedDataset) -> float:
 
 
 def main() -> None:
-    """Print the figures, and keep them."""
+    """Print the figures and save them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=10)
     epochs = parser.parse_args().epochs
@@ -113,7 +116,7 @@ def main() -> None:
         test = evaluate_checkpoint(locate(run.run) / run.best_checkpoint, dataset, "test")
         figures["cnn_top1"] = test.tally.top_k(1)
         figures["majority_top1"] = majority_top_k(test.train_counts, test.tally.support, 1)
-    print(f"drawing: {figures['images_per_s_core']:.0f} images/s a core at 128 px")
+    print(f"drawing: {figures['images_per_s_core']:.0f} images/s per core at 128 px")
     print(
         f"test top-1: linear {figures['linear_top1']:.1%}, CNN {figures['cnn_top1']:.1%}, majority {figures['majority_top1']:.1%}"
     )

@@ -1,6 +1,6 @@
-"""What users have today: torch's DataLoader with Pillow over an image folder, and the usual loop, alone or by torchrun.
+"""The baseline: torch's DataLoader with Pillow over an image folder, and a plain loop, optionally with torchrun.
 
-Run by benchmarks/train.py; by itself: torchrun --nproc-per-node 2 benchmarks/torchrun_peer.py FOLDER --model resnet18
+Run by benchmarks/train.py, or directly: torchrun --nproc-per-node 2 benchmarks/torchrun_peer.py FOLDER --model resnet18
 --size 128 --batch 32 --epochs 3 [--mock]. Rank 0 prints one JSON line with the images/s of each epoch over all ranks.
 """
 
@@ -22,7 +22,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def folder_loader(folder: str, size: int, batch: int, workers: int, sampler: Sampler | None = None) -> DataLoader:
-    """Return the loader of a folder's images, augmented as ours are: crops, flips, normalised floats."""
+    """Return the loader of a folder's images, augmented as in landmark: crops, flips, normalized floats."""
     varied = v2.Compose(
         [
             v2.RandomResizedCrop(size, scale=(0.35, 1.0), ratio=(3 / 4, 4 / 3)),
@@ -45,7 +45,7 @@ def folder_loader(folder: str, size: int, batch: int, workers: int, sampler: Sam
 
 
 class PlainStep:
-    """The step of any tutorial: fp32, SGD."""
+    """A plain training step: fp32, SGD."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.model = model.train()
@@ -53,7 +53,7 @@ class PlainStep:
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
 
     def run(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """Take one step."""
+        """Execute one step."""
         images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
         loss = nn.functional.cross_entropy(self.model(images), labels)
         self.optimizer.zero_grad()
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def mocked(loader: DataLoader, arguments: argparse.Namespace) -> Iterator[Pair]:
-    """Yield as many batches, always the same one."""
+    """Yield the same batch as often as the loader yields batches."""
     images = torch.randn(arguments.batch, 3, arguments.size, arguments.size)
     labels = torch.zeros(arguments.batch, dtype=torch.int64)
     for _ in range(len(loader)):

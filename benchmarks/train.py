@@ -1,12 +1,13 @@
-"""How fast training is: ours, what users have today, and what compute and decoding together allow; alone and by two workers.
+"""Training throughput: landmark, a plain PyTorch loop, and the upper bound of compute and decoding; 1 and 2 workers.
 
-Run: python benchmarks/train.py [--quick]. For ResNet-50 at 224 px and ResNet-18 at 128 px, in fp32 where there is no GPU:
-- ours: the packed dataset through Loader and TrainStep, as training does, from a folder and from S3;
+Run: python benchmarks/train.py [--quick]. For ResNet-50 at 224 px and ResNet-18 at 128 px, in fp32 if there is no GPU:
+- ours: the packed dataset through Loader and TrainStep, as in training, from a folder and from S3;
 - mock: the same step over one batch in memory; decode: the same loader without a step;
 - the bound: 1 / (1/mock + 1/decode), since both use all cores; with a GPU, the slower of the two;
-- plain: torch's DataLoader with Pillow over an image folder, and the loop of any tutorial.
-All take turns within a round and ratios are medians over rounds, so that a busy machine harms all alike. Then two workers of
-ours over Ray Train beside two of torchrun, each with half of the cores. The last line is JSON, kept in benchmarks/results/train.json.
+- plain: torch's DataLoader with Pillow over an image folder, and a plain training loop.
+All alternate within a round and ratios are medians over rounds, so that other load affects all of them. Then two
+workers of landmark on Ray Train are compared with two of torchrun, each with half of the cores. The last line is JSON,
+saved to benchmarks/results/train.json.
 """
 
 import argparse
@@ -29,7 +30,7 @@ CORES = len(os.sched_getaffinity(0))
 os.environ.update(
     AWS_ACCESS_KEY_ID="benchmark", AWS_SECRET_ACCESS_KEY="benchmark-secret", AWS_REGION="us-east-1",
     OMP_NUM_THREADS=str(CORES), PYTHONPATH=str(ROOT), KINETO_LOG_LEVEL="5",
-    RAY_worker_niceness="0",  # as torchrun's processes: Ray gives its own 15, and loses to whatever else runs
+    RAY_worker_niceness="0",  # as torchrun's processes; Ray's default of 15 loses CPU time to others
 )  # fmt: skip
 
 import pyarrow.parquet as pq
@@ -69,22 +70,22 @@ CLASSES = 20
 DEVICE = default_device()
 FP32 = ComputeConfig(amp="off") if DEVICE.type == "cpu" else ComputeConfig()
 Take = Callable[[int], None]
-"""Trains on, or decodes, so many batches."""
+"""Trains on, or decodes, this number of batches."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Case:
-    """One network at one image size."""
+    """One model at one image size."""
 
     backbone: str
     size: int
     batch: int
     steps: int
-    """Steps that a turn times."""
+    """Steps per turn."""
 
 
 class Alone:
-    """A session of one rank that keeps nothing."""
+    """A session of one rank that stores nothing."""
 
     rank = 0
     world_size = 1
@@ -100,7 +101,7 @@ class Alone:
 
 
 def make_datasets(folder: Path, images: int, server: Seaweed) -> tuple[PackedDataset, PackedDataset]:
-    """Draw and pack images, into a folder and a bucket, and write the training images out as an image folder."""
+    """Draw and pack images, into a folder and a bucket, and write the training images as an image folder."""
     prepare(
         PrepareConfig(
             output=str(folder / "packed"),
@@ -123,7 +124,7 @@ def make_datasets(folder: Path, images: int, server: Seaweed) -> tuple[PackedDat
 
 
 class Contest:
-    """All that take turns over one case."""
+    """All methods that alternate on one case."""
 
     def __init__(self, case: Case, local: PackedDataset, remote: PackedDataset, folder: Path) -> None:
         self.case = case
@@ -200,7 +201,7 @@ class Contest:
             torch.cuda.synchronize()
 
     def round(self) -> dict[str, float]:
-        """Return the images/s of each, in turns; one step before the clock starts fills its queues again."""
+        """Return the images/s of each method, alternating. One step before the clock starts fills its queues again."""
         rates = {}
         for name, take in self.takes.items():
             take(1)
@@ -213,7 +214,7 @@ class Contest:
         return rates
 
     def profile(self) -> dict[str, float]:
-        """Return where an image's time goes: seconds a step for each part, and for waiting for batches."""
+        """Return the seconds per step of each part, and of waiting for batches."""
         waited = 0.0
         with torch.profiler.profile() as profiler:
             for _ in range(2):
@@ -230,7 +231,7 @@ class Contest:
 
 
 def measure(case: Case, rounds: int, datasets: tuple[PackedDataset, PackedDataset], folder: Path) -> dict[str, float]:
-    """Run one case's rounds; returns its figures."""
+    """Run one case's rounds and return its figures."""
     contest = Contest(case, *datasets, folder)
     found = [contest.round() for _ in range(rounds)]
     name = case.backbone
@@ -248,16 +249,16 @@ def measure(case: Case, rounds: int, datasets: tuple[PackedDataset, PackedDatase
     parts = contest.profile()
     whole = sum(parts.values())
     told = ", ".join(f"{part} {seconds / whole:.1%}" for part, seconds in sorted(parts.items(), key=lambda p: -p[1]))
-    print(f"  of a step's time: {told}; decoding runs beside it, {1e3 / rates['decode']:.2f} ms of all cores an image")
+    print(f"  step time: {told}; decoding runs in parallel, {1e3 / rates['decode']:.2f} ms of all cores per image")
     if DEVICE.type == "cuda":
         figures[f"{name}_gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
     return figures
 
 
 def two_workers(case: Case, rounds: int, dataset: PackedDataset, folder: Path) -> dict[str, float]:
-    """Compare two workers of ours with two of torchrun, from the disk and from memory, in turns: steady epochs alone."""
+    """Compare two workers of landmark and of torchrun, from disk and memory, alternating. Only steady epochs count."""
     epochs = 3
-    os.environ["OMP_NUM_THREADS"] = str(max(1, CORES // 2))  # Ray starts here, and hands it to its workers
+    os.environ["OMP_NUM_THREADS"] = str(max(1, CORES // 2))  # Ray starts here and passes it to its workers
     found: dict[str, list[float]] = {"ours": [], "torchrun": [], "mock": []}
     for number in range(rounds):
         config = TrainConfig(
@@ -303,7 +304,7 @@ def torchrun(folder: Path, case: Case, epochs: int, extra: list[str]) -> float:
 
 
 def cases(*, quick: bool) -> list[Case]:
-    """Return what is measured: sizes for minutes on two cores, or for a GPU."""
+    """Return the cases: sizes for minutes on two cores, or for a GPU."""
     if DEVICE.type == "cuda":
         return [
             Case(backbone="resnet50", size=224, batch=128, steps=5 if quick else 30),
@@ -316,9 +317,9 @@ def cases(*, quick: bool) -> list[Case]:
 
 
 def main() -> None:
-    """Print the figures, and keep them."""
+    """Print the figures and save them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="smaller batches and fewer images")
+    parser.add_argument("--quick", action="store_true", help="use smaller batches and fewer images")
     parser.add_argument("--output", default=str(Path(__file__).with_name("results") / "train.json"))
     arguments = parser.parse_args()
     rounds = 3

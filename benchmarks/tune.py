@@ -1,14 +1,14 @@
-"""What a study costs beside its training: the same short trials as plain calls, by `landmark tune`, and the textbook way.
+"""Overhead of a study: the same short trials as plain calls, with `landmark tune`, and with a textbook Ray Tune script.
 
-Run: python benchmarks/tune.py [--quick]. The trials differ in their learning rate alone: ResNet-18 at 64 px on drawn landmarks,
-one thread each, two at a time, on CPUs. Each way is timed from the start of its processes to their end:
-- plain: two processes that import torch once and call run_training for their half of the trials, one after the other;
-- ours: the command `landmark tune`, which starts Ray; that start is timed apart as well;
-- textbook: a Ray Tune function that builds a TorchTrainer with Ray Data (benchmarks/tune_peers.py). It is run once, on a
-  cluster of more logical CPUs, without which its data tasks never start. With --quick it runs fewer trials, and the time of
-  these is scaled to all: textbook_trials says how many were run.
-plain and ours take turns, the first one alternating; ratios are medians over rounds. Both train the same: same_results counts the
-trials with equal validation metrics. The last line is JSON, kept in benchmarks/results/tune.json.
+Run: python benchmarks/tune.py [--quick]. The trials differ only in their learning rate: ResNet-18 at 64 px on synthetic
+landmarks, one thread each, two at a time, on CPUs. Each way is timed from the start of its processes to their end:
+- plain: two processes that import torch once and call run_training for their half of the trials, in sequence;
+- ours: the command `landmark tune`, which starts Ray; that start is also timed separately;
+- textbook: a Ray Tune function that builds a TorchTrainer with Ray Data (benchmarks/tune_peers.py). It runs once, on a
+cluster with more logical CPUs, because its data tasks would otherwise never start. With --quick it runs fewer trials,
+and their time is scaled to all: textbook_trials is the number of trials that ran. plain and ours alternate, and also
+alternate in which is first. Ratios are medians over rounds. Both train the same: same_results counts the trials with
+equal validation metrics. The last line is JSON, saved to benchmarks/results/tune.json.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
 os.environ.update(
     OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="",
-    RAY_worker_niceness="0",  # as the plain calls' processes: Ray gives its own 15, and loses to whatever else runs
+    RAY_worker_niceness="0",  # as the plain calls' processes; Ray's default of 15 loses CPU time to others
 )  # fmt: skip
 
 import ray
@@ -37,7 +37,7 @@ from landmark.commands.prepare import prepare
 from landmark.config import PackingConfig, PrepareConfig, SyntheticConfig
 
 SIZE, CLASSES, IMAGES = 64, 10, 430
-"""Pixels, landmarks, and images of all splits together: some 300 are trained on."""
+"""Pixels, landmarks, and images of all splits: about 300 are training images."""
 RATES = (0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.003, 0.002)
 RECIPE = {
     "epochs": 3,
@@ -51,7 +51,7 @@ PEERS = str(ROOT / "benchmarks" / "tune_peers.py")
 
 
 class Contest:
-    """The ways over the same trials; each turn has a folder of its own."""
+    """The three ways on the same trials. Each turn has its own folder."""
 
     def __init__(self, folder: Path, rates: tuple[float, ...]) -> None:
         self.folder = folder
@@ -66,7 +66,7 @@ class Contest:
         ray.shutdown()
 
     def job(self, output: Path) -> str:
-        """Write the trials as the peers read them; returns the file."""
+        """Write the trials in the format of the peers. Returns the file."""
         output.mkdir(parents=True)
         trials = {
             f"trial{number}": {**RECIPE, "optimizer": {**RECIPE["optimizer"], "lr": rate}}
@@ -83,7 +83,7 @@ class Contest:
         return run_together([[sys.executable, PEERS, "plain", job, str(part), parts] for part in range(AT_A_TIME)])[0]
 
     def ours(self, output: Path) -> tuple[float, dict[str, Any]]:
-        """Return the seconds of `landmark tune`, and what its study.json says."""
+        """Return the seconds of `landmark tune`, and its study.json."""
         space = {"recipe": RECIPE, "parameters": {"optimizer.lr": {"grid": list(self.rates)}}}
         room = ["--max-concurrent", str(AT_A_TIME), "--workers.cpus", "1", "--cluster.cpus", str(AT_A_TIME)]
         command = tune_command(space, self.dataset, output, "study", *room, "--test", "none")
@@ -91,7 +91,7 @@ class Contest:
         return seconds, json.loads((output / "study" / "study.json").read_text())
 
     def textbook(self, trials: int) -> tuple[float, float]:
-        """Return the textbook's seconds, scaled to all trials, and those of them that start Ray."""
+        """Return the textbook script's seconds, scaled to all trials, and its seconds for starting Ray."""
         output = self.folder / "textbook"
         seconds, _ = run_together([[sys.executable, PEERS, "textbook", self.job(output), str(trials)]])
         parts = json.loads((output / "times.json").read_text())
@@ -118,7 +118,7 @@ class Contest:
         }
 
     def same(self, plain: Path, study: Path) -> int:
-        """Return how many trials have the same best validation metric both ways."""
+        """Return how many trials have the same best validation metric in both ways."""
         found = {
             float(row["optimizer.lr"]): float(row["val_top1"])
             for row in csv.DictReader((study / "leaderboard.csv").open())
@@ -129,9 +129,9 @@ class Contest:
 
 
 def main() -> None:
-    """Print the figures, and keep them."""
+    """Print the figures and save them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round of fewer trials, two of the textbook's")
+    parser.add_argument("--quick", action="store_true", help="one round of fewer trials, two for the textbook script")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "tune.json")
     arguments = parser.parse_args()
@@ -156,8 +156,8 @@ def main() -> None:
     }
     print(
         f"{len(rates)} trials, {AT_A_TIME} at a time: plain calls {figures['plain_s']:.1f} s, landmark tune "
-        f"{figures['ours_s']:.1f} s (of which Ray's start {figures['ray_start_s']:.1f} s), textbook {textbook_s:.1f} s; "
-        f"a trial's start {figures['trial_start_s']:.2f} s; {figures['same_results']:.0f} trials with equal results"
+        f"{figures['ours_s']:.1f} s (including Ray's start {figures['ray_start_s']:.1f} s), textbook {textbook_s:.1f} s; "
+        f"start of a trial {figures['trial_start_s']:.2f} s; {figures['same_results']:.0f} trials with equal results"
     )
     line = json.dumps({key: round(value, 3) for key, value in figures.items()})
     arguments.output.write_text(line + "\n")

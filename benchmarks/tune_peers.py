@@ -1,14 +1,15 @@
-"""What `landmark tune` is compared with: the same trials as plain Python calls, and the textbook way of Ray's own guides.
+"""Baselines for `landmark tune`: the same trials as plain Python calls, and the textbook way of Ray's own guides.
 
 Run by benchmarks/tune.py, which writes JOB, a JSON file of dataset, output and trials (name -> recipe):
-- python benchmarks/tune_peers.py plain JOB PART PARTS: every PARTS-th trial by run_training, one after the other;
-- python benchmarks/tune_peers.py textbook JOB TRIALS: the first trials by a Ray Tune function that builds a TorchTrainer, with
-  Ray Data for the images and TuneReportCallback for the metrics (docs.ray.io, "Hyperparameter Tuning with Ray Tune"), two at a
-  time. Its seconds of ray.init and of Tuner.fit go into times.json in the job's output;
-- python benchmarks/tune_peers.py connect: prints the seconds that a command's connection to a Ray of its own takes.
+- python benchmarks/tune_peers.py plain JOB PART PARTS: every PARTS-th trial by run_training, in sequence;
+- python benchmarks/tune_peers.py textbook JOB TRIALS: the first trials by a Ray Tune function that builds a
+  TorchTrainer, with
+Ray Data for the images and TuneReportCallback for the metrics (docs.ray.io, "Hyperparameter Tuning with Ray Tune"), two
+at a time. Its seconds of ray.init and of Tuner.fit are written to times.json in the job's output;
+- python benchmarks/tune_peers.py connect: prints the seconds for starting Ray and connecting to it.
 """
 
-# Imports lie in the functions: the plain calls pay for torch alone.
+# Imports are inside the functions, so that the plain calls only import torch.
 import io
 import json
 import sys
@@ -19,8 +20,9 @@ from typing import Any
 
 AT_A_TIME = 2
 TEXTBOOK_CPUS = 8
-"""Logical CPUs of the textbook's cluster: a trial's function, its worker and the tasks that read and decode want one each, and
-with as many as two cores nothing would ever start."""
+"""Logical CPUs of the textbook cluster. A trial's function, its worker and its read and decode tasks need one each.
+With only two CPUs nothing would ever start.
+"""
 
 
 def plain(job: dict[str, Any], part: int, parts: int) -> None:
@@ -34,7 +36,7 @@ def plain(job: dict[str, Any], part: int, parts: int) -> None:
 
 
 class Decode:
-    """Turns a batch of JPEG bytes into normalised floats, as the guides do it with torchvision's transforms."""
+    """Converts a batch of JPEG bytes into normalized floats with torchvision's transforms, as in the guides."""
 
     def __init__(self, size: int, *, train: bool) -> None:
         import torch
@@ -51,7 +53,7 @@ class Decode:
         self.transform = v2.Compose([*views, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), normalize])
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Decode and transform a batch's images."""
+        """Decode and transform a batch of images."""
         import numpy as np
         from PIL import Image
 
@@ -60,7 +62,7 @@ class Decode:
 
 
 def train_fn_per_worker(config: dict[str, Any]) -> None:
-    """Train and validate, reporting metrics and a checkpoint after every epoch."""
+    """Train and validate, and report metrics and a checkpoint after every epoch."""
     import ray.train
     import ray.train.torch
     import torch
@@ -122,7 +124,7 @@ def train_driver_fn(config: dict[str, Any]) -> None:
 
 
 def textbook(job: dict[str, Any], trials: int) -> None:
-    """Run the first trials by Ray Tune, Ray Train and Ray Data."""
+    """Run the first trials with Ray Tune, Ray Train and Ray Data."""
     import ray
     import ray.tune
 
@@ -144,13 +146,13 @@ def textbook(job: dict[str, Any], trials: int) -> None:
     results = tuner.fit()
     short = [result for result in results if (result.metrics or {}).get("epoch") != recipes[0]["epochs"]]
     if results.errors or short:
-        raise SystemExit(f"{len(short)} of {trials} trials did not come to their end: {results.errors[:1]}")
+        raise SystemExit(f"{len(short)} of {trials} trials did not finish: {results.errors[:1]}")
     times = {"connect_s": connected - start, "fit_s": time.perf_counter() - connected}
     (Path(job["output"]) / "times.json").write_text(json.dumps(times))
 
 
 def connect_s() -> float:
-    """Return what starting Ray and connecting to it takes, as `landmark tune` does it."""
+    """Return the seconds for starting Ray and connecting to it, as `landmark tune` does."""
     from landmark.config import ClusterConfig
     from landmark.runtime import connect
 
@@ -160,7 +162,7 @@ def connect_s() -> float:
 
 
 def main(way: str, *arguments: str) -> None:
-    """Run one way."""
+    """Run one of the ways."""
     if way == "connect":
         print(connect_s())
         return

@@ -1,11 +1,11 @@
-"""Prints what the project and its extras named as arguments require, one requirement a line, for the image."""
+"""Prints the requirements of the project and of the extras given as arguments, one per line, for the image build."""
 
 import configparser
 import sys
 
 
 def requirements(extras: list[str]) -> list[str]:
-    """Return the requirements that setup.cfg in this folder lists."""
+    """Return the requirements in setup.cfg of the current folder."""
     setup = configparser.ConfigParser()
     setup.read("setup.cfg")
     texts = [setup["options"]["install_requires"], *(setup["options.extras_require"][extra] for extra in extras)]

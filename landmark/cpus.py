@@ -1,4 +1,4 @@
-"""The CPUs that this process may use: of its affinity, its cgroup's quota and Ray's limit."""
+"""The number of CPUs that this process may use, from its affinity, its cgroup's quota and Ray's limit."""
 
 import math
 import os
@@ -7,10 +7,11 @@ from pathlib import Path
 
 
 def available_cpus(root: Path = Path("/")) -> int:
-    """Return the CPUs that this process may use, 1 or more.
+    """Return the number of CPUs that this process may use, 1 or more.
 
-    OMP_NUM_THREADS where it is set: Ray sets it to a worker's CPUs. Else the CPUs of the process's affinity, or the quota of
-    its cgroup or of one above it, rounded up, if that is smaller. root: where /proc and /sys are found.
+    OMP_NUM_THREADS is used if it is set, because Ray sets it to a worker's CPUs. Otherwise, it is the minimum of the
+    process's affinity and the rounded-up quotas of its cgroups and their parents. root: the folder that contains /proc
+    and /sys.
     """
     text = os.environ.get("OMP_NUM_THREADS", "")
     if text.isdigit() and int(text) > 0:
@@ -19,7 +20,7 @@ def available_cpus(root: Path = Path("/")) -> int:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Yield the CPU quotas of this process's cgroups, versions 1 and 2, and of those above them."""
+    """Yield the CPU quotas of this process's cgroups, versions 1 and 2, and of their parents."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -34,7 +35,7 @@ def _quotas(root: Path) -> Iterator[float]:
         else:
             continue
         for top, quota in found:
-            # In a container the path may be the host's, of which only the top is visible here.
+            # In a container, the path may be the host's, of which only the top is visible.
             folder = top / path.strip("/")
             for each in (folder, *folder.parents):
                 try:

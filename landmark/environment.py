@@ -1,4 +1,4 @@
-"""What a run was made with: the command, package versions, the machine and the cluster; kept with its results."""
+"""The environment of a run for its results: the command, package versions, the machine and the cluster."""
 
 import datetime
 import importlib.metadata
@@ -16,16 +16,20 @@ from landmark import __version__
 from landmark.config import mask_credentials
 
 PACKAGES = ("ray", "torch", "torchvision", "timm", "pyarrow", "numpy", "pandas", "simplejpeg", "opencv-python-headless")
-"""Packages that results depend on, besides landmark itself."""
+"""Packages that affect results, in addition to landmark."""
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return what this process runs with, ready for JSON.
+    """Return this process's environment, ready for JSON.
 
-    command: as it can be typed again. started: when this process began, ISO 8601 in UTC. python, platform: text. packages:
-    name -> version of those installed. machine: cpu (its name), cpus (logical ones), memory_gib, gpus (names). cluster
-    (where this process is connected to Ray): nodes, cpus, gpus, memory_gib, accelerators (names). Names of hosts and
-    passwords in URIs are left out.
+    - command: the command line
+    - started: start of this process, ISO 8601 in UTC
+    - python, platform: text
+    - packages: versions of the installed packages, by name
+    - machine: cpu (name), cpus (logical CPUs), memory_gib, gpus (names)
+    - cluster, if this process is connected to Ray: nodes, cpus, gpus, memory_gib, accelerators (names)
+
+    Host names and passwords in URIs are left out.
     """
     started = datetime.datetime.fromtimestamp(psutil.Process().create_time(), datetime.UTC)
     described: dict[str, Any] = {
@@ -47,7 +51,8 @@ def describe_environment() -> dict[str, Any]:
 
 
 def command_line(argv: list[str]) -> str:
-    """Return a process's arguments as a command; a verb that was run as a module is told as the program's verb."""
+    """Return a process's arguments as a command. A command that runs as a module is shown as a subcommand of
+    `landmark`."""
     program = Path(argv[0]) if argv else Path("landmark")
     if program.parent.name == "landmark" and program.suffix == ".py":
         verb = [] if program.stem == "__main__" else [program.stem]
@@ -58,7 +63,7 @@ def command_line(argv: list[str]) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of landmark and of the packages that results depend on, by name; those not installed left out."""
+    """Return the versions of landmark and of installed packages that affect results, by name."""
     found = {"landmark": __version__}
     for name in PACKAGES:
         try:
@@ -69,7 +74,7 @@ def package_versions() -> dict[str, str]:
 
 
 def _cpu_name() -> str:
-    """Return the processor's name; Linux alone has it where it can be read, else the kind of machine."""
+    """Return the processor's name. Only Linux has /proc/cpuinfo, elsewhere it is the kind of machine."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -79,7 +84,7 @@ def _cpu_name() -> str:
 
 
 def _gpu_names() -> list[str]:
-    # Torch is looked at where it is loaded already: it takes seconds, and a process without it used no GPU.
+    # Only if torch is already loaded. Its import takes seconds, and a process without it used no GPU.
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return []

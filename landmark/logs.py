@@ -1,4 +1,4 @@
-"""Structured logs: a process of a run writes one JSON object a line, with its run, trial and rank, to stderr, where Ray keeps it."""
+"""Structured logs: each process of a run writes JSON lines with its run, trial and rank to stderr, which Ray stores."""
 
 import datetime
 import json
@@ -14,7 +14,8 @@ LOG.propagate = False
 
 
 class JsonLines(logging.Formatter):
-    """Each record as one JSON object: time (ISO 8601, UTC), level, event, host, pid, who writes, then the event's own fields."""
+    """Formats a record as one JSON object: time (ISO 8601, UTC), level, event, host, pid, run, trial and rank, then the
+    event's fields."""
 
     def __init__(self, who: dict[str, Any]) -> None:
         super().__init__()
@@ -28,10 +29,10 @@ class JsonLines(logging.Formatter):
 
 
 def begin_log(run: str, trial: str, rank: int) -> None:
-    """Write this process's events to stderr from now on, as those of one rank of a run, or of a study's trial.
+    """Write this process's events to stderr, labeled with run, trial and rank.
 
-    trial is empty for a run of its own. A process that goes on to another trial begins anew. Processes that nobody began
-    a log for, a laptop's own, write none: what a person reads is printed.
+    trial is empty for a run outside a study. Call it again when the process starts another trial. Processes without
+    this call, such as a local command, write no events, because the user sees printed messages.
     """
     for handler in [handler for handler in LOG.handlers if isinstance(handler.formatter, JsonLines)]:
         LOG.removeHandler(handler)
@@ -42,5 +43,5 @@ def begin_log(run: str, trial: str, rank: int) -> None:
 
 
 def log(event: str, **fields: Any) -> None:
-    """Write an event with its fields; `begin_log` says where to."""
+    """Log an event with its fields. `begin_log` sets the destination."""
     LOG.info(event, extra={"fields": fields})

@@ -1,4 +1,4 @@
-"""Progress of anything that takes longer than two seconds: a bar on a terminal, lines with rate and time left in a log."""
+"""Progress of long operations: a bar on a terminal, and lines with rate and remaining time in logs."""
 
 import sys
 import time
@@ -9,20 +9,20 @@ _quiet = False
 
 
 def set_quiet(quiet: bool) -> None:
-    """Show no progress in this process, or show it again."""
+    """Disable or enable progress output in this process."""
     global _quiet
     _quiet = quiet
 
 
 def is_quiet() -> bool:
-    """Return whether this process shows no progress."""
+    """Return whether progress output is disabled in this process."""
     return _quiet
 
 
 class Progress:
-    """Counts up to `total`: a bar on a terminal, a line now and then elsewhere.
+    """Counts up to `total` with a bar on a terminal, or periodic lines elsewhere.
 
-    sink: takes the lines instead of this process's stderr.
+    sink: receives the lines instead of this process's stderr.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Progress:
         self._bar: Any = None
 
     def update(self, count: int, note: str = "") -> None:
-        """Count `count` more as done; `note` is shown behind the rate."""
+        """Add `count` completed items. `note` is shown after the rate."""
         self.done += count
         now = time.monotonic()
         if self.enabled and now - self.shown >= self.interval and self.done < self.total:
@@ -60,7 +60,7 @@ class Progress:
                 print(self.line(note), file=sys.stderr, flush=True)
 
     def line(self, note: str = "") -> str:
-        """Return the line as it stands."""
+        """Return the current progress line."""
         done = f"{self.done:,}/{self.total:,} {self.unit}"
         return ", ".join(filter(None, [f"{self.label}: {done}", *self._pace(), note]))
 
@@ -69,7 +69,7 @@ class Progress:
         return self.done / max(time.monotonic() - self.started, 1e-9)
 
     def clear(self) -> None:
-        """Remove the bar from a terminal, before something else is printed."""
+        """Remove the bar from a terminal before other output."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -80,7 +80,7 @@ class Progress:
         return f"{rate:,.0f}/s", f"{clock(left)} left"
 
     def _show_bar(self, note: str) -> None:
-        from rich import progress  # a twentieth of a second, for terminals only
+        from rich import progress  # takes 0.05 s, only for terminals
         from rich.console import Console
 
         if self._bar is None:
@@ -89,7 +89,7 @@ class Progress:
                 progress.BarColumn(),
                 "{task.completed:,.0f}/{task.total:,.0f} {task.fields[text]}",
             )
-            # Not refreshed by a thread: what prints between two updates clears the bar first.
+            # Not refreshed by a thread. Other output between two updates must clear the bar first.
             self._bar = progress.Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
             self._bar.add_task(self.label, total=self.total, text="")
             self._bar.start()

@@ -1,4 +1,4 @@
-"""The connection to Ray: the cluster that is configured, the job's own, or one started here."""
+"""The connection to Ray: a configured cluster, the cluster of the submitted job, or a new local one."""
 
 import logging
 import os
@@ -20,26 +20,26 @@ from landmark.storage import StorageError, storage_error
 
 PROBE_TIMEOUT_S = 10
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
-"""Method of the GCS (gcs_service.proto) that `ray health-check` calls, too."""
+"""Method of the GCS (gcs_service.proto), which `ray health-check` also calls."""
 SOCKET_CHARACTERS = 107
 """Maximum length of a socket's path on Linux (sockaddr_un)."""
 SESSION = "/ray/session_2026-11-29_15-20-57_273111_1234567/sockets/plasma_store"
 """Path of the longest socket name below Ray's temporary folder."""
 HEAD = "node:__internal_head__"
-"""Resource that the head node alone has."""
+"""Resource that only the head node has."""
 
 
 def connect(cluster: ClusterConfig) -> None:
-    """Connect to Ray unless this process is connected already.
+    """Connect to Ray unless this process is already connected.
 
-    A configured address wins, then RAY_ADDRESS (set inside a submitted job), else Ray is started on this
-    machine only. Raises UserError if no cluster answers or Ray does not start.
+    A configured address is preferred, then RAY_ADDRESS (set in a submitted job). Otherwise, Ray starts on this machine
+    only. Raises UserError if no cluster responds or Ray does not start.
     """
     if ray.is_initialized():
         return
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    # Ray asks for the machine's figures and the time zone at its start, to send them home.
+    # Disable Ray's usage statistics. At its start, Ray would collect system information and the time zone to send them.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not address:
         _start_here(num_cpus=cluster.cpus, **quiet)
@@ -59,7 +59,7 @@ def connect(cluster: ClusterConfig) -> None:
 
 
 def _stop_on_sigterm() -> None:
-    """End this process with one line at SIGTERM; Ray's own handler, which it installs at its start, prints a stack trace and aborts."""
+    """Exit this process with one line on SIGTERM. Ray installs a handler that prints a stack trace and aborts."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)
 
@@ -70,13 +70,14 @@ def _stop(number: int, frame: object) -> None:
 
 
 def is_local(cluster: ClusterConfig) -> bool:
-    """Return whether `connect` starts Ray on this machine: no cluster is configured or named by RAY_ADDRESS."""
+    """Return whether `connect` starts Ray on this machine, because no cluster is configured and RAY_ADDRESS is not
+    set."""
     return not (cluster.address or os.environ.get("RAY_ADDRESS"))
 
 
 def _start_here(**options: Any) -> None:
     """Start Ray on this machine, reachable from this machine only. Raises UserError with one line if it does not start."""
-    # Ray then uses 127.0.0.1 as the node's address, and all its servers listen there (its default on macOS).
+    # Ray then uses 127.0.0.1 as the address of the node and all servers (the default on macOS).
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
     folder = _short_temp_dir()
@@ -103,17 +104,18 @@ def _short_temp_dir() -> str | None:
     for folder in ("/tmp", "/var/tmp", "/dev/shm"):
         if os.access(folder, os.W_OK | os.X_OK):
             print(
-                f"note: {default} is too long for Ray's sockets; Ray writes its logs and spilled objects to {folder}/ray",
+                f"note: {default} is too long for the path of a Ray socket; Ray writes its logs and spilled objects to {folder}/ray",
                 file=sys.stderr,
             )
             return f"{folder}/ray"
     raise UserError(
-        f"{default} is too long for Ray's sockets, which may have {SOCKET_CHARACTERS} characters; set RAY_TMPDIR to a short folder"
+        f"{default} is too long for the path of a Ray socket (maximum {SOCKET_CHARACTERS} characters); set RAY_TMPDIR to a shorter path"
     )
 
 
 def _probe(address: str) -> None:
-    """Raise OSError unless Ray answers at host:port: Ray ends the process if nothing listens, and waits minutes for another service."""
+    """Raise OSError unless Ray responds at host:port. Without this check, Ray aborts the process if nothing listens,
+    and waits minutes for another service."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return
@@ -124,24 +126,24 @@ def _probe(address: str) -> None:
         try:
             channel.unary_unary(ALIVE)(b"", timeout=PROBE_TIMEOUT_S)
         except grpc.RpcError as error:
-            # Without a token Ray refuses the call: it is there, and ray.init reports the missing token.
+            # Without a token, Ray rejects the call. It is running, and ray.init reports the missing token.
             if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
                 return
-            raise OSError(f"the service there does not answer as Ray's head does: {error.code().name}") from None
+            raise OSError(f"the service at this address is not a Ray head: {error.code().name}") from None
 
 
 def quiet_data() -> None:
-    """Silence Ray Data's own progress bars and per-operator logs in this process: ours are shown instead."""
-    import ray.data  # half a second, for which the start of Ray does not wait
+    """Disable Ray Data's progress bars and operator logs in this process, because landmark shows its own."""
+    import ray.data  # takes 0.5 s, which the start of Ray should not wait for
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 
 def own_error(error: BaseException) -> UserError | None:
-    """Return the UserError that was raised in a task or actor, out of Ray's wrapping of it; None for any other.
+    """Return the UserError that a task or actor raised, extracted from Ray's wrapper. None for other errors.
 
-    Ray Data and Ray Train keep the error's class and text alone, inside their own.
+    Ray Data and Ray Train keep only the class and text of the error.
     """
     for name, text in reversed(re.findall(r"^(landmark(?:\.\w+)+): (.*)$", str(error), re.MULTILINE)):
         kind = pydoc.locate(name)
@@ -151,7 +153,8 @@ def own_error(error: BaseException) -> UserError | None:
 
 
 def lost_storage(error: BaseException) -> StorageError | None:
-    """Return an error of pyarrow's client of object storage that Ray raised, or that is in Ray's text; None for any other."""
+    """Return the error of pyarrow's object storage client that Ray raised or quotes in its text. None for other
+    errors."""
     if isinstance(error, OSError) and "AWS Error" in str(error):
         return storage_error("object storage", error)
     lines = [line for line in str(error).splitlines() if "AWS Error" in line and line.startswith("OSError: ")]

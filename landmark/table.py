@@ -6,7 +6,7 @@ from typing import Any
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells as lines with aligned columns; cells that start with a digit are set to the right."""
+    """Return rows of cells as lines with aligned columns. Columns of numbers are right-aligned."""
     widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
     right = [all(_is_number(row[column]) for row in rows[1:]) for column in range(len(widths))]
     lines = []
@@ -20,13 +20,13 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def shown_value(value: Any) -> str:
-    """Return a parameter's value for reading: three digits of a float, the end of a long text."""
+    """Format a parameter's value: three digits of a float, the end of a long text."""
     text = f"{value:.3g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 32 else f"…{text[-31:]}"
 
 
 def shown_metric(name: str, value: float | None) -> str:
-    """Return a metric for reading: shares as percentages, losses as they are, - for none."""
+    """Format a metric: fractions as percentages, losses as they are, - for none."""
     if value is None:
         return "-"
     return f"{value:.3f}" if name.endswith("loss") else f"{value:.1%}"

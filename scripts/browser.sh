@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Chromium for the tests of the report's page: Debian's package, installed unless one is there.
+# Installs Debian's package of Chromium, unless there is a browser, for the tests of the report's page.
 set -euo pipefail
 for name in chromium chromium-browser google-chrome; do
     command -v "$name" > /dev/null && exit 0
 done
-bash "$(dirname "$0")/debian.sh" "tests of the page in a browser" chromium
+bash "$(dirname "$0")/debian.sh" "browser tests of the report" chromium

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The main job on embedded data: pack synthetic landmarks, search demo.yaml, test the best model, make the report.
+# The demo on synthetic data: pack synthetic landmarks, search demo.yaml, test the best model, write the report.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-runs/demo}
-# The demo deletes only a folder that an earlier demo made.
+# The demo deletes only a folder that an earlier demo created.
 mark="$folder/.landmark-demo"
 if [ -e "$folder" ] && [ ! -e "$mark" ] && { [ ! -d "$folder" ] || [ -n "$(ls -A "$folder")" ]; }; then
-    echo "scripts/demo.sh: error: $folder exists and no demo made it; give another folder, or delete it" >&2
+    echo "scripts/demo.sh: error: $folder exists but was not created by the demo; give another folder, or delete it" >&2
     exit 1
 fi
 rm -rf "$folder"

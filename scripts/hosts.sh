@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Network namespaces and their firewall for the tests of several hosts: Debian's packages, installed unless they are there.
+# Installs Debian's packages for network namespaces and nftables, which the multi-host tests need.
 set -euo pipefail
 command -v ip > /dev/null && command -v nft > /dev/null && exit 0
-bash "$(dirname "$0")/debian.sh" "tests of several hosts" iproute2 nftables
+bash "$(dirname "$0")/debian.sh" "multi-host tests" iproute2 nftables

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Builds Horovod against the torch of a Python (default: .venv/bin/python), keeps the wheel, installs it. See docs/horovod.md.
-#   bash scripts/install-horovod.sh [PYTHON]      LANDMARK_WHEELS: folder of kept wheels (default: ~/.cache/landmark/wheels)
-#   HOROVOD_GPU_OPERATIONS=NCCL: for GPUs; needs nvcc and NCCL's headers (HOROVOD_NCCL_HOME)
+# Builds Horovod against a Python's torch (default: .venv/bin/python), caches the wheel and installs it. See docs/how-to/horovod.md.
+#   bash scripts/install-horovod.sh [PYTHON]      LANDMARK_WHEELS: folder of cached wheels (default: ~/.cache/landmark/wheels)
+#   HOROVOD_GPU_OPERATIONS=NCCL: for GPUs; requires nvcc and NCCL's headers (HOROVOD_NCCL_HOME)
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${1:-$root/.venv/bin/python}
 wheels=${LANDMARK_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/landmark/wheels}
 gpu=${HOROVOD_GPU_OPERATIONS:-}
-# The last release, as PyPI has it; hashed, because what is compiled here runs in every worker.
+# The last release on PyPI. The hash protects the code that runs in every worker.
 version=0.28.1
 sha256=92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0
 
@@ -20,7 +20,7 @@ wheel_in() {
     find "$1" -maxdepth 1 -name "horovod-$version-*.whl" 2> /dev/null | head -n 1
 }
 
-# What compiles: a compiler, make and Python's headers, of Debian where it may be installed.
+# The build tools: a compiler, make and Python's headers, installed from Debian if missing.
 compilers() {
     local missing=() sudo=()
     command -v g++ > /dev/null && command -v make > /dev/null || missing+=(g++ make)
@@ -29,13 +29,13 @@ compilers() {
     [ "$(id -u)" -eq 0 ] || sudo=(sudo -n)
     local install=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "${missing[@]}")
     "${install[@]}" >> "$log" 2>&1 || { "${sudo[@]}" apt-get update && "${install[@]}"; } >> "$log" 2>&1 \
-        || fail "needs ${missing[*]}, which could not be installed (apt-get as root); log: $log"
+        || fail "the build needs ${missing[*]}, which could not be installed (needs apt-get as root or with sudo); log: $log"
 }
 
-# Each edit is checked: a source that is not what it was must not be built half patched.
+# Checks each edit, so that a changed source is not built with only some of the patches.
 edit() {
     sed --in-place --expression "$2" "$work/horovod-$version/$1"
-    grep --quiet --fixed-strings --regexp "$3" "$work/horovod-$version/$1" || fail "$1 of horovod $version is not what it was"
+    grep --quiet --fixed-strings --regexp "$3" "$work/horovod-$version/$1" || fail "$1 of horovod $version differs from the expected source"
 }
 
 patched() {
@@ -47,12 +47,12 @@ patched() {
     edit CMakeLists.txt 's/set(CMAKE_CXX_STANDARD 14)/set(CMAKE_CXX_STANDARD 20)/' 'set(CMAKE_CXX_STANDARD 20)'
     edit horovod/torch/CMakeLists.txt 's/set(CMAKE_CXX_STANDARD 14)/set(CMAKE_CXX_STANDARD 20)/' 'set(CMAKE_CXX_STANDARD 20)'
     edit third_party/gloo/CMakeLists.txt 's/-std=c++11/-std=c++20/' '-std=c++20'
-    # distutils is gone with Python 3.12.
+    # Python 3.12 removed distutils.
     edit horovod/torch/CMakeLists.txt 's/from distutils.sysconfig import get_python_inc; print(get_python_inc())/import sysconfig; print(sysconfig.get_path(\x27include\x27))/' 'sysconfig.get_path'
-    # Without what a debugger reads: a twentieth of the wheel, and less to compile.
+    # Without debug symbols, the wheel has a twentieth of the size and compiles faster.
     edit setup.py "s/config = 'Debug' if self.debug .*/config = 'Release'/" "config = 'Release'"
     if [ -z "$gpu" ]; then
-        # A CUDA build of torch beside a stray nvcc would switch CUDA on by itself.
+        # Otherwise, a CUDA build of torch and any installed nvcc would enable CUDA.
         edit cmake/Modules/FindPytorch.cmake 's/print(True if ((torch.version.cuda.*else False)"/print(False)"/' 'CUDA_HOME; print(False)"'
     else
         edit horovod/common/ops/cuda/CMakeLists.txt 's/set(CMAKE_CUDA_STANDARD 11)/set(CMAKE_CUDA_STANDARD 17)/' 'set(CMAKE_CUDA_STANDARD 17)'
@@ -60,12 +60,12 @@ patched() {
 }
 
 build() {
-    # Beside the environment, not in it: the build wants older setuptools than the environment may have.
+    # Outside the environment: the build needs an older setuptools than the environment may have.
     "$python" -m pip install --quiet --target "$work/tools" 'setuptools>=70,<81' wheel packaging 'cmake>=3.25,<5'
     export PYTHONPATH="$work/tools" PATH="$work/tools/bin:$PATH"
     patched
     [ -z "$gpu" ] || export HOROVOD_GPU=CUDA
-    # CMake 4 refuses what asks for less than 3.5, as the copy of gloo does.
+    # CMake 4 rejects projects that require less than 3.5, such as the bundled gloo.
     CMAKE_POLICY_VERSION_MINIMUM=3.5 HOROVOD_CMAKE="$work/tools/bin/cmake" MAKEFLAGS="-j$(nproc)" \
         HOROVOD_WITH_PYTORCH=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_WITHOUT_MPI=1 \
         HOROVOD_WITH_GLOO=1 HOROVOD_CPU_OPERATIONS=GLOO \
@@ -82,10 +82,10 @@ if [ -z "$(wheel_in "$kept")" ]; then
     log=$wheels/$key.log
     work=$(mktemp --directory)
     trap 'rm -rf "$work"' EXIT
-    echo "building Horovod $version for torch $torch: about 7 minutes of a CPU; log: $log"
+    echo "building Horovod $version for torch $torch (about 7 CPU minutes); log: $log"
     : > "$log"
     compilers
-    # Not as a condition: that would make bash go on after a failed line.
+    # Not as a condition: bash would then continue after a failed line.
     set +e
     (set -e; build) >> "$log" 2>&1
     status=$?
@@ -93,16 +93,16 @@ if [ -z "$(wheel_in "$kept")" ]; then
     if [ "$status" -ne 0 ]; then
         fail "Horovod could not be built: $(grep -m 1 -i -E '(^|[^-_[:alnum:]])error[: ]' "$log" || tail -n 1 "$log"); log: $log"
     fi
-    # In one move: a build beside this one, or one that is ended, leaves no half wheel.
+    # One atomic move: concurrent or interrupted builds leave no partial wheel.
     mkdir -p "$kept"
     mv "$(wheel_in "$work/built")" "$kept/"
 fi
 wheel=$(wheel_in "$kept")
-# First what it requires, then the wheel itself anew: one of the same version may be there that was built for another torch.
+# Install the requirements, then reinstall the wheel: the installed one may have the same version but another torch.
 install=("$python" -m pip install --quiet --disable-pip-version-check)
 if ! { "${install[@]}" --constraint "$root/constraints.txt" "$wheel" && "${install[@]}" --no-deps --force-reinstall "$wheel"; }; then
     fail "$wheel could not be installed into $python"
 fi
 "$python" -c 'import horovod.torch; horovod.torch.allreduce' 2> /dev/null \
-    || fail "$wheel does not load; remove $kept and run this again"
+    || fail "$wheel does not load; delete $kept and run this script again"
 echo "installed Horovod $version for torch $torch into $python"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# kubectl for the tests of the manifests: Debian's package, installed unless there is one. It builds them with kustomize, which knows
-# components from kubectl 1.21 on.
+# Installs Debian's package of kubectl for the tests of the manifests. They use kustomize, which supports components from
+# kubectl 1.21.
 set -euo pipefail
 skipped="tests of the manifests are skipped"
 known() {
@@ -15,21 +15,21 @@ if [ "$(id -u)" -ne 0 ]; then
     sudo=(sudo -n)
 fi
 if ! command -v apt-get > /dev/null || { [ ${#sudo[@]} -gt 0 ] && ! sudo -n true 2> /dev/null; }; then
-    echo "scripts/kubectl.sh: no kubectl here, and it cannot be installed (needs apt-get as root or by sudo): $skipped" >&2
+    echo "scripts/kubectl.sh: kubectl is missing and cannot be installed (needs apt-get as root or with sudo): $skipped" >&2
     exit 0
 fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 install() {
-    # Debian calls it kubernetes-client, Kubernetes' and Google's own repositories kubectl.
+    # The package is kubernetes-client in Debian, and kubectl in the repositories of Kubernetes and Google.
     for name in kubectl kubernetes-client; do
         DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install --yes --no-install-recommends "$name" > "$log" 2>&1 && return 0
     done
     return 1
 }
-# The list of packages is fetched only where the package is not known, or is older than what the mirror has.
+# Update the package list only if the package is unknown or its listed version is outdated.
 if ! install && ! { "${sudo[@]}" apt-get update > "$log" 2>&1 && install; }; then
     echo "scripts/kubectl.sh: kubectl could not be installed ($(grep -m1 -E '^(E|Err)' "$log" || tail -n 1 "$log")): $skipped" >&2
     exit 0
 fi
-known || echo "scripts/kubectl.sh: Debian's kubectl is older than 1.21 (Debian 13's is not): $skipped" >&2
+known || echo "scripts/kubectl.sh: Debian's kubectl is older than 1.21 (use Debian 13 or later): $skipped" >&2

@@ -1,8 +1,8 @@
-"""The picture of a report's page for the docs: its beginning in the light theme, where the model errs in the dark one.
+"""Takes the screenshot of a report's page for the docs: its top in the light theme, the confusion matrix in the dark one.
 
 python -m tests.reporting.folders runs/report-example
 landmark report runs/report-example/study --price-per-hour 12.5
-python scripts/screenshot.py runs/report-example/study/report/index.html docs/report.png
+python scripts/screenshot.py runs/report-example/study/report/index.html docs/images/report.png
 """
 
 import argparse
@@ -18,14 +18,14 @@ PANES = (("light", "main"), ("dark", "#confusion-matrix"))
 
 
 def main() -> None:
-    """Take the picture and write it as a PNG of 256 colours."""
+    """Take the screenshot and write it as a PNG with 256 colors."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("page", type=Path)
     parser.add_argument("output", type=Path)
     arguments = parser.parse_args()
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None or not arguments.page.is_file():
-        parser.error(f"{arguments.page} and a Chromium are needed; run `landmark report` and scripts/browser.sh first")
+        parser.error(f"{arguments.page} or Chromium is missing; run `landmark report` and scripts/browser.sh first")
     panes = []
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])

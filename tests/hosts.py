@@ -34,7 +34,7 @@ NODE = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
 }
-"""Environment of the nodes: a host that is silent is taken for lost within 9 s (docs/faults.md)."""
+"""Environment of the nodes: a host that is silent is taken for lost within 9 s (docs/explanation/faults.md)."""
 WITNESSED = {"worker_process_setup_hook": "tests.witness.write_down_by_run"}
 """Runtime environment of a job whose workers write down their steps."""
 FIREWALL = f"""

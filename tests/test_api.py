@@ -173,7 +173,7 @@ def test_the_commands_as_functions(ray_cluster, tmp_path):
     assert len(result.model().predict(np.zeros((32, 32, 3), np.uint8), top_k=2)) == 2
     with pytest.raises(
         landmark.UserError,
-        match="a run of this name has other settings: loader.decode_threads: 1 -> unset; add --resume",
+        match="a run with this name has different settings: loader.decode_threads: 1 -> unset; add --resume",
     ):
         landmark.train(made.uri, epochs=2, lr=0.003, seed=1, output=tmp_path, name="run", **same)
     evaluated = landmark.evaluate(result.uri, options={"bootstrap": 20})
@@ -194,7 +194,7 @@ def test_the_commands_as_functions(ray_cluster, tmp_path):
         ({"options": {"loder": {}}}, "landmark.train: unknown key 'loder'; did you mean 'loader'"),
         ({"options": {"loader": {"readers": 0}}}, "loader.readers is 0; expected 1 or more"),
         ({"epochs": 0}, "epochs is 0; expected 1 or more"),
-        ({"recipe": "modrn"}, "recipe 'modrn' is neither a file nor a recipe"),
+        ({"recipe": "modrn"}, "recipe 'modrn' is neither a file nor a built-in recipe"),
     ],
 )
 def test_a_mistake_in_python_is_the_same_line(options, message):

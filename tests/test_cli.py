@@ -47,7 +47,7 @@ def train(*arguments: str) -> TrainConfig:
         (["--lerning-rate=0.1", "d"], "unknown option '--lerning-rate'; see --help"),
         (["d", "--loader.bach-size", "3"], "'--loader.bach-size'; did you mean '--loader.batch-size'?"),
         (["d", "--epochs", "0"], "epochs is 0; expected 1 or more"),
-        (["d", "--num-workers", "100"], "loader.batch_size is 64; expected at least one image a worker"),
+        (["d", "--num-workers", "100"], "loader.batch_size is 64; expected at least one image per worker"),
         (["d", "--augment.flip", "True"], "'True' belongs to no option; see --help"),
         (["d", "more"], "'more' belongs to no option; see --help"),
         (["d", "--no-compute.compile"], "unknown option '--no-compute.compile'; did you mean '--compute.no-compile'?"),

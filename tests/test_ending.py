@@ -37,4 +37,4 @@ def test_a_call_that_hangs_does_not_keep_the_process():
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 7 and "no answer for 0.3 s" in done.stdout
+    assert done.returncode == 7 and "no response for 0.3 s" in done.stdout

@@ -11,7 +11,7 @@ from landmark.environment import command_line, describe_environment
 @pytest.mark.parametrize(
     ("argv", "command"),
     [
-        (["/venv/bin/landmark", "train", "--dataset", "my data"], "landmark train 'my data'"),
+        (["/venv/bin/landmark", "train", "--dataset", "my data"], "landmark train --dataset 'my data'"),
         (["/src/landmark/tune.py", "--space", "demo"], "landmark tune --space demo"),
         (["/src/landmark/__main__.py", "tune"], "landmark tune"),
         (["bench.py", "--mlflow", "http://me:secret@host:5000/x"], "bench.py --mlflow http://host:5000/x"),

@@ -50,7 +50,7 @@ def test_the_recipes_table_shows_no_deviation_of_one_seed(benchmark: None, capsy
 
 
 def test_no_document_and_no_result_has_a_deviation_of_zero() -> None:
-    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    documents = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     found = [
         f"{document.name}: {line.strip()}"
         for document in documents

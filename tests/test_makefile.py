@@ -22,6 +22,6 @@ def test_the_demo_deletes_no_folder_that_it_did_not_make(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == (
-        f"scripts/demo.sh: error: {tmp_path} exists and no demo made it; give another folder, or delete it\n"
+        f"scripts/demo.sh: error: {tmp_path} exists but was not created by the demo; give another folder, or delete it\n"
     )
     assert (tmp_path / "photo.jpg").read_bytes() == b"mine"

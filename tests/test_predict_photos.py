@@ -53,7 +53,7 @@ def test_files_folders_and_stdin_are_predicted_together(run, photos):
 def test_an_image_without_a_landmark_is_named(run, photos, capsys):
     (Path(run) / "no_landmark.json").unlink(missing_ok=True)
     assert main(["predict", run, str(photos / "0.jpg"), "--reject", "1.0"]) == 0
-    assert "probably no landmark: the best score is below 100.00%" in capsys.readouterr().out
+    assert "probably no landmark: the top score is below 100.00%" in capsys.readouterr().out
     assert not (Path(run) / "no_landmark.json").exists()  # --reject replaces the run's own threshold
     assert main(["predict", run, str(photos / "0.jpg")]) == 0
     kept = json.loads((Path(run) / "no_landmark.json").read_text())
@@ -69,8 +69,8 @@ def test_an_image_without_a_landmark_is_named(run, photos, capsys):
         ([], 2, "IMAGES is missing"),
         (["{photos}/broken.jpg"], 1, "broken.jpg: not an image"),
         (["{run}/../dataset"], 1, "a packed dataset; add --output FOLDER"),
-        (["{photos}/0.jpg", "--format", "csv"], 1, "format applies to predictions that are written; add --output"),
-        (["{photos}/0.jpg", "{photos}/1.jpg", "-o", "{photos}/out"], 1, "with --output give one folder"),
+        (["{photos}/0.jpg", "--format", "csv"], 1, "format applies only to written predictions; add --output"),
+        (["{photos}/0.jpg", "{photos}/1.jpg", "-o", "{photos}/out"], 1, "with --output, give one folder"),
     ],
 )
 def test_mistakes_are_one_line(run, photos, capsys, arguments, code, message):

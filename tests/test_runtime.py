@@ -73,7 +73,7 @@ def test_another_service_at_the_address_is_one_line(service, request, monkeypatc
     port = request.getfixturevalue(service)
     monkeypatch.setattr(runtime.ray, "is_initialized", lambda: False)
     with pytest.raises(
-        UserError, match=f"no Ray cluster at 127.0.0.1:{port} .the service there does not answer as Ray"
+        UserError, match=f"no Ray cluster at 127.0.0.1:{port} .the service at this address is not a Ray head"
     ):
         runtime.connect(ClusterConfig(address=f"127.0.0.1:{port}"))
 
@@ -85,7 +85,7 @@ def test_ray_started_here_listens_on_this_machine_only_and_takes_a_long_temporar
     environment.pop("RAY_TMPDIR", None)
     done = subprocess.run([sys.executable, "-c", OPEN_PORTS], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"note: {long} is too long for Ray's sockets" in done.stderr and "Traceback" not in done.stderr
+    assert f"note: {long} is too long for the path of a Ray socket" in done.stderr and "Traceback" not in done.stderr
     (node,) = done.stdout.splitlines()
     assert node.startswith("node 127.0.0.1:") and "/tmp/ray/session_" in node
 

@@ -61,7 +61,7 @@ def test_what_is_not_there_is_named(place: Location):
 
 def test_a_text_file_that_is_damaged_is_named(place: Location):
     (place / "record.json").write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(PermanentStorageError, match=r"record\.json: byte 7 is not UTF-8 text; the file is damaged"):
+    with pytest.raises(PermanentStorageError, match=r"record\.json: byte 7 is not UTF-8 text, so the file is corrupt"):
         (place / "record.json").read_text()
 
 
@@ -162,7 +162,7 @@ def test_a_frozen_server_is_an_error_at_the_deadline(s3: Seaweed, monkeypatch: p
     s3.freeze()
     try:
         start = time.monotonic()
-        with pytest.raises(TransientStorageError, match=r"frozen: no answer for 2 s from the object storage at http"):
+        with pytest.raises(TransientStorageError, match=r"frozen: no response for 2 s from the object storage at http"):
             {
                 "read": place.read_bytes,
                 "write": lambda: place.write_text("z"),
@@ -186,7 +186,7 @@ def test_an_operation_that_goes_on_is_never_given_up(monkeypatch: pytest.MonkeyP
         return "done"
 
     assert retrying("s3://bucket/x", lambda: slow(6)) == "done"
-    with pytest.raises(TransientStorageError, match="no answer for 0.5 s"):
+    with pytest.raises(TransientStorageError, match="no response for 0.5 s"):
         retrying("s3://bucket/x", lambda: time.sleep(3))
 
 

@@ -88,7 +88,7 @@ def test_file_uris_name_local_paths(tmp_path: Path):
     quoted = f"{tmp_path}/a%20b%23c"
     for uri in (f"file://{quoted}", f"file://localhost{quoted}", f"file:{quoted}", f"FILE://{tmp_path}/a b#c"):
         assert locate(uri).uri == f"{tmp_path}/a b#c" and locate(uri).read_text() == "x"
-    with pytest.raises(UserError, match=r"names the host 'server'; expected file:///path"):
+    with pytest.raises(UserError, match=r"contains the host 'server'; expected file:///path"):
         locate("file://server/share/x")
     odd = tmp_path / "a:/b" / "s3:" / "c"
     odd.parent.mkdir(parents=True)

@@ -1,1 +1,1 @@
-"""Search spaces that come with landmark: YAML files that `landmark tune --space NAME` finds by name."""
+"""Built-in search spaces: YAML files that `landmark tune --space NAME` loads by name."""

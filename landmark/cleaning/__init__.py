@@ -1,1 +1,1 @@
-"""Cleaning: what is wrong with the images of a dataset, and the selection without it."""
+"""Cleaning: detect faulty images, duplicates, distractors and label errors, and write a filtered view of a dataset."""

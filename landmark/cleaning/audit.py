@@ -1,4 +1,4 @@
-"""The audit: every row that cleaning dropped or relabelled, why, and by what score."""
+"""The audit: every row that cleaning dropped or relabeled, with reason and score."""
 
 import csv
 import io
@@ -19,9 +19,9 @@ REASONS = (
     "label_noise",
     "small_class",
 )
-"""In the order in which they are looked for: the first one that applies counts."""
+"""In order of detection. The first reason that applies counts."""
 EXAMPLES = 12
-"""Examples a reason, at most."""
+"""Maximum number of examples per reason."""
 AUDIT_SCHEMA = pa.schema(
     [
         ("split", pa.string()),
@@ -42,7 +42,7 @@ AUDIT_SCHEMA = pa.schema(
 
 @dataclass(kw_only=True, frozen=True, eq=False)
 class Rows:
-    """All images that are cleaned, by split and sample; arrays of one length."""
+    """All images to clean, by split and sample. Arrays have the same length."""
 
     split: np.ndarray
     """Index into SPLITS, int64."""
@@ -51,16 +51,16 @@ class Rows:
     image_id: pa.Array
     """string."""
     label: np.ndarray
-    """int64, in the numbering of the shards."""
+    """int64, in the label numbering of the shards."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Verdicts:
-    """What becomes of each row; each is judged once."""
+    """The decision for each row. A row is dropped or relabeled at most once."""
 
     rows: Rows
     label: np.ndarray = field(init=False)
-    """Label as it will be, int64 (n,)."""
+    """Label after cleaning, int64 (n,)."""
     dropped: np.ndarray = field(init=False)
     """bool (n,)."""
     _parts: list[pa.Table] = field(default_factory=list)
@@ -77,12 +77,15 @@ class Verdicts:
     def drop(
         self, rows: np.ndarray, reason: str, score: np.ndarray, threshold: float, other: np.ndarray | None = None
     ) -> None:
-        """Drop rows, int64 (k,), with a score each, float64 (k,), and the row that each is a copy of."""
+        """Drop rows.
+
+        rows: int64 (k,). score: float64 (k,). other: the row that each row is a duplicate of, int64 (k,), or None.
+        """
         self.dropped[rows] = True
         self._note(rows, reason, "drop", score, threshold, other, None)
 
     def relabel(self, rows: np.ndarray, labels: np.ndarray, score: np.ndarray, threshold: float) -> None:
-        """Give rows, int64 (k,), other labels, int64 (k,)."""
+        """Assign new labels, int64 (k,), to rows, int64 (k,)."""
         self.label[rows] = labels
         self._note(rows, "label_noise", "relabel", score, threshold, None, labels)
 
@@ -118,12 +121,12 @@ class Verdicts:
         self._parts.append(table.append_column("other_row", counterpart))
 
     def noted(self) -> pa.Table:
-        """Return AUDIT_SCHEMA with columns row and other_row (-1: none), int64, in the order of detection."""
+        """Return AUDIT_SCHEMA plus the int64 columns row and other_row (-1: none), in order of detection."""
         schema = AUDIT_SCHEMA.append(pa.field("row", pa.int64())).append(pa.field("other_row", pa.int64()))
         return pa.concat_tables([schema.empty_table(), *self._parts]).combine_chunks()
 
     def by_reason(self) -> dict[str, dict[str, int]]:
-        """Return the rows dropped and relabelled for each reason."""
+        """Return the number of dropped and relabeled rows per reason."""
         table = self.noted()
         reasons, actions = (table[name].to_numpy(zero_copy_only=False) for name in ("reason", "action"))
         return {
@@ -135,7 +138,7 @@ class Verdicts:
         }
 
     def per_split(self, *, after: bool) -> dict[str, int]:
-        """Return the rows of each split, before or after cleaning."""
+        """Return the number of rows per split, before or after cleaning."""
         splits = self.rows.split[self.left] if after else self.rows.split
         return dict(zip(SPLITS, np.bincount(splits, minlength=len(SPLITS)).tolist(), strict=True))
 
@@ -153,7 +156,7 @@ def write_audit(folder: Location, table: pa.Table) -> None:
 
 
 def strongest(table: pa.Table) -> pa.Table:
-    """Return at most EXAMPLES rows of `Verdicts.noted` for each reason: those farthest beyond their threshold."""
+    """Return at most EXAMPLES rows of `Verdicts.noted` per reason: those farthest from their threshold."""
     reasons = table["reason"].to_numpy(zero_copy_only=False)
     distance = np.abs(table["score"].to_numpy() - table["threshold"].to_numpy())
     parts = []

@@ -1,4 +1,4 @@
-"""Duplicates: copies of one photograph, which of them stays, and which it is a copy of."""
+"""Duplicates: find duplicates of one photograph and select the one to keep."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,35 +12,38 @@ from landmark.evaluation.neighbours import nearest_embeddings
 from landmark.progress import Progress
 
 BLOCK_PAIRS = 4096
-"""Pairs whose images are held at a time."""
+"""Number of pairs whose images are in memory at a time."""
 
 
 @dataclass(kw_only=True, frozen=True, eq=False)
 class Pairs:
-    """Pairs of rows that are copies; arrays of one length."""
+    """Pairs of duplicate rows. Arrays have the same length."""
 
     first: np.ndarray
     """int64."""
     second: np.ndarray
     """int64."""
     score: np.ndarray
-    """Likeness, float64."""
+    """Similarity, float64."""
 
 
 @dataclass(kw_only=True, frozen=True, eq=False)
 class Dropped:
-    """Rows that are dropped as copies; arrays of one length."""
+    """Rows that are dropped as duplicates. Arrays have the same length."""
 
     rows: np.ndarray
     """int64, ascending."""
     kept: np.ndarray
-    """The row that each is a copy of, int64."""
+    """The row that each row is a duplicate of, int64."""
     score: np.ndarray
-    """Likeness to the row of its group that it is most like, float64."""
+    """Similarity to the most similar row of its group, float64."""
 
 
 def equal_pairs(*hashes: np.ndarray) -> Pairs:
-    """Return pairs that join all rows with an equal hash; hashes: object arrays of bytes (n,), empty bytes join nothing."""
+    """Return pairs that join all rows with an equal hash.
+
+    hashes: object arrays of bytes (n,). Empty bytes match nothing.
+    """
     first, second = [], []
     for column in hashes:
         _, codes = np.unique(column, return_inverse=True)
@@ -53,7 +56,7 @@ def equal_pairs(*hashes: np.ndarray) -> Pairs:
 
 
 def candidate_pairs(rows: np.ndarray, embeddings: np.ndarray, config: DuplicatesConfig) -> Pairs:
-    """Return pairs of rows whose embeddings are near; rows: int64 (n,), embeddings: (n, d) of them."""
+    """Return pairs of rows with similar embeddings. rows: int64 (n,), embeddings: (n, d) of these rows."""
     near, cosines = nearest_embeddings(embeddings, config.neighbours)
     here = np.repeat(np.arange(len(rows)), near.shape[1])
     there, cosine = near.ravel(), cosines.ravel()
@@ -66,7 +69,10 @@ def candidate_pairs(rows: np.ndarray, embeddings: np.ndarray, config: Duplicates
 def verified_pairs(
     candidates: Pairs, pictures: Pictures, config: DuplicatesConfig, *, threads: int, quiet: bool = False
 ) -> Pairs:
-    """Return the candidates that are copies by their pixels, with their likeness; images are read in blocks of pairs."""
+    """Return the candidates that are duplicates by their pixels, with their similarity.
+
+    Images are read in blocks of pairs.
+    """
     scores = np.zeros(len(candidates.first))
     progress = Progress("comparing", len(scores), "pairs", enabled=not quiet)
     with ThreadPoolExecutor(threads, thread_name_prefix="landmark-compare") as pool:
@@ -93,11 +99,11 @@ def _sketched(data: bytes) -> Sketch | None:
 
 
 def groups_of(rows: int, pairs: Pairs) -> np.ndarray:
-    """Return the group of each row, named by its least row: int64 (rows,); pairs join groups (union-find)."""
+    """Return the group of each row as its minimum row: int64 (rows,). Pairs join groups (union-find)."""
     parent = np.arange(rows)
     first, second = pairs.first, pairs.second
     while True:
-        # Each tree hooks onto the least root that a pair shows it, then all paths are halved: log(n) rounds of array work.
+        # Each tree hooks onto the minimum root of its pairs, then all paths are halved: log(n) rounds.
         low = np.minimum(parent[first], parent[second])
         before = parent.copy()
         np.minimum.at(parent, parent[first], low)
@@ -108,7 +114,10 @@ def groups_of(rows: int, pairs: Pairs) -> np.ndarray:
 
 
 def drop_copies(pairs: Pairs, rank: np.ndarray) -> Dropped:
-    """Return all rows of each group but the one that stays: that of the least rank, int64 (rows,), no two equal."""
+    """Return all rows of each group except the one to keep, which has the minimum rank.
+
+    rank: int64 (rows,), unique values.
+    """
     groups = groups_of(len(rank), pairs)
     members = np.unique(np.concatenate([pairs.first, pairs.second]))
     order = members[np.lexsort((rank[members], groups[members]))]
@@ -124,10 +133,10 @@ def drop_copies(pairs: Pairs, rank: np.ndarray) -> Dropped:
 
 
 def keeping_rank(splits: np.ndarray, labels: np.ndarray, areas: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return each row's rank among its copies, int64 (n,): the least stays.
+    """Return each row's rank among its duplicates, int64 (n,). The row with the minimum rank is kept.
 
-    Test stays before val before train, so that nothing that is trained on is tested; then a label that more of the copies
-    have, then more pixels, then the earlier row. splits: 0 train, 1 val, 2 test.
+    Test takes precedence over val, and val over train, so that no test image is a training image. Then follow: the
+    label that most of the duplicates have, more pixels, the earlier row. splits: 0 train, 1 val, 2 test.
     """
     pair = groups.astype(np.int64) * (int(labels.max(initial=0)) + 2) + labels
     _, inverse, counts = np.unique(pair, return_inverse=True, return_counts=True)

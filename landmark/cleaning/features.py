@@ -1,4 +1,4 @@
-"""Features: what cleaning knows of each image - hashes, how it looks, its embedding - kept in parts, so that it goes on."""
+"""Image features for cleaning: hashes, image statistics and embeddings, written in parts so that a run can resume."""
 
 import contextlib
 import hashlib
@@ -34,18 +34,18 @@ IMAGENET_CLASSES = 1000
 
 @dataclass(kw_only=True, frozen=True)
 class EmbeddingModel:
-    """A network that gives embeddings, and how its input is made."""
+    """A model that computes embeddings, and its preprocessing."""
 
     embedder: Embedder
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     told: str
-    """What a person reads of it."""
+    """Description for the user."""
 
     @classmethod
     def load(cls, weights: str, image_size: int | None) -> "EmbeddingModel":
-        """Load packaged weights by their name, or a checkpoint; raises UserError where there is none."""
+        """Load packaged weights by name, or a checkpoint. Raises UserError if there is none."""
         if weights in PACKAGED:
             config = ModelConfig(backbone=PACKAGED[weights], weights=weights)
             info = model_info(config.backbone)
@@ -67,29 +67,32 @@ class EmbeddingModel:
 
 @dataclass(kw_only=True, frozen=True)
 class Look:
-    """What is seen of one image by decoding it."""
+    """Hashes and statistics of one decoded image."""
 
     file_hash: bytes
-    """SHA-256 of its bytes."""
+    """SHA-256 of the file."""
     pixel_hash: bytes
-    """SHA-256 of its size and pixels; empty where it cannot be decoded."""
+    """SHA-256 of size and pixels. Empty if the image cannot be decoded."""
     fault: str | None
-    """Why it cannot be decoded."""
+    """Decoding error, or None."""
     width: int = 0
     height: int = 0
     spread: float = 0.0
-    """Standard deviation of its grey values."""
+    """Standard deviation of the gray values."""
     entropy: float = 0.0
-    """Entropy of its grey values, bits."""
+    """Entropy of the gray values, bits."""
 
 
 def look_at(data: bytes, out: np.ndarray) -> Look:
-    """Decode one JPEG wholly and look at it; its pixels, squeezed into a square, go to `out`: uint8 (size, size, 3)."""
+    """Decode one JPEG completely and compute its features.
+
+    Resized pixels are written to `out`: uint8 (size, size, 3).
+    """
     file_hash = hashlib.sha256(data).digest()
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         if width * height > LARGEST_STORED_PIXELS:
-            raise ValueError(f"{width} x {height} pixels, which no photograph has")
+            raise ValueError(f"{width} x {height} pixels: exceeds the maximum image size")
         pixels = simplejpeg.decode_jpeg(data, "RGB")
     except Exception as error:
         out[:] = 0
@@ -112,10 +115,10 @@ def look_at(data: bytes, out: np.ndarray) -> Look:
 def extract_features(
     dataset: PackedDataset, folder: Location, model: EmbeddingModel, config: CleanConfig, *, quiet: bool = False
 ) -> pa.Table:
-    """Look at and embed every image that a dataset has, each once; returns a row an image by split and sample.
+    """Compute the features and embedding of each image of a dataset. Returns one row per image by split and sample.
 
-    Columns: split, sample, those of Look, embedding (float16, fixed size). A part is written for each shard; parts that
-    `folder` has of the same dataset and settings are not made again.
+    Columns: split, sample, those of Look, embedding (float16, fixed size). One part is written per shard. Parts in
+    `folder` with the same dataset and settings are reused.
     """
     settings = {"fingerprint": dataset.content_id, "weights": model.told, "image_size": model.image_size}
     _begin(folder, settings)
@@ -152,7 +155,7 @@ def _rows(dataset: PackedDataset, split: str) -> int:
 
 
 def _begin(folder: Location, settings: dict[str, object]) -> None:
-    """Refuse parts that were made otherwise."""
+    """Raise UserError if `folder` contains parts with other settings."""
     place = folder / "settings.json"
     try:
         found = json.loads(place.read_text())
@@ -161,7 +164,7 @@ def _begin(folder: Location, settings: dict[str, object]) -> None:
         return
     if found != settings:
         raise UserError(
-            f"{folder}: holds features of another dataset, weights or image size; give another output, or delete that folder"
+            f"{folder}: contains features of another dataset, weights or image size; specify another output, or delete that folder"
         )
 
 

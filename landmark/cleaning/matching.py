@@ -1,7 +1,7 @@
-"""Matching: whether two images are copies of one photograph, by laying one on the other.
+"""Matching: decide whether two images are duplicates of one photograph, by aligning one to the other.
 
-As Ozaki & Yokoo (2019) verify neighbours: key points matched, one transform that RANSAC finds. A photograph of the same place
-passes that, too, so the pixels decide: laid on each other, copies correlate, two photographs do not.
+As in Ozaki & Yokoo (2019): key points are matched, and RANSAC finds one transform. Two photographs of the same place
+can pass this check, so the pixels decide. After alignment, duplicates correlate and different photographs do not.
 """
 
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ SIDE = 224
 KEY_POINTS = 400
 LEAST_MATCHES = 8
 REACH = 4.0
-"""Pixels that a key point may lie beside where the transform takes it."""
+"""Maximum distance in pixels between a key point and its transformed counterpart."""
 THUMBNAIL = 32
 SAME = 0.99
-"""Correlation of two whole images at THUMBNAIL that needs no key points."""
+"""Correlation of two complete images at THUMBNAIL above which no key points are needed."""
 LEAST_SCALE = 0.2
 MOST_TURN = 5.0
-"""Degrees by which a copy may be turned."""
+"""Maximum rotation of a duplicate, degrees."""
 BLUR = 0.8
-"""Standard deviation, pixels, of what is smoothed away before images are correlated: the traces of encoding."""
+"""Standard deviation, pixels, of the blur before images are correlated. It removes compression artifacts."""
 
 
 @dataclass(kw_only=True, frozen=True, eq=False)
 class Sketch:
-    """What is kept of an image to compare it."""
+    """The data of one image that comparisons need."""
 
     grey: np.ndarray
     """uint8 (h, w), longest side SIDE."""
@@ -40,7 +40,7 @@ class Sketch:
 
 
 def sketch(grey: np.ndarray) -> Sketch:
-    """Return what is compared of a grey image, uint8 (h, w)."""
+    """Return the comparison data of a grayscale image, uint8 (h, w)."""
     scale = SIDE / max(grey.shape)
     size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
     grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
@@ -52,7 +52,7 @@ def sketch(grey: np.ndarray) -> Sketch:
 
 
 def likeness(one: Sketch, other: Sketch, config: DuplicatesConfig) -> float:
-    """Return the correlation of two images laid on each other, -1 to 1; 0 where nothing says how to lay them."""
+    """Return the correlation of two aligned images, -1 to 1, or 0 if they cannot be aligned."""
     whole = correlation(_thumbnail(one.grey), _thumbnail(other.grey))
     if whole >= SAME:
         return whole
@@ -71,7 +71,7 @@ def likeness(one: Sketch, other: Sketch, config: DuplicatesConfig) -> float:
 
 
 def align(one: Sketch, other: Sketch, inliers: int) -> np.ndarray | None:
-    """Return the shift, turn and scaling that takes one image to the other, float64 (2, 3); None where too few points agree."""
+    """Return the shift, rotation and scale between two images, float64 (2, 3), or None if too few points agree."""
     if one.descriptors is None or other.descriptors is None or min(len(one.points), len(other.points)) < LEAST_MATCHES:
         return None
     matches = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True).match(one.descriptors, other.descriptors)
@@ -90,7 +90,7 @@ def align(one: Sketch, other: Sketch, inliers: int) -> np.ndarray | None:
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Return Pearson's correlation of two arrays of one shape; 0 where one is constant."""
+    """Return Pearson's correlation of two arrays of the same shape, or 0 if one is constant."""
     a, b = one.astype(np.float32).ravel(), other.astype(np.float32).ravel()
     a, b = a - a.mean(), b - b.mean()
     norm = float(np.sqrt((a @ a) * (b @ b)))

@@ -1,7 +1,8 @@
-"""Noise: wrong labels, by confident learning and by neighbours, and pictures of nothing.
+"""Label errors and distractors: confident learning on frozen embeddings, and nearest neighbours.
 
-Each image's classes come out-of-fold from a linear classifier on frozen embeddings (Northcutt et al. 2021, the library cleanlab),
-and from its nearest embeddings' labels, by which GLDv2's authors confirmed theirs (Weyand et al. 2020); the mean of both counts.
+Each image has two out-of-fold class distributions. One is from a linear classifier on frozen embeddings (Northcutt et
+al. 2021, the library cleanlab). The other is from the labels of its nearest embeddings, which GLDv2's authors used to
+confirm labels (Weyand et al. 2020). The mean of both is used.
 """
 
 import dataclasses
@@ -16,33 +17,33 @@ from landmark.config.extras import install_command
 from landmark.evaluation.neighbours import nearest_embeddings
 
 SHARPNESS = 10.0
-"""How much more a near neighbour's vote counts: exp(SHARPNESS * cosine)."""
+"""Weight of a neighbour's vote: exp(SHARPNESS * cosine)."""
 INVERSE_PENALTY = 10.0
-"""Regularisation of the linear classifier, as scikit-learn counts it: embeddings have length 1."""
+"""Inverse regularization strength `C` of scikit-learn's linear classifier, for embeddings of length 1."""
 
 
 @dataclass(kw_only=True, frozen=True, eq=False)
 class Findings:
-    """What is said of each image's label; arrays of one length n."""
+    """Result per image. Arrays have the same length n."""
 
     wrong: np.ndarray
-    """Whether its label is wrong, bool."""
+    """Whether the label is wrong, bool."""
     best: np.ndarray
-    """The class that is most probable, int64."""
+    """The most probable class, int64."""
     confidence: np.ndarray
     """Probability of that class, float64."""
     own: np.ndarray
-    """Probability of the class that it carries, float64."""
+    """Probability of the image's own label, float64."""
     familiarity: np.ndarray
-    """Mean cosine with its nearest embeddings, float64: as many as its class has other images, config.neighbours at most."""
+    """Mean cosine with the nearest embeddings, float64. Uses class size - 1 neighbours, at most config.neighbours."""
 
 
 def find_noise(embeddings: np.ndarray, labels: np.ndarray, config: NoiseConfig, seed: int) -> Findings:
-    """Judge the labels of images, int64 (n,), by their embeddings (n, d).
+    """Check the labels of images, int64 (n,), by their embeddings (n, d).
 
-    No label is wrong in classes of fewer images than config.min_class_images: a class of three is outvoted by its neighbours
-    whatever they show. Raises UserError where a package is missing. Classes are those present; memory is images times classes,
-    and above config.max_cells images times neighbours.
+    Classes with fewer images than config.min_class_images have no label errors, because their neighbours are mostly of
+    other classes. Only classes that occur are used. Memory is O(images x classes). If that exceeds config.max_cells,
+    only neighbours are used, with O(images x neighbours) memory. Raises UserError if a package is missing.
     """
     classes, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     found = _judged(embeddings, labels, classes, codes, config, seed)
@@ -51,9 +52,9 @@ def find_noise(embeddings: np.ndarray, labels: np.ndarray, config: NoiseConfig, 
 
 
 def beyond_limit(labels: np.ndarray, certainty: np.ndarray, fraction: float, sizes: np.ndarray) -> np.ndarray:
-    """Return which images exceed a maximum fraction of their class, bool (n,): the least certain ones.
+    """Return which images exceed a maximum fraction of their class, bool (n,): those with the lowest certainty.
 
-    labels: classes of the images that a detector found, int64 (n,). certainty: float64 (n,). sizes: images of each class.
+    labels: classes of the images that a detector found, int64 (n,). certainty: float64 (n,). sizes: images per class.
     """
     order = np.lexsort((-certainty, labels))
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
@@ -63,11 +64,14 @@ def beyond_limit(labels: np.ndarray, certainty: np.ndarray, fraction: float, siz
 
 
 def _familiarity(codes: np.ndarray, cosines: np.ndarray) -> np.ndarray:
-    """Return the mean cosine with the nearest embeddings, float64 (n,); an image alone in its class counts its nearest one."""
+    """Return the mean cosine with the nearest embeddings, float64 (n,).
+
+    A single image of a class uses its nearest one.
+    """
     rows, count = cosines.shape
     if not count:
         return np.zeros(rows)
-    # A class of three has two images that are like each of its own: the mean over ten would be of strangers.
+    # A class of three has only two similar images per image. A mean over ten would mostly measure other classes.
     others = np.clip(np.bincount(codes)[codes] - 1, 1, count)
     sums = np.cumsum(cosines.astype(np.float64), axis=1)
     return sums[np.arange(rows), others - 1] / others
@@ -101,7 +105,7 @@ def _judged(
 
 
 def out_of_fold(embeddings: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Return class probabilities, float64 (n, classes), each from a classifier that has not seen the image."""
+    """Return class probabilities, float64 (n, classes), each from a classifier that was not trained on the image."""
     linear_model = _sklearn()
     vectors = embeddings.astype(np.float32)
     probabilities = np.full((len(codes), int(codes.max()) + 1), 1e-9)
@@ -112,14 +116,14 @@ def out_of_fold(embeddings: np.ndarray, codes: np.ndarray, folds: int, seed: int
             continue
         model = linear_model.LogisticRegression(C=INVERSE_PENALTY, max_iter=200)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an early end of the solver changes the ranking little
+            warnings.simplefilter("ignore")  # early termination of the solver hardly changes the ranking
             model.fit(vectors[~held], codes[~held])
         probabilities[np.ix_(held, model.classes_)] += model.predict_proba(vectors[held])
     return probabilities / probabilities.sum(axis=1, keepdims=True)
 
 
 def _stratified(codes: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Return each row's fold, int64 (n,), each class spread over all of them."""
+    """Return each row's fold, int64 (n,), stratified by class."""
     shuffled = np.random.default_rng(seed).permutation(len(codes))
     order = shuffled[np.argsort(codes[shuffled], kind="stable")]
     fold = np.empty(len(codes), dtype=np.int64)
@@ -131,7 +135,7 @@ def _confidently_wrong(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarr
     try:
         from cleanlab.filter import find_label_issues
     except ImportError:
-        raise UserError(f"finding wrong labels needs the package cleanlab; {install_command('clean')}") from None
+        raise UserError(f"finding label errors requires the package cleanlab; {install_command('clean')}") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         issues = find_label_issues(codes, probabilities, filter_by="confident_learning", n_jobs=1)
@@ -150,7 +154,7 @@ def _by_votes(
     familiarity: np.ndarray,
     config: NoiseConfig,
 ) -> Findings:
-    """Judge by the neighbours alone: sparse, images times neighbours."""
+    """Check labels only by the neighbours: sparse, O(images x neighbours)."""
     rows, count = voted.shape
     total = weights.sum(axis=1)
     order = np.argsort(voted, axis=1, kind="stable")
@@ -172,5 +176,5 @@ def _sklearn() -> Any:
     try:
         from sklearn import linear_model
     except ImportError:
-        raise UserError(f"finding wrong labels needs the package scikit-learn; {install_command('clean')}") from None
+        raise UserError(f"finding label errors requires the package scikit-learn; {install_command('clean')}") from None
     return linear_model

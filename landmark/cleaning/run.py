@@ -1,4 +1,4 @@
-"""Cleaning a dataset: the detectors one after the other, and the files of the cleaned dataset."""
+"""Clean a dataset: run all detectors and write the cleaned dataset."""
 
 import json
 import math
@@ -33,19 +33,19 @@ from landmark.storage import Location, locate
 HINTS = {
     "unreadable": "check the images",
     "degenerate": "lower --quality.min-side, --quality.min-spread or --quality.min-entropy",
-    "exact_duplicate": "check that the source holds each image once",
+    "exact_duplicate": "check that the source contains each image once",
     "near_duplicate": "raise --duplicates.correlation or --duplicates.similarity",
     "distractor": "lower --noise.distractor",
     "label_noise": "raise --noise.confidence or lower --noise.own",
     "small_class": "lower --min-images",
 }
-"""The options that change how much each detector drops."""
+"""Options that change how many images each detector drops."""
 
 
 class Cleaning:
-    """One cleaning: what is known of the images, and what is decided.
+    """One cleaning run: features and decisions.
 
-    `judge` runs all detectors; each looks at what the ones before left.
+    `judge` runs all detectors. Each detector skips the images that earlier ones dropped.
     """
 
     def __init__(self, dataset: PackedDataset, features: pa.Table, config: CleanConfig, *, quiet: bool = False) -> None:
@@ -60,10 +60,10 @@ class Cleaning:
         self.pictures = Pictures(dataset, self.rows.split, self.rows.sample)
         self.seconds: dict[str, float] = {}
         self.familiarity = np.full(len(features), np.nan)
-        """Mean cosine with the nearest embeddings of each image that was looked at for noise."""
+        """Mean cosine with the nearest embeddings, NaN for images that the noise detector skipped."""
 
     def judge(self) -> Verdicts:
-        """Run all detectors; returns what becomes of each row."""
+        """Run all detectors and return the decision for each row."""
         with self._timed("quality"):
             self._quality()
         with self._timed("exact_duplicates"):
@@ -78,14 +78,14 @@ class Cleaning:
         return self.verdicts
 
     def _check_fraction(self) -> None:
-        """Raise UserError, one line, where a detector drops more of the images than may go: its threshold is off."""
+        """Raise UserError if a detector drops more than the maximum fraction of images, a sign of a wrong threshold."""
         rows, most = len(self.rows.label), self.config.max_drop_fraction
         for reason, counts in self.verdicts.by_reason().items():
             fraction = counts["dropped"] / max(rows, 1)
             if fraction > most:
                 raise UserError(
                     f"{self.config.dataset}: {reason} would drop {counts['dropped']:,} of {rows:,} images ({fraction:.0%}, "
-                    f"maximum {most:.0%}); no result was written; {HINTS[reason]}, or allow it by "
+                    f"maximum {most:.0%}); no output was written. To fix this, {HINTS[reason]}, or set "
                     f"--max-drop-fraction {min(math.ceil(100 * fraction) / 100, 1):g}"
                 )
 
@@ -101,7 +101,10 @@ class Cleaning:
 
     @property
     def _in_splits(self) -> np.ndarray:
-        """Which rows are of the splits in which more than copies is sought, bool (n,)."""
+        """Whether each row is in a split that all detectors check, bool (n,).
+
+        Other splits are only checked for duplicates.
+        """
         return np.isin(self.rows.split, [SPLITS.index(split) for split in self.config.splits])
 
     def _quality(self) -> None:
@@ -113,7 +116,7 @@ class Cleaning:
             "spread": self._column("spread") / max(limits.min_spread, 1e-9),
             "entropy": self._column("entropy") / max(limits.min_entropy, 1e-9),
         }
-        # The score is the worst of the three, as a share of what is asked for.
+        # The score is the minimum of the three, as a fraction of the required value.
         worst = np.min(list(seen.values()), axis=0)
         rows = np.flatnonzero((worst < 1) & ~self.verdicts.dropped & self._in_splits)
         self.verdicts.drop(rows, "degenerate", worst[rows], 1.0)
@@ -154,11 +157,11 @@ class Cleaning:
         self.verdicts.drop(left[unsure], "label_noise", found.confidence[unsure], options.relabel)
 
     def _spare_classes(self, left: np.ndarray, nothing: np.ndarray, wrong: np.ndarray, found: Findings) -> None:
-        """Take from both findings, bool (left,), in place, what exceeds the fraction of a class that may go."""
+        """Remove in place, from both findings, bool (left,), the images beyond the maximum fraction of a class."""
         labels = self.rows.label[left]
         sizes = np.bincount(labels, minlength=self.dataset.manifest.classes)
         rows = np.flatnonzero(nothing | wrong)
-        # Distractors first: how unlike anything they are; then label errors by the probability of another class.
+        # Rank distractors first, by dissimilarity. Then label errors, by the probability of another class.
         certainty = np.where(nothing[rows], 2 - found.familiarity[rows], found.confidence[rows])
         spared = rows[beyond_limit(labels[rows], certainty, self.config.noise.max_class_fraction, sizes)]
         nothing[spared] = wrong[spared] = False
@@ -174,7 +177,7 @@ class Cleaning:
 
 
 def rows_of(dataset: PackedDataset, features: pa.Table) -> Rows:
-    """Return the rows of the features, in their order, with what the catalog knows of them."""
+    """Return the rows of the features, in their order, with the columns of the catalog."""
     catalog = dataset.full_catalog(["split", "sample", "image_id", "label"])
     order = np.lexsort((catalog["sample"].to_numpy(), _split_numbers(catalog)))
     catalog = catalog.take(pa.array(order))
@@ -184,7 +187,7 @@ def rows_of(dataset: PackedDataset, features: pa.Table) -> Rows:
         np.array_equal(sample[place], catalog["sample"].to_numpy())
         and np.array_equal(split[place], _split_numbers(catalog))
     ):
-        raise UserError(f"{dataset.location}: catalog.parquet does not fit its shards; prepare the dataset again")
+        raise UserError(f"{dataset.location}: catalog.parquet does not match the shards; prepare the dataset again")
     back = np.empty_like(place)
     back[place] = np.arange(len(place))
     catalog = catalog.take(pa.array(back))
@@ -201,11 +204,11 @@ def _split_numbers(table: pa.Table) -> np.ndarray:
 
 
 def clean_dataset(config: CleanConfig, *, quiet: bool = False) -> dict[str, Any]:
-    """Clean a dataset and write the result to config.output; returns what clean.json says."""
+    """Clean a dataset and write the result to config.output. Returns the contents of clean.json."""
     output = locate(config.output)
     dataset = open_dataset(config.dataset)
     if output.uri.rstrip("/") == locate(config.dataset).uri.rstrip("/"):
-        raise UserError(f"output is {config.output}, the dataset itself; give another folder")
+        raise UserError(f"output is {config.output}, the dataset itself; specify another folder")
     start = time.monotonic()
     model = EmbeddingModel.load(config.weights, config.image_size)
     features = extract_features(dataset, output / "features", model, config, quiet=quiet)
@@ -213,7 +216,7 @@ def clean_dataset(config: CleanConfig, *, quiet: bool = False) -> dict[str, Any]
     cleaning = Cleaning(dataset, features, config, quiet=quiet)
     verdicts = cleaning.judge()
     if not len(verdicts.left):
-        raise UserError(f"{config.dataset}: cleaning would leave no image; clean with looser thresholds")
+        raise UserError(f"{config.dataset}: cleaning would drop all images; use less strict thresholds")
     summary = {
         "dataset": config.dataset,
         "output": output.uri,
@@ -233,7 +236,7 @@ def clean_dataset(config: CleanConfig, *, quiet: bool = False) -> dict[str, Any]
 
 
 def write_cleaned(output: Location, dataset: PackedDataset, cleaning: Cleaning, summary: dict[str, Any]) -> None:
-    """Write kept.parquet, audit.parquet, audit.csv, examples.parquet, clean.json and, last, manifest.json."""
+    """Write kept.parquet, audit.parquet, audit.csv, examples.parquet, clean.json and finally manifest.json."""
     verdicts, rows = cleaning.verdicts, cleaning.rows
     left = verdicts.left
     kept = pa.table(
@@ -244,7 +247,7 @@ def write_cleaned(output: Location, dataset: PackedDataset, cleaning: Cleaning, 
         ],
         schema=KEPT_SCHEMA,
     )
-    # A reader must not find the old manifest over new rows.
+    # Prevents that a reader finds the old manifest with new rows.
     (output / "manifest.json").delete()
     write_table(output / "kept.parquet", kept)
     noted = verdicts.noted()
@@ -264,7 +267,7 @@ def write_cleaned(output: Location, dataset: PackedDataset, cleaning: Cleaning, 
 
 
 def examples(noted: pa.Table, pictures: Pictures) -> pa.Table:
-    """Return the strongest rows of each reason with thumbnails: examples.parquet."""
+    """Return the clearest rows per reason with thumbnails: examples.parquet."""
     table = strongest(noted)
     rows, others = table["row"].to_pylist(), table["other_row"].to_pylist()
     images = pictures.read([row for row in [*rows, *others] if row >= 0])

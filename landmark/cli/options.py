@@ -120,6 +120,8 @@ def _options(kind: type, default: Any, prefix: str, shorts: Mapping[str, str]) -
         hint, name = hints[field.name], f"{prefix}{field.name}"
         bare = _bare(hint)
         value = getattr(default, field.name, dataclasses.MISSING) if default is not None else _default(field)
+        if _default(field) is dataclasses.MISSING:
+            value = dataclasses.MISSING  # also if a recipe's defaults have a placeholder for it
         if dataclasses.is_dataclass(bare):
             inner = None if value is dataclasses.MISSING else value
             yield from _options(typing.cast(type, bare), inner, f"{name}.", shorts)

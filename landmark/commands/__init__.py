@@ -1,1 +1,1 @@
-"""What each command does: a function that takes the command's config."""
+"""The commands: one function per command, which takes the command's config."""

@@ -1,4 +1,4 @@
-"""`landmark clean`: a packed dataset without its copies, wrong labels and pictures of nothing, and an audit of each."""
+"""`landmark clean`: removes duplicates, label errors and distractors from a packed dataset, and writes an audit."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from landmark.storage import check_writable, locate
 
 
 def clean(config: CleanConfig) -> dict[str, Any]:
-    """Clean a dataset, write the selection and the audit, and print what was found; returns what clean.json says."""
+    """Clean a dataset, write the filtered view and the audit, and print a summary; returns the values of clean.json."""
     check_writable(locate(config.output))
     summary = clean_dataset(config)
     print_summary(summary)
@@ -16,7 +16,7 @@ def clean(config: CleanConfig) -> dict[str, Any]:
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """Print what was found as a table, where the audit lies, and the next command."""
+    """Print the counts per reason, the location of the audit, and the next command."""
     print(f"{'reason':18}{'dropped':>10}{'relabelled':>12}")
     for reason, counts in summary["by_reason"].items():
         print(f"{reason:18}{counts['dropped']:>10,}{counts['relabelled']:>12,}")

@@ -1,4 +1,4 @@
-"""`landmark cluster check` and `landmark cluster status`: what a Ray cluster can run, and what it is at."""
+"""`landmark cluster check` and `landmark cluster status`: the capacity, problems and status of a Ray cluster."""
 
 import platform
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ GIB = 2**30
 
 
 def check(config: CheckConfig) -> None:
-    """Print what each node is, what is wrong, and what fits; raises UserError where something would stop a run."""
+    """Print the nodes, their problems and the number of runs that fit; raises UserError if a problem is an error."""
     connect(config.cluster)
     nodes = survey(config.timeout_s, read=config.dataset, write=config.output)
     findings = findings_of(nodes, {"python": platform.python_version(), **package_versions()})
@@ -28,15 +28,15 @@ def check(config: CheckConfig) -> None:
         print(finding)
     need = need_of(effective_workers(config.workers, [config.loader]), config.loader)
     cpus, gpus = (sum(parts) for parts in zip(*cluster_nodes(), strict=True))
-    print(f"the cluster gives away {cpus:g} CPUs and {gpus:g} GPUs; a run or trial needs {need.told()}")
+    print(f"schedulable: {cpus:g} CPUs and {gpus:g} GPUs; a run or trial requires {need.told()}")
     room = room_for(need, "a run", MOST_TRIALS)
-    print(f"fits: {room:,} of them at a time")
+    print(f"capacity: {room:,} runs or trials at a time")
     if errors := sum(finding.severity == "error" for finding in findings):
-        raise UserError(f"{errors} problems would stop or endanger a run; mend what is told above")
+        raise UserError(f"{errors} problems can make runs fail; fix the errors listed above")
 
 
 def check_text(nodes: Sequence[NodeFacts]) -> str:
-    """Return one row a node."""
+    """Return a table with one row per node."""
     header = ("node", "host", "CPUs", "GPUs", "object store GiB", "/dev/shm GiB", "disk free GiB", "clock", "storage")
     rows = []
     for node in nodes:
@@ -55,14 +55,14 @@ def check_text(nodes: Sequence[NodeFacts]) -> str:
                 f"{node.shm / GIB:.1f}",
                 f"{node.disk_free / GIB:.0f}",
                 f"{node.clock_s:+.2f} s",
-                ("reached" if all(reached) else "not reached") if reached else "not asked",
+                ("reachable" if all(reached) else "unreachable") if reached else "not checked",
             )
         )
     return aligned([header, *rows])
 
 
 def status(config: StatusConfig) -> None:
-    """Print the cluster's nodes, jobs, studies and runs; a dashboard that is not reached costs the jobs alone."""
+    """Print the cluster's nodes, jobs, studies and runs; without a reachable dashboard, only the jobs are missing."""
     connect(config.cluster)
     nodes = survey(config.timeout_s, metrics=True)
     try:

@@ -1,4 +1,4 @@
-"""`landmark doctor`: what works on this machine, and how to get what does not."""
+"""`landmark doctor`: checks the installation on this machine and prints how to fix each problem."""
 
 import importlib.metadata
 import importlib.util
@@ -27,7 +27,7 @@ EXTRAS = {
     "clean": ("cleanlab", "landmark clean"),
     "horovod": ("horovod", "--backend horovod"),
 }
-"""Extra -> the module that it installs, and what needs it."""
+"""Extra -> the module that it installs, and the feature that needs it."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -36,12 +36,12 @@ class Finding:
 
     name: str
     state: Literal["ok", "warning", "error", "-"]
-    """-: an optional part that is not installed."""
+    """"-" is an optional package that is not installed."""
     text: str
 
 
 def doctor(config: DoctorConfig) -> list[dict[str, Any]]:
-    """Print one line per check; returns them. Raises UserError if one found an error."""
+    """Print one line per check; returns the findings. Raises UserError if a check failed."""
     found = []
     for check in (_python, _packages, _torch, _ray, _extras, _disk, _shared_memory):
         for finding in check():
@@ -68,7 +68,7 @@ def _packages() -> Iterator[Finding]:
     missing = [name for name in ("torch", "torchvision", "ray", "pyarrow") if name not in versions]
     text = ", ".join(f"{name} {version}" for name, version in versions.items())
     if missing:
-        text = f"{', '.join(missing)} not installed; run pip install -e . in the project's folder"
+        text = f"{', '.join(missing)} not installed; run `pip install -e .` in the project's folder"
     yield Finding(name="packages", state="error" if missing else "ok", text=text)
 
 
@@ -77,7 +77,7 @@ def _torch() -> Iterator[Finding]:
         import torch
         import torchvision
 
-        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # fails if the two builds do not fit each other
+        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # fails if the two builds are incompatible
         if not torch.cuda.is_available():
             built = torch.version.cuda
             return f"CPU only, {torch.get_num_threads()} threads" + (
@@ -124,18 +124,18 @@ def _disk() -> Iterator[Finding]:
     for name, folder in (("disk", Path.cwd()), ("disk (temp)", Path(tempfile.gettempdir()))):
         free = shutil.disk_usage(folder).free / GIB
         state: Literal["ok", "warning"] = "ok" if free >= MIN_DISK_GIB else "warning"
-        more = "" if state == "ok" else f"; {MIN_DISK_GIB} GiB are recommended"
+        more = "" if state == "ok" else f"; {MIN_DISK_GIB} GiB recommended"
         yield Finding(name=name, state=state, text=f"{free:.0f} GiB free in {folder}{more}")
 
 
 def _shared_memory() -> Iterator[Finding]:
     shm = Path("/dev/shm")
     if not shm.exists():
-        yield Finding(name="/dev/shm", state="-", text="not there; Ray keeps its objects in a temporary folder")
+        yield Finding(name="/dev/shm", state="-", text="not found; Ray stores its objects in a temporary folder")
         return
     free = shutil.disk_usage(shm).free / GIB
     good = free >= MIN_SHM_GIB
-    more = "" if good else "; Ray's object store is slow below 1 GiB: docker run --shm-size 4g"
+    more = "" if good else "; Ray's object store is slow below 1 GiB; in Docker, use --shm-size 4g"
     yield Finding(name="/dev/shm", state="ok" if good else "warning", text=f"{free:.1f} GiB free{more}")
 
 
@@ -144,13 +144,13 @@ def _storage(uri: str) -> Finding:
         from landmark.storage import check_writable, locate
 
         check_writable(locate(uri))
-        return f"{uri} can be written to and read"
+        return f"{uri} is readable and writable"
 
     return _tried("storage", look, "check the URI, AWS_ENDPOINT_URL, AWS_REGION and the credentials")
 
 
 def _tried(name: str, look: Callable[[], str], remedy: str) -> Finding:
-    """Return what a check found; whatever it raises is an error of one line."""
+    """Return the finding of a check; any exception becomes an error of one line."""
     try:
         return Finding(name=name, state="ok", text=look())
     except Exception as error:

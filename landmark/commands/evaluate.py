@@ -1,4 +1,4 @@
-"""`landmark evaluate`: a model on a split, every metric beside its trivial baselines; or two models on the same images."""
+"""`landmark evaluate`: evaluates a model on a split against trivial baselines, or compares two models."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     meta = read_meta(checkpoint)
     if config.dataset is None and not (locate(meta.dataset) / "manifest.json").exists():
         raise UserError(
-            f"{meta.dataset}: the dataset that the model was trained on is not there; if it has moved, give its place by --dataset"
+            f"{meta.dataset}: the dataset that the model was trained on was not found; if it has moved, give its location with --dataset"
         )
     dataset = open_dataset(config.dataset or meta.dataset, meta.subset, meta.subset_seed)
     output = output_of(config)
@@ -32,13 +32,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.against is not None:
         other = resolve_checkpoint(config.against)
         if read_meta(other).classes != meta.classes:
-            raise UserError(f"{config.against}: trained on other classes than {config.run}; compare models of the same")
-        print(f"beside {config.against}:")
+            raise UserError(f"{config.against}: trained on other classes than {config.run}; expected the same classes")
+        print(f"compared with {config.against}:")
         against = _evaluate(config, other, dataset, output / "against", locate(config.against) / GALLERY)
         print_summary(against.summary)
         if against.classes != found.classes:
             raise UserError(
-                f"{config.against}: its gallery has other classes than that of {config.run}; add the same to both"
+                f"{config.against}: its gallery has other classes than that of {config.run}; add the same classes to both"
             )
         compared = compare(
             found.predictions,
@@ -54,7 +54,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def output_of(config: EvaluateConfig) -> Location:
-    """Return the folder of an evaluation's files."""
+    """Return the output folder of an evaluation."""
     name = f"evaluation-{config.split}" + ("-neighbours" if config.by == "neighbours" else "")
     return locate(config.output) if config.output else locate(config.run) / name
 

@@ -1,4 +1,4 @@
-"""`landmark index`: the gallery of a model, which neighbours are looked for in; classes are added to it without training."""
+"""`landmark index`: builds a model's k-NN gallery, or adds images and classes to it without training."""
 
 from landmark.config import IndexConfig
 from landmark.data.listing import holds_dataset
@@ -11,7 +11,7 @@ from landmark.training.inference import find_replicas
 
 
 def index(config: IndexConfig) -> Gallery:
-    """Make a gallery, or open it, add images where some are given, and print what it has."""
+    """Build or open a gallery, add the images of --add, and print its size."""
     checkpoint = resolve_checkpoint(config.run)
     place = locate(config.gallery) if config.gallery else locate(config.run) / GALLERY
     dataset = open_dataset(config.dataset) if config.dataset else None
@@ -22,11 +22,11 @@ def index(config: IndexConfig) -> Gallery:
         added = gallery.add(images, replicas, config.batch_size)
         if added.images:
             gallery.save()
-        skipped = f"; {added.skipped:,} were there already" if added.skipped else ""
+        skipped = f"; {added.skipped:,} were already in the gallery" if added.skipped else ""
         lost = f"; {added.lost:,} could not be read" if added.lost else ""
         print(f"added {added.images:,} images and {added.classes:,} new classes{skipped}{lost}")
     assert gallery.index is not None
-    print(f"{len(gallery):,} images of {len(gallery.classes):,} classes, {gallery.index.ndim} values each")
+    print(f"{len(gallery):,} images of {len(gallery.classes):,} classes, {gallery.index.ndim} dimensions")
     print(f"gallery: {place}  next: landmark predict {config.run} IMAGE --by neighbours")
     return gallery
 

@@ -1,4 +1,4 @@
-"""`landmark models`: a table of models and their numbers of parameters, or the stages of one."""
+"""`landmark models`: lists models with their parameter counts, or the stages of one model."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def models(config: ModelsConfig) -> list[dict[str, Any]]:
     names = model_names(timm=config.timm) if every else list(REFERENCE_MODELS)
     names = [name for name in names if (config.name or "") in name]
     if not names:
-        raise UserError(f"no model's name contains {config.name!r}; `landmark models --all` lists all")
+        raise UserError(f"no model name contains {config.name!r}; `landmark models --all` lists all models")
     print(f"{'name':34}{'source':13}{'input':>7}{'total':>14}{'trainable':>14}{'frozen':>10}")
     rows = []
     for name in names:
@@ -31,7 +31,7 @@ def models(config: ModelsConfig) -> list[dict[str, Any]]:
 def print_stages(config: ModelsConfig) -> list[dict[str, Any]]:
     """Print a model's stages from the input to the classifier; returns them."""
     if config.name is None:
-        raise UserError("--stages needs the name of a model; give one: landmark models resnet50 --stages")
+        raise UserError("--stages needs the name of a model, for example: landmark models resnet50 --stages")
     size = config.image_size or model_info(config.name).image_size
     listed = stages_of(ModelConfig(backbone=config.name), classes=config.classes, image_size=size)
     print(f"{'stage':>5}{'total':>14}  modules")

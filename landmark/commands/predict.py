@@ -1,4 +1,4 @@
-"""`landmark predict`: the predicted classes of images, printed or written as tables with their embeddings."""
+"""`landmark predict`: predicts the classes of images; prints them, or writes tables and embeddings."""
 
 import dataclasses
 import sys
@@ -23,14 +23,14 @@ from landmark.training.images import FolderImages, Images, SplitImages, check_li
 from landmark.training.inference import PARTS, Job, Replicas, find_replicas, infer
 
 PRINTED = 1000
-"""Images whose predictions are printed, at most; more need --output."""
+"""Maximum number of images whose predictions are printed; more images need --output."""
 STDIN = "-"
 
 
 def predict(config: PredictConfig) -> list[dict[str, Any]] | dict[str, Any]:
-    """Predict the classes of images: printed, or with an output written as tables, which any number of images can be.
+    """Predict the classes of images: print them, or write tables if an output is given.
 
-    Returns the printed predictions per image, or what was written where.
+    Returns the printed predictions per image, or the number of images and the location of each table.
     """
     if config.output is not None:
         table, places = write_predictions(config)
@@ -39,7 +39,7 @@ def predict(config: PredictConfig) -> list[dict[str, Any]] | dict[str, Any]:
 
 
 def print_predictions(config: PredictConfig) -> list[dict[str, Any]]:
-    """Print the best classes of each image with their scores, and whether it probably shows no landmark; returns them."""
+    """Print the top-k predictions per image, and whether it probably shows no landmark; returns them."""
     _refuse_tables_options(config)
     model = load(config.run)
     found = []
@@ -64,7 +64,7 @@ def print_predictions(config: PredictConfig) -> list[dict[str, Any]]:
         for prediction in predictions:
             print(f"  {prediction.score:7.2%}  {prediction.name}")
         if none:
-            print(f"  probably no landmark: the best score is below {threshold:.2%}")
+            print(f"  probably no landmark: the top score is below {threshold:.2%}")
     if not found:
         raise UserError(f"{' '.join(config.images)}: no readable image; give image files, folders or URIs")
     return found
@@ -82,7 +82,7 @@ def _best(model: Model, image: ImageLike, config: PredictConfig) -> list[Predict
 
 
 def _named_images(config: PredictConfig) -> Iterator[tuple[str, ImageLike]]:
-    """Yield each image that is to be printed, with its name: files, files in folders, stdin."""
+    """Yield the name and the source of each image: files, files in folders, stdin."""
     count = 0
     for given in config.images:
         if given == STDIN:
@@ -94,7 +94,7 @@ def _named_images(config: PredictConfig) -> Iterator[tuple[str, ImageLike]]:
         if place.is_file():
             names, count = [given], count + 1
         elif holds_dataset(place):
-            raise UserError(f"{given}: a packed dataset; add --output FOLDER to write its predictions as a table")
+            raise UserError(f"{given}: is a packed dataset; add --output FOLDER to write its predictions as a table")
         else:
             files = FolderImages.of(place)
             names, count = [f"{given.rstrip('/')}/{name}" for name in files.names], count + files.rows
@@ -104,17 +104,17 @@ def _named_images(config: PredictConfig) -> Iterator[tuple[str, ImageLike]]:
 
 
 def _refuse_tables_options(config: PredictConfig) -> None:
-    """Raise UserError for an option that applies to tables only."""
+    """Raise UserError for an option that applies only to tables."""
     for name in ("format", "embeddings", "split", "replicas"):
         if getattr(config, name) != PredictConfig.__dataclass_fields__[name].default:
-            raise UserError(f"{name} applies to predictions that are written; add --output FOLDER, or leave it out")
+            raise UserError(f"{name} applies only to written predictions; add --output FOLDER, or remove the option")
 
 
 def write_predictions(config: PredictConfig) -> tuple[pa.Table, dict[str, str]]:
-    """Infer images, write predictions and embeddings, and print what was done; returns the predictions and where they are."""
+    """Write predictions and embeddings, and print a summary; returns the table of predictions and the files' locations."""
     assert config.output is not None
     if len(config.images) != 1 or config.images[0] == STDIN:
-        raise UserError("with --output give one folder, one file or one packed dataset; without it any number of files")
+        raise UserError("with --output, give one folder, file or packed dataset; without it, give any number of files")
     checkpoint = resolve_checkpoint(config.run)
     meta = read_meta(checkpoint)
     output = locate(config.output)
@@ -153,7 +153,7 @@ def write_predictions(config: PredictConfig) -> tuple[pa.Table, dict[str, str]]:
     refused = pc.sum(pc.equal(table["label"], -1)).as_py()
     print(
         f"{len(table):,} images"
-        + (f"; {refused:,} score below {config.reject:g}: no landmark" if config.reject else "")
+        + (f"; {refused:,} below the score threshold {config.reject:g} (no landmark)" if config.reject else "")
         + (f"; {found.lost:,} could not be read" if found.lost else "")
     )
     print("  ".join(f"{name}: {place}" for name, place in places.items()))
@@ -165,8 +165,9 @@ def as_table(
 ) -> pa.Table:
     """Return predictions as flat columns: image_id, label, landmark_id, name, score; then name_2, score_2 and so on.
 
-    guesses int (n, k), scores (n, k). classes: name, and landmark_id where it is known, a row a label. Images whose score is
-    below `reject` have label -1 and neither landmark nor name; nor has a further guess that no neighbour voted for.
+    guesses: predicted labels, int (n, k). scores: float (n, k). classes: one row per label, with the columns name and, if
+    known, landmark_id. Images with a score below `reject` have label -1, and null as landmark_id and name. Lower-ranked
+    predictions that no neighbour voted for have a null name.
     """
     known = pa.array(scores[:, 0] >= reject)
     columns = {
@@ -194,7 +195,7 @@ def _by_neighbours(predictions: Predictions, gallery: Gallery, config: PredictCo
 
 
 def _trained_on(meta: CheckpointMeta) -> PackedDataset | None:
-    """Return the dataset that a model was trained on, None where it is not there any more."""
+    """Return the dataset that a model was trained on; None if it no longer exists."""
     try:
         return open_dataset(meta.dataset, meta.subset, meta.subset_seed)
     except UserError:

@@ -1,4 +1,4 @@
-"""`landmark prepare`: images and labels become a packed dataset."""
+"""`landmark prepare`: packs images and labels into a dataset, or verifies a dataset."""
 
 import time
 
@@ -18,7 +18,7 @@ from landmark.storage import locate
 
 
 def prepare(config: PrepareConfig) -> PackingResult | None:
-    """Pack a dataset and say where it lies, or check a finished one."""
+    """Pack a dataset and print its location, or verify a finished one."""
     if config.verify:
         verify(config.output)
         return None
@@ -32,26 +32,28 @@ def prepare(config: PrepareConfig) -> PackingResult | None:
 
 
 def verify(uri: str) -> None:
-    """Check a finished dataset, printing a line for each problem; raises UserError where there is one."""
+    """Verify a finished dataset and print one line per problem; raises UserError if there are problems."""
     dataset = PackedDataset.open(uri)
     start, problems = time.monotonic(), 0
     for problem in verify_dataset(dataset):
         print(problem, flush=True)
         problems += 1
     if problems:
-        raise UserError(f"{uri}: {problems} problems, named above; put these files back, or prepare the dataset again")
+        raise UserError(f"{uri}: {problems} problems, listed above; restore these files, or prepare the dataset again")
     entries = dataset.manifest.splits.values()
     shards = [shard for entry in entries for shard in entry.shards]
     print(
         f"{uri}: {sum(entry.rows for entry in entries):,} images in {len(shards):,} shards, "
-        f"{sum(shard.bytes for shard in shards) / 2**20:,.1f} MiB, checked in {clock(time.monotonic() - start)}: all well"
+        f"{sum(shard.bytes for shard in shards) / 2**20:,.1f} MiB, verified in {clock(time.monotonic() - start)}: no problems"
     )
 
 
 def _source(config: PrepareConfig) -> Source:
     for path in (config.folders.path, config.gldv2.path):
         if path is not None and locate(path).uri.rstrip("/") == locate(config.output).uri.rstrip("/"):
-            raise UserError(f"{config.output}: holds the source; choose another --output, a folder in it will do")
+            raise UserError(
+                f"{config.output}: contains the source images; choose another --output, such as a subfolder"
+            )
     if config.source == "synthetic":
         return SyntheticSource(config.synthetic, config.seed)
     if config.source == "gldv2":
@@ -74,7 +76,7 @@ def _tell(result: PackingResult) -> None:
             f"{result.bytes_in / 2**20:,.1f} MiB read"
         )
     else:
-        print("nothing to do: the dataset is there already")
+        print("nothing to do: the dataset already exists")
     rows = ", ".join(f"{name} {entry.rows:,}" for name, entry in manifest.splits.items())
     print(f"{manifest.classes:,} classes; images: {rows}; {result.bytes_out / 2**20:,.1f} MiB written")
     where = result.dataset.location
@@ -86,22 +88,22 @@ def _tell(result: PackingResult) -> None:
 
 
 LARGE = 50_000
-"""Training images from which on a search takes GPUs and the space for them."""
+"""Number of training images from which the suggested search space is the one for GPUs."""
 
 
 def next_command(result: PackingResult) -> str:
-    """Return the command that suits a dataset of this size."""
+    """Return the suggested next command for a dataset of this size."""
     where, images = result.dataset.location, result.dataset.manifest.splits["train"].rows
     return f"landmark tune {where} --space {'modern' if images >= LARGE else 'small'}, or landmark train {where}"
 
 
 def _tell_classes(dataset: PackedDataset) -> None:
-    """Say how the images are spread over the classes, and draw it into the dataset's folder."""
+    """Print the number of images per class, and write a plot of it to the dataset's folder."""
     counts, names = dataset.labels["images"].to_numpy(), dataset.class_names
     most, least = int(counts.argmax()), int(counts.argmin())
     picture = dataset.location / "classes.png"
     picture.write_bytes(classes_png(counts, names))
     print(
-        f"images a class: {counts[most]:,} at most ({names[most]}), {np.median(counts):,.0f} in the median, "
-        f"{counts[least]:,} at least ({names[least]}); {picture}"
+        f"images per class: maximum {counts[most]:,} ({names[most]}), median {np.median(counts):,.0f}, "
+        f"minimum {counts[least]:,} ({names[least]}); {picture}"
     )

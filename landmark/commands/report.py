@@ -1,4 +1,4 @@
-"""`landmark report`: a page and tables of a study or a run, finished or running; a study next to the reference study's summary."""
+"""`landmark report`: writes a page and tables for a study or run, or compares a study with the reference study."""
 
 import json
 
@@ -12,11 +12,11 @@ from landmark.training.checkpoints import INDEX
 from landmark.training.resume import recorded_config
 
 SNAPSHOT = "snapshot"
-"""Folder, below the report, of the files of a study or run that has not ended."""
+"""Subfolder of the report with the files of a study or run that has not finished."""
 
 
 def report(config: ReportConfig) -> Location:
-    """Write the page and tables, print the summary and the location; returns the location of the page or summary."""
+    """Write the report, print the summary and the location; returns the location of the page or summary."""
     run = locate(str(config.run or config.deck))
     output = locate(config.output) if config.output else run / "report"
     if run.exists():
@@ -35,13 +35,13 @@ def report(config: ReportConfig) -> Location:
 
 
 def _as_now(run: Location, output: Location) -> Location:
-    """Return the folder that the report reads: the run's own, or a snapshot of one that has not ended."""
+    """Return the folder that the report reads: the run's own, or a snapshot if the run has not finished."""
     if is_study(run):
         if (run / "study.json").exists() and driver_of(run) is None:
             return run
         summary = write_snapshot(run, output / SNAPSHOT)
         print(
-            f"note: {run} has not ended: {summary['epochs_run']} of {summary['epochs_grid']} epochs; the report is of now"
+            f"note: {run} has not finished: {summary['epochs_run']} of {summary['epochs_grid']} epochs; the report shows its current state"
         )
         return output / SNAPSHOT
     if (run / "run.json").exists() or (before := recorded_config(run)) is None:
@@ -50,9 +50,9 @@ def _as_now(run: Location, output: Location) -> Location:
         index = json.loads((run / INDEX).read_text())
         history = (run / "history.csv").read_bytes()
     except (NotFound, json.JSONDecodeError):
-        raise UserError(f"{run}: no epoch has ended yet; try again later") from None
+        raise UserError(f"{run}: no epoch is complete yet; try again later") from None
     if not index.get("metrics"):
-        raise UserError(f"{run}: no epoch has ended yet; try again later")
+        raise UserError(f"{run}: no epoch is complete yet; try again later")
     epochs = history.count(b"\n") - 1
     values = {"name": before.name, "dataset": before.dataset, "best": index["metrics"], "epochs_run": epochs}
     for name, data in (
@@ -61,5 +61,5 @@ def _as_now(run: Location, output: Location) -> Location:
         ("run.json", mask_credentials(json.dumps(values, indent=1)).encode()),
     ):
         (output / SNAPSHOT / name).write_bytes(data)
-    print(f"note: {run} has not ended: {epochs} of {before.epochs} epochs; the report is of now")
+    print(f"note: {run} has not finished: {epochs} of {before.epochs} epochs; the report shows its current state")
     return output / SNAPSHOT

@@ -1,4 +1,4 @@
-"""`landmark recipes` and `landmark spaces`: what comes with landmark, by name, or one of them as YAML."""
+"""`landmark recipes` and `landmark spaces`: list the built-in recipes and search spaces, or print one as YAML."""
 
 from landmark.config import RecipesConfig, SpacesConfig
 from landmark.recipes import recipe_names, recipe_text
@@ -6,7 +6,7 @@ from landmark.search.space import Space, space_names
 
 
 def recipes(config: RecipesConfig) -> list[str] | str:
-    """Print the recipes' names and descriptions, or one recipe."""
+    """Print the names and descriptions of the recipes, or one recipe."""
     if config.name is None:
         return _list({name: recipe_text(name) for name in recipe_names()}, "recipe")
     text = recipe_text(config.name)
@@ -15,7 +15,7 @@ def recipes(config: RecipesConfig) -> list[str] | str:
 
 
 def spaces(config: SpacesConfig) -> list[str] | str:
-    """Print the search spaces' names and descriptions, or one space."""
+    """Print the names and descriptions of the search spaces, or one space."""
     if config.name is None:
         return _list({name: Space.load(name).text for name in space_names()}, "space")
     text = Space.load(config.name).text
@@ -24,7 +24,7 @@ def spaces(config: SpacesConfig) -> list[str] | str:
 
 
 def _list(texts: dict[str, str], kind: str) -> list[str]:
-    """Print each name with the comment that its file begins with."""
+    """Print each name with the first sentence of its file's comment."""
     width = max(map(len, texts)) + 2
     for name, text in texts.items():
         comment = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))

@@ -1,4 +1,4 @@
-"""`landmark status`: how far a study or a run is."""
+"""`landmark status`: prints the progress of a study or a run."""
 
 import csv
 import io
@@ -16,27 +16,28 @@ from landmark.training.resume import recorded_config
 
 
 def status(config: ShowConfig) -> dict[str, Any]:
-    """Print how far a study or a run is, and its best result so far; returns both."""
+    """Print the progress and the best result so far of a study or a run; returns both."""
     location = locate(config.run)
     if is_study(location):
         return study_status(location)
     if (before := recorded_config(location)) is None:
-        state = "holds no study and no run" if location.exists() else "does not exist"
+        state = "contains neither a study nor a run" if location.exists() else "does not exist"
         raise UserError(f"{config.run}: {state}; give the folder of a study or a run")
     return run_status(location, before.epochs)
 
 
 def study_status(location: Location) -> dict[str, Any]:
-    """Print a study's trials and the process that runs it."""
+    """Print the state, the trials and the best result of a study; returns them."""
     study, record = read_study(location)
     finished, driver = (location / "study.json").exists(), driver_of(location)
     space = study.space.config
     table = LiveTable(study.config.name, record, space.metric, space.mode(), study.proposals.total)
-    counts = record.counts()
-    state = f"running ({driver})" if driver else "finished" if finished else "not running; continue it with --resume"
+    over = [trial.status() for trial in record.trials.values() if trial.state == "ended"]
+    counts = {name.replace(" ", "_"): over.count(name) for name in ("finished", "stopped early", "failed")}
+    state = f"running ({driver})" if driver else "finished" if finished else "not running; add --resume to continue it"
     ended = sum(trial.state == "ended" for trial in record.trials.values())
     print(
-        f"{study.config.name}: {state}; {ended}/{study.proposals.total} trials ended ({counts['stopped early']} stopped early, "
+        f"{study.config.name}: {state}; {ended}/{study.proposals.total} trials ended ({counts['stopped_early']} stopped early, "
         f"{counts['failed']} failed), {record.epochs_run} of {study.epochs_grid} epochs, {clock(record.seconds_before)}"
     )
     if rows := table.table():
@@ -51,7 +52,7 @@ def study_status(location: Location) -> dict[str, Any]:
         "state": "running" if driver else "finished" if finished else "stopped",
         "trials": study.proposals.total,
         "trials_ended": ended,
-        **{name.replace(" ", "_"): count for name, count in counts.items()},
+        **counts,
         "epochs_run": record.epochs_run,
         "epochs_grid": study.epochs_grid,
         "best": {"trial": best.record.plan.name, **best.best} if best is not None else None,
@@ -59,7 +60,7 @@ def study_status(location: Location) -> dict[str, Any]:
 
 
 def run_status(location: Location, epochs: int) -> dict[str, Any]:
-    """Print a run's epochs."""
+    """Print the state, the last epochs and the newest checkpoint of a run; returns a summary."""
     rows = _history(location)
     try:
         newest = json.loads((location / INDEX).read_text())
@@ -67,7 +68,7 @@ def run_status(location: Location, epochs: int) -> dict[str, Any]:
         newest = {}
     finished = (location / "run.json").exists()
     state = "finished" if finished else "not finished"
-    checkpoint = f"; newest checkpoint: {newest['last']}" if newest.get("last") else ""
+    checkpoint = f"; newest checkpoint: {newest['kept'][0]}" if newest.get("kept") else ""
     print(f"{location.uri}: {state}, {len(rows)} of {epochs} epochs{checkpoint}")
     shown = ("epoch", "train_loss", "val_loss", "val_top1", "val_top5", "images_per_s")
     if rows:

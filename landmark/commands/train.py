@@ -1,4 +1,4 @@
-"""`landmark train`: one run."""
+"""`landmark train`: trains one model."""
 
 from landmark.config import TrainConfig
 from landmark.progress import clock
@@ -6,13 +6,13 @@ from landmark.training.run import RunResult, run_training
 
 
 def train(config: TrainConfig) -> RunResult:
-    """Train one model and say where it lies."""
+    """Train one model, and print its metrics and location."""
     result = run_training(config)
     best = result.best
     early = " (stopped early)" if result.stopped_early else ""
     figures = f"best epoch {best['epoch']:.0f}: val top-1 {best['val_top1']:.2%}, top-5 {best['val_top5']:.2%}"
     if result.finished_before:
-        print(f"finished before, nothing was trained; saved figures: {result.epochs_run} epochs{early}; {figures}")
+        print(f"already finished, nothing to train; saved metrics: {result.epochs_run} epochs{early}; {figures}")
     else:
         print(f"{result.epochs_run} epochs{early} in {clock(result.seconds)}; {figures}")
     print(f"run: {result.run}  next: landmark evaluate {result.run}")

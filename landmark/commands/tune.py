@@ -1,4 +1,4 @@
-"""`landmark tune`: a study, that is many trials, early stopping and a leaderboard."""
+"""`landmark tune`: runs a study: many trials, early stopping and a leaderboard."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from landmark.training.distributed import gpus_per_worker
 
 
 def tune(config: TuneConfig) -> dict[str, Any]:
-    """Search a space, and say what was found and where it lies; a study that is there already goes on."""
+    """Search a space, and print the leaderboard and the best model; an existing study resumes."""
     check_loggers(config)
     study = plan_study(config)
     if config.dry_run:
@@ -39,7 +39,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
 
 
 def dry_run(study: Study) -> str:
-    """Return what a study would run and what it may cost, on the cluster it would run on."""
+    """Return the trials that a study would run on its cluster, and their estimated cost, as text."""
     connect(study.config.cluster)
     room = room_of(study)
     return dry_run_text(
@@ -54,19 +54,19 @@ def dry_run(study: Study) -> str:
 
 
 def outcome_line(summary: dict[str, Any]) -> str:
-    """Return what the study did and what it saved."""
+    """Return one line with the numbers of trials and epochs of a study."""
     run, grid = summary["epochs_run"], summary["epochs_grid"]
     not_started = f", {summary['not_started']} not started" if summary["not_started"] else ""
-    repeated = f" ({summary['epochs_repeated']} of them again)" if summary["epochs_repeated"] else ""
-    ended_by = f"; ended as {summary['ended_by']}" if summary["ended_by"] else ""
+    repeated = f" ({summary['epochs_repeated']} repeated)" if summary["epochs_repeated"] else ""
+    ended_by = f"; ended because {summary['ended_by']}" if summary["ended_by"] else ""
     return (
         f"{summary['finished']} trials finished, {summary['stopped_early']} stopped early, {summary['failed']} failed"
-        f"{not_started}; {run}{repeated} of a full grid's {grid} epochs ({run / grid:.0%}) in {clock(summary['seconds'])}{ended_by}"
+        f"{not_started}; {run}{repeated} of {grid} epochs of the full grid ({run / grid:.0%}) in {clock(summary['seconds'])}{ended_by}"
     )
 
 
 def best_line(summary: dict[str, Any]) -> str:
-    """Return the best model's results beside the baselines."""
+    """Return one line with the best model's metrics and the majority baseline."""
     best, metric = summary["best"], summary["metric"]
     text = f"best: {best['trial']} at epoch {best['epoch']}, {metric} {best[metric]:.4g}"
     majority = summary["baselines"].get("majority", {})

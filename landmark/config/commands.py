@@ -37,12 +37,12 @@ class WorkersConfig:
     kills it and replaces it."""
     backend: Annotated[Literal["ddp", "horovod"], tyro.conf.arg(aliases=["--backend"])] = "ddp"
     """How several processes average gradients. ddp uses PyTorch's DistributedDataParallel over Gloo or NCCL. horovod
-    uses Horovod, which scripts/install-horovod.sh installs (docs/horovod.md)."""
+    uses Horovod, which scripts/install-horovod.sh installs (docs/how-to/horovod.md)."""
 
     def __post_init__(self) -> None:
         require(
             bool(re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", str(self.count))) and self.least <= self.most,
-            f"workers.count is {self.count}; expected a number of 1 or more, or least:most such as 2:8",
+            f"workers.count is {self.count}; expected a number of 1 or more, or minimum:maximum such as 2:8",
         )
         require(self.stall_s > 0, f"workers.stall_s is {self.stall_s}; expected above 0")
         require(self.cpus is None or self.cpus > 0, f"workers.cpus is {self.cpus}; expected above 0")
@@ -50,33 +50,33 @@ class WorkersConfig:
         whole = self.gpus is None or self.gpus == int(self.gpus)
         require(
             whole or (self.gpus or 0) < 1,
-            f"workers.gpus is {self.gpus}; expected a whole number, or a fraction below 1 for trials that share a GPU",
+            f"workers.gpus is {self.gpus}; expected an integer, or a fraction below 1 for trials that share a GPU",
         )
         require(
             whole or self.in_process,
-            f"workers.gpus is {self.gpus} and workers.count is {self.count}; expected whole GPUs with several processes: "
-            "NCCL refuses two of them on one GPU",
+            f"workers.gpus is {self.gpus} and workers.count is {self.count}; expected an integer with several processes, because "
+            "NCCL does not support two processes on one GPU",
         )
         require(self.max_failures >= 0, f"workers.max_failures is {self.max_failures}; expected 0 or more")
 
     @property
     def least(self) -> int:
-        """Fewest training processes."""
+        """Minimum number of training processes."""
         return int(str(self.count).split(":")[0])
 
     @property
     def most(self) -> int:
-        """Most training processes."""
+        """Maximum number of training processes."""
         return int(str(self.count).split(":")[-1])
 
     @property
     def reserved_cpus(self) -> float:
-        """CPUs that a training process reserves where no cluster has decided otherwise."""
+        """CPUs that a training process reserves unless the cluster determines them."""
         return 1.0 if self.cpus is None else self.cpus
 
     @property
     def in_process(self) -> bool:
-        """Whether training runs in the process that asks for it."""
+        """Whether training runs in the calling process."""
         return self.most == 1
 
 
@@ -136,7 +136,7 @@ class TrainConfig(Recipe):
         require(self.profile_steps >= 0, f"profile_steps is {self.profile_steps}; expected 0 or more")
         require(
             self.loader.batch_size >= self.workers.most,
-            f"loader.batch_size is {self.loader.batch_size}; expected at least one image a worker ({self.workers.most})",
+            f"loader.batch_size is {self.loader.batch_size}; expected at least one image per worker ({self.workers.most})",
         )
 
 
@@ -213,7 +213,7 @@ class TuneConfig:
         )
 
     def space_changes(self) -> dict[str, Any]:
-        """Return what the command line changes in the search space, as keys of its file."""
+        """Return the command line's changes to the search space, as keys of its file."""
         budget = {name: value for name, value in dataclasses.asdict(self.budget).items() if value is not None}
         changes: dict[str, Any] = {
             "scheduler": {"name": self.scheduler} if self.scheduler is not None else None,
@@ -226,15 +226,15 @@ class TuneConfig:
 
 
 def require_exchange(compute: ComputeConfig, workers: WorkersConfig) -> None:
-    """Check that options of the exchange between workers have several workers, who exchange by DDP."""
+    """Check that options of the gradient exchange are only set with several workers and the backend ddp."""
     name = compute.exchanges()
     require(
         name is None or not workers.in_process,
-        f"compute.{name} is set, but workers.count is {workers.count}; set it for several workers alone",
+        f"compute.{name} is set, but workers.count is {workers.count}; remove it, or use several workers",
     )
     require(
         name is None or workers.backend == "ddp",
-        f"compute.{name} is set, but workers.backend is {workers.backend}; set workers.backend to ddp, or leave compute.{name} out",
+        f"compute.{name} is set, but workers.backend is {workers.backend}; set workers.backend to ddp, or remove compute.{name}",
     )
 
 
@@ -242,5 +242,5 @@ def require_name(name: str) -> None:
     """Check that a run's name can be a folder's name."""
     require(
         bool(name) and not set(name) & set('/\\:*?"<>|') and not name.startswith("."),
-        f"name is {name!r}; expected a folder's name without / \\ : * ? \" < > |",
+        f'name is {name!r}; expected a folder name without / \\ : * ? " < > |',
     )

@@ -54,13 +54,13 @@ class SyntheticConfig:
         require(self.classes >= 2, f"synthetic.classes is {self.classes}; expected 2 or more")
         require(
             self.images >= self.classes,
-            f"synthetic.images is {self.images}; expected at least one a class ({self.classes})",
+            f"synthetic.images is {self.images}; expected at least one per class ({self.classes})",
         )
         require(16 <= self.image_size <= 1024, f"synthetic.image_size is {self.image_size}; expected 16 to 1024")
         require(0 <= self.tail <= 2, f"synthetic.tail is {self.tail}; expected 0 to 2")
         for name in ("label_noise", "near_duplicates", "nothing", "broken"):
             share = getattr(self, name)
-            require(0 <= share <= 0.5, f"synthetic.{name} is {share}; expected a share from 0 to 0.5")
+            require(0 <= share <= 0.5, f"synthetic.{name} is {share}; expected a fraction from 0 to 0.5")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -75,10 +75,10 @@ class SplitConfig:
     def __post_init__(self) -> None:
         for name in ("val", "test"):
             share = getattr(self, name)
-            require(0 <= share < 1, f"split.{name} is {share}; expected a share from 0 to 1")
+            require(0 <= share < 1, f"split.{name} is {share}; expected a fraction from 0 to 1")
         require(
             self.val + self.test < 0.9,
-            f"split.val + split.test is {self.val + self.test:g}; expected below 0.9, to leave images to train on",
+            f"split.val + split.test is {self.val + self.test:g}; expected below 0.9, so that images are left for training",
         )
 
 
@@ -123,7 +123,7 @@ class PackingConfig:
         )
         require(
             0 <= self.max_reject_share <= 1,
-            f"packing.max_reject_share is {self.max_reject_share}; expected a share from 0 to 1",
+            f"packing.max_reject_share is {self.max_reject_share}; expected a fraction from 0 to 1",
         )
         require_megapixels("packing.max_megapixels", self.max_megapixels)
 
@@ -173,30 +173,30 @@ class PrepareConfig:
         for name, keys in given.items():
             require(
                 name == self.source or not keys,
-                f"{name}.{keys[0] if keys else ''} is set, but the source is {self.source}; leave one of them out",
+                f"{name}.{keys[0] if keys else ''} is set, but the source is {self.source}; remove one of the two",
             )
         require(
             self.source == "synthetic" or getattr(self, self.source).path is not None,
-            f"{self.source}.path is missing; give {SOURCES[self.source]}",
+            f"{self.source}.path is missing; set it to {SOURCES[self.source]}",
         )
         require(
             self.source == "gldv2" or not self.subset.clean,
-            "subset.clean is set, but only source gldv2 has a clean list; leave it out",
+            "subset.clean is set, but only source gldv2 has a clean list; remove it",
         )
         changed = _changed(self.split)
         require(
             self.source != "dataset" or not changed,
-            f"split.{changed[0] if changed else ''} is set, but the images of a packed dataset keep their splits; leave it out",
+            f"split.{changed[0] if changed else ''} is set, but the images of a packed dataset keep their splits; remove it",
         )
 
 
 SOURCES = {
-    "folders": "the folder that holds one folder per class",
-    "gldv2": "the folder or URI that holds train.csv and the images",
+    "folders": "the folder that contains one folder per class",
+    "gldv2": "the folder or URI that contains train.csv and the images",
     "dataset": "the folder or URI of a packed dataset",
     "synthetic": "",
 }
-"""Each source, and what its path is."""
+"""Description of the path of each source, for messages."""
 
 
 def _changed(section: Any) -> list[str]:
@@ -207,15 +207,16 @@ def _changed(section: Any) -> list[str]:
 
 
 def _inferred(given: dict[str, list[str]]) -> str:
-    """Return the source whose options are given; raises ValueError where that is none or several, or synthetic."""
+    """Return the source whose options are given. Raises ValueError if there is none, if there are several, or if it is
+    synthetic."""
     require(
         bool(given),
-        "no source is given; add --folders.path, --gldv2.path or --dataset.path, or --source synthetic for synthetic images",
+        "no source is set; add --folders.path, --gldv2.path or --dataset.path, or --source synthetic for synthetic images",
     )
     options = [f"{name}.{keys[0]}" for name, keys in given.items()]
-    require(len(given) == 1, f"{' and '.join(options)} are of different sources; leave all but one source out")
+    require(len(given) == 1, f"{' and '.join(options)} belong to different sources; keep one source")
     name = next(iter(given))
     require(
-        name != "synthetic", f"{options[0]} is set; add --source synthetic to make synthetic images, or leave it out"
+        name != "synthetic", f"{options[0]} is set; add --source synthetic to generate synthetic images, or remove it"
     )
     return name

@@ -14,7 +14,7 @@ class Stopped(UserError):
 
 
 STOPPED = "stopped by SIGTERM; run the same command again to resume (train and tune: with --resume)"
-"""Message of what SIGTERM ended, as `ray job stop`, Kubernetes and SLURM send it."""
+"""Message after SIGTERM, which `ray job stop`, Kubernetes and SLURM send."""
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
@@ -33,6 +33,6 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise ValueError(message) unless `condition` holds; used by the checks of the dataclasses."""
+    """Raise ValueError(message) unless `condition` is true. The dataclasses use it for their checks."""
     if not condition:
         raise ValueError(message)

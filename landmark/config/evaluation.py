@@ -73,7 +73,7 @@ class EvaluateConfig(InferenceConfig):
         )
         require(
             self.max_megapixels is None or self.distractors is not None,
-            "max_megapixels applies to a folder of distractors; give --distractors, or leave it out",
+            "max_megapixels applies only to a folder of distractors; add --distractors, or remove max_megapixels",
         )
         require(self.bootstrap >= 0, f"bootstrap is {self.bootstrap}; expected 0 or more")
         require(self.neighbours >= 1, f"neighbours is {self.neighbours}; expected 1 or more")
@@ -94,7 +94,7 @@ class IndexConfig(InferenceConfig):
         super().__post_init__()
         require(
             self.max_megapixels is None or self.add is not None,
-            "max_megapixels applies to a folder of images to add; give --add, or leave it out",
+            "max_megapixels applies only to a folder of images to add; add --add, or remove max_megapixels",
         )
 
 

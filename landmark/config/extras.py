@@ -4,14 +4,14 @@ import importlib.metadata
 import re
 
 DISTRIBUTION = "landmark-ray"
-"""Name of this project as a Python distribution (setup.cfg); the name `landmark` is not ours."""
+"""Name of this project as a Python distribution (setup.cfg). The name `landmark` belongs to another project."""
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs what an extra of setup.cfg lists.
+    """Return the command that installs the packages of an extra in setup.cfg.
 
-    It names the packages themselves: this project is installed from its repository, and a package of another owner must
-    not be installed under its name.
+    It contains the packages themselves, because this project is installed from its repository. Installing by the
+    project's name could install a package of another owner.
 
     >>> install_command("optuna")
     "pip install 'optuna<6,>=4.5'"
@@ -26,5 +26,5 @@ def install_command(extra: str) -> str:
         if re.search(rf"""extra == ['"]{re.escape(extra)}['"]""", requirement)
     ]
     if not wanted:
-        return f"pip install '.[{extra}]' in the project's folder"
+        return f"pip install '.[{extra}]' in the project folder"
     return "pip install " + " ".join(f"'{requirement}'" for requirement in sorted(wanted))

@@ -14,7 +14,7 @@ from landmark.config.secrets import mask_credentials
 from landmark.config.text import read_text
 
 T = TypeVar("T")
-# pydantic's reader and writer of a type: making one takes ten times as long as using it.
+# pydantic's validator of a type. Creating one takes ten times as long as using it.
 _adapter: Callable[[Any], pydantic.TypeAdapter[Any]] = functools.cache(pydantic.TypeAdapter)
 
 
@@ -34,17 +34,17 @@ def to_stored_yaml(config: Any) -> str:
 
 
 def load_yaml(kind: type[T], path: str | Path) -> T:
-    """Read a config of type `kind` from a YAML file; raises UserError naming file and key."""
+    """Read a config of type `kind` from a YAML file. Raises UserError with file and key."""
     return parse_yaml(kind, read_text(Path(path), str(path), "config file"), str(path))
 
 
 def parse_yaml(kind: type[T], text: str, source: str) -> T:
-    """Parse YAML text into a config of type `kind`; `source` names it in errors."""
+    """Parse YAML text into a config of type `kind`. `source` is its name in errors."""
     return from_mapping(kind, parse_mapping(text, source), source)
 
 
 def parse_mapping(text: str, source: str) -> dict[str, Any]:
-    """Parse YAML text that must hold a mapping at its top."""
+    """Parse YAML text that contains a mapping at its top level."""
     try:
         values = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
@@ -70,7 +70,7 @@ class _UniqueKeys(yaml.SafeLoader):
             name = key.tag, str(key.value)
             if name in seen and isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key.value}' is there twice", key.start_mark
+                    None, None, f"the key '{key.value}' occurs twice", key.start_mark
                 )
             seen.add(name)
         return super().construct_mapping(node, deep)
@@ -80,14 +80,14 @@ class _UniqueKeys(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             raise yaml.constructor.ConstructorError(
-                None, None, f"{node.value!r} is no {node.tag.rsplit(':', 1)[-1]}", node.start_mark
+                None, None, f"{node.value!r} is not a valid {node.tag.rsplit(':', 1)[-1]}", node.start_mark
             ) from None
 
 
 def from_mapping(kind: type[T], values: Mapping[str, Any], source: str) -> T:
-    """Build a config of type `kind` from nested plain values, checking every key and type.
+    """Build a config of type `kind` from nested plain values. Checks all keys and types.
 
-    Raises UserError with the source, the dotted key, what was expected and the nearest valid key.
+    Raises UserError with the source, the dotted key, the expected value and the most similar valid key.
     """
     _refuse_unknown_keys(kind, values, source, "")
     try:

@@ -6,7 +6,7 @@ from typing import Literal
 from landmark.config.errors import require
 
 PAPER_MARGINS = {"cosface": 0.35, "arcface": 0.5, "subcenter": 0.5}
-"""Margin of each head where the config names none: those of the papers."""
+"""Default margin of each head, from its paper."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -41,7 +41,7 @@ class HeadConfig:
             for key in ("margin", "margin_least"):
                 require(
                     getattr(self, key) is None,
-                    f"model.head.{key} is {getattr(self, key)}, but a linear head has no margin; choose another head, or leave it empty",
+                    f"model.head.{key} is {getattr(self, key)}, but a linear head has no margin; choose another head, or remove it",
                 )
         else:
             require(0 <= self.own_margin() < 1, f"model.head.margin is {self.margin}; expected 0 to below 1")
@@ -53,9 +53,9 @@ class HeadConfig:
         require(self.subcenters >= 1, f"model.head.subcenters is {self.subcenters}; expected 1 or more")
         require(
             self.sample is None or 0 < self.sample <= 1,
-            f"model.head.sample is {self.sample}; expected above 0, up to 1, or empty",
+            f"model.head.sample is {self.sample}; expected above 0, up to 1, or no value",
         )
 
     def own_margin(self) -> float:
-        """Return the margin, the paper's where none is named; 0 for a linear head."""
+        """Return the margin, by default the margin of the paper. 0 for a linear head."""
         return PAPER_MARGINS.get(self.name, 0.0) if self.margin is None else self.margin

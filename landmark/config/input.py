@@ -86,7 +86,7 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         low, high = self.crop_area
-        require(0 < low <= high <= 1, f"augment.crop_area is {low} {high}; expected 0 < least <= greatest <= 1")
+        require(0 < low <= high <= 1, f"augment.crop_area is {low} {high}; expected 0 < minimum <= maximum <= 1")
         require(self.crop_aspect >= 1, f"augment.crop_aspect is {self.crop_aspect}; expected 1 or more")
         require(0 <= self.randaugment_ops <= 11, f"augment.randaugment_ops is {self.randaugment_ops}; expected 0 to 11")
         require(

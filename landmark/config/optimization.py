@@ -7,7 +7,7 @@ from typing import Literal
 from landmark.config.errors import require
 
 OPTIMIZER_RATES = {"sgd": 0.05, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}
-"""Learning rate of each optimizer where the config names none."""
+"""Default learning rate of each optimizer."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -129,12 +129,13 @@ class ComputeConfig:
         require(self.accumulate >= 1, f"compute.accumulate is {self.accumulate}; expected 1 or more")
         require(
             not (self.gradient_checkpointing and self.compile),
-            "compute.gradient_checkpointing and compute.compile are both true, but torch.compile chooses by itself what it computes "
-            "again; leave one of the two out",
+            "compute.gradient_checkpointing and compute.compile are both true, but torch.compile chooses by itself what to "
+            "recompute; remove one of the two",
         )
 
     def exchanges(self) -> str | None:
-        """Return the name of an option that is set and needs several workers of the backend ddp; None where there is none."""
+        """Return the name of an option that is set and requires several workers with the backend ddp. None if there is
+        none."""
         if self.sync_batchnorm:
             return "sync_batchnorm"
         return None if self.ddp_comm_hook == "none" else "ddp_comm_hook"

@@ -38,7 +38,7 @@ class ModelConfig:
         require(self.neck >= 0, f"model.neck is {self.neck}; expected 0 or more")
         require(
             self.head.sample is None or not self.freeze_backbone or self.neck > 0,
-            "model.freeze_backbone leaves nothing but the centres to train, which model.head.sample trains apart; set model.neck",
+            "model.freeze_backbone leaves only class weights, which model.head.sample trains separately; set model.neck to add layers",
         )
         require(self.freeze_stages >= 0, f"model.freeze_stages is {self.freeze_stages}; expected 0 or more")
         require(
@@ -46,7 +46,7 @@ class ModelConfig:
         )
 
     def is_embedding(self) -> bool:
-        """Return whether pooling, neck or head differ from the network's own."""
+        """Return whether pooling, neck or head differ from the model's own."""
         return self.pooling != "avg" or self.neck > 0 or self.head.name != "linear" or self.head.sample is not None
 
 
@@ -101,7 +101,7 @@ class Recipe:
         ):
             require(
                 self.model.head.sample is None or not used,
-                f"{key} is set, which is not possible with model.head.sample; leave one of the two out",
+                f"{key} is set, which model.head.sample does not support; remove one of the two",
             )
         start = self.resizing.start_size
         require(

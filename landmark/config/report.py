@@ -23,7 +23,7 @@ class ReportConfig:
     """Price per hour of the machine or cluster, in any currency. The page then shows the cost. [default: none]"""
 
     def __post_init__(self) -> None:
-        require(bool(self.run) != bool(self.deck), "expected --run FOLDER or --deck STUDY, one of the two")
+        require(bool(self.run) != bool(self.deck), "expected --run FOLDER or --deck STUDY (exactly one)")
         price = self.price_per_hour
         require(
             price is None or (math.isfinite(price) and price >= 0),

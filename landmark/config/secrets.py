@@ -10,7 +10,7 @@ _VALUE = re.compile(
 
 
 def mask_credentials(text: str) -> str:
-    """Return a text whose URIs carry no user, password, token or signature.
+    """Return a text with all users, passwords, tokens and signatures in URIs removed or masked.
 
     >>> mask_credentials("http://me:secret@host/x?page=1&token=abc")
     'http://host/x?page=1&token=***'

@@ -65,10 +65,10 @@ class SearcherConfig:
     def __post_init__(self) -> None:
         require(self.startup >= 1, f"searcher.startup is {self.startup}; expected 1 or more")
         repeated = sorted({name for name in self.objectives if self.objectives.count(name) > 1})
-        require(not repeated, f"searcher.objectives names {', '.join(repeated)} twice; leave one out")
+        require(not repeated, f"searcher.objectives contains {', '.join(repeated)} twice; remove one")
         require(
             self.name == "optuna" or not self.objectives,
-            f"searcher.objectives needs a searcher that proposes; set searcher.name to optuna, or remove {self.objectives}",
+            f"searcher.objectives requires a searcher that proposes trials; set searcher.name to optuna, or remove {self.objectives}",
         )
 
 
@@ -129,11 +129,11 @@ class SpaceConfig:
         require(self.samples >= 1, f"samples is {self.samples}; expected 1 or more")
         require(
             not (self.parameters and self.points),
-            "both 'parameters' and 'points' are given; keep one: parameters to combine, or points to list",
+            "both 'parameters' and 'points' are set; keep 'parameters' to combine values, or 'points' to list trials",
         )
         require(
             bool(self.parameters or self.points),
-            "neither 'parameters' nor 'points' is given; add parameters to combine, or points to list",
+            "neither 'parameters' nor 'points' is set; add 'parameters' to combine values, or 'points' to list trials",
         )
         self._check_searcher()
 
@@ -141,15 +141,18 @@ class SpaceConfig:
         if self.searcher.name == "listed":
             return
         name = self.searcher.name
-        require(not self.points, f"searcher.name is {name}, but 'points' lists the runs; remove one of them")
-        require(self.samples > 1, f"samples is {self.samples}; with searcher {name} it is the number of trials: set it")
+        require(not self.points, f"searcher.name is {name}, but 'points' lists all trials; remove one of the two")
+        require(
+            self.samples > 1,
+            f"samples is {self.samples}; searcher {name} requires it as the number of trials; set it above 1",
+        )
         judged = [objective for objective in self.searcher.objectives if objective.startswith("val_")]
         require(
             not self.searcher.objectives or judged == [self.metric],
-            f"searcher.objectives is {self.searcher.objectives}; expected the metric, {self.metric}, and besides it "
+            f"searcher.objectives is {self.searcher.objectives}; expected the metric, {self.metric}, and in addition "
             "images_per_s or parameters",
         )
 
     def mode(self) -> Literal["max", "min"]:
-        """Return whether the metric is better when greater or when smaller."""
+        """Return whether larger or smaller values of the metric are better."""
         return "min" if self.metric == "val_loss" else "max"

@@ -10,13 +10,13 @@ import tyro
 from landmark.config.errors import require
 
 RULE_NOTE = (
-    "its subset was chosen by rule {recorded} of subset.rule, which it keeps: images of test and val were chosen before those "
-    "of train; a new --name or --output chooses by rule {rule}"
+    "its subset was chosen by rule {recorded} and stays the same (subset.rule {recorded} chooses images of test and val first); "
+    "to choose by rule {rule}, use a new --name or --output"
 )
 
 
 def _short(flag: str) -> object:
-    """Give a field a flag without its config's prefix on the command line, beside the full one."""
+    """Give a field a short flag on the command line, in addition to its full one."""
     return tyro.conf.arg(aliases=[flag])
 
 
@@ -44,7 +44,7 @@ class Gldv2Config:
         require(self.tars >= 1, f"gldv2.tars is {self.tars}; expected 1 or more")
         require(
             0 <= self.max_fault_share <= 1,
-            f"gldv2.max_fault_share is {self.max_fault_share}; expected a share from 0 to 1",
+            f"gldv2.max_fault_share is {self.max_fault_share}; expected a fraction from 0 to 1",
         )
 
 
@@ -87,12 +87,12 @@ class SubsetConfig:
             require(value is None or value >= 1, f"subset.{name} is {value}; expected 1 or more")
         require(
             self.classes is None or self.images is None or self.images >= self.classes,
-            f"subset.images is {self.images}; expected at least one a class ({self.classes})",
+            f"subset.images is {self.images}; expected at least one per class ({self.classes})",
         )
         require(0 <= self.tail <= 2, f"subset.tail is {self.tail}; expected 0 to 2")
 
     def keeps_all(self) -> bool:
-        """Return whether nothing is left out."""
+        """Return whether the subset keeps all images."""
         return dataclasses.replace(self, rule=SubsetConfig.rule) == SubsetConfig()
 
     def is_random(self) -> bool:
@@ -102,14 +102,16 @@ class SubsetConfig:
 
 
 def recorded_subset(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a subset's mapping as a run, study or dataset recorded it, with its rule: a record without one is of rule 1."""
+    """Return the recorded mapping of a subset with its rule. A record without a rule has rule 1."""
     return {"rule": 1, **values}
 
 
 def resumed_subset(subset: SubsetConfig, recorded: SubsetConfig) -> tuple[SubsetConfig, str]:
-    """Return the subset of a command that resumes what was recorded, by the recorded rule, and a note where that matters.
+    """Return the subset of a command that resumes a recorded one, with the recorded rule, and a note if the rule
+    matters.
 
-    The note is empty where the rules choose alike, or where more than the rule differs, which is for the caller to refuse.
+    The note is empty if both rules choose the same images. It is also empty if more than the rule differs, which the
+    caller must reject.
     """
     resumed = dataclasses.replace(subset, rule=recorded.rule)
     if subset == resumed or resumed != recorded:

@@ -11,7 +11,7 @@ from landmark.config.errors import UserError
 
 ENCODINGS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins with the mark of UTF-16, so it comes before it
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # starts with the mark of UTF-16, so it is tested first
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -21,7 +21,7 @@ AS_UTF8 = "save the file as UTF-8 text"
 
 
 def encoding_of(data: bytes) -> tuple[str, int]:
-    """Return the encoding of a file that begins with these bytes (4 are enough), and the length of its byte order mark."""
+    """Return the encoding of a file from its first bytes (4 are enough), and the length of its byte order mark."""
     for mark, encoding in ENCODINGS:
         if data.startswith(mark):
             return encoding, len(mark)
@@ -29,7 +29,8 @@ def encoding_of(data: bytes) -> tuple[str, int]:
 
 
 def decode_text(data: bytes, source: str) -> str:
-    """Return a file's text, its lines ended by a line feed; raises UserError naming `source` and the line that is no text."""
+    """Return a file's text with normalized line ends. Raises UserError with `source` and the line that cannot be
+    decoded."""
     encoding, start = encoding_of(data)
     try:
         text = data[start:].decode(encoding)
@@ -39,12 +40,12 @@ def decode_text(data: bytes, source: str) -> str:
         raise UserError(f"{source}: line {line}: byte 0x{byte:02x} is not {encoding.upper()}; {AS_UTF8}") from None
     text = _unified(text)
     if (null := text.find("\0")) >= 0:
-        raise UserError(f"{source}: line {text.count(chr(10), 0, null) + 1}: holds a null byte; {AS_UTF8}")
+        raise UserError(f"{source}: line {text.count(chr(10), 0, null) + 1}: contains a null byte; {AS_UTF8}")
     return text
 
 
 def read_text(path: Path, source: str, what: str = "file") -> str:
-    """Return the text of a file on this machine; raises UserError naming `source` where it cannot be read."""
+    """Return the text of a file on this machine. Raises UserError with `source` if it cannot be read."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -55,15 +56,15 @@ def read_text(path: Path, source: str, what: str = "file") -> str:
 
 
 def filled_lines(text: str) -> list[tuple[int, str]]:
-    """Return the lines that are not blank, without blanks at their ends, each with its number from 1."""
+    """Return the lines that are not blank, stripped, each with its number from 1."""
     return [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
 def csv_rows(text: str, source: str, columns: Sequence[str]) -> list[tuple[int, list[str]]]:
-    """Return the cells of these columns in each row that is not blank, without blanks at their ends, with the row's line.
+    """Return the stripped cells of these columns for each row that is not blank, with the row's line number.
 
-    Cells are divided by commas, or by semicolons or tabs where the header has no comma. Raises UserError naming `source` and
-    the line for a missing or repeated column, a row of another width, or a quote that is not closed.
+    The separator is a comma, or a semicolon or tab if the header has no comma. Raises UserError with `source` and the
+    line for a missing or repeated column, a row with another number of cells, or an unclosed quote.
     """
     lines = filled_lines(text)
     if not lines:
@@ -80,7 +81,7 @@ def csv_rows(text: str, source: str, columns: Sequence[str]) -> list[tuple[int, 
         except StopIteration:
             return rows
         except csv.Error as error:
-            raise UserError(f"{source}: line {line}: {error}; check its quotes") from None
+            raise UserError(f"{source}: line {line}: {error}; check the quotes in this line") from None
         if not any(cells):
             continue
         if header is None:
@@ -92,7 +93,7 @@ def csv_rows(text: str, source: str, columns: Sequence[str]) -> list[tuple[int, 
 
 
 def _places(header: list[str], source: str, line: int, columns: Sequence[str]) -> list[int]:
-    """Return where the columns are in a header."""
+    """Return the positions of the columns in a header."""
     for column in columns:
         if header.count(column) != 1:
             found = f"{header.count(column)} columns" if column in header else "no column"

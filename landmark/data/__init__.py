@@ -1,1 +1,1 @@
-"""Packed datasets: how they are made, checked, subset, streamed and decoded."""
+"""Packed datasets: packing, verification, subsets, streaming and decoding."""

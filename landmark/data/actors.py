@@ -1,4 +1,4 @@
-"""Long-lived Ray actors that read or decode for one training process, called directly."""
+"""A pool of long-lived Ray actors that read or decode images for one training process."""
 
 import contextlib
 import itertools
@@ -9,18 +9,18 @@ from typing import Any
 from landmark.config import UserError
 
 PATIENCE_S = 900
-"""Seconds after which an actor that has not answered will not: a cluster may have to start a node for it first."""
+"""Timeout of a call, seconds. It allows the cluster to start a node for the actor."""
 RETRIES = 3
-"""Times that a call is made again because its actor died; one that kills its actor each time ends the run."""
+"""Maximum retries of a call after its actor died. A call that kills its actor each time ends the run."""
 GRACE_S = 3.0
-"""Seconds that `close` waits for calls under way."""
+"""Seconds that `close` waits for outstanding calls."""
 
 
 class Actors:
-    """Actors of one class, called in turn, on any node with CPUs to spare.
+    """Actors of one class, called round-robin, on any node with available CPUs.
 
-    One that dies is started again, and what it was asked for is asked again: a call has one result, however often it is
-    made. They end when they are closed, or with the process that made them. Needs a connected Ray.
+    Ray restarts an actor that died and repeats its calls. Each call has one result, however often it runs. The actors
+    end when they are closed, or with the process that created them. Requires a connected Ray.
     """
 
     def __init__(
@@ -33,28 +33,29 @@ class Actors:
             "max_restarts": -1,
             "max_task_retries": RETRIES,
             "max_concurrency": max(1, int(cpus)),
-            # Said in words, or a placement group of ours would be asked for what it was not made for.
+            # Set explicitly. Otherwise Ray would use the placement group of the caller, which has no bundle for these
+            # actors.
             "scheduling_strategy": "SPREAD" if spread else "DEFAULT",
         }
         self.told = f"{count} x {cpus:g} CPUs for {purpose}"
         self._actors: list[Any] = [ray.remote(made).options(**options).remote(*arguments) for _ in range(count)]
         self._turns: Iterator[Any] = itertools.cycle(self._actors)
         self._under_way: dict[Any, Any] = {}
-        """The actor of each call that has not been answered, by the reference of its answer."""
+        """The actor of each outstanding call, by object reference."""
 
     def submit(self, method: str, *arguments: Any) -> "Call":
-        """Call a method of the actor whose turn it is; large arguments go through the object store."""
+        """Call a method of the next actor. Large arguments go through the object store."""
         actor = next(self._turns)
         reference = getattr(actor, method).remote(*arguments)
         self._under_way[reference] = actor
         return Call(reference, self)
 
     def answered(self, reference: Any) -> None:
-        """Forget a call."""
+        """Remove a call from the outstanding calls."""
         self._under_way.pop(reference, None)
 
     def close(self) -> None:
-        """End the actors: once they have answered, and at the latest after GRACE_S. A hung one is killed."""
+        """Stop the actors when they have responded, or after GRACE_S. Hung actors are killed."""
         import ray
 
         calls, self._under_way = self._under_way, {}
@@ -63,7 +64,7 @@ class Actors:
             for actor in {calls[reference] for reference in hung}:
                 ray.kill(actor)
             if hung:
-                # Looked at, or Ray would report each to the user.
+                # Retrieve the errors. Otherwise Ray would print each of them.
                 for reference in ray.wait(hung, num_returns=len(hung), timeout=GRACE_S, fetch_local=False)[0]:
                     with contextlib.suppress(ray.exceptions.RayError):
                         ray.get(reference, timeout=0)
@@ -72,7 +73,7 @@ class Actors:
 
 
 class Call:
-    """A call of an actor that is under way."""
+    """An outstanding call of an actor."""
 
     def __init__(self, reference: Any, actors: Actors) -> None:
         self._reference = reference
@@ -80,9 +81,9 @@ class Call:
         self._until: float | None = None
 
     def result(self, timeout: float | None = None) -> Any:
-        """Return what the actor answered, without copying large buffers out of the object store.
+        """Return the actor's result, without copying large buffers out of the object store.
 
-        Raises TimeoutError after so many seconds, and UserError where the actor did, or where none answers.
+        Raises TimeoutError after `timeout` seconds. Raises UserError if the actor raised one, or if no actor responds.
         """
         import ray
 
@@ -99,7 +100,7 @@ class Call:
             if timeout is not None and timeout < patience:
                 raise TimeoutError from None
             raise UserError(
-                f"no answer for {PATIENCE_S} s from a Ray actor; check that the cluster has {self._actors.told} free"
+                f"no response from a Ray actor for {PATIENCE_S} s; check that the cluster has {self._actors.told} available"
             ) from None
         except ray.exceptions.RayError as error:
             self._actors.answered(self._reference)
@@ -108,10 +109,10 @@ class Call:
             raise own from None
 
     def done(self) -> bool:
-        """Return whether the actor has answered."""
+        """Return whether the call has finished."""
         import ray
 
         return bool(ray.wait([self._reference], timeout=0, fetch_local=False)[0])
 
     def cancel(self) -> None:
-        """Do nothing: `Actors.close` ends the call."""
+        """Do nothing. `Actors.close` ends the call."""

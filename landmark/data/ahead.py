@@ -1,4 +1,4 @@
-"""Running ahead: calls under way whose results come in the order of what they were called with."""
+"""Ordered prefetching: run calls concurrently and yield their results in the order of the items."""
 
 import collections
 import threading
@@ -10,24 +10,24 @@ Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)
 
 STOP_CHECK_S = 0.1
-"""Seconds after which one who waits for a call looks whether to go on waiting."""
+"""Interval for checking the stop event while waiting for a call, seconds."""
 
 
 class Stopped(Exception):
-    """The results of calls under way are not wanted any more."""
+    """The results of the outstanding calls are no longer needed."""
 
 
 class Pending(Protocol[Result_co]):
-    """A call under way, such as a Future."""
+    """An outstanding call, such as a Future."""
 
     def result(self, timeout: float | None = None) -> Result_co:
-        """Wait for the call, so many seconds at most; returns its result, raises its error, or TimeoutError."""
+        """Wait up to `timeout` seconds. Returns the call's result, raises the call's error, or raises TimeoutError."""
 
     def done(self) -> bool:
-        """Return whether the call has ended."""
+        """Return whether the call has finished."""
 
     def cancel(self) -> object:
-        """Say that nobody waits for it."""
+        """Cancel the call if it has not started."""
 
 
 def run_ahead(
@@ -36,9 +36,9 @@ def run_ahead(
     ahead: int,
     stop: threading.Event | None = None,
 ) -> Generator[Result, None, None]:
-    """Yield the results of submit(item) in order, with up to `ahead` calls under way beside the one waited for.
+    """Yield the results of submit(item) in order. Up to `ahead` further calls run while the caller waits for one.
 
-    stop: raise Stopped when it is set, rather than wait for a call that may hang.
+    stop: an event. If it is set, Stopped is raised instead of waiting for a call that may hang.
     """
     pending: collections.deque[Pending[Result]] = collections.deque()
     try:
@@ -61,6 +61,6 @@ def _result(call: Pending[Result], stop: threading.Event | None) -> Result:
             return call.result(STOP_CHECK_S)
         except TimeoutError:
             if call.done():
-                return call.result()  # it has ended just now, or the error is its own
+                return call.result()  # it finished just now, or the error is the call's own
     call.cancel()
     raise Stopped

@@ -1,4 +1,4 @@
-"""A packed dataset of which some images are looked at: what subsets and cleaned datasets have in common."""
+"""A filtered view of a packed dataset, the base of subsets and cleaned datasets."""
 
 import dataclasses
 import functools
@@ -14,17 +14,19 @@ COLUMNS = ["sample", "image_id", "landmark_id", "label", "split"]
 
 
 class Chosen(PackedDataset):
-    """A packed dataset of which only some images are looked at, with the same interface.
+    """A filtered view of a packed dataset, with the same interface.
 
-    Each image keeps its split and its sample number. Labels are dense anew, 0 to k - 1, in the order of the dataset's.
-    kept: the images looked at, COLUMNS, labels in the shards' numbering.
+    Each image keeps its split and its sample number. Labels are renumbered 0 to k - 1, in the order of the dataset's
+    labels.
+
+    kept: the images in the view, with the columns COLUMNS. The labels are those of the shards.
     """
 
     none_left = (
-        "{location}: the subset leaves no image in the {split} split; loosen the subset, or prepare a "
-        "dataset of it with `landmark prepare`"
+        "{location}: the subset contains no image of the {split} split; use a less strict subset, or prepare a "
+        "dataset from it with `landmark prepare`"
     )
-    """What is said of a split without an image."""
+    """Error message for a split without images."""
 
     def __init__(self, dataset: PackedDataset, kept: pa.Table) -> None:
         super().__init__(dataset.location, dataset.manifest)
@@ -44,7 +46,7 @@ class Chosen(PackedDataset):
 
     @functools.cached_property
     def labels(self) -> pa.Table:
-        """The labels, in order, with the images that are looked at: LABELS_SCHEMA."""
+        """The labels in order, with the number of images in the view. Schema: LABELS_SCHEMA."""
         table = read_table(self.location / "labels.parquet").take(pa.array(self.old_labels))
         counts = np.bincount(self._new_labels(self._kept), minlength=self.num_classes)
         for name, values in (("label", np.arange(self.num_classes)), ("images", counts)):
@@ -53,7 +55,7 @@ class Chosen(PackedDataset):
         return table
 
     def split(self, name: str) -> SplitEntry:
-        """Return a split's shards, with the number of rows that are looked at; raises UserError for none."""
+        """Return a split's shards, with the number of rows in the view. Raises UserError if there are none."""
         entry = super().split(name)
         rows = len(self._rows(name))
         if not rows:
@@ -61,13 +63,14 @@ class Chosen(PackedDataset):
         return dataclasses.replace(entry, rows=rows)
 
     def selected(self, split: str) -> np.ndarray | None:
-        """Return which samples of a split are looked at, bool (split rows,)."""
+        """Return a mask of the samples of a split that are in the view, bool (split rows,)."""
         mask = np.zeros(self.manifest.splits[split].rows, dtype=bool)
         mask[self._rows(split)["sample"].to_numpy()] = True
         return mask
 
     def catalog(self, split: str) -> pa.Table:
-        """Return the catalog's selected rows of a split, in the order of `sample`, labels dense: CATALOG_SCHEMA."""
+        """Return the catalog's rows of a split that are in the view, sorted by `sample`, with renumbered labels.
+        Schema: CATALOG_SCHEMA."""
         table = super().catalog(split)
         table = table.filter(pa.array(self.selected(split)))
         kept = self._rows(split).sort_by("sample")
@@ -79,13 +82,14 @@ class Chosen(PackedDataset):
         return table
 
     def sample_labels(self, split: str) -> np.ndarray:
-        """Return the dense label of each sample of a split, int64 (split rows,); -1 for one that is not selected."""
+        """Return the renumbered label of each sample of a split, int64 (split rows,), and -1 for samples outside the
+        view."""
         labels = np.full(self.manifest.splits[split].rows, -1, dtype=np.int64)
         labels[self._rows(split)["sample"].to_numpy()] = self._new_labels(self._rows(split))
         return labels
 
     def label_counts(self, split: str) -> np.ndarray:
-        """Return how many selected images each label has in a split: int64 (classes,)."""
+        """Return the number of images per label in a split of the view, int64 (classes,)."""
         return np.bincount(self._new_labels(self._rows(split)), minlength=self.num_classes).astype(np.int64)
 
     def _rows(self, split: str) -> pa.Table:

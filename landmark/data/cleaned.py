@@ -1,4 +1,4 @@
-"""Cleaned datasets: the images of a packed dataset that cleaning kept, read where they lie, some with another label."""
+"""Cleaned datasets: the images that cleaning kept, read from the packed dataset, some with a corrected label."""
 
 import hashlib
 from typing import Any
@@ -16,12 +16,12 @@ KEPT_SCHEMA = pa.schema([("split", pa.string()), ("sample", pa.int64()), ("label
 
 
 class CleanedDataset(Chosen):
-    """A cleaned dataset, as `landmark clean` writes it: the images kept of a packed one, some with another label.
+    """A cleaned dataset as `landmark clean` writes it, a filtered view of a packed dataset with some corrected labels.
 
-    Pixels, shards and sample numbers are the packed dataset's; `location` and `manifest` are, too.
+    Pixels, shards, sample numbers, `location` and `manifest` are those of the packed dataset.
     """
 
-    none_left = "{location}: cleaning left no image in the {split} split; clean with looser thresholds"
+    none_left = "{location}: cleaning kept no image in the {split} split; clean again with less strict thresholds"
 
     def __init__(self, dataset: PackedDataset, kept: pa.Table) -> None:
         super().__init__(dataset, kept)
@@ -30,28 +30,29 @@ class CleanedDataset(Chosen):
 
     @classmethod
     def of(cls, location: Location, values: dict[str, Any]) -> "CleanedDataset":
-        """Open the cleaned dataset at a location with this manifest; raises UserError where it or its base is damaged."""
+        """Open the cleaned dataset at a location with this manifest. Raises UserError if it or its packed dataset is
+        corrupt."""
         place = f"{location}/manifest.json"
         if values.get("schema_version") != SCHEMA_VERSION or not isinstance(values.get("dataset"), str):
-            raise UserError(f"{place}: not of this version; clean the dataset again")
+            raise UserError(f"{place}: written by another version of landmark; clean the dataset again")
         try:
             base = PackedDataset.open(values["dataset"])
         except UserError as error:
             raise UserError(f"{place}: the dataset that was cleaned cannot be opened: {error}") from None
         if base.manifest.shards_digest() != values.get("fingerprint"):
-            raise UserError(f"{place}: {base.location} was packed anew since; clean it again")
+            raise UserError(f"{place}: {base.location} was packed again after cleaning; clean it again")
         try:
             kept = read_table(location / "kept.parquet")
         except NotFound:
             raise UserError(f"{location}/kept.parquet: missing; clean the dataset again") from None
         if kept.schema.names != KEPT_SCHEMA.names or len(kept) != values.get("rows"):
-            raise UserError(f"{location}/kept.parquet: not as manifest.json says; clean the dataset again")
+            raise UserError(f"{location}/kept.parquet: does not match manifest.json; clean the dataset again")
         cleaned = cls(base, _joined(base, kept))
         cleaned.uri = location.uri
         return cleaned
 
     def full_catalog(self, columns: list[str] | None = None) -> pa.Table:
-        """Return the catalog's rows of the images kept, with their labels in the shards' numbering."""
+        """Return the catalog's rows of the kept images. The labels use the numbering of the shards."""
         if columns is not None and set(columns) <= set(COLUMNS):
             return self._kept.select(columns)
         table = super().full_catalog()
@@ -67,7 +68,7 @@ class CleanedDataset(Chosen):
 
 
 def _joined(base: PackedDataset, kept: pa.Table) -> pa.Table:
-    """Return the rows kept with what the catalog knows of them, by split and sample: COLUMNS."""
+    """Join the kept rows with the catalog, by split and sample. Columns: COLUMNS."""
     landmark_ids = base.labels["landmark_id"]
     table = base.full_catalog(COLUMNS)
     parts = []

@@ -1,4 +1,4 @@
-"""A packed dataset: its manifest, labels and catalog, and where its shards lie."""
+"""A packed dataset: its manifest, labels, catalog and the locations of its shards."""
 
 import functools
 import hashlib
@@ -21,7 +21,7 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "test")
 SELECTION_KIND = "selection"
-"""What the manifest of a cleaned dataset says that it is."""
+"""The `kind` in the manifest of a cleaned dataset."""
 _DAMAGE = ("CRC checksum", "thrift", "end of stream", "Unexpected end", "Corrupt", "corrupt", "Parquet", "row group")
 
 LABELS_SCHEMA = pa.schema(
@@ -57,15 +57,15 @@ class ShardEntry:
     """One Parquet file of a split."""
 
     path: str
-    """Path below the dataset, such as train/00000.parquet."""
+    """Path relative to the dataset, such as train/00000.parquet."""
     rows: int
-    """Images."""
+    """Number of images."""
     row_groups: int
-    """Row groups."""
+    """Number of row groups."""
     bytes: int
-    """File size."""
+    """File size, bytes."""
     sha256: str
-    """Hexadecimal SHA-256 of the file."""
+    """SHA-256 of the file, hexadecimal."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -73,100 +73,102 @@ class SplitEntry:
     """One split of a dataset."""
 
     rows: int
-    """Images."""
+    """Number of images."""
     shards: list[ShardEntry]
-    """Its shards, in the order that numbers the samples."""
+    """The shards, in the order of the sample numbers."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Manifest:
-    """What a packed dataset holds; written last, so that a dataset with one is whole."""
+    """Contents of a packed dataset. The manifest is written last, so a dataset with a manifest is complete."""
 
     schema_version: int
     """Version of this layout."""
     created_by: str
-    """Program and version that wrote it."""
+    """Program and version that wrote the dataset."""
     source: dict[str, Any]
-    """Where the images came from: the config of `prepare`."""
+    """The config of `prepare`, including the source of the images."""
     seed: int
-    """Seed of split and order."""
+    """Seed of the split and the row order."""
     short_side: int
-    """Greatest short side of an image, pixels."""
+    """Maximum short side of an image, pixels."""
     quality: int
     """JPEG quality."""
     row_group_rows: int
-    """Rows of every row group but a shard's last."""
+    """Rows per row group. The last row group of a shard may have fewer."""
     classes: int
     """Number of labels."""
     rejects: int
-    """Images refused."""
+    """Number of rejected images."""
     splits: dict[str, SplitEntry]
     """train, val and test."""
     relabelled: bool = False
-    """Whether labels are those of the catalog and not of the shards: classes without a usable image were left out."""
+    """Whether the labels are in the catalog instead of the shards. This is so if classes without a readable image were
+    dropped."""
     source_state: dict[str, Any] | None = None
-    """What told the source's files from others when they were listed; None: not known."""
+    """State of the source files when they were listed, to detect changes. None if it is unknown."""
 
     def to_json(self) -> str:
         """Return the manifest as JSON text."""
         return json.dumps(to_mapping(self), indent=1) + "\n"
 
     def shards_digest(self) -> str:
-        """Return the SHA-256 of its shards' own, hexadecimal."""
+        """Return the SHA-256 over the SHA-256 values of all shards, hexadecimal."""
         shards = [shard.sha256 for entry in self.splits.values() for shard in entry.shards]
         return hashlib.sha256("\n".join(shards).encode()).hexdigest()
 
 
 class PackedDataset:
-    """A packed dataset opened for reading: metadata is read once, pixels stay where they are.
+    """A packed dataset opened for reading. Metadata is read once. Pixels are read on demand.
 
-    A sample's number is its row's position in its split: the rows of the split's earlier shards plus its
-    row in the shard. It is dense, 0 to rows - 1, and the key of all accounting.
+    The sample number of a row is its position in the split: the rows of the earlier shards of the split plus the row in
+    its shard. Sample numbers are 0 to rows - 1 and identify images in all accounting.
     """
 
     subset = SubsetConfig()
-    """Which of the dataset's images are looked at."""
+    """The subset of images in this view."""
     subset_seed = 0
     """Seed of the subset's random choices."""
     label_map: np.ndarray | None = None
-    """Label of each label in the shards, int64 (labels,); None: the same."""
+    """Map from the labels in the shards to labels, int64 (labels,). None for the identity."""
     relabelled = False
-    """Whether images have other labels than in the shards: then `sample_labels` alone knows them."""
+    """Whether images have other labels than in the shards. If so, only `sample_labels` returns the correct labels."""
 
     def __init__(self, location: Location, manifest: Manifest) -> None:
         self.location = location
         self.manifest = manifest
         self.relabelled = manifest.relabelled
         self.uri = location.uri
-        """What opens it again: `location`, unless it is cleaned; a subset's own choice apart."""
+        """URI that opens this dataset again, without its subset. It differs from `location` for a cleaned dataset."""
 
     @classmethod
     def open(cls, uri: str) -> "PackedDataset":
-        """Open the dataset at a path or URI; raises UserError where there is none or it is unfinished."""
+        """Open the dataset at a path or URI. Raises UserError if it is missing or incomplete."""
         location = locate(uri)
         try:
             text = (location / "manifest.json").read_text()
         except NotFound:
             if lacks_bucket(location):
                 raise UserError(f"{uri}: no such bucket; create it or check its name") from None
-            state = "an unfinished dataset; run the same `landmark prepare` again" if location.exists() else "not there"
-            raise UserError(f"{uri}: no manifest.json, so it is {state}, or check the path") from None
+            state = "incomplete; run the same `landmark prepare` again" if location.exists() else "missing"
+            raise UserError(f"{uri}: no manifest.json, so the dataset is {state}, or check the path") from None
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError(f"{uri}/manifest.json: not JSON ({error}); prepare the dataset again") from None
         if values.get("kind") == SELECTION_KIND:
-            raise UserError(f"{uri}: a cleaned dataset; a packed one is needed here: {values.get('dataset')}")
+            raise UserError(f"{uri}: is a cleaned dataset; expected a packed dataset, such as {values.get('dataset')}")
         if values.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
-                f"{uri}/manifest.json: schema_version is {values.get('schema_version')!r}; this landmark reads "
-                f"{SCHEMA_VERSION}: prepare the dataset again"
+                f"{uri}/manifest.json: schema_version is {values.get('schema_version')!r}; expected "
+                f"{SCHEMA_VERSION}; prepare the dataset again with this version of landmark"
             )
         return cls(location, from_mapping(Manifest, values, f"{uri}/manifest.json"))
 
     @functools.cached_property
     def content_id(self) -> str:
-        """What tells the dataset's content from any other's, wherever it is stored: SHA-256, hexadecimal; a subset has its base's."""
+        """Content hash of the dataset, independent of its location: SHA-256, hexadecimal. A subset has the hash of its
+        dataset."""
         return self.manifest.shards_digest()
 
     @property
@@ -176,7 +178,7 @@ class PackedDataset:
 
     @functools.cached_property
     def labels(self) -> pa.Table:
-        """The labels, in order: LABELS_SCHEMA."""
+        """The labels, in order. Schema: LABELS_SCHEMA."""
         return read_table(self.location / "labels.parquet")
 
     @property
@@ -185,42 +187,42 @@ class PackedDataset:
         return self.labels["name"].to_pylist()
 
     def split(self, name: str) -> SplitEntry:
-        """Return the manifest's entry of a split; raises UserError for an unknown or empty one."""
+        """Return the manifest's entry of a split. Raises UserError if the split is unknown or empty."""
         if name not in self.manifest.splits:
             raise UserError(f"{self.location}: no split {name!r}; {nearest(name, self.manifest.splits)}")
         entry = self.manifest.splits[name]
         if not entry.rows:
-            raise UserError(f"{self.location}: the {name} split is empty: {self._empty_because(name)}")
+            raise UserError(f"{self.location}: the {name} split is empty; {self._empty_because(name)}")
         return entry
 
     def _empty_because(self, name: str) -> str:
-        """Return why a split has no image, and what to do about it, by the config that the dataset was prepared with."""
+        """Return why a split is empty and how to fix it, from the config that prepared the dataset."""
         source = self.manifest.source
         if source.get("source") == "dataset" or name == "train":
-            return "so it is in the source or subset that was packed; prepare from another one"
+            return "it is also empty in the packed source or subset; prepare from another source or subset"
         if not (share := source.get("split", {}).get(name, 0)):
             return f"prepare the dataset with split.{name} above 0"
         rows = sum(entry.rows for entry in self.manifest.splits.values())
         return (
-            f"split.{name} is {share:g}, but {rows:,} images of {self.manifest.classes:,} classes are too few, as each class "
-            "keeps one or more for train, and a group is not divided; add images or raise the share"
+            f"split.{name} is {share:g}, but {rows:,} images of {self.manifest.classes:,} classes are too few: each class "
+            "keeps one or more for train, and groups are not split; add images or increase that fraction"
         )
 
     def selected(self, split: str) -> np.ndarray | None:
-        """Return which samples of a split are looked at, bool (split rows,); None: all."""
+        """Return a mask of the samples of a split that are in this view, bool (split rows,). None for all."""
         return None
 
     def full_catalog(self, columns: list[str] | None = None) -> pa.Table:
-        """Return the catalog's rows of all splits with the labels of the shards' numbering; `columns`: these alone."""
+        """Return the catalog's rows of all splits, with the labels of the shards. `columns` restricts the columns."""
         return read_table(self.location / "catalog.parquet", columns=columns)
 
     def catalog(self, split: str) -> pa.Table:
-        """Return the catalog's rows of a split, in the order of `sample`: CATALOG_SCHEMA."""
+        """Return the catalog's rows of a split, sorted by `sample`. Schema: CATALOG_SCHEMA."""
         table = read_table(self.location / "catalog.parquet", filters=pc.field("split") == split)
         return table.sort_by("sample")
 
     def sample_labels(self, split: str) -> np.ndarray:
-        """Return the label of each sample of a split, int64 (split rows,); -1 for one that is not looked at."""
+        """Return the label of each sample of a split, int64 (split rows,), and -1 for samples outside this view."""
         only = pc.field("split") == split
         table = read_table(self.location / "catalog.parquet", columns=["sample", "label"], filters=only)
         labels = np.full(self.manifest.splits[split].rows, -1, dtype=np.int64)
@@ -228,9 +230,10 @@ class PackedDataset:
         return labels
 
     def sample_groups(self, split: str) -> np.ndarray | None:
-        """Return the group of each sample of a split, int64 (split rows,), 0 to g - 1; None where the dataset has no groups.
+        """Return the group of each sample of a split, int64 (split rows,), 0 to g - 1. None if the dataset has no
+        groups.
 
-        Groups are of a groups file, `folders.groups`; an image without one is a group by itself.
+        Groups come from the groups file, `folders.groups`. An image without a group is a group of its own.
         """
         place = self.location / "catalog.parquet"
         if "group" not in read_parquet(place, lambda file: file.schema_arrow.names):
@@ -239,7 +242,7 @@ class PackedDataset:
         return table["group"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
 
     def label_counts(self, split: str) -> np.ndarray:
-        """Return how many images each label has in a split: int64 (classes,)."""
+        """Return the number of images per label in a split, int64 (classes,)."""
         labels = read_table(self.location / "catalog.parquet", columns=["label"], filters=pc.field("split") == split)[
             "label"
         ]
@@ -247,7 +250,7 @@ class PackedDataset:
 
 
 def read_table(location: Location, **options: Any) -> pa.Table:
-    """Read a whole Parquet file; `options` go to `pyarrow.parquet.read_table`."""
+    """Read a Parquet file completely. `options` go to `pyarrow.parquet.read_table`."""
 
     def read() -> pa.Table:
         with location.open_once() as stream:
@@ -257,7 +260,8 @@ def read_table(location: Location, **options: Any) -> pa.Table:
 
 
 def read_parquet(location: Location, read: Callable[[pq.ParquetFile], T]) -> T:
-    """Return what `read` makes of an open Parquet file; opened anew where storage fails in a way that passes."""
+    """Open a Parquet file and return the result of `read`. Transient storage errors are retried with a newly opened
+    file."""
 
     def opened() -> T:
         with location.open_once() as stream:
@@ -267,7 +271,7 @@ def read_parquet(location: Location, read: Callable[[pq.ParquetFile], T]) -> T:
 
 
 def _named(location: Location, read: Callable[[], T]) -> T:
-    """Run a reader of a Parquet file; raises UserError naming the file where it is damaged."""
+    """Run a reader of a Parquet file. Raises UserError with the file's name if the file is corrupt."""
     try:
         return retrying(location.uri, damage_marked(read))
     except pa.ArrowInvalid as error:
@@ -276,10 +280,10 @@ def _named(location: Location, read: Callable[[], T]) -> T:
 
 
 def damage_marked(read: Callable[[], T]) -> Callable[[], T]:
-    """Return a reader of Parquet that raises pa.ArrowInvalid for all damaged content.
+    """Return a reader of Parquet that raises pa.ArrowInvalid for all corrupt content.
 
-    pyarrow raises OSError both for content and for storage; only the latter passes, and has an error number or
-    names its client.
+    pyarrow raises OSError both for corrupt content and for storage errors. Only a storage error, which may be
+    transient, has an error number or names the storage client.
     """
 
     def marked() -> T:

@@ -1,4 +1,4 @@
-"""Decoding: JPEG bytes to uint8 pixels of the model's size, decoding no more than the crop needs."""
+"""Decoding of JPEG bytes to uint8 pixels of the model's input size, with the minimum work that the crop requires."""
 
 import threading
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ from landmark.data.randomness import uniforms
 cv2.setNumThreads(0)
 
 EVALUATION_CROP = 0.95
-"""Side of the centre crop of evaluation, as a share of the image's short side."""
+"""Side of the center crop of evaluation, as a fraction of the image's short side."""
 _scratch = threading.local()
 
 
 def crop_boxes(sizes: np.ndarray, augment: AugmentConfig | None, draws: np.ndarray | None) -> np.ndarray:
     """Return the crop of each image: float64 (n, 4) of left, top, width, height in pixels.
 
-    sizes: (n, 2) of width, height. draws: (n, 4) uniform numbers for area, aspect, left and top, or
-    None for the centre crop. Random crops are those of Szegedy et al. 2015 (area uniform, aspect
-    log-uniform), clipped to the image in place of drawing again.
+    sizes: (n, 2) of width, height. draws: (n, 4) uniform numbers for area, aspect, left and top, or None for the center
+    crop. Random crops follow Szegedy et al. 2015 (area uniform, aspect log-uniform). They are clipped to the image
+    instead of sampled again.
     """
     width, height = sizes[:, 0].astype(float), sizes[:, 1].astype(float)
     if augment is None or draws is None or augment.crop_area[0] == 1:
@@ -50,14 +50,14 @@ def decode_batch(
     epoch: int = 0,
     out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Decode, crop, resize and augment JPEGs; returns uint8 pixels (n, size, size, 3), RGB, and what is wrong by row.
+    """Decode, crop, resize and augment JPEGs. Returns uint8 RGB pixels (n, size, size, 3) and the errors by row.
 
-    draws: keys of randomness, int64 (n,), the sample numbers unless images repeat. With `augment`, crops and RandAugment
-    are functions of (seed, epoch, draw). Rows that cannot be decoded are black, and named in the second result. `out`
-    takes the pixels, so that no fresh memory is needed.
+    draws: keys of randomness, int64 (n,). They are the sample numbers unless images repeat. With `augment`, crops and
+    RandAugment are functions of (seed, epoch, draw). Rows that cannot be decoded are black and listed in the errors.
+    `out` receives the pixels, so that no new memory is allocated.
 
-    libjpeg-turbo decodes at 1, 1/2, 1/4 or 1/8, the smallest scale that covers the crop: its other eighths have no SIMD
-    code and take longer than the whole image.
+    libjpeg-turbo decodes at 1, 1/2, 1/4 or 1/8, the smallest scale that covers the crop. Its other scales (n/8) have no
+    SIMD code and take longer than a full decode.
     """
     pixels = np.empty((len(images), size, size, 3), dtype=np.uint8) if out is None else out
     sizes, faults = _read_headers(images)
@@ -83,12 +83,12 @@ def decode_batch(
 
 
 def flips(seed: int, epoch: int, samples: np.ndarray) -> np.ndarray:
-    """Return which samples are mirrored: bool (n,), half of them."""
+    """Return a mask of the samples to flip horizontally, bool (n,), half of them."""
     return uniforms(seed, epoch, samples, 5)[:, 4] < 0.5
 
 
 def _read_headers(images: Sequence[bytes | memoryview]) -> tuple[np.ndarray, dict[int, str]]:
-    """Return width and height of each image, int64 (n, 2), 1 x 1 where they are not known, and what is wrong by row."""
+    """Return width and height per image, int64 (n, 2), and the errors by row. Unknown sizes are 1 x 1."""
     sizes = np.ones((len(images), 2), dtype=np.int64)
     faults = {}
     for row, data in enumerate(images):
@@ -98,14 +98,14 @@ def _read_headers(images: Sequence[bytes | memoryview]) -> tuple[np.ndarray, dic
             faults[row] = fault_of(error)
             continue
         if width * height > LARGEST_STORED_PIXELS:
-            faults[row] = f"{width} x {height} pixels, which no photograph has"
+            faults[row] = f"{width} x {height} pixels, more than any packed image has"
             continue
         sizes[row] = width, height
     return sizes, faults
 
 
 def _decode_crop(data: bytes | memoryview, size: list[int], scale: int, corners: list[float], out: np.ndarray) -> None:
-    """Decode one image of a known size at 1/scale, and resize what lies between the corners to `out`."""
+    """Decode one image of a known size at 1/scale, and resize the area between the corners to `out`."""
     width, height = -(-size[0] // scale), -(-size[1] // scale)
     decoded = simplejpeg.decode_jpeg(
         data,
@@ -120,13 +120,15 @@ def _decode_crop(data: bytes | memoryview, size: list[int], scale: int, corners:
     left, top = int(corners[0] * scale_x), int(corners[1] * scale_y)
     right, bottom = round(corners[2] * scale_x), round(corners[3] * scale_y)
     crop = decoded[top : max(bottom, top + 1), left : max(right, left + 1)]
-    # Linear weights two pixels a side: all of them down to half the size. INTER_AREA takes six times as long.
+    # Linear interpolation weights two pixels per axis, which covers all pixels down to half the size. INTER_AREA takes
+    # six times as long.
     shrinks = max(crop.shape[:2]) > 2 * len(out)
     cv2.resize(crop, out.shape[:2], dst=out, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def _scratch_of(size: int) -> np.ndarray:
-    """Return this thread's memory for a decoded image of `size` bytes or more: fresh memory costs a page fault every 4 KiB."""
+    """Return this thread's memory for a decoded image of `size` bytes or more. New memory costs a page fault per 4
+    KiB."""
     held = getattr(_scratch, "pixels", None)
     if held is None or len(held) < size:
         held = _scratch.pixels = np.empty(size, dtype=np.uint8)

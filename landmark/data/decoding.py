@@ -1,4 +1,4 @@
-"""Where batches are decoded: in threads of the training process, or in Ray actors on CPUs elsewhere."""
+"""Decoders of batches: threads of the training process, or Ray actors on other CPUs."""
 
 import collections
 import itertools
@@ -18,16 +18,16 @@ from landmark.data.threads import DaemonPool
 from landmark.data.views import values
 
 Decoded = tuple[np.ndarray, dict[int, str]]
-"""uint8 pixels (n, size, size, 3), and what is wrong by row."""
+"""uint8 pixels (n, size, size, 3), and the errors by row."""
 IDLE_BUFFERS = 16
 SLICE_ROWS = 8
-"""Images that a thread decodes at a time, at least, where the batch has as many."""
+"""Minimum images per slice that a thread decodes, if the batch has that many."""
 DECODE_BYTES = 1 << 30
-"""Most memory of the batches under way, beside the one that is waited for."""
+"""Maximum memory of the batches in progress, bytes, in addition to the batch that is waited for."""
 
 
 class TableDecoder:
-    """Decodes tables with one augmentation, into memory that is used again when a batch is let go of."""
+    """Decodes tables with one augmentation, into memory that is reused when a batch is released."""
 
     def __init__(self, augment: AugmentConfig | None, seed: int) -> None:
         self.augment = augment
@@ -35,7 +35,7 @@ class TableDecoder:
         self._buffers = Buffers()
 
     def decode(self, table: pa.Table, epoch: int, size: int) -> Decoded:
-        """Decode column image (no nulls) with the randomness of column draw."""
+        """Decode the column image (no nulls). Randomness comes from the column draw."""
         pixels = self.memory(len(table), size)
         return pixels, self.decode_rows(values(table["image"]), table["draw"].to_numpy(), epoch, pixels)
 
@@ -44,16 +44,16 @@ class TableDecoder:
         return self._buffers.take((rows, size, size, 3))
 
     def decode_rows(self, images: list[memoryview], draws: np.ndarray, epoch: int, out: np.ndarray) -> dict[int, str]:
-        """Decode images into `out`, uint8 (n, size, size, 3); returns what is wrong by row."""
+        """Decode images into `out`, uint8 (n, size, size, 3). Returns the errors by row."""
         size = out.shape[1]
         return decode_batch(images, draws, size, augment=self.augment, seed=self.seed, epoch=epoch, out=out)[1]
 
 
 class ThreadDecoder:
-    """Decodes in threads of this process, each batch by several of them.
+    """Decodes in threads of this process. Several threads decode each batch.
 
-    largest: rows and image size of the largest batch. As many batches are under way as keep the threads busy, and no more
-    than fit into DECODE_BYTES.
+    largest: rows and image size of the largest batch. Enough batches are in progress to keep the threads busy, limited
+    by DECODE_BYTES.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class ThreadDecoder:
         self.threads = config.decode_threads or available_cpus()
         rows, _ = largest
         self.ahead = batches_ahead(-(-self.threads // _slices(rows, self.threads)), largest)
-        """Batches to decode at a time, beside the one that is waited for."""
+        """Batches to decode concurrently, in addition to the one that is waited for."""
         self._decoder = TableDecoder(augment, seed)
         self._pool = DaemonPool(self.threads, "landmark-decode")
 
     def submit(self, table: pa.Table, epoch: int, size: int) -> "DecodedSlices":
-        """Decode a batch: columns image and draw."""
+        """Decode a batch with the columns image and draw."""
         images, draws = values(table["image"]), table["draw"].to_numpy()
         pixels = self._decoder.memory(len(table), size)
         count = _slices(len(table), self.threads)
@@ -83,19 +83,19 @@ class ThreadDecoder:
         )
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._pool.close()
 
 
 class DecodedSlices:
-    """A batch whose slices are being decoded; slices: each one's call, by its first row."""
+    """A batch whose slices are being decoded. slices: the call of each slice, by its first row."""
 
     def __init__(self, pixels: np.ndarray, slices: dict[int, Future[dict[int, str]]]) -> None:
         self._pixels = pixels
         self._slices = slices
 
     def result(self, timeout: float | None = None) -> Decoded:
-        """Wait for all slices, so many seconds at most; raises TimeoutError."""
+        """Wait up to `timeout` seconds for all slices. Raises TimeoutError."""
         if not wait(self._slices.values(), timeout).not_done:
             faults = {start: call.result() for start, call in self._slices.items()}
             return self._pixels, {start + row: fault for start, of in faults.items() for row, fault in of.items()}
@@ -106,18 +106,18 @@ class DecodedSlices:
         return all(call.done() for call in self._slices.values())
 
     def cancel(self) -> None:
-        """Leave out the slices that have not begun."""
+        """Cancel the slices that have not started."""
         for call in self._slices.values():
             call.cancel()
 
 
 def _slices(rows: int, threads: int) -> int:
-    """Return in how many slices a batch is decoded."""
+    """Return the number of slices of a batch."""
     return max(1, min(threads, rows // SLICE_ROWS))
 
 
 def batches_ahead(wanted: int, largest: tuple[int, int]) -> int:
-    """Return how many batches to decode at a time: those wanted, but no more than DECODE_BYTES hold, and at least one.
+    """Return the number of batches to decode concurrently: `wanted`, limited by DECODE_BYTES, and at least one.
 
     largest: rows and image size of the largest batch.
     """
@@ -126,10 +126,10 @@ def batches_ahead(wanted: int, largest: tuple[int, int]) -> int:
 
 
 class ActorDecoder:
-    """Decodes in Ray actors: compressed images go to them, uint8 pixels come back through the object store.
+    """Decodes in Ray actors. Compressed images go to the actors, uint8 pixels come back through the object store.
 
-    Pixels are read where they lie in the object store: a batch's array may not be written to, and keeps its place
-    there until it is let go of.
+    Pixels are read in place from the object store. A batch's array is read-only, and occupies the store until it is
+    released.
     """
 
     def __init__(
@@ -145,30 +145,31 @@ class ActorDecoder:
             spread=True,
         )
         self.ahead = batches_ahead(2 * config.decoders * max(1, int(config.data_cpus)), largest)
-        """Batches to decode at a time: one for each thread of the actors, and one that waits."""
+        """Batches to decode concurrently: one per thread of the actors, and as many queued."""
 
     def submit(self, table: pa.Table, epoch: int, size: int) -> Pending[Decoded]:
-        """Decode a batch: columns image and draw."""
-        # A copy: the images alone, without those around them.
+        """Decode a batch with the columns image and draw."""
+        # A copy of only these images, without the rest of their buffer.
         images = pa.array(values(table["image"]), pa.large_binary())
         return self._actors.submit("decode", pa.table({"image": images, "draw": table["draw"]}), epoch, size)
 
     def close(self) -> None:
-        """Let go of the actors."""
+        """Stop the actors."""
         self._actors.close()
 
 
 class Buffers:
-    """Memory for arrays that is used again when nobody holds the array: fresh memory costs a page fault every 4 KiB."""
+    """Memory for arrays that is reused when nobody holds the array. New memory costs a page fault per 4 KiB."""
 
     def __init__(self) -> None:
         self._idle: collections.deque[np.ndarray] = collections.deque(maxlen=IDLE_BUFFERS)
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return a uint8 array of any content, its own as long as it or a view of it is held."""
+        """Return an uninitialized uint8 array. Its memory is reused once the array and all views of it are released."""
         size = math.prod(shape)
         memory = self._fitting(size)
-        # The memoryview `data` between them keeps numpy from handing views the memory itself instead of this array as their base.
+        # The memoryview `data` makes this array the base of all views. Otherwise numpy would use the memory itself as
+        # their base.
         array = np.frombuffer(memory.data, dtype=np.uint8, count=size)
         weakref.finalize(array, self._idle.append, memory).atexit = False
         return array.reshape(shape)
@@ -178,7 +179,7 @@ class Buffers:
             try:
                 memory = self._idle.popleft()
             except IndexError:
-                # Batches differ by a row.
+                # Batch sizes differ by a row.
                 return np.empty(size + size // 16, dtype=np.uint8)
             if size <= len(memory) <= 2 * size:
                 return memory

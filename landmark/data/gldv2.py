@@ -1,7 +1,7 @@
-"""Google Landmarks Dataset v2: its published CSV files, read with every fault counted and listed.
+"""Google Landmarks Dataset v2: reading of its published CSV files, with all faults counted and listed.
 
-Formats: https://github.com/cvdfoundation/google-landmark. Ids are 16 hexadecimal digits, landmark ids whole
-numbers, one row an image.
+Formats: https://github.com/cvdfoundation/google-landmark. Image ids are 16 hexadecimal digits, landmark ids are
+integers. Files have one row per image.
 """
 
 import collections
@@ -31,14 +31,14 @@ _GOOD_ID = "^[0-9a-f]{16}$"
 
 @dataclass
 class Faults:
-    """Rows that were left out: how many of each kind, and the first of them by name."""
+    """Skipped rows: the number per reason, and the ids of the first ones."""
 
     counts: collections.Counter[str] = field(default_factory=collections.Counter)
     listed: list[tuple[str, str, str]] = field(default_factory=list)
     """image_id, origin, reason."""
 
     def add(self, reason: str, origin: str, ids: Iterable[str], count: int | None = None) -> None:
-        """Count rows of one kind; `ids` may be more than are listed, `count` says how many there are."""
+        """Count rows of one reason. `count` is their number if `ids` does not contain all of them."""
         names = list(ids)
         count = len(names) if count is None else count
         if not count:
@@ -48,36 +48,41 @@ class Faults:
         self.listed += [(name, origin, reason) for name in names[: max(room, 0)]]
 
     def total(self) -> int:
-        """Return the number of rows left out."""
+        """Return the number of skipped rows."""
         return self.counts.total()
 
     def breakdown(self) -> str:
-        """Return the kinds and their counts as text, the most frequent first."""
+        """Return the reasons and their counts as text, the most frequent first."""
         return ", ".join(f"{count:,} {reason}" for reason, count in self.counts.most_common())
 
     def check(self, rows: int, limit: float, source: str) -> None:
-        """Raise UserError when the share of faults is above a limit."""
+        """Raise UserError if the fraction of faults is above a limit."""
         if self.total() > limit * rows:
             share = self.total() / max(rows, 1)
             raise UserError(
-                f"{source}: {share:.2%} of {rows:,} rows are faulty ({self.breakdown()}), more than the {limit:.2%} "
-                "allowed; look at the files, or raise gldv2.max_fault_share"
+                f"{source}: {share:.2%} of {rows:,} rows are faulty ({self.breakdown()}); the maximum is {limit:.2%}; "
+                "fix the files, or increase gldv2.max_fault_share"
             )
 
 
 def find(root: Location, name: str) -> Location:
-    """Return a metadata file of the dataset: directly below the root, or in its folder metadata."""
+    """Return the location of a metadata file, in the root folder or in its folder metadata."""
     for place in (root / name, root / "metadata" / name):
         if is_there(place):
             return place
-    raise NotFound(f"{root}: neither {name} nor metadata/{name} is there; give the folder of the dataset's CSV files")
+    raise NotFound(
+        f"{root}: contains neither {name} nor metadata/{name}; set gldv2.path to the folder of the CSV files"
+    )
 
 
 def read_images(root: Location, faults: Faults) -> pa.Table:
-    """Read train.csv: image_id string, landmark_id int64, one row an image, in the file's order.
+    """Read train.csv: image_id string, landmark_id int64, one row per image, in the file's order.
 
-    Rows of the wrong width, with an id that is not 16 hexadecimal digits or a landmark id that is no whole
-    number, and all but the first row of an id are left out and noted in `faults`.
+    Some rows are skipped and added to `faults`:
+
+    - rows with the wrong number of cells
+    - rows with an id that is not 16 hexadecimal digits, or a landmark id that is not an integer
+    - all rows of an id except the first
     """
     place = find(root, "train.csv")
     table = read_csv(place, ["id", "landmark_id"], faults)
@@ -101,7 +106,7 @@ def read_images(root: Location, faults: Faults) -> pa.Table:
 
 
 def read_clean_ids(root: Location, faults: Faults) -> np.ndarray:
-    """Read train_clean.csv (landmark_id, images separated by spaces): sorted id keys, uint64."""
+    """Read train_clean.csv (landmark_id, image ids separated by spaces). Returns sorted id keys, uint64."""
     place = find(root, "train_clean.csv")
     table = read_csv(place, ["landmark_id", "images"], faults)
     ids = pc.list_flatten(pc.split_pattern(pc.utf8_trim_whitespace(table["images"].combine_chunks()), " "))
@@ -109,7 +114,7 @@ def read_clean_ids(root: Location, faults: Faults) -> np.ndarray:
 
 
 def _good_ids(ids: pa.Array, place: Location, faults: Faults) -> pa.Array:
-    """Return which ids are 16 hexadecimal digits; the others are noted."""
+    """Return a mask of the ids that are 16 hexadecimal digits. The others are added to `faults`."""
     good = pc.match_substring_regex(ids, _GOOD_ID)
     bad = pc.invert(good)
     if pc.any(bad).as_py():
@@ -126,10 +131,10 @@ def read_attribution(root: Location, faults: Faults) -> pa.Table:
 
 
 def read_categories(root: Location, faults: Faults) -> pa.Table:
-    """Read the names of the landmarks: landmark_id int64, name string, and supercategory where published.
+    """Read the names of the landmarks: landmark_id int64, name string, and supercategory if published.
 
-    The hierarchical file is taken where there is one, else the category file. A category is the URL of
-    a Wikimedia Commons category; its last part is the name.
+    The hierarchical file is preferred to the category file. A category is the URL of a Wikimedia Commons category. Its
+    last part is the name.
     """
     for name, columns in (
         ("train_label_to_hierarchical.csv", ["landmark_id", "category", "supercategory"]),
@@ -149,9 +154,9 @@ def read_categories(root: Location, faults: Faults) -> pa.Table:
 
 
 def read_solution(root: Location, faults: Faults) -> pa.Table:
-    """Read recognition_solution_v2.1.csv: image_id, landmarks list<int64> (empty: no landmark), usage.
+    """Read recognition_solution_v2.1.csv: image_id, landmarks list<int64> (empty without a landmark), usage.
 
-    Rows whose usage is Ignored are kept: who evaluates leaves them out.
+    Rows with the usage Ignored are included. The evaluation must skip them.
     """
     place = find(root, "recognition_solution_v2.1.csv")
     table = read_csv(place, ["id", "landmarks", "Usage"], faults)
@@ -166,17 +171,17 @@ def read_solution(root: Location, faults: Faults) -> pa.Table:
 
 
 def _landmark_numbers(values: pa.Array, place: Location) -> pa.Array:
-    """Return landmark ids as numbers, nulls as they are."""
+    """Return landmark ids as integers. Nulls stay null."""
     bad = values.filter(pc.invert(pc.match_substring_regex(values, "^[0-9]{1,18}$")))
     if len(bad):
         raise UserError(
-            f"{place}: the landmark id {bad[0].as_py()!r} is no whole number ({len(bad)} such); download it again"
+            f"{place}: the landmark id {bad[0].as_py()!r} is not an integer ({len(bad)} such ids); download it again"
         )
     return values.cast(pa.int64())
 
 
 def read_csv(place: Location, columns: list[str], faults: Faults, *, encoded: tuple[str, ...] = ()) -> pa.Table:
-    """Read columns of a CSV file as strings; rows of the wrong width are counted and listed in `faults`."""
+    """Read columns of a CSV file as strings. Rows with the wrong number of cells are added to `faults`."""
     skipped: list[str] = []
 
     def skip(row: pacsv.InvalidRow) -> str:
@@ -205,7 +210,8 @@ def read_csv(place: Location, columns: list[str], faults: Faults, *, encoded: tu
 
 @contextlib.contextmanager
 def _opened(place: Location) -> Iterator[tuple[Any, str]]:
-    """Open a file to be read from front to back, with its encoding: from afar by a stream that outlives a broken connection."""
+    """Open a file for sequential reading, and detect its encoding. A remote file is read by a stream that
+    reconnects."""
     if place.local_path() is not None:
         with place.open_input() as stream:
             encoding, mark = encoding_of(stream.read(4))
@@ -219,7 +225,7 @@ def _opened(place: Location) -> Iterator[tuple[Any, str]]:
 
 
 def _unreadable(place: Location, error: Exception) -> UserError:
-    """Return the error of a CSV file that cannot be read, with the line where that is found."""
+    """Return the error for a CSV file that cannot be read, with the line number if it is known."""
     try:
         text = decode_text(read_whole(place), place.uri)
     except UserError as found:
@@ -232,7 +238,7 @@ def _unreadable(place: Location, error: Exception) -> UserError:
 
 
 def image_path(image_id: str) -> str:
-    """Return where an image lies in the extracted tree, below the root: train/a/b/c/<id>.jpg."""
+    """Return the path of an image in the extracted tree, relative to the root: train/a/b/c/<id>.jpg."""
     return f"train/{image_id[0]}/{image_id[1]}/{image_id[2]}/{image_id}.jpg"
 
 
@@ -244,13 +250,13 @@ def image_paths(ids: pa.Array) -> pa.Array:
 
 
 def image_id(name: str) -> str | None:
-    """Return the id of a file's name that ends in <16 hexadecimal digits>.jpg, else None."""
+    """Return the image id of a file name that ends in <16 hexadecimal digits>.jpg, else None."""
     found = _IMAGE_NAME.search(name)
     return found[1] if found else None
 
 
 def id_keys(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Return ids of 16 hexadecimal digits as numbers, uint64 (n,): quick to sort and to compare."""
+    """Return ids of 16 hexadecimal digits as integers, uint64 (n,), which sort and compare fast."""
     if isinstance(ids, pa.ChunkedArray):
         ids = ids.combine_chunks()
     lengths = pc.binary_length(ids).to_numpy(zero_copy_only=False)
@@ -266,7 +272,7 @@ def id_keys(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 
 def first_of_each(keys: np.ndarray) -> np.ndarray:
-    """Return the positions of the first row of each key, ascending."""
+    """Return the positions of the first row per key, ascending."""
     _, first = np.unique(keys, return_index=True)
     return np.sort(first)
 
@@ -277,10 +283,10 @@ for _value, _digit in enumerate("0123456789abcdef"):
 
 
 def tar_images(root: Location, tars: int) -> list[str] | None:
-    """Return the tars of the training images, as paths below the root; None where there are none.
+    """Return the tars of the training images, as paths relative to the root. None if there are none.
 
-    On a web server, where folders cannot be listed, the published numbering is taken: train/images_000.tar
-    onwards, `tars` of them.
+    Folders on a web server cannot be listed. There, the published numbering is used: `tars` files from
+    train/images_000.tar.
     """
     if is_web(root):
         names = [f"train/images_{number:03d}.tar" for number in range(tars)]
@@ -293,9 +299,10 @@ def tar_images(root: Location, tars: int) -> list[str] | None:
 
 
 def missing_tars(root: Location, tars: Iterable[str]) -> list[str]:
-    """Return the tars of the training images that are not there though others imply them, as paths below the root.
+    """Return the tars of the training images that are missing although others imply them, as paths relative to the
+    root.
 
-    They are those between the first and the last number that is there, and those with a file of published MD5s.
+    The first number up to the last one found is implied, and each tar with a published MD5 file.
     """
     there = {match[0]: int(match[1]) for name in tars if (match := _TAR.search(name))}
     implied = {f"images_{number:03d}.tar" for number in range(max(there.values(), default=-1) + 1)}
@@ -307,7 +314,7 @@ def missing_tars(root: Location, tars: Iterable[str]) -> list[str]:
 
 
 def published_md5(root: Location, tar: str) -> str | None:
-    """Return the MD5 that md5sum/train/md5.images_NNN.txt gives for train/images_NNN.tar; None without the file."""
+    """Return the MD5 in md5sum/train/md5.images_NNN.txt of train/images_NNN.tar. None without that file."""
     folder, name = tar.rsplit("/", 1)
     place = root / f"md5sum/{folder}/md5.{name.removesuffix('.tar')}.txt"
     try:

@@ -1,4 +1,4 @@
-"""Opening of users' image files: HEIC by an extra, and files of which all but the pixels may be faulty."""
+"""Opening of users' image files, including HEIC (extra heic) and files with faulty metadata but complete pixels."""
 
 import functools
 import io
@@ -23,56 +23,56 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image upright, by its EXIF orientation."""
+"""Transposition that makes an image upright, by EXIF orientation."""
 
-# A warning names no file and stops nothing. What matters is an error, which becomes a reject with its reason.
+# A warning names no file. Errors matter, and become rejects with their reason.
 warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\.")
 
 
 class Refused(Exception):
-    """A file that holds no usable picture; its text is a short reason that can be counted."""
+    """A file without a usable image. The text is a short reason that can be counted."""
 
 
 def fault_of(error: Exception) -> str:
-    """Return a decoder's error as one line; raises it again if memory ran out, which says nothing about the image."""
+    """Return a decoder's error as one line. Raises MemoryError again, because it is not a fault of the image."""
     if isinstance(error, MemoryError):
         raise error
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def told_reasons(reasons: Mapping[str, int]) -> str:
-    """Return reasons of refusals with their counts, the most frequent first, in one line."""
+    """Return reasons of rejections with their counts as one line, the most frequent first."""
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count:,} {reason}" for reason, count in ordered)
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Open an image file of any format that Pillow reads, HEIC by the extra `heic`.
+    """Open an image file of any format that Pillow reads, or HEIC with the extra `heic`.
 
-    Raises Refused for HEIC without that extra, UnidentifiedImageError for a file of no such format, and whatever
-    Pillow's decoders raise for a damaged one.
+    Raises Refused for HEIC without that extra, UnidentifiedImageError for an unknown format, and any error of Pillow's
+    decoders for a corrupt file.
     """
     heic = is_heif(data) and data[8:12] not in AVIF_BRANDS
     if heic and not register_heif():
-        raise Refused("HEIC, which needs the package pillow-heif (extra heic)")
+        raise Refused("HEIC, which requires the package pillow-heif (extra heic)")
     return Image.open(io.BytesIO(data))
 
 
 def is_heif(data: bytes) -> bool:
-    """Return whether data begins as an AVIF or HEIC file does."""
+    """Return whether data starts like an AVIF or HEIC file."""
     return data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS | AVIF_BRANDS
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
-    """Return an image turned as its EXIF orientation asks for."""
+    """Return an image transposed according to its EXIF orientation."""
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 def read_orientation(image: Image.Image) -> int:
-    """Return an image's EXIF orientation, 1 to 8; 1 if its EXIF block has none or cannot be read.
+    """Return an image's EXIF orientation, 1 to 8. Returns 1 if its EXIF block has none or cannot be read.
 
-    No other tag matters: a block with odd values says nothing about the pixels. Pillow turns TIFF as it loads it: load
-    the image first.
+    Other tags are ignored, because faulty values in them do not affect the pixels. Pillow transposes TIFF while it
+    loads, so load the image first.
     """
     try:
         value = image.getexif().get(ORIENTATION)
@@ -84,7 +84,7 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def _find_orientation(exif: bytes) -> int | None:
-    """Return the orientation of an EXIF block by its entry alone: Pillow stops at the first entry that is damaged."""
+    """Return the orientation of an EXIF block from its entry only, because Pillow stops at the first corrupt entry."""
     block = exif.removeprefix(b"Exif\x00\x00")
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     if order is None:
@@ -102,22 +102,23 @@ def _find_orientation(exif: bytes) -> int | None:
 
 
 def without_faults(data: bytes, max_pixels: int) -> bytes | None:
-    """Return an image file without its metadata and with its end, for one that could not be decoded; None if that cannot help.
+    """Return an image file without its metadata and with an end marker, for a file that failed to decode.
 
-    The orientation is kept as far as it can be read. A JPEG is returned only if all of its pixels are there; one of more
-    than max_pixels is not decoded to learn that, as it is refused by its header.
+    Returns None if that cannot help. The orientation is kept if it can be read. A JPEG is returned only if all pixels
+    are there. A JPEG of more than max_pixels is not decoded to check that, because it is rejected by its header.
     """
     if data.startswith(b"\xff\xd8"):
         return _clean_jpeg(data, max_pixels)
     if is_heif(data):
-        # AVIF and HEIC store the orientation outside of EXIF. An item of an unknown type is passed over.
+        # AVIF and HEIC store the orientation outside of EXIF. Decoders ignore an item of an unknown type.
         cleaned = re.sub(rb"(infe.{8})Exif", rb"\1skip", data, flags=re.DOTALL)
         return cleaned if cleaned != data else None
     return None
 
 
 def decodes_strictly(data: bytes, max_pixels: int) -> bool:
-    """Return whether the decoder of training takes the whole JPEG without a warning; only its header if it is too large."""
+    """Return whether the training decoder decodes the JPEG without a warning. If it is too large, only the header is
+    checked."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if width * height > max_pixels:
@@ -133,7 +134,7 @@ def decodes_strictly(data: bytes, max_pixels: int) -> bool:
 
 @functools.cache
 def register_heif() -> bool:
-    """Make Pillow read HEIC; returns whether the package for it is installed."""
+    """Register HEIC with Pillow. Returns whether the package for it is installed."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -143,7 +144,7 @@ def register_heif() -> bool:
 
 
 def _clean_jpeg(data: bytes, max_pixels: int) -> bytes | None:
-    """Return a JPEG with its orientation as its only metadata and with an end marker; None if pixels are missing."""
+    """Return a JPEG with its orientation as its only metadata and an end marker. None if pixels are missing."""
     position, kept = 2, [b"\xff\xd8"]
     while data[position : position + 1] == b"\xff" and position + 4 <= len(data):
         marker = data[position + 1]
@@ -164,20 +165,20 @@ def _clean_jpeg(data: bytes, max_pixels: int) -> bytes | None:
 
 
 def _is_needed(marker: int, payload: bytes) -> bool:
-    """Return whether a JPEG segment decides about the pixels or the orientation."""
+    """Return whether a JPEG segment affects the pixels or the orientation."""
     if marker == 0xE1:
         return payload.startswith(b"Exif\x00\x00")
     if marker == 0xE0:
         return payload.startswith(b"JFIF") and len(payload) >= 14
-    if marker == 0xEE:  # which says how colours are stored
+    if marker == 0xEE:  # Adobe segment: color transform
         return payload.startswith(b"Adobe") and len(payload) >= 12
     return not (0xE0 <= marker <= 0xEF or marker == 0xFE)
 
 
 def _has_all_scans(data: bytes) -> bool:
-    """Return whether the scans of a JPEG give every coefficient of every component to its last bit.
+    """Return whether the scans of a JPEG contain all bits of all coefficients of all components.
 
-    The decoder does not miss scans: a progressive file that ends between two of them only looks coarse.
+    The decoder does not report missing scans. A progressive file that ends between two scans only looks coarse.
     """
     missing_bits: dict[int, list[int]] = {}
     position = 2

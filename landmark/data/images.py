@@ -1,4 +1,5 @@
-"""Pictures of any format that Pillow reads become what shards hold: upright RGB JPEG, no larger than needed."""
+"""Transcoding: images of any format that Pillow reads become upright RGB JPEGs of limited size, as shards store
+them."""
 
 from dataclasses import dataclass
 
@@ -19,23 +20,23 @@ from landmark.data.image_files import (
 )
 
 SMALLEST_SIDE = 8
-"""Pixels; a smaller picture shows nothing."""
+"""Minimum side, pixels. Smaller images show nothing recognizable."""
 LONGEST_RATIO = 20
-"""Long side to short side; a longer picture is a banner or a fault."""
+"""Maximum ratio of long side to short side. Images beyond it are banners or corrupt."""
 LARGEST_STORED_PIXELS = LONGEST_RATIO * LARGEST_SHORT_SIDE**2
-"""Pixels of a packed image at most: more is a damaged header."""
+"""Maximum pixels of a packed image. A header with more is corrupt."""
 FORMATS_WITHOUT_PIXELS = ("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG")
-"""Formats that Pillow recognises, but reads only by another program, or not at all."""
+"""Formats that Pillow recognizes, but decodes only with another program or not at all."""
 GREY_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.0, 65535.0))
-"""Values of black and white that grey pictures of more than 8 bits may use, the first two for floats only."""
+"""Black and white values of grayscale images with more than 8 bits. The first two ranges apply only to floats."""
 MEGA = 1_000_000
 DECODING_BYTES = 12
-"""Bytes of memory per pixel that decoding and converting take at most, about."""
+"""Approximate maximum memory for decoding and converting, bytes per pixel."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Packed:
-    """A picture as it is stored."""
+    """An image as shards store it."""
 
     jpeg: bytes
     """RGB JPEG."""
@@ -48,19 +49,20 @@ class Packed:
 def pack_image(
     data: bytes, config: PackingConfig, *, name: str = "an image", option: str = "packing.max_megapixels"
 ) -> Packed:
-    """Decode a picture, turn it upright, shrink its short side to config.short_side, encode it as JPEG.
+    """Decode an image, rotate it upright, downscale its short side to config.short_side and encode it as JPEG.
 
-    Grey, palette, CMYK, 16-bit and float pictures become RGB, transparent ones are laid on white, of several
-    frames the first counts. Never enlarged. An upright RGB JPEG that is small enough is kept byte by byte, once it
-    has been decoded in full: encoding it again would only lose quality. A file whose metadata or end is faulty is
-    packed if all of its pixels are there.
+    Grayscale, palette, CMYK, 16-bit and float images become RGB. Transparent images get a white background. The first
+    frame of an animation is used. Images are never enlarged. A small upright RGB JPEG is kept byte for byte after a
+    full decode, because encoding it again would only lose quality. A file with faulty metadata or a missing end is
+    packed if all pixels are there.
 
-    name: the file's, for errors. option: the name of the limit of pixels, for the reason of a refusal. Raises Refused
-    for a file that holds no usable picture, whatever its decoder raises, and UserError if memory runs out.
+    name: the file, for errors. option: the option that limits the pixels, for the reason of a rejection.
+
+    Raises Refused if the file contains no usable image, whatever its decoder raises, and UserError if memory runs out.
     """
     if not data:
         raise Refused("empty file")
-    # Second line of defence, for pictures within files: the header is checked first.
+    # The header is checked first. This limit also covers images embedded in files.
     Image.MAX_IMAGE_PIXELS = max_pixels = config.max_megapixels * MEGA
     too_large = f"too large ({option} is {config.max_megapixels})"
     try:
@@ -83,7 +85,7 @@ def pack_image(
         _check_memory(data, name, option)
         raise Refused("damaged") from None
     except Exception as error:
-        # Pillow's plug-ins raise whatever a damaged file trips over.
+        # Pillow's plug-ins raise arbitrary errors for corrupt files.
         raise Refused("truncated" if "truncated" in str(error) else "damaged") from None
 
 
@@ -101,7 +103,7 @@ def _pack(data: bytes, config: PackingConfig, too_large: str) -> Packed:
 
 def _check_header(image: Image.Image, config: PackingConfig, too_large: str) -> None:
     if image.format in FORMATS_WITHOUT_PIXELS:
-        raise Refused(f"{image.format} files are not read")
+        raise Refused(f"{image.format} files are not supported")
     width, height = image.size
     if width * height > config.max_megapixels * MEGA:
         raise Refused(too_large)
@@ -112,7 +114,8 @@ def _check_header(image: Image.Image, config: PackingConfig, too_large: str) -> 
 
 
 def _check_memory(data: bytes, name: str, option: str) -> None:
-    """Raise UserError if there is no memory for a picture; return if only its file asks for more than it can need."""
+    """Raise UserError if memory is too small for the image. Return if only the file requests more than the image
+    requires."""
     try:
         with open_image(data) as image:
             width, height = image.size
@@ -130,7 +133,7 @@ def _check_memory(data: bytes, name: str, option: str) -> None:
 def _upright_rgb(image: Image.Image, short_side: int) -> Image.Image:
     scale = short_side / min(image.size)
     if scale < 1 and image.format in ("JPEG", "MPO"):
-        # JPEG alone can decode at a smaller scale; twice the size leaves the resize enough to filter.
+        # Only JPEG can be decoded at a smaller scale. Twice the target size leaves enough pixels for the resize filter.
         image.draft(None, (round(image.width * scale * 2), round(image.height * scale * 2)))
     image.load()
     orientation = read_orientation(image)
@@ -153,14 +156,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     try:
         return image.convert("RGB")
     except ValueError:
-        raise Refused(f"colours of kind {image.mode}, which cannot be converted to RGB") from None
+        raise Refused(f"color mode {image.mode}, which cannot be converted to RGB") from None
 
 
 def _grey(image: Image.Image) -> np.ndarray:
-    """Return a grey picture of more than 8 bits as uint8 (h, w).
+    """Return a grayscale image of more than 8 bits as uint8 (h, w).
 
-    Which values are black and white is stored nowhere: the first of GREY_RANGES that fits, else the minimum and the
-    maximum. Raises Refused for NaN and infinite values.
+    No file stores its black and white values. The first range of GREY_RANGES that fits is used, else the minimum and
+    the maximum. Raises Refused for NaN and infinite values.
     """
     pixels = np.asarray(image)
     if image.mode == "I" and image.format == "TIFF" and _is_unsigned(image):

@@ -1,4 +1,4 @@
-"""Listing of the files below a folder: each file once, links followed but never in a circle, one folder left out."""
+"""Listing of the files in a folder tree. Each file is listed once, and links are followed without cycles."""
 
 import contextlib
 import hashlib
@@ -13,29 +13,30 @@ from landmark.config import UserError
 from landmark.storage import Location, NotFound
 
 SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"})
-"""Names of folders, in lower case, that hold a split and no class."""
+"""Names of folders, in lower case, that are splits and not classes."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Files:
-    """The files below a folder."""
+    """The files in a folder tree."""
 
     paths: list[str] = field(default_factory=list)
-    """Paths below the folder, sorted."""
+    """Paths relative to the folder, sorted."""
     folders: set[str] = field(default_factory=set)
     """Names of the folders directly below it."""
     notes: list[str] = field(default_factory=list)
-    """What is left out, a line each."""
+    """One line per kind of skipped file."""
     state: dict[str, Any] = field(default_factory=dict)
-    """What tells these files from others, by names, sizes and times of change: files, bytes, digest."""
+    """Number, total bytes and digest of names, sizes and modification times, to detect changes."""
 
 
 def list_files(root: Location, without: Location | None = None) -> Files:
-    """List the files below a folder, on a disk or in object storage.
+    """List the files in a folder tree, on a disk or in object storage.
 
-    Hidden files and folders (.name) are left out. On a disk each file is listed once, under its own path if it has one below
-    the folder, and else under that of a link to it; a link to a folder that contains it is not followed. without: a folder of
-    which nothing is listed. Raises NotFound for a missing folder and UserError for one that cannot be read or is a file.
+    Hidden files and folders (.name) are skipped. On a disk, each file is listed once, under its own path if that is in
+    the tree, else under the path of a link to it. A link to a folder that contains it is not followed.
+
+    without: a folder to skip. Raises NotFound for a missing folder, and UserError for a file or an unreadable folder.
     """
     local = root.local_path()
     if local is None:
@@ -43,33 +44,34 @@ def list_files(root: Location, without: Location | None = None) -> Files:
     if not local.exists():
         raise NotFound(f"{root}: no such file or folder; check the path")
     if not local.is_dir():
-        raise UserError(f"{root}: is a file; give a folder")
+        raise UserError(f"{root}: is a file; expected a folder")
     skipped = without.local_path() if without is not None else None
     return _Walk(root, str(local), os.path.realpath(skipped) if skipped is not None else None).files()
 
 
 def nested_notes(root: Location, paths: list[str]) -> list[str]:
-    """Return a note on images that lie deeper than one class's folder; raises UserError where the folders are those of splits.
+    """Return a note on images in subfolders of a class folder. Raises UserError if the folders are splits.
 
-    paths: of images below the root, whose first folder is their class.
+    paths: paths of images relative to the root. The first folder is the class.
     """
     nested = [path for path in paths if path.count("/") > 1]
     classes = {path.split("/", 1)[0] for path in paths}
     splits = sorted(name for name in {path.split("/", 1)[0] for path in nested} if name.lower() in SPLIT_FOLDERS)
     if len(splits) > 1 or (splits and set(splits) == classes):
         raise UserError(
-            f"{root}: holds folders of splits ({', '.join(splits)}) with folders of classes in them; expected one folder per "
-            "class: put the images of each class into one folder (split.val and split.test divide them)"
+            f"{root}: contains folders of splits ({', '.join(splits)}) that contain folders of classes; expected one folder per "
+            "class; move the images of each class into one folder (split.val and split.test split them)"
         )
     if not nested:
         return []
     return [
-        f"{len(nested):,} images lie deeper than their class's folder and belong to that class, such as {root / nested[0]}"
+        f"{len(nested):,} images are in subfolders of a class folder and belong to that class, such as {root / nested[0]}"
     ]
 
 
 def shallow_state(root: Location, folders: Iterable[str]) -> dict[str, Any]:
-    """Return the state of the files directly in folders below a root, "" for itself; a folder that is missing has none."""
+    """Return the state of the files directly in some folders of a root, "" for the root. Missing folders count as
+    empty."""
     found = {}
     for folder in folders:
         with contextlib.suppress(NotFound):
@@ -80,7 +82,7 @@ def shallow_state(root: Location, folders: Iterable[str]) -> dict[str, Any]:
 
 
 def holds_dataset(place: Location) -> bool:
-    """Return whether there is a packed or cleaned dataset at a place."""
+    """Return whether a location contains a packed or cleaned dataset."""
     return not place.is_file() and (place / "manifest.json").exists()
 
 
@@ -101,17 +103,17 @@ def _remote_files(root: Location, without: Location | None) -> Files:
 
 
 class _Walk:
-    """Goes through a folder of this machine's disk: folders and files first, then what links lead to."""
+    """Walks a folder tree on this machine's disk: folders and files first, then the targets of links."""
 
     def __init__(self, root: Location, start: str, without: str | None) -> None:
         self.root, self.start, self.without = root, start, without
         self.found: dict[str, tuple[int, int]] = {}
         self.seen: set[str] = set()
-        """Real paths of the files listed."""
+        """Real paths of the listed files."""
         self.walked: set[str] = set()
-        """Real paths of the folders that were gone through."""
+        """Real paths of the visited folders."""
         self.links: list[tuple[str, str]] = []
-        """Links to be followed: their path below the folder, and the real path of the folder that they are in."""
+        """Links to follow: the path relative to the root, and the real path of the link's folder."""
         self.circles: list[str] = []
         self.repeated: list[str] = []
         self.unnamed: list[str] = []
@@ -127,9 +129,12 @@ class _Walk:
             place = error.filename or self.start
             raise UserError(f"{place}: cannot be listed ({error.strerror}); check its permissions") from None
         notes = [
-            self._note(self.circles, "links to a folder that contains them are not followed"),
-            self._note(self.repeated, "links to files or folders that are listed already are left out"),
-            self._note(self.unnamed, "files and folders whose names are not UTF-8 are left out; rename them"),
+            self._note(self.circles, "links to a folder that contains them were not followed"),
+            self._note(self.repeated, "links to files or folders that are already listed were skipped"),
+            self._note(
+                self.unnamed,
+                "files and folders with names that are not UTF-8 were skipped; rename them to include them",
+            ),
         ]
         folders = {path.split("/", 1)[0] for path in self.found if "/" in path}
         folders |= {entry.name for entry in os.scandir(self.start) if self._is_folder(entry)}
@@ -138,7 +143,7 @@ class _Walk:
         )
 
     def _is_folder(self, entry: os.DirEntry[str]) -> bool:
-        """Return whether a folder directly below the root counts, though it may hold no file."""
+        """Return whether a folder directly below the root counts, even without files."""
         named = not entry.name.startswith(".") and _is_text(entry.name)
         return named and entry.is_dir() and not entry.is_symlink() and os.path.realpath(entry.path) != self.without
 
@@ -149,7 +154,7 @@ class _Walk:
         return f"{len(paths):,} {what}: {first}" + (" and others" if len(paths) > 1 else "")
 
     def _go(self, real: str, prefix: str) -> None:
-        """List what is in a folder and below it; real: its real path, prefix: its path below the root, ending with /."""
+        """List a folder tree. real: its real path. prefix: its path relative to the root, ending with /."""
         pending = [(real, prefix)]
         while pending:
             folder, before = pending.pop()
@@ -171,7 +176,7 @@ class _Walk:
                         self._add(path, entry.path, entry.stat())
 
     def _follow(self, path: str, folder: str) -> None:
-        """List what a link leads to; folder: the real path of the folder that the link is in."""
+        """List the target of a link. folder: the real path of the link's folder."""
         target = os.path.realpath(os.path.join(folder, path.rsplit("/", 1)[-1]))
         if os.path.isdir(target):
             if f"{folder}/".startswith(f"{target.rstrip('/')}/"):
@@ -182,7 +187,7 @@ class _Walk:
                 self._go(target, f"{path}/")
         elif os.path.isfile(target):
             self._add(path, target, os.stat(target))
-        else:  # it leads nowhere: reading it is the error that names it
+        else:  # a broken link, which fails with its name when it is read
             self.found[path] = 0, 0
 
     def _add(self, path: str, real: str, status: os.stat_result) -> None:

@@ -1,4 +1,4 @@
-"""The loader: one rank's decoded batches of a split, pass after pass, without draining in between."""
+"""The loader of decoded batches of a split for one rank. It prefetches across epochs without draining in between."""
 
 import collections
 import contextlib
@@ -27,11 +27,11 @@ from landmark.data.sampling import EpochRows
 from landmark.data.views import reordered, values
 
 Shape = Callable[[int], tuple[int, int]]
-"""Image size (pixels) and batch (images over all ranks) of an epoch."""
+"""Image size (pixels) and batch size (images over all ranks) of an epoch."""
 CLOSE_S = 10.0
-"""Most seconds that `close` waits for threads that are ending."""
+"""Maximum time that `close` waits for threads to end, seconds."""
 SPARE_READS = 64
-"""Row groups, spread over the split, in which an image for the place of a lost one is looked for."""
+"""Row groups, spread over the split, that are searched for a replacement of a lost image."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -45,31 +45,33 @@ class Batch:
     samples: np.ndarray
     """Sample numbers, int64 (n,)."""
     draws: np.ndarray
-    """Number of each image among all that the epoch shows: its sample, unless images repeat; int64 (n,). An image in the
-    place of a lost one has the lost one's."""
+    """Number of each image among all images of the epoch, int64 (n,). It is the sample number, unless images repeat. A
+    replacement has the number of the lost image."""
     flip: np.ndarray
-    """Images to mirror left to right, bool (n,)."""
+    """Images to flip horizontally, bool (n,)."""
     share: float
-    """This rank's share of the step's images, times the ranks: what its mean loss counts in the ranks' mean."""
+    """This rank's fraction of the step's images, times the number of ranks. It weights the rank's mean loss in the mean
+    over ranks."""
     epoch: int
     """Number of the epoch, from 1."""
     lost: int = 0
-    """Images of the step that could not be read or decoded: in training others are in their places."""
+    """Number of images of the step that could not be read or decoded. In training, other images replace them."""
 
 
 class Loader:
     """Batches of one split for one rank.
 
-    `epoch(n)` must be called for first, first + 1, …: decoding runs ahead, over the end of an epoch
-    into the next one. With `augment` the split is shuffled and its crops are random; without, rows come
-    in their own order under evaluation's centre crop. `close` ends the threads.
+    Call `epoch(n)` for first, first + 1, …: decoding prefetches across the end of an epoch. With `augment`, the split
+    is shuffled and its crops are random. Otherwise, rows are in their order with the center crop of evaluation. `close`
+    stops the threads.
 
-    position: where the first of `epochs` goes on, instead of at its beginning: the same batches as an undisturbed
-    epoch's from there on, where the ranks are as many; else another division of what is left.
+    position: the position at which the first of `epochs` resumes. With the same number of ranks, the batches are those
+    of an uninterrupted epoch. Otherwise, the remaining rows are redistributed.
 
-    With config.damaged "skip", images of damaged shards and images that cannot be decoded are lost: in training the rows
-    read before them, or others of the batch, are shown once more, so that the ranks' steps stay equal; in evaluation
-    batches are smaller. `lost` counts those of the batches that were yielded, by epoch; `tell` gets one line per shard.
+    With config.damaged "skip", images of missing or corrupt shards and images that cannot be decoded are lost. In
+    training, rows that were read before, or others of the batch, replace them, so that all ranks have equally many
+    steps. In evaluation, batches are smaller. `lost` counts the lost images of the batches that were yielded, by epoch.
+    `tell` receives one line per shard.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class Loader:
         self._thread: threading.Thread | None = None
 
     def plan(self, epoch: int) -> RankPlan:
-        """Return what this rank reads in an epoch, from where it was last divided among the ranks."""
+        """Return this rank's plan of an epoch, from the last point at which the epoch was divided among the ranks."""
         _, batch_size = self.shape(epoch)
         placed = {"rank": self.rank, "world_size": self.world_size, "batch_size": batch_size}
         if self.augment is None:
@@ -120,9 +122,9 @@ class Loader:
         return plan_training_epoch(left, **placed, seed=self.seed, epoch=epoch, resumed=before is not None)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch; epochs are asked for in order, each to its end."""
+        """Yield the batches of an epoch. Request epochs in order, and consume each completely."""
         if epoch != self._next:
-            raise ValueError(f"epoch {epoch} asked for; expected {self._next}")
+            raise ValueError(f"epoch {epoch} was requested; expected {self._next}")
         self._next += 1
         if self._thread is None:
             self._thread = threading.Thread(target=self._produce, name="landmark-loader", daemon=True)
@@ -139,9 +141,10 @@ class Loader:
                 yield item
 
     def close(self) -> None:
-        """End the threads; batches that wait are dropped.
+        """Stop the threads, and drop queued batches.
 
-        A read under way is not waited for: after CLOSE_S the threads are left behind, and end with it or the process.
+        It does not wait for a read in progress. After CLOSE_S, the remaining threads end with their read or with the
+        process.
         """
         self._stop.set()
         ends = time.monotonic() + CLOSE_S
@@ -170,7 +173,7 @@ class Loader:
         made = ActorDecoder if self.config.decode == "data" else ThreadDecoder
         stop = self._stop
         try:
-            # Closed here and now, whatever happens, and not when the garbage collector comes to it.
+            # Closed here in any case, instead of when the garbage collector runs.
             with (
                 contextlib.closing(made(self.config, self.augment, self.seed, largest=self._largest())) as decoder,
                 contextlib.closing(self._jobs()) as jobs,
@@ -184,7 +187,7 @@ class Loader:
                         return
         except Stopped:
             return
-        except Exception as error:  # handed to the consumer, which raises it
+        except Exception as error:  # the consumer raises it
             self._put(self._next, error)
 
     def _largest(self) -> tuple[int, int]:
@@ -199,7 +202,7 @@ class Loader:
         return _Course.of(epoch, self.plan(epoch), begun.step if begun else 0, window)
 
     def _jobs(self) -> Generator["_Job", None, None]:
-        """Yield the batches of all epochs, to be decoded, and after each epoch's the mark of its end."""
+        """Yield the batches to decode of all epochs, and a marker after each epoch."""
         courses: dict[int, _Course] = {}
 
         def course_of(epoch: int) -> _Course:
@@ -228,7 +231,7 @@ class Loader:
             yield _Job(epoch=course.epoch, table=table, unread=unread, size=size, share=float(share))
 
     def _spares(self) -> Iterator[pa.Table]:
-        """Read row groups spread over the split, and yield those that can be read."""
+        """Read row groups spread over the split, and yield the readable ones."""
         groups = self.rows.groups
         for index in np.unique(np.linspace(0, len(groups.rows) - 1, SPARE_READS).astype(np.int64)):
             table = self.reader.read(groups.unit(int(index), 0, int(groups.rows[index])))
@@ -236,7 +239,7 @@ class Loader:
                 yield table
 
     def batch(self, job: "_Job", table: pa.Table, pixels: np.ndarray, faults: dict[int, str]) -> Batch | int:
-        """Put a decoded batch together; where no image of it is left, return how many were lost."""
+        """Assemble a decoded batch. If no image of it is left, return the number of lost images."""
         lost = job.unread + count_lost(table, faults)
         if faults:
             table, pixels = self._without(faults, job, table, pixels)
@@ -264,9 +267,9 @@ class Loader:
     def _without(
         self, faults: dict[int, str], job: "_Job", table: pa.Table, pixels: np.ndarray
     ) -> tuple[pa.Table, np.ndarray]:
-        """Return a batch without images that cannot be decoded: in training others are in their places.
+        """Return a batch without images that cannot be decoded. In training, other images replace them.
 
-        Raises UserError unless such images are skipped, or where no other image can be decoded.
+        Raises UserError if such images are not skipped, or if no other image can be decoded.
         """
         line = self._losses.report_undecoded(table, faults)
         table = table.drop_columns(["image"])
@@ -287,23 +290,25 @@ class Loader:
             if len(good):
                 rows = good[np.arange(len(table)) % len(good)]
                 return with_images_of(table, spare.take(rows)), others[rows]
-        raise UserError(f"{line}, nor any other image of its batch or of those tried for it; prepare the dataset again")
+        raise UserError(
+            f"{line}; none of the images tried as a replacement can be decoded either; prepare the dataset again"
+        )
 
 
 @dataclass(kw_only=True, frozen=True)
 class _Job:
-    """A batch to be decoded, or without a table the end of its epoch."""
+    """A batch to decode, or the end of an epoch if it has no table."""
 
     epoch: int
     table: pa.Table | None = None
     unread: int = 0
-    """Evaluation: rows that could not be read, which `table` leaves out."""
+    """Evaluation: number of rows that could not be read. `table` does not contain them."""
     size: int = 0
     share: float = 0.0
 
 
 class _Decoding:
-    """A batch that is being decoded; its result is the job and the batch."""
+    """A batch that is being decoded. Its result is the job and the batch."""
 
     def __init__(self, loader: Loader, decoder: ThreadDecoder | ActorDecoder, job: _Job) -> None:
         self.loader = loader
@@ -329,23 +334,23 @@ class _Decoding:
 
 @dataclass(kw_only=True, frozen=True)
 class _Course:
-    """What is still to be read of a rank's plan, where its first batches are done."""
+    """The remainder of a rank's plan after its first batches."""
 
     epoch: int
     units: list[Unit]
-    """Units to read, whole windows of them."""
+    """Units to read, in complete windows."""
     window: int
-    """Units whose rows are mixed with each other."""
+    """Number of units whose rows are shuffled together."""
     first_window: int
-    """Number of the first window that is read."""
+    """Index of the first window to read."""
     skipped: int
-    """Rows of that window that are done."""
+    """Rows of that window that are already done."""
     batch_rows: np.ndarray
     shares: np.ndarray
 
     @classmethod
     def of(cls, epoch: int, plan: RankPlan, done: int, window: int) -> "_Course":
-        """Leave out the first `done` batches: windows that lie in them are not read, a window that they cut is."""
+        """Skip the first `done` batches. Windows that they cover completely are not read."""
         skipped, first = int(plan.batch_rows[:done].sum()), 0
         sizes = [
             sum(len(unit.rows) for unit in plan.units[at : at + window]) for at in range(0, len(plan.units), window)
@@ -365,8 +370,8 @@ class _Course:
 
 
 def _mixed(tables: Iterable[pa.Table], course: _Course, seed: int | None) -> Iterator[pa.Table]:
-    """Yield the rows of every window of tables mixed with each other, as they are where seed is None; without the
-    first window's rows that are done."""
+    """Yield the rows of each window of tables, shuffled unless seed is None. The rows of the first window that are
+    already done are left out."""
     source = iter(tables)
     number, skipped = course.first_window, course.skipped
     while gathered := list(itertools.islice(source, course.window)):
@@ -380,7 +385,7 @@ def _mixed(tables: Iterable[pa.Table], course: _Course, seed: int | None) -> Ite
 
 
 def _rebatched(tables: Iterable[pa.Table], sizes: np.ndarray) -> Iterator[pa.Table]:
-    """Yield tables of the given sizes out of tables of any size; raises ValueError if rows are missing."""
+    """Regroup tables into tables of the given sizes. Raises ValueError if rows are missing."""
     source = iter(tables)
     rest: list[pa.Table] = []
     have = 0
@@ -388,7 +393,7 @@ def _rebatched(tables: Iterable[pa.Table], sizes: np.ndarray) -> Iterator[pa.Tab
         while have < size:
             table = next(source, None)
             if table is None:
-                raise ValueError(f"the stream ended {size - have} rows short of its plan")
+                raise ValueError(f"the stream ended {size - have} rows before the end of its plan")
             rest.append(table)
             have += len(table)
         joined = pa.concat_tables(rest)

@@ -1,4 +1,4 @@
-"""Losses: images that cannot be read or decoded, and what is done about them."""
+"""Handling of images that cannot be read or decoded."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
@@ -10,19 +10,19 @@ import pyarrow.compute as pc
 from landmark.config import UserError
 from landmark.storage import Location
 
-MEND = "put the shard back or prepare the dataset again; `damaged: skip` goes on without its images"
-MEND_IMAGE = "prepare the dataset again; `damaged: skip` goes on without such images"
+MEND = "restore the shard, prepare the dataset again, or set `damaged: skip` to continue without its images"
+MEND_IMAGE = "prepare the dataset again, or set `damaged: skip` to continue without such images"
 DECODING = "decoding"
 
 Spares = Callable[[], Iterator[pa.Table]]
-"""Reads some other rows of the split: tables without a fault."""
+"""Reads other rows of the split, as tables without faults."""
 
 
 class Losses:
-    """Reports the rows that could not be read or decoded, and finds other images for their places.
+    """Reports rows that cannot be read or decoded, and replaces their images by others.
 
-    A replaced row keeps its place and its draw: only image, label and sample are another row's. So the account of an epoch
-    is that of its plan, whatever is lost. Its column `fault` still says why it was replaced.
+    A replaced row keeps its position and its `draw`. Only image, label and sample come from another row. The accounting
+    of an epoch therefore follows its plan, whatever is lost. The column `fault` keeps the reason.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class Losses:
         self.spare: pa.Table | None = None
 
     def checked(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """Yield the tables, reporting each shard with lost rows once.
+        """Yield the tables, and report each shard with lost rows once.
 
-        Raises UserError for the first lost row, unless these are skipped.
+        Raises UserError for the first lost row, unless lost rows are skipped.
         """
         for table in tables:
             for fault in pc.unique(table["fault"].drop_null()).to_pylist():
@@ -55,9 +55,9 @@ class Losses:
             yield table
 
     def replaced(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """Yield the tables in their order, with images read just before for the lost ones, or else images read next.
+        """Yield the tables in order. Images that were read before replace lost ones, or else images that are read next.
 
-        Raises UserError where no other image can be read.
+        Raises UserError if no other image can be read.
         """
         held: list[pa.Table] = []
         for table in tables:
@@ -72,7 +72,7 @@ class Losses:
         self.spare = next(self.spares(), None)
         if self.spare is None:
             raise UserError(
-                f"{held[0]['fault'][0].as_py()}; no other image could be read in its place, prepare the dataset again"
+                f"{held[0]['fault'][0].as_py()}; no other image could be read instead; prepare the dataset again"
             )
         yield from (self._filled(each, self.spare) for each in held)
 
@@ -86,9 +86,9 @@ class Losses:
         return with_images_of(table, pa.concat_tables([table, spare]).take(rows))
 
     def report_undecoded(self, table: pa.Table, faults: dict[int, str]) -> str:
-        """Report the first image of the run that cannot be decoded, and return the line that names this batch's first.
+        """Report the run's first image that cannot be decoded. Returns a description of the batch's first one.
 
-        faults: what is wrong with a row's image. Raises UserError unless such images are skipped.
+        faults: the error of each row's image. Raises UserError unless such images are skipped.
         """
         row, fault = next(iter(faults.items()))
         line = f"{self.split}: sample {table['sample'][row]} cannot be decoded ({fault})"
@@ -100,14 +100,14 @@ class Losses:
         return line
 
     def candidates(self) -> Iterator[pa.Table]:
-        """Yield tables of other images: those read last, then some of the whole split."""
+        """Yield tables of replacement images: the images read last, then images of the whole split."""
         if self.spare is not None:
             yield self.spare
         yield from self.spares()
 
 
 def with_images_of(table: pa.Table, other: pa.Table) -> pa.Table:
-    """Return a table of as many rows with another one's images, labels and samples; draws and faults stay."""
+    """Return the table with the images, labels and samples of another table of equal length. Draws and faults stay."""
     for name in ("image", "label", "sample"):
         if name in table.column_names:
             table = table.set_column(table.schema.get_field_index(name), name, other[name])
@@ -115,9 +115,10 @@ def with_images_of(table: pa.Table, other: pa.Table) -> pa.Table:
 
 
 def count_lost(table: pa.Table, undecoded: Iterable[int] = ()) -> int:
-    """Return the lost images of a batch, each counted once; undecoded: rows whose image cannot be decoded.
+    """Return the number of lost images of a batch. Each is counted once.
 
-    Rows shown to keep the ranks in step (draw -1) count nowhere.
+    undecoded: rows whose image cannot be decoded. Padding rows, which keep the ranks in step (draw -1), are not
+    counted.
     """
     lost = table["fault"].is_valid().to_numpy(zero_copy_only=False).copy()
     lost[list(undecoded)] = True

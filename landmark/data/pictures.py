@@ -1,4 +1,4 @@
-"""Pictures: images of a dataset by their row, read again where pixels must be compared or shown."""
+"""Random access to images of a dataset, for comparing or showing their pixels."""
 
 from collections.abc import Iterable
 
@@ -16,9 +16,9 @@ THUMBNAIL_QUALITY = 70
 
 
 class Pictures:
-    """Reads single images of a dataset, those of a row group together.
+    """Reads single images of a dataset. Images of one row group are read together.
 
-    splits, samples: where each row lies: index into SPLITS (n,), int64 (n,).
+    splits, samples: the location of each row, as index into SPLITS (n,) and sample number int64 (n,).
     """
 
     def __init__(self, dataset: PackedDataset, splits: np.ndarray, samples: np.ndarray) -> None:
@@ -29,7 +29,7 @@ class Pictures:
         self._readers: dict[int, UnitReader] = {}
 
     def read(self, rows: Iterable[int]) -> dict[int, bytes]:
-        """Return the images of rows; those that cannot be read are left out."""
+        """Return the images of rows. Images that cannot be read are left out."""
         wanted = np.unique(np.fromiter(rows, dtype=np.int64))
         found: dict[int, bytes] = {}
         for split in np.unique(self.splits[wanted]).tolist():
@@ -63,7 +63,7 @@ class Pictures:
 
 
 def decode_grey(data: bytes) -> np.ndarray | None:
-    """Decode a JPEG to grey, uint8 (h, w); None where that cannot be done."""
+    """Decode a JPEG to grayscale, uint8 (h, w). None if it cannot be decoded."""
     try:
         return simplejpeg.decode_jpeg(data, "GRAY")[:, :, 0]
     except Exception as error:
@@ -72,7 +72,7 @@ def decode_grey(data: bytes) -> np.ndarray | None:
 
 
 def thumbnail(data: bytes | None) -> bytes | None:
-    """Return a JPEG whose longest side is THUMBNAIL_SIDE at most; None where the image cannot be decoded."""
+    """Return a JPEG with a long side of up to THUMBNAIL_SIDE. None if the image cannot be decoded."""
     if data is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Plans: which rows of which row groups a rank reads in an epoch, and how they fall into batches."""
+"""Plans: the rows that a rank reads in an epoch, and their division into batches."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from landmark.data.randomness import Stream, generator
 
 @dataclass(kw_only=True, frozen=True)
 class RowGroups:
-    """All row groups of a split, in the order of the samples; arrays of one length."""
+    """All row groups of a split, in the order of the samples. All arrays have the same length."""
 
     shard: np.ndarray
     """Index of the shard in the manifest's list, int64."""
@@ -22,15 +22,16 @@ class RowGroups:
     first_sample: np.ndarray
     """Sample number of its first row, int64."""
     rows: np.ndarray
-    """Rows to read of it, int64: all of them, or those selected."""
+    """Number of rows to read, int64: all rows, or the selected ones."""
     size: np.ndarray
-    """Rows it holds, int64."""
+    """Number of rows, int64."""
     selected: np.ndarray | None = None
-    """Which samples of the split are read, bool (split rows,); None: all."""
+    """Mask of the samples of the split to read, bool (split rows,). None for all."""
 
     @classmethod
     def of(cls, dataset: PackedDataset, split: str) -> "RowGroups":
-        """Derive the row groups of a split from the manifest alone, and of a selection those that hold a row of it."""
+        """Derive the row groups of a split from only the manifest. A filtered view has only the row groups with
+        selected rows."""
         size = dataset.manifest.row_group_rows
         shards = dataset.split(split).shards
         counts = np.array([shard.row_groups for shard in shards], dtype=np.int64)
@@ -43,7 +44,7 @@ class RowGroups:
         return groups if selected is None else groups.select(selected)
 
     def select(self, selected: np.ndarray) -> "RowGroups":
-        """Keep the selected samples, bool (split rows,), and only the row groups that hold one."""
+        """Keep the selected samples, bool (split rows,), and only the row groups that contain one."""
         sums = np.concatenate([[0], np.cumsum(selected, dtype=np.int64)])
         counts = sums[self.first_sample + self.size] - sums[self.first_sample]
         kept = np.flatnonzero(counts)
@@ -57,7 +58,7 @@ class RowGroups:
         )
 
     def unit(self, index: int, start: int, stop: int) -> "Unit":
-        """Return rows [start, stop) of those to read of one row group."""
+        """Return rows [start, stop) of the rows to read of one row group."""
         first, size = int(self.first_sample[index]), int(self.size[index])
         mine = None if self.selected is None else self.selected[first : first + size]
         rows = (np.arange(size) if mine is None else np.flatnonzero(mine))[start:stop]
@@ -79,18 +80,20 @@ class Unit:
     first_sample: int
     """Sample number of the row group's first row."""
     rows: np.ndarray
-    """Rows to read, counted in the row group, ascending; repeated where an epoch shows an image more than once: int64 (n,)."""
+    """Rows to read, as ascending indices in the row group, int64 (n,). Indices repeat if an epoch uses an image more
+    than once."""
     draws: np.ndarray
-    """Number of each row among all that the epoch shows: its sample, unless images repeat; int64 (n,). The key of the
-    accounting and of the row's randomness. -1: shown to keep the ranks in step, and counted nowhere."""
+    """Number of each row among all rows of the epoch, int64 (n,). It is the sample number, unless images repeat. It is
+    the key of the accounting and of the row's randomness. -1 is padding that keeps the ranks in step and is not
+    counted."""
 
 
 class Rows(Protocol):
-    """What is left to read of an epoch, in chunks that each lie in one row group."""
+    """The remaining rows of an epoch, in chunks of one row group each."""
 
     @property
     def rows(self) -> np.ndarray:
-        """Rows of each chunk, int64 (chunks,)."""
+        """Rows per chunk, int64 (chunks,)."""
         ...
 
     def unit(self, index: int, start: int, stop: int) -> Unit:
@@ -100,14 +103,14 @@ class Rows(Protocol):
 
 @dataclass(kw_only=True, frozen=True)
 class RankPlan:
-    """What one rank reads in one epoch, or in the rest of one."""
+    """The rows that one rank reads in one epoch, or in the rest of one."""
 
     units: list[Unit]
-    """Reads, in order; together exactly this rank's rows."""
+    """Reads, in order. Together they are exactly this rank's rows."""
     batch_rows: np.ndarray
     """Rows of each of this rank's batches, int64 (steps,)."""
     shares: np.ndarray
-    """This rank's share of each step's images, times the ranks, float64 (steps,)."""
+    """This rank's fraction of each step's images, times the number of ranks, float64 (steps,)."""
 
     @property
     def steps(self) -> int:
@@ -118,16 +121,17 @@ class RankPlan:
 def plan_training_epoch(
     left: Rows, *, rank: int, world_size: int, batch_size: int, seed: int, epoch: int, resumed: bool = False
 ) -> RankPlan:
-    """Divide a shuffled epoch, or what is left of it, among the ranks: every row once, the same number of steps on each.
+    """Divide a shuffled epoch, or the rest of one, among the ranks. Each row occurs once, and all ranks have equally
+    many steps.
 
-    The shuffled chunks, laid end to end, are cut into `world_size` parts whose lengths differ by
-    one row at most (a chunk on a cut is read by both sides, each taking its rows). Each part is
-    cut into the same number of batches, whose sizes differ by one at most: no tiny last batch, no
-    dropped tail, no padding, and `batch_size` is met on average from below.
+    The shuffled chunks are concatenated and cut into `world_size` parts, whose lengths differ by up to one row. If a
+    cut is inside a chunk, both ranks read the chunk and take their rows. Each part is cut into the same number of
+    batches, whose sizes differ by up to one. There is no small last batch, no dropped row and no padding. `batch_size`
+    is the upper bound of the mean batch size.
 
-    resumed: what is left of an epoch that is divided again may be less than a row per rank. A rank without a row then takes
-    part in the one step with a row whose share is 0. Where `batch_size` gives ranks two rows or more, so does this: a single
-    row is shown twice, since some networks cannot be trained on one image.
+    resumed: the rest of a redistributed epoch may have less than a row per rank. A rank without a row then participates
+    in the only step with a row of weight 0. If `batch_size` gives each rank two rows or more, the padding has two rows
+    as well. A single row is repeated, because some models cannot be trained on one image.
     """
     total = int(left.rows.sum())
     if total < world_size and not resumed:
@@ -152,9 +156,9 @@ def plan_training_epoch(
 
 
 def training_steps(total: int, world_size: int, batch_size: int, *, resumed: bool = False) -> int:
-    """Return the steps of an epoch: enough for `batch_size`, but never more than leave each rank a row per step.
+    """Return the steps of an epoch: enough for `batch_size`, limited so that each rank has a row per step.
 
-    resumed: of what is left of one, as plan_training_epoch divides it; 0 where nothing is.
+    resumed: the steps of the rest of an epoch, as plan_training_epoch divides it, 0 for an empty rest.
     """
     if resumed and not total:
         return 0
@@ -163,20 +167,20 @@ def training_steps(total: int, world_size: int, batch_size: int, *, resumed: boo
 
 
 def least_rows(world_size: int, batch_size: int, resumed: bool) -> int:
-    """Return the fewest rows that a rank has in a step."""
+    """Return the minimum rows per rank and step."""
     return 2 if resumed and batch_size >= 2 * world_size else 1
 
 
 def smallest_batch(total: int, world_size: int, batch_size: int) -> int:
-    """Return the fewest rows that a rank has in any step of an epoch."""
+    """Return the minimum rows of a rank in any step of an epoch."""
     return total // world_size // training_steps(total, world_size, batch_size)
 
 
 def plan_evaluation(groups: RowGroups, *, rank: int, world_size: int, batch_size: int) -> RankPlan:
-    """Divide a split among the ranks in its own order: every row once; ranks may differ in steps.
+    """Divide a split among the ranks in its own order. Each row occurs once. Ranks may differ in steps.
 
-    No collective may therefore depend on the step. `batch_size` is the whole world's; a rank's
-    batches have batch_size / world_size rows, the last one what is left.
+    No collective operation may therefore depend on the step. `batch_size` is the global batch size. A rank's batches
+    have batch_size / world_size rows, the last one may have fewer.
     """
     bounds = _cuts(int(groups.rows.sum()), world_size)
     start, stop = int(bounds[rank]), int(bounds[rank + 1])
@@ -188,18 +192,18 @@ def plan_evaluation(groups: RowGroups, *, rank: int, world_size: int, batch_size
 
 
 def _repeated(unit: Unit, times: int) -> Unit:
-    """Return a unit of one row with that row so often; the account counts it once."""
+    """Return a unit of one row with that row repeated. The accounting counts it once."""
     draws = np.append(unit.draws, np.full(times - 1, -1))
     return dataclasses.replace(unit, rows=np.repeat(unit.rows, times), draws=draws)
 
 
 def _cuts(total: int, parts: int) -> np.ndarray:
-    """Return the bounds of `parts` parts of a range, lengths differing by one at most: (parts + 1,)."""
+    """Return the bounds of `parts` parts of a range, (parts + 1,). The lengths differ by up to one."""
     return np.arange(parts + 1, dtype=np.int64) * total // parts
 
 
 def _slice_units(left: Rows, order: np.ndarray, start: int, stop: int) -> list[Unit]:
-    """Return the units that hold rows [start, stop) of the chunks laid end to end in `order`."""
+    """Return the units that contain rows [start, stop) of the chunks, concatenated in `order`."""
     ends = np.cumsum(left.rows[order])
     begins = ends - left.rows[order]
     touched = np.flatnonzero((ends > start) & (begins < stop))

@@ -1,4 +1,4 @@
-"""Position: how far an epoch has come on all ranks together, to the single sample."""
+"""Progress of an epoch over all ranks, recorded per sample."""
 
 import functools
 from collections.abc import Callable
@@ -15,51 +15,51 @@ Sum = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(kw_only=True, eq=False)
 class Position:
-    """An epoch under way: who divided what was left of it, and what has been consumed since.
+    """An epoch in progress: how its remaining rows were divided among the ranks, and the rows consumed since.
 
-    The draws consumed are a bitmap, as large as the epoch. With the same division a run goes on with the batch after the
-    last one, on another number of ranks or with other batches it divides what is left anew: either way nothing that a
-    saved position records is shown again, and nothing else left out.
+    The consumed draws are a bitmap of the epoch's length. With the same division, a run resumes at the next batch. With
+    another number of ranks or batch size, it redistributes the remaining rows. In both cases, no recorded row is
+    repeated, and no other row is skipped.
     """
 
     epoch: int
     """Number of the epoch, from 1."""
     division: tuple[int, ...]
-    """What decides how it was divided: ranks, batch over all of them, row groups whose rows are mixed."""
+    """Values that determine the division: number of ranks, global batch size, row groups that are shuffled together."""
     length: int
-    """Draw numbers of the epoch lie below this."""
+    """Upper bound (exclusive) of the epoch's draw numbers."""
     before: np.ndarray | None = None
-    """Draws consumed before it was so divided, bool (length,); None: none."""
+    """Draws consumed before this division, bool (length,). None for none."""
     step: int = 0
-    """Steps taken since it was so divided."""
+    """Steps since this division."""
     known: np.ndarray | None = None
-    """Draws known to be consumed on any rank, bool (length,), those before included; None: none."""
+    """Draws known to be consumed on any rank, bool (length,), including `before`. None for none."""
     mine: np.ndarray = field(init=False)
-    """Draws that this rank consumed since `known` was brought up to date."""
+    """Draws that this rank consumed since the last update of `known`."""
 
     def __post_init__(self) -> None:
         self.mine = np.zeros(self.length, dtype=bool)
 
     @functools.cached_property
     def begun(self) -> int:
-        """Draws consumed before it was so divided."""
+        """Number of draws consumed before this division."""
         return 0 if self.before is None else int(self.before.sum())
 
     def advance(self, draws: np.ndarray) -> None:
-        """Note one step and the draws it consumed on this rank, int64 (n,); negative ones count nowhere."""
+        """Record one step and the draws that it consumed on this rank, int64 (n,). Negative draws are not counted."""
         self.mine[draws[draws >= 0]] = True
         self.step += 1
 
     def gather(self, total: Sum) -> np.ndarray:
-        """Return the draws consumed so far on all ranks, bool (length,); called on every rank alike.
+        """Return the draws consumed so far on all ranks, bool (length,). Collective: all ranks must call it.
 
-        One byte per draw is summed, not a packed bitmap: a draw that two ranks consumed does not change its neighbours.
-        Raises UserError where there is one, because the ranks did not divide the same epoch.
+        One byte per draw is summed instead of a packed bitmap, so that a draw that two ranks consumed does not affect
+        others. Raises UserError for such a draw, because the ranks did not divide the same epoch.
         """
         counts = total(self.mine.view(np.uint8))
         if shared := int((counts > 1).sum()):
             raise UserError(
-                f"{shared:,} images of epoch {self.epoch} were shown by more than one worker; check that all nodes read "
+                f"{shared:,} images of epoch {self.epoch} were used by more than one worker; check that all nodes read "
                 "the same dataset with the same version of landmark"
             )
         everyones = counts > 0
@@ -68,13 +68,14 @@ class Position:
         return self.known
 
     def redivided(self, division: tuple[int, ...]) -> "Position":
-        """Return the position from which a run with that division goes on: this one where it is the same as before."""
+        """Return the position from which a run with that division resumes. It is this position if the division is the
+        same."""
         if division == self.division:
             return self
         return Position(epoch=self.epoch, division=division, length=self.length, before=self.known, known=self.known)
 
     def state(self) -> dict[str, Any]:
-        """Return the position as plain values and packed bitmaps, uint8 arrays; `gather` was called just before."""
+        """Return the position as plain values and packed bitmaps, uint8 arrays. Call `gather` directly before."""
         return {
             "epoch": self.epoch,
             "division": self.division,
@@ -86,7 +87,7 @@ class Position:
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "Position":
-        """Return the position that `state` gave, its arrays or tensors of them."""
+        """Return the position from a result of `state`, with arrays or tensors."""
         length = int(state["length"])
         return cls(
             epoch=int(state["epoch"]),

@@ -1,4 +1,5 @@
-"""RandAugment (Cubuk et al. 2020) on uint8 batches: the operations and magnitudes of torchvision's v2.RandAugment."""
+"""RandAugment (Cubuk et al. 2020) on uint8 batches, with the operations and magnitudes of torchvision's
+v2.RandAugment."""
 
 import math
 from collections.abc import Callable
@@ -11,13 +12,13 @@ from landmark.data.randomness import uniforms
 cv2.setNumThreads(0)
 
 FIRST_DRAW = 5
-"""First of a sample's random numbers that is RandAugment's; those before are crop's and flip's."""
+"""Index of the first random number of a sample for RandAugment. Crop and flip use the numbers before it."""
 GREATEST_MAGNITUDE = 30.0
 FILL = (128, 128, 128)
-"""Colour of what a shift uncovers, as in the paper's code."""
+"""Color of the area that a shift uncovers, as in the paper's code."""
 
 Operation = Callable[[np.ndarray, float, float], np.ndarray]
-"""Takes pixels (h, w, 3), a strength from 0 to 1 and a sign, 1 or -1; returns pixels."""
+"""Takes pixels (h, w, 3), a strength from 0 to 1 and a sign, 1 or -1. Returns pixels."""
 
 
 def randaugment(
@@ -25,7 +26,7 @@ def randaugment(
 ) -> None:
     """Apply `operations` random operations to each image of uint8 (n, h, w, 3), in place.
 
-    Which ones, and their signs, are a function of (seed, epoch, draw) alone; magnitude is 0 to 30.
+    The operations and their signs are a function of only (seed, epoch, draw). magnitude is 0 to 30.
     """
     chosen = uniforms(seed, epoch, draws, FIRST_DRAW + operations)[:, FIRST_DRAW:] * len(OPERATIONS)
     signs = np.where(chosen % 1 < 0.5, -1.0, 1.0).tolist()
@@ -39,7 +40,7 @@ def randaugment(
 
 
 def _warp(image: np.ndarray, matrix: tuple[float, ...]) -> np.ndarray:
-    """Return the image whose pixel at p is the old one's at matrix * p, between pixels linear."""
+    """Return an image whose pixel at p is the source pixel at matrix * p, with bilinear interpolation."""
     height, width = image.shape[:2]
     return cv2.warpAffine(
         image,
@@ -84,7 +85,7 @@ def _rotate(image: np.ndarray, strength: float, sign: float) -> np.ndarray:
 
 
 def _looked_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Return table[pixel]; the table is (256,), or (256, 3) for one a channel, and is clipped to 0 to 255."""
+    """Return table[pixel]. The table is (256,), or (256, 3) with one column per channel, and is clipped to 0 to 255."""
     return cv2.LUT(image, np.clip(table, 0, 255).astype(np.uint8))
 
 
@@ -135,7 +136,7 @@ def _autocontrast(image: np.ndarray, _: float, __: float) -> np.ndarray:
 
 
 def _equalize(image: np.ndarray, _: float, __: float) -> np.ndarray:
-    """Spread each channel's values, as Pillow's ImageOps.equalize does."""
+    """Equalize the histogram of each channel like Pillow's ImageOps.equalize."""
     tables = []
     for channel in range(3):
         counts = cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel()
@@ -162,4 +163,4 @@ OPERATIONS: dict[str, Operation] = {
     "autocontrast": _autocontrast,
     "equalize": _equalize,
 }
-"""The 14 operations; a draw chooses one by its place."""
+"""The 14 operations. A random number selects one by its position."""

@@ -1,4 +1,4 @@
-"""Random numbers that are a function of (seed, epoch, sample) or of (seed, purpose, …) and of nothing else."""
+"""Random numbers that are a function of only (seed, epoch, sample) or (seed, purpose, …)."""
 
 import enum
 
@@ -9,14 +9,14 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Stream(enum.IntEnum):
-    """What `generator` is used for. Each use has a key of its own, so that two choices never share their random numbers."""
+    """Purposes of `generator`. Each purpose has its own key, so that two choices never share random numbers."""
 
     SPLIT_OFFSETS = 1
-    """Rounding of each class's share of a split."""
+    """Rounding of the split fractions of each class."""
     PACKING_ORDER = 2
     """Order of the rows in the shards."""
     SIZE_SAMPLE = 3
-    """Images that are packed beforehand to estimate a shard's size."""
+    """Sample of images to estimate the size of a shard."""
     SYNTHETIC_PLAN = 10
     SYNTHETIC_LANDMARK = 11
     SYNTHETIC_DUPLICATE = 12
@@ -33,11 +33,11 @@ class Stream(enum.IntEnum):
 
 
 class HashStream(enum.IntEnum):
-    """What `hash_strings` is used for: an order of texts by one key says nothing about their order by another."""
+    """Purposes of `hash_strings`. The orders for two purposes are independent."""
 
     SPLIT = 0
-    """Order in which the groups of a class fill test, val and train. 0 is the key of all hashes before there were streams:
-    splits stay as they were, and so do subsets of rule 1, which used it as well."""
+    """Order in which the groups of a class fill test, val and train. It is 0, the only key of earlier versions, so that
+    splits and subsets of rule 1 do not change."""
     SUBSET_CLASSES = 1
     """Classes that subset.choose random keeps."""
     SUBSET_MAX_IMAGES = 2
@@ -49,10 +49,10 @@ class HashStream(enum.IntEnum):
 
 
 def uniforms(seed: int, epoch: int, samples: np.ndarray, count: int) -> np.ndarray:
-    """Return `count` uniform numbers in [0, 1) for each sample: float64 (n, count).
+    """Return `count` uniform numbers in [0, 1) per sample: float64 (n, count).
 
-    Counter-based (SplitMix64, Steele et al. 2014), so that a sample is augmented alike whichever
-    worker, thread or resumed run decodes it.
+    Counter-based (SplitMix64, Steele et al. 2014). The augmentation of a sample therefore does not depend on the
+    worker, thread or resumed run that decodes it.
     """
     with np.errstate(over="ignore"):
         key = _mix(np.asarray([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64) + _GAMMA)
@@ -63,7 +63,7 @@ def uniforms(seed: int, epoch: int, samples: np.ndarray, count: int) -> np.ndarr
 
 
 def generator(seed: int, stream: Stream, *numbers: int) -> np.random.Generator:
-    """Return the generator of one stream of a seed; numbers: which part of the stream, such as (epoch, window)."""
+    """Return the generator of one stream of a seed. numbers: the part of the stream, such as (epoch, window)."""
     return np.random.default_rng([seed & 0xFFFFFFFFFFFFFFFF, int(stream), *numbers])
 
 
@@ -74,9 +74,10 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def hash_strings(values: pa.Array | pa.ChunkedArray, seed: int, stream: HashStream) -> np.ndarray:
-    """Return a seeded hash of each value's text, uint64 (n,): an order that no machine or row order changes.
+    """Return a seeded hash of each value's text, uint64 (n,). It does not depend on the machine or the order of the
+    rows.
 
-    FNV-1a over the text's 8-byte words, mixed with the seed and the stream; equal texts have equal hashes.
+    FNV-1a over the 8-byte words of the text, mixed with the seed and the stream. Equal texts have equal hashes.
     """
     array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     text = array.cast(pa.large_string()) if not pa.types.is_large_string(array.type) else array

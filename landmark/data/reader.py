@@ -1,4 +1,4 @@
-"""Readers: plan units become Arrow tables of compressed images, by threads or by Ray actors."""
+"""Readers of plan units: threads or Ray actors return Arrow tables of compressed images."""
 
 import contextlib
 import threading
@@ -18,17 +18,16 @@ from landmark.storage import Location, NotFound, retrying
 
 OPEN_FILES = 16
 LEAST_AHEAD = 4
-"""Reads under way at a time, at least."""
+"""Minimum reads in progress."""
 CALL_ROWS = 256
-"""Rows that one call of a reader actor reads, at least."""
+"""Minimum rows per call of a reader actor."""
 
 
 class UnitReader:
     """Reads units of one split: columns image (large binary), label int32, sample and draw int64, fault string.
 
-    fault is null where all is well. A unit whose shard is missing or damaged comes as its planned rows all the
-    same, without images, and fault names the shard and says what is wrong: what to do is the loader's affair.
-    Threads may read at a time.
+    fault is null for readable rows. A unit of a missing or corrupt shard is returned with its planned rows, without
+    images. fault then contains the shard and the error, and the caller decides what to do. Thread-safe.
     """
 
     def __init__(self, split: Location, shard_paths: list[str]) -> None:
@@ -38,7 +37,7 @@ class UnitReader:
         self._lock = threading.Lock()
 
     def read(self, unit: Unit) -> pa.Table:
-        """Return the unit's rows; raises UserError where the storage fails."""
+        """Return the unit's rows. Raises UserError if the storage fails."""
         path = self.split / self.shard_paths[unit.shard]
         try:
             table = retrying(path.uri, damage_marked(lambda: self._read_row_group(unit)))
@@ -47,7 +46,7 @@ class UnitReader:
         except NotFound:
             return _lost(unit, f"{path}: missing")
         except pa.ArrowInvalid as error:
-            return _lost(unit, f"{path}: damaged ({' '.join(str(error).split())})")
+            return _lost(unit, f"{path}: corrupt ({' '.join(str(error).split())})")
         if not np.array_equal(unit.rows, np.arange(len(table))):
             table = table.take(unit.rows)
         return pa.table(
@@ -70,7 +69,7 @@ class UnitReader:
             file = known or self._open(unit.shard)
             table = file.read_row_group(unit.row_group, columns=["label", "image"])
         except (OSError, pa.ArrowInvalid):
-            # A connection that broke, or a file that was replaced, leaves one that cannot go on: the next try opens it anew.
+            # After a broken connection or a replaced file, an open file is unusable. Retry with a newly opened one.
             if known is not None:
                 return self._read_row_group(unit)
             raise
@@ -89,7 +88,7 @@ class UnitReader:
             return None if index is None else self._idle.pop(index)[1]
 
     def _keep(self, shard: int, file: pq.ParquetFile) -> None:
-        """Keep a file open for the next unit of its shard, and close the one used longest ago."""
+        """Keep a file open for the next unit of its shard, and close the least recently used one."""
         with self._lock:
             self._idle.append((shard, file))
             oldest = self._idle.pop(0)[1] if len(self._idle) > OPEN_FILES else None
@@ -114,9 +113,9 @@ def _lost(unit: Unit, fault: str) -> pa.Table:
 def read_by_thread(
     reader: UnitReader, units: Iterable[Unit], config: LoaderConfig, stop: threading.Event | None = None
 ) -> Generator[pa.Table, None, None]:
-    """Yield the units' tables in order, reading ahead in threads of this process; `close` it when it is not used up.
+    """Yield the units' tables in order, reading ahead in threads of this process. `close` it if it is not exhausted.
 
-    stop: raise Stopped when it is set, rather than wait for a read.
+    stop: an event. If it is set, Stopped is raised instead of waiting for a read.
     """
     with DaemonPool(config.readers, "landmark-read") as pool:
         yield from run_ahead(lambda unit: pool.submit(reader.read, unit), units, reads_ahead(config), stop)
@@ -125,10 +124,10 @@ def read_by_thread(
 def read_by_ray(
     reader: UnitReader, units: Iterable[Unit], config: LoaderConfig, stop: threading.Event | None = None
 ) -> Generator[pa.Table, None, None]:
-    """Yield the units' tables in order, reading ahead in Ray actors; `close` it when it is not used up.
+    """Yield the units' tables in order, reading ahead in Ray actors. `close` it if it is not exhausted.
 
-    The object store holds the units that are read ahead and no others, however many there are. A table's buffers lie
-    in it until the table is let go of. Units are taken from `units` as they are needed. stop: as for `read_by_thread`.
+    The object store contains only the units that are read ahead. A table's buffers occupy the store until the table is
+    released. Units are taken from `units` on demand. stop: as for `read_by_thread`.
     """
     actors = Actors(
         UnitReader,
@@ -145,12 +144,12 @@ def read_by_ray(
 
 
 def reads_ahead(config: LoaderConfig) -> int:
-    """Return the reads that are under way at a time, beside the one that is waited for."""
+    """Return the number of reads in progress, in addition to the one that is waited for."""
     return max(LEAST_AHEAD, 2 * config.readers)
 
 
 def _parts(units: Iterable[Unit]) -> Iterator[list[Unit]]:
-    """Yield the units in parts worth a call of an actor, which costs some milliseconds in Ray."""
+    """Yield batches of units that justify a call of an actor, which takes some milliseconds in Ray."""
     part: list[Unit] = []
     for unit in units:
         part.append(unit)

@@ -1,4 +1,4 @@
-"""Sampling: how often an epoch shows each training image, and what of it is left to show."""
+"""Sampling: how often an epoch uses each training image, and the remaining rows of an epoch."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,15 @@ from landmark.data.plan import RowGroups, Rows, Unit
 from landmark.data.randomness import Stream, generator
 
 PASSES = 4
-"""Parts of an epoch over which the repetitions of an image are spread; a row group is read at most so often."""
+"""Parts of an epoch over which the repetitions of an image are spread, and the maximum reads of a row group per
+epoch."""
 
 
 class EpochRows:
     """The rows of a split's epochs.
 
-    With uniform sampling a row's draw is its sample. Else an epoch has as many draws as the split has images (as
-    many as are selected), numbered from 0; which sample a draw shows is a function of (seed, epoch) alone.
+    With uniform sampling, the draw of a row is its sample number. Otherwise, an epoch has as many draws as the split
+    has (selected) images, numbered from 0. The sample of a draw is a function of only (seed, epoch).
     """
 
     def __init__(self, dataset: PackedDataset, split: str, sampling: SamplingConfig, seed: int) -> None:
@@ -33,11 +34,12 @@ class EpochRows:
 
     @property
     def length(self) -> int:
-        """Draw numbers of an epoch lie below this."""
+        """Upper bound (exclusive) of an epoch's draw numbers."""
         return self._length
 
     def left(self, epoch: int, consumed: np.ndarray | None) -> Rows:
-        """Return what is left of an epoch; consumed: draws that were shown, bool (length,); None: none."""
+        """Return the remaining rows of an epoch. consumed: a mask of the draws already used, bool (length,). None for
+        none."""
         if self._expected is not None:
             return RepeatedDraws.of(self.groups, self._samples(epoch), consumed)
         if consumed is None:
@@ -46,26 +48,27 @@ class EpochRows:
         return self.groups.select(wanted)
 
     def _samples(self, epoch: int) -> np.ndarray:
-        """Return the sample of each draw of an epoch, ascending: int64 (total,).
+        """Return the sample of each draw of an epoch, ascending, int64 (total,).
 
-        Systematic sampling (Madow 1949) over samples in random order: each is drawn as often as expected, rounded
-        up or down, and the draws are exactly as many as rows.
+        Systematic sampling (Madow 1949) over samples in random order. Each sample occurs as often as expected, rounded
+        up or down. The number of draws is exactly the number of rows.
         """
         assert self._expected is not None
         random = generator(self.seed, Stream.SAMPLING, epoch)
         order = random.permutation(len(self._expected))
         edges = np.floor(np.cumsum(self._expected[order]) + random.random())
-        edges[-1] = self.total  # what rounding of the sum may miss by one
+        edges[-1] = self.total  # rounding of the sum may be off by one
         counts = np.diff(edges, prepend=0.0).astype(np.int64)
         return np.sort(np.repeat(order, counts))
 
 
 def expected_draws(labels: np.ndarray, sampling: SamplingConfig) -> np.ndarray:
-    """Return how often an epoch shows each sample on average: float64 (samples,), summing up to the labelled samples.
+    """Return how often an epoch uses each sample on average, float64 (samples,). The sum is the number of labeled
+    samples.
 
-    labels: int64 (samples,), -1 for a sample that is not looked at. A class's share of the draws is the same for each
-    (balanced) or follows the square root of its images (sqrt), as far as max_repeats allows; what a class may not
-    take goes to the others.
+    labels: int64 (samples,), -1 for a sample outside the view. Each class has the same fraction of the draws
+    (balanced), or a fraction proportional to the square root of its images (sqrt). max_repeats limits a class, and the
+    other classes receive the rest.
     """
     counts = np.bincount(labels[labels >= 0])
     present = counts > 0
@@ -89,25 +92,25 @@ def expected_draws(labels: np.ndarray, sampling: SamplingConfig) -> np.ndarray:
 
 @dataclass(kw_only=True, frozen=True, eq=False)
 class RepeatedDraws:
-    """Draws in chunks: those of one row group in one part of the epoch."""
+    """Draws in chunks. A chunk contains the draws of one row group in one part of the epoch."""
 
     groups: RowGroups
     """The split's row groups."""
     samples: np.ndarray
     """Sample of each draw, int64 (draws,)."""
     order: np.ndarray
-    """Draws that are left, chunk by chunk, in a chunk by sample: int64."""
+    """Remaining draws, ordered by chunk and then by sample, int64."""
     group: np.ndarray
     """Row group of each chunk, int64 (chunks,)."""
     bounds: np.ndarray
-    """Where each chunk begins and ends in `order`, int64 (chunks + 1,)."""
+    """Bounds of the chunks in `order`, int64 (chunks + 1,)."""
 
     @classmethod
     def of(cls, groups: RowGroups, samples: np.ndarray, consumed: np.ndarray | None) -> "RepeatedDraws":
-        """Put an epoch's draws, but for those consumed, into chunks; samples: ascending."""
+        """Group the draws of an epoch that are not consumed into chunks. samples: ascending."""
         draws = np.arange(len(samples))
         copy = draws - np.searchsorted(samples, samples)
-        # A sample's repetitions lie in different parts; where it begins differs, so that parts are of one size.
+        # Repetitions of a sample are in different parts. Their first part varies, so that parts have equal sizes.
         part = (copy + samples) % PASSES
         group = np.searchsorted(groups.first_sample, samples, side="right") - 1
         chunk = part * len(groups.rows) + group
@@ -120,7 +123,7 @@ class RepeatedDraws:
 
     @property
     def rows(self) -> np.ndarray:
-        """Rows of each chunk, int64 (chunks,)."""
+        """Rows per chunk, int64 (chunks,)."""
         return np.diff(self.bounds)
 
     def unit(self, index: int, start: int, stop: int) -> Unit:

@@ -1,4 +1,4 @@
-"""Selections: a subset of a packed dataset that is read where it lies, nothing packed again."""
+"""Subsets of a packed dataset that are read in place, without packing again."""
 
 import dataclasses
 import json
@@ -14,12 +14,13 @@ from landmark.storage import Damaged, NotFound, locate
 
 
 class Selection(Chosen):
-    """A subset of a packed or cleaned dataset; classes are chosen over all splits together, a long tail in training alone."""
+    """A subset of a packed or cleaned dataset. Classes are chosen over all splits, a long tail applies only to the
+    train split."""
 
     def __init__(self, dataset: PackedDataset, subset: SubsetConfig, seed: int) -> None:
         if subset.clean:
             raise UserError(
-                "subset.clean applies where GLDv2's own files are prepared; leave it out for a packed dataset"
+                "subset.clean applies only to `landmark prepare` from the original GLDv2 files; remove it for a packed dataset"
             )
         if subset.landmarks is not None:
             subset = dataclasses.replace(subset, landmarks=locate(subset.landmarks).uri)
@@ -34,7 +35,7 @@ class Selection(Chosen):
 
 
 def open_dataset(uri: str, subset: SubsetConfig | None = None, seed: int = 0) -> PackedDataset:
-    """Open the packed or cleaned dataset at a path or URI, or a subset of it; raises UserError where there is none."""
+    """Open the packed or cleaned dataset at a path or URI, or a subset of it. Raises UserError if it is missing."""
     location = locate(uri)
     try:
         values = json.loads((location / "manifest.json").read_text())

@@ -1,4 +1,4 @@
-"""Splits: train, val and test by a seed, stratified by class, whole groups on one side."""
+"""Splits into train, val and test by a seed, stratified by class, with each group in one split."""
 
 import numpy as np
 import pyarrow as pa
@@ -10,12 +10,12 @@ TRAIN, VAL, TEST = 0, 1, 2
 
 
 def split_images(labels: np.ndarray, groups: pa.Array | pa.ChunkedArray, config: SplitConfig, seed: int) -> np.ndarray:
-    """Return each image's split: int8 (n,) of TRAIN, VAL, TEST.
+    """Return the split of each image: int8 (n,) of TRAIN, VAL, TEST.
 
-    labels: int (n,), dense. groups: string (n,); images of one group fall together. In each class the
-    groups, in the order of a seeded hash, fill test, then val, then train; a class's share is rounded up or
-    down at random, so that the classes too small for a share of their own fill val and test in expectation. Every
-    class keeps an image in train, unless a group that it shares with another class takes its last one.
+    labels: int (n,), dense. groups: string (n,). Images of a group are in the same split. The groups of each class,
+    ordered by a seeded hash, fill test, then val, then train. The fractions of a class are rounded up or down at
+    random, so that small classes fill val and test in expectation. Each class keeps an image in train, unless a group
+    that it shares with another class takes its last one.
     """
     codes = groups.combine_chunks() if isinstance(groups, pa.ChunkedArray) else groups
     encoded = codes.dictionary_encode()
@@ -32,7 +32,7 @@ def split_images(labels: np.ndarray, groups: pa.Array | pa.ChunkedArray, config:
 
 
 def _fill(owner: np.ndarray, size: np.ndarray, config: SplitConfig, seed: int, classes: int) -> np.ndarray:
-    """Place groups that are sorted by class: int8 (groups,)."""
+    """Assign splits to groups that are sorted by class: int8 (groups,)."""
     total = np.bincount(owner, weights=size, minlength=classes)
     before = np.cumsum(size) - size
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
@@ -48,7 +48,7 @@ def _fill(owner: np.ndarray, size: np.ndarray, config: SplitConfig, seed: int, c
 
 
 def _keep_in_train(labels: np.ndarray, group: np.ndarray, split_of_group: np.ndarray) -> None:
-    """Move one group of each class that has none in train there; needed where groups span classes."""
+    """Move one group of each class without training images to train. Only necessary if groups span classes."""
     in_train = np.bincount(labels[split_of_group[group] == TRAIN], minlength=int(labels.max(initial=-1)) + 1)
     found, first_row = np.unique(labels, return_index=True)
     split_of_group[group[first_row[in_train[found] == 0]]] = TRAIN

@@ -1,4 +1,4 @@
-"""Streams: a file is read once from front to back, going on at its offset when the connection breaks."""
+"""Sequential streams that resume at their offset when the connection breaks."""
 
 import http.client
 import io
@@ -16,15 +16,15 @@ READ_BYTES = 1 << 20
 
 
 class Forbidden(UserError):
-    """A file that a web server does not give, or does not have: without leave to list, the two look alike."""
+    """A file that a web server denies or does not have. Without permission to list, the two look alike."""
 
 
 class ResumingStream(io.RawIOBase):
-    """A file opened for reading from front to back.
+    """A file opened for sequential reading.
 
-    A connection that breaks is opened again where it stopped, within the deadline of `retrying`, which
-    starts anew with every chunk that arrives. Raises NotFound and UserError as `retrying` does, and UserError where
-    the file ends before the size that its server told.
+    A broken connection is reopened at its offset, within the deadline of `retrying`. The deadline restarts with each
+    chunk. Raises NotFound and UserError like `retrying`, and UserError if the file ends before the size that its server
+    reported.
     """
 
     def __init__(self, location: Location) -> None:
@@ -39,7 +39,7 @@ class ResumingStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as the present chunk goes; returns the bytes, 0 at the end of the file."""
+        """Fill a buffer from the current chunk. Returns the number of bytes, 0 at the end of the file."""
         if not self._chunk and not self._ended:
             self._chunk = memoryview(self._next_chunk())
         view = memoryview(buffer).cast("B")
@@ -54,8 +54,8 @@ class ResumingStream(io.RawIOBase):
         except UserError as error:
             if is_web(self.location) and isinstance(error.__cause__, ConnectionError):
                 raise UserError(
-                    f"{self.location}: the web server does not answer ({error.__cause__}); check the address and that "
-                    "the server runs"
+                    f"{self.location}: the web server does not respond ({error.__cause__}); check the address and that "
+                    "the server is running"
                 ) from None
             raise
         self.position += len(chunk)
@@ -82,13 +82,13 @@ class ResumingStream(io.RawIOBase):
             opened.close()
 
     def close(self) -> None:
-        """Give the connection up."""
+        """Close the connection."""
         self._drop()
         super().close()
 
 
 def is_there(location: Location) -> bool:
-    """Return whether a file exists, asking a web server for its first bytes where there is no listing."""
+    """Return whether a file exists. Reads the first byte on a web server, which has no listing."""
     if not is_web(location):
         return location.exists()
     try:
@@ -100,7 +100,7 @@ def is_there(location: Location) -> bool:
 
 
 def read_whole(location: Location) -> bytes:
-    """Return a file's bytes; raises NotFound, or UserError with one line."""
+    """Return a file's bytes. Raises NotFound, or UserError with one line."""
     if not is_web(location):
         return location.read_bytes()
     with ResumingStream(location) as stream:
@@ -117,7 +117,7 @@ def _open_at(location: Location, offset: int) -> Stream:
 
 
 class _WebFile:
-    """A file on a web server; an offset is asked for as a range, or skipped where the server knows none."""
+    """A file on a web server. An offset is requested as a range, or skipped if the server does not support ranges."""
 
     def __init__(self, uri: str, offset: int) -> None:
         headers = {"Range": f"bytes={offset}-"} if offset else {}
@@ -140,7 +140,7 @@ class _WebFile:
         while count > 0:
             data = self.read(min(count, CHUNK_BYTES))
             if not data:
-                raise ConnectionError("NETWORK_CONNECTION: ended before the offset to go on from")
+                raise ConnectionError("NETWORK_CONNECTION: ended before the offset to resume from")
             count -= len(data)
 
     def read(self, count: int) -> bytes:
@@ -159,14 +159,14 @@ class _WebFile:
 
 
 def _quoted(uri: str) -> str:
-    """Return a web address as it is asked for: what may not stand in one is quoted; names below it are already."""
+    """Quote characters that are not valid in a URL. Characters of names are already quoted."""
     return urllib.parse.quote(uri, safe=":/?#[]@!$&'()*+,;=%~")
 
 
 def _network_error(error: object) -> OSError:
-    """Return a failure as one that passes, unless no new try can mend it."""
+    """Return a failure as a transient error, unless retrying cannot help."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return PermissionError(error.errno or 1, f"certificate not accepted ({error.verify_message})")
+        return PermissionError(error.errno or 1, f"certificate rejected ({error.verify_message})")
     return ConnectionError(f"NETWORK_CONNECTION: {error}")
 
 

@@ -1,4 +1,4 @@
-"""Subsets: which rows of a table of images are kept, the same ones on any machine for the same seed."""
+"""Subsets: the rows of a table of images to keep. The same seed keeps the same rows on any machine."""
 
 import ast
 
@@ -22,13 +22,15 @@ _COMPARISONS = {
 
 
 def select_images(table: pa.Table, config: SubsetConfig, seed: int) -> np.ndarray:
-    """Return which rows a subset keeps: bool (rows,).
+    """Return a mask of the rows that a subset keeps: bool (rows,).
 
-    table: image_id string, landmark_id (string or int64), and what the conditions name (license, …). Two are not looked at
-    here: the clean list is the source's affair, and a long tail is made by `tail_images`, as it needs the splits. Random choices
-    go by a hash of (seed, choice, image_id) or (seed, choice, landmark_id), so that neither the order of the rows nor the
-    machine matters, and no choice depends on another one or on the splits. With rule 1 all of them go by the hash that
-    orders the images for the splits.
+    table: image_id string, landmark_id (string or int64), and the columns of the conditions (license, …). Two options
+    are not handled here. The source applies the clean list, and `tail_images` applies a long tail, because it requires
+    the splits.
+
+    Random choices use a hash of (seed, choice, image_id) or (seed, choice, landmark_id). They do not depend on the
+    order of the rows, the machine, each other or the splits. With rule 1, all choices use the hash that orders the
+    images for the splits.
     """
     kept = np.ones(len(table), dtype=bool)
     if config.licenses:
@@ -46,16 +48,18 @@ def select_images(table: pa.Table, config: SubsetConfig, seed: int) -> np.ndarra
     if config.images is not None:
         kept = _limit_total(kept, codes, table["image_id"], config, seed)
     if not kept.any():
-        raise UserError("the subset keeps no image; loosen subset.min_images, licenses, landmarks or where")
+        raise UserError(
+            "the subset contains no image; use less strict values for subset.min_images, licenses, landmarks or where"
+        )
     return kept
 
 
 def tail_images(table: pa.Table, config: SubsetConfig, seed: int) -> np.ndarray:
-    """Return which rows a long tail of the training split keeps, with those of the other splits: bool (rows,).
+    """Return a mask of the rows that a long tail of the train split keeps, including all other splits: bool (rows,).
 
-    table: image_id string, landmark_id (string or int64), split. Of the N images of the most frequent class in the training
-    split the n-th most frequent keeps round(N n^-tail), of those that it has, and at least one: no class is lost. The choice goes
-    by a hash of (seed, choice, image_id), so that a greater exponent keeps a part of what a smaller one keeps.
+    table: image_id string, landmark_id (string or int64), split. N is the number of training images of the most
+    frequent class. The n-th most frequent class keeps round(N n^-tail) of its images, and at least one. The choice uses
+    a hash of (seed, choice, image_id), so that a larger exponent keeps a subset of the images of a smaller one.
     """
     kept = ~pc.equal(table["split"].cast(pa.string()), "train").to_numpy(zero_copy_only=False)
     rows = np.flatnonzero(~kept)
@@ -71,7 +75,7 @@ def tail_images(table: pa.Table, config: SubsetConfig, seed: int) -> np.ndarray:
 
 
 def _class_codes(landmarks: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-    """Return each row's class as a number and the classes' ids in a fixed order."""
+    """Return each row's class as an integer and the classes' ids in a fixed order."""
     encoded = landmarks.combine_chunks() if isinstance(landmarks, pa.ChunkedArray) else landmarks
     if not pa.types.is_dictionary(encoded.type):
         encoded = encoded.dictionary_encode()
@@ -82,7 +86,7 @@ def _class_codes(landmarks: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
 
 
 def _choose_classes(counts: np.ndarray, names: pa.Array, config: SubsetConfig, seed: int) -> np.ndarray:
-    """Return which classes are kept: bool (classes,)."""
+    """Return a mask of the classes to keep: bool (classes,)."""
     enough = counts >= config.min_images
     chosen = enough.copy()
     if config.classes is None:
@@ -91,7 +95,7 @@ def _choose_classes(counts: np.ndarray, names: pa.Array, config: SubsetConfig, s
     if len(available) < config.classes:
         raise UserError(
             f"subset.classes is {config.classes}, but {len(available)} classes have at least {config.min_images} "
-            "images; ask for fewer classes or lower subset.min_images"
+            "images; decrease subset.classes or subset.min_images"
         )
     if config.choose == "frequent":
         order = available[np.argsort(-counts[available], kind="stable")]
@@ -106,7 +110,7 @@ def _choose_classes(counts: np.ndarray, names: pa.Array, config: SubsetConfig, s
 def _limit_classes(
     kept: np.ndarray, codes: np.ndarray, ids: pa.ChunkedArray, config: SubsetConfig, seed: int
 ) -> np.ndarray:
-    """Keep at most max_images of each class: bool (rows,)."""
+    """Keep up to max_images per class: bool (rows,)."""
     rows = np.flatnonzero(kept)
     keys = hash_strings(ids.take(pa.array(rows)), seed, _stream(config, HashStream.SUBSET_MAX_IMAGES))
     rows, _, place = _places(rows, codes, keys)
@@ -116,7 +120,7 @@ def _limit_classes(
 def _limit_total(
     kept: np.ndarray, codes: np.ndarray, ids: pa.ChunkedArray, config: SubsetConfig, seed: int
 ) -> np.ndarray:
-    """Keep `images` in all, and of each class at least min_images or as many as are possible for all: bool (rows,)."""
+    """Keep `images` in total, with min_images per class or as many as possible for all: bool (rows,)."""
     assert config.images is not None
     rows = np.flatnonzero(kept)
     if len(rows) <= config.images:
@@ -127,15 +131,15 @@ def _limit_total(
     least = min(config.min_images, config.images // classes)
     if least < 1:
         raise UserError(
-            f"subset.images is {config.images}, but {classes} classes are kept; "
-            "ask for at least one image a class, or set subset.classes"
+            f"subset.images is {config.images}, but the subset contains {classes} classes; "
+            "set it to at least one image per class, or decrease subset.classes"
         )
     priority = np.lexsort((keys, place >= least))
     return _mask(len(kept), rows[priority[: config.images]])
 
 
 def _stream(config: SubsetConfig, stream: HashStream) -> HashStream:
-    """Return the stream of a choice; with rule 1 all choices share that of the splits."""
+    """Return the stream of a choice. With rule 1, all choices share the stream of the splits."""
     return HashStream.SPLIT if config.rule == 1 else stream
 
 
@@ -146,7 +150,7 @@ def _mask(length: int, rows: np.ndarray) -> np.ndarray:
 
 
 def _places(rows: np.ndarray, codes: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the rows by class and key, their keys, and each row's place in its class from 0."""
+    """Return the rows sorted by class and key, their keys, and each row's index in its class from 0."""
     order = np.lexsort((keys, codes[rows]))
     rows, keys = rows[order], keys[order]
     starts = np.flatnonzero(np.diff(codes[rows], prepend=-1))
@@ -155,7 +159,9 @@ def _places(rows: np.ndarray, codes: np.ndarray, keys: np.ndarray) -> tuple[np.n
 
 def _license_mask(table: pa.Table, licenses: tuple[str, ...]) -> np.ndarray:
     if "license" not in table.column_names:
-        raise UserError("subset.licenses needs the licenses of the images; prepare with gldv2.attribution")
+        raise UserError(
+            "subset.licenses requires the licenses of the images; prepare the dataset with gldv2.attribution"
+        )
     column = table["license"].combine_chunks()
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
@@ -170,7 +176,7 @@ def _landmark_mask(table: pa.Table, place: Location) -> np.ndarray:
     for number, text in filled_lines(decode_text(place.read_bytes(), place.uri)):
         lines.setdefault(text, number)
     if not lines:
-        raise UserError(f"{place}: holds no landmark id; expected one per line")
+        raise UserError(f"{place}: contains no landmark id; expected one per line")
     wanted = pa.array(sorted(lines), pa.string())
     column = table["landmark_id"]
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
@@ -179,14 +185,15 @@ def _landmark_mask(table: pa.Table, place: Location) -> np.ndarray:
     if strange:
         first = min(strange, key=lines.__getitem__)
         raise UserError(
-            f"{place}: {len(strange)} of {len(wanted)} landmark ids are not in the data, the first is {first!r} "
+            f"{place}: {len(strange)} of {len(wanted)} landmark ids are not in the dataset, such as {first!r} "
             f"(line {lines[first]}); remove them from the file"
         )
     return pc.is_in(column.cast(kind), wanted.cast(kind)).to_numpy(zero_copy_only=False)
 
 
 def _where_mask(table: pa.Table, text: str) -> np.ndarray:
-    """Evaluate a comparison of columns with constants, joined by and, or, not: Python's syntax, nothing called."""
+    """Evaluate comparisons of columns with constants, combined with and, or, not. Uses Python's syntax, without
+    calls."""
     try:
         tree = ast.parse(text, mode="eval").body
     except SyntaxError as error:
@@ -198,7 +205,9 @@ def _where_mask(table: pa.Table, text: str) -> np.ndarray:
             .filter(_expression(tree, text))["_row"]
         )
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid, TypeError) as error:
-        raise UserError(f"subset.where: {text!r} cannot be compared ({error}); check the constants' types") from None
+        raise UserError(
+            f"subset.where: {text!r} cannot be compared ({error}); check the types of the constants"
+        ) from None
     kept = np.zeros(len(table), dtype=bool)
     kept[mask.to_numpy()] = True
     return kept
@@ -228,7 +237,7 @@ def _expression(node: ast.expr, text: str) -> pc.Expression:
             return ~inside if isinstance(operator, ast.NotIn) else inside
         if type(operator) in _COMPARISONS:
             return getattr(left, _COMPARISONS[type(operator)])(_term(right, text))
-    raise UserError(f"subset.where: {text!r}: expected comparisons joined by and, or, not, such as width >= 300")
+    raise UserError(f"subset.where: {text!r}: expected comparisons combined with and, or, not, such as width >= 300")
 
 
 def _term(node: ast.expr, text: str) -> pc.Expression:

@@ -1,4 +1,4 @@
-"""Threads that nobody has to wait for: a call that hangs does not keep its pool, or the process, from ending."""
+"""Thread pools with daemon threads, so that a hung call does not delay the end of its pool or of the process."""
 
 import contextlib
 import queue
@@ -12,7 +12,7 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 GRACE_S = 3.0
-"""Seconds that `close` waits for calls under way."""
+"""Seconds that `close` waits for calls in progress."""
 
 _Call = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
@@ -20,8 +20,9 @@ _Call = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 class DaemonPool:
     """A thread pool that ends without its hung calls.
 
-    ThreadPoolExecutor waits for every call under way, at its end and at the process's: a read that storage does not answer
-    delays an error by as long as storage is given. Here such a thread is left behind, and ends with its call or the process.
+    ThreadPoolExecutor waits for all calls in progress when it or the process ends. A hung read would then delay an
+    error by the full storage deadline. Here, the thread of a hung call is abandoned, and ends with its call or the
+    process.
     """
 
     def __init__(self, threads: int, name: str) -> None:
@@ -58,10 +59,11 @@ class DaemonPool:
                     future.set_result(call(*arguments, **named))
                 except BaseException as error:
                     future.set_exception(error)
-            del item, future, call, arguments, named  # an idle thread holds no result
+            del item, future, call, arguments, named  # an idle thread must not keep a result alive
 
     def close(self) -> None:
-        """Cancel the calls that have not begun, and end the threads: without those whose call takes longer than GRACE_S."""
+        """Cancel the calls that have not started, and stop the threads. Threads whose call takes longer than GRACE_S
+        are abandoned."""
         with contextlib.suppress(queue.Empty):
             while True:
                 if (item := self._calls.get_nowait()) is not None:

@@ -1,4 +1,4 @@
-"""Verification: whether a finished dataset's files are what its manifest says, and agree with each other."""
+"""Verification of a packed dataset: whether its files match its manifest and each other."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ COLUMNS = ["sample", "image_id", "landmark_id", "label", "split", "shard", "row_
 
 @dataclass(kw_only=True, frozen=True)
 class _Piece:
-    """A shard to check: its entry, and what the catalog says of its rows."""
+    """A shard to check, with the catalog's rows for it."""
 
     split: str
     entry: ShardEntry
@@ -29,11 +29,11 @@ class _Piece:
 
 
 def verify_dataset(dataset: PackedDataset) -> Iterator[str]:
-    """Yield one line for each thing that is wrong, naming the file; nothing where all is well.
+    """Yield one line per problem, with the file's name. Yields nothing if the dataset is intact.
 
-    Shards are read as streams, several at a time, and never held whole. Each one's size, SHA-256, rows, row
-    groups, ids and labels are compared with manifest and catalog, the catalog with the labels. Raises UserError where
-    the storage fails.
+    Several shards are streamed at a time and never held in memory completely. Size, SHA-256, rows, row groups, ids and
+    labels of each shard are compared with manifest and catalog. The catalog is compared with the labels. Raises
+    UserError if the storage fails.
     """
     tables: dict[str, pa.Table] = {}
     for name, columns in (("catalog", COLUMNS), ("labels", None), ("rejects", None)):
@@ -57,7 +57,7 @@ def verify_dataset(dataset: PackedDataset) -> Iterator[str]:
 
 
 def _pieces(dataset: PackedDataset, catalog: pa.Table | None) -> Iterator[_Piece]:
-    """Yield the shards with their rows of the catalog, in its order; none where there is no catalog."""
+    """Yield the shards with their rows of the catalog, in its order. The rows are None without a catalog."""
     for split, entry in dataset.manifest.splits.items():
         rows = catalog.filter(pc.field("split") == split).sort_by("sample") if catalog is not None else None
         start = 0
@@ -74,10 +74,10 @@ def _check_shard(dataset: PackedDataset, piece: _Piece) -> list[str]:
         return [f"{place}: missing; {entry.rows} images lost"]
     problems = []
     if size != entry.bytes:
-        problems.append(f"{place}: {size} bytes, but the manifest says {entry.bytes}")
+        problems.append(f"{place}: {size} bytes; expected {entry.bytes} (manifest)")
     elif digest != entry.sha256:
         problems.append(
-            f"{place}: its content changed: SHA-256 {digest[:12]}…, but the manifest says {entry.sha256[:12]}…"
+            f"{place}: its content changed: SHA-256 {digest[:12]}…; expected {entry.sha256[:12]}… (manifest)"
         )
 
     def read(file: pq.ParquetFile) -> tuple[pa.Table, list[int]]:
@@ -91,8 +91,8 @@ def _check_shard(dataset: PackedDataset, piece: _Piece) -> list[str]:
     row_groups = len(sizes)
     if (len(table), row_groups) != (entry.rows, entry.row_groups):
         problems.append(
-            f"{place}: {len(table)} rows in {row_groups} row groups, but the manifest says {entry.rows} in "
-            f"{entry.row_groups}"
+            f"{place}: {len(table)} rows in {row_groups} row groups; expected {entry.rows} in "
+            f"{entry.row_groups} (manifest)"
         )
     elif piece.catalog is not None:
         problems += _check_rows(dataset, piece, table, np.repeat(np.arange(row_groups), sizes))
@@ -100,15 +100,15 @@ def _check_shard(dataset: PackedDataset, piece: _Piece) -> list[str]:
 
 
 def _check_rows(dataset: PackedDataset, piece: _Piece, table: pa.Table, row_group: np.ndarray) -> list[str]:
-    """Compare a shard's rows with the catalog's."""
+    """Compare a shard's rows with the catalog's rows."""
     problems = []
     found = {"image_id": table["image_id"], "label": table["label"], "row_group": pa.array(row_group, pa.int32())}
-    if dataset.manifest.relabelled:  # the catalog has its own labels: each of the shard's is one of them
+    if dataset.manifest.relabelled:  # each label of the shard maps to one label of the catalog
         pairs = pa.table({"ours": found.pop("label"), "theirs": piece.catalog["label"]}).group_by(["ours", "theirs"])
         ours = pairs.aggregate([])["ours"]
         if pc.count_distinct(ours).as_py() != len(ours):
             problems.append(
-                f"{dataset.location}/catalog.parquet: label of {piece.entry.path}: one label is two in the catalog"
+                f"{dataset.location}/catalog.parquet: label of {piece.entry.path}: one label of the shard has two labels in the catalog"
             )
     for name, column in found.items():
         ours, theirs = column.to_pylist(), piece.catalog[name].to_pylist()
@@ -120,52 +120,52 @@ def _check_rows(dataset: PackedDataset, piece: _Piece, table: pa.Table, row_grou
 
 
 def _check_tables(dataset: PackedDataset, tables: dict[str, pa.Table]) -> Iterator[str]:
-    """Compare catalog, labels and rejects with the manifest and each other."""
+    """Compare catalog, labels and rejects with the manifest and with each other."""
     manifest, labels, catalog = dataset.manifest, tables.get("labels"), tables.get("catalog")
     place = f"{dataset.location}/labels.parquet"
     if labels is not None and labels["label"].to_pylist() != list(range(manifest.classes)):
-        yield f"{place}: its labels are not 0 to {manifest.classes - 1}, as the manifest says"
+        yield f"{place}: its labels are not 0 to {manifest.classes - 1}, which the manifest requires"
         labels = None
     if "rejects" in tables and len(tables["rejects"]) != manifest.rejects:
         yield (
-            f"{dataset.location}/rejects.parquet: {len(tables['rejects'])} rows, but the manifest says {manifest.rejects}"
+            f"{dataset.location}/rejects.parquet: {len(tables['rejects'])} rows; expected {manifest.rejects} (manifest)"
         )
     if catalog is None:
         return
     yield from _check_catalog(dataset, catalog)
     label = catalog["label"].to_numpy()
     if not len(label) or label.min() < 0 or label.max() >= manifest.classes:
-        yield f"{dataset.location}/catalog.parquet: holds labels outside 0 to {manifest.classes - 1}"
+        yield f"{dataset.location}/catalog.parquet: contains labels outside 0 to {manifest.classes - 1}"
     elif labels is not None:
         counts = np.bincount(label, minlength=manifest.classes)
         wrong = np.flatnonzero(counts != labels["images"].to_numpy())
         if len(wrong):
             yield (
                 f"{place}: label {wrong[0]} has {labels['images'][int(wrong[0])].as_py()} images, but "
-                f"{counts[wrong[0]]} in the catalog ({len(wrong)} such)"
+                f"{counts[wrong[0]]} in the catalog ({len(wrong)} such labels)"
             )
         named = labels["landmark_id"].take(catalog["label"])
         unequal = pc.sum(pc.not_equal(named, catalog["landmark_id"].cast(named.type))).as_py()
         if unequal:
-            yield f"{dataset.location}/catalog.parquet: {unequal} rows whose landmark_id is not their label's"
+            yield f"{dataset.location}/catalog.parquet: {unequal} rows with a landmark_id that does not match their label"
 
 
 def _check_catalog(dataset: PackedDataset, catalog: pa.Table) -> Iterator[str]:
-    """Check that samples are dense, ids unique, and every row lies where a shard has one."""
+    """Check that samples are dense, ids are unique, and each row is in the shard that the manifest implies."""
     place = f"{dataset.location}/catalog.parquet"
     repeated = len(catalog) - pc.count_distinct(catalog["image_id"]).as_py()
     if repeated:
         yield f"{place}: {repeated} image ids occur more than once"
     unknown = sorted(set(pc.unique(catalog["split"]).to_pylist()) - set(dataset.manifest.splits))
     if unknown:
-        yield f"{place}: rows of a split that the manifest does not know: {unknown[0]!r}"
+        yield f"{place}: rows of the split {unknown[0]!r}, which is not in the manifest"
     for split, entry in dataset.manifest.splits.items():
         rows = catalog.filter(pc.field("split") == split).sort_by("sample")
         if len(rows) != entry.rows:
-            yield f"{place}: {len(rows)} rows of {split}, but the manifest says {entry.rows}"
+            yield f"{place}: {len(rows)} rows of {split}; expected {entry.rows} (manifest)"
         if not np.array_equal(rows["sample"].to_numpy(), np.arange(len(rows))):
             yield f"{place}: the samples of {split} are not 0 to {len(rows) - 1}, each once"
         counts = np.array([shard.rows for shard in entry.shards], dtype=np.int64)
         expected = np.repeat(np.arange(len(counts)), counts)
         if len(rows) == entry.rows and not np.array_equal(rows["shard"].to_numpy(), expected):
-            yield f"{place}: the shards of {split} are not those of the manifest"
+            yield f"{place}: the shards of {split} do not match the manifest"

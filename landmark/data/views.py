@@ -1,4 +1,4 @@
-"""Columns of large binary values, read and put in another order where they lie."""
+"""Zero-copy reading and reordering of columns of large binary values."""
 
 import itertools
 
@@ -6,14 +6,15 @@ import numpy as np
 import pyarrow as pa
 
 INLINE = 12
-"""Bytes of a value that an Arrow binary view holds in itself."""
+"""Maximum size of a value that an Arrow binary view stores inline, bytes."""
 _VIEW = np.dtype([("size", "<i4"), ("start", "V4"), ("buffer", "<i4"), ("offset", "<i4")])
 
 
 def reordered(table: pa.Table, column: str, order: np.ndarray) -> pa.Table:
-    """Return the table's rows in an order, int64 (n,), without copying the values of one column (large binary, no nulls).
+    """Return the table's rows in an order, int64 (n,), without copying the values of one column (large binary, no
+    nulls).
 
-    That column becomes one of binary views; what it points to stays in memory as long as it is held.
+    That column becomes a column of binary views. Its buffers stay in memory as long as it is held.
     """
     source = table[column].cast(pa.binary_view()).combine_chunks()
     _, views, *data = source.buffers()
@@ -23,7 +24,7 @@ def reordered(table: pa.Table, column: str, order: np.ndarray) -> pa.Table:
 
 
 def values(column: pa.ChunkedArray) -> list[memoryview]:
-    """Return the values of a column of large binary or binary views, no nulls, where they lie."""
+    """Return the values of a column of large binary or binary views, no nulls, without copying."""
     return [value for chunk in column.chunks for value in _values(chunk)]
 
 

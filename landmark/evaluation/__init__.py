@@ -1,4 +1,4 @@
-"""Evaluation: metrics that count every row once, beside the baselines that know nothing of the image."""
+"""Evaluation: metrics over all images of a split, with trivial baselines."""
 
 from landmark.evaluation.baselines import majority_top_k, random_top_k
 from landmark.evaluation.tally import Tally, summarise

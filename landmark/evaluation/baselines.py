@@ -1,4 +1,4 @@
-"""Trivial baselines: what a model that never looks at the image would reach."""
+"""Trivial baselines: results of predictions that do not use the image."""
 
 import numpy as np
 
@@ -6,30 +6,34 @@ from landmark.evaluation.measures import gap_by_chance
 
 
 def random_top_k(classes: int, k: int) -> float:
-    """Return the expected top-k accuracy of k different classes drawn at random: min(k, classes) / classes."""
+    """Return the expected top-k accuracy of k different random classes: min(k, classes) / classes."""
     return min(k, classes) / classes
 
 
 def majority_top_k(train_counts: np.ndarray, counts: np.ndarray, k: int) -> float:
-    """Return the top-k accuracy of always answering the k most frequent classes of the training split.
+    """Return the top-k accuracy of always predicting the k most frequent classes of the training split.
 
-    train_counts, counts: images a class, int (classes,), of the training split and of the evaluated one.
-    Among classes of equal frequency the lower label is answered first.
+    train_counts, counts: images per class, int (classes,), of the training split and of the evaluated split.
+    Among classes of equal frequency the lower label comes first.
     """
     answered = np.argsort(-np.asarray(train_counts), kind="stable")[:k]
     return float(np.asarray(counts)[answered].sum() / max(np.asarray(counts).sum(), 1))
 
 
 def random_gap(classes: int, rows: int, landmarks: int) -> float:
-    """Return the GAP expected of guesses and scores drawn at random, for `rows` images of which `landmarks` show one."""
+    """Return the expected GAP of random predictions and scores.
+
+    rows: number of images. landmarks: number of images that show a landmark.
+    """
     share = landmarks / (classes * max(rows, 1))
     return gap_by_chance(share, share, rows, landmarks)
 
 
 def majority_gap(train_counts: np.ndarray, counts: np.ndarray, rows: int) -> float:
-    """Return the GAP expected of always guessing the most frequent class of the training split, with scores at random.
+    """Return the expected GAP of always predicting the most frequent training class with random scores.
 
-    train_counts, counts: images a class, as in `majority_top_k`; rows: images, those without a landmark included.
+    train_counts, counts: images per class, as in `majority_top_k`. rows: all images, including those without a
+    landmark.
     """
     landmarks = int(np.asarray(counts).sum())
     share = majority_top_k(train_counts, counts, 1) * landmarks / max(rows, 1)

@@ -1,6 +1,7 @@
-"""Confidence intervals by the bootstrap (Efron 1979): images are sampled with replacement, all metrics of one replicate at a time.
+"""Bootstrap confidence intervals (Efron 1979): images are sampled with replacement, and each replicate has all metrics.
 
-Images of one group, such as near-duplicates, are sampled together (cluster bootstrap): they are no independent observations.
+Images of one group, such as near-duplicates, are sampled together (cluster bootstrap), because they are not
+independent.
 """
 
 from collections.abc import Callable
@@ -15,28 +16,28 @@ from landmark.evaluation.predictions import Predictions
 
 CONFIDENCE = 0.95
 MOVED = "moved"
-"""Name in `Resampled.metrics` of how far the gaps of the bins of the confidence are from those of all images."""
+"""Key in `Resampled.metrics`: distance of the replicate's calibration gaps from those of all images."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Interval:
-    """Where a metric would lie had other images been drawn, with a confidence of 95 %."""
+    """95% confidence interval of a metric."""
 
     low: float
     high: float
 
 
 def percentile_interval(values: np.ndarray) -> Interval:
-    """Return the percentile interval of a metric's resampled values, NaN ones left out."""
+    """Return the percentile interval of a metric's bootstrap values, ignoring NaN."""
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.nanpercentile(values, [tail, 100 - tail])
     return Interval(low=float(low), high=float(high))
 
 
 def weights_of(rows: int, number: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """Return how often each image is in the replicate of that number, float64 (rows,).
+    """Return how often each image is in replicate `number`, float64 (rows,).
 
-    groups: int (rows,), 0 to g - 1: complete groups are sampled, g of them; None: each image by itself.
+    groups: int (rows,), 0 to g - 1. Then g complete groups are sampled. None: images are sampled individually.
     """
     units = rows if groups is None else int(groups.max(initial=-1)) + 1
     drawn = np.random.default_rng([seed, number]).integers(0, units, units, dtype=np.int32)
@@ -51,9 +52,9 @@ def resample(
     metrics: Callable[[np.ndarray], dict[str, float]],
     groups: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return each metric of each replicate, float (samples,), by name; threads, as numpy computes without Python's lock.
+    """Return each metric of each replicate, float (samples,), by name. Uses threads, because numpy releases the GIL.
 
-    groups: any values (rows,) that are equal within a group, as `weights_of` samples them; None: no groups.
+    groups: any values (rows,) that are equal within a group, see `weights_of`. None: no groups.
     """
     codes = None if groups is None else np.unique(groups, return_inverse=True)[1]
     with ThreadPoolExecutor(available_cpus()) as threads:
@@ -62,7 +63,7 @@ def resample(
 
 
 class Resampled:
-    """The metrics of resamples of one set of predictions; what does not depend on the resample is computed once."""
+    """Computes the metrics of bootstrap replicates of one set of predictions. Invariant parts are computed once."""
 
     def __init__(self, predictions: Predictions, topk: tuple[int, ...]) -> None:
         best, scores = predictions.guesses[:, 0], predictions.scores[:, 0]
@@ -78,12 +79,12 @@ class Resampled:
         self.gaps = self._gaps(np.ones(len(best)), max(float(known.sum()), 1.0))
         _, classes = np.unique(predictions.labels[known], return_inverse=True)
         self.classes = int(classes.max(initial=-1)) + 1
-        # Twice the class, plus one where the image is recognised: one count gives both a class's images and its hits.
+        # Twice the class, plus one if the prediction is correct: one bincount gives both the images and hits per class.
         self.of_landmarks = np.flatnonzero(known)
         self.outcomes = 2 * classes + right[known]
 
     def metrics(self, weights: np.ndarray) -> dict[str, float]:
-        """Return each metric of one resample; weights as `weights_of` returns them."""
+        """Return all metrics of one replicate. weights: as returned by `weights_of`."""
         landmarks = max(float(weights @ self.known), 1.0)
         found = {name: float(weights @ hits) / landmarks for name, hits in self.hits.items()}
         found["macro_recall"] = self._macro_recall(weights)
@@ -105,7 +106,7 @@ class Resampled:
         return float((hits[drawn] / support[drawn]).mean()) if drawn.any() else np.nan
 
     def _ranked(self, weights: np.ndarray, landmarks: float) -> dict[str, float]:
-        """Return GAP and, where there are images without a landmark, the rejection's AUROC, in one order of the scores."""
+        """Return GAP and, if there are images without a landmark, the rejection AUROC, from one sort of the scores."""
         drawn = weights[self.order]
         seen = np.cumsum(drawn)
         right = drawn[self.right_places]
@@ -129,9 +130,9 @@ def intervals(
 ) -> dict[str, Interval]:
     """Return the 95% intervals of top-k, macro recall, GAP, calibration error and rejection, by name.
 
-    groups: values (n,) that are equal within a group; None: no groups. One group or image has no interval: {}.
-    Copies of an image are one place in GAP's order; among equal scores the order decides AUROC. Macro recall is over the
-    classes of a replicate. O(images) memory, whatever the number of classes.
+    groups: values (n,) that are equal within a group. None: no groups. With a single group or image the result is {}.
+    Repeated images of a replicate share one position in the order of GAP. For AUROC, the order decides among equal
+    scores. Macro recall is over the classes of a replicate. Memory is O(images), independent of the number of classes.
     """
     if len(np.unique(np.arange(len(predictions)) if groups is None else groups)) < 2:
         return {}
@@ -144,10 +145,10 @@ def intervals(
 
 
 def calibrated_errors(scores: np.ndarray, samples: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """Return the calibration errors that a perfectly calibrated model would show with these scores, float (samples,).
+    """Return the calibration errors of a perfectly calibrated model with these scores, float (samples,).
 
-    scores: float (n,). Each prediction is correct with its score as probability; those of a group by one random number.
-    Broecker & Smith 2007 call it consistency resampling.
+    scores: float (n,). Each prediction is correct with its score as probability. One random number is used per group.
+    This is consistency resampling (Broecker & Smith 2007).
     """
     bins, values = confidence_bins(scores), scores.astype(np.float64)
     codes = np.arange(len(scores)) if groups is None else np.unique(groups, return_inverse=True)[1]
@@ -164,14 +165,14 @@ def calibrated_errors(scores: np.ndarray, samples: int, seed: int, groups: np.nd
 def calibration_interval(gaps: np.ndarray, moved: np.ndarray, chance: np.ndarray) -> Interval:
     """Return the interval of the calibration error, the sum of the bins' absolute gaps.
 
-    gaps: of all images, float (BINS,). moved: how far each replicate's gaps are from them, the sum of the absolute
-    differences, float (samples,). chance: as `calibrated_errors` returns it.
+    gaps: of all images, float (BINS,). moved: distance of each replicate's gaps from them, the sum of the absolute
+    differences, float (samples,). chance: as returned by `calibrated_errors`.
 
-    The absolute values of noise add up: the estimate and, more so, its replicates are too large, and their percentiles can
-    miss the true value altogether. The error of the estimate is however at most the sum of the gaps' absolute errors
-    (triangle inequality), and the bootstrap does give the distribution of that sum, at a calibration error of zero too.
-    Few images lack the rare mistakes of a confident model, so that the margin is at least that of a calibrated one. The
-    interval is valid everywhere, and wider than necessary if the model is far from calibrated.
+    Absolute values of noise add up, so the estimate is biased upward, and its replicates even more. Their percentiles
+    can miss the true value completely. The error of the estimate is at most the sum of the gaps' absolute errors
+    (triangle inequality). The bootstrap gives the distribution of that sum, also for a calibration error of zero. In
+    small samples the rare errors of a confident model are missing, so the margin is at least that of a calibrated
+    model. The interval is always valid, but wider than necessary if the model is far from calibrated.
     """
     margin = max(float(np.quantile(each, CONFIDENCE)) for each in (moved, chance))
     error = float(np.abs(gaps).sum())

@@ -1,4 +1,4 @@
-"""Two models on the same images: who is right where the other is wrong, and whether that may be chance."""
+"""Compare two models on the same images: McNemar's test and paired bootstrap."""
 
 import math
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from landmark.evaluation.measures import gap, gap_order
 from landmark.evaluation.predictions import Predictions
 
 EXACT_BELOW = 1000
-"""Images on which one model alone is right up to which McNemar's test is the exact, binomial one."""
+"""Maximum number of discordant images for the exact (binomial) McNemar test."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Difference:
-    """A metric of two models, and the first's minus the second's with its 95 % interval by the paired bootstrap."""
+    """A metric of two models, and the difference a - b with its 95% interval by the paired bootstrap."""
 
     a: float
     b: float
@@ -28,21 +28,21 @@ class Difference:
 
 @dataclass(kw_only=True, frozen=True, eq=False)
 class Comparison:
-    """Model a beside model b on the same images."""
+    """Models a and b compared on the same images."""
 
     both_right: int
     only_a: int
     only_b: int
     both_wrong: int
     mcnemar_p: float
-    """Probability of a difference as large where both are right equally often (McNemar 1947)."""
+    """p-value: probability of such a difference if both models are equally accurate (McNemar 1947)."""
     differences: dict[str, Difference]
     """By metric: top-k and gap."""
     table: pa.Table
-    """One row an image: sample, image_id, label, guess_a, score_a, guess_b, score_b, right_a, right_b."""
+    """One row per image: sample, image_id, label, guess_a, score_a, guess_b, score_b, right_a, right_b."""
 
     def summary(self) -> dict[str, Any]:
-        """Return the figures for JSON."""
+        """Return the metrics for JSON."""
         counts = {name: getattr(self, name) for name in ("both_right", "only_a", "only_b", "both_wrong", "mcnemar_p")}
         differences = {
             name: {"a": d.a, "b": d.b, "difference": d.difference, "low": d.interval.low, "high": d.interval.high}
@@ -52,7 +52,7 @@ class Comparison:
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Return the two-sided p of McNemar's test: exact up to EXACT_BELOW discordant images, above with Edwards' correction."""
+    """Return McNemar's two-sided p-value: exact up to EXACT_BELOW discordant images, else with Edwards' correction."""
     discordant = only_a + only_b
     if not discordant:
         return 1.0
@@ -72,10 +72,10 @@ def compare(
     seed: int = 0,
     groups: np.ndarray | None = None,
 ) -> Comparison:
-    """Compare two models' predictions for the same images; raises UserError where they are of others.
+    """Compare two models' predictions for the same images. Raises UserError if the images differ.
 
-    groups: as `intervals` takes them. Both are resampled together, so that an image that is hard for both does not widen the
-    difference's interval.
+    groups: as for `intervals`. Both models use the same replicates, so an image that is hard for both does not widen
+    the interval of the difference.
     """
     _check_images(a, b)
     known = a.known
@@ -116,24 +116,24 @@ def _whole(predictions: Predictions, topk: tuple[int, ...]) -> dict[str, float]:
 
 
 def _check_images(a: Predictions, b: Predictions) -> None:
-    """Raise UserError, one line, unless both are of the same images with the same labels."""
+    """Raise UserError unless both contain the same images with the same labels."""
     if not np.array_equal(a.samples, b.samples):
         alone = [len(np.setdiff1d(one.samples, other.samples)) for one, other in ((a, b), (b, a))]
         raise UserError(
-            f"the predictions are of other images: the first model has {alone[0]:,} that the second one lacks, and the second "
-            f"{alone[1]:,} that the first one lacks; evaluate both on the same dataset, with the same distractors and all shards "
+            f"the predictions are for different images: {alone[0]:,} images are only in the first model's predictions and "
+            f"{alone[1]:,} only in the second model's; evaluate both on the same dataset, with the same distractors and all shards "
             "readable"
         )
     if changed := int((a.labels != b.labels).sum()):
         raise UserError(
-            f"the predictions have other labels for {changed:,} of {len(a):,} images; evaluate both on the same dataset"
+            f"the predictions have different labels for {changed:,} of {len(a):,} images; evaluate both on the same dataset"
         )
 
 
 def _paired(
     a: Predictions, b: Predictions, topk: tuple[int, ...], samples: int, seed: int, groups: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    """Return each metric's difference in each resample, float (samples,)."""
+    """Return each metric's difference in each replicate, float (samples,)."""
     first, second = Resampled(a, topk), Resampled(b, topk)
     names = [*(f"top{k}" for k in topk), "gap"]
 

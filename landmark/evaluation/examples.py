@@ -1,4 +1,4 @@
-"""Which images are worth looking at: confident mistakes, and those behind the most confused pairs of classes."""
+"""Select notable images: confident errors, and those behind the most confused pairs of classes."""
 
 from dataclasses import dataclass
 
@@ -14,16 +14,16 @@ EACH_PAIR = 2
 
 @dataclass(kw_only=True, frozen=True, eq=False)
 class Examples:
-    """Rows of predictions that are shown."""
+    """Rows of predictions to show."""
 
     kinds: list[str]
-    """mistake: most confident first; pair: of a confused pair; class: an image of a class that such a pair names."""
+    """mistake: highest confidence first. pair: of a confused pair. class: a typical image of a class in such a pair."""
     rows: np.ndarray
     """Rows of the predictions, int64 (n,)."""
 
 
 def confused_pairs(tally: Tally, most: int = PAIRS) -> list[tuple[int, int]]:
-    """Return the pairs (true label, guessed label) that are confused most often, most first."""
+    """Return the most frequent confused pairs (true label, predicted label), most frequent first."""
     table = tally.confusion()
     true, guessed, count = (table[name].to_numpy() for name in ("true", "predicted", "count"))
     wrong = np.flatnonzero(true != guessed)
@@ -32,7 +32,7 @@ def confused_pairs(tally: Tally, most: int = PAIRS) -> list[tuple[int, int]]:
 
 
 def choose_examples(predictions: Predictions, tally: Tally) -> Examples:
-    """Return what is shown of predictions: no more than some hundred images, whatever the number of classes."""
+    """Return the rows to show: at most a few hundred images, independent of the number of classes."""
     scores, best, labels = predictions.scores[:, 0], predictions.guesses[:, 0], predictions.labels
     wrong = np.flatnonzero(predictions.known & (best != labels))
     wrong = wrong[np.argsort(-scores[wrong], kind="stable")]
@@ -45,7 +45,7 @@ def choose_examples(predictions: Predictions, tally: Tally) -> Examples:
         named |= {true: None, guessed: None}
     for label in named:
         mine = np.flatnonzero(labels == label)
-        if len(mine):  # the image that the model is surest of, right ones first
+        if len(mine):  # the image with the highest confidence, correct predictions first
             rows.append(int(mine[np.lexsort((-scores[mine], best[mine] != label))[0]]))
             kinds.append("class")
     return Examples(kinds=kinds, rows=np.array(rows, dtype=np.int64))

@@ -1,6 +1,7 @@
-"""Measures over stored predictions: GAP, calibration, rejection, and what the frequency of a class does to them.
+"""Metrics over stored predictions: GAP, calibration, rejection, and bands of class frequency.
 
-All take arrays of n images and are exact, ties included; tests hold them against scikit-learn and against plain loops.
+All functions take arrays of n images and are exact, including ties. Tests compare them with scikit-learn and plain
+loops.
 """
 
 from dataclasses import dataclass
@@ -8,24 +9,25 @@ from dataclasses import dataclass
 import numpy as np
 
 BINS = 15
-"""Bins of the confidence, equally wide: the number of Guo et al. 2017."""
+"""Number of confidence bins of equal width, as in Guo et al. 2017."""
 BANDS = ("head", "middle", "tail")
 
 
 def gap_order(scores: np.ndarray, image_ids: np.ndarray, guesses: np.ndarray) -> np.ndarray:
-    """Return the order in which GAP looks at predictions: score descending, then image id, then class; int64 (n,).
+    """Return the order of predictions for GAP: score descending, then image id, then class; int64 (n,).
 
-    scores float (n,), image_ids str (n,), guesses int (n,): one prediction an image. The order of ties is DELF's
+    scores float (n,), image_ids str (n,), guesses int (n,): one prediction per image. Ties are ordered as in DELF
     (`delf/python/datasets/google_landmarks_dataset/metrics.py`).
     """
     return np.lexsort((guesses, image_ids, -scores.astype(np.float64)))
 
 
 def gap(right: np.ndarray, landmarks: int) -> float:
-    """Return the global average precision: the sum of precision@i over the right predictions, over the images with a landmark.
+    """Return the global average precision: the sum of precision@i over the correct predictions, divided by `landmarks`.
 
-    right: bool (n,), in `gap_order`; predictions for images without a landmark are wrong. landmarks: images that show one.
-    The definition is that of the Google Landmark Recognition challenges (Perronnin et al. 2009, "micro AP").
+    right: bool (n,), in `gap_order`. Predictions for images without a landmark are incorrect. landmarks: number of
+    images that show one. The definition is that of the Google Landmark Recognition challenges (Perronnin et al. 2009,
+    "micro AP").
     """
     right = np.asarray(right, dtype=np.float64)
     precision = np.cumsum(right) / np.arange(1, len(right) + 1)
@@ -33,10 +35,10 @@ def gap(right: np.ndarray, landmarks: int) -> float:
 
 
 def gap_by_chance(share: float, others: float, rows: int, landmarks: int) -> float:
-    """Return the GAP expected of `rows` predictions whose scores tell nothing.
+    """Return the expected GAP of `rows` predictions with uninformative scores.
 
-    share: chance that a prediction is right; others: that another one is, where it is. At place i precision is then
-    (1 + (i - 1) x others) / i.
+    share: probability that a prediction is correct. others: probability that another one is correct, given that this
+    one is. At position i the expected precision is (1 + (i - 1) x others) / i.
     """
     if not rows or not landmarks:
         return 0.0
@@ -46,33 +48,33 @@ def gap_by_chance(share: float, others: float, rows: int, landmarks: int) -> flo
 
 @dataclass(kw_only=True, frozen=True, eq=False)
 class Calibration:
-    """How often the model is right at each confidence."""
+    """Accuracy per confidence bin."""
 
     low: np.ndarray
-    """Lower ends of the bins, float (BINS,)."""
+    """Lower bounds of the bins, float (BINS,)."""
     high: np.ndarray
-    """Upper ends."""
+    """Upper bounds."""
     rows: np.ndarray
-    """Images in each, int64 (BINS,)."""
+    """Images per bin, int64 (BINS,)."""
     confidence: np.ndarray
-    """Their mean score, NaN in an empty bin."""
+    """Mean score, NaN in an empty bin."""
     accuracy: np.ndarray
-    """Share of them that is right, NaN in an empty bin."""
+    """Fraction of correct predictions, NaN in an empty bin."""
 
     @property
     def error(self) -> float:
-        """Expected calibration error: the mean over the images of their bin's |accuracy - confidence| (Naeini et al. 2015)."""
+        """Expected calibration error: mean |accuracy - confidence| of the images' bins (Naeini et al. 2015)."""
         gaps = np.abs(self.accuracy - self.confidence)
         return float(np.nansum(gaps * self.rows) / max(self.rows.sum(), 1))
 
 
 def confidence_bins(scores: np.ndarray) -> np.ndarray:
-    """Return the bin of each score in [0, 1], int64 (n,): (low, high], the first one with 0."""
+    """Return the bin of each score in [0, 1], int64 (n,). Bins are (low, high]; the first one includes 0."""
     return np.clip(np.ceil(scores.astype(np.float64) * BINS).astype(np.int64) - 1, 0, BINS - 1)
 
 
 def calibration(scores: np.ndarray, right: np.ndarray) -> Calibration:
-    """Return the calibration of best guesses: scores float (n,) in [0, 1], right bool (n,)."""
+    """Return the calibration of top-1 predictions: scores float (n,) in [0, 1], right bool (n,)."""
     bins = confidence_bins(scores)
     rows = np.bincount(bins, minlength=BINS)
     sums = [np.bincount(bins, weights=values, minlength=BINS) for values in (scores, right)]
@@ -83,9 +85,9 @@ def calibration(scores: np.ndarray, right: np.ndarray) -> Calibration:
 
 
 def rejection_auroc(scores: np.ndarray, known: np.ndarray) -> float | None:
-    """Return how well the score tells images with a landmark from those without: the area under the ROC curve, ties half.
+    """Return the area under the ROC curve of the score for images with and without a landmark. Ties count half.
 
-    scores float (n,), known bool (n,). None where there are none of one kind. By ranks (Mann and Whitney 1947).
+    scores float (n,), known bool (n,). None if either kind is missing. Computed from ranks (Mann and Whitney 1947).
     """
     positives = int(known.sum())
     negatives = len(known) - positives
@@ -97,11 +99,11 @@ def rejection_auroc(scores: np.ndarray, known: np.ndarray) -> float | None:
 
 
 def rejection_threshold(scores: np.ndarray, known: np.ndarray) -> dict[str, float] | None:
-    """Return the score that best tells images with a landmark from those without (Youden's J): threshold, kept, refused.
+    """Return the score threshold that best separates images with and without a landmark (Youden's J).
 
-    scores float (n,), known bool (n,). kept: share of the images with a landmark whose score is at least the threshold;
-    refused: share of the others below it; J is the greatest kept + refused - 1, of equals that of the lowest threshold. None
-    where there are none of one kind.
+    scores float (n,), known bool (n,). Keys: threshold; kept (fraction of the images with a landmark whose score is at
+    least the threshold); refused (fraction of the others below it). J is the maximum of kept + refused - 1. The lowest
+    such threshold is used. None if either kind is missing.
     """
     positives = int(known.sum())
     negatives = len(known) - positives
@@ -117,10 +119,10 @@ def rejection_threshold(scores: np.ndarray, known: np.ndarray) -> dict[str, floa
 
 
 def class_bands(train_counts: np.ndarray) -> np.ndarray:
-    """Return each class's band, int64 (classes,): 0 head, 1 middle, 2 tail.
+    """Return each class's band, int64 (classes,): 0 head (many-shot), 1 middle (medium-shot), 2 tail (few-shot).
 
-    Classes in the order of their training images, most first, are cut where a third and two thirds of all training images are
-    reached: each band has about a third of the images. A class whose images straddle a cut belongs to the band in which it begins.
+    Classes are sorted by training images, descending, and cut at one third and two thirds of all training images, so
+    each band has about a third of the images. A class that spans a cut belongs to the band in which it begins.
     """
     counts = np.asarray(train_counts, dtype=np.int64)
     order = np.argsort(-counts, kind="stable")

@@ -1,10 +1,10 @@
-"""Neighbours: the embeddings nearest to others, exactly where they are few, by an index where they are many; and their votes."""
+"""k-NN over embeddings: exact search for few rows, an HNSW index for many rows, and votes of the neighbours."""
 
 import numpy as np
 from usearch.index import Index
 
 EXACT_ROWS = 20_000
-"""Rows up to which every pair is looked at: exact, and faster there than building a graph for one search."""
+"""Maximum rows for exact search, which is faster for them than building a graph for one search."""
 BLOCK_ROWS = 2048
 ADDED_ROWS = 65_536
 VOTING_ROWS = 4096
@@ -13,9 +13,9 @@ EXPANSION = 96
 
 
 def new_index(width: int) -> Index:
-    """Return an empty index of embeddings float16 (n, width) of length 1, by inner product.
+    """Return an empty inner-product index for embeddings float16 (n, width) of length 1.
 
-    An HNSW graph (Malkov & Yashunin 2016; the library usearch): time to build grows with n log n, memory with n.
+    The index is an HNSW graph (Malkov & Yashunin 2016, library usearch). Build time grows with n log n, memory with n.
     """
     return Index(
         ndim=width,
@@ -28,7 +28,7 @@ def new_index(width: int) -> Index:
 
 
 def add_embeddings(index: Index, embeddings: np.ndarray, *, threads: int = 0) -> None:
-    """Add embeddings float16 (m, d); their keys follow on those that the index has, from 0. threads: 0: as many as cores."""
+    """Add embeddings float16 (m, d). Their keys continue those of the index, from 0. threads: 0 uses all cores."""
     keys = len(index) + np.arange(len(embeddings))
     for start in range(0, len(embeddings), ADDED_ROWS):
         part = slice(start, start + ADDED_ROWS)
@@ -38,9 +38,9 @@ def add_embeddings(index: Index, embeddings: np.ndarray, *, threads: int = 0) ->
 def search_index(
     index: Index, queries: np.ndarray, count: int, *, exact_rows: int = EXACT_ROWS, threads: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the nearest rows of an index to queries float16 (n, d), nearest first: int64 (n, k), cosines float32 (n, k).
+    """Return the rows of an index nearest to queries float16 (n, d): int64 (n, k), cosines float32 (n, k).
 
-    k is `count`, or as many as the index has. Exact up to `exact_rows` rows in the index.
+    k is `count`, or the size of the index if smaller. Exact for at most `exact_rows` rows in the index.
     """
     count = min(count, len(index))
     indices = np.empty((len(queries), count), dtype=np.int64)
@@ -61,8 +61,8 @@ def nearest_embeddings(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each row's nearest other rows, nearest first, int64 (n, k), and their cosines, float32 (n, k).
 
-    embeddings: float16 or float32 (n, d), each of length 1. k is `count`, or n - 1 where rows are fewer. Exact, in fp32, up to
-    `exact_rows` rows; above them an index finds nearly all.
+    embeddings: float16 or float32 (n, d), each of length 1. k is `count`, or n - 1 if there are fewer rows. Exact, in
+    fp32, for at most `exact_rows` rows. For more rows, an approximate index is used.
     """
     count = min(count, len(embeddings) - 1)
     if count < 1:
@@ -73,7 +73,7 @@ def nearest_embeddings(
     index = new_index(halves.shape[1])
     add_embeddings(index, halves, threads=threads)
     found, cosines = search_index(index, halves, count + 1, exact_rows=exact_rows, threads=threads)
-    # The first `count` but the row itself, where the index found that.
+    # The first `count` results except the row itself, if the index found it.
     last = np.argsort(found == np.arange(len(found))[:, None], axis=1, kind="stable")[:, :count]
     return np.take_along_axis(found, last, axis=1), np.take_along_axis(cosines, last, axis=1)
 
@@ -94,12 +94,12 @@ def _exact(embeddings: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def vote(labels: np.ndarray, cosines: np.ndarray, classes: int, guesses: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return what neighbours say of each image: classes int32 (n, g), best first, and scores float32 (n, g).
+    """Return k-NN predictions for each image: classes int32 (n, g), best first, and scores float32 (n, g).
 
-    g is `guesses`, or `classes` where those are fewer. labels int (n, k): the neighbours' classes; cosines float32 (n, k). Each
-    votes for its class with its cosine, and a class's score is the sum of its votes over k: 1 where all k are copies of the
-    image, low where they are far or disagree (soft voting by the sum of cosines: Ozaki & Yokoo, arXiv 1906.04087). Where
-    fewer classes were voted for than are asked for, the lowest other labels follow with score 0.
+    g is `guesses`, or `classes` if smaller. labels int (n, k): the neighbours' classes. cosines float32 (n, k). Each
+    neighbour votes for its class with its cosine. A class's score is the sum of its votes divided by k: 1 if all k are
+    duplicates of the image, low if they are distant or disagree (soft voting by the sum of cosines: Ozaki & Yokoo,
+    arXiv 1906.04087). If fewer classes received votes than are requested, the lowest other labels follow with score 0.
     """
     guesses = min(guesses, classes)
     found = np.empty((len(labels), guesses), np.int32)
@@ -114,7 +114,7 @@ def _vote(labels: np.ndarray, votes: np.ndarray, classes: int, guesses: int) -> 
     rows, neighbours = labels.shape
     same = labels[:, :, None] == labels[:, None, :]
     totals = (same * votes[:, None, :]).sum(axis=2)
-    # A class stands where its first neighbour does; its others, and fillers that were voted for, go behind everything.
+    # A class is at its first neighbour's position. Its other neighbours, and fillers with votes, come last.
     first = same.cumsum(axis=2).diagonal(axis1=1, axis2=2) == 1
     fillers = np.broadcast_to(np.arange(min(classes, guesses + neighbours)), (rows, min(classes, guesses + neighbours)))
     spare = ~(fillers[:, :, None] == labels[:, None, :]).any(axis=2)

@@ -1,4 +1,4 @@
-"""Stored predictions: the best guesses of each image of a split, one row an image, which all metrics are made of."""
+"""Stored predictions: the top-k predictions per image of a split, the input of all metrics."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,27 +7,27 @@ import numpy as np
 import pyarrow as pa
 
 NO_LANDMARK = -1
-"""Label of an image that shows no landmark."""
+"""Label of an image without a landmark."""
 
 
 @dataclass(kw_only=True, frozen=True, eq=False)
 class Predictions:
-    """The k best guesses for n images. Nothing is as large as images x classes: at 203,094 classes only these are kept."""
+    """The top-k predictions for n images. Size is O(n * k), not O(n * classes), which allows 203,094 classes."""
 
     samples: np.ndarray
-    """Sample numbers, each once, int64 (n,)."""
+    """Sample numbers, unique, int64 (n,)."""
     image_ids: np.ndarray
     """Image ids, str (n,)."""
     labels: np.ndarray
-    """int32 (n,); NO_LANDMARK for an image that shows none."""
+    """int32 (n,). NO_LANDMARK for an image without a landmark."""
     guesses: np.ndarray
-    """Labels guessed, best first, int32 (n, k)."""
+    """Predicted labels, best first, int32 (n, k)."""
     scores: np.ndarray
-    """Softmax probabilities of these, float32 (n, k)."""
+    """Their softmax probabilities, float32 (n, k)."""
     losses: np.ndarray
-    """Cross entropy, float32 (n,); NaN without a landmark, or where no classifier guessed."""
+    """Cross entropy, float32 (n,). NaN for an image without a landmark, or if no classifier was used."""
     embeddings: np.ndarray | None = None
-    """Embeddings of length 1, float16 (n, d), where they are kept."""
+    """Embeddings of length 1, float16 (n, d), if stored."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -47,13 +47,13 @@ class Predictions:
         return Predictions(**found, embeddings=None if self.embeddings is None else self.embeddings[rows])
 
     def top(self, k: int) -> np.ndarray:
-        """Return whether each image's label is among its k best guesses, bool (n,)."""
+        """Return whether each image's label is among its top-k predictions, bool (n,)."""
         return (self.guesses[:, :k] == self.labels[:, None]).any(axis=1)
 
     def to_table(self) -> pa.Table:
-        """Return them as a table: sample, image_id, label, guesses, scores (lists of k), loss (null without a landmark).
+        """Return a table: sample, image_id, label, guesses, scores (lists of k), loss (null without a landmark).
 
-        And embedding, a list of d float16, where they are kept.
+        If embeddings are stored, also the column embedding, a list of d float16.
         """
         columns = {
             "sample": pa.array(self.samples),
@@ -67,7 +67,7 @@ class Predictions:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "Predictions":
-        """Return what `to_table` gave; raises KeyError or pa.ArrowInvalid for another table."""
+        """Return the predictions of a table from `to_table`. Raises KeyError or pa.ArrowInvalid for another table."""
         table = table.combine_chunks()
         return cls(
             samples=table["sample"].to_numpy(),
@@ -81,7 +81,10 @@ class Predictions:
 
     @classmethod
     def joined(cls, parts: Sequence["Predictions"]) -> "Predictions":
-        """Return parts of a split, inferred apart, as one, in the order of the samples; raises ValueError for a row twice."""
+        """Join the shards of a split's predictions in the order of the samples.
+
+        Raises ValueError for a repeated row.
+        """
         parts = [part for part in parts if len(part)] or parts[:1]
         kept = [part.embeddings for part in parts if part.embeddings is not None]
         whole = cls(
@@ -100,7 +103,7 @@ def as_lists(values: np.ndarray) -> pa.Array:
 
 
 def from_lists(column: pa.ChunkedArray) -> np.ndarray:
-    """Return what `as_lists` gave."""
+    """Return the values that were passed to `as_lists`."""
     return column.combine_chunks().flatten().to_numpy().reshape(-1, column.type.list_size)
 
 

@@ -1,13 +1,13 @@
-"""The order of a metric's values: which one is better, whatever the metric's direction, and where NaN and infinity stand."""
+"""Ranking of metric values in both directions, including NaN and infinity."""
 
 import math
 
 
 def score(value: float, mode: str) -> float:
-    """Return a number that is greater for a better value.
+    """Return a number that is higher for a better value.
 
-    mode: "max" or "min". A value that is not finite is the worst, -inf, in either mode: every choice of a best epoch,
-    checkpoint or trial compares these scores, so that a run that diverged never wins.
+    mode: "max" or "min". A value that is not finite has the worst score, -inf, in both modes. All selections of a best
+    epoch, checkpoint or trial compare these scores, so that a diverged run never wins.
     """
     if not math.isfinite(value):
         return -math.inf

@@ -1,4 +1,4 @@
-"""All metrics of stored predictions, each beside what would be reached without looking at an image."""
+"""All metrics of stored predictions, with trivial baselines."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -43,9 +43,9 @@ def metrics_of(
 ) -> dict[str, Any]:
     """Return the metrics of a split, for JSON.
 
-    tally: its counts. train_counts: training images a class, int (classes,). samples: replicates of the bootstrap, 0 for no
-    intervals. groups: values (n,) that are equal for the images of one group, None for no groups. Top-k, recall, precision,
-    loss and calibration are of the images with a landmark; GAP and rejection of all.
+    tally: the split's counts. train_counts: training images per class, int (classes,). samples: bootstrap replicates, 0
+    for no intervals. groups: values (n,) that are equal within a group of images, None for no groups. Top-k, recall,
+    precision, loss and calibration use the images with a landmark. GAP and rejection use all images.
     """
     known, landmarks = predictions.known, int(predictions.known.sum())
     scores = predictions.scores[:, 0]
@@ -61,7 +61,7 @@ def metrics_of(
         "ece": calibration_of(predictions).error,
         "rows_without_landmark": strangers,
     }
-    if np.isnan(predictions.losses[known]).all():  # by neighbours, which have none
+    if np.isnan(predictions.losses[known]).all():  # k-NN has no loss
         del summary["loss"]
     if strangers:
         summary["rejection_auroc"] = rejection_auroc(scores, known)
@@ -77,13 +77,13 @@ def metrics_of(
 
 
 def calibration_of(predictions: Predictions) -> Calibration:
-    """Return the calibration of the best guesses for images with a landmark."""
+    """Return the calibration of the top-1 predictions for images with a landmark."""
     of_landmarks = predictions.of_landmarks()
     return calibration(of_landmarks.scores[:, 0], of_landmarks.top(1))
 
 
 def band_metrics(predictions: Predictions, tally: Tally, train_counts: np.ndarray) -> list[dict[str, Any]]:
-    """Return top-k and macro recall of the classes of each band by training frequency, head first; bands without an image left out."""
+    """Return top-k and macro recall per training-frequency band, head first. Bands without images are omitted."""
     bands = class_bands(train_counts)
     of_rows = bands[predictions.labels]
     found: list[dict[str, Any]] = []
@@ -101,5 +101,5 @@ def band_metrics(predictions: Predictions, tally: Tally, train_counts: np.ndarra
 
 
 def baselines_of(summary: Mapping[str, Any], topk: tuple[int, ...]) -> dict[str, dict[str, float]]:
-    """Return the random and the majority baseline's top-k shares by k (as text, for JSON)."""
+    """Return the top-k accuracies of the random and the majority baseline by k (as text, for JSON)."""
     return {kind: {str(k): summary[f"{kind}_top{k}"] for k in topk} for kind in ("random", "majority")}

@@ -1,4 +1,4 @@
-"""The tally of an evaluation: batches of guesses become top-k, recall and a sparse confusion matrix."""
+"""Evaluation counts: batches of predictions are reduced to top-k, recall and a sparse confusion matrix."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +10,9 @@ from landmark.evaluation.baselines import majority_top_k, random_top_k
 
 
 class Tally:
-    """Counts guesses batch by batch; parts of a split counted apart can be merged.
+    """Counts predictions batch by batch. Counts of separate shards can be merged.
 
-    Memory is O(classes + confused pairs), never O(classes^2): at 203,094 classes a dense confusion matrix
+    Memory is O(classes + confused pairs), never O(classes^2): with 203,094 classes a dense confusion matrix
     would have 4.1e10 cells.
     """
 
@@ -30,7 +30,7 @@ class Tally:
 
     @property
     def guesses(self) -> int:
-        """How many guesses a row are needed: the largest k, or all classes."""
+        """Number of predictions needed per row: the largest k, or the number of classes if smaller."""
         return min(self.topk[-1], self.classes)
 
     def update(self, labels: np.ndarray, guesses: np.ndarray, loss_sum: float = 0.0) -> None:
@@ -50,9 +50,9 @@ class Tally:
         self._add_pairs(pairs, np.ones(len(pairs), dtype=np.int64))
 
     def merge(self, other: "Tally") -> None:
-        """Add another part's counts."""
+        """Add the counts of another shard. Raises ValueError if its classes or k differ."""
         if (other.classes, other.topk) != (self.classes, self.topk):
-            raise ValueError("tallies of other classes or another k cannot be merged")
+            raise ValueError("cannot merge tallies with different classes or k")
         self.rows += other.rows
         self.loss_sum += other.loss_sum
         for k in self.topk:
@@ -63,22 +63,25 @@ class Tally:
         self._add_pairs(other._pairs, other._pair_counts)
 
     def top_k(self, k: int) -> float:
-        """Return the share of rows whose label is among the k best guesses; 1 where k covers all classes."""
+        """Return the fraction of rows whose label is among the top-k predictions. It is 1 if k covers all classes."""
         return self.hits[k] / max(self.rows, 1)
 
     def macro_recall(self) -> float:
-        """Return the mean recall of the classes that occur; classes without a row have no recall."""
+        """Return the mean recall of the classes that occur. Classes without a row have no recall."""
         present = self.support > 0
         return float((self.right[present] / self.support[present]).mean()) if present.any() else 0.0
 
     def macro_precision(self) -> float:
-        """Return the mean precision of the classes that occur; one that is never guessed counts 0, as in scikit-learn."""
+        """Return the mean precision of the classes that occur.
+
+        A class that is never predicted counts 0, as in scikit-learn.
+        """
         present = self.support > 0
         precision = self.right[present] / np.maximum(self.predicted[present], 1)
         return float(precision.mean()) if present.any() else 0.0
 
     def confusion(self) -> pa.Table:
-        """Return the cells of the confusion matrix that are not zero: true, predicted, count; sorted."""
+        """Return the nonzero cells of the confusion matrix, sorted: true, predicted, count."""
         return pa.table(
             {
                 "true": pa.array((self._pairs // self.classes).astype(np.int32)),
@@ -88,7 +91,7 @@ class Tally:
         )
 
     def per_class(self, names: Sequence[str], train_counts: np.ndarray) -> pa.Table:
-        """Return one row a class: label, name, train_images, images, recall and precision (null where undefined)."""
+        """Return one row per class: label, name, train_images, images, recall and precision (null if undefined)."""
         with np.errstate(invalid="ignore", divide="ignore"):
             recall, precision = self.right / self.support, self.right / self.predicted
         return pa.table(
@@ -109,7 +112,7 @@ class Tally:
 
 
 def summarise(tally: Tally, split: str, train_counts: np.ndarray) -> dict[str, Any]:
-    """Return the metrics of a split, each top-k beside the random and the majority baseline of the same k."""
+    """Return the metrics of a split, each top-k with the random and the majority baseline for the same k."""
     summary: dict[str, Any] = {"split": split, "rows": tally.rows, "classes": tally.classes}
     summary["loss"] = tally.loss_sum / max(tally.rows, 1)
     for k in tally.topk:

@@ -1,4 +1,4 @@
-"""Models by name: the deck's networks, every torchvision classifier, timm's by an extra."""
+"""Models by name: the reference study's models, all torchvision classifiers, and timm's (optional extra)."""
 
 from landmark.models.embeddings import Embedder
 from landmark.models.heads import Classifier, Margin, build_margin, embedding_classifier

@@ -1,4 +1,4 @@
-"""Cross entropy and best guesses over many classes, a chunk of them at a time: logits of all classes are never held."""
+"""Cross entropy and top-k predictions over many classes in chunks, without the logits of all classes in memory."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -9,39 +9,39 @@ import torch
 from landmark.models.heads import Classifier, Margin
 
 CHUNK_LOGITS = 1 << 19
-"""Logits of a chunk on a CPU, sub-centres counted each: 2 MiB in fp32, and 16 MiB of centres behind them at 64 images and 512 values."""
+"""Logits per chunk on a CPU, counting sub-centers: 2 MiB in fp32, and 16 MiB of prototypes at 64 images, 512 values."""
 GPU_CHUNK_LOGITS = 1 << 24
-"""Logits of a chunk on a GPU: 64 MiB in fp32. Smaller chunks spend their time on launching kernels."""
+"""Logits per chunk on a GPU: 64 MiB in fp32. Smaller chunks spend their time launching kernels."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Shares:
-    """What a softmax over classes needs of some of them, for each image: (n,) each."""
+    """Partial results of a softmax over some of the classes, for each image: (n,) each."""
 
     log_sum: torch.Tensor
-    """Logarithm of the summed exponentials of the logits, -inf for no class."""
+    """Logarithm of the sum of the logits' exponentials; -inf for no class."""
     own: torch.Tensor
-    """Logit of the image's own class, its margin taken off; 0 where the class is not among these."""
+    """Logit of the image's own class after the margin; 0 if the class is not among these."""
     own_plain: torch.Tensor
-    """The same with its margin."""
+    """Logit of the image's own class before the margin."""
     most: torch.Tensor
-    """Greatest logit, -inf for no class."""
+    """Maximum logit before the margin; -inf for no class."""
     total: torch.Tensor
     """Sum of the logits."""
 
     @classmethod
     def none(cls, embeddings: torch.Tensor) -> "Shares":
-        """Return the shares of no class, for embeddings (n, d)."""
+        """Return the partial results of no class, for embeddings (n, d)."""
         least, zero = (embeddings.new_full((len(embeddings),), value) for value in (-torch.inf, 0.0))
         return cls(log_sum=least, own=zero, own_plain=zero, most=least, total=zero)
 
     def stacked(self) -> torch.Tensor:
-        """Return them as (5, n)."""
+        """Return the values as (5, n)."""
         return torch.stack([self.log_sum, self.own, self.own_plain, self.most, self.total])
 
     @classmethod
     def joined(cls, stacked: torch.Tensor) -> "Shares":
-        """Return the shares of disjoint sets of classes as that of all: of (sets, 5, n)."""
+        """Combine the partial results of disjoint sets of classes, given as (sets, 5, n)."""
         log_sum, own, own_plain, most, total = stacked.unbind(1)
         return cls(
             log_sum=log_sum.logsumexp(0),
@@ -54,17 +54,17 @@ class Shares:
 
 @dataclass(kw_only=True, frozen=True)
 class Targets:
-    """What the loss wants of each image."""
+    """Targets of the loss for each image."""
 
     labels: torch.Tensor
-    """Class, int64 (n,), in main memory: what is computed from labels is computed there, so that no GPU is waited for."""
+    """Class, int64 (n,), on the CPU. Computations with labels run there, so that the host never waits for a GPU."""
     weights: torch.Tensor
-    """What the image's loss counts, (n,), on the embeddings' device."""
+    """Loss weight per image, (n,), on the embeddings' device."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class RowGradient:
-    """The gradient by some classes' rows of a classifier's weight and bias."""
+    """Gradient with respect to some classes' rows of a classifier's weight and bias."""
 
     ids: torch.Tensor
     """Classes, int64 (c,)."""
@@ -74,15 +74,15 @@ class RowGradient:
     """(c,)."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return them by name."""
+        """Return the gradients by name."""
         return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
 
 
 class ChunkedLoss:
-    """Softmax cross entropy of embeddings over the classes `ids`, by chunks, and its gradient.
+    """Softmax cross entropy of embeddings over the classes `ids`, computed in chunks, and its gradient.
 
-    embeddings: fp32 (n, d). ids: int64 (c,), sorted, in main memory. combine: makes of the shares of these classes those of all that the
-    softmax goes over, where others hold the rest. classes: how many all are, which label smoothing is spread over.
+    embeddings: fp32 (n, d). ids: int64 (c,), sorted, on the CPU. combine: combines the partial results of these classes
+    with those of the other ranks' classes. classes: total number of classes in the softmax, for label smoothing.
     """
 
     def __init__(
@@ -104,24 +104,25 @@ class ChunkedLoss:
         self.smoothing = label_smoothing
         self.classes = classes
         self.parts = ids.split(_chunk_classes(classifier, len(embeddings))) if len(ids) else ()
-        # The one chunk's graph is kept; several are computed once more for the gradient, as none may be held.
+        # The graph of a single chunk is kept. Several chunks are recomputed for the gradient to save memory.
         self._kept = self._chunk(ids) if len(self.parts) == 1 else None
         chunks = [chunk.shares().stacked() for chunk in self._chunks()]
         self.shares = combine(Shares.joined(torch.stack([Shares.none(embeddings).stacked(), *chunks])))
 
     def losses(self) -> torch.Tensor:
-        """Return each image's loss, (n,), its weight left out."""
+        """Return each image's loss, (n,), without its weight."""
         smooth = self.shares.total / self.classes
         return self.shares.log_sum - (1 - self.smoothing) * self.shares.own - self.smoothing * smooth
 
     def hits(self) -> torch.Tensor:
-        """Return whether no class has a greater logit than the image's own, bool (n,); margins are left out."""
+        """Return whether no class has a greater logit than the image's own, bool (n,), margins excluded."""
         return self.shares.own_plain >= self.shares.most
 
     def gradient(self, take: Callable[["RowGradient"], object]) -> torch.Tensor:
-        """Return the gradient of the weighted sum of losses by embeddings, (n, d).
+        """Return the gradient of the weighted sum of losses with respect to the embeddings, (n, d).
 
-        take: is given that by some classes' weight and bias, again and again until it had each class once; it may change them.
+        take: receives the gradient with respect to some classes' weight and bias, once per class in total. It may
+        modify the gradient.
         """
         of_embeddings = torch.zeros_like(self.embeddings)
         for chunk in self._chunks():
@@ -132,7 +133,7 @@ class ChunkedLoss:
         return of_embeddings
 
     def _of_logits(self, chunk: "_Chunk") -> torch.Tensor:
-        """Return the gradient by a chunk's logits: softmax less target."""
+        """Return the gradient with respect to a chunk's logits: softmax minus target."""
         weights = self.targets.weights
         gradient = (chunk.logits.detach() - self.shares.log_sum[:, None]).exp_()
         if self.smoothing:
@@ -147,7 +148,7 @@ class ChunkedLoss:
             yield from map(self._chunk, self.parts)
 
     def _chunk(self, ids: torch.Tensor) -> "_Chunk":
-        # Which images have their own class here is found in main memory: on a GPU the host would wait for the number.
+        # Computed on the CPU: on a GPU, the host would wait for the number of matching images.
         labels = self.targets.labels
         places = torch.searchsorted(ids, labels).clamp_(max=len(ids) - 1)
         images = torch.nonzero(ids[places] == labels)[:, 0]
@@ -164,14 +165,14 @@ class ChunkedLoss:
         return _Chunk(ids=ids, rows=rows, bias=bias, plain=plain.detach(), logits=logits, images=images, places=places)
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a tensor of main memory on the embeddings' device, without waiting for it."""
+        """Copy a CPU tensor to the embeddings' device without waiting for the copy."""
         device = self.embeddings.device
         return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 @dataclass(kw_only=True, frozen=True)
 class _Chunk:
-    """The logits of some classes, with the graph that they come from."""
+    """Logits of some classes, with their graph."""
 
     ids: torch.Tensor
     rows: torch.Tensor
@@ -181,9 +182,9 @@ class _Chunk:
     logits: torch.Tensor
     """Logits (n, c)."""
     images: torch.Tensor
-    """Images whose own class is among these."""
+    """Indices of the images whose own class is among these."""
     places: torch.Tensor
-    """Where these classes are."""
+    """Columns of these images' classes."""
 
     def shares(self) -> Shares:
         logits = self.logits.detach()
@@ -197,20 +198,20 @@ class _Chunk:
 
 @dataclass(kw_only=True, frozen=True)
 class Ranking:
-    """The best guesses of images and what their probabilities are made of."""
+    """Top-k predictions of images and the values that their probabilities are computed from."""
 
     values: torch.Tensor
-    """Logits of the guesses, the best first, (n, k)."""
+    """Logits of the predictions, best first, (n, k)."""
     classes: torch.Tensor
-    """Their classes, int64 (n, k)."""
+    """Classes of the predictions, int64 (n, k)."""
     log_sum: torch.Tensor
-    """Logarithm of the summed exponentials of all logits, (n,)."""
+    """Logarithm of the sum of all logits' exponentials, (n,)."""
     own: torch.Tensor
-    """Logit of the image's label, (n,); 0 where it has none."""
+    """Logit of the image's label, (n,); 0 if it has no label."""
 
 
 def ranking_of(logits: torch.Tensor, labels: torch.Tensor, guesses: int) -> Ranking:
-    """Return the best guesses of logits (n, classes); labels as `ranking` takes them."""
+    """Return the top-k predictions from logits (n, classes). labels: as for `ranking`."""
     best = logits.topk(guesses, dim=1)
     own = logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
     return Ranking(
@@ -222,9 +223,9 @@ def ranking_of(logits: torch.Tensor, labels: torch.Tensor, guesses: int) -> Rank
 
 
 def ranking(classifier: Classifier, embeddings: torch.Tensor, labels: torch.Tensor, guesses: int) -> Ranking:
-    """Return the best guesses by the exact softmax over all classes, computed by chunks of them.
+    """Return the top-k predictions of the exact softmax over all classes, computed in chunks.
 
-    embeddings: (n, d). labels: int64 (n,), negative for an image that shows no class.
+    embeddings: (n, d). labels: int64 (n,), negative for an image without a class.
     """
     size = _chunk_classes(classifier, len(embeddings))
     parts = []
@@ -246,7 +247,7 @@ def ranking(classifier: Classifier, embeddings: torch.Tensor, labels: torch.Tens
 
 
 def _chunk_classes(classifier: Classifier, images: int) -> int:
-    """Return the classes of a chunk for so many images."""
+    """Return the number of classes per chunk for this number of images."""
     centres = classifier.weight[0].numel() // classifier.weight.shape[-1]
     logits = GPU_CHUNK_LOGITS if classifier.weight.device.type == "cuda" else CHUNK_LOGITS
     return max(1, logits // max(1, images * centres))

@@ -1,8 +1,9 @@
-"""The deck's own small networks: a three-layer feed-forward one and two CNNs that differ in pooling.
+"""Models of the reference study: a multilayer perceptron and two CNNs that differ in pooling.
 
-The CNNs repeat the deck's Keras tables layer by layer (valid convolutions, 2x2 pooling); at 299 px and
-100 classes they have 12,463,400 parameters, of which the first convolution's 2,800 are frozen. The deck
-names no activation, dropout share or width of the feed-forward network: ReLU, 0.5 and 100 are ours.
+The reference study is the one that this project started from, a slide deck with Keras models. The CNNs reproduce its
+tables layer by layer (valid convolutions, 2x2 pooling). At 299 px and 100 classes they have 12,463,400 parameters; the
+first convolution's 2,800 are frozen. The deck specifies no activation, no dropout rate and no width of the perceptron.
+This project chose ReLU, 0.5 and 100.
 """
 
 from torch import nn
@@ -12,7 +13,7 @@ DROPOUT = 0.5
 
 
 def feed_forward(classes: int, image_size: int) -> nn.Module:
-    """Three dense layers on the flattened pixels."""
+    """Return a multilayer perceptron with three dense layers on the flattened pixels."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(3 * image_size * image_size, WIDTH),
@@ -24,17 +25,17 @@ def feed_forward(classes: int, image_size: int) -> nn.Module:
 
 
 def max_pooling_cnn(classes: int, image_size: int) -> nn.Module:
-    """The deck's CNN with max pooling."""
+    """Return the reference study's CNN with max pooling."""
     return _cnn(classes, image_size, nn.MaxPool2d)
 
 
 def average_pooling_cnn(classes: int, image_size: int) -> nn.Module:
-    """The deck's CNN with average pooling."""
+    """Return the reference study's CNN with average pooling."""
     return _cnn(classes, image_size, nn.AvgPool2d)
 
 
 def feature_side(image_size: int) -> int:
-    """Return the width of the last feature map: three times a 3x3 valid convolution and 2x2 pooling."""
+    """Return the width of the last feature map, after three pairs of a 3x3 valid convolution and 2x2 pooling."""
     side = image_size
     for _ in range(3):
         side = (side - 2) // 2

@@ -1,4 +1,4 @@
-"""Embedding models: pooling, neck and classifier in place of a network's own last layer; margins of cosine classifiers."""
+"""Embedding heads: pooling, neck and classifier that replace a model's last layer. Margins of cosine classifiers."""
 
 import contextlib
 import math
@@ -14,32 +14,32 @@ from landmark.models.stages import TWIN
 
 GEM_POWER = 3.0
 GEM_LEAST = 1e-6
-"""Least value that GeM raises to its power, as in the authors' code: a power of 0 has no gradient."""
+"""Minimum value that GeM raises to its power, as in the authors' code: a power of 0 has no gradient."""
 LENGTH_LEAST = 1e-12
-"""Least length of a centre that its products are divided by, as torch's normalize has it."""
+"""Minimum norm by which products with a class prototype are divided, as in torch's normalize."""
 SINE_LEAST = 1e-6
-"""Least squared sine: the angle's gradient is infinite where image and centre fall together."""
+"""Minimum squared sine. The gradient of the angle is infinite if image and class prototype have the same direction."""
 
 
 class GeM(nn.Module):
-    """Generalised-mean pooling with a learned power (Radenovic et al., arXiv 1711.02512, equation 3), in fp32."""
+    """Generalized-mean pooling with a learned power (Radenovic et al., arXiv 1711.02512, equation 3), in fp32."""
 
     def __init__(self) -> None:
         super().__init__()
         self.power = nn.Parameter(torch.full((1,), GEM_POWER))
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """Return (n, d, 1, 1) of maps (n, d, h, w): the mean of the values' powers over places, and its root."""
+        """Return (n, d, 1, 1) from maps (n, d, h, w): the root of the mean over positions of the values' powers."""
         with without_autocast(maps):
             raised = maps.float().clamp(min=GEM_LEAST).pow(self.power)
             return raised.mean(dim=(2, 3), keepdim=True).pow(1 / self.power)
 
 
 class Classifier(nn.Module):
-    """The last layer of an embedding model: embeddings (n, d) to logits (n, classes), linear or scaled cosines.
+    """Last layer of an embedding model: maps embeddings (n, d) to logits (n, classes), linear or scaled cosines.
 
-    weight: (classes, d), or (classes, k, d) for k sub-centres a class. Margins are none of its business: they belong to the
-    loss. gives_embeddings: whether it hands its input on, for who computes with `logits` on parts of the classes.
+    weight: (classes, d), or (classes, k, d) for k sub-centers per class. Margins belong to the loss, not to this layer.
+    gives_embeddings: if true, `forward` returns its input, and callers compute logits of some classes with `logits`.
     """
 
     def __init__(self, config: HeadConfig, width: int, classes: int) -> None:
@@ -48,14 +48,14 @@ class Classifier(nn.Module):
         self.cosine = config.name != "linear"
         shape = (classes, config.subcenters, width) if config.name == "subcenter" else (classes, width)
         bound = 1 / math.sqrt(width)
-        # Linear as torch initialises it; centres by chance directions of length 1, about.
+        # The linear weight is initialized as in torch, class prototypes with random directions of length about 1.
         weight = torch.randn(shape).mul_(bound) if self.cosine else torch.empty(shape).uniform_(-bound, bound)
         self.weight = nn.Parameter(weight)
         self.bias = None if self.cosine else nn.Parameter(torch.empty(classes).uniform_(-bound, bound))
         self.gives_embeddings = False
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Return the logits of all classes, or the embeddings; cosines in the weight's precision."""
+        """Return the logits of all classes, or the embeddings. Cosines are computed in the weight's precision."""
         if self.gives_embeddings:
             return embeddings
         if not self.cosine:
@@ -66,10 +66,10 @@ class Classifier(nn.Module):
             return self._nearest(functional.linear(directions, centres))
 
     def logits(self, embeddings: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Return the logits (n, c) of the c classes whose rows of weight and bias are given.
+        """Return the logits (n, c) of c classes, given their rows of weight and bias.
 
-        Products are divided by the lengths of the centres: rows of length 1, and their gradient, would be copies of many
-        rows, which take longer than the products.
+        The products are divided by the prototypes' norms. Normalizing the rows would copy many rows, also in the
+        backward pass, which takes longer than the products.
         """
         if not self.cosine:
             return functional.linear(embeddings, weight, bias)
@@ -79,17 +79,17 @@ class Classifier(nn.Module):
             return self._nearest(products / torch.linalg.vector_norm(centres, dim=1).clamp(min=LENGTH_LEAST))
 
     def _nearest(self, cosines: torch.Tensor) -> torch.Tensor:
-        """Return scaled cosines, of a class's centres the greatest."""
+        """Return scaled cosines, for sub-centers the maximum per class."""
         if self.weight.ndim == 3:
             cosines = cosines.unflatten(1, (-1, self.weight.shape[1])).amax(2)
         return cosines * self.scale
 
 
 class NeckNorm(nn.BatchNorm1d):
-    """A batch norm that takes a batch of one image, as the end of an epoch can leave a worker, by its running statistics."""
+    """Batch norm that uses running statistics for a batch of one image, which an epoch's end can leave to a worker."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the normalised features."""
+        """Return the normalized features."""
         if self.training and len(features) == 1:
             return functional.batch_norm(
                 features, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
@@ -98,7 +98,7 @@ class NeckNorm(nn.BatchNorm1d):
 
 
 class EmbeddingHead(nn.Module):
-    """What takes the place of a network's last layer: features (n, width) by the neck to embeddings, these to logits."""
+    """Replaces a model's last layer: a neck maps features (n, width) to embeddings, a classifier these to logits."""
 
     def __init__(self, config: ModelConfig, width: int, classes: int) -> None:
         super().__init__()
@@ -112,9 +112,9 @@ class EmbeddingHead(nn.Module):
 
 
 class Margin:
-    """Lowers logits of the images' own classes, which makes the loss demand more of them; of scaled cosines.
+    """Lowers the target logits of scaled cosines during training.
 
-    class_counts: training images a class, int64 (classes,), for margins by class size.
+    class_counts: training images per class, int64 (classes,), for dynamic margins.
     """
 
     def __init__(self, config: HeadConfig, class_counts: np.ndarray | None, device: torch.device) -> None:
@@ -122,14 +122,14 @@ class Margin:
         self.angular = config.name != "cosface"
         self.margins = torch.tensor(config.own_margin(), device=device)
         if config.margin_least is not None:
-            assert class_counts is not None, "margins by class size need the training images a class"
+            assert class_counts is not None, "dynamic margins need the number of training images per class"
             self.margins = torch.from_numpy(margins_by_size(class_counts, config)).to(device)
 
     def __call__(self, own: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the lowered logits of logits (n,) of the images' own classes.
+        """Return the lowered target logits, given the target logits (n,).
 
-        cosface: s (cos t - m). arcface: s cos(t + m), and s (cos t - m sin m) where t + m would pass pi and the cosine would
-        rise again, as the authors' code has it.
+        cosface: s (cos t - m). arcface: s cos(t + m). If t + m exceeds pi, the cosine would rise again. In that case
+        the result is s (cos t - m sin m), as in the authors' code.
         """
         margin = self.margins[labels] if self.margins.ndim else self.margins
         if not self.angular:
@@ -141,21 +141,21 @@ class Margin:
         return self.scale * torch.where(beyond, cosine - margin * margin.sin(), widened)
 
     def on_all(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return logits (n, classes) of all classes with those of the images' own lowered."""
+        """Return logits (n, classes) of all classes with the target logits lowered."""
         own = self(logits.gather(1, labels[:, None])[:, 0], labels)
         return logits.scatter(1, labels[:, None], own[:, None])
 
 
 def build_margin(config: HeadConfig, class_counts: np.ndarray | None, device: torch.device) -> Margin | None:
-    """Return a head's margin in training; None for a linear head, which has none."""
+    """Return a head's margin for training, or None for a linear head."""
     return None if config.name == "linear" else Margin(config, class_counts, device)
 
 
 def margins_by_size(class_counts: np.ndarray, config: HeadConfig) -> np.ndarray:
-    """Return a margin a class, float32 (classes,): a n^-power + b (Ha et al., arXiv 2010.05350, whose power is 1/4).
+    """Return a margin per class, float32 (classes,): a n^-power + b (Ha et al., arXiv 2010.05350, whose power is 1/4).
 
-    a and b follow from the greatest and the least margin, those of the smallest and the largest class. A class without
-    images counts as one of 1.
+    a and b follow from the maximum margin, that of the smallest class, and the minimum margin, that of the largest
+    class. A class without images counts as a class with one image.
     """
     most, least = config.own_margin(), config.margin_least
     assert least is not None
@@ -168,16 +168,17 @@ def margins_by_size(class_counts: np.ndarray, config: HeadConfig) -> np.ndarray:
 
 
 def graft(model: nn.Module, path: str, config: ModelConfig, classes: int) -> None:
-    """Put pooling, neck and classifier of an embedding model into a network in place of its last layer, at `path`.
+    """Replace a model's last layer, at `path`, with pooling, neck and classifier of an embedding model.
 
-    Raises UserError where the network's last layer is not linear, or for GeM where no average over the whole map is a layer.
+    Raises UserError if the model's last layer is not linear, or for GeM if the model has no global average pooling
+    layer.
     """
     last = model.get_submodule(path)
     if not isinstance(last, nn.Linear) or path.endswith(TWIN):
-        ends = "two of them" if path.endswith(TWIN) else type(last).__name__
+        ends = "two linear layers" if path.endswith(TWIN) else type(last).__name__
         raise UserError(
-            f"model.head, neck and pooling need a network whose classifier ends in one linear layer; {config.backbone}'s ends "
-            f"in {ends}: choose another model.backbone, such as resnet50"
+            f"model.head, neck and pooling require a model whose classifier ends in one linear layer, but {config.backbone} ends "
+            f"in {ends}; choose another model.backbone, such as resnet50"
         )
     if config.pooling == "gem":
         _replace(model, _pooling_of(model, config.backbone), GeM())
@@ -185,7 +186,7 @@ def graft(model: nn.Module, path: str, config: ModelConfig, classes: int) -> Non
 
 
 def _pooling_of(model: nn.Module, backbone: str) -> str:
-    """Return the path of the layer that averages a network's last map; those that weigh channels are others."""
+    """Return the path of the layer that averages a model's last map. Pooling layers of channel weights are skipped."""
     channel_weights = {name for name, module in model.named_modules() if isinstance(module, SqueezeExcitation)}
     found = [
         name
@@ -196,8 +197,8 @@ def _pooling_of(model: nn.Module, backbone: str) -> str:
     ]
     if not found:
         raise UserError(
-            f"model.pooling is gem, but {backbone} has no layer that averages its last map; choose avg, or another network such "
-            "as resnet50"
+            f"model.pooling is gem, but {backbone} has no global average pooling layer; set model.pooling to avg, or choose another "
+            "model.backbone, such as resnet50"
         )
     return found[-1]
 
@@ -208,11 +209,11 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def embedding_classifier(model: nn.Module) -> Classifier | None:
-    """Return the classifier of an embedding model; None for a network with its own."""
+    """Return the classifier of an embedding model, or None for other models."""
     return next((module for module in model.modules() if isinstance(module, Classifier)), None)
 
 
 def without_autocast(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
-    """Return the context in which operations on a tensor's device keep their inputs' precision."""
+    """Return a context in which operations on a tensor's device keep the precision of their inputs."""
     kind = tensor.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""The loss of a classifier's output: smoothed, mixed and weighted labels, auxiliary heads included."""
+"""Classification loss with label smoothing, mixed labels, class weights and auxiliary heads."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,25 +10,25 @@ from torch import nn
 from landmark.models.heads import Margin
 
 AUXILIARY_WEIGHTS = {"InceptionOutputs": 0.4, "GoogLeNetOutputs": 0.3}
-"""What an auxiliary head's loss counts: 0.4 as torchvision's Inception v3 recipe has it, 0.3 after Szegedy et al. 2015."""
+"""Loss weight of an auxiliary head: 0.4 as in torchvision's Inception v3 recipe, 0.3 as in Szegedy et al. 2015."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class MixedLabels:
-    """The second label of images that are mixed with another one each."""
+    """The second label of images that MixUp or CutMix combined with another image."""
 
     labels: torch.Tensor
     """The other image's label, int64 (n,)."""
     share: float
-    """What the image's own label counts, 0 to 1; the other one counts the rest."""
+    """Weight of the image's own label, 0 to 1. The other label has the remaining weight."""
 
     def part(self, start: int, stop: int) -> "MixedLabels":
-        """Return those of the images [start, stop)."""
+        """Return the labels of the images [start, stop)."""
         return MixedLabels(labels=self.labels[start:stop], share=self.share)
 
 
 def logits_of(output: Any) -> torch.Tensor:
-    """Return the main head's logits (n, classes) of a model's output."""
+    """Return the main head's logits (n, classes) from a model's output."""
     return output if isinstance(output, torch.Tensor) else output[0]
 
 
@@ -41,14 +41,14 @@ def classification_loss(
     class_weights: torch.Tensor | None = None,
     margin: Margin | None = None,
 ) -> torch.Tensor:
-    """Return the mean cross entropy over the batch, auxiliary heads weighted in while they train.
+    """Return the mean cross entropy over the batch, in training mode including weighted auxiliary heads.
 
-    output: logits (n, classes), or torchvision's tuple of them for Inception v3 and GoogLeNet in
-    training. labels: int64 (n,). mixed: the labels that count beside them; two labels an image, never a dense
-    row of targets, which 203,094 classes would make as large as the logits. class_weights: (classes,), what an
-    image of each class counts; the sum is divided by the images, not by their weights, so that a batch of rare
-    classes counts more than one of frequent ones. margin: what lowers the logit of a label's own class, of cosine heads, which
-    have no auxiliary ones; of two mixed labels each has the loss that it would have alone.
+    output: logits (n, classes), or torchvision's tuple of them for Inception v3 and GoogLeNet in training mode. labels:
+    int64 (n,). mixed: second labels of mixed images. Two labels per image are used instead of a dense row of targets,
+    which would be as large as the logits for 203,094 classes. class_weights: weight per image of each class,
+    (classes,). The sum is divided by the number of images, not by their weights, so a batch of rare classes counts more
+    than a batch of frequent ones. margin: lowers target logits of cosine heads, which have no auxiliary heads. For
+    mixed images, the loss of each label is computed with that label's own margin.
     """
     if isinstance(output, torch.Tensor):
         return _cross_entropy(output, labels, label_smoothing, mixed, class_weights, margin)
@@ -60,10 +60,10 @@ def classification_loss(
 
 
 def class_weights(counts: np.ndarray, name: Literal["none", "sqrt", "balanced"]) -> np.ndarray | None:
-    """Return what an image of each class counts, float32 (classes,), the mean over all training images 1.
+    """Return the loss weight per image of each class, float32 (classes,), with mean 1 over all training images.
 
-    counts: training images a class. sqrt: as 1/sqrt of them; balanced: as 1/them; none: None. A class without
-    images has no weight.
+    counts: training images per class. sqrt: proportional to 1/sqrt(count). balanced: proportional to 1/count. none:
+    returns None. A class without images has weight 0.
     """
     if name == "none":
         return None
@@ -81,7 +81,7 @@ def _cross_entropy(
     weights: torch.Tensor | None,
     margin: Margin | None = None,
 ) -> torch.Tensor:
-    """Return the mean of one head's loss; without margins the logarithms of the shares are computed once for both labels."""
+    """Return the mean loss of one head. Without margins, the log-probabilities are computed once for both labels."""
     plain = nn.functional.log_softmax(logits.float(), dim=1) if margin is None else None
 
     def of(targets: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The registry: a network by its name, with a classifier of the size asked for."""
+"""Model registry: builds a model by name with a classifier of the requested size."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,50 +29,50 @@ INCEPTION_SIZE = 299
 
 @dataclass(kw_only=True, frozen=True)
 class ModelInfo:
-    """What is known of a network before it is built."""
+    """Properties of a model that are known before it is built."""
 
     name: str
     """Name in the registry."""
     source: str
     """deck, torchvision or timm."""
     image_size: int
-    """Width and height of its own input, pixels."""
+    """Width and height of the model's native input, pixels."""
     mean: tuple[float, float, float]
-    """Mean per channel that inputs in 0..1 are normalised with."""
+    """Mean per channel for the normalization of inputs in 0..1."""
     std: tuple[float, float, float]
     """Standard deviation per channel."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class ParameterCounts:
-    """Numbers of a network's parameters."""
+    """Parameter counts of a model."""
 
     total: int
-    """All of them."""
+    """All parameters."""
     trainable: int
-    """Those that training changes."""
+    """Parameters that training changes."""
 
     @property
     def frozen(self) -> int:
-        """Those that it does not."""
+        """Parameters that training does not change."""
         return self.total - self.trainable
 
 
 def model_names(*, timm: bool = False) -> list[str]:
-    """Return the names of all networks, timm's too where asked for and installed."""
+    """Return the names of all models. timm: include timm's models; raises UserError if timm is not installed."""
     names = [*DECK, *torchvision.models.list_models(module=torchvision.models)]
     return names + [TIMM_PREFIX + name for name in _timm().list_models()] if timm else names
 
 
 def check_name(name: str) -> None:
-    """Raise UserError with the nearest name unless there is a network of this name."""
+    """Raise UserError with the nearest name if no model has this name."""
     names = model_names(timm=name.startswith(TIMM_PREFIX))
     if name not in names:
         raise UserError(f"model.backbone is {name!r}; {nearest(name, names)} (`landmark models --all` lists all)")
 
 
 def model_info(name: str) -> ModelInfo:
-    """Return what is known of a network; raises UserError for an unknown name."""
+    """Return a model's properties. Raises UserError for an unknown name."""
     check_name(name)
     if name in DECK:
         return ModelInfo(name=name, source="deck", image_size=299, mean=CENTRED[0], std=CENTRED[1])
@@ -92,11 +92,11 @@ def model_info(name: str) -> ModelInfo:
 
 
 def build_model(config: ModelConfig, *, classes: int, image_size: int) -> nn.Module:
-    """Build a network: (n, 3, image_size, image_size) normalised floats to logits (n, classes).
+    """Build a model that maps normalized floats (n, 3, image_size, image_size) to logits (n, classes).
 
-    While training, Inception v3 and GoogLeNet return torchvision's tuple with auxiliary logits. Raises
-    UserError for an unknown name, an image size that the network cannot take, weights that do not fit, or more stages
-    to freeze than there are before the classifier.
+    In training mode, Inception v3 and GoogLeNet return torchvision's tuple with auxiliary logits. Raises UserError for
+    an unknown name, an image size that the model does not accept, weights that do not match, or more stages to freeze
+    than there are before the classifier.
     """
     check_name(config.backbone)
     _check_size(config, classes, image_size)
@@ -109,16 +109,16 @@ def build_model(config: ModelConfig, *, classes: int, image_size: int) -> nn.Mod
 
 
 def build_skeleton(config: ModelConfig, *, classes: int, image_size: int) -> nn.Module:
-    """Build a network on torch's meta device: shapes, and what is frozen, but no weights; what it computes has shapes alone, too."""
+    """Build a model on torch's meta device: it has shapes and frozen flags, but neither weights nor output values."""
     model = skeleton(config, classes, image_size)
     _freeze(model, config, classes, image_size)
     return model
 
 
 def head_tensors(config: ModelConfig, classes: int, image_size: int) -> set[str]:
-    """Return the names of the tensors whose shape follows the number of classes: the head's, auxiliary ones too.
+    """Return the names of the tensors whose shape depends on the number of classes, including auxiliary heads.
 
-    Of an embedding model the neck's as well, and those of a pooling that is not the network's own.
+    For embedding models, also those of the neck and of a pooling layer that replaces the model's own.
     """
     model = skeleton(config, classes, image_size)
     ours = model.state_dict()
@@ -130,7 +130,7 @@ def head_tensors(config: ModelConfig, classes: int, image_size: int) -> set[str]
 
 
 def count_parameters(config: ModelConfig, *, classes: int, image_size: int) -> ParameterCounts:
-    """Count a network's parameters without making them."""
+    """Count a model's parameters without allocating them."""
     model = build_skeleton(config, classes=classes, image_size=image_size)
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return ParameterCounts(
@@ -139,7 +139,7 @@ def count_parameters(config: ModelConfig, *, classes: int, image_size: int) -> P
 
 
 def _freeze(model: nn.Module, config: ModelConfig, classes: int, image_size: int) -> None:
-    """Freeze the backbone, or the stages from the input on, that the config says."""
+    """Freeze the backbone, or the first stages, as configured."""
     frozen: set[str] = set()
     if config.freeze_backbone:
         frozen = {name for name, _ in model.named_parameters()} - head_tensors(config, classes, image_size)
@@ -156,7 +156,7 @@ def _freeze(model: nn.Module, config: ModelConfig, classes: int, image_size: int
 
 
 def stages_of(config: ModelConfig, *, classes: int, image_size: int) -> list[tuple[Stage, int]]:
-    """Return a network's stages with their numbers of parameters, without making it."""
+    """Return a model's stages with their parameter counts, without allocating the model."""
     check_name(config.backbone)
     model = skeleton(config, classes, image_size)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
@@ -164,7 +164,7 @@ def stages_of(config: ModelConfig, *, classes: int, image_size: int) -> list[tup
 
 
 def train_mode(model: nn.Module) -> None:
-    """Put a model into training mode, but for frozen batch norms: their statistics stay as they came."""
+    """Put a model into training mode, except frozen batch norms, whose statistics must not change."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -190,12 +190,12 @@ def _network(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
         return _construct_timm(name.removeprefix(TIMM_PREFIX), classes, image_size)
     options = _options(name, image_size)
     if config.is_embedding() and "aux_logits" in options:
-        options["aux_logits"] = False  # an auxiliary head would be a second classifier of another kind
+        options["aux_logits"] = False  # an auxiliary head would be a second classifier of another type
     return torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
 
 
 def skeleton(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
-    """Construct a network without storage; torchvision's RegNets compute with tensors and need some at first."""
+    """Construct a model without storage. torchvision's RegNets compute with tensors and need storage at first."""
     try:
         with torch.device("meta"):
             return _construct(config, classes, image_size)
@@ -205,7 +205,7 @@ def skeleton(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
 
 def _options(name: str, image_size: int) -> dict[str, Any]:
     if name == "inception_v3":
-        # Its auxiliary head convolves a 5x5 map, which no image below the network's own size leaves it.
+        # The auxiliary head convolves a 5x5 map, which exists only for images of at least the model's native size.
         return {"init_weights": True, "aux_logits": image_size >= INCEPTION_SIZE}
     if name == "googlenet":
         return {"init_weights": True, "aux_logits": True}
@@ -220,7 +220,7 @@ def _construct_timm(name: str, classes: int, image_size: int) -> nn.Module:
     timm = _timm()
     try:
         return timm.create_model(name, num_classes=classes, img_size=image_size)
-    except TypeError:  # a network without position embeddings takes any size and no such argument
+    except TypeError:  # a model without position embeddings accepts any size and has no img_size argument
         return timm.create_model(name, num_classes=classes)
 
 
@@ -228,28 +228,28 @@ def _set_dropout(model: nn.Module, config: ModelConfig) -> None:
     layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
     if not layers:
         raise UserError(
-            f"model.dropout is {config.dropout}, but {config.backbone} has no dropout layer; leave it empty"
+            f"model.dropout is {config.dropout}, but {config.backbone} has no dropout layer; leave it unset"
         )
     layers[-1].p = float(config.dropout or 0.0)
 
 
 def check_images(config: ModelConfig, *, classes: int, image_size: int, start_size: int | None = None) -> None:
-    """Raise UserError unless the network can be built as the config says and takes images of these sizes.
+    """Raise UserError if the model cannot be built as configured or does not accept images of these sizes.
 
-    start_size: of the images that resizing begins with, None: as all. Takes a network without storage, so that nothing is
-    computed; weights are not looked at.
+    start_size: size of the first epochs' images with progressive resizing; None means image_size. The check uses a
+    model without storage and ignores the weights.
     """
     check_name(config.backbone)
     _refuse_misfit(config, classes, image_size, [image_size] if start_size is None else [image_size, start_size])
 
 
 def check_start_size(config: ModelConfig, classes: int, image_size: int, start_size: int) -> None:
-    """Raise UserError unless a network built for `image_size` takes images of `start_size`, too, as resizing wants."""
+    """Raise UserError if a model built for `image_size` does not accept images of `start_size`."""
     _refuse_misfit(config, classes, image_size, [start_size])
 
 
 def needs_two_images(config: ModelConfig, image_size: int, size: int) -> bool:
-    """Return whether a network built for `image_size` cannot be trained on one image of a size: a batch norm over 1 x 1 maps."""
+    """Return whether a model built for `image_size` has batch norms over 1 x 1 maps, which need two images to train."""
     train_mode(model := build_skeleton(config, classes=2, image_size=image_size))
     try:
         with torch.no_grad():
@@ -260,13 +260,13 @@ def needs_two_images(config: ModelConfig, image_size: int, size: int) -> bool:
 
 
 def _check_size(config: ModelConfig, classes: int, image_size: int) -> None:
-    # Images larger than its own a network takes nearly always: trying those would cost every start a tenth of a second.
+    # Nearly all models accept images larger than their native size. Checking those would add 0.1 s to every start.
     if image_size < model_info(config.backbone).image_size:
         _refuse_misfit(config, classes, image_size, [image_size])
 
 
 def _refuse_misfit(config: ModelConfig, classes: int, image_size: int, sizes: list[int]) -> None:
-    """Try images of each size on a network without storage that is built for `image_size`: tables do not tell the truth."""
+    """Run images of each size through a model without storage that is built for `image_size`."""
     size = image_size
     try:
         train_mode(model := build_skeleton(config, classes=classes, image_size=image_size))
@@ -277,12 +277,12 @@ def _refuse_misfit(config: ModelConfig, classes: int, image_size: int, sizes: li
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         if size != image_size:
             raise UserError(
-                f"resizing.start_size is {size}: {config.backbone} built for {image_size} pixels cannot take it ({reason}); "
-                "choose another start_size, or leave it empty"
+                f"resizing.start_size is {size}: {config.backbone} built for {image_size} pixels does not accept it ({reason}); "
+                "choose another start_size, or leave it unset"
             ) from None
         raise UserError(
-            f"loader.image_size is {size}: {config.backbone} cannot take images of that size ({reason}); "
-            f"its own size is {model_info(config.backbone).image_size}"
+            f"loader.image_size is {size}: {config.backbone} does not accept images of this size ({reason}); "
+            f"its native size is {model_info(config.backbone).image_size}"
         ) from None
 
 
@@ -291,5 +291,5 @@ def _timm() -> Any:
     try:
         import timm
     except ImportError:
-        raise UserError(f"timm's networks need the package timm; {install_command('timm')}") from None
+        raise UserError(f"timm's models require the package timm; {install_command('timm')}") from None
     return timm

@@ -1,4 +1,4 @@
-"""Stages of a network, from the input to the classifier: what freezing and layer-wise learning rates go by."""
+"""Stages of a model, from the input to the classifier, for freezing and layer-wise learning rates."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,25 +8,26 @@ from torch import nn
 from landmark.models.weights import AUXILIARY_HEADS
 
 TWIN = "_dist"
-"""How the name of a second head, of timm's distilled networks, continues the first one's."""
+"""Suffix of the second head's name in timm's distilled models."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Stage:
-    """One stage of a network."""
+    """One stage of a model."""
 
     name: str
     """Names of its modules."""
     parameters: tuple[str, ...]
-    """Names of its parameters; each of the network's is in one stage."""
+    """Names of its parameters. Each parameter of the model belongs to exactly one stage."""
 
 
 def stages(model: nn.Module) -> list[Stage]:
-    """Return a network's stages in the order of its modules: the first sees the image, the last is the classifier.
+    """Return a model's stages in the order of its modules: the first receives the image, the last is the classifier.
 
-    A stage is a child of the network. The one child that holds most of the layers (`features`, `blocks`, `encoder` …) is
-    opened, again and again, unless it has siblings of its kind (`layer1` to `layer4`); so is what holds the classifier.
-    Norms belong to the stage before them, and auxiliary heads to the classifier.
+    A stage is a child module of the model. A child that contains most of the layers, such as `features`, `blocks` or
+    `encoder`, is expanded recursively, unless it has siblings of its type (`layer1` to `layer4`). The module that
+    contains the classifier is expanded, too. Norms belong to the stage before them, and auxiliary heads to the
+    classifier.
     """
     head = classifier_path(model)
     kept: list[tuple[list[str], list[str]]] = []
@@ -46,14 +47,14 @@ def stages(model: nn.Module) -> list[Stage]:
 
 
 def classifier_path(model: nn.Module) -> str:
-    """Return the path of a network's classifier: the last layer that holds a matrix, auxiliary heads left out."""
+    """Return the path of a model's classifier: the last layer that has a matrix, auxiliary heads excluded."""
     named = [(name, module) for name, module in model.named_modules() if not _is_auxiliary(name)]
     heads = [name for name, module in named if any(p.ndim > 1 for p in module.parameters(recurse=False))]
     return heads[-1] if heads else ""
 
 
 def rate_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
-    """Return what each parameter's learning rate is multiplied with: layer_decay to the number of stages after its own."""
+    """Return each parameter's learning rate factor: layer_decay to the power of the number of later stages."""
     parts = stages(model)
     return {
         parameter: layer_decay ** (len(parts) - 1 - number)
@@ -63,7 +64,7 @@ def rate_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
 
 
 def _units(module: nn.Module, path: str, head: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield the path and parameters of each child that is not opened, in order; an opened module's own go to its first."""
+    """Yield path and parameters of each unexpanded child. Own parameters of expanded modules go to the first child."""
     own = [f"{path}{name}" for name, _ in module.named_parameters(recurse=False)]
     children = [(name, child) for name, child in module.named_children() if _tensors(child)]
     trunk = _trunk([(name, child) for name, child in children if not f"{head}.".startswith(f"{path}{name}.")])
@@ -81,7 +82,7 @@ def _units(module: nn.Module, path: str, head: str) -> Iterator[tuple[str, list[
 
 
 def _trunk(children: list[tuple[str, nn.Module]]) -> str | None:
-    """Return the name of the child with more than half of the tensors and no sibling of its kind, where there is one."""
+    """Return the name of the child with more than half of the tensors and no sibling of its type, or None."""
     for name, child in children:
         alone = sum(type(other) is type(child) for _, other in children) == 1
         if alone and 2 * _tensors(child) > sum(_tensors(other) for _, other in children):

@@ -1,4 +1,4 @@
-"""Start weights: a file, torchvision's names or a package, fitted onto a network whose head may have another size."""
+"""Start weights: loads a file, torchvision weights or a package into a model whose head may have another size."""
 
 import io
 from typing import Any
@@ -15,7 +15,7 @@ from landmark.storage import locate
 SHOWN_MISFITS = 4
 AUXILIARY_HEADS = ("AuxLogits", "aux1", "aux2")
 PACKAGED = {"lite0": "timm/tf_efficientnet_lite0"}
-"""Weights that a package brings along, so that no download is needed, and the network that they are of."""
+"""Weights that an installed package contains, so that no download is needed, and the model that they belong to."""
 WRAPPERS = ("_orig_mod.", "module.")
 """Prefixes that torch.compile and DistributedDataParallel add to the names of tensors."""
 
@@ -23,10 +23,10 @@ WRAPPERS = ("_orig_mod.", "module.")
 def load_weights(model: nn.Module, backbone: str, weights: str, head: set[str], replaced: str | None = None) -> None:
     """Load weights into a model in place.
 
-    weights: path or URI of a safetensors file or of a state dict (read with `weights_only`, so that no
-    code in it runs), a torchvision weight name, or a name in PACKAGED. Tensors in `head` whose shape differs keep their
-    initial values; anything else that does not fit raises UserError naming the tensors. replaced: path of a layer that may be
-    of another kind in the file, whose tensors there are left out then.
+    weights: path or URI of a safetensors file or a state dict, a torchvision weight name, or a name in PACKAGED. State
+    dicts are read with `weights_only`, so no code in them runs. Tensors in `head` whose shape differs keep their
+    initial values. Raises UserError with the tensors' names if any other tensor does not match. replaced: path of a
+    layer whose type may differ in the file. The file's tensors of that layer are ignored.
     """
     is_file = "/" in weights or weights.endswith((".safetensors", ".pt", ".pth", ".bin"))
     own = model.state_dict()
@@ -47,30 +47,30 @@ def load_weights(model: nn.Module, backbone: str, weights: str, head: set[str], 
     misshaped = [name for name in own if name in state and name not in fresh and state[name].shape != own[name].shape]
     problems = [
         f"{len(names)} {kind} ({', '.join(names[:SHOWN_MISFITS])}{', …' if len(names) > SHOWN_MISFITS else ''})"
-        for kind, names in (("missing", missing), ("unknown", unexpected), ("of another shape", misshaped))
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("with a different shape", misshaped))
         if names
     ]
     if problems:
         raise UserError(
-            f"model.weights {weights}: does not fit {backbone}: tensors {'; '.join(problems)}; give weights of {backbone}"
+            f"model.weights {weights}: does not match {backbone}: tensors {'; '.join(problems)}; use weights of {backbone}"
         )
     fitting = {name: tensor for name, tensor in state.items() if name in own and name not in fresh}
     model.load_state_dict(fitting, strict=False)
 
 
 def _is_counter(name: str) -> bool:
-    """Batch norms' step counters are absent from old files and do not matter."""
+    """Return whether a tensor is a batch norm's step counter, which old files lack and inference does not need."""
     return name.endswith("num_batches_tracked")
 
 
 def _is_unused_auxiliary(name: str, parts: set[str]) -> bool:
-    """Return whether a tensor belongs to an auxiliary head that this network was built without."""
+    """Return whether a tensor belongs to an auxiliary head that this model was built without."""
     first = name.partition(".")[0]
     return first in AUXILIARY_HEADS and first not in parts
 
 
 def _read_file(uri: str) -> dict[str, torch.Tensor]:
-    """Read a file of tensors. Raises UserError for an empty file and for one that is of another format."""
+    """Read a file of tensors. Raises UserError if the file is empty or has another format."""
     data = locate(uri).read_bytes()
     if not data:
         raise UserError(f"model.weights {uri}: the file is empty (0 bytes); copy it again, or save the weights again")
@@ -81,7 +81,7 @@ def _read_file(uri: str) -> dict[str, torch.Tensor]:
     except (UserError, MemoryError):
         raise
     except Exception as error:
-        # Bytes that are not a pickle make torch.load fail with nearly any exception: IndexError, KeyError, ValueError.
+        # For bytes that are not a pickle, torch.load raises nearly any exception: IndexError, KeyError, ValueError.
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UserError(
             f"model.weights {uri}: neither a safetensors file nor a plain state dict ({reason}); save the model's state_dict()"
@@ -90,19 +90,19 @@ def _read_file(uri: str) -> dict[str, torch.Tensor]:
 
 
 def _plain_state(state: Any, uri: str) -> dict[str, torch.Tensor]:
-    """Return a state dict's tensors by name, without what training frameworks wrap around them."""
+    """Return a state dict's tensors by name, without the wrappers that training frameworks add."""
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise UserError(f"model.weights {uri}: holds no state dict; save the model's state_dict()")
+        raise UserError(f"model.weights {uri}: contains no state dict; save the model's state_dict()")
     if not state:
-        raise UserError(f"model.weights {uri}: holds no tensors; save the model's state_dict()")
+        raise UserError(f"model.weights {uri}: contains no tensors; save the model's state_dict()")
     return {_plain_name(str(name)): tensor for name, tensor in state.items()}
 
 
 def _plain_name(name: str) -> str:
-    """Return a tensor's name without the prefixes of wrappers, which can be nested in any order."""
+    """Return a tensor's name without wrapper prefixes, which can be nested in any order."""
     while (prefix := next((prefix for prefix in WRAPPERS if name.startswith(prefix)), None)) is not None:
         name = name.removeprefix(prefix)
     return name
@@ -111,8 +111,8 @@ def _plain_name(name: str) -> str:
 def _read_packaged(backbone: str, weights: str, names: list[str]) -> dict[str, torch.Tensor]:
     """Read EfficientNet-Lite0's ImageNet weights under timm's names, given in timm's order.
 
-    The package has names of its own but the same tensors in the same order, so that the outputs are equal. Inputs are
-    normalised as (x - 0.5) / 0.5, which `model_info` knows of this network.
+    The package uses other names for the same tensors in the same order, so the outputs are equal. `model_info` contains
+    the model's input normalization, (x - 0.5) / 0.5.
     """
     if backbone != PACKAGED[weights]:
         raise UserError(
@@ -131,16 +131,16 @@ def _read_packaged(backbone: str, weights: str, names: list[str]) -> dict[str, t
 def _read_named(backbone: str, weights: str) -> dict[str, torch.Tensor]:
     if backbone not in torchvision.models.list_models(module=torchvision.models):
         raise UserError(
-            f"model.weights is {weights!r}, a torchvision name, but {backbone} is not torchvision's; give a file"
+            f"model.weights is {weights!r}, a torchvision weight name, but {backbone} is not a torchvision model; pass a file"
             + "".join(f", or {name}" for name, network in PACKAGED.items() if network == backbone)
         )
     known = torchvision.models.get_model_weights(backbone)
     name = weights.rsplit(".", 1)[-1]
     if name not in known.__members__:
-        raise UserError(f"model.weights is {weights!r}; {nearest(name, known.__members__)}, or give a file")
+        raise UserError(f"model.weights is {weights!r}; {nearest(name, known.__members__)}, or pass a file")
     try:
         return dict(known[name].get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"model.weights {weights}: cannot be downloaded from {known[name].url} ({error}); download it elsewhere and give the file"
+            f"model.weights {weights}: download from {known[name].url} failed ({error}); download it on another machine, then pass the file"
         ) from None

@@ -1,1 +1,1 @@
-"""The nodes of a Ray cluster: what they are, what is wrong with them, what they are at."""
+"""Inspection of a Ray cluster: the resources, problems and status of its nodes."""

@@ -1,4 +1,4 @@
-"""What is wrong with a cluster, told from what its nodes say: one line each, with how to mend it."""
+"""Checks of the facts that a cluster's nodes report: one line per problem, with its fix."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,24 +9,24 @@ from landmark.nodes.survey import NodeFacts
 
 Severity = Literal["error", "warning"]
 MUST_AGREE = ("python", "ray", "torch", "torchvision", "landmark")
-"""Packages whose versions a run's processes must share: objects, weights and collectives pass between them."""
+"""Packages whose versions must match across a run's processes, which exchange objects, weights and collectives."""
 GIB = 2**30
 LEAST_STORE, LEAST_DISK = GIB // 4, 10 * GIB
 CLOCK_WARNING_S, CLOCK_ERROR_S = 2.0, 300.0
-"""S3 refuses requests that were signed 15 minutes before or after its own time; logs are hard to read long before."""
+"""Clock differences, seconds. S3 rejects requests whose signing time is off by 15 minutes; logs get hard to read earlier."""
 CPUS_A_GPU = 4
-"""CPUs that decoding for one GPU takes at least: some 1,500 images/s a core, docs/decisions.md."""
+"""Minimum number of CPUs that decode for one GPU: a core decodes about 1,500 images/s (docs/explanation/decisions)."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Finding:
-    """Something that will stop a run, or slow it down."""
+    """A problem that makes runs fail or slows them down."""
 
     severity: Severity
     where: str
-    """Addresses of the nodes."""
+    """Addresses of the affected nodes; empty for the whole cluster."""
     text: str
-    """What was seen, what was expected, how to mend it."""
+    """The observed value, the expected value, and the fix."""
 
     def __str__(self) -> str:
         where = f"{self.where}: " if self.where else ""
@@ -34,11 +34,14 @@ class Finding:
 
 
 def findings_of(nodes: Sequence[NodeFacts], driver: Mapping[str, str]) -> list[Finding]:
-    """Return what is wrong with a cluster's living nodes, errors first; driver: versions here, by package."""
+    """Return the problems of a cluster's live nodes, errors first.
+
+    driver: package -> version in this process.
+    """
     alive = [node for node in nodes if node.alive]
     answered = [node for node in alive if node.error is None]
     found = [
-        Finding(severity="error", where=node.address, text=f"{node.error}; look at this node's logs")
+        Finding(severity="error", where=node.address, text=f"{node.error}; check this node's logs")
         for node in alive
         if node.error is not None
     ]
@@ -53,7 +56,10 @@ def _storage(nodes: Iterable[NodeFacts]) -> list[Finding]:
         return [reason for reason in node.storage.values() if reason is not None]
 
     return _grouped(
-        nodes, "error", lambda node: "; ".join(told(node)), "{}; give this node the credentials and a way there"
+        nodes,
+        "error",
+        lambda node: "; ".join(told(node)),
+        "{}; give this node credentials and network access to the storage",
     )
 
 
@@ -61,16 +67,18 @@ def _gpus(nodes: Sequence[NodeFacts]) -> list[Finding]:
     def lacking(node: NodeFacts) -> str:
         if node.gpus <= len(node.devices):
             return ""
-        return f"Ray counts {node.gpus:g} GPUs, torch can use {len(node.devices)}"
+        return f"Ray counts {node.gpus:g} GPUs, but torch can use {len(node.devices)}"
 
-    advice = "{}; mend the driver, or the container's GPU access, or install torch with CUDA"
+    advice = "{}; fix the GPU driver or the container's GPU access, or install torch with CUDA"
     found = _grouped(nodes, "error", lacking, advice)
     kinds = Counter(name for node in nodes for name in node.devices)
     if len(kinds) > 1:
         told = ", ".join(f"{count} x {name}" for name, count in kinds.most_common())
         found.append(
             Finding(
-                severity="warning", where="", text=f"GPUs differ ({told}): a run waits for the slowest in each step"
+                severity="warning",
+                where="",
+                text=f"GPU types differ ({told}): each training step waits for the slowest GPU",
             )
         )
     return found
@@ -83,7 +91,7 @@ def _clocks(nodes: Iterable[NodeFacts]) -> list[Finding]:
             continue
         severity: Severity = "error" if abs(node.clock_s) >= CLOCK_ERROR_S else "warning"
         way = "ahead of" if node.clock_s > 0 else "behind"
-        text = f"its clock is {abs(node.clock_s):.1f} s {way} this machine's; keep clocks by NTP: S3 refuses far ones"
+        text = f"its clock is {abs(node.clock_s):.1f} s {way} this machine's; synchronize clocks with NTP: S3 rejects skewed requests"
         found.append(Finding(severity=severity, where=node.address, text=text))
     return found
 
@@ -92,19 +100,19 @@ def _room_for_objects(nodes: Sequence[NodeFacts]) -> list[Finding]:
     def store(node: NodeFacts) -> str:
         if node.shm and node.object_store > node.shm:
             return (
-                f"its object store of {node.object_store / GIB:.1f} GiB exceeds /dev/shm ({node.shm / GIB:.1f} GiB) and lies "
-                "on disk, many times slower; enlarge /dev/shm (Kubernetes: an emptyDir of medium Memory)"
+                f"its object store of {node.object_store / GIB:.1f} GiB exceeds /dev/shm ({node.shm / GIB:.1f} GiB) and is stored "
+                "on disk, which is much slower; enlarge /dev/shm (Kubernetes: an emptyDir of medium Memory)"
             )
         if node.object_store < LEAST_STORE:
-            return f"its object store has {node.object_store >> 20} MiB, expected {LEAST_STORE >> 20}; raise --object-store-memory"
+            return f"its object store has {node.object_store >> 20} MiB, expected {LEAST_STORE >> 20} or more; raise --object-store-memory"
         return ""
 
     def disk(node: NodeFacts) -> str:
         if node.disk_free >= LEAST_DISK:
             return ""
         return (
-            f"{node.disk_free / GIB:.1f} GiB of disk are free for spilling and logs, expected {LEAST_DISK // GIB}; "
-            "make room, or give Ray another --temp-dir"
+            f"{node.disk_free / GIB:.1f} GiB of disk free for spilling and logs, expected {LEAST_DISK // GIB} or more; "
+            "free disk space, or give Ray another --temp-dir"
         )
 
     return _grouped(nodes, "warning", store, "{}") + _grouped(nodes, "warning", disk, "{}")
@@ -114,15 +122,15 @@ def _feeding(nodes: Iterable[NodeFacts]) -> list[Finding]:
     def told(node: NodeFacts) -> str:
         if not node.gpus or node.cpus >= CPUS_A_GPU * node.gpus:
             return ""
-        return f"{node.cpus:g} CPUs feed {node.gpus:g} GPUs, expected {CPUS_A_GPU} each"
+        return f"{node.cpus:g} CPUs for {node.gpus:g} GPUs, expected {CPUS_A_GPU} or more per GPU"
 
-    return _grouped(nodes, "warning", told, "{}; take larger machines, or decode on CPU nodes: --loader.decode data")
+    return _grouped(nodes, "warning", told, "{}; use larger machines, or decode on CPU nodes: --loader.decode data")
 
 
 def _working_head(nodes: Sequence[NodeFacts]) -> list[Finding]:
     if len(nodes) < 2:
         return []
-    text = "the head gives away {}: its failure ends the cluster; start it with --num-cpus 0 --num-gpus 0"
+    text = "the head node offers {} for work, but its failure ends the cluster; start it with --num-cpus 0 --num-gpus 0"
     heads = [node for node in nodes if node.head]
     return _grouped(heads, "warning", lambda node: f"{node.cpus:g} CPUs" if node.cpus else "", text)
 
@@ -131,7 +139,7 @@ def _versions(nodes: Sequence[NodeFacts], driver: Mapping[str, str]) -> list[Fin
     found = []
     for name in sorted({name for node in nodes for name in node.versions} | set(driver)):
         here = driver.get(name, "none")
-        advice = f"{name} is {{}} there, {here} here; install the same (constraints.txt), or use one image"
+        advice = f"{name} is {{}} there, {here} here; install the same version (constraints.txt), or use one image"
         severity: Severity = "error" if name in MUST_AGREE else "warning"
 
         def differing(node: NodeFacts, name: str = name, here: str = here) -> str:
@@ -145,7 +153,7 @@ def _versions(nodes: Sequence[NodeFacts], driver: Mapping[str, str]) -> list[Fin
 def _grouped(
     nodes: Iterable[NodeFacts], severity: Severity, told: Callable[[NodeFacts], str], text: str
 ) -> list[Finding]:
-    """Return one finding for all nodes that tell the same; told: what a node has to say, empty for nothing."""
+    """Return one finding per distinct text; told: returns a node's text, empty if it has no problem."""
     groups: dict[str, list[str]] = {}
     for node in nodes:
         if said := told(node):

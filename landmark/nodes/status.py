@@ -1,4 +1,4 @@
-"""What a cluster is at: its nodes' use, its jobs, and its runs and studies by the metrics that they tell."""
+"""Status of a cluster: utilization of its nodes, its jobs, and the metrics that runs and studies export."""
 
 import time
 from collections import defaultdict
@@ -18,20 +18,20 @@ LONGEST_COMMAND = 60
 
 @dataclass(kw_only=True)
 class RunState:
-    """What the ranks of a run, or of a study's trial, tell together."""
+    """Metrics of a run or trial, aggregated over its ranks."""
 
     run: str
     trial: str
     ranks: set[str] = field(default_factory=set)
     epoch: int = 0
     images_per_s: float = 0.0
-    """Of all ranks."""
+    """Sum over all ranks."""
     waiting: list[float] = field(default_factory=list)
-    """Share of the time that each rank waits for data."""
+    """Fraction of the time that each rank waits for data."""
 
 
 def runs_in(nodes: Iterable[NodeFacts]) -> list[RunState]:
-    """Return the runs and trials that train now, by name; one that ended tells 0 images a second."""
+    """Return the runs and trials that train now, by name; those that ended export 0 images per second."""
     found: dict[tuple[str, str], RunState] = {}
     for name, labels, value in _samples(nodes):
         if not name.startswith("ray_landmark_") or "rank" not in labels:
@@ -48,7 +48,7 @@ def runs_in(nodes: Iterable[NodeFacts]) -> list[RunState]:
 
 
 def studies_in(nodes: Iterable[NodeFacts]) -> dict[str, dict[str, int]]:
-    """Return how many trials are in each state, by study."""
+    """Return study -> state -> number of trials."""
     found: dict[str, dict[str, int]] = defaultdict(dict)
     for name, labels, value in _samples(nodes):
         if name == "ray_landmark_trials":
@@ -57,7 +57,7 @@ def studies_in(nodes: Iterable[NodeFacts]) -> dict[str, dict[str, int]]:
 
 
 def status_text(nodes: Sequence[NodeFacts], jobs: Sequence[Any]) -> str:
-    """Return the tables: nodes, jobs, studies, runs."""
+    """Return the tables of nodes, jobs, studies and runs as text."""
     parts = ["nodes", aligned([_NODE_HEAD, *(_node_row(node) for node in nodes)])]
     if jobs:
         parts += ["jobs", aligned([("job", "state", "time", "command"), *(_job_row(job) for job in jobs)])]

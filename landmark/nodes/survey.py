@@ -1,4 +1,4 @@
-"""A survey of a cluster: an actor on each node looks at its machine, all at the same time. Imports no torch, so that it is there soon."""
+"""Inspection of a cluster's nodes by one actor per node, in parallel. Does not import torch, so that actors start fast."""
 
 import contextlib
 import os
@@ -26,53 +26,53 @@ from landmark.storage import check_writable, locate
 
 CLOCK_READINGS = 3
 STORAGE_DEADLINE_S = "15"
-"""How long a node tries to reach the storage, in place of the minutes that work takes."""
+"""Seconds for which a node tries to reach the storage; training retries for minutes."""
 SHM = Path("/dev/shm")
 
 
 @dataclass(kw_only=True)
 class NodeFacts:
-    """What a node told of itself. Sizes are in bytes."""
+    """Facts that a node reports about itself. Sizes are in bytes."""
 
     address: str
     host: str
     head: bool
     alive: bool = True
     cpus: float = 0.0
-    """CPUs that Ray gives away there, whatever the machine has; gpus likewise."""
+    """CPUs that Ray schedules on the node, which may differ from the machine's; likewise for gpus."""
     gpus: float = 0.0
     memory: int = 0
     object_store: int = 0
     cpus_used: float = 0.0
     gpus_used: float = 0.0
     error: str | None = None
-    """Why it told no more."""
+    """Why the node did not report the remaining facts."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Of Python and packages, by name."""
+    """Versions of Python and packages, by name."""
     devices: list[str] = field(default_factory=list)
     """Names of the GPUs that torch can use."""
     shm: int = 0
-    """Size of the shared memory that the object store lies in."""
+    """Size of /dev/shm, which holds the object store."""
     disk_free: int = 0
-    """Room where Ray spills objects."""
+    """Free space on the disk to which Ray spills objects."""
     disk_total: int = 0
     memory_used: int = 0
     memory_total: int = 0
     store_free: int = 0
-    """Room in its object store now."""
+    """Free bytes in the object store."""
     clock_s: float = 0.0
-    """How far its clock is before this process's, seconds."""
+    """Seconds by which its clock is ahead of this process's."""
     storage: dict[str, str | None] = field(default_factory=dict)
-    """Why a URI cannot be used there, by URI; None where it can."""
+    """URI -> why the node cannot use it; None if it can."""
     metrics: str = ""
-    """What its exporter of metrics offers, as Prometheus reads it."""
+    """Output of its metrics exporter, in the Prometheus text format."""
 
 
 class Probe:
-    """Looks at the machine that it runs on."""
+    """Actor that inspects the machine that it runs on."""
 
     def look(self, read: str | None, write: str | None) -> dict[str, Any]:
-        """Return what `NodeFacts` has of a machine, reaching the dataset `read` and the folder `write` from there."""
+        """Return the values of `NodeFacts`; tries to read the dataset `read` and to write to the folder `write`."""
         session = Path(_global_node.get_session_dir_path()) if _global_node is not None else Path("/tmp")
         disk, memory = shutil.disk_usage(session), psutil.virtual_memory()
         return {
@@ -88,11 +88,11 @@ class Probe:
         }
 
     def clock(self) -> float:
-        """Return this machine's time, seconds since 1970."""
+        """Return this machine's unix time."""
         return time.time()
 
     def metrics(self, address: str, port: int) -> str:
-        """Return what this node's exporter of metrics offers; empty where there is none."""
+        """Return the output of this node's metrics exporter; empty if it does not answer."""
         host = f"[{address}]" if ":" in address else address
         try:
             with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=5) as answer:
@@ -104,10 +104,11 @@ class Probe:
 def survey(
     timeout_s: float, *, read: str | None = None, write: str | None = None, metrics: bool = False
 ) -> list[NodeFacts]:
-    """Return what each node of the connected cluster tells of itself, the head first, dead ones last.
+    """Return the facts of each node of the connected cluster: the head first, dead nodes last.
 
-    read: a packed dataset that each node tries to read; write: a folder that each tries to write to; both with the
-    credentials that are there. metrics: whether to ask each one's exporter. A node that does not answer within timeout_s says so.
+    read: a packed dataset that each node tries to read. write: a folder that each node tries to write to. Both use the
+    node's own credentials. metrics: whether to read each node's metrics exporter. A node that does not answer within
+    timeout_s has an error.
     """
     nodes = ray.nodes()
     free = ray._private.state.available_resources_per_node()
@@ -139,9 +140,9 @@ def survey(
 
 @contextlib.contextmanager
 def _probes(nodes: Sequence[dict[str, Any]], environment: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """Start a probe on each node, which takes nothing of what is given away there.
+    """Start a probe on each node; it reserves no resources.
 
-    Without an environment of its own it is a process that Ray keeps ready.
+    Without a runtime environment, Ray runs it in an idle worker process that it keeps ready.
     """
     probes = {}
     for node in nodes:
@@ -156,7 +157,7 @@ def _probes(nodes: Sequence[dict[str, Any]], environment: dict[str, Any] | None)
 
 
 def _known(node: dict[str, Any], free: dict[str, float]) -> NodeFacts:
-    """Return what Ray's own table has of a node."""
+    """Return the facts in Ray's node table."""
     resources = node["Resources"]
     cpus, gpus = float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
     return NodeFacts(
@@ -175,7 +176,7 @@ def _known(node: dict[str, Any], free: dict[str, float]) -> NodeFacts:
 
 
 def _clock_difference(probe: Any) -> float:
-    """Return how far a node's clock is before ours: of a few readings the one with the quickest answer."""
+    """Return the seconds by which a node's clock is ahead of ours, from the reading with the shortest round trip."""
     readings = []
     for _ in range(CLOCK_READINGS):
         before = time.time()
@@ -186,7 +187,7 @@ def _clock_difference(probe: Any) -> float:
 
 
 def _reached(read: str | None, write: str | None) -> dict[str, str | None]:
-    """Return, by URI, why the dataset cannot be read or the folder not be written to; None where it can."""
+    """Return URI -> why the dataset cannot be read or the folder cannot be written to; None if it can."""
     found: dict[str, str | None] = {}
     if read is not None:
         try:
@@ -204,7 +205,7 @@ def _reached(read: str | None, write: str | None) -> dict[str, str | None]:
 
 
 def _devices() -> list[str]:
-    """Return the names of the GPUs that torch can use here, asked by a process of its own: Ray hides them from this one."""
+    """Return the names of the GPUs that torch can use, from a separate process: Ray hides the GPUs from this one."""
     if shutil.which("nvidia-smi") is None:
         return []
     code = "import torch; print(*(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())), sep='\\n')"

@@ -1,4 +1,4 @@
-"""Recipes by name: YAML files beside this module, or a file of the user's own."""
+"""Built-in recipes by name (the YAML files in this package), and recipes in files of the user."""
 
 import importlib.resources
 from collections.abc import Mapping
@@ -9,15 +9,14 @@ from landmark.recipes.files import is_named_file, named_text
 
 
 def recipe_names() -> list[str]:
-    """Return the names of the recipes that come with the project."""
+    """Return the names of the built-in recipes."""
     return sorted(path.name.removesuffix(".yaml") for path in _files())
 
 
 def recipe_values(name: str) -> dict[str, Any]:
-    """Return what a recipe says, as nested keys; the rest has a recipe's defaults.
+    """Return the values of a recipe as nested keys. Other keys have the defaults of a recipe.
 
-    name: of a recipe that comes with the project, or a YAML file. Raises UserError for an unknown name, and for a key or
-    value that is none of a recipe's.
+    name: a built-in recipe, or a YAML file. Raises UserError for an unknown name, and for an invalid key or value.
     """
     source, text = _read(name)
     values = parse_mapping(text, source)
@@ -26,18 +25,18 @@ def recipe_values(name: str) -> dict[str, Any]:
 
 
 def recipe_text(name: str) -> str:
-    """Return the YAML text of a recipe by its name or file; raises UserError as `recipe_values` does."""
+    """Return the YAML text of a recipe by its name or file. Raises UserError like `recipe_values`."""
     recipe_values(name)
     return _read(name)[1]
 
 
 def load_recipe(name: str) -> Recipe:
-    """Return a recipe by its name or file; raises UserError as `recipe_values` does."""
+    """Return a recipe by its name or file. Raises UserError like `recipe_values`."""
     return from_mapping(Recipe, recipe_values(name), name)
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested keys, those of `over` before those of `base`."""
+    """Merge nested keys. Values of `over` replace values of `base`."""
     both = {**base, **over}
     for key in base.keys() & over.keys():
         if isinstance(base[key], Mapping) and isinstance(over[key], Mapping):
@@ -50,12 +49,10 @@ def _files() -> list[Any]:
 
 
 def _read(name: str) -> tuple[str, str]:
-    """Return where a recipe was found and its text."""
+    """Return the location and the text of a recipe."""
     for path in _files():
         if path.name == f"{name}.yaml":
             return f"landmark/recipes/{path.name}", path.read_text(encoding="utf-8")
     if is_named_file(name):
         return name, named_text(name, "recipe")
-    raise UserError(
-        f"recipe {name!r} is neither a file nor a recipe that comes with landmark; {nearest(name, recipe_names())}"
-    )
+    raise UserError(f"recipe {name!r} is neither a file nor a built-in recipe; {nearest(name, recipe_names())}")

@@ -1,1 +1,1 @@
-"""Reporting: plots, tables and the page of a run or a study."""
+"""Reporting: plots, tables and the HTML page of a run or a study."""

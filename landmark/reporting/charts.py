@@ -1,4 +1,4 @@
-"""Charts of an evaluation as SVG: the reliability diagram, results by band."""
+"""Charts of an evaluation as SVG: reliability diagram and metrics per class-frequency band."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -9,9 +9,9 @@ SOFT = "#5b6875"
 
 
 def reliability_svg(bins: pd.DataFrame) -> str:
-    """Draw how often answers are right beside how sure the model was of them, and how many answers were how sure.
+    """Draw accuracy against confidence, and the number of predictions per confidence bin.
 
-    bins: low, high, rows, confidence, accuracy; shares, confidence and accuracy NaN in a bin without rows.
+    bins: low, high, rows, confidence, accuracy. The last two are fractions, NaN in a bin without rows.
     """
     figure = Figure(figsize=(9, 4.4), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -25,11 +25,13 @@ def reliability_svg(bins: pd.DataFrame) -> str:
         color=ACCENT,
         alpha=0.35,
         edgecolor=ACCENT,
-        label="answers of this confidence",
+        label="accuracy in this bin",
     )
-    left.plot(known["confidence"], known["accuracy"], "o", color=ACCENT, markersize=4, label="their mean confidence")
-    left.plot([0, 1], [0, 1], color=SOFT, linestyle=(0, (4, 3)), linewidth=1.2, label="as sure as right")
-    left.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="share that is right")
+    left.plot(
+        known["confidence"], known["accuracy"], "o", color=ACCENT, markersize=4, label="mean confidence in this bin"
+    )
+    left.plot([0, 1], [0, 1], color=SOFT, linestyle=(0, (4, 3)), linewidth=1.2, label="perfect calibration")
+    left.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
     left.legend(frameon=False, fontsize=9, loc="upper left")
     right.bar(
         bins["low"],
@@ -47,9 +49,9 @@ def reliability_svg(bins: pd.DataFrame) -> str:
 
 
 def bands_svg(bands: pd.DataFrame, overall: float) -> str:
-    """Draw top-1 and macro recall of each band of class sizes; `overall`: top-1 of all images.
+    """Draw top-1 and macro recall per band of class sizes. `overall`: top-1 of all images.
 
-    bands: band, classes, top1, macro_recall; shares, NaN in a band without images.
+    bands: band, classes, top1, macro_recall. The last two are fractions, NaN in a band without images.
     """
     figure = Figure(figsize=(9, 0.9 + 0.75 * len(bands)), dpi=100, layout="constrained")
     axes = figure.subplots()
@@ -58,7 +60,7 @@ def bands_svg(bands: pd.DataFrame, overall: float) -> str:
         places = [place + offset for place in range(len(bands))]
         bars = axes.barh(places, bands[name].fillna(0), height=0.34, color=color, alpha=alpha, label=label)
         axes.bar_label(bars, [f"{v:.1%}" if v == v else "–" for v in bands[name]], padding=3, fontsize=9, color=INK)
-    axes.axvline(overall, color=SOFT, linestyle=(0, (4, 3)), linewidth=1.2, label=f"top-1 of all: {overall:.1%}")
+    axes.axvline(overall, color=SOFT, linestyle=(0, (4, 3)), linewidth=1.2, label=f"overall top-1: {overall:.1%}")
     labels = [f"{band} ({classes:,} classes)" for band, classes in zip(bands["band"], bands["classes"], strict=True)]
     axes.set_yticks(range(len(bands)), labels)
     axes.invert_yaxis()

@@ -1,4 +1,4 @@
-"""Classes for the page: the confusion matrix's data, all classes compressed, the best and the worst."""
+"""Class data for the page: confusion matrix, compressed table of all classes, best and worst classes."""
 
 import base64
 import gzip
@@ -12,20 +12,21 @@ from landmark.reporting.evaluation import Evaluated
 from landmark.reporting.similarity import clustered_order
 
 MOST_CLASSES = 400
-"""A matrix of more classes shows a choice of them."""
+"""If there are more classes, the matrix shows a subset."""
 CHOSEN_CLASSES = 200
 CLASSES_BYTES = 1_600_000
-"""Room that the page gives to its table of classes, compressed and in base64."""
+"""Maximum size of the page's class table, compressed and base64-encoded."""
 EXTREMES = 10
 
 
 def matrix_data(evaluated: Evaluated) -> dict[str, Any]:
-    """Return what the page's confusion matrix needs.
+    """Return the data of the page's confusion matrix.
 
-    Of more than 400 classes the 200 with the most wrong answers. names, sizes (images of the split), train (training
-    images), recall (None where there is no image), cells (flat: row, column, count; rows are true classes), support
-    (all answers a row, those outside of what is shown, too), clustered (the order in which classes that are confused stand
-    together), of (classes in all).
+    If there are more than 400 classes, the 200 with the most errors are shown. Keys:
+    names; sizes (images in the split); train (training images); recall (None if the class has no image);
+    cells (flat: row, column, count; rows are true classes); support (predictions per row, including those for classes
+    that are not shown); clustered (order that places classes confused with each other side by side);
+    of (total number of classes).
     """
     classes, cells = evaluated.classes, evaluated.confusion[evaluated.confusion["true"] >= 0]
     true, predicted, count = (cells[name].to_numpy(np.int64) for name in ("true", "predicted", "count"))
@@ -53,9 +54,10 @@ def matrix_data(evaluated: Evaluated) -> dict[str, Any]:
 
 
 def class_columns(evaluated: Evaluated, limit: int = CLASSES_BYTES) -> dict[str, Any]:
-    """Return the classes for the page's searchable table: as many as `limit` bytes hold, those that occur first.
+    """Return the classes for the page's searchable table: as many as fit into `limit` bytes, occurring classes first.
 
-    data: gzip in base64 of JSON columns label, name, train, images, recall, precision; shown and of: classes.
+    data: base64 of gzipped JSON with the columns label, name, train, images, recall, precision. shown and of: numbers
+    of classes.
     """
     classes = evaluated.classes
     order = classes.assign(occurs=classes["images"] > 0).sort_values(
@@ -80,7 +82,7 @@ def class_columns(evaluated: Evaluated, limit: int = CLASSES_BYTES) -> dict[str,
 
 
 def extremes(evaluated: Evaluated) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the best and the worst classes that occur, by recall; of equal ones those with the most images."""
+    """Return the best and the worst occurring classes by recall. Ties are ordered by number of images, descending."""
     occurring = evaluated.classes[evaluated.classes["images"] > 0]
     columns = ["name", "recall", "precision", "images", "train_images"]
     best = occurring.sort_values(["recall", "images"], ascending=[False, False], kind="stable")
@@ -93,5 +95,5 @@ def extremes(evaluated: Evaluated) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def rounded(values: pd.Series) -> list[float | None]:
-    """Return shares with four digits, None for NaN."""
+    """Return fractions rounded to four digits, None for NaN."""
     return [None if pd.isna(value) else round(float(value), 4) for value in values]

@@ -1,4 +1,4 @@
-"""Sections of the page about a cleaned dataset: what was dropped or relabelled, why, and examples of each reason."""
+"""Page sections for a cleaned dataset: dropped and relabeled images, reasons, and examples per reason."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from landmark.storage import Location, locate, scheme_of
 AGAIN = "clean the dataset again"
 REASONS = {
     "unreadable": "unreadable",
-    "degenerate": "nothing to see",
+    "degenerate": "degenerate image",
     "exact_duplicate": "exact duplicate",
     "near_duplicate": "near-duplicate",
-    "label_noise": "wrong label",
-    "distractor": "no landmark",
-    "small_class": "class left too small",
+    "label_noise": "label error",
+    "distractor": "distractor",
+    "small_class": "class too small",
 }
 AUDIT = ("split", "image_id", "label", "reason", "action", "score", "threshold", "other_image_id", "new_label")
 EXAMPLES = (
@@ -32,20 +32,22 @@ EXAMPLES = (
     "other_thumbnail",
 )
 STRONGEST = 8
-"""Rows of each reason in the page's table."""
+"""Rows per reason in the page's table."""
 PHOTOGRAPH_BYTES = 900_000
 
 
 def cleaned_dataset(run: Location, dataset: str, named: str | None) -> Location | None:
-    """Return the folder of the cleaned dataset that a run's page tells of, None where there is none.
+    """Return the folder of the cleaned dataset to show on a run's page, or None.
 
-    named: the user's choice, which raises UserError where it is no cleaned dataset. Else it is the run's own dataset if it
-    lies on the same storage as the run: a report of a local run waits for no bucket.
+    named: the user's choice. Raises UserError if it is not a cleaned dataset. If it is None, the run's own dataset is
+    used if it is on the same storage as the run, so that the report of a local run never waits for a bucket.
     """
     if named is not None:
         place = locate(named)
         if not (place / "clean.json").exists():
-            raise UserError(f"{place}: no clean.json, so it is no cleaned dataset; give the output of `landmark clean`")
+            raise UserError(
+                f"{place}: not a cleaned dataset (clean.json is missing); specify an output folder of `landmark clean`"
+            )
         return place
     if not dataset or scheme_of(dataset) != scheme_of(run.uri):
         return None
@@ -54,10 +56,13 @@ def cleaned_dataset(run: Location, dataset: str, named: str | None) -> Location 
 
 
 def cleaning_sections(folder: Location, output: Location) -> list[Section]:
-    """Return the sections of a cleaned dataset, and write their table beside the page; raises UserError for damage."""
+    """Return the sections of a cleaned dataset and write their table next to the page.
+
+    Raises UserError if a file is corrupt.
+    """
     values = read_json(folder / "clean.json")
     if missing := [key for key in ("rows_before", "rows_after", "by_reason") if key not in values]:
-        raise UserError(f"{folder / 'clean.json'}: no {', '.join(missing)}; {AGAIN}")
+        raise UserError(f"{folder / 'clean.json'}: missing {', '.join(missing)}; {AGAIN}")
     for key in ("rows_before", "rows_after"):
         require_numbers(folder / "clean.json", values[key], list(values[key]), AGAIN)
     names = _names(folder, values)
@@ -92,8 +97,8 @@ def _overview(values: dict[str, Any], output: Location) -> Section:
     source = f" Features: {values['embeddings']}." if values.get("embeddings") else ""
     return Section(
         title="Cleaning",
-        text=f"{before - after:,} of {before:,} images ({(before - after) / max(before, 1):.1%}) were left out and "
-        f"{int(reasons['relabelled'].sum()):,} relabelled; nothing was deleted.{source}",
+        text=f"{before - after:,} of {before:,} images ({(before - after) / max(before, 1):.1%}) were dropped and "
+        f"{int(reasons['relabelled'].sum()):,} relabeled. The original dataset is unchanged.{source}",
         table=html_table(reasons),
         more=[
             ("Images by split", html_table(splits)),
@@ -104,7 +109,7 @@ def _overview(values: dict[str, Any], output: Location) -> Section:
 
 def _audit(place: Location, names: list[str]) -> Section:
     audit = read_parquet(place, AUDIT, AGAIN).to_pandas()
-    # Scores of some reasons are the worse the smaller they are: the farthest beyond the threshold is the strongest.
+    # For some reasons a lower score is worse, so rank by distance from the threshold.
     beyond = audit.assign(beyond=(audit["score"] - audit["threshold"]).abs().fillna(0))
     top = beyond.sort_values("beyond", ascending=False, kind="stable").groupby("reason", sort=False).head(STRONGEST)
     order = {reason: number for number, reason in enumerate(REASONS)}
@@ -112,7 +117,7 @@ def _audit(place: Location, names: list[str]) -> Section:
     shown = pd.DataFrame(
         {
             "reason": [REASONS.get(reason, reason) for reason in top["reason"]],
-            "what was done": [
+            "action": [
                 f"relabelled {_name(names, new)}" if action == "relabel" else "dropped"
                 for action, new in zip(top["action"], top["new_label"], strict=True)
             ],
@@ -126,7 +131,7 @@ def _audit(place: Location, names: list[str]) -> Section:
     )
     return Section(
         title="Audit",
-        text=f"The strongest {STRONGEST} of each reason; all {len(audit):,} are in {place}.",
+        text=f"Up to {STRONGEST} rows per reason, farthest from the threshold first. All {len(audit):,} rows are in {place}.",
         table=html_table(shown),
     )
 
@@ -146,10 +151,10 @@ def _examples(place: Location, names: list[str]) -> list[Section]:
         pictures = [picture] if row["thumbnail"] else []
         if row["other_thumbnail"]:
             other = _name(names, row["other_label"])
-            alt = f"Its counterpart {row['other_image_id']} of {other}"
+            alt = f"Counterpart {row['other_image_id']} of {other}"
             pictures.append(Picture(data=row["other_thumbnail"], alt=alt, caption=other, mark="counterpart"))
         by_reason.setdefault(row["reason"], []).append(Gallery(title="", pictures=pictures))
-    # A turn for each reason after the other, so that the budget leaves out the weakest of all.
+    # Alternate between reasons, so that the size limit omits the weakest examples of all reasons.
     turns = [
         (turn, reason, row) for reason, found in by_reason.items() for turn, row in enumerate(found) if row.pictures
     ]
@@ -163,12 +168,12 @@ def _examples(place: Location, names: list[str]) -> list[Section]:
     ]
     if not galleries:
         return []
-    text = "The strongest of each reason." + (f" {left_out} photographs are left out." if left_out else "")
+    text = "The clearest examples per reason." + (f" {left_out} photographs are omitted." if left_out else "")
     return [Section(title="What was found", text=text, galleries=galleries)]
 
 
 def _names(folder: Location, values: dict[str, Any]) -> list[str]:
-    """Return the names of the classes by the labels that the audit knows: those of the dataset that was cleaned."""
+    """Return the class names by label. The audit uses the labels of the dataset that was cleaned."""
     for place in (locate(str(values.get("dataset") or folder)), folder):
         if (place / "labels.parquet").exists():
             return read_parquet(place / "labels.parquet", ("name",), AGAIN)["name"].to_pylist()

@@ -1,4 +1,4 @@
-"""The deck that this project began with: its summary table, and a study's trials beside it."""
+"""The project's reference study (the original slide deck): its summary table next to a study's trials."""
 
 import pandas as pd
 
@@ -6,9 +6,9 @@ from landmark.config import UserError
 from landmark.reporting.tables import FAILED, NOT_STARTED, StudyTables
 
 SMALL = "small"
-"""The deck's name for the study's own dataset: the subset of 100 classes."""
+"""The reference study's name for its default dataset: the subset of 100 classes."""
 COLUMNS = ("val_top1", "test_top1", "test_top5", "test_top10")
-"""What the deck tells of a model; the test split's shares are missing for its first one."""
+"""Metrics that the reference study reports per model. Its first model has no test metrics."""
 ROWS: tuple[tuple[str, str, int, str, float | None, float | None, float | None, float | None], ...] = (
     ("resnet50", "sgd", 10, "large", 16.8, None, None, None),
     ("resnet50", "sgd", 10, SMALL, 17.8, 16.34, 33.45, 45.40),
@@ -23,19 +23,19 @@ ROWS: tuple[tuple[str, str, int, str, float | None, float | None, float | None, 
     ("resnet101", "sgd", 30, "cleaned", 29.6, 27.30, 54.19, 66.20),
     ("resnet101", "sgd", 100, "cleaned", 35.1, 33.86, 60.98, 74.17),
 )
-"""Network, optimizer, epochs asked for, dataset, then COLUMNS in percent, as the deck tables them."""
+"""Backbone, optimizer, number of epochs, dataset, then COLUMNS in percent, in the order of the reference table."""
 BASELINES = {"majority": (None, 4.73, 15.10, 23.73), "random": (None, 1.01, None, None)}
-"""Trivial baselines of the deck on 100 classes, COLUMNS in percent."""
+"""Trivial baselines of the reference study on 100 classes, COLUMNS in percent."""
 KEY = ["model", "optimizer", "epochs", "data"]
 
 
 def deck_summary(study: StudyTables) -> pd.DataFrame:
-    """Return the deck's summary with a study's numbers beside it, row for row, then the baselines.
+    """Return the reference summary with a study's metrics next to it, followed by the baselines.
 
-    Columns: model, optimizer, epochs, data; for each of COLUMNS `deck_…` and `ours_…`, shares, NaN where the deck or the
-    study has none; trial, None where no trial of the study is the row's counterpart. That is the trial of the same
-    network, optimizer, epochs asked for and dataset (by the names `large` and `cleaned`; the study's own is `small`),
-    and of several the best. Raises UserError where the study has no counterpart at all.
+    Columns: model, optimizer, epochs, data; `deck_…` and `ours_…` for each of COLUMNS (fractions, NaN if missing);
+    trial (None if the study has no matching trial). A trial matches if backbone, optimizer, number of epochs and
+    dataset are equal. Datasets are named `large` and `cleaned`; the study's own dataset is `small`. If several trials
+    match, the best one is used. Raises UserError if no trial matches.
     """
     ours = _trials(study)
     rows = pd.DataFrame(
@@ -45,7 +45,7 @@ def deck_summary(study: StudyTables) -> pd.DataFrame:
     table = rows.merge(ours, on=KEY, how="left")
     if not table["trial"].notna().any():
         raise UserError(
-            f"study {study.summary['name']}: none of its trials is one of the deck's twelve (network, optimizer, epochs, "
+            f"study {study.summary['name']}: no trial matches the deck's twelve models (backbone, optimizer, epochs, "
             "dataset); run `landmark tune --space deck`"
         )
     known = study.summary.get("baselines") or {}
@@ -62,7 +62,7 @@ def deck_summary(study: StudyTables) -> pd.DataFrame:
 
 
 def deck_text(table: pd.DataFrame) -> str:
-    """Return the summary for reading: percentages, the deck's beside ours, - where one has none."""
+    """Return the summary as text: percentages, reference next to study, `-` if missing."""
     header = {name: name.replace("_", " ").replace("top", "top-") for name in COLUMNS}
     shown = {key: ["" if pd.isna(value) else str(value) for value in table[key]] for key in KEY}
     for name in COLUMNS:
@@ -70,14 +70,14 @@ def deck_text(table: pd.DataFrame) -> str:
             values = ["-" if pd.isna(value) else f"{value:.2%}" for value in table[f"{who}_{name}"]]
             shown[f"{header[name]} {who}"] = values
     found, rows = int(table["trial"].notna().sum()), len(ROWS)
-    return f"{pd.DataFrame(shown).to_string(index=False)}\n{found} of the deck's {rows} models are in this study"
+    return f"{pd.DataFrame(shown).to_string(index=False)}\nThis study contains {found} of the deck's {rows} models."
 
 
 def _trials(study: StudyTables) -> pd.DataFrame:
-    """Return the study's trials as the deck's rows are named, the best of each."""
+    """Return the study's trials with the column names of the reference table, only the best trial per model."""
     board = study.board[~study.board["status"].isin((FAILED, NOT_STARTED))]
     if missing := [name for name in ("model.backbone", "optimizer.name", "epochs") if name not in board]:
-        raise UserError(f"study {study.summary['name']}: its leaderboard has no column {', '.join(missing)}")
+        raise UserError(f"study {study.summary['name']}: the leaderboard is missing the column {', '.join(missing)}")
     named = pd.Series(SMALL, index=board.index) if "dataset" not in board else board["dataset"].fillna(SMALL)
     trials = pd.DataFrame(
         {

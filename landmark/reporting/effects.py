@@ -1,4 +1,4 @@
-"""What each searched parameter did to a study's metric: which trials compare, groups by value, variance explained."""
+"""Effect of each searched parameter on a study's metric: comparable trials, groups by value, explained variance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,32 +9,32 @@ import pandas as pd
 from landmark.reporting.tables import FINISHED, StudyTables
 
 FEW_VALUES = 6
-"""Numbers of at most so many distinct values are groups by value."""
+"""Numeric parameters with at most this many distinct values are grouped by value."""
 BINS = 5
-"""Groups that a continuous parameter is cut into, of equally many trials."""
+"""Number of quantile groups of a continuous parameter."""
 LEAST_TRIALS = 4
-"""Trials without which no share of variance is given."""
+"""Minimum number of trials for a fraction of explained variance."""
 UNSET, OWN_DATASET = "none", "the study's"
-"""What a parameter is called in a trial that has no value for it, and a dataset that is not named."""
+"""Labels for a parameter without a value in a trial, and for an unnamed dataset."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Comparable:
-    """The trials whose results compare, and their results."""
+    """Trials with comparable results."""
 
     trials: pd.DataFrame
-    """Their rows of the leaderboard, the metric's column replaced by what they are compared by."""
+    """Leaderboard rows. The metric column contains the values to compare."""
     keys: list[str]
-    """Searched keys that differ between them and can be judged."""
+    """Searched keys that differ between the trials and can be compared."""
     epoch: int | None
-    """Epoch up to which they are compared; None: their last."""
+    """Epoch at which the trials are compared. None: their last."""
     told: str
-    """Which trials these are, in a sentence or two."""
+    """Describes the selection of the trials in one or two sentences."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Group:
-    """Trials that share a parameter's value or range of values."""
+    """Trials with the same value, or the same range of values, of a parameter."""
 
     label: str
     values: np.ndarray
@@ -48,19 +48,19 @@ class Group:
 
 @dataclass(kw_only=True, frozen=True)
 class Effect:
-    """One parameter beside the metric."""
+    """Effect of one parameter on the metric."""
 
     key: str
     x: np.ndarray | None
-    """The parameter, float (trials,), where it is continuous; None where it has few values."""
+    """The parameter, float (trials,). None if the parameter has few values."""
     y: np.ndarray
     """The metric, float (trials,)."""
     groups: list[Group]
-    """The trials by value in order, or by quantile of a continuous parameter from low to high."""
+    """The trials by value, or by quantile of a continuous parameter in ascending order."""
 
     @property
     def explained(self) -> float:
-        """Share of the metric's variance that lies between the groups (eta squared), NaN where it says nothing."""
+        """Fraction of the metric's variance between the groups (eta squared), NaN if undefined."""
         total = float(((self.y - self.y.mean()) ** 2).sum()) if len(self.y) else 0.0
         if len(self.y) < LEAST_TRIALS or not 1 < len(self.groups) < len(self.y) or total == 0:
             return float("nan")
@@ -69,22 +69,22 @@ class Effect:
 
     @property
     def by_chance(self) -> float:
-        """What `explained` would be on average if the parameter did nothing: (groups - 1) / (trials - 1)."""
+        """Expected value of `explained` for a parameter without effect: (groups - 1) / (trials - 1)."""
         return (len(self.groups) - 1) / (len(self.y) - 1) if len(self.y) > 1 else float("nan")
 
 
 def comparable_trials(study: StudyTables) -> Comparable:
-    """Return the trials that came equally far.
+    """Return the trials that can be compared fairly.
 
-    Where at least half of the trials with a result finished, it is these, by the best of their epochs. Else most were
-    stopped early, and what is left is a choice of the good ones: all trials are then compared at one epoch, the last
-    that half of them reached, by their best up to there; `epochs` is not judged there.
+    If at least half of the trials with a result finished, those are compared by their best epoch. Otherwise most trials
+    were stopped early and the finished ones are a biased selection. All trials are then compared at one epoch: the last
+    that half of them reached, by their best value until then. `epochs` is not analyzed in that case.
     """
     metric, board = study.metric, study.results
     finished = board[board["status"] == FINISHED]
-    left = f"{len(study.board) - len(finished)} others are left out."
+    left = f"{len(study.board) - len(finished)} others are excluded."
     if 2 * len(finished) >= len(board):
-        told = f"Counted are the {len(finished)} trials that ran all of their epochs; {left}"
+        told = f"Based on the {len(finished)} trials that ran all of their epochs; {left}"
         return Comparable(trials=finished, keys=_varied(finished, study.keys), epoch=None, told=told)
     reached = study.history.groupby("trial")["epoch"].max().reindex(board["trial"]).fillna(0)
     epoch = int(reached.sort_values(ascending=False).iloc[(len(board) - 1) // 2])
@@ -94,24 +94,24 @@ def comparable_trials(study: StudyTables) -> Comparable:
     counted = board[board["trial"].isin(far)]
     counted = counted.assign(**{metric: counted["trial"].map(at_epoch)})
     told = (
-        f"Most trials were stopped early, so all are compared at epoch {epoch}, by their best up to there. Counted are "
-        f"the {len(counted)} trials that came so far; {len(study.board) - len(counted)} others are left out. "
-        "What learns fast looks better here than it may be in the end."
+        f"Most trials were stopped early, so trials are compared at epoch {epoch} by their best value until then. Based on "
+        f"the {len(counted)} trials that reached this epoch; {len(study.board) - len(counted)} others are excluded. "
+        "This comparison favors trials that learn fast."
     )
     keys = [key for key in study.keys if key != "epochs"]
     if "epochs" in _varied(counted, study.keys):
-        told += " Their number of epochs is not judged: at one epoch it says nothing."
+        told += " The number of epochs is not analyzed, because all trials are compared at the same epoch."
     return Comparable(trials=counted, keys=_varied(counted, keys), epoch=epoch, told=told)
 
 
 def effect_of(trials: pd.DataFrame, key: str, metric: str) -> Effect:
-    """Return what a parameter did to the metric: groups by value, or by quantile where it is continuous."""
+    """Return the effect of a parameter on the metric: groups by value, or by quantile if it is continuous."""
     if not is_continuous(trials[key]):
         return Effect(key=key, x=None, y=trials[metric].to_numpy(float), groups=_by_value(trials, key, metric))
     known = trials[trials[key].notna()]
     x, y = known[key].astype(float), known[metric].to_numpy(float)
     bins = max(2, min(BINS, len(x) // 3))
-    # Ranks of equal values are equal: no value stands in two bins.
+    # Equal values have equal ranks, so no value is split across two bins.
     place = np.minimum((x.rank().to_numpy() - 0.5) * bins / len(x), bins - 1).astype(int)
     groups = [
         Group(label=f"{shown_value(x[place == number].min())} … {shown_value(x[place == number].max())}", values=values)
@@ -122,9 +122,10 @@ def effect_of(trials: pd.DataFrame, key: str, metric: str) -> Effect:
 
 
 def importance(effects: Sequence[Effect], mode: str) -> pd.DataFrame:
-    """Return the parameters by the share of variance that each explains alone, the greatest first.
+    """Return the parameters sorted by the fraction of variance that each one explains on its own, largest first.
 
-    Columns: parameter, groups, trials, explained and by_chance (shares), best (the group of the best mean), best_mean.
+    Columns: parameter, groups, trials, explained and by_chance (fractions), best (the group with the best mean),
+    best_mean.
     """
     rows = []
     for effect in effects:
@@ -147,7 +148,7 @@ def importance(effects: Sequence[Effect], mode: str) -> pd.DataFrame:
 
 
 def is_continuous(values: pd.Series) -> bool:
-    """Return whether a parameter is a number that nearly every trial has another value of."""
+    """Return whether a parameter is numeric and has a different value in nearly every trial."""
     if not pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
         return False
     known = values.dropna()
@@ -155,7 +156,7 @@ def is_continuous(values: pd.Series) -> bool:
 
 
 def labels_of(values: pd.Series) -> tuple[pd.Series, list[str]]:
-    """Return each trial's value as text, and the texts in order: numbers by size, words by the alphabet, none last."""
+    """Return each trial's value as text, and the sorted texts: numbers by size, words alphabetically, none last."""
     known = values.dropna().drop_duplicates()
     numeric = pd.api.types.is_numeric_dtype(values)
     ordered = known.sort_values() if numeric else known.sort_values(key=lambda column: column.astype(str).str.lower())
@@ -166,7 +167,7 @@ def labels_of(values: pd.Series) -> tuple[pd.Series, list[str]]:
 
 
 def shown_value(value: object) -> str:
-    """Return a parameter's value for reading."""
+    """Return a parameter's value as text."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

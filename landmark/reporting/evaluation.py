@@ -1,4 +1,4 @@
-"""An evaluation as its folder has it: read, checked, and put into tables."""
+"""Read an evaluation folder, validate its files and convert them to tables."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ from landmark.reporting.tables import read_csv, read_json, read_parquet, require
 from landmark.storage import Location
 
 SPLITS = ("test", "val", "train")
-"""Splits whose evaluation is shown, the first there is."""
+"""Splits in order of preference. The first one that was evaluated is shown."""
 AGAIN = "evaluate the model again"
 EXAMPLE_COLUMNS = ("kind", "image_id", "label", "predicted", "score", "thumbnail")
 MEASURES = {
@@ -21,44 +21,44 @@ MEASURES = {
     "ece": "calibration error (ECE)",
     "rejection_auroc": "rejection (AUROC)",
 }
-"""Metrics besides the top-k shares, in words."""
+"""Display names of the metrics other than top-k accuracies."""
 NEEDED = ("rows", "classes", "top1", "macro_recall", "classes_present")
 DIFFERENCE = ("a", "b", "difference", "low", "high")
 
 
 @dataclass(kw_only=True)
 class Evaluated:
-    """An evaluation's folder, as far as it is there: tables that are not are empty."""
+    """Contents of an evaluation folder. Tables of missing files are empty."""
 
     folder: Location
     metrics: dict[str, Any]
     """metrics.json."""
     classes: pd.DataFrame
-    """A row a class: label, name, train_images, images, recall, precision, and band where it is known."""
+    """One row per class: label, name, train_images, images, recall, precision, and band if known."""
     confusion: pd.DataFrame
-    """Cells that are not zero: true, predicted, count."""
+    """Nonzero cells: true, predicted, count."""
     calibration: pd.DataFrame = field(default_factory=pd.DataFrame)
     bands: pd.DataFrame = field(default_factory=pd.DataFrame)
     examples: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """Example pictures: EXAMPLE_COLUMNS."""
+    """Example images: EXAMPLE_COLUMNS."""
     comparison: dict[str, Any] = field(default_factory=dict)
     """comparison.json."""
     compared_classes: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def names(self) -> list[str]:
-        """Names of the classes, by label."""
+        """Class names, by label."""
         return self.classes["name"].tolist()
 
     def name(self, label: int) -> str:
-        """Return a class's name, or what the label says where there is no such class."""
+        """Return a class name, or a description of the label if there is no such class."""
         if label < 0:
             return "no landmark"
         return str(self.classes["name"].iat[label]) if label < len(self.classes) else f"label {label}"
 
 
 def read_evaluation(run: Location) -> Evaluated | None:
-    """Read the evaluation of a run or study, None where there is none; raises UserError for a damaged file."""
+    """Read the evaluation of a run or study, None if there is none. Raises UserError if a file is corrupt."""
     folders = (run / f"evaluation-{split}" for split in SPLITS)
     folder = next((folder for folder in folders if (folder / "metrics.json").exists()), None)
     if folder is None:
@@ -89,7 +89,7 @@ def read_evaluation(run: Location) -> Evaluated | None:
 
 
 def measures_table(metrics: dict[str, Any]) -> pd.DataFrame:
-    """Return the metrics as a table: metric, model, its 95 % interval, then neighbours and baselines, where there are."""
+    """Return the metrics as a table: metric, model, its 95% interval, then k-NN and baselines if available."""
     shares = [key for key in metrics if key.startswith("top") and key[3:].isdigit()]
     keys = [*shares, *(key for key in MEASURES if metrics.get(key) is not None)]
     intervals = metrics.get("intervals") or {}
@@ -111,9 +111,9 @@ def measures_table(metrics: dict[str, Any]) -> pd.DataFrame:
 
 
 def confused_pairs(evaluated: Evaluated) -> pd.DataFrame:
-    """Return the wrong answers by pairs of classes, the most frequent first.
+    """Return the errors by pair of classes, the most frequent first.
 
-    Columns: true, predicted (labels), count, share (of the true class's images).
+    Columns: true, predicted (labels), count, share (fraction of the true class's images).
     """
     cells = evaluated.confusion
     support = cells.groupby("true")["count"].sum()
@@ -123,31 +123,31 @@ def confused_pairs(evaluated: Evaluated) -> pd.DataFrame:
 
 
 def _check_metrics(place: Location, metrics: dict[str, Any]) -> None:
-    """Raise UserError unless the metrics are what `landmark evaluate` writes."""
+    """Raise UserError if the metrics do not have the format that `landmark evaluate` writes."""
     require_numbers(place, metrics, [*NEEDED, *(key for key in MEASURES if metrics.get(key) is not None)], AGAIN)
     if "split" not in metrics:
-        raise UserError(f"{place}: no split; {AGAIN}")
+        raise UserError(f"{place}: missing split; {AGAIN}")
     for key, pair in (metrics.get("intervals") or {}).items():
         if not isinstance(pair, list) or len(pair) != 2:
             raise UserError(f"{place}: the interval of {key} is {pair!r}, expected two numbers; {AGAIN}")
         require_numbers(place, dict(zip(("low", "high"), pair, strict=True)), ("low", "high"), AGAIN)
     if not all(isinstance(band, dict) for band in metrics.get("bands") or []):
-        raise UserError(f"{place}: bands is no list of objects; {AGAIN}")
+        raise UserError(f"{place}: bands must be a list of objects; {AGAIN}")
     if metrics.get("loss") is not None:
         require_numbers(place, metrics, ("loss",), AGAIN)
     if (bootstrap := metrics.get("bootstrap")) is not None:
         if not isinstance(bootstrap, dict):
-            raise UserError(f"{place}: bootstrap is no object; {AGAIN}")
+            raise UserError(f"{place}: bootstrap must be an object; {AGAIN}")
         require_numbers(place, bootstrap, ("samples", *(key for key in ("groups",) if key in bootstrap)), AGAIN)
     near = metrics.get("neighbours")
     if near is not None:
         if not isinstance(near, dict) or not all(isinstance(band, dict) for band in near.get("bands") or []):
-            raise UserError(f"{place}: neighbours is no object of metrics; {AGAIN}")
+            raise UserError(f"{place}: neighbours must be an object of metrics; {AGAIN}")
         require_numbers(place, near, [key for key in ("top1", *MEASURES) if near.get(key) is not None], AGAIN)
 
 
 def _add_neighbours(bands: pd.DataFrame, theirs: list[dict[str, Any]] | None) -> None:
-    """Put what neighbours reached in each band beside the model's."""
+    """Add the k-NN metrics of each band next to the model's."""
     of_band = {band.get("band"): band for band in theirs or []}
     for name in ("top1", "macro_recall") if of_band else ():
         values = [of_band.get(band, {}).get(name) for band in bands["band"]]
@@ -156,10 +156,10 @@ def _add_neighbours(bands: pd.DataFrame, theirs: list[dict[str, Any]] | None) ->
 
 
 def _objects(place: Location, values: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """Return the objects of a key of a JSON file, none where there is no such key."""
+    """Return the objects of a key of a JSON file, or an empty list if the key is missing."""
     found = values.get(key) or {}
     if not isinstance(found, dict) or not all(isinstance(value, dict) for value in found.values()):
-        raise UserError(f"{place}: {key} is no object of objects; {AGAIN}")
+        raise UserError(f"{place}: {key} must be an object of objects; {AGAIN}")
     return list(found.values())
 
 
@@ -174,7 +174,7 @@ def _classes(folder: Location) -> pd.DataFrame:
     else:
         return pd.DataFrame(columns=list(columns))
     if not np.array_equal(table["label"].to_numpy(), np.arange(len(table))):
-        raise UserError(f"{place}: its labels are not 0, 1, 2, … in order; {AGAIN}")
+        raise UserError(f"{place}: labels must be 0, 1, 2, … in order; {AGAIN}")
     table["name"] = table["name"].fillna("").astype(str)
     return table
 
@@ -185,7 +185,7 @@ def _confusion(folder: Location) -> pd.DataFrame:
         return pd.DataFrame(columns=list(columns), dtype=np.int64)
     table = _table(place, columns)[list(columns)]
     if len(table) and not all(pd.api.types.is_integer_dtype(table[column]) for column in columns):
-        raise UserError(f"{place}: expected whole numbers in {', '.join(columns)}; {AGAIN}")
+        raise UserError(f"{place}: expected integers in {', '.join(columns)}; {AGAIN}")
     return table
 
 

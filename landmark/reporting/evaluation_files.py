@@ -1,4 +1,4 @@
-"""An evaluation as files: metrics, tables of classes, confusion and calibration, the predictions, and pictures to look at."""
+"""Write an evaluation's files: metrics, per-class tables, confusion, calibration, predictions and example images."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def write_evaluation_files(
     names: Sequence[str],
     train_counts: np.ndarray,
 ) -> None:
-    """Write an evaluation's tables into a folder; metrics.json comes last."""
+    """Write an evaluation's tables into a folder. metrics.json is written last."""
     bands = pa.array([BANDS[band] for band in class_bands(train_counts).tolist()])
     classes = tally.per_class(names, train_counts).append_column("band", bands)
     write_csv(folder / "per_class.csv", classes)
@@ -45,7 +45,7 @@ def write_evaluation_files(
 
 
 def calibration_table(predictions: Predictions) -> pa.Table:
-    """Return the bins of the confidence: low, high, rows, confidence and accuracy (null in an empty bin)."""
+    """Return the confidence bins: low, high, rows, confidence and accuracy (null in an empty bin)."""
     found = calibration_of(predictions)
     columns = {name: getattr(found, name) for name in ("low", "high", "rows", "confidence", "accuracy")}
     return pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()})
@@ -54,7 +54,7 @@ def calibration_table(predictions: Predictions) -> pa.Table:
 def write_examples(
     folder: Location, predictions: Predictions, tally: Tally, dataset: PackedDataset, split: str
 ) -> None:
-    """Write the images worth looking at, small: kind, image_id, label, predicted, score, thumbnail (JPEG)."""
+    """Write thumbnails of notable images: kind, image_id, label, predicted, score, thumbnail (JPEG)."""
     chosen = choose_examples(predictions, tally)
     shown = predictions.take(chosen.rows)
     places = np.full(len(shown), SPLITS.index(split))
@@ -73,7 +73,7 @@ def write_examples(
 
 
 def write_comparison(folder: Location, comparison: Comparison, names: Sequence[str], models: tuple[str, str]) -> None:
-    """Write two models' comparison: comparison.json, comparison.parquet (images), comparison_classes.csv."""
+    """Write the comparison of two models: comparison.json, comparison.parquet (images), comparison_classes.csv."""
     write_table(folder / "comparison.parquet", comparison.table)
     label, right_a, right_b = (
         comparison.table[name].to_numpy(zero_copy_only=False) for name in ("label", "right_a", "right_b")

@@ -1,4 +1,4 @@
-"""Sections of the page about an evaluation: results, bands, calibration, where the model errs, its classes."""
+"""Page sections for an evaluation: results, bands, calibration, errors and classes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +15,9 @@ from landmark.reporting.tables import write_table
 from landmark.storage import Location
 
 PHOTOGRAPH_BYTES = 900_000
-"""Room that the page gives to the photographs of a section."""
+"""Maximum size of a section's photographs, bytes."""
 LISTED_PAIRS = 10_000
-"""Pairs in the table beside the page: of many classes nearly every wrong answer is a pair of its own."""
+"""Maximum rows of the table next to the page. With many classes nearly every error is a pair of its own."""
 SHOWN_PAIRS = 24
 PICTURES_OF_A_PAIR = 2
 SHOWN_MISTAKES = 48
@@ -25,7 +25,7 @@ PERCENT = ("model", "majority baseline", "random baseline", "neighbours")
 
 
 def evaluation_groups(evaluated: Evaluated, output: Location) -> list[Group]:
-    """Return the page's groups about an evaluation, and write their tables beside the page."""
+    """Return the page's groups for an evaluation and write their tables next to the page."""
     return [
         Group(
             title="Results",
@@ -52,12 +52,12 @@ def _measures(evaluated: Evaluated, output: Location) -> Section:
     speed = metrics.get("inference") or {}
     text = (
         f"{metrics['rows']:,} images of {metrics['classes_present']:,} classes"
-        + (f", and {nothing:,} without a landmark" if nothing else "")
-        + (f"; loss {metrics['loss']:.3f}." if metrics.get("loss") is not None else ".")  # k-NN has none
+        + (f", plus {nothing:,} images without a landmark" if nothing else "")
+        + (f"; loss {metrics['loss']:.3f}." if metrics.get("loss") is not None else ".")  # k-NN has no loss
     )
     if bootstrap := metrics.get("bootstrap"):
-        resampled = f", which sample {bootstrap['groups']:,} complete groups" if "groups" in bootstrap else ""
-        text += f" Intervals are of {bootstrap['samples']:,} bootstrap replicates{resampled}."
+        resampled = f" that sample {bootstrap['groups']:,} complete groups" if "groups" in bootstrap else ""
+        text += f" Intervals: {bootstrap['samples']:,} bootstrap replicates{resampled}."
     if "images_per_s" in speed:
         text += f" Inference: {speed['images_per_s']:,.0f} images/s on {speed.get('device', 'an unknown device')}."
     return Section(
@@ -70,7 +70,7 @@ def _bands(evaluated: Evaluated, output: Location) -> list[Section]:
     if not len(bands):
         return []
     write_table(output, "bands", bands)
-    names = {"least_train_images": "fewest training images", "most_train_images": "most training images"}
+    names = {"least_train_images": "minimum training images", "most_train_images": "maximum training images"}
     shares = [name for name in map(str, bands) if name.endswith("macro_recall") or "top" in name]
     names |= {name: name.replace("_", " ") for name in shares}
     shown = bands.rename(columns=names)
@@ -78,9 +78,9 @@ def _bands(evaluated: Evaluated, output: Location) -> list[Section]:
     return [
         Section(
             title="By class frequency",
-            text="Classes in bands by their number of training images, from the most frequent to the rarest.",
+            text="Classes in bands by number of training images, from the most frequent to the rarest.",
             chart=bands_svg(bands, evaluated.metrics["top1"]),
-            alt=f"Bars of top-1 and macro recall by band of class frequency. Top-1 of {told}.",
+            alt=f"Bar chart of top-1 and macro recall per class-frequency band. Top-1 per band: {told}.",
             table=html_table(shown, [name.replace("_", " ") for name in shares]),
         )
     ]
@@ -95,15 +95,17 @@ def _calibration(evaluated: Evaluated, output: Location) -> list[Section]:
     sure = (bins["confidence"].fillna(0) * bins["rows"]).sum() / max(rows, 1)
     right = (bins["accuracy"].fillna(0) * bins["rows"]).sum() / max(rows, 1)
     ece = evaluated.metrics.get("ece")
-    gap = "surer than it is right" if sure > right else "less sure than it is right"
+    gap = "overconfident" if sure > right else "underconfident"
     error = f" The expected calibration error is {ece:.2%}." if ece is not None else ""
-    text = f"The model is {gap}: its mean confidence is {sure:.1%}, and {right:.1%} of its answers are right.{error}"
+    text = (
+        f"The model is {gap}: its mean confidence is {sure:.1%}, and {right:.1%} of its predictions are correct.{error}"
+    )
     return [
         Section(
             title="Calibration",
             text=text,
             chart=reliability_svg(bins),
-            alt=f"Reliability diagram in {len(bins)} bins of confidence, and the number of answers in each. {text}",
+            alt=f"Reliability diagram in {len(bins)} bins of confidence, and the number of predictions per bin. {text}",
         )
     ]
 
@@ -116,8 +118,8 @@ def _comparison(evaluated: Evaluated, output: Location) -> list[Section]:
     a, b = found.get("a", "A"), found.get("b", "B")
     answers = pd.DataFrame(
         [
-            {"model": "A is right", "B is right": counts["both_right"], "B is wrong": counts["only_a"]},
-            {"model": "A is wrong", "B is right": counts["only_b"], "B is wrong": counts["both_wrong"]},
+            {"model": "A correct", "B correct": counts["both_right"], "B incorrect": counts["only_a"]},
+            {"model": "A incorrect", "B correct": counts["only_b"], "B incorrect": counts["both_wrong"]},
         ]
     )
     differences = pd.DataFrame(
@@ -134,11 +136,12 @@ def _comparison(evaluated: Evaluated, output: Location) -> list[Section]:
     )
     write_table(output, "comparison", differences)
     p = found.get("mcnemar_p")
-    chance = (
-        "" if p is None else f" If both were equally good, a difference as large had probability {p:.3g} (McNemar)."
-    )
-    more = [("Answers to the same images", html_table(answers))]
-    for side, title in (("only_a", "Classes that A alone gets right most often"), ("only_b", "… and B alone")):
+    chance = "" if p is None else f" McNemar's test: p = {p:.3g}."
+    more = [("Predictions for the same images", html_table(answers))]
+    for side, title in (
+        ("only_a", "Classes that only A classifies correctly most often"),
+        ("only_b", "Classes that only B classifies correctly most often"),
+    ):
         classes = evaluated.compared_classes
         if len(classes) and (classes[side] > 0).any():
             top = classes[classes[side] > 0].sort_values(side, ascending=False, kind="stable").head(10)
@@ -158,12 +161,12 @@ def _matrix(evaluated: Evaluated) -> list[Section]:
     if not len(evaluated.confusion) or not len(evaluated.classes):
         return []
     total = len(evaluated.classes)
-    which = "" if total <= MOST_CLASSES else f"The {CHOSEN_CLASSES} of {total:,} classes with the most wrong answers. "
+    which = "" if total <= MOST_CLASSES else f"The {CHOSEN_CLASSES} of {total:,} classes with the most errors. "
     return [
         Section(
             title="Confusion matrix",
-            text=f"{which}A row is a true class, a column an answer; the stronger its colour, the greater the share of the row. Wheel, "
-            "pinch or + and - zoom, dragging moves, arrow keys go from cell to cell.",
+            text=f"{which}Rows are true classes, columns are predictions. The color shows the fraction of the row. Zoom with the wheel, "
+            "a pinch, or + and -. Drag to pan. Use the arrow keys to move between cells.",
             widget=Widget(name="matrix", data=matrix_data(evaluated)),
         )
     ]
@@ -185,8 +188,8 @@ def _pairs(evaluated: Evaluated, output: Location) -> list[Section]:
     return [
         Section(
             title="Most confused pairs",
-            text=f"{len(pairs):,} pairs of classes were confused; the first {min(SHOWN_PAIRS, len(pairs))}."
-            + (f" {left_out} photographs are left out." if left_out else ""),
+            text=f"{len(pairs):,} pairs of classes were confused. The table shows the first {min(SHOWN_PAIRS, len(pairs))}."
+            + (f" {left_out} photographs are omitted." if left_out else ""),
             table=html_table(named.head(SHOWN_PAIRS), ("share",)),
             galleries=kept,
         )
@@ -194,7 +197,7 @@ def _pairs(evaluated: Evaluated, output: Location) -> list[Section]:
 
 
 def _pair_gallery(evaluated: Evaluated, pair: Mapping[Any, Any]) -> Gallery:
-    """Return photographs of one class that were taken for another, between one of each."""
+    """Return misclassified photographs of one class, between a typical photograph of each class."""
     examples = evaluated.examples
     true, predicted = int(pair["true"]), int(pair["predicted"])
     names = evaluated.name(true), evaluated.name(predicted)
@@ -205,17 +208,17 @@ def _pair_gallery(evaluated: Evaluated, pair: Mapping[Any, Any]) -> Gallery:
     pictures = [
         Picture(
             data=row["thumbnail"],
-            alt=f"Photograph {row['image_id']}: {names[0]}, taken for {names[1]}",
-            caption=f"{row['image_id']}, {row['score']:.0%} sure",
-            mark="mistaken",
+            alt=f"Photograph {row['image_id']}: {names[0]}, predicted as {names[1]}",
+            caption=f"{row['image_id']}, {row['score']:.0%} confidence",
+            mark="error",
         )
         for row in wrong.to_dict("records")
     ]
-    for label, name, mark in ((true, names[0], "it is"), (predicted, names[1], "taken for")):
+    for label, name, mark in ((true, names[0], "true class"), (predicted, names[1], "predicted")):
         for row in typical[typical["label"] == label].head(1).to_dict("records") if pictures else ():
             picture = Picture(data=row["thumbnail"], alt=f"A photograph of {name}", caption=name, mark=mark)
             pictures.insert(0 if label == true else len(pictures), picture)
-    title = f"{names[0]} taken for {names[1]}: {pair['count']:.0f} times, {pair['share']:.0%} of its images"
+    title = f"{names[0]} predicted as {names[1]}: {pair['count']:.0f} times, {pair['share']:.0%} of the class's images"
     return Gallery(title=title, pictures=pictures)
 
 
@@ -226,17 +229,17 @@ def _mistakes(evaluated: Evaluated) -> list[Section]:
     singles = []
     for row in rows:
         true, answer = evaluated.name(row["label"]), evaluated.name(row["predicted"])
-        caption = f"{true} → {answer}, {row['score']:.0%} sure"
-        alt = f"Photograph {row['image_id']}: {true}, taken for {answer}"
+        caption = f"{true} → {answer}, {row['score']:.0%} confidence"
+        alt = f"Photograph {row['image_id']}: {true}, predicted as {answer}"
         singles.append(Gallery(title="", pictures=[Picture(data=row["thumbnail"], alt=alt, caption=caption)]))
     kept, left_out = within_budget(singles, PHOTOGRAPH_BYTES)
     if not kept:
         return []
-    told = f" {left_out} more are left out." if left_out else ""
+    told = f" {left_out} more are omitted." if left_out else ""
     return [
         Section(
             title="Confident mistakes",
-            text=f"What each photograph is → what the model said, the surest first.{told} Wrong labels are often among them.",
+            text=f"True class → predicted class, highest confidence first.{told} Some of these are often label errors.",
             galleries=[Gallery(title="", pictures=[picture for gallery in kept for picture in gallery.pictures])],
         )
     ]
@@ -251,7 +254,7 @@ def _extremes(evaluated: Evaluated, output: Location) -> list[Section]:
     return [
         Section(
             title="Best and worst classes",
-            text="By recall; of equal ones those with the most images.",
+            text="By recall. Ties: classes with more images first.",
             more=[
                 ("Best classes", html_table(best, ("recall", "precision"))),
                 ("Worst classes", html_table(worst, ("recall", "precision"))),
@@ -265,8 +268,8 @@ def _sizes(evaluated: Evaluated) -> list[Section]:
     if not len(counts):
         return []
     text = (
-        f"From {counts.max():,} training images in the largest to {counts.min():,} in the smallest, "
-        f"{int(np.median(counts)):,} in the median."
+        f"Training images per class: maximum {counts.max():,}, minimum {counts.min():,}, "
+        f"median {int(np.median(counts)):,}."
     )
     return [
         Section(
@@ -286,13 +289,13 @@ def _search(evaluated: Evaluated) -> list[Section]:
         ""
         if data["shown"] == data["of"]
         else (
-            f" {data['shown']:,} of {data['of']:,} classes, those that occur in the split first; all are in classes.parquet."
+            f" Shows {data['shown']:,} of {data['of']:,} classes, those in the split first. All classes are in classes.parquet."
         )
     )
     return [
         Section(
             title="All classes",
-            text=f"Search by name or label, sort by any column.{left}",
+            text=f"Search by name or label. Sort by any column.{left}",
             widget=Widget(name="classes", data=data),
         )
     ]

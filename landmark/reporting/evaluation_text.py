@@ -1,4 +1,4 @@
-"""An evaluation as text: the table that `landmark evaluate` prints."""
+"""Text output of an evaluation: the table that `landmark evaluate` prints."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from landmark.evaluation.comparison import Comparison
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """Print a split's metrics as a table: the model, its 95 % interval, and the baselines."""
-    lost = f"; {summary['lost_images']:,} images lost in damaged shards" if "lost_images" in summary else ""
+    """Print a split's metrics as a table: the model, its 95% interval, and the baselines."""
+    lost = f"; {summary['lost_images']:,} images lost in corrupt shards" if "lost_images" in summary else ""
     strangers = summary["rows_without_landmark"]
-    lost += f"; {strangers:,} more without a landmark" if strangers else ""
+    lost += f"; plus {strangers:,} images without a landmark" if strangers else ""
     print(f"{summary['split']}: {summary['rows']:,} images of {summary['classes_present']:,} classes{lost}")
     near = summary.get("neighbours", {})
 
@@ -17,9 +17,9 @@ def print_summary(summary: dict[str, Any]) -> None:
         return f"{near[key]:>12{form}}" if key in near else ""
 
     if "gallery_images" in summary:
-        print(f"by the {summary['voting']} nearest of the gallery's {summary['gallery_images']:,} images")
+        print(f"k-NN: {summary['voting']} nearest neighbours of {summary['gallery_images']:,} gallery images")
     print(
-        f"{'':18}{'model':>9}{'95 % interval':>19}{'majority':>10}{'random':>10}"
+        f"{'':18}{'model':>9}{'95% interval':>19}{'majority':>10}{'random':>10}"
         + (f"{'neighbours':>12}" if near else "")
     )
     for key in [*(key for key in summary if key.startswith("top")), "gap"]:
@@ -27,7 +27,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         trivial = f"{summary['majority_' + key]:>10.2%}{summary['random_' + key]:>10.2%}"
         print(f"{name:18}{summary[key]:>9.2%}{_interval(summary, key):>19}{trivial}{beside(key)}")
     if "distractors_refused" in summary:
-        print(f"{summary['distractors_refused']:,} files among the distractors are no readable images: left out")
+        print(f"{summary['distractors_refused']:,} distractor files are not readable images (skipped)")
     for key, name in (
         ("macro_recall", "macro recall"),
         ("macro_precision", "macro precision"),
@@ -37,11 +37,11 @@ def print_summary(summary: dict[str, Any]) -> None:
     if strangers:
         auroc = beside("rejection_auroc", ".4f")
         print(f"{'rejection AUROC':18}{summary['rejection_auroc']:>9.4f}{'':19}{'':>10}{0.5:>10.4f}{auroc}")
-        for by, each in (("", summary["rejection"]), (" of neighbours", near.get("rejection"))):
+        for by, each in (("", summary["rejection"]), (" of k-NN", near.get("rejection"))):
             if each:
                 print(
-                    f"a score{by} of {each['threshold']:.3f} or more keeps {each['kept']:.1%} of the landmarks and refuses "
-                    f"{each['refused']:.1%} of the rest"
+                    f"rejection threshold{by} {each['threshold']:.3f}: keeps {each['kept']:.1%} of the landmark images and rejects "
+                    f"{each['refused']:.1%} of the others"
                 )
     for band in summary["bands"]:
         print(
@@ -58,9 +58,9 @@ def _interval(summary: dict[str, Any], key: str) -> str:
 
 
 def print_comparison(found: Comparison) -> None:
-    """Print what two models differ in."""
+    """Print the differences between two models."""
     print(
-        f"right: both {found.both_right:,}, the first alone {found.only_a:,}, the second alone {found.only_b:,}, neither "
+        f"correct: both {found.both_right:,}, only the first {found.only_a:,}, only the second {found.only_b:,}, neither "
         f"{found.both_wrong:,}; McNemar's p {found.mcnemar_p:.3g}"
     )
     for name, each in found.differences.items():

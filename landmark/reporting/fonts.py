@@ -1,5 +1,7 @@
-"""Names in pictures: drawn in a font of this machine that has their characters, else by number. No font is shipped: those of
-Chinese are larger than this package. On a page names are text, which the browser's own fonts show."""
+"""Fonts for class names in PNG plots. Names whose characters no installed font has are replaced by their label.
+
+No font is shipped, because Chinese fonts are larger than this package. On the HTML page the browser renders names.
+"""
 
 from collections.abc import Sequence
 from functools import cache
@@ -8,16 +10,16 @@ from matplotlib.font_manager import fontManager, get_font
 
 DEFAULT = "DejaVu Sans"
 LAST_RESORT = "Last Resort"
-"""A font that draws a box with the block's name for every character."""
+"""A font that draws a box with the name of the Unicode block for every character."""
 MISSING_GLYPH = r"Glyph .* missing from|Matplotlib currently does not support"
-"""What matplotlib warns of where no font has a character."""
+"""Pattern of matplotlib's warnings for characters that no font has."""
 
 
 def drawable(names: Sequence[str], labels: Sequence[int]) -> tuple[list[str], list[str]]:
-    """Return what to draw for each name, and the font families that have its characters, the default first.
+    """Return the text to draw for each name, and the font families that cover the characters, the default first.
 
-    labels: the classes' numbers, same length. A name with characters that no font has is drawn as `label 17`, the number of
-    per_class.csv.
+    labels: the class labels, same length as names. A name with characters that no font has is drawn as `label 17`, the
+    label in per_class.csv.
     """
     families, left = [DEFAULT], {character for name in names for character in name} - _characters(DEFAULT)
     for family in _families() if left else ():
@@ -33,16 +35,16 @@ def drawable(names: Sequence[str], labels: Sequence[int]) -> tuple[list[str], li
 @cache
 def _families() -> list[str]:
     names = {font.name for font in fontManager.ttflist if not font.name.startswith(LAST_RESORT)}
-    # Fonts without serifs first, as the default is.
+    # Sans-serif fonts first, to match the default.
     return sorted(names - {DEFAULT}, key=lambda name: ("Sans" not in name, name))
 
 
 @cache
 def _characters(family: str) -> frozenset[str]:
-    """Return the characters of a family's regular font, none where it cannot be read."""
+    """Return the characters of a family's regular font, or an empty set if it cannot be read."""
     fonts = [font for font in fontManager.ttflist if font.name == family]
     fonts.sort(key=lambda font: (font.style != "normal", str(font.weight) not in ("400", "normal")))
     try:
         return frozenset(map(chr, get_font(fonts[0].fname).get_charmap())) | {"\n"}
-    except (OSError, RuntimeError, IndexError):  # a font file that is gone or damaged
+    except (OSError, RuntimeError, IndexError):  # the font file is missing or corrupt
         return frozenset()

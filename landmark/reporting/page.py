@@ -1,4 +1,4 @@
-"""The page: one self-contained HTML file about a study or a run, that asks no server for anything."""
+"""The HTML page of a study or a run: one self-contained file that loads nothing from a server."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ from markupsafe import Markup
 from landmark.reporting.tables import STOPPED
 
 SCRIPTS = ("base.js", "chart.js", "compare.js", "matrix.js", "classes.js")
-"""The page's own scripts, in order; all of them become one that the page's policy knows by its hash."""
+"""The page's scripts, in order. They are joined into one script that the content security policy allows by its hash."""
 
 
 @dataclass(kw_only=True)
@@ -28,11 +28,11 @@ class Picture:
     data: bytes
     """JPEG."""
     alt: str
-    """What it shows, for who cannot see it."""
+    """Text alternative."""
     caption: str = ""
     """Text below it."""
     mark: str = ""
-    """Which of several it is, in a word above it."""
+    """A short label over the image."""
 
     @property
     def source(self) -> str:
@@ -42,7 +42,7 @@ class Picture:
 
 @dataclass(kw_only=True)
 class Gallery:
-    """Pictures that belong together, under a line of text."""
+    """Pictures under one title."""
 
     title: str
     pictures: list[Picture]
@@ -50,12 +50,12 @@ class Gallery:
 
 @dataclass(kw_only=True)
 class Widget:
-    """A part of the page that its script fills."""
+    """A part of the page that a script renders."""
 
     name: str
-    """Which: compare, matrix or classes."""
+    """compare, matrix or classes."""
     data: Any
-    """What the script needs, ready for JSON."""
+    """JSON-serializable data for the script."""
 
     @property
     def json(self) -> Markup:
@@ -66,31 +66,31 @@ class Widget:
 
 @dataclass(kw_only=True)
 class Section:
-    """A part of the page: a heading, and below it text, a picture, a table, or something to work with."""
+    """A page section: a title with text, a chart, tables, a widget or images."""
 
     title: str
     text: str = ""
     table: dict[str, Any] | None = None
-    """As `html_table` gives it."""
+    """As returned by `html_table`."""
     more: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    """Further tables, each under a title."""
+    """More tables: title and table."""
     chart: str | None = None
-    """SVG, as `landmark.reporting.plots.svg_text` gives it."""
+    """SVG, as returned by `landmark.reporting.plots.svg_text`."""
     alt: str = ""
-    """What the chart shows, for who cannot see it; empty: the title says it."""
+    """Text alternative of the chart. Empty: the title is used."""
     galleries: list[Gallery] = field(default_factory=list)
     widget: Widget | None = None
     texts: list[tuple[str, str]] = field(default_factory=list)
-    """Titles and texts that are opened on demand, such as a config."""
+    """Collapsible texts, such as a config: title and text."""
 
     @property
     def anchor(self) -> str:
-        """The section's name in a link."""
+        """The section's id in a link."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-") or "section"
 
     @property
     def photographs(self) -> int:
-        """How many there are in all galleries."""
+        """Number of photographs in all galleries."""
         return sum(len(gallery.pictures) for gallery in self.galleries)
 
     @property
@@ -109,27 +109,27 @@ class Group:
 
     @property
     def anchor(self) -> str:
-        """The group's name in a link."""
+        """The group's id in a link."""
         return "part-" + re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
 @dataclass(kw_only=True)
 class Page:
-    """What the page shows."""
+    """The page's content."""
 
     title: str
     subtitle: str
     facts: list[tuple[str, str]] = field(default_factory=list)
-    """Figures shown large: name and value."""
+    """Key figures: name and value."""
     groups: list[Group] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
-    """Commands to go on with."""
+    """Suggested next commands."""
     files: list[tuple[str, str]] = field(default_factory=list)
-    """Files beside the page: name, and what it holds."""
+    """Files next to the page: name and description."""
 
 
 def render(page: Page) -> str:
-    """Return the page as HTML that needs no other file; all text is escaped, and only the page's own script may run."""
+    """Return the page as self-contained HTML. All text is escaped, and only the page's own script may run."""
     script = "(() => {\n" + "\n".join(_template_text(name) for name in SCRIPTS) + "\n})();"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
@@ -146,7 +146,10 @@ def render(page: Page) -> str:
 
 
 def html_table(table: pd.DataFrame, shares: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a table for the template; columns in `shares` as percentages, rows that stopped early marked."""
+    """Return a table for the template.
+
+    Columns in `shares` are percentages; rows of trials that stopped early are marked.
+    """
     rows: list[dict[str, Any]] = [
         {
             "early": row.get("status") == STOPPED,
@@ -159,7 +162,7 @@ def html_table(table: pd.DataFrame, shares: Sequence[str] = ()) -> dict[str, Any
 
 
 def within_budget(galleries: Iterable[Gallery], limit: int) -> tuple[list[Gallery], int]:
-    """Return the galleries whose photographs fit into `limit` bytes, in order, and how many photographs are left out."""
+    """Return the galleries that fit into `limit` bytes, in order, and the number of omitted photographs."""
     kept, left_out, spent = [], 0, 0
     for gallery in galleries:
         size = sum(len(picture.data) for picture in gallery.pictures)

@@ -1,4 +1,4 @@
-"""Plots as PNG bytes or as SVG for the page: the confusion matrix, learning curves, the sizes of classes."""
+"""Plots as PNG bytes or as SVG for the page: confusion matrix, learning curves, class sizes."""
 
 import hashlib
 import io
@@ -20,22 +20,22 @@ SHOWN_CLASSES = 60
 NAMED_CLASSES = 40
 INK, GRID, ACCENT = "#1b2733", "#d9dee3", "#0b6e99"
 LINES = (ACCENT, "#b4551d", "#1f8a5b", "#7a4fa3")
-"""Colours of curves beside each other."""
+"""Colors of the curves in one chart."""
 
 
 def confusion_png(confusion: pa.Table, names: Sequence[str]) -> bytes:
-    """Draw a confusion matrix, rows normalised to recall.
+    """Draw a confusion matrix with rows normalized to recall.
 
-    confusion: true, predicted, count. Of more than 60 classes the 60 with the most wrong answers are
-    shown, and the title says so.
+    confusion: true, predicted, count. If there are more than 60 classes, only the 60 with the most errors are shown,
+    and the title states that.
     """
     true, predicted, count = (confusion[name].to_numpy() for name in ("true", "predicted", "count"))
     shown = np.arange(len(names))
-    title = f"Confusion of {len(names)} classes (share of the true class)"
+    title = f"Confusion of {len(names)} classes (fraction of the true class)"
     if len(names) > SHOWN_CLASSES:
         wrong = np.bincount(true, weights=np.where(true == predicted, 0, count), minlength=len(names))
         shown = np.sort(np.argsort(-wrong, kind="stable")[:SHOWN_CLASSES])
-        title = f"The {SHOWN_CLASSES} of {len(names)} classes with the most wrong answers"
+        title = f"The {SHOWN_CLASSES} of {len(names)} classes with the most errors"
     matrix = _matrix(true, predicted, count, shown, len(names))
     side = min(13.0, 4.5 + 0.17 * len(shown))
     figure = Figure(figsize=(side + 1, side), dpi=100, layout="constrained")
@@ -51,16 +51,16 @@ def confusion_png(confusion: pa.Table, names: Sequence[str]) -> bytes:
 
 
 def classes_png(counts: np.ndarray, names: Sequence[str]) -> bytes:
-    """Draw how many images the classes have, as `classes_figure` does, with names that this machine's fonts can show."""
+    """Draw the class sizes as `classes_figure` does, with names that the fonts of this machine can show."""
     return png_bytes(classes_figure(counts, names, for_page=False))
 
 
 def classes_figure(counts: np.ndarray, names: Sequence[str], *, for_page: bool = True) -> Figure:
-    """Draw how many images the classes have, on a logarithmic scale.
+    """Draw the number of images per class on a logarithmic scale.
 
-    counts: int (classes,). Up to 40 classes are a bar each, with its name; more are drawn as a histogram of their
-    sizes, and beside it by rank, so that 203,094 classes are read as easily as 41. for_page: the browser's fonts show the
-    names; else only those of this machine.
+    counts: int (classes,). Up to 40 classes are drawn as one named bar each. More classes are drawn as a histogram of
+    their sizes and as a plot by rank, which stays readable for 203,094 classes. for_page: the browser's fonts show the
+    names. Otherwise only the fonts of this machine are used.
     """
     if len(counts) <= NAMED_CLASSES:
         order = np.argsort(counts, kind="stable")
@@ -72,7 +72,7 @@ def classes_figure(counts: np.ndarray, names: Sequence[str], *, for_page: bool =
         if not for_page:
             labels, families = drawable(labels, order.tolist())
         axes.set_yticks(range(len(order)), labels, fontsize=7, fontfamily=families)
-        axes.set(title=f"Images of {len(counts)} classes", xlabel="images", xscale="log")
+        axes.set(title=f"Images per class ({len(counts)} classes)", xlabel="images", xscale="log")
         axes.margins(x=0.12, y=0.01)
         axes.set_xlim(left=0.5)
         panels = [axes]
@@ -82,13 +82,13 @@ def classes_figure(counts: np.ndarray, names: Sequence[str], *, for_page: bool =
         top = max(2, int(counts.max()) + 1)
         edges = np.unique(np.geomspace(1, top, 40).round()) - 0.5
         panels[0].hist(counts, bins=edges.tolist(), color=ACCENT)
-        panels[0].set(title=f"{len(counts):,} classes by their number of images", xlabel="images of a class")
+        panels[0].set(title=f"{len(counts):,} classes by their number of images", xlabel="images per class")
         panels[0].set(ylabel="classes", xscale="log", yscale="log")
         rank = np.arange(1, len(counts) + 1)
-        # On a logarithmic axis a few hundred ranks look like all of them.
+        # On a logarithmic axis a few hundred ranks look the same as all of them.
         kept = np.unique(np.geomspace(1, len(counts), 600).round().astype(int)) - 1
         panels[1].plot(rank[kept], np.maximum(np.sort(counts)[::-1], 0.5)[kept], color=ACCENT, drawstyle="steps-mid")
-        panels[1].set(title="from the largest class to the smallest", xlabel="rank of the class", ylabel="images")
+        panels[1].set(title="Class sizes in descending order", xlabel="class rank", ylabel="images")
         panels[1].set(xscale="log", yscale="log")
     for axes in panels:
         dress(axes)
@@ -96,7 +96,10 @@ def classes_figure(counts: np.ndarray, names: Sequence[str], *, for_page: bool =
 
 
 def curves_svg(curves: Mapping[str, Sequence[tuple[float, float]]], *, shares: bool) -> str:
-    """Draw one line a curve: name -> points of (epoch, value); the last point of each is marked. shares: as percentages."""
+    """Draw one line per curve: name -> points of (epoch, value).
+
+    The last point is marked. shares: values are fractions.
+    """
     figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
     axes = figure.subplots()
     for (name, points), color in zip(curves.items(), itertools.cycle(LINES)):
@@ -114,7 +117,7 @@ def curves_svg(curves: Mapping[str, Sequence[tuple[float, float]]], *, shares: b
 
 
 def dress(axes: Axes) -> None:
-    """Give a chart its grid and take away what frames it."""
+    """Add a grid to a chart and remove its frame."""
     axes.grid(color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -123,7 +126,7 @@ def dress(axes: Axes) -> None:
 
 
 def _matrix(true: np.ndarray, predicted: np.ndarray, count: np.ndarray, shown: np.ndarray, classes: int) -> np.ndarray:
-    """Return the shown part of the matrix, each row divided by all answers to its class."""
+    """Return the shown part of the matrix, each row divided by all predictions for its class."""
     support = np.bincount(true, weights=count, minlength=classes)
     place = np.full(classes, -1)
     place[shown] = np.arange(len(shown))
@@ -135,7 +138,7 @@ def _matrix(true: np.ndarray, predicted: np.ndarray, count: np.ndarray, shown: n
 
 
 def short_name(name: str, length: int = 24) -> str:
-    """Return a name for a picture, cut to a length, and without a formula in it."""
+    """Return a name for a plot, truncated to a length, with `$` escaped so that matplotlib does not parse a formula."""
     plain = name.replace("$", r"\$")
     return plain if len(plain) <= length else plain[: length - 1] + "…"
 
@@ -148,13 +151,13 @@ def png_bytes(figure: Figure) -> bytes:
 
 
 def svg_text(figure: Figure) -> str:
-    """Return a figure as SVG to stand inside a page: transparent, text as text, ids that no other figure has.
+    """Return a figure as inline SVG: transparent background, text as text, ids that are unique on the page.
 
-    Colours are those of a white ground; the page turns them on a dark one.
+    The colors assume a white background. In the dark theme the page inverts them.
     """
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "landmark"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", MISSING_GLYPH)  # the browser's fonts show the text
+        warnings.filterwarnings("ignore", MISSING_GLYPH)  # the browser's fonts render the text
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

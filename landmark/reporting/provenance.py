@@ -1,4 +1,4 @@
-"""How a run was made: command, config, versions, hardware, time and cost."""
+"""Provenance of a run: command, config, versions, hardware, time and cost."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,9 +16,9 @@ UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 def provenance_sections(
     run: Location, values: Mapping[str, Any], price_per_hour: float | None, spent: str
 ) -> list[Section]:
-    """Return the sections on how a run or study was made; what it does not say is left out.
+    """Return the sections about how a run or study was made. Missing values are omitted.
 
-    values: run.json or study.json. spent: what the time went into, in words.
+    values: run.json or study.json. spent: a phrase that says what the time was used for.
     """
     environment = values.get("environment") or {}
     sections = []
@@ -29,7 +29,7 @@ def provenance_sections(
         sections.append(Section(title="Command", text=started, texts=[("The exact command", environment["command"])]))
     texts = [(name, text) for name in CONFIGS if (text := _text(run / name)) is not None]
     if texts:
-        told = "Every setting as it was resolved; with --config config.yaml the same starts again."
+        told = "All resolved settings. To repeat the run, use --config config.yaml."
         sections.append(Section(title="Configuration", text=told, texts=texts))
     if machine := machine_rows(environment):
         sections.append(Section(title="Hardware", table=html_table(pd.DataFrame(machine, columns=["what", "value"]))))
@@ -42,7 +42,7 @@ def provenance_sections(
 
 
 def machine_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the hardware in words."""
+    """Return the hardware as rows of name and description."""
     machine, cluster = environment.get("machine") or {}, environment.get("cluster") or {}
     rows = []
     if machine:
@@ -63,12 +63,12 @@ def machine_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def cost_of(seconds: float, price_per_hour: float) -> float:
-    """Return what a time costs, in the price's currency."""
+    """Return the cost of a duration, in the price's currency."""
     return seconds / 3600 * price_per_hour
 
 
 def shown_time(seconds: float) -> str:
-    """Return a time for reading, in its two greatest units."""
+    """Return a duration as text, in its two largest units."""
     left = round(seconds)
     for size, unit in UNITS:
         if left >= size:
@@ -84,7 +84,7 @@ def _time(values: Mapping[str, Any], price_per_hour: float | None, spent: str) -
     text = f"{shown_time(seconds)} of wall time {spent}."
     if price_per_hour is not None:
         cost = cost_of(seconds, price_per_hour)
-        text += f" At {price_per_hour:,.2f} an hour that cost {cost:,.2f}."
+        text += f" At {price_per_hour:,.2f} per hour, this cost {cost:,.2f}."
     return Section(title="Time" if price_per_hour is None else "Time and cost", text=text)
 
 

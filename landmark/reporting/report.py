@@ -25,39 +25,38 @@ from landmark.storage import Location
 
 CONTENTS = {
     "leaderboard": "every trial, best first",
-    "model_summary": "the models' summary with the baselines",
-    "optimizer_epochs": "optimizer and epochs of each network",
-    "importance": "what each setting explains",
-    "exploits": "weights taken over by population based training",
-    "history": "every epoch",
-    "measures": "metrics beside their baselines, with intervals",
+    "model_summary": "model summary with baselines",
+    "optimizer_epochs": "best trial per backbone, optimizer and number of epochs",
+    "importance": "variance explained per setting",
+    "exploits": "exploit steps of population based training",
+    "history": "metrics per epoch",
+    "measures": "metrics with baselines and intervals",
     "bands": "metrics by class frequency",
     "calibration": "confidence and accuracy in bins",
-    "comparison": "differences to another model",
-    "confused_pairs": "pairs of classes that were confused",
+    "comparison": "differences from the other model",
+    "confused_pairs": "confused pairs of classes",
     "best_classes": "the best classes",
     "worst_classes": "the worst classes",
-    "classes": "every class",
-    "confusion": "the confusion matrix's cells that are not zero",
-    "cleaning": "images dropped and relabelled by reason",
+    "classes": "metrics per class",
+    "confusion": "nonzero cells of the confusion matrix",
+    "cleaning": "dropped and relabeled images per reason",
 }
-"""What the tables beside the page hold."""
+"""Descriptions of the tables next to the page."""
 
 
 def write_report(
     run: Location, output: Location, *, cleaned: str | None = None, price_per_hour: float | None = None
 ) -> Location:
-    """Write the page and tables of a study or run into a folder; returns the page's place.
+    """Write the page and tables of a study or run into a folder and return the page's location.
 
-    cleaned: a cleaned dataset whose audit is shown; None: the run's own, where it is one. price_per_hour: of the machine
-    or cluster, in any currency; None: the page tells no cost. Raises UserError naming a file that is missing or damaged.
+    cleaned: a cleaned dataset whose audit is shown. None: the run's own dataset if it is a cleaned one. price_per_hour:
+    of the machine or cluster, in any currency. None: the page shows no cost. Raises UserError with the name of a file
+    that is missing or corrupt.
     """
     is_study = (run / "study.json").exists()
     if not is_study and not (run / "run.json").exists():
-        state = (
-            "holds neither study.json nor run.json: it has not come to its end" if run.exists() else "does not exist"
-        )
-        raise UserError(f"{run}: {state}; give the folder of a study or a run")
+        state = "contains neither study.json nor run.json, so it is not complete" if run.exists() else "does not exist"
+        raise UserError(f"{run}: {state}; specify the folder of a complete study or run")
     values = read_json(run / ("study.json" if is_study else "run.json"))
     evaluated = read_evaluation(run)
     audited = cleaned_dataset(run, str(values.get("dataset", "")), cleaned)
@@ -81,20 +80,20 @@ def write_report(
 
 
 def write_deck(run: Location, output: Location) -> tuple[Location, pd.DataFrame]:
-    """Write the deck's summary with a study's numbers beside it; returns the table's place and the table."""
+    """Write the reference summary with a study's metrics next to it. Returns the table's location and the table."""
     if not (run / "study.json").exists():
-        state = "holds no study.json: it has not come to its end, or is no study" if run.exists() else "does not exist"
-        raise UserError(f"{run}: {state}; give the folder of a study")
+        state = "contains no study.json, so it is not a complete study" if run.exists() else "does not exist"
+        raise UserError(f"{run}: {state}; specify the folder of a complete study")
     table = deck_summary(read_study(run))
     write_table(output, "deck_summary", table)
     return output / "deck_summary.csv", table
 
 
 def run_page(run: Location, output: Location) -> Page:
-    """Return a single run's page, and write its table."""
+    """Return a single run's page and write its table."""
     values = read_json(run / "run.json")
     if missing := [key for key in ("name", "dataset", "best", "epochs_run") if key not in values]:
-        raise UserError(f"{run / 'run.json'}: no {', '.join(missing)}; run the training again")
+        raise UserError(f"{run / 'run.json'}: missing {', '.join(missing)}; run the training again")
     best = values["best"]
     require_numbers(run / "run.json", best, ("val_top1", "epoch"), "run the training again")
     history = require_columns(run / "history.csv", read_csv(run / "history.csv"), ["epoch"], "run the training again")
@@ -125,7 +124,7 @@ def run_page(run: Location, output: Location) -> Page:
 
 
 def _merged(groups: list[Group]) -> list[Group]:
-    """Return the groups with those of one title joined: results of a study and of its evaluation stand together, first."""
+    """Join groups with the same title, results first. The results of a study and of its evaluation form one group."""
     joined: dict[str, Group] = {}
     for group in groups:
         if group.title in joined:
@@ -153,7 +152,7 @@ def _evaluation_facts(evaluated: Evaluated | None) -> list[tuple[str, str]]:
 
 
 def _best_facts(values: dict) -> list[tuple[str, str]]:
-    """Return what a study's own file says of its best model on the test split, where no evaluation lies beside it."""
+    """Return the test metrics of the best model from the study's own file, used if there is no evaluation."""
     tested = (values.get("best") or {}).get("test") or {}
     facts = [(f"test top-{k}", f"{share:.1%}") for k, share in tested.items()]
     majority = (values.get("baselines") or {}).get("majority") or {}
@@ -171,7 +170,7 @@ def _time_facts(values: dict, price_per_hour: float | None) -> list[tuple[str, s
 
 
 def _write_large_tables(run: Location, output: Location, evaluated: Evaluated | None) -> None:
-    """Write the tables behind the curves, the matrix and the list of classes, as CSV and as Parquet."""
+    """Write the data of the curves, the matrix and the class list, as CSV and as Parquet."""
     tables = {"history": read_csv(run / "history.csv")}
     if evaluated is not None:
         tables |= {"classes": evaluated.classes, "confusion": evaluated.confusion}
@@ -181,7 +180,7 @@ def _write_large_tables(run: Location, output: Location, evaluated: Evaluated | 
 
 
 def _files(output: Location) -> list[tuple[str, str]]:
-    """Return the tables that lie beside the page, and what they hold."""
+    """Return the tables next to the page and their descriptions."""
     there = set(output.names())
     files = []
     for name, told in CONTENTS.items():
@@ -193,7 +192,7 @@ def _files(output: Location) -> list[tuple[str, str]]:
 
 def _curves_alt(title: str, curves: dict[str, list[tuple[float, float]]]) -> str:
     ends = ", ".join(f"{name} ends at {points[-1][1]:.4g}" for name, points in curves.items() if points)
-    return f"{title} over the epochs: {ends or 'no curve'}."
+    return f"{title} per epoch: {ends or 'no curve'}."
 
 
 def _points(history: pd.DataFrame, name: str) -> list[tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""What the pages of runs and of studies share: tables whose metrics are shares."""
+"""Shared by the pages of runs and studies: tables with metrics as percentages."""
 
 import re
 from typing import Any
@@ -13,15 +13,15 @@ SHARES = (
     *(f"test_top{k}" for k in TOPK),
     *(f"top{k}" for k in TOPK),
 )
-"""Columns that are shares, shown as percentages."""
+"""Columns that contain fractions, shown as percentages."""
 WORDS = {
     name: re.sub(r"top(\d+)", r"top-\1", name).replace("val_", "validation ").replace("_", " ")
     for name in ("train_loss", "val_loss", "epochs_run", "best_epoch", "images_per_s", *SHARES)
 }
-"""Columns in words."""
+"""Display names of columns."""
 
 
 def table_of(table: pd.DataFrame) -> dict[str, Any]:
-    """Return a table for the page, metrics that are shares as percentages, their columns named in words."""
+    """Return a table for the page, with fractions as percentages and display names for columns."""
     shares = [WORDS.get(name, name) for name in table.columns if name in SHARES]
     return html_table(table.rename(columns=WORDS), shares)

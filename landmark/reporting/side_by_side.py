@@ -1,4 +1,4 @@
-"""Two trials of a study side by side, such as 10 and 30 epochs of one network: what the page needs for any two."""
+"""Data for the page's comparison of any two trials of a study, such as 10 and 30 epochs of one model."""
 
 from typing import Any
 
@@ -9,16 +9,16 @@ from landmark.reporting.tables import STOPPED, TOPK, StudyTables, named
 
 COMPARED_TRIALS = 100
 POINTS = 300
-"""Epochs of a curve that the page keeps at most."""
+"""Maximum number of points per curve on the page."""
 CURVES = ("val_top1", "val_top5", "val_loss", "train_loss", "train_top1")
 SHARES = ("val_top1", "val_top5", "val_macro_recall", *(f"test_top{k}" for k in TOPK))
 
 
 def compare_data(study: StudyTables) -> dict[str, Any]:
-    """Return the trials for the page's comparison, best first, at most 100.
+    """Return the data of the page's comparison, for at most 100 trials, best first.
 
     trials: name, status, settings and results (title -> text), curves (metric -> [epochs, values]). curves: metric ->
-    title and whether it is a share. chosen: the two shown first.
+    title and whether the values are fractions. chosen: the two trials that are shown first.
     """
     curves = [name for name in CURVES if name in study.history]
     parts = dict(iter(study.history.sort_values("epoch", kind="stable").groupby("trial")))
@@ -42,10 +42,10 @@ def compare_data(study: StudyTables) -> dict[str, Any]:
 
 
 def chosen_pair(board: pd.DataFrame) -> list[int]:
-    """Return the places of the two trials that are shown first.
+    """Return the positions of the two trials that are shown first.
 
-    They differ in their epochs alone, if there are such, as the deck's "10 vs 30 epochs" do: the best trial that has
-    such a counterpart, and its best counterpart. Else the two best.
+    If there are trials that differ only in their epochs, as in the reference study's "10 vs 30 epochs": the best trial
+    with such a counterpart, and its best counterpart. Otherwise the two best trials.
     """
     finished = board[board["status"] != STOPPED]
     groups = [key for key in ("model.backbone", "optimizer.name", "dataset") if key in board]

@@ -1,4 +1,4 @@
-"""An order of classes in which those that a model confuses stand together."""
+"""Class order that places classes that a model confuses next to each other."""
 
 import numpy as np
 
@@ -6,9 +6,10 @@ import numpy as np
 def clustered_order(true: np.ndarray, predicted: np.ndarray, count: np.ndarray, classes: int) -> np.ndarray:
     """Return the classes ordered by agglomerative clustering (average linkage) of their confusions: int (classes,).
 
-    true, predicted: int (cells,), below `classes`. count: int (cells,). Similarity is the share of a class's answers
-    that named the other, the two directions added; right answers do not count. Where two clusters join, they are
-    turned so that their most similar ends meet. Needs O(classes^2) memory and O(classes^3) time: for hundreds of classes.
+    true, predicted: int (cells,), less than `classes`. count: int (cells,). The similarity of two classes is the
+    fraction of each class's predictions that name the other, summed over both directions. Correct predictions do not
+    count. When two clusters join, they are oriented so that their most similar ends meet. Needs O(classes^2) memory and
+    O(classes^3) time, so use it for hundreds of classes.
     """
     if classes < 3:
         return np.arange(classes)
@@ -38,7 +39,7 @@ def clustered_order(true: np.ndarray, predicted: np.ndarray, count: np.ndarray, 
 
 
 def _joined(left: list[int], right: list[int], similarity: np.ndarray) -> list[int]:
-    """Return two runs of classes as one, each turned so that the most similar ends meet."""
+    """Return two sequences of classes as one, each oriented so that the most similar ends meet."""
     ways = [(left, right), (left, right[::-1]), (left[::-1], right), (left[::-1], right[::-1])]
     first, second = max(ways, key=lambda way: similarity[way[0][-1], way[1][0]])
     return first + second

@@ -1,4 +1,4 @@
-"""The page of a study: its leaderboard, pictures of all its trials, what its parameters did, the deck's tables."""
+"""The page of a study: leaderboard, charts of all trials, effects of parameters and reference tables."""
 
 from typing import Any
 
@@ -35,12 +35,12 @@ from landmark.storage import Location
 HIDDEN = ("checkpoint", "error", "seconds")
 SHOWN_TRIALS = 200
 SHOWN_KEYS = 12
-"""Parameters that pictures show at most: those that explain the most."""
+"""Maximum number of parameters in a chart: those that explain the most variance."""
 SHOWN_SCHEDULES = 4
 
 
 def study_page(run: Location, output: Location) -> Page:
-    """Return a study's page, and write its tables as CSV and JSON; raises UserError that names a file that is amiss."""
+    """Return a study's page and write its tables as CSV and JSON. Raises UserError with the name of an invalid file."""
     study = read_study(run)
     summary, baselines = study.summary, study.summary.get("baselines") or {}
     models, epochs = model_summary(study.board, baselines), optimizer_epochs(study.board)
@@ -48,11 +48,11 @@ def study_page(run: Location, output: Location) -> Page:
         write_table(output, name, table)
     results, tested = [], models[models["test_top1"].notna()]
     if len(tested):
-        told = "On the test split, beside the trivial baselines; all trials are in model_summary.csv."
+        told = "Test split, with trivial baselines. All trials are in model_summary.csv."
         shown = tested if (tested["data"].fillna("") != "").any() else tested.drop(columns="data")
         results.append(Section(title="Model summary", text=told, table=table_of(shown)))
     if len(epochs):
-        told = "Of each network, optimizer and number of epochs the best trial."
+        told = "The best trial per backbone, optimizer and number of epochs."
         results.append(Section(title="Optimizer and epochs", text=told, table=table_of(epochs)))
     search = [
         _leaderboard(study),
@@ -93,11 +93,13 @@ def _leaderboard(study: StudyTables) -> Section:
     board = study.board
     shown = board.drop(columns=[name for name in HIDDEN if name in board]).head(SHOWN_TRIALS)
     more = (
-        f" The first {SHOWN_TRIALS} of {len(board):,}; all are in leaderboard.csv." if len(board) > len(shown) else ""
+        f" Shows the first {SHOWN_TRIALS} of {len(board):,}. All trials are in leaderboard.csv."
+        if len(board) > len(shown)
+        else ""
     )
     return Section(
         title="Leaderboard",
-        text=f"By {named(study.metric)}. Trials that stopped early are in colour.{more}",
+        text=f"Sorted by {named(study.metric)}. Trials that stopped early are highlighted.{more}",
         table=table_of(shown.dropna(axis=1, how="all")),
     )
 
@@ -114,10 +116,10 @@ def _curves(study: StudyTables) -> list[Section]:
     return [
         Section(
             title="Learning curves",
-            text="Every trial: a dot where it finished, a cross where it was stopped early, dashed where it failed. "
-            f"The best three are numbered.{f' {silent} reported nothing.' if silent else ''}",
+            text="One line per trial. Dot: finished. Cross: stopped early. Dashed: failed. "
+            f"The best three are numbered.{f' {silent} reported no metric.' if silent else ''}",
             chart=study_plots.learning_curves_svg(curves, study.metric),
-            alt=f"Lines of {named(study.metric)} over epochs of {len(curves)} trials: {told}.{best}",
+            alt=f"Line chart of {named(study.metric)} per epoch for {len(curves)} trials: {told}.{best}",
         )
     ]
 
@@ -129,7 +131,7 @@ def _compared(study: StudyTables) -> list[Section]:
     return [
         Section(
             title="Two runs side by side",
-            text="Choose any two; what differs between them is marked.",
+            text="Choose any two trials. Differences are highlighted.",
             widget=Widget(name="compare", data=data),
         )
     ]
@@ -141,17 +143,17 @@ def _spending(study: StudyTables) -> list[Section]:
         return []
     last, total = int(spent.improved[-1]), len(spent.values)
     grid = study.summary.get("epochs_grid")
-    share = f", {total / grid:.0%} of the {grid:,} that the full grid costs" if grid else ""
+    share = f", {total / grid:.0%} of the {grid:,} epochs of the full grid" if grid else ""
     text = (
         f"{total:,} epochs were trained{share}. "
-        f"The best, {shown_metric(study.metric, spent.best[last])}, came after {last + 1:,} of them."
+        f"The best, {shown_metric(study.metric, spent.best[last])}, was found after {last + 1:,} epochs."
     )
     return [
         Section(
             title="Epochs spent against the best so far",
             text=text,
             chart=study_plots.spending_svg(spent, study.metric, grid),
-            alt=f"Step line of the best {named(study.metric)} over the epochs of all trials, with "
+            alt=f"Step chart of the best {named(study.metric)} over the epochs of all trials, with "
             f"{len(spent.improved)} new bests. {text}",
         )
     ]
@@ -171,11 +173,11 @@ def _pareto(study: StudyTables) -> list[Section]:
     return [
         Section(
             title=f"{named(objectives[0]).capitalize()} against {others}",
-            text=f"{len(front)} of {len(results)} trials are on the Pareto front: none is at least as good as they in "
-            "every objective and better in one. Numbers are places on the leaderboard.",
+            text=f"{len(front)} of {len(results)} trials are on the Pareto front: no other trial is at least as good in "
+            "every objective and better in one. Numbers are leaderboard ranks.",
             table=table_of(front[[name for name in columns if name in front]]),
             chart=study_plots.pareto_svg(results, objectives),
-            alt=f"Scatter of {named(objectives[0])} against {others}, {len(results)} trials, {len(front)} on the front.",
+            alt=f"Scatter plot of {named(objectives[0])} against {others}, {len(results)} trials, {len(front)} on the front.",
         )
     ]
 
@@ -187,16 +189,16 @@ def _parallel(study: StudyTables) -> list[Section]:
         return []
     axes = parallel_axes(study)
     if len(axes) == 1:
-        return [Section(title=title, text="No searched setting differs between the trials that have a result.")]
-    more = f" The first {SHOWN_KEYS} of {len(axes) - 1} settings." if len(axes) > SHOWN_KEYS + 1 else ""
+        return [Section(title=title, text="All trials with a result have the same searched settings.")]
+    more = f" Shows the first {SHOWN_KEYS} of {len(axes) - 1} settings." if len(axes) > SHOWN_KEYS + 1 else ""
     shown = [*axes[:-1][:SHOWN_KEYS], axes[-1]]
     best = results.iloc[int(np.argmax(axes[-1].positions))]
     names = ", ".join(axis.name for axis in shown[:-1])
     return [
         Section(
             title=title,
-            text="Each line is a trial on its way through its settings to its result: the stronger its colour the better, the best "
-            f"one bold, trials stopped early dashed.{more}",
+            text="One line per trial, through its settings to its result. Better trials have a stronger color, the best "
+            f"one is bold, and trials stopped early are dashed.{more}",
             chart=study_plots.parallel_svg(shown, results["status"].tolist()),
             alt=f"Parallel coordinates of {len(results)} trials over {names} and {named(study.metric)}. The best is "
             f"{best['trial']} with {shown_metric(study.metric, best[study.metric])}.",
@@ -211,33 +213,33 @@ def _effects(study: StudyTables, output: Location) -> list[Section]:
     effects = [effect_of(counted.trials, key, study.metric) for key in counted.keys]
     title = "The effect of each setting"
     if not effects:
-        return [Section(title=title, text=f"{counted.told} No searched setting differs between these.")]
+        return [Section(title=title, text=f"{counted.told} These trials have the same searched settings.")]
     table = importance(effects, study.mode)
     write_table(output, "importance", table)
     by_key = {effect.key: effect for effect in effects}
     shown = [by_key[key] for key in table["parameter"].head(SHOWN_KEYS)]
     told = ", ".join(table["parameter"].head(3))
     limits = (
-        f"Explained: the share of the variance of {study.metric} between trials that a setting accounts for by itself "
-        "(eta squared: between its values, or between ranges of equally many trials where it is continuous). By "
-        "chance: what a setting without any effect would show with so few trials; only what is well above it counts. "
-        "It misses what settings do together, and where trials were chosen by a search, not at random, settings that "
+        f"Explained: the fraction of the variance of {study.metric} between trials that a setting accounts for on its own "
+        "(eta squared, between values, or between quantile ranges if the setting is continuous). By "
+        "chance: the expected value for a setting without effect. Only clearly larger values are meaningful. "
+        "Interactions are not included. If a search chose the trials instead of random sampling, settings that "
         "were tried together share their effect."
     )
     return [
         Section(
             title=title,
-            text=f"{counted.told} A dot is a trial, a bar the mean of a value or of a range of values.",
+            text=f"{counted.told} Dots are trials. Bars are means per value or range of values.",
             chart=study_plots.effects_svg(shown, study.metric, counted.epoch),
-            alt=f"A panel for each of {len(shown)} settings with the {named(study.metric)} of each trial by the "
-            f"setting's value. In order of the variance they explain: {told}.",
+            alt=f"One panel for each of {len(shown)} settings with the {named(study.metric)} of each trial by the "
+            f"setting's value. Settings that explain the most variance: {told}.",
         ),
         Section(title="How much each setting explains", text=limits, table=table_of(_in_words(study, table))),
     ]
 
 
 def _in_words(study: StudyTables, table: pd.DataFrame) -> pd.DataFrame:
-    """Return the importance with the best mean as the metric is shown, and headings in words."""
+    """Return the importance table for display: formatted best mean and readable headings."""
     shown = table.assign(best_mean=[shown_metric(study.metric, mean) for mean in table["best_mean"]])
     return shown.rename(columns={"by_chance": "by chance", "best": "best on average", "best_mean": "mean there"})
 
@@ -251,8 +253,8 @@ def _exploits(study: StudyTables, output: Location) -> list[Section]:
     sections = [
         Section(
             title="Weights taken over from better trials",
-            text=f"Population based training: {len(table)} times a trial went on from a better one's weights, with "
-            "settings changed.",
+            text=f"Population based training: {len(table)} times, a trial continued from a better trial's weights with "
+            "changed settings.",
             table=table_of(table),
         )
     ]
@@ -264,9 +266,9 @@ def _exploits(study: StudyTables, output: Location) -> list[Section]:
         sections.append(
             Section(
                 title="Settings that changed while trials ran",
-                text="A line a trial, a dot where it took over another's weights; the best trial bold.",
+                text="One line per trial. Dot: the trial copied another trial's weights. Bold: the best trial.",
                 chart=study_plots.schedules_svg(schedules, best),
-                alt=f"Step lines of {', '.join(schedules)} over the epochs of each trial.",
+                alt=f"Step charts of {', '.join(schedules)} over the epochs of each trial.",
             )
         )
     return sections

@@ -1,6 +1,6 @@
-"""Pictures of a study as SVG: all learning curves, epochs spent, parallel coordinates, effects, the Pareto front.
+"""Charts of a study as SVG: learning curves, epochs spent, parallel coordinates, effects, Pareto front.
 
-Colours mean the same in all of them: blue for finished trials (the better the darker), amber for trials stopped early,
+Colors mean the same in all of them: blue for finished trials (darker is better), amber for trials stopped early,
 red for failed ones.
 """
 
@@ -24,19 +24,19 @@ from landmark.reporting.study_series import Axis, Curve, Spending, is_log
 from landmark.reporting.tables import FAILED, FINISHED, METRIC_NAMES, STOPPED, named, shown_metric
 
 DPI, WIDTH = 150, 11.0
-"""Of every picture, in inches: 1650 pixels, so that the page shows it sharp at 1152."""
+"""Resolution and width in inches of every chart: 1650 pixels, so that it is sharp at the page's 1152."""
 LETTER = 11.0
-"""Height of a line of text, in points."""
+"""Line height of text, in points."""
 EARLY, LOST, PLAIN, SOFT = "#c58a2b", "#b3382c", "#8fb3c4", "#5b6875"
 BEST = ("#0b3c5d", "#7a4fa3", "#1f8a5b")
-"""Colours of the best three trials."""
+"""Colors of the best three trials."""
 BETTER = LinearSegmentedColormap.from_list("better", ["#cfdbe2", "#7fb2c8", ACCENT, "#082f49"])
-"""From the worst to the best."""
+"""From the worst to the best trial."""
 BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
 
 
 def learning_curves_svg(curves: Sequence[Curve], metric: str) -> str:
-    """Draw the curves of all trials, how each ended, and the best three in front of the others."""
+    """Draw the curves of all trials and how each one ended, with the best three in front."""
     figure = Figure(figsize=(WIDTH, 4.8), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     faint = min(0.8, max(0.14, 12 / len(curves)))
@@ -69,14 +69,14 @@ def learning_curves_svg(curves: Sequence[Curve], metric: str) -> str:
 
 
 def spending_svg(spent: Spending, metric: str, grid: int | None) -> str:
-    """Draw the best found so far over the epochs spent; `grid`: epochs of the full grid, None where there is none."""
+    """Draw the best value so far over the epochs spent. `grid`: epochs of the full grid, None if there is no grid."""
     figure = Figure(figsize=(WIDTH, 4.2), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     epochs = np.arange(1, len(spent.values) + 1)
-    axes.plot(epochs, spent.values, ".", color=PLAIN, markersize=4, alpha=0.7, label="a trial's epoch")
+    axes.plot(epochs, spent.values, ".", color=PLAIN, markersize=4, alpha=0.7, label="one epoch of a trial")
     axes.step(epochs, spent.best, where="post", color=BEST[0], linewidth=2.2, label="best so far")
     news = spent.improved
-    axes.plot(epochs[news], spent.best[news], "o", color=BEST[0], markersize=5, label="a new best")
+    axes.plot(epochs[news], spent.best[news], "o", color=BEST[0], markersize=5, label="new best")
     if grid:
         axes.axvline(grid, color=SOFT, linestyle=(0, (5, 4)), linewidth=1.4, label=f"full grid: {grid:,} epochs")
     if len(news):
@@ -89,7 +89,7 @@ def spending_svg(spent: Spending, metric: str, grid: int | None) -> str:
         axes.annotate(
             text, place, offset, textcoords="offset points", ha=align, fontsize=9, color=INK, bbox=BOX, zorder=5
         )
-    axes.set(xlabel="epochs of all trials together")
+    axes.set(xlabel="total epochs of all trials")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(0, 1.03 * max(len(epochs), grid or 0) + 0.5)
     _metric_axis(axes, "y", metric, spent.values)
@@ -100,7 +100,7 @@ def spending_svg(spent: Spending, metric: str, grid: int | None) -> str:
 
 
 def parallel_svg(axes_of: Sequence[Axis], statuses: Sequence[str]) -> str:
-    """Draw parallel coordinates: a line a trial, coloured by the metric, which is the last axis; the best one bold."""
+    """Draw parallel coordinates: one line per trial, colored by the metric (the last axis). The best trial is bold."""
     width = max(7.0, min(WIDTH, 3.0 + 1.6 * len(axes_of)))
     figure = Figure(figsize=(width, 5.0), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -143,9 +143,9 @@ def parallel_svg(axes_of: Sequence[Axis], statuses: Sequence[str]) -> str:
 
 
 def effects_svg(effects: Sequence[Effect], metric: str, epoch: int | None) -> str:
-    """Draw a panel a parameter: the metric of each trial by value, the mean of each value, and how many they are.
+    """Draw one panel per parameter: the metric of each trial by value, and the mean and count per value.
 
-    epoch: up to which trials are compared; None: their last.
+    epoch: the epoch at which trials are compared. None: their last.
     """
     columns = min(2, len(effects))
     rows = math.ceil(len(effects) / columns)
@@ -178,7 +178,7 @@ def effects_svg(effects: Sequence[Effect], metric: str, epoch: int | None) -> st
 def pareto_svg(results: pd.DataFrame, objectives: Sequence[str]) -> str:
     """Draw the study's metric against each other objective.
 
-    results: rows of the leaderboard with `pareto` as bool; trials on the front are marked with their rank.
+    results: leaderboard rows with `pareto` as bool. Trials on the front are labeled with their rank.
     """
     metric, others = objectives[0], objectives[1:]
     figure = Figure(figsize=(WIDTH if len(others) > 1 else 8.0, 4.6), dpi=DPI, layout="constrained")
@@ -189,7 +189,7 @@ def pareto_svg(results: pd.DataFrame, objectives: Sequence[str]) -> str:
         axes.plot(x[front], y[front], "o", color=BEST[0], markersize=7, label="on the front", zorder=3)
         if len(objectives) == 2:
             order = np.argsort(x[front], kind="stable")
-            # Between two trials of the front there is what the worse of them in this objective has.
+            # Between two neighbouring trials of the front, the worse value in this objective applies.
             where = "post" if other == "parameters" else "pre"
             axes.step(x[front][order], y[front][order], where=where, color=BEST[0], linewidth=1, alpha=0.6, zorder=2)
         for ranks, place in _together(results.loc[front, "rank"].tolist(), x[front], y[front], np.ptp(x), np.ptp(y)):
@@ -204,7 +204,7 @@ def pareto_svg(results: pd.DataFrame, objectives: Sequence[str]) -> str:
 
 
 def schedules_svg(schedules: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], best: str | None) -> str:
-    """Draw how parameters changed over the epochs of each trial: key -> trial -> epochs, values; the best trial bold."""
+    """Draw how parameters changed: key -> trial -> epochs, values. The best trial is bold."""
     figure = Figure(figsize=(WIDTH, 3.2 * len(schedules)), dpi=DPI, layout="constrained")
     for axes, (key, trials) in zip(
         figure.subplots(len(schedules), 1, squeeze=False)[:, 0], schedules.items(), strict=True
@@ -229,14 +229,14 @@ def schedules_svg(schedules: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndar
 
 
 def shown_tick(axis: Axis, text: str) -> str:
-    """Return a tick's text, on the metric's axis as the metric is shown."""
+    """Return a tick's text. On the metric's axis it is formatted as the metric."""
     if axis.name in METRIC_NAMES:
         return _tick(axis.name, float(text))
     return short_name(text, 22)
 
 
 def _look(status: str) -> tuple[str, Any, str]:
-    """Return the colour, line and end mark of a trial by how it ended."""
+    """Return the color, line style and end marker of a trial by its status."""
     if status == STOPPED:
         return EARLY, "solid", "x"
     return (LOST, (0, (4, 3)), "X") if status == FAILED else (PLAIN, "solid", "o")
@@ -251,7 +251,7 @@ def _best_curve(axes: Axes, curve: Curve) -> None:
 
 
 def _number_best(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Write the best trials' ranks beside their ends, apart from each other where the ends are close."""
+    """Write the best trials' ranks next to their last points, moved apart if they overlap."""
     low, high = axes.get_ylim()
     points = 250 / (high - low)
     previous = -math.inf
@@ -277,7 +277,7 @@ def _handle(color: str, line: Any, mark: str, label: str, width: float = 1.4) ->
 
 
 def _strips(axes: Axes, effect: Effect, metric: str) -> None:
-    """Draw a row a value: a box where there are enough trials, the trials as dots, their mean as a bar."""
+    """Draw one row per value: a box plot if there are enough trials, the trials as dots, and the mean as a bar."""
     for row, group in enumerate(effect.groups):
         count = len(group.values)
         if count >= 5:
@@ -286,7 +286,7 @@ def _strips(axes: Axes, effect: Effect, metric: str) -> None:
                 manage_ticks=False, patch_artist=True, boxprops={"facecolor": "#eef3f6", "edgecolor": PLAIN},
                 medianprops={"color": PLAIN}, whiskerprops={"color": PLAIN}, capprops={"color": PLAIN},
             )  # fmt: skip
-        # A spread that is no chance: the picture of one study is always the same.
+        # Deterministic jitter, so that the chart of a study is reproducible.
         offsets = 0.16 * np.sin(2.4 * np.arange(count)) if count > 1 else np.zeros(1)
         axes.plot(group.values, row + offsets, "o", color=ACCENT, markersize=4, alpha=0.55, markeredgewidth=0, zorder=3)
         axes.plot([group.mean] * 2, [row - 0.32, row + 0.32], color=INK, linewidth=2.2, zorder=4)
@@ -299,7 +299,7 @@ def _strips(axes: Axes, effect: Effect, metric: str) -> None:
 
 
 def _scatter(axes: Axes, effect: Effect, metric: str) -> None:
-    """Draw a continuous parameter: a dot a trial, a bar at each quantile range's mean."""
+    """Draw a continuous parameter: one dot per trial, and a bar at the mean of each quantile range."""
     assert effect.x is not None
     axes.plot(effect.y, effect.x, "o", color=ACCENT, markersize=4.5, alpha=0.55, markeredgewidth=0, zorder=3)
     order = np.argsort(effect.x, kind="stable")
@@ -329,7 +329,7 @@ def _panel_height(effect: Effect) -> float:
 
 
 def _way(heights: np.ndarray) -> np.ndarray:
-    """Return a trial's line through its heights, level at each axis: float (points, 2)."""
+    """Return a trial's line through its heights, horizontal at each axis: float (points, 2)."""
     steps = np.linspace(0, 1, 24)
     ease = steps * steps * (3 - 2 * steps)
     parts = [
@@ -340,7 +340,7 @@ def _way(heights: np.ndarray) -> np.ndarray:
 
 
 def _metric_axis(axes: Axes, side: str, metric: str, values: np.ndarray) -> None:
-    """Name an axis after its metric, show its ticks as that metric is shown, logarithmic where losses span far."""
+    """Label an axis with its metric, format its ticks, and use a logarithmic scale if losses have a wide range."""
     axis = axes.xaxis if side == "x" else axes.yaxis
     if metric not in ("val_top1", "val_top5", "val_macro_recall") and is_log(values):
         (axes.set_xscale if side == "x" else axes.set_yscale)("log")
@@ -352,7 +352,7 @@ def _metric_axis(axes: Axes, side: str, metric: str, values: np.ndarray) -> None
 def _together(
     ranks: Sequence[float], x: np.ndarray, y: np.ndarray, width: float, height: float
 ) -> list[tuple[list[float], tuple[float, float]]]:
-    """Return labels and their places; trials whose points nearly cover each other share one."""
+    """Return labels and their positions. Trials whose points nearly coincide share one label."""
     labels: list[tuple[list[float], tuple[float, float]]] = []
     for rank, place in sorted(zip(ranks, zip(x.tolist(), y.tolist(), strict=True), strict=True)):
         near = (g for g, (u, v) in labels if abs(place[0] - u) <= 0.03 * width and abs(place[1] - v) <= 0.04 * height)

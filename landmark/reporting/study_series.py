@@ -1,4 +1,4 @@
-"""What a study's pictures show, as numbers: learning curves, epochs spent, parallel axes, parameters that changed."""
+"""Data of a study's charts: learning curves, epochs spent, parallel axes, changed parameters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from landmark.reporting.effects import UNSET, is_continuous, labels_of, shown_va
 from landmark.reporting.tables import StudyTables
 
 LOG_SPAN = 30.0
-"""Positive numbers are drawn on a logarithmic axis if the largest is more than so many times the tenth from below."""
+"""Positive numbers use a logarithmic axis if the maximum is more than this many times the 10% quantile."""
 UNSET_ROOM = 0.14
-"""Part of an axis kept for trials that have no value, below the numbers."""
+"""Fraction of an axis reserved for trials without a value, below the numbers."""
 TICK_DISTANCE = 0.09
-"""Ticks nearer than this to an end of their axis are left out."""
+"""Ticks closer than this to an end of their axis are omitted."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -26,23 +26,23 @@ class Curve:
     trial: str
     status: str
     rank: int | None
-    """Place on the leaderboard; None for a trial that failed."""
+    """Leaderboard rank. None for a trial that failed."""
     epochs: np.ndarray
     """int (points,)."""
     values: np.ndarray
-    """The metric, float (points,), none of them NaN."""
+    """The metric, float (points,), without NaN."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Spending:
-    """Epochs spent against the best found so far, a point a report in the order of the reports."""
+    """Epochs spent against the best value so far, one point per report in the order of the reports."""
 
     values: np.ndarray
-    """The metric, float (reports,), NaN where there was none. The epochs spent are 1, 2, …"""
+    """The metric, float (reports,), NaN if missing. The epochs spent are 1, 2, …"""
     best: np.ndarray
     """The best so far, float (reports,), NaN before the first value."""
     improved: np.ndarray
-    """Reports that were a new best: int (bests,), counted from 0."""
+    """Indices of reports with a new best: int (bests,), from 0."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -51,15 +51,15 @@ class Axis:
 
     name: str
     positions: np.ndarray
-    """Height of each trial on it, float (trials,), between 0 and 1."""
+    """Position of each trial on the axis, float (trials,), between 0 and 1."""
     ticks: list[tuple[float, str]]
-    """Height and text."""
+    """Position and text."""
     named: bool
-    """Whether heights stand for names or few values: many trials then share one."""
+    """Whether positions stand for names or few values, so that many trials share one."""
 
 
 def learning_curves(study: StudyTables) -> list[Curve]:
-    """Return the curves in the order of the leaderboard; trials that reported no value have none."""
+    """Return the curves in leaderboard order. Trials without a reported value have no curve."""
     rows = study.history.dropna(subset=[study.metric]).sort_values("epoch", kind="stable")
     parts = dict(iter(rows.groupby("trial")))
     ranks = study.board["rank"] if "rank" in study.board else pd.Series(np.nan, index=study.board.index)
@@ -77,9 +77,9 @@ def learning_curves(study: StudyTables) -> list[Curve]:
 
 
 def spending(study: StudyTables) -> Spending:
-    """Return the best so far after each epoch of any trial.
+    """Return the best value so far after each epoch of any trial.
 
-    Reports are in the order of `reported_at`; studies from before that column in the order of their epochs.
+    Reports are ordered by `reported_at`. Studies without that column are ordered by epoch.
     """
     by_time = "reported_at" in study.history and study.history["reported_at"].notna().any()
     rows = study.history.sort_values("reported_at" if by_time else "epoch", kind="stable")
@@ -91,10 +91,10 @@ def spending(study: StudyTables) -> Spending:
 
 
 def parallel_axes(study: StudyTables) -> list[Axis]:
-    """Return an axis for each searched key that differs, and the metric's as the last; better is higher on that.
+    """Return one axis per searched key that differs, and the metric's axis as the last. Better values are higher on it.
 
-    Trials are the rows of `study.results`. On axes of names and of few values trials of one value are spread a little,
-    in the order of the metric, so that lines do not hide each other.
+    Trials are the rows of `study.results`. On axes of names or few values, trials with the same value are spread
+    slightly, in the order of the metric, so that lines do not hide each other.
     """
     results = study.results
     keys = [key for key in study.keys if results[key].nunique(dropna=False) > 1]
@@ -114,14 +114,14 @@ def parallel_axes(study: StudyTables) -> list[Axis]:
 
 
 def is_log(values: np.ndarray) -> bool:
-    """Return whether numbers belong on a logarithmic axis; a few that came near zero by a uniform draw do not decide it."""
+    """Return whether numbers need a logarithmic axis. A few near-zero values of a uniform distribution do not."""
     known = values[~np.isnan(values)]
     low = np.quantile(known, 0.1, method="lower") if len(known) else 0.0
     return bool(low > 0 and known.min() > 0 and known.max() > LOG_SPAN * low)
 
 
 def changed_keys(exploits: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the keys that population based training changed, numbers alone."""
+    """Return the numeric keys that population based training changed."""
     keys = dict.fromkeys(key for exploit in exploits for key in exploit["changed"])
     return [key for key in keys if all(_is_number(v) for e in exploits for v in e["changed"].get(key, ()))]
 
@@ -129,10 +129,10 @@ def changed_keys(exploits: Sequence[Mapping[str, Any]]) -> list[str]:
 def schedule_of(
     study: StudyTables, exploits: Sequence[Mapping[str, Any]], key: str
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return a parameter over the epochs of each trial that ran, as population based training changed it.
+    """Return a parameter over the epochs of each trial, as changed by population based training.
 
-    Returns trial -> epochs int (points,), values float (points,): a value holds from its epoch to the next point's,
-    and the last point is the trial's last epoch.
+    Returns trial -> epochs int (points,), values float (points,). A value applies from its epoch to the next point's
+    epoch. The last point is the trial's last epoch.
     """
     ends = study.history.groupby("trial")["epoch"].max()
     first = study.board.set_index("trial")[key] if key in study.board else pd.Series(dtype=float)
@@ -203,7 +203,7 @@ def _named_axis(name: str, values: pd.Series, metric: Axis) -> Axis:
         offsets = np.linspace(-spread, spread, len(here)) if len(here) > 1 else np.zeros(len(here))
         positions[by_metric] = number * step + offsets
     ticks = [(number * step, label) for number, label in enumerate(order)]
-    # The spread at the outermost names stays on the axis.
+    # Keep the jitter of the outermost names inside the axis.
     scale = 1 / (1 + 2 * spread)
     return Axis(
         name=name,

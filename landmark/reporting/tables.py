@@ -1,4 +1,4 @@
-"""Tables of a study: what its folder holds, the deck's model summary and its optimizer x epochs table."""
+"""Tables of a study: the files of its folder, the model summary and the optimizer x epochs table."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from landmark.storage import Damaged, Location, NotFound
 
 TOPK = (1, 5, 10)
 FINISHED, STOPPED, FAILED, NOT_STARTED = "finished", "stopped early", "failed", "not started"
-"""How a trial ended."""
+"""Trial states."""
 METRIC_NAMES = {
     "val_top1": "validation top-1",
     "val_top5": "validation top-5",
@@ -24,48 +24,48 @@ METRIC_NAMES = {
     "val_loss": "validation loss",
     "train_top1": "training top-1",
     "train_loss": "training loss",
-    "images_per_s": "images a second in training",
-    "parameters": "weights of the model",
+    "images_per_s": "training images/s",
+    "parameters": "model parameters",
 }
-"""Metrics in words."""
+"""Display names of metrics."""
 SEARCHED_OF_OLD = ("dataset", "epochs")
-"""Searched keys without a dot, looked for in studies that do not say what they searched."""
+"""Searched keys without a dot, for studies that do not record their searched keys."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class StudyTables:
-    """A study as its folder has it."""
+    """Contents of a study folder."""
 
     summary: dict[str, Any]
     """study.json."""
     board: pd.DataFrame
-    """leaderboard.csv: a row a trial, best first."""
+    """leaderboard.csv: one row per trial, best first."""
     history: pd.DataFrame
-    """history.csv: a row a trial and epoch."""
+    """history.csv: one row per trial and epoch."""
     metric: str
-    """By which trials are compared; a column of both tables, float, NaN where there is none."""
+    """Metric that ranks the trials. It is a column of both tables, float, NaN if missing."""
     mode: str
-    """max or min: whether the metric is better when greater or when smaller."""
+    """max or min: whether higher or lower values of the metric are better."""
     keys: list[str]
     """Searched keys that are columns of the leaderboard."""
 
     @property
     def results(self) -> pd.DataFrame:
-        """Rows of the leaderboard of the trials that did not fail and have a metric."""
+        """Leaderboard rows of the trials that did not fail and have a metric."""
         return self.board[~self.board["status"].isin((FAILED, NOT_STARTED)) & self.board[self.metric].notna()]
 
     @property
     def objectives(self) -> list[str]:
-        """Metrics that were searched for together, the study's first; one where the study had no others."""
+        """Searched metrics, the study's metric first. Contains only that one if there are no others."""
         return [name for name in self.summary.get("objectives") or [self.metric] if name in self.board]
 
 
 def read_study(run: Location) -> StudyTables:
-    """Read a study's folder; raises UserError that names the file and what it lacks."""
+    """Read a study's folder. Raises UserError with the file and the missing columns or keys."""
     summary = read_json(run / "study.json")
     needed = ("name", "metric", "dataset", "trials", "stopped_early", "epochs_run")
     if missing := [key for key in needed if key not in summary]:
-        raise UserError(f"{run / 'study.json'}: no {', '.join(missing)}; run the study again")
+        raise UserError(f"{run / 'study.json'}: missing {', '.join(missing)}; run the study again")
     metric = summary["metric"]
     board, history = read_csv(run / "leaderboard.csv"), read_csv(run / "history.csv")
     for name, table, columns in (
@@ -73,8 +73,8 @@ def read_study(run: Location) -> StudyTables:
         ("history.csv", history, ("trial", "epoch", metric)),
     ):
         if missing := [column for column in columns if column not in table]:
-            raise UserError(f"{run / name}: no column {', '.join(missing)}; run the study again")
-        # A table without rows has no types.
+            raise UserError(f"{run / name}: missing column {', '.join(missing)}; run the study again")
+        # A table without rows has no dtypes.
         table[metric] = pd.to_numeric(table[metric], errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
     listed = summary.get("parameters")
     if listed is None:
@@ -90,59 +90,62 @@ def read_study(run: Location) -> StudyTables:
 
 
 def read_csv(place: Location) -> pd.DataFrame:
-    """Read a CSV file of a study or run; raises UserError where it is missing or no CSV."""
+    """Read a CSV file of a study or run. Raises UserError if it is missing or not valid CSV."""
     try:
         return pd.read_csv(io.StringIO(place.read_text()), dtype={"trial": str, "name": str})
     except NotFound:
-        raise UserError(f"{place}: not there; has the run come to its end?") from None
+        raise UserError(f"{place}: file not found; check that the run is complete") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, Damaged) as error:
-        raise UserError(f"{place}: not a table ({error}); run the study again") from None
+        raise UserError(f"{place}: not a valid CSV table ({error}); run the study again") from None
 
 
 def read_parquet(place: Location, columns: Sequence[str], again: str) -> pa.Table:
-    """Read columns of a Parquet file; raises UserError that names the file, what it lacks, and `again`: what to run."""
+    """Read columns of a Parquet file. Raises UserError with the file, the problem, and `again`: the command to run."""
     try:
         table = pq.read_table(pa.BufferReader(place.read_bytes()))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{place}: not a readable Parquet file ({' '.join(str(error).split())}); {again}") from None
     if missing := [column for column in columns if column not in table.column_names]:
-        raise UserError(f"{place}: no column {', '.join(missing)}; {again}")
+        raise UserError(f"{place}: missing column {', '.join(missing)}; {again}")
     return table.select(list(columns))
 
 
 def require_columns(place: Location, table: pd.DataFrame, columns: Sequence[str], again: str) -> pd.DataFrame:
-    """Return a table that has these columns; raises UserError that names the file and what it lacks."""
+    """Return a table that has these columns. Raises UserError with the file and the missing columns."""
     if missing := [column for column in columns if column not in table]:
-        raise UserError(f"{place}: no column {', '.join(missing)}; {again}")
+        raise UserError(f"{place}: missing column {', '.join(missing)}; {again}")
     return table
 
 
 def read_json(place: Location) -> dict[str, Any]:
-    """Read a JSON file of a study or run; raises UserError where it is no JSON object."""
+    """Read a JSON file of a study or run. Raises UserError if it is not a JSON object."""
     try:
         values = json.loads(place.read_text())
     except (json.JSONDecodeError, Damaged) as error:
-        raise UserError(f"{place}: not JSON ({error}); run the study again") from None
+        raise UserError(f"{place}: not valid JSON ({error}); run the study again") from None
     if not isinstance(values, dict):
         raise UserError(f"{place}: not a JSON object; run the study again")
     return values
 
 
 def require_numbers(place: Location, values: Mapping[str, Any], keys: Sequence[str], again: str) -> None:
-    """Check that a JSON file has these keys, each a number; raises UserError that names the file and the first one amiss."""
+    """Check that a JSON file has these keys, each a number.
+
+    Raises UserError with the file and the first invalid key.
+    """
     if missing := [key for key in keys if key not in values]:
-        raise UserError(f"{place}: no {', '.join(missing)}; {again}")
+        raise UserError(f"{place}: missing {', '.join(missing)}; {again}")
     for key in keys:
         if isinstance(values[key], bool) or not isinstance(values[key], int | float):
             raise UserError(f"{place}: {key} is {values[key]!r}, expected a number; {again}")
 
 
 def model_summary(leaderboard: pd.DataFrame, baselines: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """Return the deck's "Model Summary": a row a model with its test top-1/5/10, then the baselines.
+    """Return the "Model Summary" table: one row per model with its test top-1/5/10, then the baselines.
 
-    Columns: model, optimizer, epochs, data, val_top1, test_top1, test_top5, test_top10. Trials whose model was
-    not evaluated on the test split have no value there; failed ones are left out. `data` is empty where all trials
-    have the study's dataset.
+    Columns: model, optimizer, epochs, data, val_top1, test_top1, test_top5, test_top10. Models that were not evaluated
+    on the test split have no test values. Failed trials are omitted. `data` is empty if all trials use the study's
+    dataset.
     """
     done = leaderboard[~leaderboard["status"].isin((FAILED, NOT_STARTED))]
     rows = pd.DataFrame(
@@ -163,11 +166,11 @@ def model_summary(leaderboard: pd.DataFrame, baselines: Mapping[str, Mapping[str
 
 
 def optimizer_epochs(leaderboard: pd.DataFrame) -> pd.DataFrame:
-    """Return the deck's "optimizer/epochs" table: of each backbone, optimizer, number of epochs and dataset the best trial.
+    """Return the "optimizer/epochs" table: the best trial per backbone, optimizer, number of epochs and dataset.
 
-    Columns: model, optimizer/epochs, top1, top5, top10 on the test split, and val_top1. Rows of one model
-    stand together in order of the epochs, so that 10 and 30 epochs can be compared side by side; a dataset other
-    than the study's is named as the deck does it: adam/20 cleaned.
+    Columns: model, optimizer/epochs, top1, top5, top10 on the test split, and val_top1. The rows of a model are
+    adjacent and ordered by epochs, to compare 10 and 30 epochs. A dataset other than the study's own is appended:
+    adam/20 cleaned.
     """
     summary = model_summary(leaderboard, {}).sort_values("val_top1", ascending=False)
     key = ["model", "optimizer", "epochs", "data"]
@@ -184,13 +187,13 @@ def optimizer_epochs(leaderboard: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_table(folder: Location, name: str, table: pd.DataFrame) -> None:
-    """Write a table as CSV and as JSON (a list of rows)."""
+    """Write a table as CSV and as JSON (list of rows)."""
     (folder / f"{name}.csv").write_text(table.to_csv(index=False, float_format="%.6g"))
     (folder / f"{name}.json").write_text(table.to_json(orient="records", indent=1) + "\n")
 
 
 def as_text(table: pd.DataFrame, shares: Sequence[str]) -> str:
-    """Return a table aligned for reading; columns in `shares` as percentages, those without any value left out."""
+    """Return a table as aligned text. Columns in `shares` are percentages; columns without values are omitted."""
     filled = table.dropna(axis=1, how="all").convert_dtypes()
     shown = filled.astype(object)
     for column in (name for name in shares if name in filled):
@@ -199,12 +202,12 @@ def as_text(table: pd.DataFrame, shares: Sequence[str]) -> str:
 
 
 def named(metric: str) -> str:
-    """Return a metric in words."""
+    """Return a metric's display name."""
     return METRIC_NAMES.get(metric, metric)
 
 
 def shown_metric(metric: str, value: float) -> str:
-    """Return a metric's value for reading: shares as percentages, weights in millions."""
+    """Return a metric's value as text: fractions as percentages, parameters in millions."""
     if metric == "parameters":
         return f"{value / 1e6:.3g} M"
     if metric == "images_per_s" or metric.endswith("loss"):

@@ -1,1 +1,1 @@
-"""Search: spaces of trials, schedulers that end them early, the study that runs them by Ray Tune."""
+"""Hyperparameter search: search spaces, schedulers that stop trials early, and studies that Ray Tune runs."""

@@ -1,4 +1,4 @@
-"""The budget of a study: epochs, wall time, and the value of the metric at which it is done."""
+"""The budget of a study: maximum epochs, maximum wall time, and a target value of the metric."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from landmark.search.record import StudyRecord
 
 
 class BudgetStopper(Stopper):
-    """Ends the study when its epochs or its wall time are spent, those of earlier processes included, or its target is met."""
+    """Ends the study when its epochs or wall time, including earlier processes, are used up or its target is reached."""
 
     def __init__(
         self,
@@ -22,7 +22,7 @@ class BudgetStopper(Stopper):
         mode: str,
         lost: Callable[[], bool] = lambda: False,
     ) -> None:
-        """lost: whether another process has taken the study over, so that this one ends."""
+        """lost: returns whether another process has taken the study over; the study then ends in this process."""
         self.lost = lost
         self.config = config
         self.record = record
@@ -30,7 +30,7 @@ class BudgetStopper(Stopper):
         self.mode = mode
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Return False: no single trial is ended here."""
+        """Return False: this stopper ends no single trial."""
         return False
 
     def stop_all(self) -> bool:
@@ -38,18 +38,18 @@ class BudgetStopper(Stopper):
         return self.lost() or self.reason() is not None
 
     def reason(self) -> str | None:
-        """Return what ends the study, in words, or None."""
+        """Return a description of the exhausted budget or reached target; None if the study continues."""
         config, record = self.config, self.record
         if config.epochs is not None and record.epochs_run >= config.epochs:
-            return f"its budget of {config.epochs} epochs is spent"
+            return f"its budget of {config.epochs} epochs is used up"
         if config.seconds is not None and self.seconds() >= config.seconds:
-            return f"its budget of {config.seconds:g} s is spent"
+            return f"its budget of {config.seconds:g} s is used up"
         if config.target is not None and self._reached(config.target):
             return f"a trial reached its target, {self.metric} {config.target:g}"
         return None
 
     def seconds(self) -> float:
-        """Return the wall time spent, by all processes that drove the study."""
+        """Return the wall time in seconds of all processes that drove the study."""
         return self.record.seconds_before + time.monotonic() - self.record.started
 
     def _reached(self, target: float) -> bool:

@@ -1,4 +1,4 @@
-"""Images at the size that a study's trials need, written once for all of them: decoding is what limits small networks."""
+"""Resizes a study's datasets once for all trials, because decoding limits the throughput of small models."""
 
 import math
 from collections.abc import Iterable
@@ -10,11 +10,11 @@ from landmark.data.packing.repack import DatasetSource
 from landmark.storage import Location
 
 LEAST_AREA = 0.25
-"""Crops of a smaller share of an image are enlarged."""
+"""Crops with a smaller fraction of an image's area may be upscaled."""
 
 
 def needed_short_side(recipes: Iterable[Recipe]) -> int:
-    """Return the short side, pixels, at which no recipe's crop has to be enlarged, but for the smallest ones."""
+    """Return the short side in pixels at which no recipe upscales a crop, except for crops below LEAST_AREA."""
     return max(
         math.ceil(recipe.loader.image_size / math.sqrt(max(recipe.augment.crop_area[0], LEAST_AREA)))
         for recipe in recipes
@@ -22,9 +22,10 @@ def needed_short_side(recipes: Iterable[Recipe]) -> int:
 
 
 def resized(dataset: PackedDataset, short_side: int, place: Location) -> PackedDataset:
-    """Return a dataset at a short side (pixels): written to `place` unless it is there; itself where it is no larger.
+    """Return the dataset resized to a short side in pixels, or itself if it is not larger.
 
-    Runs on the connected cluster; killed, it goes on with what is missing.
+    Writes to `place` unless the dataset is complete there. Runs on the connected cluster. After a crash, it writes only the
+    missing shards.
     """
     if dataset.manifest.short_side <= short_side:
         return dataset
@@ -40,7 +41,7 @@ def resized(dataset: PackedDataset, short_side: int, place: Location) -> PackedD
 
 
 def _path_before(place: Location) -> str | None:
-    """Return where the dataset was when it was written to `place`: it may have moved since. None where nothing is there."""
+    """Return the source path recorded at `place`, because the dataset may have moved; None if nothing is there."""
     if not (place / "manifest.json").exists():
         return None
     return PackedDataset.open(place.uri).manifest.source["dataset"]["path"]

@@ -1,4 +1,4 @@
-"""Domains of searched parameters: what values each may have, on its own or by the value of another one."""
+"""Domains of searched parameters: the allowed values of each, which may depend on the value of another parameter."""
 
 import itertools
 import math
@@ -10,12 +10,12 @@ from typing import Any
 from landmark.config import UserError, nearest
 
 COVERED = 512
-"""Combinations of values up to which `covering` gives all."""
+"""Maximum number of combinations of which `covering` returns all."""
 DRAWS = 64
-"""Random combinations that it gives besides of more than that."""
+"""Number of random combinations that `covering` adds if there are more."""
 KINDS = ("grid", "choice", "int", "uniform", "loguniform")
 BY, DEFAULT = "by", "default"
-"""Keys of cases: the parameter that decides, and what holds for its other values."""
+"""Keys of a parameter with cases: the parameter that selects the case, and the domain for its other values."""
 EXPECTED = (
     "expected {grid: […]}, {choice: […]}, {int: [low, high]}, {uniform: [low, high]}, {loguniform: [low, high]} or "
     "{by: OTHER_KEY, VALUE: …}"
@@ -26,23 +26,23 @@ Point = dict[str, Any]
 
 @dataclass(kw_only=True, frozen=True)
 class Domain:
-    """The values that a parameter may have."""
+    """The allowed values of a parameter."""
 
     kind: str
     """One of KINDS, or constant."""
     values: tuple[Any, ...]
-    """The values; of int, uniform and loguniform the bounds, the lower one first."""
+    """The values; for int, uniform and loguniform, the lower and the upper bound."""
     where: str
-    """Where the space says so: `parameters.KEY.KIND`, or `parameters.KEY.CASE.KIND`."""
+    """Its key path in the space file: `parameters.KEY.KIND` or `parameters.KEY.CASE.KIND`."""
 
     @property
     def is_random(self) -> bool:
-        """Whether trials draw a value, in place of having one each."""
+        """Whether trials sample a value, instead of enumerating all."""
         return self.kind not in ("grid", "constant")
 
     @property
     def is_continuous(self) -> bool:
-        """Whether there is no end to its values."""
+        """Whether the domain is a range of real numbers."""
         return self.kind in ("uniform", "loguniform")
 
     def draw(self, generator: random.Random) -> Any:
@@ -57,17 +57,17 @@ class Domain:
         return generator.choice(self.values)
 
     def all(self) -> Sequence[Any]:
-        """Return all values; of a continuous range its bounds."""
+        """Return all values; for a continuous range, its bounds."""
         return range(self.values[0], self.values[1] + 1) if self.kind == "int" else self.values
 
     def contains(self, value: Any) -> bool:
-        """Return whether a parameter may have a value, as JSON gives it back."""
+        """Return whether the domain contains a value that was read from JSON."""
         if not self.is_continuous:
             return value in self.all()
         return _number(value) is not None and self.values[0] <= value <= self.values[1]
 
     def has(self, case: Any) -> bool:
-        """Return whether a case is of one of the values; those of a continuous range are not listed."""
+        """Return whether a case matches one of the values; of a continuous range, only the bounds."""
         if self.kind == "int":
             return isinstance(case, int) and case in self.all()
         return any(_same(case, value) for value in self.values)
@@ -75,18 +75,18 @@ class Domain:
 
 @dataclass(kw_only=True, frozen=True)
 class Parameter:
-    """A searched key: one domain, or one for each value of another key."""
+    """A searched key: one domain, or one domain per value of another key."""
 
     key: str
     by: str | None
-    """The searched key that decides between the cases; None: `default` holds for all trials."""
+    """The searched key that selects the case; None if `default` applies to all trials."""
     cases: tuple[tuple[Any, Domain], ...] = ()
-    """Values of `by`, and what holds for them."""
+    """Values of `by` and their domains."""
     default: Domain | None = None
-    """What holds for its other values; None: the key is not set there."""
+    """Domain for the other values of `by`; None if the key is not set for these."""
 
     def domain(self, chosen: Mapping[str, Any]) -> Domain | None:
-        """Return what holds where `chosen` are the values of the keys before it; None: the key is not set."""
+        """Return the domain, given the chosen values of the keys before this one; None if the key is not set."""
         if self.by is not None and self.by in chosen:
             for value, domain in self.cases:
                 if _same(value, chosen[self.by]):
@@ -102,9 +102,9 @@ Parameters = Mapping[str, Parameter]
 
 
 def read_parameters(values: Mapping[str, Any], source: str) -> dict[str, Parameter]:
-    """Return the parameters that a space file describes; `source` names it in errors.
+    """Return the parameters of a space file; `source` is its name in errors.
 
-    Raises UserError for a domain or case that is none, naming its key.
+    Raises UserError with the key of an invalid domain or case.
     """
     parameters = {str(key): _parameter(str(key), value, source) for key, value in values.items()}
     for parameter in parameters.values():
@@ -117,10 +117,10 @@ def read_parameters(values: Mapping[str, Any], source: str) -> dict[str, Paramet
 
 
 def combinations(parameters: Parameters, options: Callable[[str, Domain], Iterable[Any]]) -> Iterator[Point]:
-    """Yield every combination of the values that `options` gives for a key and the domain that holds for it.
+    """Yield every combination of the values that `options` returns for each key and its domain.
 
-    A key comes after the one it goes by. Of those that may come next, what is listed comes before what is random, each in
-    the order of the file, so that every combination of listed values has its own draws.
+    A key comes after the key that it depends on. Otherwise, keys with listed values come before random ones, each in the
+    order of the file, so that every combination of listed values has its own samples.
     """
 
     def extend(chosen: Point, left: tuple[str, ...]) -> Iterator[Point]:
@@ -140,12 +140,12 @@ def combinations(parameters: Parameters, options: Callable[[str, Domain], Iterab
 
 
 def drawn(parameters: Parameters, generator: random.Random) -> Iterator[Point]:
-    """Yield the grid's combinations, each with a draw of what is random."""
+    """Yield the grid's combinations, each with a sample of the random parameters."""
     return combinations(parameters, lambda key, domain: [domain.draw(generator)] if domain.is_random else domain.values)
 
 
 def walked(parameters: Parameters, generator: random.Random) -> Iterator[Point]:
-    """Yield every combination once, from a random one on; of a continuous range one draw."""
+    """Yield every combination once, starting at a random one; a continuous range contributes one sample."""
 
     def options(key: str, domain: Domain) -> Iterable[Any]:
         if domain.is_continuous:
@@ -158,12 +158,12 @@ def walked(parameters: Parameters, generator: random.Random) -> Iterator[Point]:
 
 
 def one_drawn(parameters: Parameters, generator: random.Random) -> Point:
-    """Return one point at random, of the grid's values too."""
+    """Return one random point; grid values are sampled too."""
     return next(combinations(parameters, lambda key, domain: [domain.draw(generator)]))
 
 
 def occurring(parameters: Parameters, keys: Iterable[str]) -> Iterator[Point]:
-    """Yield every combination of values of `keys`, and of those they go by; of ranges the bounds."""
+    """Yield every combination of values of `keys` and the keys that they depend on; for ranges, the bounds."""
     wanted = set(keys) & set(parameters)
     for key in list(wanted):
         wanted.update(ancestors(key, parameters))
@@ -172,9 +172,10 @@ def occurring(parameters: Parameters, keys: Iterable[str]) -> Iterator[Point]:
 
 
 def covering(parameters: Parameters, keys: Iterable[str], most: int = COVERED) -> list[Point]:
-    """Return every combination of values of `keys`, of ranges the bounds; of more than `most` some that have every value.
+    """Return every combination of values of `keys`, with the bounds of ranges; if more than `most`, a covering selection.
 
-    These are, for each value, those with the first and with the last values of all other keys, and DRAWS at random.
+    The selection has, for each value, the combinations with the first and with the last values of all other keys, and DRAWS
+    random combinations.
     """
     wanted = set(keys) & set(parameters)
     found = list(itertools.islice(occurring(parameters, wanted), most + 1))
@@ -190,17 +191,17 @@ def covering(parameters: Parameters, keys: Iterable[str], most: int = COVERED) -
 
 
 def count(parameters: Parameters, most: int) -> int:
-    """Return how many different points there are, up to `most`."""
+    """Return the number of distinct points, up to `most`."""
     if any(domain.is_continuous for parameter in parameters.values() for domain in parameter.domains()):
         return most
     return sum(1 for _ in itertools.islice(combinations(parameters, lambda key, domain: domain.all()), most))
 
 
 def probes(parameters: Parameters) -> Iterator[tuple[Domain, list[Point]]]:
-    """Yield, for every value that a space file names, points that have it: those listed, and the bounds of ranges.
+    """Yield, for every listed value and every bound of a range, points that contain it.
 
-    The first point has nothing else but the values of the keys before it for which its case holds; the others have the
-    first, and the last, values of all other keys, too. A value is wrong where it is wrong in all of them.
+    The first point contains only the value and those of the keys that select its case. The other two add the first and the
+    last values of all other keys. A value is invalid if all of these points are.
     """
     for key, parameter in parameters.items():
         for domain in parameter.domains():
@@ -211,12 +212,12 @@ def probes(parameters: Parameters) -> Iterator[tuple[Domain, list[Point]]]:
 
 
 def _filled(parameters: Parameters, forced: Mapping[str, Any], place: int) -> Point:
-    """Return the forced values and, for other keys, the ones at a place of their domains."""
+    """Return the forced values and, for other keys, the values at an index of their domains."""
     return next(combinations(parameters, lambda key, domain: [forced[key] if key in forced else domain.values[place]]))
 
 
 def _reaching(key: str, domain: Domain, parameters: Parameters) -> dict[str, Any] | None:
-    """Return values of the keys before `key` with which `domain` holds for it; None where no values do."""
+    """Return values of the keys before `key` that select `domain` for it; None if no values do."""
     parameter = parameters[key]
     if parameter.by is None:
         return {}
@@ -231,7 +232,7 @@ def _reaching(key: str, domain: Domain, parameters: Parameters) -> dict[str, Any
 
 
 def ancestors(key: str, parameters: Parameters) -> Iterator[str]:
-    """Yield the key that a key's domain goes by, the one which that goes by, and so on."""
+    """Yield the key that a key's domain depends on, the key that this one depends on, and so on."""
     while (by := parameters[key].by) is not None:
         yield by
         key = by
@@ -244,7 +245,7 @@ def _parameter(key: str, value: Any, source: str) -> Parameter:
     named = {case: _case(f"{where}.{case}", domain, source) for case, domain in value.items() if case != BY}
     default = named.pop(DEFAULT, None)
     if not named:
-        raise UserError(f"{source}: {where} has no case; give a value of {value[BY]} and what holds for it")
+        raise UserError(f"{source}: {where} has no case; give a value of {value[BY]} and its domain")
     return Parameter(key=key, by=str(value[BY]), cases=tuple(named.items()), default=default)
 
 
@@ -262,7 +263,7 @@ def _domain(where: str, domain: Any, source: str) -> Domain:
         raise UserError(f"{source}: {where}: unknown kind {kind!r}; {nearest(str(kind), KINDS)}")
     if not isinstance(values, list) or not values:
         state = "is empty" if values == [] else f"is {values!r}"
-        raise UserError(f"{source}: {where}.{kind} {state}; give a list of one value or more")
+        raise UserError(f"{source}: {where}.{kind} {state}; give a list of one or more values")
     if kind not in ("grid", "choice"):
         values = _bounds(f"{source}: {where}.{kind}", kind, values)
     return Domain(kind=kind, values=tuple(values), where=f"{where}.{kind}")
@@ -271,12 +272,12 @@ def _domain(where: str, domain: Any, source: str) -> Domain:
 def _bounds(where: str, kind: str, values: list[Any]) -> list[Any]:
     bounds = [number for value in values if (number := _number(value)) is not None]
     if not len(values) == len(bounds) == 2 or bounds[0] >= bounds[1]:
-        raise UserError(f"{where} is {values!r}; expected two numbers, the lower one first")
+        raise UserError(f"{where} is {values!r}; expected two numbers, the lower first")
     if kind == "loguniform" and bounds[0] <= 0:
         raise UserError(f"{where} is {values!r}; expected bounds above 0")
     if kind == "int":
         if not all(bound.is_integer() for bound in bounds):
-            raise UserError(f"{where} is {values!r}; expected two whole numbers, the lower one first")
+            raise UserError(f"{where} is {values!r}; expected two integers, the lower first")
         return [int(bound) for bound in bounds]
     return bounds
 
@@ -293,19 +294,19 @@ def _check_cycle(key: str, parameters: Parameters, source: str) -> None:
     chain = [key]
     for by in ancestors(key, parameters):
         if by in chain:
-            raise UserError(f"{source}: parameters.{key}.by: {' by '.join([*chain, by])} goes round; break the circle")
+            raise UserError(f"{source}: parameters.{key}.by: {' by '.join([*chain, by])} is a cycle; break it")
         chain.append(by)
 
 
 def _check_cases(parameter: Parameter, parameters: Parameters, source: str) -> None:
-    """Check that each case is of a value that the key before it may have."""
+    """Check that each case is an allowed value of the key that selects it."""
     if parameter.by is None:
         return
     domains = parameters[parameter.by].domains()
     ranges = [domain.where for domain in domains if domain.is_continuous]
     if ranges:
         raise UserError(
-            f"{source}: parameters.{parameter.key}.by is {parameter.by!r}, but {ranges[0]} is a range; give it listed values"
+            f"{source}: parameters.{parameter.key}.by is {parameter.by!r}, but {ranges[0]} is a continuous range; give it listed values"
         )
     for value, _ in parameter.cases:
         if not any(domain.has(value) for domain in domains):
@@ -316,7 +317,7 @@ def _check_cases(parameter: Parameter, parameters: Parameters, source: str) -> N
 
 
 def _same(case: Any, value: Any) -> bool:
-    """Return whether a case is of a value; YAML may have read 1e-4 as text in one place and 0.0001 as a number in another."""
+    """Return whether a case equals a value; YAML may read 1e-4 as text and 0.0001 as a number."""
     return case == value or str(case) == str(value)
 
 

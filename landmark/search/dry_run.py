@@ -1,4 +1,4 @@
-"""`landmark tune --dry-run`: the trials of a study, what each takes, and an estimate of what all of them cost."""
+"""`landmark tune --dry-run`: the trials of a study, the resources of each, and the estimated total cost."""
 
 import itertools
 import math
@@ -21,24 +21,24 @@ from landmark.training.local import default_device
 
 SHOWN_TRIALS = 60
 TRAINING_PASSES = 3
-"""Forward passes that a training step costs: the backward pass computes two gradients for each product."""
+"""Cost of a training step in forward passes: the backward pass computes two gradients per product."""
 RATE_S = 1.0
-"""Seconds for which the rate is measured."""
+"""Seconds for which the compute throughput is measured."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class TrialCost:
-    """What one trial takes when it runs to its last epoch."""
+    """The cost of one trial that runs to its last epoch."""
 
     plan: TrialPlan
     images: int
-    """Images trained on, over all epochs."""
+    """Training images, summed over all epochs."""
     memory: int
-    """Bytes of a training process."""
+    """Bytes per training process."""
     flops: float
-    """Floating-point operations of an image's forward pass at full size."""
+    """Floating-point operations of one image's forward pass at full size."""
     total_flops: float
-    """Of all epochs: training, and validation after each."""
+    """Floating-point operations of all epochs: training, and validation after each."""
 
 
 def dry_run_text(
@@ -51,25 +51,25 @@ def dry_run_text(
     at_a_time: int,
     gpu: bool,
 ) -> str:
-    """Return what a study would run, as text for reading.
+    """Return the trials that a study would run, and their estimated cost, as text.
 
-    plans: `proposals.preview` of the space. datasets: by the names that trials have for them. workers: training processes a
-    trial. resources: of a trial, in words. at_a_time: trials that run side by side. gpu: whether they train on GPUs. Takes
-    about a second: the rate by which the cost is estimated is measured here.
+    plans: `proposals.preview` of the space. datasets: by the names that trials use. workers: training processes per trial.
+    resources: description of a trial's resources. at_a_time: number of concurrent trials. gpu: whether they train on GPUs.
+    Takes about a second, because it measures this machine's compute throughput.
     """
     costs = [trial_cost(plan, datasets[plan.dataset], workers, gpu=gpu) for plan in plans]
     device, rate = measured_rate()
     lines = [
         f"{len(plans)} trials of {space.source}{_searched(space)}",
         _table(space, costs),
-        f"a trial has {resources}; {at_a_time} at a time",
+        f"each trial requires {resources}; {at_a_time} run at a time",
         *_totals(space, costs, at_a_time * workers, rate, device),
     ]
     return "\n".join(lines)
 
 
 def trial_cost(plan: TrialPlan, dataset: PackedDataset, workers: int, *, gpu: bool) -> TrialCost:
-    """Return what a trial takes; progressive resizing counts by the pixels of each epoch."""
+    """Return the cost of a trial; progressive resizing counts by the pixels of each epoch."""
     recipe, classes = plan.recipe, dataset.num_classes
     train, val = dataset.split("train").rows, dataset.split("val").rows
     flops = trial_footprint(recipe, classes).flops
@@ -85,10 +85,11 @@ def trial_cost(plan: TrialPlan, dataset: PackedDataset, workers: int, *, gpu: bo
 
 
 def kept_share(scheduler: SchedulerConfig, epochs: Sequence[int]) -> float | None:
-    """Return the share of all epochs that a scheduler leaves of trials with so many epochs; None where only results decide.
+    """Return the expected fraction of all epochs that a scheduler runs; None if it depends only on results.
 
-    asha: at each rung one of reduction_factor goes on (Li et al. 2020): what it comes to with many trials, or a little
-    more, since the first to reach a rung go on whatever they are worth. hyperband: the same exactly, bracket by bracket.
+    epochs: the epochs of each trial. asha: 1 / reduction_factor of the trials pass each rung (Li et al. 2020). The actual
+    fraction may be slightly higher, because the first trials to reach a rung always pass. hyperband: the exact fraction,
+    bracket by bracket.
     """
     if scheduler.name in ("none", "pbt"):
         return 1.0
@@ -103,18 +104,18 @@ def kept_share(scheduler: SchedulerConfig, epochs: Sequence[int]) -> float | Non
 
 
 def measured_rate(seconds: float = RATE_S) -> tuple[str, float]:
-    """Return a device's name and the floating-point operations a second of a small network's training steps on it.
+    """Return the device's name and its floating-point operations per second in training steps of a small model.
 
-    The network is four 3x3 convolutions with batch norm on 64 maps of 56 x 56, as the middle of a ResNet; the device is
-    the one that training here would use, with as many threads as torch has here.
+    The model has four 3x3 convolutions with batch norm on 64 feature maps of 56 x 56, like the middle of a ResNet. The
+    device is the one that training on this machine would use, with torch's current number of threads.
     """
     device = default_device()
     layers = [layer for _ in range(4) for layer in (nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU())]
     model = nn.Sequential(*layers).to(device).to(memory_format=torch.channels_last)
     images = torch.randn(16, 64, 56, 56, device=device).to(memory_format=torch.channels_last)
-    images.requires_grad_()  # as the middle of a network hands its gradient on
+    images.requires_grad_()  # the middle of a model also passes its gradient on
     counter = FlopCounterMode(display=False)
-    with counter:  # the first step, which is also the slowest
+    with counter:  # warm-up: the first step is the slowest
         model(images).mean().backward()
     _wait(device)
     steps, start = 0, time.perf_counter()
@@ -129,7 +130,7 @@ def measured_rate(seconds: float = RATE_S) -> tuple[str, float]:
 def _searched(space: Space) -> str:
     if space.config.searcher.name == "listed":
         return ""
-    return ": random points, as a study has them before results are there to follow"
+    return ": random points, because proposals depend on results"
 
 
 def _table(space: Space, costs: Sequence[TrialCost]) -> str:
@@ -156,20 +157,20 @@ def _totals(space: Space, costs: Sequence[TrialCost], devices: int, rate: float,
     flops = sum(cost.total_flops for cost in costs)
     lines = [
         f"all epochs of all trials: {sum(epochs):,} epochs, {sum(cost.images for cost in costs):,} images, {flops:.3g} FLOP "
-        f"({TRAINING_PASSES} forward passes an image of training, 1 of validation)",
-        f"this machine's rate: {rate / 1e9:,.0f} GFLOP/s ({device}; measured with a small convolutional network, without "
-        "reading and decoding: real trials are slower where these or memory limit them)",
-        f"at that rate: {clock(flops / rate)} on one such device; {clock(flops / rate / devices)} on {devices}, one a worker of the "
-        "trials that run at a time",
+        f"({TRAINING_PASSES} forward passes per training image, 1 per validation image)",
+        f"this machine's throughput: {rate / 1e9:,.0f} GFLOP/s ({device}; measured with a small convolutional model, without "
+        "reading and decoding: trials are slower if these or memory limit them)",
+        f"at that throughput: {clock(flops / rate)} on one such device; {clock(flops / rate / devices)} on {devices}, one per worker of "
+        "the concurrent trials",
     ]
     share = kept_share(scheduler, epochs)
     if share is None:
         lines.append(
-            f"{scheduler.name} ends trials by what the others reach: how many epochs that saves is not known before"
+            f"{scheduler.name} stops trials by comparison with the others: the number of epochs that this saves is unknown in advance"
         )
     elif share < 1:
         lines.append(
-            f"{scheduler.name} leaves about {share:.0%} of the epochs ({_told(scheduler, max(epochs))}): "
+            f"{scheduler.name} runs about {share:.0%} of the epochs ({_told(scheduler, max(epochs))}): "
             f"{math.ceil(share * sum(epochs)):,} epochs, {clock(share * flops / rate / devices)} on {devices} devices"
         )
     budget = space.config.budget
@@ -181,19 +182,19 @@ def _totals(space: Space, costs: Sequence[TrialCost], devices: int, rate: float,
 def _told(scheduler: SchedulerConfig, longest: int) -> str:
     factor = scheduler.reduction_factor
     if scheduler.name == "hyperband":
-        return f"1 of {factor:g} goes on at each halving of its brackets"
+        return f"1 of {factor:g} trials continues at each milestone of a bracket"
     levels = ", ".join(str(rung) for rung in rungs(scheduler.grace_epochs, factor, longest))
-    return f"1 of {factor:g} goes on after {levels} epochs"
+    return f"1 of {factor:g} trials continues after {levels} epochs"
 
 
 def _left(levels: Sequence[int], factor: float, epochs: int) -> float:
-    """Return the epochs that a trial of `epochs` runs in the mean."""
+    """Return the expected number of epochs that a trial of `epochs` epochs runs."""
     bounds = [0.0, *(rung for rung in levels if rung < epochs), float(epochs)]
     return sum((end - begin) / factor**rung for rung, (begin, end) in enumerate(itertools.pairwise(bounds)))
 
 
 def _bracket_epochs(bracket: Bracket, longest: int, factor: float) -> int:
-    """Return the epochs of a bracket's trials, all as long as the longest."""
+    """Return the total epochs of a bracket's trials, assuming that all are as long as the longest."""
     spent, alive, before = 0, len(bracket.numbers), 0
     for milestone in [*bracket.milestones, longest]:
         spent += alive * (milestone - before)

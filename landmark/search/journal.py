@@ -1,4 +1,4 @@
-"""The journal of a study: every event of its trials in their order, so that another driver process can go on."""
+"""The journal of a study: all events of its trials in order, from which another driver process resumes."""
 
 import json
 import sys
@@ -11,19 +11,19 @@ from landmark.storage import Location, NotFound, TransientStorageError
 
 FOLDER = "journal"
 WHERE = "where"
-"""Key of an event that is read: its file and line."""
-HINT = "delete that line, or start a study of another --name"
+"""Key of an event that was read, with its file and line."""
+HINT = "delete that line, or start a study with another --name"
 SEGMENT_EVENTS = 400
-"""Events of a file: it is written whole again for each few new ones, as object storage wants it."""
+"""Events per file. Each flush rewrites the whole file, because object storage cannot append."""
 INTERVAL_S = 1.0
-"""Seconds between two writes: what a killed driver forgets, and its trials' checkpoints tell."""
+"""Seconds between two writes. A killed driver loses these events; they are restored from the trials' checkpoints."""
 
 
 class Journal:
     """Appends events as JSON lines under `<study>/journal`; one process writes at a time."""
 
     def __init__(self, study: Location, lost: Callable[[], bool] = lambda: False) -> None:
-        """lost: whether another process has taken the study over; nothing more is written then."""
+        """lost: returns whether another process has taken the study over; the journal then writes nothing."""
         self.lost = lost
         self.folder = study / FOLDER
         self.number = max((_number(name) for name in self._names()), default=0) + 1
@@ -38,23 +38,23 @@ class Journal:
             return []
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Yield all events that earlier processes wrote, oldest first, each with its file and line as `WHERE`.
+        """Yield all events that earlier processes wrote, oldest first, each with its file and line under `WHERE`.
 
-        Raises UserError for a line that is no event.
+        Raises UserError for a line that is not an event.
         """
         for name in self._names():
             for number, line in enumerate((self.folder / name).read_bytes().splitlines(), 1):
                 where = f"{self.folder / name}: line {number}"
                 try:
                     event = json.loads(line)
-                except ValueError as error:  # of JSON, or of UTF-8
-                    raise UserError(f"{where} is no JSON ({error}); {HINT}") from None
+                except ValueError as error:  # invalid JSON or UTF-8
+                    raise UserError(f"{where} is not valid JSON ({error}); {HINT}") from None
                 if not isinstance(event, dict):
-                    raise UserError(f"{where} is no event of a study but {line[:40].decode()}; {HINT}")
+                    raise UserError(f"{where} is not an event of a study but {line[:40].decode()}; {HINT}")
                 yield {**event, WHERE: where}
 
     def add(self, event: str, **values: Any) -> None:
-        """Note an event; `flush` writes it."""
+        """Add an event; `flush` writes it."""
         if len(self._lines) >= SEGMENT_EVENTS:
             self.flush()
             if not self._unwritten:
@@ -63,10 +63,10 @@ class Journal:
         self._unwritten = True
 
     def flush(self, *, due: bool = False, final: bool = False) -> None:
-        """Write what was noted; due: only when the last time is a while ago.
+        """Write the events. due: only if INTERVAL_S has passed since the last write.
 
-        While storage is unavailable the events are kept for the next time: Ray Tune calls this, and an error would end the
-        study. final: raises TransientStorageError then.
+        While storage is unavailable, the events are kept for the next write: Ray Tune calls this method, and an error would
+        end the study. final: raise TransientStorageError in that case.
         """
         if not self._unwritten or (due and time.monotonic() - self._written_at < INTERVAL_S):
             return
@@ -77,7 +77,9 @@ class Journal:
         except TransientStorageError as error:
             if final:
                 raise
-            print(f"warning: {error}; events of the study are kept until it works again", file=sys.stderr, flush=True)
+            print(
+                f"warning: {error}; the study keeps its events until storage works again", file=sys.stderr, flush=True
+            )
         else:
             self._unwritten = False
         self._written_at = time.monotonic()

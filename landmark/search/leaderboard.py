@@ -1,4 +1,4 @@
-"""The outcome of a study: trials ranked by their best epoch, as rows for CSV and for reading."""
+"""The leaderboard of a study: trials ranked by their best epoch, as CSV and as a text table."""
 
 import csv
 import io
@@ -13,25 +13,25 @@ from landmark.search.record import METRICS, StudyRecord, TrialRecord
 from landmark.table import aligned, shown_metric, shown_value
 
 TESTED = (1, 5, 10)
-"""k of the top-k shares on the test split."""
+"""k of the top-k accuracies on the test split."""
 SHOWN_TRIALS = 40
 
 
 @dataclass(kw_only=True)
 class Standing:
-    """One trial's place."""
+    """One trial's entry in the leaderboard."""
 
     record: TrialRecord
     rank: int | None = None
-    """1 for the best; None for a trial that failed."""
+    """1 for the best trial; None for a failed one."""
     best_epoch: int | None = None
-    """Epoch of its best validation metric whose checkpoint is kept."""
+    """Epoch with the best validation metric whose checkpoint is kept."""
     checkpoint: str | None = None
-    """That checkpoint's path below the study."""
+    """Path of that checkpoint, relative to the study."""
     test: dict[int, float] = field(default_factory=dict)
-    """Top-k shares on the test split by k, where it was evaluated."""
+    """k -> top-k accuracy on the test split; empty if the trial was not tested."""
     pareto: bool | None = None
-    """Whether no other trial is as good by every objective and better by one; None: there is one objective."""
+    """Whether no other trial is better in one objective and as good or better in all; None with a single objective."""
 
     @property
     def best(self) -> dict[str, float]:
@@ -46,10 +46,10 @@ def rank_trials(
     find: Callable[[TrialRecord], tuple[int, str] | None],
     objectives: Sequence[str] = (),
 ) -> list[Standing]:
-    """Return the trials that started, best first, failed ones last.
+    """Return the trials that started: best first, failed trials last.
 
-    `find` gives a trial's best epoch whose checkpoint is kept, and its path below the study. objectives: what the searcher
-    looks for, where that is more than the metric.
+    find: returns a trial's best epoch whose checkpoint is kept, and the checkpoint's path relative to the study.
+    objectives: the searcher's objectives, if there are more than the metric.
     """
     standings = []
     for trial in record.trials.values():
@@ -69,7 +69,10 @@ def rank_trials(
 
 
 def mark_pareto(standings: Sequence[Standing], objectives: Sequence[str], mode: str) -> None:
-    """Mark the trials that no other one beats: by the metric, the first objective, in its direction; speed; few weights."""
+    """Mark the Pareto-optimal trials. The metric is the first objective and has a direction.
+
+    Of the others, higher is better, except for `parameters`: fewer is better.
+    """
 
     def values(standing: Standing) -> list[float]:
         found = {**standing.best, "parameters": -float(standing.record.weights or 0)}
@@ -112,7 +115,7 @@ def _row(standing: Standing, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def history_rows(record: StudyRecord) -> list[dict[str, Any]]:
-    """Return the rows of history.csv: one a trial and epoch."""
+    """Return the rows of history.csv: one per trial and epoch."""
     return [
         {"trial": trial.plan.name, "epoch": epoch}
         | {key: row.get(key) for key in METRICS if key != "epoch"}
@@ -123,7 +126,7 @@ def history_rows(record: StudyRecord) -> list[dict[str, Any]]:
 
 
 def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Return rows as CSV text: numbers with six digits, nothing for None, lists as JSON."""
+    """Return rows as CSV text: floats with six significant digits, None as an empty cell, lists and dicts as JSON."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -132,7 +135,7 @@ def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 
 def leaderboard_columns(keys: Sequence[str]) -> list[str]:
-    """Return the columns of leaderboard.csv in order; network, optimizer and epochs stand there once, searched or not."""
+    """Return the columns of leaderboard.csv in order; backbone, optimizer and epochs occur once, searched or not."""
     searched = [key for key in dict.fromkeys(["model.backbone", "optimizer.name", *keys]) if key != "epochs"]
     metrics = ["val_loss", "val_top1", "val_top5", "val_macro_recall", *(f"test_top{k}" for k in TESTED)]
     return [
@@ -142,7 +145,7 @@ def leaderboard_columns(keys: Sequence[str]) -> list[str]:
 
 
 def leaderboard_text(standings: Sequence[Standing], keys: Sequence[str], metric: str) -> str:
-    """Return the leaderboard as an aligned table for reading."""
+    """Return the leaderboard as an aligned text table."""
     searched = [key for key in keys if key != "epochs"]
     shares = list(dict.fromkeys([metric, "val_top1", "val_top5"]))
     tested = [k for k in TESTED if any(k in standing.test for standing in standings)]

@@ -1,4 +1,4 @@
-"""The lease of a study: one process drives it at a time; a dead one's is taken over."""
+"""The lease of a study: one process drives it at a time; the lease of a dead process can be taken over."""
 
 import contextlib
 import json
@@ -17,24 +17,24 @@ from landmark.config import UserError
 from landmark.storage import Damaged, Location, NotFound, create
 
 FOLDER = "drivers"
-"""Folder of a study in which each process that drove it has a file, numbered in their order."""
+"""Folder of a study with one numbered file per driver process."""
 BEAT_S = 10.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 BEATS = 3
-"""Signs of life after whose absence a process elsewhere counts as dead."""
+"""Number of missed heartbeats after which a process on another machine counts as dead."""
 
 END_S = 20.0
-"""Seconds that the end of a lease waits for storage."""
+"""Seconds that releasing the lease waits for storage."""
 
 
 class Lease:
-    """Held while the block runs; raises UserError where another process that lives drives the study.
+    """Context manager that holds the lease; raises UserError if another live process drives the study.
 
-    The process whose file has the highest number holds the lease. To take it over from a dead one is to create the next
-    number, which only one process can (`landmark.storage.create` says for which storage). Nobody changes or deletes the
-    file of another. A process of this machine is looked up; for one elsewhere three signs of life are waited for, so a job
-    that is submitted again after its head was lost continues half a minute later. A process that slept for longer finds
-    a higher number when it wakes, within a beat: it is `lost` to it.
+    The process whose file has the highest number holds the lease. A process takes the lease over by creating the next
+    number, which only one process can do (see `landmark.storage.create` for the supported storage). No process changes or
+    deletes another's file. On the same machine, the holder's process is looked up. For a holder on another machine, the new
+    process waits for three heartbeats: a job that is resubmitted after the loss of its head resumes half a minute later. A
+    process that was suspended for longer finds a higher number within one heartbeat, and its lease is `lost`.
     """
 
     def __init__(self, study: Location, beat_s: float = BEAT_S) -> None:
@@ -48,7 +48,7 @@ class Lease:
         self._thread = threading.Thread(target=self._live, name="landmark-lease", daemon=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy knows: Ray Tune stores what it is given, and that refers to the lease."""
+        """Return the state to pickle: Ray Tune stores its stopper, which refers to the lease."""
         return {"study": self.study, "lost": self.lost}
 
     def __enter__(self) -> "Lease":
@@ -63,7 +63,7 @@ class Lease:
 
     def __exit__(self, *error: Any) -> None:
         self._ended.set()
-        # During an outage of storage neither is waited for: the lease counts as a dead process's soon.
+        # During a storage outage, neither blocks for long: the lease expires soon.
         self._thread.join(END_S)
         release = threading.Thread(target=self._release, name="landmark-lease-release", daemon=True)
         release.start()
@@ -74,15 +74,15 @@ class Lease:
             self._file(self.number).write_text(self._text(released=True))
 
     def check(self) -> None:
-        """Raise UserError where another process has taken the study over."""
+        """Raise UserError if another process has taken the study over."""
         if self.lost:
             raise UserError(
-                f"{self.study}: {self._who(self._newest()[0])} took this study over, as this process gave no sign of life for "
+                f"{self.study}: {self._who(self._newest()[0])} took this study over, because this process sent no heartbeat for "
                 f"{BEATS * self.beat_s:g} s; the study continues there"
             )
 
     def holder(self) -> str | None:
-        """Return the process that drives the study now; None if none does, as far as its last sign of life tells."""
+        """Return the process that drives the study now, judged by its last heartbeat; None if there is none."""
         number, found = self._newest()
         if not number or found.get("released"):
             return None
@@ -96,7 +96,7 @@ class Lease:
         return self.study / FOLDER / f"{number:05d}.json"
 
     def _newest(self) -> tuple[int, dict[str, Any]]:
-        """Return the highest number and what its file says; 0 where nobody drove the study."""
+        """Return the highest number and the content of its file; 0 and {} if no process has driven the study."""
         try:
             names = [name.removesuffix(".json") for name in (self.study / FOLDER).names()]
         except NotFound:
@@ -111,13 +111,13 @@ class Lease:
             return {}
 
     def _lives(self, number: int, holder: dict[str, Any]) -> bool:
-        """Return whether the process that has a number drives the study, waiting for signs of life where it is elsewhere."""
+        """Return whether the process with a number drives the study; waits for heartbeats if it is on another machine."""
         if holder.get("released"):
             return False
         if holder.get("machine") == machine():
             return started_at(int(holder["pid"])) == holder["started"]
         print(
-            f"{self.study}: waiting up to {BEATS * self.beat_s:g} s, to see whether {self._who(number)} still runs it",
+            f"{self.study}: waiting up to {BEATS * self.beat_s:g} s to check whether {self._who(number)} still runs it",
             file=sys.stderr,
             flush=True,
         )
@@ -133,7 +133,7 @@ class Lease:
 
     def _taken(self, number: int) -> UserError:
         return UserError(
-            f"{self.study}: {self._who(number)} runs this study; wait for it, end it, or choose another --name"
+            f"{self.study}: {self._who(number)} runs this study; wait for it, stop it, or choose another --name"
         )
 
     def _who(self, number: int) -> str:
@@ -142,7 +142,7 @@ class Lease:
 
     def _live(self) -> None:
         while not self._ended.wait(self.beat_s):
-            with contextlib.suppress(UserError):  # storage has its own patience; what matters more will tell
+            with contextlib.suppress(UserError):  # storage retries by itself; other writes report an outage
                 if self._newest()[0] > self.number:
                     self.lost = True
                     return
@@ -161,7 +161,7 @@ class Lease:
 
 
 def machine() -> str:
-    """Return what processes that see each other's numbers share: host names are not unique, containers hide processes."""
+    """Return an id shared by processes that see each other's PIDs: boot id and PID namespace, as host names may repeat."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
@@ -170,9 +170,9 @@ def machine() -> str:
 
 
 def started_at(pid: int) -> float | None:
-    """Return when a process of this machine started, to be compared only; None where there is none.
+    """Return the start time of a process on this machine, only for comparison; None if there is no such process.
 
-    Linux counts from the boot: its clock may be set while a process runs.
+    On Linux, the time counts from boot, because the system clock may change while a process runs.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

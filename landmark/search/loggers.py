@@ -1,4 +1,4 @@
-"""What else may follow a study: TensorBoard, MLflow and Weights & Biases, by Ray's own callbacks in threads of their own."""
+"""Experiment trackers of a study: Ray's callbacks for TensorBoard, MLflow and Weights & Biases, each in its own thread."""
 
 import importlib.metadata
 import importlib.util
@@ -21,25 +21,25 @@ from landmark.tracking.background import Background, Say
 from landmark.tracking.tensorboard import EventFile
 
 DATABASE = "mlflow.db"
-"""SQLite database of a folder that MLflow logs to: its releases of today refuse plain files."""
+"""Name of the SQLite database in a folder that MLflow logs to: current MLflow releases reject plain files."""
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https", "databricks", "databricks-uc", "uc")
 BUSY = (401, 403, 408, 429)
-"""Answers below 500 that may be others later."""
+"""HTTP status codes below 500 that are worth a retry."""
 MLFLOW_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""The environment of MLflow's client, unless it is set already: it gives up within seconds and prints nothing."""
+"""Defaults for the environment of MLflow's client: it gives up within seconds and prints nothing."""
 WANDB_TIMEOUT_S = 30
 BATCH = 100
-"""Parameters that MLflow takes in a request."""
+"""Maximum number of parameters that MLflow accepts per request."""
 
 
 def check_loggers(config: TuneConfig) -> None:
-    """Raise UserError where a package that a flag asks for is missing, or --mlflow is no place that MLflow knows."""
+    """Raise UserError if a package that a flag needs is missing, or MLflow does not support the --mlflow location."""
     for flag, wanted in (("mlflow", config.mlflow), ("wandb", config.wandb)):
         if wanted is not None and importlib.util.find_spec(flag) is None:
             raise UserError(f"--{flag}: the package {flag} is not installed; {install_command(flag)}")
@@ -58,13 +58,13 @@ def check_loggers(config: TuneConfig) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--mlflow {folder}: {error.strerror}; choose a folder that can be written to") from None
+            raise UserError(f"--mlflow {folder}: {error.strerror}; choose a writable folder") from None
 
 
 def tracking_uri(value: str) -> str:
-    """Return MLflow's tracking URI for what --mlflow names: a folder is a SQLite database in it.
+    """Return MLflow's tracking URI for the value of --mlflow; a folder gets a SQLite database.
 
-    Raises UserError for a scheme that MLflow does not know.
+    Raises UserError for a scheme that MLflow does not support.
     """
     folder = mlflow_folder(value)
     if folder is not None:
@@ -73,7 +73,7 @@ def tracking_uri(value: str) -> str:
     plugins = {point.name for point in importlib.metadata.entry_points(group="mlflow.tracking_store")}
     if scheme.split("+")[0] not in {*DATABASES, *SERVERS, *plugins}:
         raise UserError(
-            f"--mlflow {mask_credentials(value)}: MLflow keeps no records there; expected a folder on this machine, "
+            f"--mlflow {mask_credentials(value)}: MLflow does not support this URI; expected a folder on this machine, "
             f"http(s)://server, or a database URI of {', '.join(DATABASES)}"
         )
     return value
@@ -90,9 +90,9 @@ def mlflow_folder(value: str) -> Path | None:
 
 
 def logger_callbacks(config: TuneConfig, folder: Location, say: Say) -> list[Callback]:
-    """Return the callbacks that the flags ask for. A trial that pauses and goes on is two runs to them.
+    """Return the callbacks of the enabled trackers. A trial that pauses and resumes is two runs to them.
 
-    folder: where TensorBoard's files are written, in a folder for each trial. say: takes warnings, one line each.
+    folder: parent of the TensorBoard folders, one per trial. say: prints a warning of one line.
     """
     callbacks: list[Callback] = []
     if config.tensorboard:
@@ -108,7 +108,7 @@ def logger_callbacks(config: TuneConfig, folder: Location, say: Say) -> list[Cal
 
 
 class Tracker(Callback):
-    """One of Ray's logger callbacks in a thread: Ray Tune's own calls raise no error and wait for nothing."""
+    """Runs one of Ray's logger callbacks in a thread, so that Ray Tune's calls neither raise nor block."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Tracker(Callback):
         say: Say,
         passes: Callable[[Exception], bool] = background.passes,
     ) -> None:
-        """make: builds the callback, in the thread: clients are slow to import."""
+        """make: builds the callback; called in the thread, because clients are slow to import."""
         self.name = name
         self.make = make
         self.say = say
@@ -126,14 +126,14 @@ class Tracker(Callback):
         self.callback: LoggerCallback | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Ray Tune stores its callbacks beside the study, where a tracker's credentials must not be."""
+        """Return nothing: Ray Tune stores its callbacks with the study, which must not contain credentials."""
         return {}
 
     def _do(self, method: str, *values: Any, essential: bool = True) -> None:
         self.background.add(lambda: getattr(self.callback, method)(*values), essential=essential)
 
     def setup(self, *values: Any, **info: Any) -> None:
-        """Build the callback and let it connect."""
+        """Build the callback and connect it to the tracker."""
 
         def begin() -> None:
             callback = self.make()
@@ -144,7 +144,7 @@ class Tracker(Callback):
         self.background.add(begin, essential=True)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Begin a run for the trial."""
+        """Start a run for the trial."""
         self._do("log_trial_start", trial)
 
     def on_trial_result(
@@ -162,27 +162,27 @@ class Tracker(Callback):
         self._do("log_trial_end", trial, True)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Write what waits, as far as the tracker works, and end."""
+        """Write the queued events if the tracker is available, then close it."""
         self._do("on_experiment_end", [])
         self.background.close()
 
 
 class _TensorBoard(TBXLoggerCallback):
-    """Ray's callback, writing to the study's folder while trials run."""
+    """Ray's callback, which writes to the study's folder while trials run."""
 
     def __init__(self, folder: Location) -> None:
         super().__init__()
         self.folder = folder
 
     def log_trial_start(self, trial: Trial) -> None:
-        """Begin the trial's file."""
+        """Open the trial's event file."""
         if trial not in self._trial_writer:
             self._trial_writer[trial] = EventFile(self.folder / trial.config["trial"]["name"])
             self._trial_result[trial] = {}
 
 
 def mlflow_callback(uri: str, experiment: str) -> LoggerCallback:
-    """Return Ray's callback for MLflow, which fails within seconds where the server does not answer."""
+    """Return Ray's callback for MLflow, which fails within seconds if the server does not answer."""
     for key, value in MLFLOW_SETTINGS.items():
         os.environ.setdefault(key, value)
     from ray.air.integrations.mlflow import MLflowLoggerCallback
@@ -197,10 +197,10 @@ def mlflow_callback(uri: str, experiment: str) -> LoggerCallback:
 
 
 def _batched(util: Any) -> Any:
-    """Let Ray's MLflow client send an epoch or a trial's parameters by one request, and raise what the server answers.
+    """Patch Ray's MLflow client to send an epoch or a trial's parameters in one request and to raise server errors.
 
-    Ray's own sends a request for each value, and takes a server that is down for a run that is not there: then it logs
-    to a run that nobody asked for.
+    Ray's client sends one request per value. It also mistakes an unavailable server for a missing run, and then logs to
+    another run.
     """
     from mlflow.entities import Metric, Param
     from mlflow.utils.time import get_current_time_millis
@@ -237,7 +237,7 @@ def _wandb_callback(project: str, group: str, say: Say) -> LoggerCallback:
     from ray.air.integrations.wandb import WandbLoggerCallback, _WandbLoggingActor
 
     class Logging(_WandbLoggingActor):
-        """Logs to files in the trial's folder where the server cannot be reached; returns whether it came to that."""
+        """Logs to files in the trial's folder if the server is unreachable; returns whether it did."""
 
         def run(self) -> bool:
             """Log until the trial ends."""
@@ -252,7 +252,7 @@ def _wandb_callback(project: str, group: str, say: Say) -> LoggerCallback:
             return False
 
     class Callback(WandbLoggerCallback):
-        """Says, once, where trials were not logged by the server."""
+        """Prints one warning if the server did not log all trials."""
 
         _logger_actor_cls = Logging
         said = False
@@ -262,14 +262,12 @@ def _wandb_callback(project: str, group: str, say: Say) -> LoggerCallback:
             done = ray.wait(futures, num_returns=len(futures), timeout=timeout)[0] if futures else []
             for future in done:
                 try:
-                    reason = "the server did not answer; trials are in files" if ray.get(future) else ""
+                    reason = "the server did not answer; trials were logged to files" if ray.get(future) else ""
                 except ray.exceptions.RayError as error:
                     reason = background.told(error)
                 if reason and not self.said:
                     self.said = True
-                    say(
-                        f"warning: Weights & Biases: {reason}; `wandb sync FOLDER/wandb/offline-run-*` sends files later"
-                    )
+                    say(f"warning: Weights & Biases: {reason}; `wandb sync FOLDER/wandb/offline-run-*` uploads them")
             super()._cleanup_logging_actors(0, kill_on_timeout)
 
     return Callback(project=project, group=group, upload_timeout=WANDB_TIMEOUT_S)

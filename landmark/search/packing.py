@@ -1,4 +1,4 @@
-"""What a trial takes: memory of a training process, floating-point operations an image; and how many fit side by side."""
+"""Resource estimates of trials: memory of a training process, FLOPs per image, and how many trials fit on a device."""
 
 import dataclasses
 import functools
@@ -17,49 +17,50 @@ from landmark.models.heads import embedding_classifier
 
 GIB = 2**30
 PROCESS_BYTES = int(0.85 * GIB)
-"""Main memory of a process that has imported what a trial needs, and reads: measured with torch 2.14 and Ray 2.60. Of it 0.4 GiB
-are pages of libraries, which the processes of a node share: what fits by this figure fits."""
+"""Main memory of a process after the imports of a trial, with a data reader; measured with torch 2.14 and Ray 2.60. It
+includes 0.4 GiB of library pages that the processes of a node share, so that the estimate is conservative.
+"""
 CUDA_BYTES = int(0.6 * GIB)
-"""Memory of a GPU that a process's CUDA context and libraries take; not measured here, where there is none."""
+"""GPU memory that a process's CUDA context and libraries take; an assumption, not measured."""
 OPTIMIZER_TENSORS = {"sgd": 1, "rmsprop": 1, "adam": 2, "adamw": 2}
-"""Tensors of a weight's size that an optimizer keeps for each trained weight; sgd has none without momentum."""
+"""Number of state tensors per trained weight; sgd without momentum has none."""
 SHARES = (4, 3, 2)
-"""Trials that may share a GPU, the most first."""
+"""Numbers of trials that may share a GPU, largest first."""
 HEADROOM = 0.1
-"""Share of a device's memory that is left free: allocators lose some of it to fragments."""
+"""Fraction of a device's memory that is left free, for fragmentation."""
 FLOAT_BYTES = 4
 LOSS_TENSORS = 3
-"""Tensors of the logits' size that the loss makes in fp32: logits, their logarithms, the gradient."""
+"""Tensors of the logits' size that the loss allocates in fp32: logits, log-probabilities, gradient."""
 TRIED = (2, 4)
-"""Images of the passes by which a network is measured: batch norms need more than one, two passes tell what grows with images."""
+"""Batch sizes of the two measuring passes. Batch norm needs more than one image; two sizes separate the fixed part."""
 CHUNK_BYTES = 110 << 20
-"""What a sampled head holds in passing: a chunk of logits and its rows (docs/scaling.md)."""
+"""Temporary memory of a sampled head: a chunk of logits and its rows (docs/explanation/scaling.md)."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Footprint:
-    """What a network takes on images of one size. Bytes are those of fp32."""
+    """Memory and compute of a model on images of one size. Bytes are for fp32."""
 
     weights: int
-    """Bytes of its weights and running statistics."""
+    """Bytes of the weights and running statistics."""
     trained: int
-    """Bytes of the weights that training changes."""
+    """Bytes of the trainable weights."""
     head: int
-    """Bytes of the class weights, of those of an embedding model that is trained by samples of its classes; else 0."""
+    """Bytes of the class weights of an embedding model with a sampled head; else 0."""
     fixed: int
-    """Bytes that a forward pass keeps for the backward pass whatever the images are, such as centres of length 1."""
+    """Bytes that a forward pass saves for the backward pass regardless of the batch, such as normalized class weights."""
     kept: int
-    """Bytes an image that a forward pass keeps besides."""
+    """Bytes per image that a forward pass saves in addition."""
     largest: int
-    """Bytes an image of its largest output of a layer."""
+    """Bytes per image of the largest layer output."""
     flops: float
-    """Floating-point operations of an image's forward pass, two a multiplication and addition."""
+    """Floating-point operations of one image's forward pass; a multiply-add counts as two."""
     parameters: int
-    """Number of its weights."""
+    """Number of parameters."""
 
 
 def trial_footprint(recipe: Recipe, classes: int) -> Footprint:
-    """Return what a recipe's network takes on images of its full size; measured on shapes alone, once for each network and size."""
+    """Return the footprint of a recipe's model at full image size; computed once per model and size, on the meta device."""
     return _footprint(dataclasses.replace(recipe.model, weights=None), classes, recipe.loader.image_size)
 
 
@@ -69,21 +70,21 @@ def trial_flops(recipe: Recipe, classes: int) -> float:
 
 
 def trial_memory(recipe: Recipe, classes: int, workers: int, *, gpu: bool = False) -> int:
-    """Return the bytes that a training process needs at its peak: of the GPU's memory, or else of main memory.
+    """Return the peak memory of a training process in bytes: GPU memory if gpu, else main memory.
 
-    The larger of a training and a validation step, over weights, gradients, the optimizer's state, averaged weights, DDP's
-    buckets, and what the process has taken before it trains. On CPUs also the checkpoint's copy and the decoded images
-    that wait. Half precision counts where it is certain: bf16 or fp16 by name, or on GPUs.
+    The peak is the larger of a training and a validation step, plus weights, gradients, optimizer state, averaged weights,
+    DDP buckets, and the process's memory before training. On CPUs, it includes the checkpoint's copy and the prefetched
+    images. Half precision counts only if it is certain: bf16 or fp16 by name, or `auto` on GPUs.
     """
     network = trial_footprint(recipe, classes)
     plain = recipe.optimizer.name == "sgd" and not recipe.optimizer.momentum
     tensors = 0 if plain else OPTIMIZER_TENSORS[recipe.optimizer.name]
     averaged = network.weights if recipe.ema.decay is not None else 0
-    body = network.trained - network.head  # what has gradients: of a sampled head a step's classes alone, below
+    body = network.trained - network.head  # dense gradients; a sampled head's are added below
     buckets = body if workers > 1 else 0
     half = recipe.compute.amp in ("bf16", "fp16") or (gpu and recipe.compute.amp == "auto")
     scale = 0.5 if half else 1.0
-    casts = (network.weights - network.head) / 2 if half else 0  # autocast keeps them until the pass is over
+    casts = (network.weights - network.head) / 2 if half else 0  # autocast keeps them until the end of the pass
     images = _images_at_once(recipe, workers)
     rows = -(-images // recipe.compute.accumulate)
     logits = 0 if network.head else LOSS_TENSORS * FLOAT_BYTES * classes
@@ -100,7 +101,7 @@ def trial_memory(recipe: Recipe, classes: int, workers: int, *, gpu: bool = Fals
 
 
 def _sampled_gradient(recipe: Recipe, network: Footprint, classes: int) -> float:
-    """Return the bytes of a step's gradient of a sampled head: it is held where it waits for the norm of all gradients."""
+    """Return the bytes of a sampled head's gradient in a step; it is kept only for gradient clipping."""
     if recipe.optimizer.clip_norm is None:
         return 0.0
     share = (recipe.model.head.sample or 1.0) + recipe.loader.batch_size / classes
@@ -108,18 +109,18 @@ def _sampled_gradient(recipe: Recipe, network: Footprint, classes: int) -> float
 
 
 def gpu_share(memory: int, gpu_bytes: int) -> float:
-    """Return the share of a GPU that a training process of `memory` bytes needs: 1/4, 1/3, 1/2, or 1 where it fits in none."""
+    """Return the fraction of a GPU for a training process of `memory` bytes: the smallest of 1/4, 1/3, 1/2 that fits, or 1."""
     usable = (1 - HEADROOM) * gpu_bytes
     return next((1 / share for share in SHARES if memory <= usable / share), 1.0)
 
 
 def fitting_in_memory(memory: int, node_bytes: int) -> int:
-    """Return how many training processes of `memory` bytes fit a node's memory; 0 where not one does."""
+    """Return the number of training processes of `memory` bytes that fit a node's memory, possibly 0."""
     return int((1 - HEADROOM) * node_bytes // memory)
 
 
 def _images_at_once(recipe: Recipe, workers: int) -> int:
-    """Return a worker's images of a step; where batches are larger while images are small, as many of full size have their pixels."""
+    """Return a worker's images per step, as the number of full-size images with the maximum pixels of any epoch."""
     shapes = {recipe.shape(epoch) for epoch in range(1, recipe.epochs + 1)}
     full = recipe.loader.image_size
     return max(math.ceil(-(-batch // workers) * (size / full) ** 2) for size, batch in shapes)
@@ -133,7 +134,7 @@ def _footprint(config: ModelConfig, classes: int, image_size: int) -> Footprint:
     head = 0
     if classifier is not None and config.head.sample is not None:
         head = sum(_size(weight) for weight in classifier.parameters() if weight.requires_grad)
-        classifier.gives_embeddings = True  # a step looks at the classes by chunks
+        classifier.gives_embeddings = True  # a step processes the classes in chunks
     (few, largest), (more, _) = (_activations(model, image_size, images) for images in TRIED)
     kept = (more - few) // (TRIED[1] - TRIED[0])
     return Footprint(
@@ -149,9 +150,9 @@ def _footprint(config: ModelConfig, classes: int, image_size: int) -> Footprint:
 
 
 def _activations(model: nn.Module, image_size: int, images: int) -> tuple[int, int]:
-    """Return the bytes that a training pass of so many images keeps for its backward pass, and those an image of its largest output.
+    """Return the bytes that a training pass saves for its backward pass, and the bytes per image of the largest output.
 
-    Autograd itself tells what it keeps. Tensors that share their storage count once, weights not at all.
+    Measured with autograd's saved-tensor hooks. Tensors that share a storage count once; weights do not count.
     """
     own = {_storage(tensor) for tensor in itertools.chain(model.parameters(), model.buffers())}
     kept: dict[int, torch.Tensor] = {}
@@ -159,7 +160,7 @@ def _activations(model: nn.Module, image_size: int, images: int) -> tuple[int, i
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         if _storage(tensor) not in own:
-            kept.setdefault(_storage(tensor), tensor)  # held on to, so that no other tensor gets its storage's address
+            kept.setdefault(_storage(tensor), tensor)  # keep a reference, so that its storage's address is not reused
         return tensor
 
     def measure(module: nn.Module, inputs: Any, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""Population-based training: how a trial takes over another's weights, and how settings are changed on the way."""
+"""Population-based training: how trials copy weights from others (exploit) and change settings (explore)."""
 
 import contextlib
 import dataclasses
@@ -12,37 +12,37 @@ from landmark.search.record import Exploit, StudyRecord, TrialRecord
 from landmark.search.space import Space, TrialPlan
 
 GROUPS = ("optimizer.", "schedule.", "loss.", "augment.")
-"""Groups of settings that may change between two epochs: all others decide what the weights, or the data, are."""
+"""Groups of settings that may change between epochs; all others determine the weights or the data."""
 FIXED = ("optimizer.name", "optimizer.layer_decay", "schedule.name")
-"""Settings of them that the optimizer's state or the schedule's shape depends on."""
+"""Settings in these groups that must not change: the optimizer's state or the schedule's shape depends on them."""
 FACTORS = (0.8, 1.25)
 TRIES = 16
-"""Changed points, each value of which is right but not with the others, before the source's own point is taken."""
+"""Attempts to find a point with a valid recipe; after that, the source's own point is used."""
 
 
 def changeable(space: Space) -> list[str]:
-    """Return the searched keys that population-based training may change; raises UserError where there is none."""
+    """Return the searched keys that population-based training may change; raises UserError if there are none."""
     keys = [key for key in _free(space) if any(domain.kind != "constant" for domain in space.parameters[key].domains())]
     if not keys:
         raise UserError(
             f"{space.source}: scheduler pbt changes settings of {', '.join(group.rstrip('.') for group in GROUPS)} while "
-            "trials run, but none is searched; add one, such as optimizer.lr: {loguniform: [0.001, 0.1]}"
+            "trials run, but the space searches none; add one, such as optimizer.lr: {loguniform: [0.001, 0.1]}"
         )
     return keys
 
 
 def _free(space: Space) -> list[str]:
-    """Return the searched keys that may differ after an exploit: no key that has to stay as it is goes by one of them."""
+    """Return the searched keys that may change in an exploit; no fixed key depends on one of them."""
     free = [key for key in space.parameters if key.startswith(GROUPS) and key not in FIXED]
     kept = {above for key in space.parameters if key not in free for above in ancestors(key, space.parameters)}
     return [key for key in free if key not in kept]
 
 
 def explored(space: Space, point: Mapping[str, Any], resample: float, draws: random.Random) -> Point:
-    """Return a point of the space near another one, key by key.
+    """Return a point of the space near another one, changed key by key.
 
-    A value moves to a neighbour or, with probability `resample`, is drawn again. It is always drawn again if the key that
-    its domain goes by has another value now. Keys that have no domain any more are left out.
+    A value is perturbed or, with probability `resample`, sampled again. It is always sampled again if its domain has
+    changed because the key that the domain depends on has. Keys that no longer have a domain are left out.
     """
     free = _free(space)
 
@@ -58,7 +58,7 @@ def explored(space: Space, point: Mapping[str, Any], resample: float, draws: ran
 
 
 def moved(domain: Domain, value: Any, draws: random.Random) -> Any:
-    """Return a neighbour of a value: 0.8 or 1.25 times as much within the bounds, or the next listed one up or down."""
+    """Return a perturbed value: 0.8 or 1.25 times the value, clipped to the bounds, or an adjacent listed value."""
     if domain.is_continuous:
         low, high = domain.values
         return min(high, max(low, value * draws.choice(FACTORS)))
@@ -69,12 +69,12 @@ def moved(domain: Domain, value: Any, draws: random.Random) -> Any:
 
 
 def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return key -> both values, where they differ."""
+    """Return key -> [value before, value after] of the keys whose values differ."""
     return {key: [before[key], value] for key, value in after.items() if value != before[key]}
 
 
 class Population:
-    """The trials of a study that learn from each other."""
+    """Plans the exploits of a study's trials."""
 
     def __init__(self, space: Space, recipe: Recipe, record: StudyRecord) -> None:
         self.space = space
@@ -82,9 +82,9 @@ class Population:
         self.record = record
 
     def take_over(self, trial: TrialRecord, source: TrialRecord, draws: random.Random) -> None:
-        """Plan that a trial continues with another's weights, and its settings with changes.
+        """Plan that a trial continues with the source's weights and perturbed settings.
 
-        The trial's next process fetches the weights and reports whether they were still there.
+        The trial's next process copies the weights and reports whether they still existed.
         """
         before = source.plan
         plan = self._changed(before, trial.plan, draws)
@@ -99,7 +99,7 @@ class Population:
         self.record.plan_exploit(exploit, plan)
 
     def _changed(self, source: TrialPlan, trial: TrialPlan, draws: random.Random) -> TrialPlan:
-        """Return a plan near the source's, or the same one if no recipe can have the values that are tried."""
+        """Return a plan near the source's, or the source's plan if no attempt gives a valid recipe."""
         for _ in range(TRIES):
             point = explored(self.space, source.point, self.space.config.scheduler.resample, draws)
             with contextlib.suppress(UserError):

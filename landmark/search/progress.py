@@ -18,7 +18,7 @@ LOG_INTERVAL_S = 20.0
 
 
 class LiveTable(Callback):
-    """Prints the trials now and then to stderr: in place on a terminal; elsewhere rarely, and only what changed."""
+    """Prints the trials to stderr periodically: in place on a terminal, else less often and only after changes."""
 
     def __init__(self, name: str, record: StudyRecord, metric: str, mode: str, total: int) -> None:
         self.name = name
@@ -34,18 +34,18 @@ class LiveTable(Callback):
         self._lines: collections.deque[str] = collections.deque()
 
     def say(self, line: str) -> None:
-        """Print a line above the table soon; any thread may call this."""
+        """Queue a line to be printed above the table; thread-safe."""
         self._lines.append(line)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Print the table when it is due, and lines at once."""
+        """Print queued lines at once, and the table when its interval has passed."""
         if self._lines:
             self.clear()
         if time.monotonic() - self.printed_at >= self.interval:
             self.print()
 
     def print(self) -> None:
-        """Print the table as it stands, unless nothing has changed."""
+        """Print the current table, unless nothing has changed."""
         self.printed_at = time.monotonic()
         table = self.table()
         if is_quiet() or (not self.terminal and table == self.printed):
@@ -57,7 +57,7 @@ class LiveTable(Callback):
         self.printed_lines = text.count("\n") + 1
 
     def clear(self) -> None:
-        """Remove the table from a terminal, before it is printed again or the leaderboard takes its place; print the lines."""
+        """Remove the table from the terminal, so that a new table or the leaderboard can replace it; print queued lines."""
         if self.terminal and self.printed_lines:
             print(f"\033[{self.printed_lines}F\033[J", end="", file=sys.stderr, flush=True)
         self.printed_lines = 0
@@ -65,7 +65,7 @@ class LiveTable(Callback):
             print(self._lines.popleft(), file=sys.stderr, flush=True)
 
     def headline(self) -> str:
-        """Return what is done, what it took and how long the rest may take at most."""
+        """Return one line with the progress, the elapsed time and the maximum remaining time."""
         record, counts = self.record, self.record.counts()
         trials = list(record.trials.values())
         known = sum(trial.plan.recipe.epochs for trial in trials)
@@ -81,7 +81,7 @@ class LiveTable(Callback):
         )
 
     def table(self) -> str:
-        """Return one row a trial that has started: those that run first, then the latest to end."""
+        """Return one row per started trial, up to SHOWN_TRIALS: running trials first, then the latest to end."""
         order = {"running": 0, "paused": 1, "waiting": 1, "ended": 2}
         started = [trial for trial in self.record.trials.values() if trial.state != "waiting" or trial.rows]
         started.sort(key=lambda trial: (order[trial.state], -(trial.last_report_at or 0)))

@@ -1,4 +1,4 @@
-"""Where a study's trials come from: a list that is known before the first starts, or proposals that follow results."""
+"""Sources of a study's trials: a fixed list, or proposals that depend on earlier results."""
 
 import itertools
 import json
@@ -15,38 +15,37 @@ from landmark.search.domains import Domain, Point
 from landmark.search.space import Space, TrialPlan
 
 MOST_TRIES = 16
-"""Proposals, for one trial, of points that are there already or that no recipe can have, before points are drawn."""
+"""Maximum attempts per trial to get a new and valid point from Optuna; then points are sampled at random."""
 MOST_DRAWS = 64
-"""Random points, for one trial, that are there already or that no recipe can have, before all points are gone through."""
+"""Maximum attempts per trial to sample a new and valid point at random; then points are enumerated."""
 MOST_WALKED = 20_000
-"""Points that are then gone through, besides those that are there already, before the space counts as used up."""
+"""Maximum number of points to enumerate, in addition to the known ones, before the space counts as exhausted."""
 MAXIMISED = ("val_top1", "val_top5", "val_macro_recall", "images_per_s")
 
 
 class Proposals(Protocol):
-    """The trials of a study, one after the other."""
+    """A source that yields the trials of a study one by one."""
 
     total: int
-    """Trials at most."""
+    """Maximum number of trials."""
 
     def next(self) -> TrialPlan | None:
-        """Return the next trial; None when there is none any more."""
+        """Return the next trial; None if there are no more."""
 
     def adopt(self, plan: TrialPlan) -> None:
-        """Take over a trial that an earlier process of this study had from `next`; in their order, before `next`."""
+        """Restore a trial that an earlier process got from `next`; call this in order, before `next`."""
 
     def told(self, plan: TrialPlan, metrics: Mapping[str, float] | None) -> None:
-        """Take note of what a trial came to.
+        """Record the result of a trial.
 
-        metrics: of its best epoch: the space's metric, images_per_s and parameters (number of weights). None: it failed.
+        metrics: the space's metric, images_per_s and parameters (number of weights) of its best epoch; None if it failed.
         """
 
 
 def build_proposals(space: Space, recipe: Recipe, limit: int | None = None) -> Proposals:
-    """Return the trials of a space over a common recipe, `limit` at most.
+    """Return the trials of a space over a common recipe, at most `limit`.
 
-    Everything that can be checked before a trial starts is checked: each value, and each network that trials can have
-    on the images they can have. Raises UserError for the first mistake.
+    Checks each value, and each model with its image sizes, before a trial starts. Raises UserError for the first mistake.
     """
     if space.config.searcher.name == "listed":
         return Listed(space, recipe, limit)
@@ -54,37 +53,37 @@ def build_proposals(space: Space, recipe: Recipe, limit: int | None = None) -> P
 
 
 class Listed:
-    """Trials that are all known before the first one starts: points, or a grid and random draws."""
+    """Trials that are known before the first one starts: listed points, or a grid with random samples."""
 
     def __init__(self, space: Space, recipe: Recipe, limit: int | None = None) -> None:
         self.plans = space.trials(recipe)
-        """All that the space has, those beyond the limit too: the full grid that a study is compared with."""
+        """All trials of the space, including those beyond the limit: the full grid with which a study is compared."""
         space.check_networks(self.plans)
         self.total = min(len(self.plans), limit or len(self.plans))
         self._given = 0
 
     def next(self) -> TrialPlan | None:
-        """Return the next trial; None when there is none any more."""
+        """Return the next trial; None if there are no more."""
         if self._given >= self.total:
             return None
         self._given += 1
         return self.plans[self._given - 1]
 
     def adopt(self, plan: TrialPlan) -> None:
-        """Take over a trial: the next one is the one after it."""
+        """Restore a trial: `next` continues after it."""
         self._given = max(self._given, plan.number)
 
     def told(self, plan: TrialPlan, metrics: Mapping[str, float] | None) -> None:
-        """Do nothing: a list does not follow results."""
+        """Do nothing: a list does not depend on results."""
 
 
 class OptunaProposals:
-    """Trials that Optuna proposes by tree-structured Parzen estimators, out of what those before came to.
+    """Trials that Optuna proposes with tree-structured Parzen estimators, from earlier results.
 
-    Multivariate (Falkner et al. 2018), each set of cases apart, and for several objectives by Pareto ranks (Ozaki et al.
-    2020). Trials that run count as poor, so that those proposed meanwhile lie elsewhere; so do those that failed. One that
-    stopped early counts with the best that it reached. A proposal is a function of the seed, its number and what was told
-    before: of no generator's state. Needs the extra optuna.
+    The estimator is multivariate (Falkner et al. 2018), with a group per set of cases. Several objectives use Pareto ranks
+    (Ozaki et al. 2020). Running and failed trials count as poor, so that proposals avoid their neighbourhood. A trial that
+    stopped early counts with its best result. A proposal depends only on the seed, its number and the results so far, not
+    on a generator's state. Needs the extra optuna.
     """
 
     def __init__(self, space: Space, recipe: Recipe, limit: int | None = None) -> None:
@@ -99,14 +98,14 @@ class OptunaProposals:
             directions=["maximize" if name in MAXIMISED else "minimize" for name in self._objectives]
         )
         self._numbers: dict[int, int] = {}
-        """Optuna's number of a trial by ours."""
+        """Our trial number -> Optuna's."""
         self._seen: set[str] = set()
-        """Points that are there, or that no recipe can have."""
+        """Points that were proposed or have no valid recipe."""
         self._used_up = False
-        """Whether the space was found to have no further point."""
+        """Whether the space has no further point."""
 
     def next(self) -> TrialPlan | None:
-        """Return the next trial; None when there is none any more."""
+        """Return the next trial; None if there are no more."""
         if self._used_up or len(self._numbers) >= self.total:
             return None
         number = max(self._numbers, default=0) + 1
@@ -118,7 +117,7 @@ class OptunaProposals:
         return plan
 
     def adopt(self, plan: TrialPlan) -> None:
-        """Take over a trial; raises UserError where it is none of the space's."""
+        """Restore or add a trial; raises UserError if it does not belong to the space."""
         values, distributions = {}, {}
         try:
             for key, value in plan.point.items():
@@ -132,35 +131,35 @@ class OptunaProposals:
             )
         except (KeyError, ValueError):
             raise UserError(
-                f"{self._space.source}: trial {plan.name} is none that this space can have; choose another name for the study"
+                f"{self._space.source}: trial {plan.name} is not in this search space; choose another --name for the study"
             ) from None
         self._numbers[plan.number] = len(self._study.get_trials(deepcopy=False))
         self._study.add_trial(trial)
         self._seen.add(_identity(plan.point))
 
     def told(self, plan: TrialPlan, metrics: Mapping[str, float] | None) -> None:
-        """Take note of what a trial came to; one whose objectives are not finite has failed."""
+        """Record the result of a trial; a trial with an objective that is not finite counts as failed."""
         values = None if metrics is None else [float(metrics[name]) for name in self._objectives]
         if values is None or not all(math.isfinite(value) for value in values):
-            # Optuna leaves failed trials out of account; one that is pruned before its first report ranks last.
+            # Optuna ignores failed trials; a trial that is pruned before its first report ranks last.
             self._study.tell(self._numbers[plan.number], state=self._optuna.trial.TrialState.PRUNED)
         else:
             self._study.tell(self._numbers[plan.number], values)
 
     def _proposed(self, number: int) -> TrialPlan | None:
-        """Return what Optuna proposes; None where that is there already or no recipe can have it, however often asked."""
+        """Return a new and valid trial that Optuna proposes; None after MOST_TRIES attempts."""
         for attempt in range(MOST_TRIES):
             self._study.sampler = self._sampler(number, attempt)
             trial = self._study.ask()
             point = self._point(trial)
-            # What is known of it is added anew by `adopt`: so a restored study knows exactly as much.
+            # `adopt` adds the trial again, so that a restored study has exactly the same state.
             self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
             if (plan := self._new(number, point)) is not None:
                 return plan
         return None
 
     def _drawn(self, number: int) -> TrialPlan | None:
-        """Return a random trial that is not there yet, or the next one of all; None if the space is used up."""
+        """Return a new and valid trial, sampled at random or found by enumeration; None if the space is exhausted."""
         generator = random.Random(f"{self._space.config.seed} {number}")
         drawn = (domains.one_drawn(self._space.parameters, generator) for _ in range(MOST_DRAWS))
         walked = itertools.islice(domains.walked(self._space.parameters, generator), MOST_WALKED + len(self._seen))
@@ -168,17 +167,17 @@ class OptunaProposals:
         return next((plan for point in points if (plan := self._new(number, point)) is not None), None)
 
     def _new(self, number: int, point: Point) -> TrialPlan | None:
-        """Return the trial of a point; None where the point is there already or no recipe can have it."""
+        """Return the trial of a point; None if the point is known already or has no valid recipe."""
         if _identity(point) in self._seen:
             return None
         try:
             return self._space.plan(number, point, self._recipe)
-        except UserError:  # each value is right, but not with these others
+        except UserError:  # each value is valid, but not in this combination
             self._seen.add(_identity(point))
             return None
 
     def _point(self, trial: Any) -> Point:
-        """Return the point that Optuna suggests, from the keys that others go by on."""
+        """Return the point that Optuna suggests; keys on which others depend come first."""
         return next(domains.combinations(self._space.parameters, lambda _, domain: [self._suggested(trial, domain)]))
 
     def _suggested(self, trial: Any, domain: Domain) -> Any:
@@ -190,7 +189,7 @@ class OptunaProposals:
         return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
 
     def _distribution(self, domain: Domain) -> tuple[str, Any]:
-        """Return the name and the distribution that a domain has for Optuna: one a case, lists by their places."""
+        """Return a domain's name and distribution for Optuna: one per case; lists by index."""
         kinds = self._optuna.distributions
         if _is_listed(domain):
             return domain.where, kinds.CategoricalDistribution(range(len(domain.values)))
@@ -202,7 +201,7 @@ class OptunaProposals:
     def _sampler(self, number: int, attempt: int) -> Any:
         seed = random.Random(f"{self._space.config.seed} {number} {attempt}").getrandbits(32)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)  # `group`, since 2.8 in 2021
+            warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)  # about `group`
             return self._optuna.samplers.TPESampler(
                 n_startup_trials=self._space.config.searcher.startup,
                 seed=seed,
@@ -213,10 +212,7 @@ class OptunaProposals:
 
 
 def preview(proposals: Proposals) -> list[TrialPlan]:
-    """Return the trials that a study would have if it were told nothing: all that are listed, or random proposals.
-
-    Uses the proposals up.
-    """
+    """Return the trials of a study without results: all listed trials, or random proposals. Consumes the proposals."""
     return list(iter(proposals.next, None))
 
 

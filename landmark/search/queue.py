@@ -1,4 +1,4 @@
-"""The queue of a study's trials, as Ray Tune asks for them, and what it tells of them back to the record."""
+"""The queue from which Ray Tune gets a study's trials, and the callback that keeps the record up to date."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +14,12 @@ from landmark.search.schedulers import Rule, StudyScheduler
 
 
 class TrialQueue(Searcher):
-    """Gives Ray Tune the trials that wait, those least far first, then new ones; ends when all have ended."""
+    """Gives waiting trials to Ray Tune, those with the fewest epochs first, then new trials, until all have ended."""
 
     def __init__(
         self, rule: Rule, proposals: Proposals, values_of: Callable[[TrialRecord], dict[str, Any]], most: int
     ) -> None:
-        """values_of: what a trial's process is given of it. most: trials that Ray Tune may have at a time."""
+        """values_of: returns the values for a trial's process. most: maximum number of concurrent trials."""
         super().__init__()
         self.rule = rule
         self.record = rule.record
@@ -29,11 +29,11 @@ class TrialQueue(Searcher):
         self._told = set[str]()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing of the study's config: Ray Tune stores its searcher beside the study, which holds no credentials."""
+        """Return the state without the study's config: Ray Tune stores it with the study, which must hold no credentials."""
         return {**self.__dict__, "values_of": None}
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the next trial's config; None while there are enough or all wait for others, FINISHED when all have ended."""
+        """Return the next trial's config; None if the maximum runs or all wait for others; FINISHED if all have ended."""
         self._tell_ended()
         if sum(trial.handed and trial.state != "ended" for trial in self.record.trials.values()) >= self.most:
             return None
@@ -46,11 +46,11 @@ class TrialQueue(Searcher):
 
     def _waiting(self) -> TrialRecord | None:
         waiting = [trial for trial in self.record.trials.values() if trial.state == "waiting" and not trial.handed]
-        # Of those equally far, one with an exploit first: its source's checkpoint is there until the source goes on.
+        # Among equals, a trial with a planned exploit comes first: the source's checkpoint exists until the source continues.
         return min(waiting, key=lambda t: (t.epochs_run, t.planned is None, t.plan.number), default=None)
 
     def _new(self) -> TrialRecord | None:
-        """Return a trial that was not there yet; where there is none any more, those that wait for it are judged."""
+        """Return a new trial; if none is left, let the scheduler resolve paused trials and return None."""
         plan = self.proposals.next()
         if plan is not None:
             return self.record.propose(plan)
@@ -60,12 +60,12 @@ class TrialQueue(Searcher):
         return None
 
     def propose_all(self) -> None:
-        """Take up all trials now: those of a population know each other from the beginning."""
+        """Propose all trials now: population-based training compares all trials from the start."""
         while self._new() is not None:
             pass
 
     def _tell_ended(self) -> None:
-        """Let the searcher know what came of the trials that ended since."""
+        """Report the results of newly ended trials to the searcher."""
         for trial in self.record.trials.values():
             if trial.state == "ended" and trial.plan.name not in self._told:
                 self._told.add(trial.plan.name)
@@ -75,10 +75,10 @@ class TrialQueue(Searcher):
                 self.proposals.told(trial.plan, found)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Do nothing: the scheduler has told the record."""
+        """Do nothing: the scheduler has updated the record."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Leave a mark alone: the study's journal has all there is to know."""
+        """Create an empty file: the study's journal stores the state."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
@@ -86,24 +86,24 @@ class TrialQueue(Searcher):
 
 
 class Keeper(Callback):
-    """Keeps the record's states as Ray Tune starts trials and loses processes, and its journal written."""
+    """Updates the trials' states when Ray Tune starts trials or loses processes, and writes the journal."""
 
     def __init__(self, scheduler: StudyScheduler) -> None:
         self.scheduler = scheduler
         self.record = scheduler.record
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Note that a trial runs."""
+        """Record that a trial runs."""
         self.record.of(trial).state = "running"
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Note that a trial lost its process and waits for another one."""
+        """Record that a trial lost its process and waits for another."""
         self.record.of(trial).state = "waiting"
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Note that a trial lost its process for good."""
+        """Record that a trial failed because it lost its process too often."""
         self.scheduler.failed(trial)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Write the journal now and then."""
+        """Write the journal if a write is due."""
         self.record.flush(due=True)

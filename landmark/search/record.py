@@ -1,4 +1,4 @@
-"""The record of a study: each trial's epochs, state and times; kept in the study's journal, from which another process takes it up."""
+"""The record of a study: epochs, state and times of each trial, stored in the journal for resuming."""
 
 import dataclasses
 import itertools
@@ -30,42 +30,44 @@ METRICS = (
     "epoch_seconds",
     "lost_images",
 )
-"""What is kept of an epoch, out of all that Ray Tune adds to a report."""
+"""Metrics of a report that are kept; Ray Tune adds others."""
 FIRST_STEP, REPORTED, ERROR, WEIGHTS = "first_step_at", "reported_at", "error", "parameters"
-"""Keys of a report besides the metrics: unix times, a failed trial's message, how many weights its network has."""
+"""Further keys of a report: unix times, a failed trial's error message, the model's number of parameters."""
 TAKEN = "taken_epoch"
-"""Key of a report after a planned exploit: the epoch of the weights that the trial took; NOT_TAKEN: they were gone."""
+"""Key of a report after a planned exploit: the epoch of the copied weights; NOT_TAKEN if they no longer existed."""
 NOT_TAKEN = -1
 
 Verdict = Literal["go on", "stop", "pause", "restart"]
-"""pause: until the scheduler settles; restart: give the process back and continue later, maybe with another plan."""
+"""pause: wait until the scheduler resolves paused trials. restart: free the process and resume later, maybe with another
+plan.
+"""
 State = Literal["waiting", "running", "paused", "ended"]
-"""paused: until the scheduler has judged the others; waiting: for room, at first or to go on."""
+"""paused: waits for the scheduler to compare it with the others. waiting: waits for resources to start or resume."""
 PlanOf = Callable[[int, dict[str, Any]], TrialPlan]
-"""Makes a trial's plan out of its number and its chosen values."""
+"""Builds a trial's plan from its number and its point."""
 Status = Literal["finished", "stopped early", "failed", "not started"]
 
 
 @dataclass(kw_only=True, frozen=True)
 class Exploit:
-    """A trial that went on with another's weights and changed settings, by population-based training."""
+    """A trial that continued with another's weights and changed settings, in population-based training."""
 
     trial: str
     source: str
-    """The trial whose weights it took."""
+    """The trial whose weights were copied."""
     epoch: int
     """Epoch of those weights."""
     point: dict[str, Any]
-    """Its chosen values from then on."""
+    """The trial's point from then on."""
     changed: dict[str, list[Any]]
-    """Parameter -> the trial's own value before and its value after, where they differ."""
+    """Parameter -> [the trial's value before, its value after], if they differ."""
     explored: dict[str, list[Any]]
-    """Parameter -> the source's value and the trial's, where they differ: what was changed on the way."""
+    """Parameter -> [the source's value, the trial's value after], if they differ: the perturbed settings."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class PlannedExploit:
-    """An exploit that is decided; the trial's next process fetches the weights."""
+    """An exploit that is decided; the trial's next process copies the weights."""
 
     exploit: Exploit
     """Its epoch is the one that both trials had reached."""
@@ -75,52 +77,52 @@ class PlannedExploit:
 
 @dataclass(kw_only=True)
 class TrialRecord:
-    """One trial as it runs."""
+    """State and results of one trial."""
 
     plan: TrialPlan
     state: State = "waiting"
     rows: dict[int, dict[str, float]] = field(default_factory=dict)
-    """Metrics by epoch."""
+    """Epoch -> metrics."""
     times: dict[int, float] = field(default_factory=dict)
-    """Unix time of the report by epoch, by the clock of the trial's node."""
+    """Epoch -> unix time of its report, by the clock of the trial's node."""
     arrivals: dict[int, int] = field(default_factory=dict)
-    """Place of an epoch's first report among all reports that the study took."""
+    """Epoch -> position of its first report among all reports of the study."""
     decisions: dict[int, Verdict | None] = field(default_factory=dict)
-    """What the scheduler decided at an epoch; None: the journal is from before decisions were recorded."""
+    """Epoch -> the scheduler's decision; None if an older version wrote the journal, without decisions."""
     planned: PlannedExploit | None = None
     """An exploit that the trial has not confirmed yet."""
     repeated: int = 0
-    """Epochs trained again, as their checkpoint was lost with a process."""
+    """Number of epochs trained again because their checkpoint was lost with a process."""
     error: str | None = None
-    """Why it failed, in one line."""
+    """Why the trial failed, in one line."""
     weights: int | None = None
-    """Weights of its network."""
+    """Number of parameters of the model."""
     process: str = ""
-    """Host and process that ran it last."""
+    """Host and process that last ran the trial."""
     handed: bool = False
-    """Whether Ray Tune has it, to run it when there is room."""
+    """Whether the trial is submitted to Ray Tune, which runs it when resources are available."""
     first_step_at: float | None = None
-    """Unix time of its first training step."""
+    """Unix time of the first training step."""
     last_report_at: float | None = None
-    """Unix time of its last report."""
+    """Unix time of the last report."""
 
     @property
     def epochs_run(self) -> int:
-        """The epoch it has come to."""
+        """Number of the last complete epoch; 0 if there is none."""
         return max(self.rows, default=0)
 
     @property
     def spent(self) -> int:
-        """Epochs trained, those that were trained again included."""
+        """Number of epochs trained, including repeated ones."""
         return len(self.rows) + self.repeated
 
     @property
     def seconds(self) -> float:
-        """Seconds spent on its epochs: training and validation."""
+        """Seconds spent on training and validation."""
         return sum(row["epoch_seconds"] for row in self.rows.values())
 
     def status(self) -> Status:
-        """Return how it ended; a trial that its own or the study's rules ended before its last epoch stopped early."""
+        """Return how the trial ended; "stopped early" if any rule of the trial or the study ended it before its last epoch."""
         if self.error is not None:
             return "failed"
         if not self.rows:
@@ -128,50 +130,50 @@ class TrialRecord:
         return "finished" if self.epochs_run >= self.plan.recipe.epochs else "stopped early"
 
     def best_epochs(self, metric: str, mode: str) -> list[int]:
-        """Return the epochs, best first; of equals the earlier first."""
+        """Return the epochs, best first; ties are ordered by epoch."""
         return sorted(self.rows, key=lambda epoch: (-score(self.rows[epoch][metric], mode), epoch))
 
 
 REPLAYED = ("report", "decision", "ended", "failed", "retried", "exploit planned", "exploit", "no exploit")
-"""Events of a trial that a restart takes up."""
+"""Events of a trial that are replayed when a study resumes."""
 
 
 class StudyRecord:
-    """Keeps a TrialRecord for every trial that was proposed, and notes in the journal what happens to it."""
+    """Keeps a TrialRecord for every proposed trial, and logs its events in the journal."""
 
     def __init__(self, journal: Journal | None = None) -> None:
         self.trials: dict[str, TrialRecord] = {}
         self.exploits: list[Exploit] = []
         self.complete = False
-        """Whether there will be no further trial."""
+        """Whether all trials of the study have been proposed."""
         self.drivers = 0
-        """Processes that have driven this study, this one included."""
+        """Number of processes that have driven this study, including this one."""
         self.totals: list[int] = []
-        """Trials that the study had at each of its starts, as far as the journal says."""
+        """Number of trials at each start of the study, as far as the journal records it."""
         self.seconds_before = 0.0
-        """Wall time that earlier ones spent."""
+        """Wall time spent by earlier processes, seconds."""
         self.journal = journal
         self.started = time.monotonic()
         self.started_at = time.time()
         self._arrivals = itertools.count()
 
     def of(self, trial: Trial) -> TrialRecord:
-        """Return the record of one of Ray Tune's trials."""
+        """Return the record of a Ray Tune trial."""
         return self.trials[trial.config["trial"]["name"]]
 
     def begin(self, total: int) -> None:
-        """Note that this process drives the study from now on, and how many trials it has."""
+        """Record that this process now drives the study, and the number of its trials."""
         self.drivers += 1
         self.totals.append(total)
         self._note("driver", trials=total)
 
     def propose(self, plan: TrialPlan) -> TrialRecord:
-        """Take up a new trial."""
+        """Add a new trial."""
         self._note("trial", trial=plan.name, number=plan.number, point=plan.point)
         return self.trials.setdefault(plan.name, TrialRecord(plan=plan))
 
     def add(self, trial: TrialRecord, result: Mapping[str, Any]) -> bool:
-        """Take a report: an epoch, or why the trial failed. False where it tells nothing new."""
+        """Process a report: an epoch, or a failure. Returns False if the report contains nothing new."""
         if "pid" in result:
             trial.process = f"{result.get('hostname', '')}:{result['pid']}"
         if trial.first_step_at is None:
@@ -200,27 +202,27 @@ class StudyRecord:
             trial.weights = int(weights)
 
     def decide(self, trial: TrialRecord, verdict: Verdict) -> None:
-        """Note what the scheduler decided about a trial at the epoch it has come to."""
+        """Record the scheduler's decision about a trial at its current epoch."""
         trial.decisions[trial.epochs_run] = verdict
         self._note("decision", trial=trial.plan.name, epoch=trial.epochs_run, verdict=verdict)
         if verdict == "restart":
             self.flush()
 
     def end(self, trial: TrialRecord) -> None:
-        """Note that a trial is over."""
+        """Record that a trial has ended."""
         if trial.state != "ended":
             trial.state = "ended"
             self._note("ended", trial=trial.plan.name)
             self.flush()
 
     def fail(self, trial: TrialRecord, error: str) -> None:
-        """Note that a trial failed, and why; what it learned before is kept."""
+        """Record that a trial failed, and why; its earlier epochs are kept."""
         trial.error = error
         self._note("failed", trial=trial.plan.name, error=error)
         self.end(trial)
 
     def retry_failed(self) -> int:
-        """Let the trials that failed in earlier calls wait to run again; returns their number."""
+        """Queue the failed trials to run again; returns their number."""
         failed = [trial for trial in self.trials.values() if trial.error is not None]
         for trial in failed:
             trial.error, trial.state = None, "waiting"
@@ -228,12 +230,12 @@ class StudyRecord:
         return len(failed)
 
     def plan_exploit(self, exploit: Exploit, plan: TrialPlan) -> None:
-        """Note that a trial is to continue with another's weights, with a changed plan."""
+        """Record that a trial will continue with another's weights and a changed plan."""
         self.trials[exploit.trial].planned = PlannedExploit(exploit=exploit, plan=plan)
         self._note("exploit planned", **dataclasses.asdict(exploit))
 
     def _settle_exploit(self, trial: TrialRecord, planned: PlannedExploit, epoch: int) -> None:
-        """Note whether a trial took the planned weights; without them it keeps its own, and its plan."""
+        """Record whether a trial copied the planned weights; if not, it keeps its weights and its plan."""
         trial.planned = None
         if epoch == NOT_TAKEN:
             self._note("no exploit", trial=trial.plan.name, source=planned.exploit.source)
@@ -244,9 +246,9 @@ class StudyRecord:
         self._note("exploit", **dataclasses.asdict(exploit))
 
     def restore(self, events: Iterable[Mapping[str, Any]], plan_of: PlanOf) -> None:
-        """Restore what earlier processes noted; trials that ran when the last one died wait to go on.
+        """Replay the events of earlier processes; trials that were running when the last process died wait to resume.
 
-        Raises UserError that names the file and the line of an event that no study writes.
+        Raises UserError with the file and the line of an invalid event.
         """
         begun, last, decided = None, None, True
         for event in events:
@@ -270,7 +272,7 @@ class StudyRecord:
                 raise UserError(f"{event[WHERE]}: {error}") from None
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 reason = f"{error} is missing or unknown" if isinstance(error, KeyError) else str(error)
-                raise UserError(f"{event[WHERE]} is no event of this study ({reason}); {HINT}") from None
+                raise UserError(f"{event[WHERE]} is not an event of this study ({reason}); {HINT}") from None
         self.seconds_before += (last or 0.0) - (begun or 0.0)
 
     def _replay(self, kind: str, trial: TrialRecord, event: Mapping[str, Any], plan_of: PlanOf) -> None:
@@ -300,7 +302,7 @@ class StudyRecord:
             trial.state = "ended"
 
     def flush(self, *, due: bool = False, final: bool = False) -> None:
-        """Write the journal; due: only when the last time is a while ago."""
+        """Write the journal; due: only if enough time has passed since the last write."""
         if self.journal is not None:
             self.journal.flush(due=due, final=final)
 
@@ -309,7 +311,7 @@ class StudyRecord:
             self.journal.add(event, **values)
 
     def counts(self) -> Mapping[str, int]:
-        """Return how many of the trials have each status."""
+        """Return status -> number of trials."""
         found = dict.fromkeys(("finished", "stopped early", "failed", "not started"), 0)
         for record in self.trials.values():
             found[record.status()] += 1
@@ -317,19 +319,19 @@ class StudyRecord:
 
     @property
     def epochs_run(self) -> int:
-        """Epochs trained in all."""
+        """Total number of epochs trained."""
         return sum(record.spent for record in self.trials.values())
 
     @property
     def epochs_repeated(self) -> int:
-        """Epochs of them that were trained again, after a process was lost."""
+        """Number of epochs trained again after a process was lost."""
         return sum(record.repeated for record in self.trials.values())
 
 
 def death_of(trial: Trial) -> str:
-    """Return one line that says why a trial's process ended, out of Ray Tune's error file."""
+    """Return one line with the reason why a trial's process ended, from Ray Tune's error file."""
     file = Path(trial.error_file) if trial.error_file else None
     lines = file.read_text().splitlines() if file is not None and file.is_file() else []
     told = next((line for line in reversed(lines) if "memory" in line or "dead because" in line), None)
-    told = told or next((line for line in reversed(lines) if "Error" in line), "no reason is known")
-    return f"it failed more often than workers.max_failures allows: {told.strip()[:200]}"
+    told = told or next((line for line in reversed(lines) if "Error" in line), "unknown reason")
+    return f"the trial failed more often than workers.max_failures allows: {told.strip()[:200]}"

@@ -1,13 +1,13 @@
-"""Between the workers of a trial and its process; imports neither torch nor our own packages, so that it is there at once."""
+"""Actor between the workers of a trial and the trial's process. Imports neither torch nor landmark, to start fast."""
 
 import asyncio
 from typing import Any
 
 
 class Relay:
-    """Between a trial's workers and its process: an actor where rank 0's report waits until Ray Tune has taken it.
+    """Passes reports from a trial's rank 0 to the trial's process; rank 0 waits until Ray Tune has processed each report.
 
-    So a trial that is stopped or paused has not gone beyond what it reported.
+    A trial that is stopped or paused has therefore not trained past its last report.
     """
 
     def __init__(self) -> None:
@@ -17,11 +17,11 @@ class Relay:
         self._group: Any = None
 
     async def begin(self, placement_group: Any) -> None:
-        """Take what the workers occupy."""
+        """Store the workers' placement group."""
         self._group = placement_group
 
     async def report(self, metrics: dict[str, Any]) -> bool:
-        """Hand over an epoch; returns, when it is known, whether the trial goes on."""
+        """Report an epoch and wait for the decision; returns whether the trial continues."""
         taken = asyncio.get_running_loop().create_future()
         if self._ended:
             return False
@@ -29,7 +29,7 @@ class Relay:
         return await taken
 
     async def take(self, timeout_s: float) -> dict[str, Any] | None:
-        """Give the next epoch, which the trial's process reports to Ray Tune, or None when there is none yet."""
+        """Return the next epoch for the trial's process to report to Ray Tune; None if none arrives within timeout_s."""
         try:
             metrics, self._taken = await asyncio.wait_for(self._reports.get(), timeout_s)
         except TimeoutError:
@@ -37,7 +37,7 @@ class Relay:
         return metrics
 
     async def go_on(self, *, ended: bool = False) -> Any:
-        """Let the workers go on, or return; gives what they occupy."""
+        """Let the workers continue or, if ended, stop; returns their placement group."""
         self._ended = ended
         if self._taken is not None and not self._taken.done():
             self._taken.set_result(not ended)

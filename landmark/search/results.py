@@ -1,4 +1,4 @@
-"""What a study leaves in its folder: leaderboard.csv, history.csv, study.json, the best model and its evaluation."""
+"""Result files of a study: leaderboard.csv, history.csv, study.json, the best model and its evaluation."""
 
 import dataclasses
 import itertools
@@ -34,31 +34,31 @@ from landmark.training.telemetry import TRIALS
 
 EVALUATION_FOLDER = "evaluation-test"
 BEST = "best"
-"""Folder of the best model: weights, recipe, and what it is."""
+"""Folder of the best model: weights, recipe and metadata."""
 RETRAINED = "retrained"
-"""Folder of the runs that train a best recipe anew, each under its trial's name."""
+"""Folder of the runs that retrain the best recipe, each named like its trial."""
 
 
 @dataclass(kw_only=True)
 class Best:
-    """The study's model."""
+    """The best model of a study."""
 
     standing: Standing
-    """The trial that it comes from."""
+    """Its trial."""
     checkpoint: Location
-    """Where it was trained."""
+    """Its checkpoint in the folder of the trial or run that trained it."""
     metrics: dict[str, float]
-    """Of its epoch."""
+    """Metrics of its epoch."""
     exported: bool = False
-    """Whether it lies in the study's folder for it, too."""
+    """Whether it is copied to the study's folder BEST."""
     baselines: dict[str, Any] = field(default_factory=dict)
-    """Top-k shares on the test split of answers that need no model."""
+    """Top-k accuracies of trivial baselines on the test split."""
 
 
 def write_results(study: Study, outcome: Outcome) -> tuple[dict[str, Any], list[Standing]]:
-    """Settle on the best model, evaluate it on the test split, write every file; returns study.json's values and the leaderboard.
+    """Select the best model, test it and write all files; returns the values of study.json and the leaderboard.
 
-    Raises UserError, after everything is written, when no trial came through an epoch.
+    Raises UserError, after all files are written, if no trial completed an epoch.
     """
     space = study.space.config
     standings = rank_trials(
@@ -68,9 +68,9 @@ def write_results(study: Study, outcome: Outcome) -> tuple[dict[str, Any], list[
         lambda trial: best_of(study, trial),
         space.searcher.objectives,
     )
-    write_tables(study, outcome, standings)  # what training came to is there, whatever becomes of the best model
+    write_tables(study, outcome, standings)  # kept even if exporting the best model fails
     best = settle_best(study, outcome, standings)
-    summary = write_summary(study, outcome, best)  # nor whatever becomes of the test
+    summary = write_summary(study, outcome, best)  # kept even if the test fails
     if best is not None and not outcome.interrupted:
         add_test_figures(study, best, standings)
         summary = write_summary(study, outcome, best)
@@ -97,14 +97,14 @@ def write_tables(study: Study, outcome: Outcome, standings: list[Standing]) -> N
 
 
 def best_of(study: Study, trial: TrialRecord) -> tuple[int, str] | None:
-    """Return a trial's best epoch and its checkpoint's path below the study, or None where none is kept."""
+    """Return a trial's best epoch and its checkpoint's path relative to the study; None if no checkpoint is kept."""
     store = store_of(study.location, trial.plan)
     path = store.path("best")
     return None if path is None else (int(store.index["metrics"]["epoch"]), f"{TRIALS}/{trial.plan.name}/{path}")
 
 
 def settle_best(study: Study, outcome: Outcome, standings: list[Standing]) -> Best | None:
-    """Take or train the best model and export it; None where there is none."""
+    """Select or retrain the best model and export it; returns None if there is no model."""
     standing = next((s for s in standings if s.rank is not None and s.checkpoint is not None), None)
     if standing is None:
         return None
@@ -121,7 +121,7 @@ def settle_best(study: Study, outcome: Outcome, standings: list[Standing]) -> Be
 
 
 def retrain(study: Study, standing: Standing) -> RunResult:
-    """Train a trial's recipe from the beginning to its last epoch, or go on with that, where trials run."""
+    """Train a trial's recipe from scratch to its last epoch, or resume that, on the resources of a trial."""
     recipe, dataset, config = standing.record.plan.recipe, study.datasets[standing.record.plan.dataset], study.config
     training = TrainConfig(
         **{field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)},
@@ -136,14 +136,14 @@ def retrain(study: Study, standing: Standing) -> RunResult:
     )
     if not config.workers.in_process:
         return run_training(training)
-    connect(config.cluster)  # where all trials had ended before, nothing has
+    connect(config.cluster)  # not connected yet if all trials had ended before
     workers = effective_workers(config.workers, [recipe.loader])
     task = ray.remote(num_cpus=workers.reserved_cpus, num_gpus=gpus_per_worker(workers.gpus))(run_training)
     return result_of(task.remote(training), f"training of {training.output}/{training.name}")
 
 
 def add_test_figures(study: Study, best: Best, standings: list[Standing]) -> None:
-    """Test the best model, and with `test: all` those of all other ranked trials; the standings have their shares then."""
+    """Test the best model and, with `test: all`, the models of all other ranked trials; stores top-k accuracies."""
     if study.config.test == "none":
         return
     chosen = [best.standing]
@@ -162,7 +162,7 @@ def add_test_figures(study: Study, best: Best, standings: list[Standing]) -> Non
 
 
 def summarise(study: Study, outcome: Outcome, best: Best | None) -> dict[str, Any]:
-    """Return what study.json says."""
+    """Return the values of study.json."""
     record, space = outcome.record, study.space.config
     counts = record.counts()
     return {
@@ -210,11 +210,11 @@ def _told(best: Best | None, metric: str) -> dict[str, Any] | None:
 
 
 def timing(record: StudyRecord) -> dict[str, Any]:
-    """Return when the first step was and how long processes stood still between trials.
+    """Return the time of the first step and the idle time of processes between trials.
 
-    first_step_at is a unix time; first_step_s counts from the study's start, command_to_first_step_s from the start
-    of this process, imports and the start of Ray included. between_trials_s counts from a trial's last report to the
-    next one's first step in the same process, over trials that did not pause.
+    first_step_at is a unix time. first_step_s counts from the study's start, and command_to_first_step_s from the start of
+    this process, including imports and the start of Ray. between_trials_s counts from a trial's last report to the first
+    step of the next trial in the same process, over trials that did not pause.
     """
     stepped = [trial for trial in record.trials.values() if trial.first_step_at and trial.last_report_at]
     stepped = [trial for trial in stepped if (trial.first_step_at or 0.0) >= record.started_at]
@@ -242,4 +242,4 @@ def why_none(study: Study, outcome: Outcome) -> str:
     errors = [trial.error for trial in outcome.record.trials.values() if trial.error]
     if errors:
         return f"{study.location}: all {len(errors)} trials that started failed; the first: {errors[0]}"
-    return f"{study.location}: no trial came through an epoch within the space's budget; raise it"
+    return f"{study.location}: no trial completed an epoch within the space's budget; increase the budget"

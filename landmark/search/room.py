@@ -1,4 +1,4 @@
-"""Room for trials on the cluster: how many run at a time, by CPUs, GPUs and memory, and what each one reserves."""
+"""Capacity of the cluster for trials: how many run at a time, by CPUs, GPUs and memory, and what each reserves."""
 
 import dataclasses
 import sys
@@ -15,27 +15,27 @@ from landmark.training.distributed import gpus_per_worker
 from landmark.training.resources import effective_workers, need_of, room_for
 
 GPU_TIMEOUT_S = 60.0
-"""Seconds that the tasks which measure the GPUs' memory may wait for a free one."""
+"""Seconds that the tasks that measure GPU memory wait for a free GPU."""
 GPU_GIB = {
     **{"K80": 11, "P4": 7, "P100": 12, "T4": 14, "V100": 15, "L4": 22, "A10": 22, "A10G": 22, "L40S": 44},
     **{"A100": 39, "A100-40G": 39, "A100-80G": 79, "H100": 79, "H200": 139, "B200": 178},
 }
-"""Usable memory of GPUs by Ray's names of their kinds, in GiB; of kinds with several sizes the smallest."""
+"""Ray's name of a GPU type -> its usable memory in GiB; the smallest one if the type has several sizes."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Room:
-    """What trials have, all alike: a process that served one serves the next."""
+    """Resources of the trials. All trials get the same, because a process is reused for the next trial."""
 
     workers: WorkersConfig
-    """The processes of a trial, the share of a GPU decided."""
+    """The processes of a trial, with the fraction of a GPU resolved."""
     slots: int
-    """Trials at a time."""
+    """Number of concurrent trials."""
     placement: tune.PlacementGroupFactory
-    """What a trial reserves."""
+    """The reservation of a trial."""
 
     def requires(self) -> str:
-        """Return what a trial requires, in words."""
+        """Return a description of a trial's resources."""
         gpus = gpus_per_worker(self.workers.gpus)
         each = f"{self.workers.reserved_cpus:g} CPUs" + (f", {gpus:g} GPUs" if gpus else "")
         return each if self.workers.in_process else f"{self.workers.count} x ({each})"
@@ -44,10 +44,10 @@ class Room:
 def find_room(
     workers: WorkersConfig, recipes: Sequence[Recipe], classes: int, total: int, max_concurrent: int | None
 ) -> Room:
-    """Return the room of the connected cluster for up to `total` trials.
+    """Return the capacity of the connected cluster for up to `total` trials.
 
-    Where the cluster has GPUs and workers.gpus says nothing, a small trial of one process takes a half, a third or a quarter
-    of one. Raises UserError where there is no room for one trial and its readers.
+    If the cluster has GPUs and workers.gpus is unset, a small trial of one process takes 1/2, 1/3 or 1/4 of a GPU. Raises
+    UserError if the resources do not suffice for one trial and its readers.
     """
     on_gpu = gpus_per_worker(workers.gpus) > 0
     memory = max(trial_memory(recipe, classes, workers.most, gpu=on_gpu) for recipe in recipes)
@@ -63,10 +63,10 @@ def find_room(
 
 
 def gpu_bytes(timeout_s: float = GPU_TIMEOUT_S) -> int:
-    """Return the memory of the cluster's smallest GPU that a task finds, in bytes.
+    """Return the memory in bytes of the smallest GPU that the measuring tasks find.
 
-    While other work holds all GPUs no task can look: after `timeout_s` the memory of the smallest kind that Ray names is
-    assumed, and printed; 0 if it names none.
+    If other work holds all GPUs for `timeout_s`, return the memory of the smallest GPU type that Ray names, and print a
+    note; 0 if Ray names no known type.
     """
 
     def measure() -> int:
@@ -82,10 +82,10 @@ def gpu_bytes(timeout_s: float = GPU_TIMEOUT_S) -> int:
     kinds = [name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:")]
     kind = min(kinds, key=lambda name: GPU_GIB.get(name, 0), default="")
     gib = GPU_GIB.get(kind, 0)
-    assumed = f"{gib} GiB ({kind}) are assumed" if gib else "a trial takes a whole GPU"
+    assumed = f"{gib} GiB ({kind}) assumed" if gib else "each trial takes a whole GPU"
     print(
-        f"note: the cluster's GPUs are in use, their memory was not measured within {timeout_s:g} s: {assumed}; "
-        "--workers.gpus sets what a trial takes",
+        f"note: all GPUs of the cluster are in use; their memory could not be measured within {timeout_s:g} s: {assumed}; "
+        "set --workers.gpus to the GPUs per trial",
         file=sys.stderr,
         flush=True,
     )
@@ -93,16 +93,16 @@ def gpu_bytes(timeout_s: float = GPU_TIMEOUT_S) -> int:
 
 
 def _fitting(memory: int, workers: WorkersConfig) -> int:
-    """Return how many trials the nodes' main memory holds, as Ray counts it: one at least, as `memory` is an estimate."""
+    """Return the number of trials that fit in the nodes' main memory by Ray's count; at least 1, as `memory` is an estimate."""
     nodes = [node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]]
     return max(1, sum(fitting_in_memory(memory, int(node)) for node in nodes) // workers.least)
 
 
 def _placement(workers: WorkersConfig) -> tune.PlacementGroupFactory:
-    """Return what a trial reserves. How many run at a time is up to the queue: studies on one cluster share nothing else.
+    """Return the reservation of a trial; the queue limits the number of concurrent trials.
 
-    The process that coordinates several workers is placed on any node that has memory for it; Ray Train reserves what
-    the workers need by itself.
+    The process that coordinates several workers runs on any node with enough memory; Ray Train reserves the workers'
+    resources.
     """
     if not workers.in_process:
         return tune.PlacementGroupFactory([{"CPU": 0.0, "memory": PROCESS_BYTES}])

@@ -1,8 +1,8 @@
-"""Schedulers: which trials end before their last epoch, wait for others, or go on with another's weights.
+"""Schedulers: decide which trials stop early, pause, or continue with another trial's weights.
 
-All decide by the study's record alone, so that a study that another process takes up goes on as if nothing had happened:
-Ray Tune's own schedulers lose their rungs at a restore, and take over and pause through Ray Tune's checkpoints, which a trial
-of several workers does not have.
+Decisions depend only on the study's record, so that a resumed study makes the same decisions. Ray Tune's own schedulers
+lose their rungs at a restore. They also need Ray Tune's checkpoints to pause and exploit, which trials of several workers
+do not have.
 """
 
 import math
@@ -22,7 +22,7 @@ from landmark.search.record import ERROR, StudyRecord, TrialRecord, Verdict, dea
 
 
 class Rule:
-    """Every trial runs to its end; the base of the other rules."""
+    """Base class of the schedulers' rules; lets every trial run to its end."""
 
     def __init__(self, record: StudyRecord, config: SchedulerConfig, metric: str, mode: str) -> None:
         self.record = record
@@ -31,31 +31,31 @@ class Rule:
         self.mode = mode
 
     def judge(self, trial: TrialRecord) -> Verdict:
-        """Return what becomes of a trial that has come to the end of an epoch, not of its last one."""
+        """Return the decision about a trial that has completed an epoch other than its last."""
         return "go on"
 
     def judge_again(self, trial: TrialRecord) -> Verdict:
-        """Return what becomes of a trial at a restart whose journal is from before decisions were recorded."""
+        """Return the decision about a resumed trial if an older version wrote the journal, without decisions."""
         return self.judge(trial)
 
     def settle(self) -> None:
-        """Decide on paused trials: those that go on are set to waiting, the others end."""
+        """Decide on paused trials: set those that continue to waiting, and end the others."""
 
     def score(self, trial: TrialRecord, epoch: int) -> float:
-        """Return a trial's score at an epoch: greater is better, -inf for a metric that is not finite."""
+        """Return a trial's score at an epoch: higher is better, -inf for a metric that is not finite."""
         return score(trial.rows[epoch][self.metric], self.mode)
 
     def best_epoch(self, trial: TrialRecord) -> int:
-        """Return a trial's best epoch, of equals the first."""
+        """Return a trial's best epoch; the first one in a tie."""
         return trial.best_epochs(self.metric, self.mode)[0]
 
     def others_at(self, trial: TrialRecord, epoch: int) -> list[TrialRecord]:
-        """Return the other trials that have come to an epoch."""
+        """Return the other trials that have reached an epoch."""
         return [other for other in self.record.trials.values() if other is not trial and epoch in other.rows]
 
 
 def rungs(grace_epochs: int, reduction_factor: float, max_epochs: int) -> list[int]:
-    """Return the epochs at which successive halving judges: grace_epochs x reduction_factor^k below max_epochs."""
+    """Return the rungs of successive halving: the epochs grace_epochs x reduction_factor^k below max_epochs."""
     found, level = [], float(grace_epochs)
     while round(level) < max_epochs:
         found.append(round(level))
@@ -64,14 +64,14 @@ def rungs(grace_epochs: int, reduction_factor: float, max_epochs: int) -> list[i
 
 
 class SuccessiveHalving(Rule):
-    """ASHA (Li et al. 2020): at each rung a trial ends unless it is among the best 1/reduction_factor of those before it."""
+    """ASHA (Li et al. 2020): at each rung, a trial stops unless its score is in the top 1/reduction_factor of earlier ones."""
 
     def __init__(self, *arguments: Any, max_epochs: int) -> None:
         super().__init__(*arguments)
         self.rungs = rungs(self.config.grace_epochs, self.config.reduction_factor, max_epochs)
 
     def judge(self, trial: TrialRecord) -> Verdict:
-        """Compare with those whose reports of the same rung the study took earlier; the first ones there go on."""
+        """Compare with trials that reported the same rung earlier; the first trial at a rung continues."""
         epoch = trial.epochs_run
         if epoch not in self.rungs:
             return "go on"
@@ -85,17 +85,17 @@ class SuccessiveHalving(Rule):
         return "stop" if self.score(trial, epoch) < self._cutoff(before) else "go on"
 
     def _cutoff(self, scores: Sequence[float]) -> float:
-        """Return the score at which the best 1/reduction_factor begin: between two scores, unless the lower one is -inf."""
+        """Return the minimum score of the top 1/reduction_factor, interpolated unless the lower score is -inf."""
         percent = 100 * (1 - 1 / self.config.reduction_factor)
         interpolated = np.percentile(scores, percent, method="lower") > -math.inf
         return float(np.percentile(scores, percent, method="linear" if interpolated else "higher"))
 
 
 class MedianStopping(Rule):
-    """Vizier's rule (Golovin et al. 2017): a trial ends whose best is below the median of the others' means so far."""
+    """Vizier's median rule (Golovin et al. 2017): stops a trial whose best score is below the median of the others' means."""
 
     def judge(self, trial: TrialRecord) -> Verdict:
-        """Compare with the others that have come as far, once there are min_trials of them."""
+        """Compare with the other trials that have reached this epoch, if there are at least min_trials."""
         epoch = trial.epochs_run
         others = self.others_at(trial, epoch)
         if epoch < self.config.grace_epochs or len(others) < self.config.min_trials:
@@ -109,21 +109,21 @@ class MedianStopping(Rule):
 
 @dataclass(kw_only=True, frozen=True)
 class Bracket:
-    """Trials that are judged together."""
+    """Trials that are compared with each other."""
 
     numbers: frozenset[int]
-    """Their numbers in the study."""
+    """Numbers of the trials in the study."""
     milestones: Sequence[int]
-    """Epochs at which the worst of them end."""
+    """Epochs at which the worst trials stop."""
 
 
 def brackets(config: SchedulerConfig, max_epochs: int, totals: Sequence[int], seed: int) -> list[Bracket]:
-    """Return HyperBand's brackets for a study's trials (Li et al. 2018, algorithm 1), filled one after the other.
+    """Return HyperBand's brackets for a study's trials (Li et al. 2018, algorithm 1), filled in order.
 
-    The first gives grace_epochs to many trials, each further one gives reduction_factor times as much to fewer; after the
-    last one of config.brackets kinds it begins again. The trials of a bracket are sampled, because neighbours in a grid
-    are alike. totals: the number of trials that the study had at each of its starts. A greater number fills the last
-    bracket and adds others; the trials from before keep their brackets.
+    The first bracket gives grace_epochs to many trials. Each further one gives reduction_factor times as many epochs to
+    fewer trials. After config.brackets kinds, the sequence repeats. The trials of a bracket are sampled, because neighbours
+    in a grid are similar. totals: number of trials at each start of the study. A larger number fills the last bracket and
+    adds others; earlier trials keep their brackets.
     """
     factor, deepest = config.reduction_factor, 0
     while config.grace_epochs * factor ** (deepest + 1) <= max_epochs:
@@ -145,19 +145,19 @@ def brackets(config: SchedulerConfig, max_epochs: int, totals: Sequence[int], se
 
 
 class HyperBand(Rule):
-    """HyperBand (Li et al. 2018): trials of a bracket wait for each other at its milestones; the best of them go on."""
+    """HyperBand (Li et al. 2018): the trials of a bracket wait for each other at milestones, where the best continue."""
 
     def __init__(self, *arguments: Any, max_epochs: int, totals: Sequence[int], seed: int) -> None:
         super().__init__(*arguments)
         self.brackets = brackets(self.config, max_epochs, totals, seed)
 
     def judge(self, trial: TrialRecord) -> Verdict:
-        """Let a trial wait at its bracket's milestones."""
+        """Pause a trial at its bracket's milestones."""
         bracket = next(bracket for bracket in self.brackets if trial.plan.number in bracket.numbers)
         return "pause" if trial.epochs_run in bracket.milestones else "go on"
 
     def settle(self) -> None:
-        """Where all of a bracket have come to a milestone or ended, let its best 1/reduction_factor go on."""
+        """When all trials of a bracket have reached a milestone or ended, let its best 1/reduction_factor continue."""
         by_number = {trial.plan.number: trial for trial in self.record.trials.values()}
         for bracket in self.brackets:
             members = [by_number[number] for number in bracket.numbers if number in by_number]
@@ -166,7 +166,7 @@ class HyperBand(Rule):
                 if coming or not (self.record.complete or len(members) == len(bracket.numbers)):
                     break
                 there = [trial for trial in members if milestone in trial.rows]
-                # Of equals the longer one goes on: with more epochs to come a network is as good so far, and better later.
+                # In a tie, the longer trial continues: it has more epochs left to improve.
                 there.sort(key=lambda t: (-self.score(t, milestone), -t.plan.recipe.epochs, t.plan.number))
                 best = max(1, int(len(there) / self.config.reduction_factor))
                 for place, trial in enumerate(there):
@@ -179,12 +179,14 @@ class HyperBand(Rule):
 
 
 TakeOver = Callable[[TrialRecord, TrialRecord, random.Random], object]
-"""Plans that the first trial continues with the second one's weights and changed settings."""
+"""Plans that the first trial continues with the second trial's weights and perturbed settings."""
 
 
 class PopulationBased(Rule):
-    """Population-based training (Jaderberg et al. 2017): every interval_epochs the worst take over the best's weights and
-    settings, and change these. With less room than trials, those behind run first.
+    """Population-based training (Jaderberg et al. 2017).
+
+    Every interval_epochs, the worst trials copy the weights and settings of the best, and perturb the settings. If not all
+    trials can run at once, those with the fewest epochs run first.
     """
 
     def __init__(self, *arguments: Any, take_over: TakeOver, seed: int) -> None:
@@ -193,8 +195,8 @@ class PopulationBased(Rule):
         self.seed = seed
 
     def judge(self, trial: TrialRecord) -> Verdict:
-        """Compare with all that have come to the same epoch."""
-        if trial.planned is not None:  # by a process that was lost before it recorded the decision
+        """Compare with all trials that have reached the same epoch."""
+        if trial.planned is not None:  # planned by a process that died before it recorded the decision
             return "restart"
         epoch = trial.epochs_run
         if epoch % self.config.interval_epochs:
@@ -202,7 +204,7 @@ class PopulationBased(Rule):
         peers = [t for t in [trial, *self.others_at(trial, epoch)] if t.error is None]
         count = min(math.ceil(len(peers) * self.config.quantile), len(peers) // 2)
         peers.sort(key=lambda peer: (self.score(peer, epoch), -peer.plan.number))
-        # Not from one that has come to its last epoch: its weights would have nothing left to learn with.
+        # Trials at their last epoch are no sources: with their weights, no epoch would be left to train.
         best = [peer for peer in peers[len(peers) - count :] if peer.epochs_run < peer.plan.recipe.epochs]
         best = [peer for peer in best if peer.state != "ended" and self.score(peer, epoch) > -math.inf]
         if best and trial in peers[:count]:
@@ -212,7 +214,7 @@ class PopulationBased(Rule):
         return self._yield(epoch)
 
     def judge_again(self, trial: TrialRecord) -> Verdict:
-        """Let it go on: its next interval will tell."""
+        """Let the trial continue until its next interval."""
         return "go on"
 
     def _yield(self, epoch: int) -> Verdict:
@@ -221,10 +223,10 @@ class PopulationBased(Rule):
 
 
 class StudyScheduler(FIFOScheduler):
-    """Hands each of Ray Tune's reports to the record, and carries out what the rule says.
+    """Passes Ray Tune's reports to the record, and applies the rule's decisions.
 
-    To Ray Tune a pause is an end: the trial's process serves another one, and the trial goes on later from its own newest
-    checkpoint, as a new trial of Ray Tune's.
+    For Ray Tune, a paused trial has ended: its process is reused, and the trial resumes later from its newest checkpoint as
+    a new Ray Tune trial.
     """
 
     def __init__(self, record: StudyRecord, rule: Rule) -> None:
@@ -233,7 +235,7 @@ class StudyScheduler(FIFOScheduler):
         self.rule = rule
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Take a report; returns whether Ray Tune's trial goes on."""
+        """Process a report; returns whether Ray Tune's trial continues or stops."""
         record = self.record.of(trial)
         if not self.record.add(record, result):
             return TrialScheduler.CONTINUE
@@ -249,12 +251,12 @@ class StudyScheduler(FIFOScheduler):
         return TrialScheduler.CONTINUE if self.decide(record, self.rule.judge(record)) else TrialScheduler.STOP
 
     def decide(self, trial: TrialRecord, verdict: Verdict) -> bool:
-        """Record what the rule says of a running trial and carry it out; returns whether it continues without a stop."""
+        """Record and apply a decision about a running trial; returns whether it continues without a stop."""
         self.record.decide(trial, verdict)
         return self.carry_out(trial, verdict)
 
     def take_up(self) -> None:
-        """Carry out the decisions of a restored record; a trial whose newest epoch has none is judged now."""
+        """Apply the decisions of a restored record; decide now if a trial's newest epoch has no decision."""
         for trial in self.record.trials.values():
             epoch = trial.epochs_run
             if trial.state == "ended" or not 0 < epoch < trial.plan.recipe.epochs:
@@ -270,7 +272,7 @@ class StudyScheduler(FIFOScheduler):
         self.rule.settle()
 
     def carry_out(self, trial: TrialRecord, verdict: Verdict) -> bool:
-        """Bring a running trial's state to what the rule says; returns whether it goes on without a stop."""
+        """Set a running trial's state to the decision; returns whether it continues without a stop."""
         if verdict == "go on":
             return True
         if verdict == "stop":
@@ -285,14 +287,14 @@ class StudyScheduler(FIFOScheduler):
         return False
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Note the end of a trial, unless it is to go on later."""
+        """Record the end of a trial, unless it will resume later."""
         record = self.record.of(trial)
         if record.state == "running":
             self.record.end(record)
         self.rule.settle()
 
     def failed(self, trial: Trial) -> None:
-        """Note a trial whose process died too often. Ray Tune's own on_trial_error is also called for one that is tried again."""
+        """Record a trial whose process died too often. Ray Tune's on_trial_error also runs for trials that are retried."""
         self.record.fail(self.record.of(trial), death_of(trial))
         self.rule.settle()
 
@@ -308,10 +310,10 @@ def build_rule(
     seed: int,
     take_over: TakeOver,
 ) -> Rule:
-    """Return the rule that a scheduler's config names.
+    """Return the rule of a scheduler's config.
 
-    max_epochs: the most of any trial. totals: trials of the study at each of its starts. Raises UserError for a grace that
-    no trial outlives.
+    max_epochs: maximum epochs of any trial. totals: number of trials at each start of the study. Raises UserError if the
+    grace period exceeds every trial.
     """
     check_grace(config, max_epochs)
     common = (record, config, metric, mode)
@@ -327,7 +329,7 @@ def build_rule(
 
 
 def check_grace(config: SchedulerConfig, max_epochs: int) -> None:
-    """Raise UserError where every trial ends before the scheduler would judge it."""
+    """Raise UserError if every trial ends before the scheduler's first decision."""
     for key in ("grace_epochs", "interval_epochs"):
         used = ("pbt",) if key == "interval_epochs" else ("asha", "hyperband", "median_stopping")
         if config.name in used and getattr(config, key) > max_epochs:

@@ -1,4 +1,4 @@
-"""A study as its journal has it now, while another process runs it or after that was killed: status, tables, summary."""
+"""Snapshot of a study from its journal, while another process runs it or after a crash: status, tables, summary."""
 
 import json
 from typing import Any
@@ -28,19 +28,19 @@ COPIED = ("config.yaml", "space.yaml")
 
 
 def is_study(location: Location) -> bool:
-    """Return whether a folder is that of a study that has begun."""
+    """Return whether a folder contains a study that has started."""
     return (location / "space.yaml").exists()
 
 
 def read_study(location: Location) -> tuple[Study, StudyRecord]:
-    """Return a study and the record of its trials; raises UserError if its files are missing or damaged.
+    """Return a study and the record of its trials; raises UserError if its files are missing or corrupt.
 
-    The datasets are not opened.
+    Does not open the datasets.
     """
     try:
         text, config_text = (location / "space.yaml").read_text(), (location / "config.yaml").read_text()
     except NotFound:
-        raise UserError(f"{location}: no study has begun there; give the folder of a study or a run") from None
+        raise UserError(f"{location}: contains no study; give the folder of a study or a run") from None
     source = f"{location}/config.yaml"
     config = from_mapping(TuneConfig, with_recorded_subset(parse_mapping(config_text, source)), source)
     source = f"{location}/space.yaml"
@@ -66,9 +66,9 @@ def standings_of(study: Study, record: StudyRecord) -> list[Standing]:
 
 
 def write_snapshot(location: Location, folder: Location) -> dict[str, Any]:
-    """Write what a finished study has (study.json, leaderboard.csv, history.csv and its configs) into a folder, as of now.
+    """Write the files of a finished study (study.json, leaderboard.csv, history.csv, configs) for its current state.
 
-    Returns study.json's values; raises UserError if no trial has finished an epoch.
+    Returns the values of study.json. Raises UserError if no trial has finished an epoch.
     """
     study, record = read_study(location)
     standings = standings_of(study, record)
@@ -87,5 +87,5 @@ def write_snapshot(location: Location, folder: Location) -> dict[str, Any]:
 
 
 def driver_of(location: Location) -> str | None:
-    """Return which process runs a study now; None if that cannot be seen or no process does."""
+    """Return the process that runs a study now; None if there is none or it cannot be determined."""
     return Lease(location).holder()

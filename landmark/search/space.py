@@ -1,4 +1,4 @@
-"""Search spaces: a YAML file says which trials there can be; each becomes a plan, its whole recipe checked."""
+"""Search spaces: reads a space from YAML and builds trial plans with validated recipes."""
 
 import dataclasses
 import functools
@@ -29,37 +29,37 @@ from landmark.search import domains
 from landmark.search.domains import Point
 
 DATASET = "dataset"
-"""Key that is no recipe key: which dataset a trial is trained on."""
+"""Key outside the recipe: the dataset on which a trial is trained."""
 NAME = "name"
-"""Key of a point that is no recipe key: what it is called."""
+"""Key of a point outside the recipe: the point's name."""
 NAME_LENGTH = 64
 
 NETWORK = ("model.", "loader.image_size", "resizing.")
-"""What decides, or begins the keys that decide, which network is built and for which images."""
+"""Prefixes of the keys that determine the model and its image size."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class TrialPlan:
-    """One trial of a study, known before it starts."""
+    """The settings of one trial, known before it starts."""
 
     number: int
-    """Its place in the study, counted from 1."""
+    """Its number in the study, counted from 1."""
     name: str
-    """Its number and values: unique in the study, fit for a folder's name."""
+    """Its number and values: unique in the study and valid as a folder name."""
     point: Point
-    """What the space chose for it, by key, as JSON has it: `Space.plan` makes the same plan out of it again."""
+    """Key -> value chosen from the space, in JSON types; `Space.plan` rebuilds the same plan from it."""
     parameters: dict[str, Any]
-    """Value of each searched key in this trial, chosen or the recipe's own."""
+    """Searched key -> value in this trial, chosen or from the common recipe."""
     recipe: Recipe
-    """All that it learns by."""
+    """Its complete recipe."""
     dataset: str | None
-    """Its dataset as the space names it; None: the study's."""
+    """Name of its dataset in the space; None for the study's dataset."""
 
 
 class Space:
-    """A search space whose keys, domains and cases are right; `check` and `plan` check values together with a recipe.
+    """A search space with validated keys, domains and cases; `check` and `plan` validate values with a recipe.
 
-    All raise UserError that names the file, the key and what was expected.
+    All raise UserError with the file, the key and the expected values.
     """
 
     def __init__(self, config: SpaceConfig, source: str, text: str) -> None:
@@ -68,11 +68,11 @@ class Space:
         self.text = text
         self._leaves = leaf_keys(Recipe)
         if "monitor" in config.recipe:
-            raise UserError(f"{source}: recipe.monitor follows the space's metric; remove it and set 'metric'")
+            raise UserError(f"{source}: recipe.monitor is set by the space's metric; remove it and set 'metric'")
         for key in config.parameters:
             self._check_key(str(key), "parameters.", (DATASET,))
         self.parameters = domains.read_parameters(config.parameters, source)
-        """The searched keys and their domains; none where points are listed."""
+        """Searched key -> its domains; empty if the space lists points."""
         for number, point in enumerate(config.points, 1):
             for key in point:
                 self._check_key(str(key), f"points: row {number}: ", (NAME, DATASET))
@@ -82,10 +82,10 @@ class Space:
 
     @classmethod
     def load(cls, name: str, changes: Mapping[str, Any] | None = None) -> "Space":
-        """Read the space in a YAML file (path or URI), or the one of that name in tune_spaces/.
+        """Read a space from a YAML file (path or URI), or by name from tune_spaces/.
 
-        changes: nested keys that replace those of the file. A scheduler or searcher of another name takes none of the file's
-        settings, which are another one's.
+        changes: nested keys that replace those of the file. If the scheduler or searcher has another name, the file's
+        settings of it are dropped.
         """
         source, text = _read(name)
         if not changes:
@@ -106,18 +106,18 @@ class Space:
         )
 
     def recipe(self, base: str | None = None) -> Recipe:
-        """Return what all trials have in common, as far as the space says it, over the recipe `base` or the space's own."""
+        """Return the common recipe of all trials: the space's recipe keys over the recipe `base` or the space's base."""
         name = base or self.config.base
         return self.recipe_over(recipe_values(name) if name else {})
 
     def recipe_over(self, values: Mapping[str, Any]) -> Recipe:
-        """Return what all trials have in common over the values of a recipe, as nested keys."""
+        """Return the common recipe of all trials over the values of another recipe, given as nested keys."""
         values = {**merged(values, self.config.recipe), "monitor": self.config.metric}
         return from_mapping(Recipe, values, f"{self.source}: recipe")
 
     @functools.cached_property
     def points(self) -> list[Point]:
-        """The values of each trial that is listed: the points, or the grid crossed with each draw of what is random."""
+        """The values of each listed trial: the points, or the grid combined with each random sample."""
         if self.config.points:
             return self.config.points
         generator = random.Random(self.config.seed)
@@ -125,13 +125,13 @@ class Space:
 
     @functools.cached_property
     def total(self) -> int:
-        """Trials that a study of the whole space has."""
+        """Number of trials in a study of the whole space."""
         if self.config.searcher.name == "listed":
             return len(self.points)
         return domains.count(self.parameters, self.config.samples)
 
     def trials(self, recipe: Recipe) -> list[TrialPlan]:
-        """Return all trials that are listed, in the order of the file, over a common recipe that the space's keys override."""
+        """Return all listed trials in the order of the file; searched keys override the common recipe."""
         self.check(recipe)
         progress, plans = Progress(f"checking {self.source}", len(self.points), "trials"), []
         for number, point in enumerate(self.points, 1):
@@ -141,7 +141,7 @@ class Space:
         return plans
 
     def plan(self, number: int, point: Mapping[str, Any], recipe: Recipe) -> TrialPlan:
-        """Return the trial of a number (counted from 1) and point over the common recipe."""
+        """Return the trial with a number (counted from 1) and point over the common recipe."""
         values = {key: value for key, value in point.items() if key not in (NAME, DATASET)}
         resolved_recipe = self._build(_merged(to_mapping(recipe), values), f"trial {number} ({_told(values)})")
         resolved = to_mapping(resolved_recipe)
@@ -160,31 +160,31 @@ class Space:
         )
 
     def check(self, recipe: Recipe) -> None:
-        """Check every value that the file names over the common recipe, whether a trial comes to have it or not."""
+        """Check every value in the file with the common recipe, whether or not a trial uses it."""
         if recipe.monitor != self.config.metric:
             raise UserError(
                 f"--recipe.monitor is {recipe.monitor}, but the metric of {self.source} is {self.config.metric}; "
-                "trials are compared by the space's metric: change that"
+                "trials are compared by the space's metric; change that instead"
             )
         base = to_mapping(recipe)
         for domain, points in domains.probes(self.parameters):
             self._check_one([_without_dataset(point) for point in points], base, domain.where)
 
     def networks(self, recipe: Recipe) -> list[TrialPlan]:
-        """Return a trial for every combination of the values that decide which network and images a trial has.
+        """Return one trial per combination of the values that determine the model and its image size.
 
-        Of many combinations some that have every value, as `domains.covering` chooses them.
+        If there are too many combinations, `domains.covering` chooses some that contain every value.
         """
         keys = [key for key in self.parameters if key.startswith(NETWORK)]
         points = domains.covering(self.parameters, keys)
         return [self.plan(number, point, recipe) for number, point in enumerate(points, 1)]
 
     def check_networks(self, plans: Sequence[TrialPlan]) -> None:
-        """Try each trial's images on its network: a pass without storage, so that nothing is computed.
+        """Check each trial's model with its image sizes, by a forward pass on the meta device.
 
-        Raises UserError that says which values do not go together.
+        Raises UserError with the values that are incompatible.
         """
-        progress = Progress(f"checking the networks of {self.source}", len(plans), "trials")
+        progress = Progress(f"checking the models of {self.source}", len(plans), "trials")
         for plan in plans:
             model = dataclasses.replace(plan.recipe.model, weights=None)
             if (reason := _misfit(model, plan.recipe.loader.image_size, plan.recipe.resizing.start_size)) is not None:
@@ -193,7 +193,7 @@ class Space:
         progress.clear()
 
     def _check_one(self, points: Sequence[Point], base: Mapping[str, Any], where: str) -> None:
-        """Raise the first point's error unless one of the points is right."""
+        """Raise the first point's error unless one of the points is valid."""
         first: UserError | None = None
         for point in points:
             try:
@@ -206,13 +206,15 @@ class Space:
     def _check_key(self, key: str, where: str, special: tuple[str, ...]) -> None:
         if key in self._leaves or key in special:
             if key == "monitor":
-                raise UserError(f"{self.source}: {where}monitor follows the space's metric; remove it and set 'metric'")
+                raise UserError(
+                    f"{self.source}: {where}monitor is set by the space's metric; remove it and set 'metric'"
+                )
             return
         below = [leaf for leaf in self._leaves if leaf.startswith(f"{key}.")]
         if below:
             raise UserError(f"{self.source}: {where}{key} is a group; give one of its keys: {', '.join(below)}")
         hint = nearest(key, [*self._leaves, *special])
-        raise UserError(f"{self.source}: {where}{key}: no such key of a recipe; {hint}")
+        raise UserError(f"{self.source}: {where}{key}: not a key of a recipe; {hint}")
 
     def _build(self, values: Mapping[str, Any], where: str) -> Recipe:
         recipe = from_mapping(Recipe, values, f"{self.source}: {where}")
@@ -222,12 +224,12 @@ class Space:
 
 
 def space_names() -> list[str]:
-    """Return the names of the spaces that come with the project."""
+    """Return the names of the built-in spaces."""
     return sorted(path.name.removesuffix(".yaml") for path in _folder() if path.name.endswith(".yaml"))
 
 
 def leaf_keys(kind: type) -> list[str]:
-    """Return the dotted keys of all fields of a config dataclass that are no dataclasses themselves."""
+    """Return the dotted keys of all leaf fields of a nested config dataclass."""
     keys = []
     for field in dataclasses.fields(kind):
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
@@ -245,7 +247,7 @@ def _folder() -> list[Any]:
 
 
 def _read(name: str) -> tuple[str, str]:
-    """Return where a space was found and its text."""
+    """Return the source and the text of a space."""
     for path in _folder():
         if path.name == f"{name}.yaml":
             return f"tune_spaces/{path.name}", path.read_text(encoding="utf-8")
@@ -256,8 +258,8 @@ def _read(name: str) -> tuple[str, str]:
 
 @functools.cache
 def _unknown(backbone: str) -> str | None:
-    """Return why there is no network of a name; None where there is one."""
-    from landmark.models import check_name  # torch and torchvision, which reading a space does without
+    """Return why there is no model with a name; None if there is one."""
+    from landmark.models import check_name  # imports torch and torchvision, which reading a space does not need
 
     try:
         check_name(backbone)
@@ -268,7 +270,7 @@ def _unknown(backbone: str) -> str | None:
 
 @functools.cache
 def _misfit(model: ModelConfig, image_size: int, start_size: int | None) -> str | None:
-    """Return why a network cannot take images of these sizes; None where it can. The classes do not matter."""
+    """Return why a model cannot process images of these sizes; None if it can. The number of classes does not matter."""
     from landmark.models import check_images
 
     try:

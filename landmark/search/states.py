@@ -1,4 +1,4 @@
-"""How many trials of a running study are in which state, for Prometheus: Ray's exporter offers it as `ray_landmark_trials`."""
+"""Exports the number of a running study's trials per state to Prometheus, as `ray_landmark_trials`."""
 
 import time
 from collections import Counter
@@ -15,14 +15,14 @@ STATES = ("pending", "running", "paused", "finished", "stopped", "failed")
 
 
 def state_of(trial: TrialRecord) -> str:
-    """Return one of STATES; pending is a trial that is known and has not begun."""
+    """Return one of STATES; a pending trial is known but has not started."""
     if trial.state != "ended":
         return {"waiting": "paused" if trial.rows else "pending"}.get(trial.state, trial.state)
     return {"finished": "finished", "failed": "failed"}.get(trial.status(), "stopped")
 
 
 class TrialStates(Callback):
-    """Tells the numbers now and then while Ray Tune runs, and at its end."""
+    """Exports the numbers periodically while Ray Tune runs, and at its end."""
 
     def __init__(self, study: str, record: StudyRecord, total: int) -> None:
         self.study = study
@@ -32,12 +32,12 @@ class TrialStates(Callback):
         self.gauge = Gauge("landmark_trials", "Trials of a study in a state", ("study", "state"))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Tell the numbers when it is time."""
+        """Export the numbers when the interval has passed."""
         if time.monotonic() - self.told_at >= INTERVAL_S:
             self.tell()
 
     def tell(self) -> None:
-        """Set the gauge of each state; trials that are not proposed yet are pending."""
+        """Set the gauge of each state; trials that are not proposed yet count as pending."""
         self.told_at = time.monotonic()
         counts = Counter(state_of(trial) for trial in self.record.trials.values())
         counts["pending"] += max(0, self.total - len(self.record.trials))

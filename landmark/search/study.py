@@ -1,4 +1,4 @@
-"""A study: what is checked before it starts, and the run of its trials by Ray Tune, from where an earlier process left it."""
+"""Planning and running of a study: checks before the start, and running or resuming its trials with Ray Tune."""
 
 import dataclasses
 import json
@@ -52,57 +52,57 @@ from landmark.training.backends import check_backend
 from landmark.training.run import absolute_weights
 
 TUNE_FOLDER = "ray"
-"""Where Ray Tune and its loggers write, below the study; a folder for each process that drove it."""
+"""Prefix of the study's folders for Ray Tune and its loggers: one folder per driver process."""
 RESIZED = "resized"
-"""Where datasets are written at a smaller size for training."""
+"""Folder of the study for datasets that are resized for training."""
 DATASETS = "datasets.json"
-"""What a study's datasets are known by."""
+"""File with the content ids of the study's datasets."""
 SAME = ("dataset", "datasets", "subset", "subset_seed", "recipe")
-"""What a study that goes on must have in common with what it was."""
+"""Settings that must not change when a study resumes."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Study:
-    """A study that is checked and ready to run."""
+    """A validated study, ready to run."""
 
     config: TuneConfig
     space: Space
     proposals: Proposals
-    """Where its trials come from."""
+    """The source of its trials."""
     kinds: list[TrialPlan]
-    """Its trials; of proposals one for each epochs, dataset and loader that may occur."""
+    """All trials of a list; for proposals, one representative per combination that `kinds_of_trials` describes."""
     epochs_grid: int
-    """Epochs of all of the space's trials, each run to its end."""
+    """Total epochs if every trial of the space ran to its end."""
     datasets: dict[str | None, PackedDataset]
-    """Datasets by the names that trials have for them; None: the study's. The best model is tested on these."""
+    """Dataset by the name that trials use; None is the study's own. The best model is tested on these."""
     location: Location
-    """Its folder."""
+    """The study's folder."""
     trained_on: dict[str | None, PackedDataset] = field(default_factory=dict)
-    """The same datasets where they are written at a smaller size for training."""
+    """The same datasets, resized for training; empty unless resize_once is set."""
 
     @property
     def max_epochs(self) -> int:
-        """The most epochs of any trial."""
+        """Maximum number of epochs of any trial."""
         return max(plan.recipe.epochs for plan in self.kinds)
 
 
 @dataclass(kw_only=True, frozen=True)
 class Outcome:
-    """What the trials of a study came to."""
+    """The result of running a study's trials."""
 
     record: StudyRecord
     seconds: float
-    """Wall time of all processes that drove it, up to the last trial's end."""
+    """Wall time of all driver processes, until the last trial ended."""
     ended_by: str | None
-    """The budget or target that ended it, in words; None: all trials ended."""
+    """Description of the budget or target that ended the study; None if all trials ended."""
     interrupted: bool
-    """Whether the user ended it."""
+    """Whether the user interrupted the study."""
     terminated: bool = False
-    """Whether SIGTERM ended it."""
+    """Whether SIGTERM ended the study."""
 
 
 def plan_study(config: TuneConfig) -> Study:
-    """Check all that can be checked without a cluster; raises UserError for the first mistake."""
+    """Check everything that can be checked without a cluster; raises UserError for the first mistake."""
     space = Space.load(config.space, config.space_changes())
     proposals = build_proposals(space, config.recipe, space.config.budget.trials)
     listed = isinstance(proposals, Listed)
@@ -133,12 +133,12 @@ def plan_study(config: TuneConfig) -> Study:
 
 
 def open_datasets(config: TuneConfig, space: Space, names: Iterable[str | None]) -> dict[str | None, PackedDataset]:
-    """Open every dataset that a trial names: by --datasets, as a path or URI, or the study's own."""
+    """Open every dataset that a trial names: a name of --datasets, a path or URI, or the study's own."""
     names = dict.fromkeys(names)
     unknown = [name for name in names if name is not None and name not in config.datasets and "/" not in name]
     if unknown:
         missing = " ".join(f"{name} FOLDER-OR-URI" for name in unknown)
-        raise UserError(f"{space.source}: trials name the datasets {', '.join(unknown)}; add --datasets {missing}")
+        raise UserError(f"{space.source}: trials use the datasets {', '.join(unknown)}; add --datasets {missing}")
     splits = ("train", "val", "test") if config.test != "none" else ("train", "val")
     opened = {}
     for name in names:
@@ -150,7 +150,7 @@ def open_datasets(config: TuneConfig, space: Space, names: Iterable[str | None])
 
 
 def _recorded_config(location: Location) -> TuneConfig | None:
-    """Return the config that the study in a folder was begun with; None where there is none."""
+    """Return the config with which the study in a folder was started; None if there is no study."""
     try:
         text = (location / "config.yaml").read_text()
     except NotFound:
@@ -160,7 +160,10 @@ def _recorded_config(location: Location) -> TuneConfig | None:
 
 
 def _as_begun(config: TuneConfig, location: Location) -> TuneConfig:
-    """Return the config with the rule of the subset by which the study in a folder was begun."""
+    """Return the config with the subset rule with which the study in a folder was started.
+
+    Raises UserError if the study exists and is not to be resumed.
+    """
     before = _recorded_config(location)
     if before is None:
         return config
@@ -175,14 +178,14 @@ def _as_begun(config: TuneConfig, location: Location) -> TuneConfig:
 
 
 def content_ids(datasets: dict[str | None, PackedDataset]) -> dict[str, str]:
-    """Return what each of a study's datasets is known by, wherever it is stored."""
+    """Return dataset name -> content id, which does not depend on the location."""
     return {name or "": dataset.content_id for name, dataset in datasets.items()}
 
 
 def check_same_study(
     location: Location, config: TuneConfig, space: Space, datasets: dict[str | None, PackedDataset]
 ) -> None:
-    """Refuse to go on with a study of the same name that searches something else.
+    """Raise UserError if the existing study of this name has other settings.
 
     Its budget may have changed, and its datasets may have moved.
     """
@@ -195,7 +198,7 @@ def check_same_study(
         return
     try:
         known = json.loads((location / DATASETS).read_text())
-    except NotFound:  # a study of a version that knew datasets by their place
+    except NotFound:  # written by a version that identified datasets by their location
         known = None
     now = _absolute(config)
     other = [key for key in SAME if _stored(getattr(before, key)) != _stored(getattr(now, key))]
@@ -208,39 +211,39 @@ def check_same_study(
         other.append("space")
     if other:
         raise UserError(
-            f"{location}: a study of this name is there, with another {', '.join(other)}; choose another --name, or delete that folder"
+            f"{location}: a study of this name exists, with another {', '.join(other)}; choose another --name, or delete that folder"
         )
 
 
 def _stored(setting: Any) -> str:
-    """Return a setting as a study's files hold it."""
+    """Return a setting as it is stored in a study's files, without credentials."""
     return mask_credentials(repr(setting))
 
 
 def _absolute(config: TuneConfig) -> TuneConfig:
-    """Return the config with absolute paths: another process may have another working folder."""
+    """Return the config with absolute paths: another process may have another working directory."""
     return dataclasses.replace(
         config,
         dataset=locate(config.dataset).uri,
         datasets={name: locate(uri).uri for name, uri in config.datasets.items()},
         output=locate(config.output).uri,
-        retry_failed=False,  # what a call asks for, not what the study is
+        retry_failed=False,  # an option of one call, not a setting of the study
         resume=False,
         recipe=dataclasses.replace(config.recipe, model=absolute_weights(config.recipe.model)),
     )
 
 
 def run_trials(study: Study, lease: Lease) -> Outcome:
-    """Run the trials of a study, or those that an earlier process left, showing a table of them as they go.
+    """Run the trials of a study, or those that an earlier process left unfinished, and show a live table.
 
-    lease: of the study, held; raises UserError where another process has taken it over meanwhile.
+    lease: the held lease of the study. Raises UserError if another process takes the study over.
     """
     space, termination = study.space.config, Termination()
     journal = Journal(study.location, lambda: lease.lost)
     record = StudyRecord(journal)
     record.restore(journal.read(), lambda number, point: study.space.plan(number, point, study.config.recipe))
     if study.config.retry_failed:
-        print(f"{study.config.name}: {record.retry_failed()} failed trials run again", file=sys.stderr, flush=True)
+        print(f"{study.config.name}: {record.retry_failed()} failed trials will run again", file=sys.stderr, flush=True)
     population = Population(study.space, study.config.recipe, record)
     rule = build_rule(
         record,
@@ -265,7 +268,7 @@ def run_trials(study: Study, lease: Lease) -> Outcome:
     record.flush(final=True)
     open_ones = [trial for trial in record.trials.values() if trial.state != "ended"]
     for trial in open_ones if reason else []:
-        trial.state = "ended"  # in this process alone: with a greater budget they go on
+        trial.state = "ended"  # only in this process: with a larger budget they resume
     interrupted = bool(open_ones) and not reason
     terminated = interrupted and termination.requested
     return Outcome(record=record, seconds=seconds, ended_by=reason, interrupted=interrupted, terminated=terminated)
@@ -280,8 +283,8 @@ def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper, termin
     (study.location / "config.yaml").write_text(to_stored_yaml(_absolute(config)))
     (study.location / "space.yaml").write_text(study.space.text)
     (study.location / DATASETS).write_text(json.dumps(content_ids(study.datasets), indent=1) + "\n")
-    # All processes start at once. No trial is given ahead: Ray Tune would begin to start a process for it, too, and then
-    # wait for that at the end.
+    # All processes start at once. No trial is submitted in advance: Ray Tune would start a process for it and wait for that
+    # process at the end.
     queue = TrialQueue(scheduler.rule, study.proposals, lambda trial: values_of(study, trial), room.slots)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(room.slots)
     if not is_quiet():
@@ -303,7 +306,7 @@ def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper, termin
 
 
 def resize_datasets(study: Study) -> dict[str | None, PackedDataset]:
-    """Write each dataset at the size that the trials on it need, below the study, unless that is done."""
+    """Write each dataset, resized to what its trials need, into the study's folder, unless it exists already."""
     found = {}
     for number, (name, dataset) in enumerate(study.datasets.items()):
         side = needed_short_side(plan.recipe for plan in study.kinds if plan.dataset == name)
@@ -319,11 +322,11 @@ def _headline(study: Study, record: StudyRecord, slots: int) -> str:
     if not record.trials:
         return text
     ended = sum(trial.state == "ended" for trial in record.trials.values())
-    return f"{text}; going on after {record.epochs_run} epochs, with {ended} trials ended"
+    return f"{text}; resuming after {record.epochs_run} epochs, {ended} trials ended"
 
 
 def room_of(study: Study) -> Room:
-    """Return the room for the study's trials on the connected cluster; raises UserError where there is none."""
+    """Return the capacity of the connected cluster for the study's trials; raises UserError if no trial fits."""
     classes = max(dataset.num_classes for dataset in study.datasets.values())
     config = study.config
 
@@ -337,7 +340,7 @@ def room_of(study: Study) -> Room:
 
 
 def values_of(study: Study, trial: TrialRecord) -> dict[str, Any]:
-    """Return what Ray Tune hands to a trial's process, an exploit that is planned included."""
+    """Return the values that Ray Tune passes to a trial's process, including a planned exploit."""
     values = _values(study, trial.plan)
     if trial.planned is not None:
         exploit, after = trial.planned.exploit, _values(study, trial.planned.plan)
@@ -359,7 +362,7 @@ def _tuner(
     callbacks: list[tune.Callback],
     stopper: BudgetStopper,
 ) -> tune.Tuner:
-    """Return the tuner: it has processes started, fed and watched; what is run, when and how far is ours."""
+    """Return the tuner. Ray Tune starts and monitors the processes; our queue and scheduler decide what runs."""
     _quiet_tune()
     config = study.config
     local = study.location.local_path()
@@ -370,8 +373,8 @@ def _tuner(
             scheduler=scheduler,
             search_alg=queue,
             num_samples=-1,
-            # A process that trains alone serves the next trial: no start, no imports. A run of several
-            # workers is ended by ending its coordinator.
+            # The process of a single-process trial is reused for the next trial, which saves its start and imports.
+            # The coordinator of a trial of several workers is not reused: ending it ends the workers.
             reuse_actors=config.workers.in_process,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
@@ -397,7 +400,7 @@ def _trial_name(trial: Any) -> str:
 
 
 def _quiet_tune() -> None:
-    """Keep Ray Tune from printing beside our table, and from writing what the journal has; what fails is in the table."""
+    """Keep Ray Tune from printing next to our table and from writing its own logs; the table shows failures."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"

@@ -1,4 +1,4 @@
-"""The end of a study at SIGTERM, within the seconds that `ray job stop` leaves it."""
+"""Shutdown of a study at SIGTERM, within the grace period of `ray job stop`."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from landmark.config import STOPPED
 
 STOP_WAIT_S = 3
-"""Seconds from SIGTERM to SIGKILL that Ray's job supervisor leaves by default (RAY_JOB_STOP_WAIT_TIME_S)."""
+"""Ray's default number of seconds from SIGTERM to SIGKILL for a submitted job (RAY_JOB_STOP_WAIT_TIME_S)."""
 MARGIN_S = 1.0
 
 
@@ -24,10 +24,10 @@ class Termination:
 
     @contextlib.contextmanager
     def ends_tune(self) -> Iterator[None]:
-        """End Ray Tune at SIGTERM as at SIGUSR1: running trials stop, the study can be resumed.
+        """Make SIGTERM end Ray Tune as SIGUSR1 does: running trials stop, and the study can be resumed.
 
-        In a submitted job this process ends before Ray kills it, even if trials take longer to stop: the journal has all that
-        was reported. Outside the main thread, where Python takes no signals, nothing is done.
+        In a submitted job, this process exits before Ray kills it, even if trials take longer to stop: the journal contains
+        all reports. Does nothing outside the main thread, where Python cannot handle signals.
         """
         if threading.current_thread() is not threading.main_thread():
             yield

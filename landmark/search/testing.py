@@ -1,4 +1,4 @@
-"""The test of a study's models on their test split: in Ray tasks on what the trials had, each model once."""
+"""Tests a study's models on their test split, each once, in Ray tasks with the resources of a trial."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,12 +30,12 @@ from landmark.training.inference import PARTS
 from landmark.training.resources import effective_workers
 
 DONE = "tested.json"
-"""What a test came to, in the folder of its results; it is written last."""
+"""File with the metrics of a test, in the folder of its results; it is written last."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class ModelTest:
-    """One model to test, in plain values for another process."""
+    """One model to test, as plain values that another process can read."""
 
     checkpoint: str
     """URI of the checkpoint."""
@@ -45,9 +45,9 @@ class ModelTest:
     batch_size: int
     damaged: str
     folder: str
-    """URI of the folder of the results; a test that was interrupted resumes from the parts in it."""
+    """URI of the folder of the results; an interrupted test resumes from the shards in it."""
     whole: bool
-    """Whether all files of an evaluation are written; else only its figures."""
+    """Whether to write all files of an evaluation, or only its metrics."""
 
     @classmethod
     def of(
@@ -66,7 +66,7 @@ class ModelTest:
         )
 
     def before(self) -> dict[str, Any] | None:
-        """Return what an earlier test of this model came to; None where there was none."""
+        """Return the metrics of an earlier test of this model; None if there was none."""
         try:
             found = json.loads((locate(self.folder) / DONE).read_text())
         except (NotFound, Damaged, json.JSONDecodeError):
@@ -75,7 +75,7 @@ class ModelTest:
 
 
 def run_test(test: ModelTest, *, quiet: bool = True) -> dict[str, Any]:
-    """Test a model; returns and keeps its checkpoint, its top-k shares by k, as text, and those of the baselines."""
+    """Test a model; stores and returns its checkpoint, and top-k accuracies (k as text) of the model and the baselines."""
     folder = locate(test.folder)
     dataset = open_dataset(test.dataset, from_mapping(SubsetConfig, test.subset, "the test's subset"), test.subset_seed)
     settings = Settings(topk=TESTED, batch_size=test.batch_size, damaged=test.damaged, quiet=quiet)  # type: ignore[arg-type]
@@ -91,10 +91,10 @@ def run_test(test: ModelTest, *, quiet: bool = True) -> dict[str, Any]:
 
 
 def run_tests(tests: Sequence[ModelTest], workers: WorkersConfig, cluster: ClusterConfig) -> list[dict[str, Any]]:
-    """Test models that are not tested yet and return the results of all, in their order.
+    """Test the models that are not tested yet and return the results of all models, in order.
 
-    Each is a Ray task with the CPUs of a trial's process, and a GPU if trials have GPUs. Without a GPU and a cluster a single
-    test runs in this process, which saves the start of another. Raises UserError if one failed, after all others are done.
+    Each test is a Ray task with the CPUs of a trial's process, and a GPU if trials have GPUs. A single test without a GPU
+    and a cluster runs in this process, which avoids the start of another. Raises UserError after all tests if one failed.
     """
     results = [test.before() for test in tests]
     missing = [number for number, result in enumerate(results) if result is None]
@@ -113,7 +113,7 @@ def run_tests(tests: Sequence[ModelTest], workers: WorkersConfig, cluster: Clust
 
 
 def _fetched(refs: Mapping[Any, int], tests: Sequence[ModelTest]) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield each task with its result when it ends; raises the first failure at the end."""
+    """Yield each task with its result when it finishes; raises the first failure at the end."""
     progress = Progress("testing", len(refs), "models")
     waiting, failed = list(refs), None
     while waiting:
@@ -134,7 +134,7 @@ def _run_task(test: ModelTest, cpus: float) -> dict[str, Any]:
 
 
 def result_of(ref: Any, what: str) -> Any:
-    """Return the result of a Ray task; raises UserError, with one line, where it failed or its process was lost."""
+    """Return the result of a Ray task; raises UserError with one line if it failed or its process was lost."""
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:

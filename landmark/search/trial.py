@@ -1,4 +1,4 @@
-"""A trial: one training run inside Ray Tune, in the trial's own process or by several Ray Train workers."""
+"""A trial: one training run inside Ray Tune, in the trial's own process or with several Ray Train workers."""
 
 import contextlib
 import dataclasses
@@ -52,12 +52,12 @@ from landmark.training.telemetry import TRIALS, Telemetry, names_of
 CHECKPOINT = CheckpointConfig(keep=1)
 """A trial keeps its newest and its best checkpoint."""
 END_TIMEOUT_S = 120
-"""How long Ray Tune waits for a stopped trial's threads before it uses its process again (default: 2)."""
+"""Seconds that Ray Tune waits for a stopped trial's threads before it reuses the process (Ray's default: 2)."""
 POLL_S = 1.0
 END_WORKERS_S = 15.0
-"""Seconds that the workers of a trial that ended may take to come to the end of their epoch."""
+"""Seconds that the workers of an ended trial may take to reach the end of their epoch."""
 TRANSIENT = (TransientStorageError, OSError, ray.exceptions.RayError, torch.OutOfMemoryError)
-"""Errors that another attempt may not meet: storage, a lost process or node, memory that other trials had."""
+"""Errors that may not recur in another attempt: storage, a lost process or node, memory that other trials used."""
 
 
 def store_of(study: Location, plan: TrialPlan) -> CheckpointStore:
@@ -70,14 +70,14 @@ def _store(folder: Location, recipe: Recipe) -> CheckpointStore:
 
 
 class TuneSession:
-    """A trial of one worker, in the trial's own process; its checkpoints lie where every run has them."""
+    """Session of a trial with one worker, in the trial's process; it stores checkpoints like any run."""
 
     rank = 0
     world_size = 1
     saves_within_epochs = True
 
     def __init__(self, store: CheckpointStore, taken: dict[str, int]) -> None:
-        """taken: what each report says of a planned exploit."""
+        """taken: values that each report contains about a planned exploit."""
         self.device = default_device()
         self.store = store
         self.telemetry = Telemetry(store.run, self.rank, self.device)
@@ -92,19 +92,19 @@ class TuneSession:
         return model
 
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values: there is one rank."""
+        """Return the values unchanged: there is one rank."""
         return values
 
     def all_gather(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values of the one rank."""
+        """Return the values of the only rank."""
         return values[None]
 
     def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values for the one rank."""
+        """Return the values for the only rank."""
         return values[0]
 
     def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
-        """Store the checkpoint, then report to Ray Tune; a trial that is stopped or paused ends here."""
+        """Store the checkpoint, then report to Ray Tune; a stopped or paused trial ends here."""
         assert snapshot is not None
         self.store.save(snapshot, metrics)
         self.store.close()
@@ -117,22 +117,22 @@ class TuneSession:
         self.store.save(snapshot)
 
     def asked(self) -> bool:
-        """Return False: a trial's process is told nothing."""
+        """Return False: nothing requests checkpoints from a trial's process."""
         return False
 
     def moved(self, phase: Phase) -> None:
-        """Do nothing: Ray Tune watches the process."""
+        """Do nothing: Ray Tune monitors the process."""
 
     def measured(self, pace: Pace) -> None:
-        """Tell Ray's exporter."""
+        """Report the throughput to Ray's metrics exporter."""
         self.telemetry.measured(pace)
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
-        """Give the checkpoint that a paused or restarted trial resumes from; its last epochs are reported once more.
+        """Yield the checkpoint from which a paused or restarted trial resumes, after reporting its last epochs again.
 
-        A trial process that died between storing and reporting an epoch did not report it. A driver that was killed lost the
-        reports of its last second.
+        A trial process may have died after storing an epoch and before reporting it. A killed driver lost the reports of
+        its last second.
         """
         with tempfile.TemporaryDirectory(prefix="landmark-checkpoint-") as folder:
             self.store.claim()
@@ -143,21 +143,21 @@ class TuneSession:
 
 
 def trial_values(plan: TrialPlan, dataset: PackedDataset, study: Location) -> dict[str, Any]:
-    """Return what Ray Tune hands to `run_trial` under the key `trial`."""
+    """Return the values that Ray Tune passes to `run_trial` under the key `trial`."""
     data = {"dataset": dataset.uri, "subset": to_mapping(dataset.subset), "subset_seed": dataset.subset_seed}
     return {"name": plan.name, "recipe": to_mapping(plan.recipe), "folder": (study / TRIALS / plan.name).uri, **data}
 
 
 def exploit_values(exploit: Exploit, after: dict[str, Any], study: Location) -> dict[str, Any]:
-    """Return what a trial's process needs to take over another's weights. after: the trial's values once it has them."""
+    """Return the values that a trial's process needs for an exploit. after: the trial's values once it has the weights."""
     source = (study / TRIALS / exploit.source).uri
     return {"source": source, "epoch": exploit.epoch, "token": f"{exploit.source}-{exploit.epoch}", "after": after}
 
 
 def take_weights(trial: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
-    """Carry out a trial's planned exploit; returns the values to train with, and what reports say of it.
+    """Perform a trial's planned exploit; returns the values to train with, and the values about it in reports.
 
-    A source that is gone, or has no epoch left to learn, is logged: the trial then keeps its own weights and settings.
+    If the source's checkpoint is gone or is of the last epoch, log this; the trial keeps its own weights and settings.
     """
     exploit = trial.get("exploit")
     if exploit is None:
@@ -166,18 +166,18 @@ def take_weights(trial: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]
     own, source = _store(locate(trial["folder"]), recipe), _store(locate(exploit["source"]), recipe)
     epoch = own.adopt(source, range(exploit["epoch"], recipe.epochs), exploit["token"])
     if epoch is None:
-        log("no exploit", source=exploit["source"], reason="its checkpoint is gone, or of its last epoch")
+        log("no exploit", source=exploit["source"], reason="the source's checkpoint is gone or is of its last epoch")
         return trial, {TAKEN: NOT_TAKEN}
     log("exploit", source=exploit["source"], epoch=epoch)
     return exploit["after"], {TAKEN: epoch}
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """Run one trial, from its newest checkpoint on: `config` has its `trial_values` under trial, besides the study's workers.
+    """Run one trial from its newest checkpoint. config: the trial's `trial_values` as `trial`, and the study's `workers`.
 
-    An error that would repeat itself is reported as the trial's result instead of raised, and so the process serves the
-    next trial. One that may pass is raised, and a process may die: Ray Tune starts the trial again, up to
-    workers.max_failures times. An outage of storage is waited for first, and takes none of them.
+    A permanent error is reported as the trial's result, so that the process can serve the next trial. A transient error is
+    raised. After that or after a crash, Ray Tune restarts the trial up to workers.max_failures times. A storage outage is
+    waited for first, and does not count as a failure.
     """
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(END_TIMEOUT_S)
     _free_memory()
@@ -191,7 +191,7 @@ def run_trial(config: dict[str, Any]) -> None:
 
 
 def failure_line(error: Exception, trial: dict[str, Any]) -> str:
-    """Return one line for what ended a trial. An error that is neither the user's nor of memory leaves its traceback in a file."""
+    """Return a one-line error message. An error other than UserError or out of memory writes its traceback to a file."""
     if (memory := out_of_memory(error)) is not None:
         return f"{memory}; {less_memory(from_mapping(Recipe, trial['recipe'], 'the recipe of the trial'))}"
     if isinstance(error, UserError):
@@ -201,19 +201,19 @@ def failure_line(error: Exception, trial: dict[str, Any]) -> str:
 
 
 class TrialProcess(wrap_function(run_trial)):  # type: ignore[misc]
-    """Ray Tune's trainable around `run_trial`, which ends only when that has: Ray Tune's own does not wait for it.
+    """Ray Tune's trainable around `run_trial`; unlike Ray Tune's own, its cleanup waits until `run_trial` has ended.
 
-    A trial of several workers would leave their placement group behind: Ray Train's cleaner asks the dashboard of
-    whatever Ray it finds first, and the Ray of a single machine has none.
+    Otherwise, a trial of several workers would leave their placement group behind: Ray Train's cleanup needs a dashboard,
+    which Ray on a single machine does not have.
     """
 
     def cleanup(self) -> None:
-        """End the trial where it is, then its process."""
+        """Stop the trial, then its process."""
         session = get_session()
         session.stop_event.set()
         session.continue_lock.release()
         if session.training_started:
-            # What it raises was reported, or is the SystemExit by which it ends.
+            # Its exception was reported already, or is the SystemExit that ends it.
             with contextlib.suppress(BaseException):
                 session.training_thread.join(timeout=END_TIMEOUT_S)
         super().cleanup()
@@ -227,7 +227,7 @@ def _train(trial: dict[str, Any], workers: WorkersConfig) -> None:
     subset, seed = from_mapping(SubsetConfig, trial["subset"], "the trial's subset"), int(trial["subset_seed"])
     if workers.in_process:
         if name := recipe.compute.exchanges():
-            raise UserError(f"compute.{name} is set, but a trial has one process; set workers.count to several")
+            raise UserError(f"compute.{name} is set, but a trial has one process; set workers.count to 2 or more")
         torch.set_num_threads(max(1, int(workers.reserved_cpus)))
         store = _store(folder, recipe)
         session = TuneSession(store, taken)
@@ -247,7 +247,7 @@ def _train(trial: dict[str, Any], workers: WorkersConfig) -> None:
 
 
 def _fit_relayed(config: TrainConfig, folder: Location, taken: dict[str, int]) -> None:
-    """Train by several workers under `folder`, reporting each of their epochs, and `taken`, from this process."""
+    """Train with several workers under `folder`, and report each epoch with `taken` from this process."""
     relay = ray.remote(num_cpus=0)(Relay).remote()
     failed: list[BaseException] = []
 
@@ -267,7 +267,7 @@ def _fit_relayed(config: TrainConfig, folder: Location, taken: dict[str, int]) -
             if metrics is not None:
                 report({**metrics, **taken})
                 ray.get(relay.go_on.remote())
-    finally:  # where Ray Tune ends the trial, by SystemExit or while its workers are within an epoch
+    finally:  # Ray Tune may end the trial by SystemExit, or while its workers are within an epoch
         group = ray.get(relay.go_on.remote(ended=True))
         thread.join(END_WORKERS_S)
         if thread.is_alive() and group is not None:
@@ -277,7 +277,7 @@ def _fit_relayed(config: TrainConfig, folder: Location, taken: dict[str, int]) -
 
 
 def report(metrics: dict[str, Any]) -> None:
-    """Report an epoch to Ray Tune; loggers take it for the step, as Ray Tune's own count starts anew with every process."""
+    """Report an epoch to Ray Tune, also as the loggers' step: Ray Tune's own step count restarts with every process."""
     tune.report({**metrics, "timesteps_total": int(metrics["epoch"])})
 
 
@@ -287,7 +287,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _free_memory() -> None:
-    """Let go of what the process's trial before this one held."""
+    """Free the memory that the previous trial in this process held."""
     gc.collect()
     give_back_memory()
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The variants of a study's trials: each combination of the settings that decide resources, or, of many, some that cover all."""
+"""Representative trials of a study: the combinations of settings that determine resources, or a covering sample of them."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,15 +10,15 @@ from landmark.search.proposals import Listed, Proposals
 from landmark.search.space import DATASET, Space, TrialPlan
 
 DECIDING = ("loader.", "model.", "resizing.", "compute.", "ema.", "optimizer.name")
-"""What begins the keys that decide which resources a trial takes."""
+"""Prefixes of the keys that determine a trial's resources."""
 BY_LENGTH = ("cosine", "one_cycle")
-"""Schedules that end with the trial: at the same epoch a shorter trial is further."""
+"""Schedules that depend on the trial's length: at the same epoch, a shorter trial has a lower learning rate."""
 
 
 def kinds_of_trials(space: Space, recipe: Recipe, proposals: Proposals) -> list[TrialPlan]:
-    """Return the trials of a list; of proposals one for each combination of epochs, dataset and what decides resources.
+    """Return the trials of a list; for proposals, one per combination of epochs, dataset and resource settings.
 
-    Of many combinations some that have every value, as `domains.covering` chooses them.
+    If there are too many combinations, `domains.covering` chooses some that contain every value.
     """
     if isinstance(proposals, Listed):
         return proposals.plans
@@ -34,9 +34,9 @@ def kinds_of_trials(space: Space, recipe: Recipe, proposals: Proposals) -> list[
 
 
 def greatest(space: Space, recipe: Recipe, value: Callable[[Recipe], float]) -> Recipe:
-    """Return a recipe of the space for which `value` is about greatest: each key in turn takes its greatest value.
+    """Return a recipe of the space that approximately maximizes `value`: each key in turn takes its best value.
 
-    The number of recipes that are tried grows with the sum of the keys' values, not with their product.
+    The number of evaluated recipes grows with the sum of the keys' values, not with their product.
     """
     keys = [key for key in space.parameters if key.startswith(DECIDING)]
     for key in list(keys):
@@ -54,7 +54,7 @@ def greatest(space: Space, recipe: Recipe, value: Callable[[Recipe], float]) -> 
 
 
 def unequal_schedules(space: Space, kinds: Iterable[TrialPlan]) -> str | None:
-    """Return a warning where a scheduler compares trials of different lengths whose learning rates end with them; else None."""
+    """Return a warning if a scheduler compares trials of different lengths with length-dependent schedules; else None."""
     if space.config.scheduler.name == "none":
         return None
     plans = list(kinds)
@@ -64,6 +64,6 @@ def unequal_schedules(space: Space, kinds: Iterable[TrialPlan]) -> str | None:
         return None
     return (
         f"warning: {space.source}: trials of {', '.join(map(str, lengths))} epochs have the schedule {' or '.join(names)}, and "
-        f"{space.config.scheduler.name} compares them at the same epoch: short trials, whose rate has fallen further, win; "
-        "search one number of epochs, or set schedule.name to constant or scheduler.name to none"
+        f"{space.config.scheduler.name} compares them at the same epoch: this favors short trials, whose rate has decayed further. "
+        "Search one number of epochs, or set schedule.name to constant or scheduler.name to none"
     )

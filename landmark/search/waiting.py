@@ -1,4 +1,4 @@
-"""Says why a study makes no progress: other work holds the cluster's resources."""
+"""Prints why a study makes no progress while other work holds the cluster's resources."""
 
 import time
 from typing import Any
@@ -12,18 +12,18 @@ from landmark.search.record import StudyRecord
 from landmark.tracking.background import Say
 
 AFTER_S = 30.0
-"""Seconds without progress after which the study says what it waits for."""
+"""Seconds without progress after which the study prints what it waits for."""
 AGAIN_S = 600.0
-"""Seconds after which it says so again."""
+"""Seconds until it prints this again."""
 
 
 class WaitingNotice(Callback):
-    """Prints what trials require and what is free while none of them can start."""
+    """Prints the resources that trials require and those that are free while no trial can start."""
 
     def __init__(
         self, record: StudyRecord, requires: str, *, in_process: bool, say: Say, after_s: float = AFTER_S
     ) -> None:
-        """requires: what a trial requires, in words. in_process: whether a trial is one process, which Ray Tune starts."""
+        """requires: description of a trial's resources. in_process: whether a trial is one process, started by Ray Tune."""
         self.record = record
         self.requires = requires
         self.in_process = in_process
@@ -33,7 +33,7 @@ class WaitingNotice(Callback):
         self._quiet_until = time.monotonic() + after_s
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Look at the trials; ask the cluster only after a while without progress."""
+        """Check the trials; query the cluster only after after_s seconds without progress."""
         spent, now = self.record.epochs_run, time.monotonic()
         running = any(trial.state == "running" for trial in self.record.trials.values())
         if spent != self._seen or (running and self.in_process):
@@ -45,11 +45,11 @@ class WaitingNotice(Callback):
                 self.say(self.text())
 
     def _pending(self) -> bool:
-        """Return whether a reservation waits: the workers of a trial of several start by themselves."""
+        """Return whether a placement group waits: Ray Train starts the workers of a trial of several workers."""
         return any(group["state"] in ("PENDING", "RESCHEDULING") for group in placement_group_table().values())
 
     def text(self) -> str:
-        """Return what a trial requires and what the cluster has free."""
+        """Return a note with the resources that a trial requires and those that are free."""
         free, total = ray.available_resources(), ray.cluster_resources()
         parts = [f"{free.get(kind, 0):g} of {total[kind]:g} {kind}s" for kind in ("CPU", "GPU") if total.get(kind)]
         return (

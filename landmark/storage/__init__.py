@@ -1,4 +1,4 @@
-"""Places that hold files: a URI becomes a filesystem, files appear whole or not at all, failures that pass are waited for."""
+"""File storage on local disks and in object storage, with atomic writes and retries of transient failures."""
 
 from landmark.storage.errors import (
     Damaged,

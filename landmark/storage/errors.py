@@ -1,4 +1,4 @@
-"""Failures of storage: those that may pass, those that will not, and the one line that each is shown as."""
+"""Storage errors: transient and permanent ones, each with a one-line message."""
 
 import errno
 import os
@@ -22,19 +22,20 @@ _PASSING = {
     errno.ECONNABORTED,
     errno.EPIPE,
 }
-"""Error numbers of a network, or of a file system that is on one; no other failure of a disk passes by itself."""
+"""Error numbers of a network or a network file system. Other disk failures are not transient."""
 
 
 class StorageError(UserError):
-    """A failure of storage: its text is one line that names the place and the fix."""
+    """A storage failure. Its text is one line with the location and the fix."""
 
 
 class TransientStorageError(StorageError):
-    """A failure that may pass: the server is busy, unreachable or does not answer. The same operation may work later."""
+    """A transient failure: the server is busy, unreachable or does not respond. The same operation may succeed
+    later."""
 
 
 class PermanentStorageError(StorageError):
-    """A failure that stays until someone fixes its cause: permissions, credentials, a missing bucket, a full disk."""
+    """A failure that requires a fix: permissions, credentials, a missing bucket, a full disk."""
 
 
 class NotFound(PermanentStorageError):
@@ -46,10 +47,10 @@ class Damaged(PermanentStorageError):
 
 
 class Unanswered(OSError):
-    """Storage gave no sign of life until the deadline."""
+    """Storage made no progress until the deadline."""
 
     def __init__(self, text: str, since: float) -> None:
-        """since: the monotonic time of the last sign of life."""
+        """since: the monotonic time of the last progress."""
         super().__init__(text)
         self.since = since
 
@@ -60,7 +61,7 @@ def storage_error(uri: str, error: OSError) -> StorageError:
         return NotFound(f"{uri}: no such file or folder; check the path")
     if isinstance(error, Unanswered):
         return TransientStorageError(
-            f"{uri}: {error} from the object storage at {endpoint()}; check that the server runs, then run the same again"
+            f"{uri}: {error} from the object storage at {endpoint()}; check that the server is running, then run the same command again"
         )
     text = str(error)
     if error.errno is not None:
@@ -73,12 +74,12 @@ def storage_error(uri: str, error: OSError) -> StorageError:
 
 
 def restated(cause: BaseException | None, text: str) -> UserError:
-    """Return an error with another text; it may pass if its cause may."""
+    """Return an error with another text. It is transient if its cause is."""
     return TransientStorageError(text) if isinstance(cause, TransientStorageError) else UserError(text)
 
 
 def endpoint() -> str:
-    """Return the address of the object storage, as the environment names it."""
+    """Return the address of the object storage from the environment."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
 
 
@@ -100,7 +101,7 @@ def _expired(text: str) -> str:
 
 def _refused(text: str) -> str:
     return (
-        "the object storage refused the request without a reason (HTTP status 400); check that the credentials have not "
+        "the object storage rejected the request without a reason (HTTP status 400); check that the credentials have not "
         "expired (AWS_SESSION_TOKEN) and that AWS_REGION is the bucket's"
     )
 
@@ -114,23 +115,27 @@ def _no_bucket(text: str) -> str:
 
 
 def _certificate(text: str) -> str:
-    return f"the certificate of the object storage at {endpoint()} is not accepted; check AWS_ENDPOINT_URL and AWS_CA_BUNDLE"
+    return (
+        f"the certificate of the object storage at {endpoint()} was rejected; check AWS_ENDPOINT_URL and AWS_CA_BUNDLE"
+    )
 
 
 def _busy(text: str) -> str:
-    return f"the object storage at {endpoint()} is busy (it answers with 503 or SlowDown); run the same again later"
+    return f"the object storage at {endpoint()} is busy (it returns 503 or SlowDown); run the same command again later"
 
 
 def _skewed(text: str) -> str:
-    return "the clocks of this machine and of the object storage differ by minutes; set this machine's clock"
+    return "the clocks of this machine and of the object storage differ by minutes; correct this machine's clock"
 
 
 def _unreachable(text: str) -> str:
-    return f"cannot reach the object storage at {endpoint()}; check AWS_ENDPOINT_URL and that the server runs"
+    return f"cannot reach the object storage at {endpoint()}; check AWS_ENDPOINT_URL and that the server is running"
 
 
 def _failing(text: str) -> str:
-    return f"the object storage at {endpoint()} failed ({text.splitlines()[0][-200:]}); run the same again later"
+    return (
+        f"the object storage at {endpoint()} failed ({text.splitlines()[0][-200:]}); run the same command again later"
+    )
 
 
 _FAILURES: tuple[tuple[type[StorageError], tuple[str, ...], Callable[[str], str]], ...] = (
@@ -191,4 +196,4 @@ _FAILURES: tuple[tuple[type[StorageError], tuple[str, ...], Callable[[str], str]
     ),
     (PermanentStorageError, ("HTTP status 400) during HeadObject", "(400) when calling the Head"), _refused),
 )
-"""Kinds of failures, by words in the messages of pyarrow's and botocore's clients; the first that fits counts."""
+"""Kinds of failures, by fragments of the messages of pyarrow's and botocore's clients. The first match counts."""

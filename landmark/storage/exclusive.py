@@ -1,4 +1,4 @@
-"""Creating a file that only one of several processes may create."""
+"""Exclusive creation: only one of several processes can create a file."""
 
 import os
 import time
@@ -10,15 +10,15 @@ from landmark.storage.location import Location
 from landmark.storage.retry import retrying
 
 SETTLE_S = 3.0
-"""Seconds after which storage without conditional writes is read back."""
+"""Seconds before reading back a file on storage without conditional writes."""
 
 
 def create(location: Location, data: bytes) -> bool:
-    """Create a file unless it exists; returns whether this call created it. `data` must be unique to the call.
+    """Create a file unless it exists. Returns whether this call created it. `data` must be unique to the call.
 
     On a local disk, and on S3 servers that support conditional writes (AWS, MinIO, SeaweedFS, Ceph …), exactly one of
-    several calls returns True, whatever happens between them. Other storage has no such operation: the file is written
-    and read back SETTLE_S later, and of calls that begin within that time the last writer's returns True.
+    several calls returns True in all cases. Other storage has no such operation. There, the file is written and read
+    back SETTLE_S later. Of calls that start within that time, the last writer's call returns True.
     """
     local = location.local_path()
     if local is not None:
@@ -43,7 +43,7 @@ def _read(location: Location) -> bytes | None:
 
 
 def _create_local(path: str, data: bytes) -> bool:
-    """Create a file on a disk, with all of its data at once."""
+    """Create a file on a disk atomically, with all of its data."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
@@ -68,9 +68,9 @@ def _create_local(path: str, data: bytes) -> bool:
 
 
 def _create_s3(location: Location, data: bytes) -> bool | None:
-    """Create an object by a conditional write; None where the server does not support these."""
+    """Create an object with a conditional write. None if the server does not support conditional writes."""
     answer = retrying(location.uri, lambda: s3.put_new(location.uri, data))
-    if answer == "exists":  # perhaps by this call, when its answer was lost
+    if answer == "exists":  # perhaps created by this call, if its response was lost
         return _read(location) == data
     if answer == "created" and retrying(location.uri, lambda: s3.put_new(location.uri, data)) == "exists":
         return _read(location) == data

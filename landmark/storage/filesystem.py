@@ -1,4 +1,4 @@
-"""Filesystems of pyarrow, for random access to Parquet files, for Ray, and for storage other than S3."""
+"""pyarrow filesystems, for random access to Parquet files, for Ray, and for storage other than S3."""
 
 import functools
 import os
@@ -12,14 +12,14 @@ from landmark.storage.uri import scheme_of, split_s3
 
 
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Return a URI's filesystem and the path within it: for S3 `bucket/key`."""
+    """Return a URI's filesystem and the path within it, `bucket/key` for S3."""
     scheme = scheme_of(uri)
     if not scheme:
         return _local(), uri
     if scheme == "s3":
         bucket, key = split_s3(uri)
         if "" in key.split("/") and key:
-            raise UserError(f"{uri}: has an empty part ('//'), with which no dataset, run or study can be; take it out")
+            raise UserError(f"{uri}: contains '//', which no path of a dataset, run or study may contain; remove it")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
         credentials = os.environ.get("AWS_ACCESS_KEY_ID", ""), os.environ.get("AWS_SECRET_ACCESS_KEY", "")
@@ -29,7 +29,7 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 class FileStream:
-    """A file that is not on S3, read from an offset on."""
+    """A file outside S3, read from an offset."""
 
     def __init__(self, uri: str, offset: int) -> None:
         filesystem, path = open_filesystem(uri)
@@ -54,7 +54,7 @@ def _local() -> pafs.LocalFileSystem:
 
 @functools.lru_cache(maxsize=16)
 def _s3(endpoint: str, region: str, credentials: int, bucket: str) -> pafs.S3FileSystem:
-    """Open S3; `credentials` only tells apart environments, the client reads them by itself."""
+    """Open S3. `credentials` is only a cache key per environment. The client reads the credentials itself."""
     known = region or "us-east-1"
     if bucket:
         known = retrying(f"s3://{bucket}", lambda: pafs.resolve_s3_region(bucket))

@@ -1,4 +1,4 @@
-"""Places that hold files: files appear whole or not at all."""
+"""Locations of files and folders, with atomic writes."""
 
 import contextlib
 import functools
@@ -21,16 +21,16 @@ from landmark.storage.retry import alive, retrying
 from landmark.storage.uri import absolute, joined, scheme_of, split_s3
 
 CHUNK_BYTES = 4 << 20
-"""Bytes that are read or written at a time where that is not S3."""
+"""Bytes per read or write outside S3."""
 
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder in a local folder or in object storage.
+    """A file or folder on a local disk or in object storage.
 
-    Holds the URI alone, so that a pickle of it carries no credentials: each process opens the
-    filesystem for itself, with the credentials of its own environment. S3 takes its endpoint from
-    AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL and its region from AWS_REGION or AWS_DEFAULT_REGION.
+    It contains only the URI, so that its pickle contains no credentials. Each process opens the filesystem with the
+    credentials of its own environment. S3 uses the endpoint of AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, and the region
+    of AWS_REGION or AWS_DEFAULT_REGION.
     """
 
     uri: str
@@ -42,12 +42,12 @@ class Location:
 
     @property
     def path(self) -> str:
-        """The path within `fs`: for S3 `bucket/key`."""
+        """The path within `fs`, `bucket/key` for S3."""
         return open_filesystem(self.uri)[1]
 
     @property
     def inner_path(self) -> str:
-        """The path that a listing's entries begin with: for S3 `bucket/key`, whatever the key is."""
+        """The prefix of the paths in a listing. For S3 it is `bucket/key` for any key."""
         if not self.is_s3:
             return self.path
         return "/".join(split_s3(self.uri)).rstrip("/")
@@ -68,13 +68,13 @@ class Location:
         return None if scheme_of(self.uri) else Path(self.uri)
 
     def exists(self) -> bool:
-        """Return whether there is a file or folder here."""
+        """Return whether a file or folder exists here."""
         if self.is_s3:
             return transfer.exists(self.uri)
         return retrying(self.uri, lambda: self.fs.get_file_info(self.path).type != pafs.FileType.NotFound)
 
     def is_file(self) -> bool:
-        """Return whether there is a file, not a folder, here."""
+        """Return whether a file (not a folder) exists here."""
         if self.is_s3:
             return transfer.is_object(self.uri)
         return retrying(self.uri, lambda: self.fs.get_file_info(self.path).type == pafs.FileType.File)
@@ -84,11 +84,11 @@ class Location:
         return retrying(self.uri, self.open_once)
 
     def open_once(self) -> pa.NativeFile:
-        """Open the file for random access within an operation that `retrying` repeats: its reads are signs of life."""
+        """Open the file for random access inside an operation of `retrying`. Its reads count as progress."""
         return pa.PythonFile(s3.ObjectFile(self.uri), "r") if self.is_s3 else self.fs.open_input_file(self.path)
 
     def open_stream(self, offset: int) -> transfer.Stream:
-        """Open the file for reading from an offset on, within an operation that `retrying` repeats."""
+        """Open the file for reading from an offset, inside an operation of `retrying`."""
         return transfer.open_stream(self.uri, offset)
 
     def read_bytes(self) -> bytes:
@@ -96,7 +96,7 @@ class Location:
         return b"".join(transfer.chunks(self.uri))
 
     def sha256(self) -> tuple[str, int]:
-        """Return the file's SHA-256 in hexadecimal and its size, reading it as a stream."""
+        """Return the file's SHA-256 in hexadecimal and its size. The file is read as a stream."""
         digest, size = hashlib.sha256(), 0
         for chunk in transfer.chunks(self.uri):
             digest.update(chunk)
@@ -104,16 +104,16 @@ class Location:
         return digest.hexdigest(), size
 
     def read_text(self) -> str:
-        """Return the file's text (UTF-8); raises Damaged where it is not."""
+        """Return the file's text. Raises Damaged if it is not UTF-8."""
         try:
             return self.read_bytes().decode()
         except UnicodeDecodeError as error:
             raise Damaged(
-                f"{self}: byte {error.start} is not UTF-8 text; the file is damaged: restore it, or delete what it belongs to"
+                f"{self}: byte {error.start} is not UTF-8 text, so the file is corrupt; restore it, or delete its dataset or run"
             ) from None
 
     def write_bytes(self, data: bytes) -> None:
-        """Publish a file with these bytes: a reader sees the old file or the whole new one."""
+        """Publish a file with these bytes. A reader sees either the old file or the complete new one."""
         if self.is_s3:
             transfer.upload_bytes(self.uri, data)
         else:
@@ -163,11 +163,11 @@ class Location:
         return self._names(recursive=False)
 
     def walk(self) -> list[str]:
-        """Return the sorted paths, relative to here, of all files below."""
+        """Return the sorted relative paths of all files in the tree."""
         return self._names(recursive=True)
 
     def infos(self, *, recursive: bool) -> list[pafs.FileInfo]:
-        """Return what is known of the files and folders below; raises NotFound where there is no folder."""
+        """Return the pyarrow FileInfo of the files and folders below. Raises NotFound if the folder does not exist."""
         if self.is_s3:
             bucket = split_s3(self.uri)[0]
             kinds = {True: pafs.FileType.File, False: pafs.FileType.Directory}
@@ -181,7 +181,7 @@ class Location:
         return retrying(self.uri, lambda: self.fs.get_file_info(selector))
 
     def _walk_folders(self) -> list[pafs.FileInfo]:
-        """List folder by folder: each is an operation of its own, with a deadline of its own."""
+        """List folder by folder. Each listing is a separate operation with its own deadline."""
         found, left = [], [self.path]
         while left:
             selector = pafs.FileSelector(left.pop())
@@ -196,10 +196,10 @@ class Location:
         return sorted(info.path[start:] for info in infos if not recursive or info.type == pafs.FileType.File)
 
     def delete(self) -> None:
-        """Delete the file, or the folder with all below it; nothing happens where there is none."""
+        """Delete the file, or the folder tree. Does nothing if it does not exist."""
         if self.is_s3:
             if not split_s3(self.uri)[1]:
-                raise UserError(f"{self}: is a whole bucket, which is not deleted; name what is in it")
+                raise UserError(f"{self}: is a bucket, and landmark does not delete buckets; add the key to delete")
             transfer.delete(self.uri)
             return
 
@@ -219,9 +219,9 @@ def locate(uri: str | Path) -> Location:
 
 
 def check_writable(location: Location) -> None:
-    """Write and delete a small file, so that an unwritable place is an error before the work, not after.
+    """Write and delete a small file, so that a location without write access is an error before the work starts.
 
-    Some servers create a bucket that is written to; a bucket that is not there is an error all the same.
+    Some servers create a missing bucket on a write. A missing bucket is an error nevertheless.
     """
     if lacks_bucket(location):
         raise UserError(f"{location}: no such bucket; create it or check its name")
@@ -235,12 +235,13 @@ def check_writable(location: Location) -> None:
 
 
 def _told(error: UserError, location: Location) -> str:
-    """Return what an error says of a location."""
+    """Return an error's text without its location."""
     return str(error).removeprefix(f"{location}: ")
 
 
 def lacks_bucket(location: Location) -> bool:
-    """Return whether a location is in an S3 bucket that does not exist; False where the credentials may not know."""
+    """Return whether a location is in an S3 bucket that does not exist. False if the credentials do not permit the
+    check."""
     if not location.is_s3:
         return False
     try:
@@ -253,7 +254,7 @@ def lacks_bucket(location: Location) -> bool:
 
 @contextlib.contextmanager
 def _replaced(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside `path` that takes its place when the block ends without an error."""
+    """Yield a temporary file in the folder of `path`. It replaces `path` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:

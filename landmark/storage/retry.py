@@ -1,4 +1,4 @@
-"""Retries: an operation on storage is repeated while its failures may pass, and given up when nothing moves."""
+"""Retries: storage operations are repeated after transient failures, and abandoned when they make no progress."""
 
 import functools
 import os
@@ -15,34 +15,35 @@ from landmark.storage.uri import scheme_of
 T = TypeVar("T")
 
 DEADLINE_S = 90
-"""Seconds without a byte or an answer after which storage fails; LANDMARK_STORAGE_DEADLINE_S overrides it."""
+"""Seconds without any data or response after which an operation fails. LANDMARK_STORAGE_DEADLINE_S overrides it."""
 OUTAGE_S = 1800
-"""Seconds for which storage that answered this process before may be gone; LANDMARK_STORAGE_OUTAGE_S overrides it."""
+"""Maximum outage of storage that this process has used before, seconds. LANDMARK_STORAGE_OUTAGE_S overrides it."""
 LONGEST_PAUSE_S = 8
 LONGEST_WORK_PAUSE_S = 60
 LONG_WORK_S = 600
 WARN_S = 15
-"""Seconds of an outage after which a warning is printed, once an outage."""
+"""Seconds of an outage before a warning is printed, once per outage."""
 
 
 def deadline_s() -> float:
-    """Return the seconds without a byte or an answer after which storage fails."""
+    """Return the seconds without any data or response after which an operation fails."""
     return float(os.environ.get("LANDMARK_STORAGE_DEADLINE_S", DEADLINE_S))
 
 
 def outage_s() -> float:
-    """Return the seconds for which an outage of storage that answered before is waited for: the deadline where only that is set."""
+    """Return the maximum outage of storage that responded before, seconds. If only the deadline is set, it is the
+    deadline."""
     given = os.environ.get("LANDMARK_STORAGE_OUTAGE_S") or os.environ.get("LANDMARK_STORAGE_DEADLINE_S")
     return max(float(given or OUTAGE_S), deadline_s())
 
 
 def retrying(uri: str, operation: Callable[[], T]) -> T:
-    """Run an operation on storage that may be repeated; returns its result.
+    """Run a repeatable storage operation. Returns its result.
 
-    Failures that may pass (throttling, a server that restarts) are tried again with growing pauses: for the deadline after
-    the first one, and for as long as an outage may last where the same storage answered this process before. An
-    operation on object storage that gives no sign of life until the deadline (see `alive`) is such a failure, whatever
-    its client's own time-outs. Raises NotFound, PermanentStorageError or TransientStorageError.
+    Transient failures (throttling, a restarting server) are retried with exponential backoff, until the deadline after
+    the first failure. If the same storage responded to this process before, retries continue for the maximum outage. An
+    operation on object storage without a sign of life until the deadline (see `alive`) is such a failure, whatever its
+    client's timeouts. Raises NotFound, PermanentStorageError or TransientStorageError.
     """
     outage = _Outage(uri)
     run = functools.partial(_watched, operation, deadline_s()) if scheme_of(uri) else operation
@@ -58,10 +59,10 @@ def retrying(uri: str, operation: Callable[[], T]) -> T:
 
 
 def resuming(work: Callable[[], T], stopping: threading.Event | None = None) -> T | None:
-    """Run work that resumes by itself, again where storage fails for longer than its own patience; returns its result.
+    """Run resumable work, and run it again if storage fails for longer than its own retries. Returns its result.
 
-    Processes that start during an outage fail early, so the outage is waited for here. Raises TransientStorageError when it
-    lasts longer than an outage may. stopping: ends the wait; None is returned.
+    Processes that start during an outage fail early, so this function waits for the end of the outage. Raises
+    TransientStorageError if the outage exceeds the maximum. stopping: ends the wait, and None is returned.
     """
     since, pause_s = 0.0, 1.0
     while True:
@@ -70,18 +71,20 @@ def resuming(work: Callable[[], T], stopping: threading.Event | None = None) -> 
             return work()
         except TransientStorageError as error:
             now = time.monotonic()
-            if not since or now - begun > max(outage_s(), LONG_WORK_S):  # longer than an outage: it had ended
+            if not since or now - begun > max(
+                outage_s(), LONG_WORK_S
+            ):  # longer than an outage, so the previous outage had ended
                 since, pause_s = now, 1.0
             if now + pause_s > since + outage_s():
                 raise
-            print(f"warning: {error}; trying again in {pause_s:.0f} s", file=sys.stderr, flush=True)
+            print(f"warning: {error}; retrying in {pause_s:.0f} s", file=sys.stderr, flush=True)
         if (stopping or threading.Event()).wait(pause_s):
             return None
         pause_s = min(2 * pause_s, LONGEST_WORK_PAUSE_S)
 
 
 class _Outage:
-    """Failures in a row of one operation."""
+    """Consecutive failures of one operation."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -92,7 +95,7 @@ class _Outage:
         self.warned = False
 
     def failed(self, error: OSError) -> None:
-        """Return where another try is worth it; raises what the failure is called elsewhere."""
+        """Return if a retry may succeed. Otherwise, raise the failure as a StorageError."""
         failure = storage_error(self.uri, error)
         if not isinstance(failure, TransientStorageError):
             _answered.add(self.place)
@@ -105,37 +108,37 @@ class _Outage:
             raise failure from error
         if not self.warned and now - self.since > WARN_S:
             self.warned = True
-            print(f"warning: {failure}; trying again for up to {patience / 60:.0f} min", file=sys.stderr, flush=True)
+            print(f"warning: {failure}; retrying for up to {patience / 60:.0f} min", file=sys.stderr, flush=True)
 
     def over(self) -> None:
-        """Note that the storage answers."""
+        """Record that the storage responds."""
         _answered.add(self.place)
 
     def pause(self) -> None:
-        """Wait, longer from time to time."""
+        """Wait, with exponential backoff."""
         time.sleep(self.pause_s * random.uniform(0.5, 1.0))
         self.pause_s = min(2 * self.pause_s, LONGEST_PAUSE_S)
 
 
 _answered: set[tuple[str, str]] = set()
-"""Scheme and endpoint of the storage that answered this process: an address that was never right is told of earlier."""
+"""Scheme and endpoint of storage that responded to this process. An address that never responded fails earlier."""
 _watch = threading.local()
 _left_behind: list["Call"] = []
 
 
 def alive() -> None:
-    """Say that the operation under way got something done: its deadline counts from now."""
+    """Report progress of the current operation, which restarts its deadline."""
     if (call := current_call()) is not None:
         call.seen = time.monotonic()
 
 
 def current_call() -> "Call | None":
-    """Return the operation that this thread runs, for signs of life from other threads."""
+    """Return the operation that this thread runs, so that other threads can report its progress."""
     return getattr(_watch, "call", None)
 
 
 class Call(threading.Thread):
-    """An operation in a thread of its own, so that it can be left behind when it hangs."""
+    """An operation in its own thread, which can be abandoned if it hangs."""
 
     def __init__(self, operation: Callable[[], Any]) -> None:
         super().__init__(name="landmark-storage", daemon=True)
@@ -149,19 +152,19 @@ class Call(threading.Thread):
         _watch.call = self
         try:
             self.result = self.operation()
-        except BaseException as error:  # raised again by the thread that waits
+        except BaseException as error:  # the waiting thread raises it again
             self.error = error
 
 
 def _watched(operation: Callable[[], T], patience: float) -> T:
-    """Run an operation, but give it up after `patience` seconds without a sign of life."""
+    """Run an operation, and abandon it after `patience` seconds without progress."""
     call = Call(operation)
     call.start()
     while call.is_alive():
         left = call.seen + patience - time.monotonic()
         if left <= 0:
             _left_behind.append(call)
-            raise Unanswered(f"no answer for {patience:g} s", since=call.seen)
+            raise Unanswered(f"no response for {patience:g} s", since=call.seen)
         call.join(left)
     if call.error is not None:
         raise call.error
@@ -169,5 +172,5 @@ def _watched(operation: Callable[[], T], patience: float) -> T:
 
 
 def hanging() -> bool:
-    """Return whether an operation that was given up still hangs; the end of the process would wait for it."""
+    """Return whether an abandoned operation still hangs. The end of the process would wait for it."""
     return any(call.is_alive() for call in _left_behind)

@@ -1,4 +1,4 @@
-"""S3 objects: single requests that can be repeated, show their progress, and fail with the server's own reason."""
+"""S3 requests that can be repeated, report their progress, and fail with the server's reason."""
 
 import contextlib
 import functools
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from botocore.client import BaseClient
 
 CONNECT_TIMEOUT_S = 5
-"""Also what a server may take for the next 16 KiB of an upload."""
+"""Also the timeout for the next 16 KiB of an upload."""
 REQUEST_TIMEOUT_S = 15
-"""Seconds that a server may take for its answer to a request, or for the next bytes of it."""
+"""Timeout for the response to a request, or for its next bytes, seconds."""
 CONNECTIONS = 64
 READ_BYTES = 1 << 20
 PAGE_KEYS = 1000
@@ -41,17 +41,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class Page:
-    """One answer of a listing."""
+    """One page of a listing."""
 
     entries: list[Entry]
     next_token: str | None
 
 
 class Body(io.RawIOBase):
-    """Bytes to send; each block that the connection takes is a sign of life."""
+    """Bytes to send. Each block that the connection accepts counts as progress."""
 
     def __init__(self, source: Any, start: int, size: int) -> None:
-        """source: a file opened for reading, of which `size` bytes from `start` on are sent."""
+        """source: a file opened for reading. `size` bytes from `start` are sent."""
         self.source, self.start, self.size = source, start, size
         self.position = 0
 
@@ -67,16 +67,16 @@ class Body(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Return the place within these bytes."""
+        """Return the position within these bytes."""
         return self.position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place within these bytes."""
+        """Set the position within these bytes."""
         self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
         return self.position
 
     def read(self, count: int = -1) -> bytes:
-        """Return the next bytes: the connection has taken those before."""
+        """Return the next bytes. The connection has accepted the previous ones."""
         left = self.size - self.position
         self.source.seek(self.start + self.position)
         data = self.source.read(left if count is None or count < 0 else min(count, left))
@@ -86,10 +86,10 @@ class Body(io.RawIOBase):
 
 
 class ObjectStream:
-    """An object that is read from an offset on; raises OSError when the connection breaks."""
+    """An object that is read from an offset. Raises OSError if the connection breaks."""
 
     def __init__(self, uri: str, offset: int = 0, etag: str | None = None) -> None:
-        """etag: the version that was read before; FileChanged is raised where the object is another one now."""
+        """etag: the version that was read before. Raises FileChanged if the object has another version now."""
         bucket, key = split_s3(uri)
         options: dict[str, Any] = {"Bucket": bucket, "Key": key}
         if offset:
@@ -102,7 +102,7 @@ class ObjectStream:
             except Exception as error:
                 if not (offset and _status(error) == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
                     raise
-                answer = {"Body": io.BytesIO(), "ContentLength": 0, "ETag": etag}  # it was read to its end
+                answer = {"Body": io.BytesIO(), "ContentLength": 0, "ETag": etag}  # it was already read to its end
         self.size: int | None = offset + int(answer["ContentLength"])
         self.etag: str | None = answer["ETag"]
         self._body = answer["Body"]
@@ -118,20 +118,21 @@ class ObjectStream:
         return b"".join(parts)
 
     def close(self) -> None:
-        """Give the connection up."""
+        """Close the connection."""
         self._body.close()
 
 
 class ObjectFile(io.RawIOBase):
-    """An object for random access: each read is a request, and every byte of it a sign of life of who opened it.
+    """An object for random access. Each read is a request, and counts as progress of the operation that opened the
+    object.
 
-    Not safe in several threads at a time. Its end is fetched at first: a Parquet file begins there.
+    Not thread-safe. The end of the object is fetched first, because reading a Parquet file starts there.
     """
 
     def __init__(self, uri: str) -> None:
         self.bucket, self.key = split_s3(uri)
         self.position = 0
-        self._call = current_call()  # Arrow reads from threads of its own
+        self._call = current_call()  # Arrow reads in its own threads
         with _translated():
             try:
                 answer = client().get_object(Bucket=self.bucket, Key=self.key, Range=f"bytes=-{TAIL_BYTES}")
@@ -152,11 +153,11 @@ class ObjectFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Return the place."""
+        """Return the position."""
         return self.position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place."""
+        """Set the position."""
         self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
         return self.position
 
@@ -186,17 +187,17 @@ class FileChanged(OSError):
 
 
 def client() -> "BaseClient":
-    """Return the client for the environment's endpoint, region and credentials; each environment has one."""
+    """Return the client for the environment's endpoint, region and credentials. Each environment has one client."""
     address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
     credentials = hash(tuple(os.environ.get(name) for name in CREDENTIALS))
-    with _making:  # making one is not safe in several threads
+    with _making:  # creating a client is not thread-safe
         return _client(address, region, credentials)
 
 
 @functools.lru_cache(maxsize=16)
 def _client(address: str, region: str, credentials: int) -> "BaseClient":
-    """Make a client; `credentials` only tells apart environments, botocore reads them by itself."""
+    """Create a client. `credentials` is only a cache key per environment. botocore reads the credentials itself."""
     import botocore.session
     from botocore import UNSIGNED
     from botocore.config import Config
@@ -211,14 +212,14 @@ def _client(address: str, region: str, credentials: int) -> "BaseClient":
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         s3={"addressing_style": "path" if address else "auto"},
-        # A public bucket needs no credentials.
+        # A public bucket requires no credentials.
         signature_version=UNSIGNED if session.get_credentials() is None else None,
     )
     return session.create_client("s3", endpoint_url=address or None, region_name=region or None, config=config)
 
 
 def head(uri: str) -> dict[str, Any]:
-    """Return what the server knows of an object; raises FileNotFoundError where there is none."""
+    """Return the metadata of an object. Raises FileNotFoundError if it does not exist."""
     bucket, key = split_s3(uri)
     with _translated():
         try:
@@ -242,13 +243,14 @@ def has_bucket(uri: str) -> bool:
 
 
 def _explain(error: Exception, bucket: str) -> None:
-    """Raise the reason of a refusal that came without one, as answers to HEAD requests do."""
+    """Raise the reason of a rejected HEAD request, whose response contains no reason."""
     if _status(error) in (http.HTTPStatus.BAD_REQUEST, http.HTTPStatus.MOVED_PERMANENTLY):
         client().list_objects_v2(Bucket=bucket, MaxKeys=1)
 
 
 def list_page(uri: str, token: str | None, *, recursive: bool, limit: int | None = None) -> Page:
-    """Return one page of what is below a folder, the marks of empty folders included; token: of the page before."""
+    """Return one page of the entries below a folder, including markers of empty folders. token: from the previous
+    page."""
     bucket, key = split_s3(uri)
     options: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "MaxKeys": limit or PAGE_KEYS}
     options |= {} if recursive else {"Delimiter": "/"}
@@ -264,7 +266,7 @@ def list_page(uri: str, token: str | None, *, recursive: bool, limit: int | None
 
 
 def put_new(uri: str, data: bytes) -> Literal["created", "exists", "unconditional"]:
-    """Store an object unless it exists; unconditional: the server has no conditional writes, nothing is stored."""
+    """Store an object unless it exists. unconditional: the server has no conditional writes, and nothing is stored."""
     bucket, key = split_s3(uri)
     with _translated():
         try:
@@ -274,7 +276,7 @@ def put_new(uri: str, data: bytes) -> Literal["created", "exists", "unconditiona
                 return "exists"
             if _status(error) == http.HTTPStatus.NOT_IMPLEMENTED:
                 return "unconditional"
-            if _status(error) == http.HTTPStatus.CONFLICT:  # another write of it is under way
+            if _status(error) == http.HTTPStatus.CONFLICT:  # another write of the same key is in progress
                 raise OSError(f"SLOW_DOWN: {error}") from error
             raise
     return "created"
@@ -288,7 +290,7 @@ def put(uri: str, body: Body) -> None:
 
 
 def delete(uri: str) -> None:
-    """Delete an object; nothing happens where there is none."""
+    """Delete an object. Does nothing if it does not exist."""
     bucket, key = split_s3(uri)
     with _translated():
         client().delete_object(Bucket=bucket, Key=key)
@@ -301,7 +303,7 @@ def delete_all(uri: str, keys: list[str]) -> None:
     with _translated():
         if together:
             answer = client().delete_objects(Bucket=bucket, Delete={"Objects": together, "Quiet": True})
-        for key in keys:  # a list of keys is XML, which changes control characters and blanks at the ends
+        for key in keys:  # a list of keys is XML, which changes control characters and surrounding blanks
             if not key.isprintable() or key != key.strip():
                 client().delete_object(Bucket=bucket, Key=key)
                 alive()
@@ -310,14 +312,14 @@ def delete_all(uri: str, keys: list[str]) -> None:
 
 
 def begin_parts(uri: str) -> str:
-    """Begin an object that is sent in parts; returns its upload's id."""
+    """Start a multipart upload. Returns its upload id."""
     bucket, key = split_s3(uri)
     with _translated():
         return client().create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
 
 
 def put_part(uri: str, upload: str, number: int, body: Body) -> dict[str, Any]:
-    """Send a part, numbered from 1; returns what `end_parts` wants to know of it."""
+    """Send a part, numbered from 1. Returns its entry for `end_parts`."""
     bucket, key = split_s3(uri)
     with _translated():
         answer = client().upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=number, Body=body)
@@ -325,7 +327,7 @@ def put_part(uri: str, upload: str, number: int, body: Body) -> dict[str, Any]:
 
 
 def end_parts(uri: str, upload: str, parts: list[dict[str, Any]], size: int) -> None:
-    """Make the object out of its parts; an earlier try that got through without an answer counts."""
+    """Complete a multipart upload. An earlier attempt that succeeded without a response counts."""
     bucket, key = split_s3(uri)
     with _translated():
         try:
@@ -341,7 +343,7 @@ def end_parts(uri: str, upload: str, parts: list[dict[str, Any]], size: int) -> 
 
 
 def abort_parts(uri: str, upload: str) -> None:
-    """Let the server forget the parts of an object that will not be completed."""
+    """Abort a multipart upload, so that the server deletes its parts."""
     bucket, key = split_s3(uri)
     with _translated():
         client().abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
@@ -349,7 +351,7 @@ def abort_parts(uri: str, upload: str) -> None:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """Raise botocore's errors as OSError, in words that `storage_error` knows."""
+    """Raise botocore's errors as OSError, with messages that `storage_error` recognizes."""
     import urllib3
     from botocore import exceptions as failures
 
@@ -389,5 +391,5 @@ def _status(error: Any) -> int:
 
 
 def _answer(error: Any) -> dict[str, Any]:
-    """Return the server's answer; empty where none came: botocore's errors of a connection have None there."""
+    """Return the server's response. Empty without one: botocore's connection errors have None there."""
     return getattr(error, "response", None) or {}

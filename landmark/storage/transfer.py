@@ -1,4 +1,4 @@
-"""Transfers: in parts that are repeated one by one, so that a broken connection costs one part; listings page by page."""
+"""Transfers in parts with separate retries, so that a broken connection costs one part, and paginated listings."""
 
 import contextlib
 import functools
@@ -18,18 +18,18 @@ from landmark.storage.uri import scheme_of
 T = TypeVar("T")
 
 CHUNK_BYTES = 8 << 20
-"""Bytes that are read at a time."""
+"""Bytes per read."""
 PART_BYTES = 8 << 20
 MOST_PARTS = 10_000
 AT_A_TIME = 4
-"""Parts of one upload that are under way together."""
+"""Concurrent parts of one upload."""
 
 Opener = Callable[[], Any]
-"""Opens the bytes to send for reading; each part does for itself."""
+"""Opens the bytes to send. Each part opens them separately."""
 
 
 def upload(uri: str, opener: Opener, size: int) -> None:
-    """Store `size` bytes as one object, which appears whole or not at all."""
+    """Store `size` bytes as one object, atomically."""
     if size <= 2 * PART_BYTES:
         retrying(uri, lambda: _send(opener, 0, size, functools.partial(s3.put, uri)))
         return
@@ -52,9 +52,11 @@ def upload(uri: str, opener: Opener, size: int) -> None:
 
 
 def _side_by_side(function: Callable[[int], T], numbers: Iterable[int]) -> list[T]:
-    """Return the function's results in order, some calls at a time; the first error ends the others, which are not waited for.
+    """Return the function's results in order, with several concurrent calls. The first error stops the others without
+    waiting for them.
 
-    Not a ThreadPoolExecutor: the end of the process would wait for its threads, and an outage may be long.
+    This is not a ThreadPoolExecutor, because the end of the process would wait for its threads, and an outage may be
+    long.
     """
     left, lock = iter(numbers), threading.Lock()
     done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -70,7 +72,7 @@ def _side_by_side(function: Callable[[int], T], numbers: Iterable[int]) -> list[
                     break
                 results[number] = function(number)
             done.put(None)
-        except BaseException as error:  # raised again by the thread that waits
+        except BaseException as error:  # the waiting thread raises it again
             done.put(error)
 
     threads = [threading.Thread(target=work, name="landmark-upload", daemon=True) for _ in range(AT_A_TIME)]
@@ -101,29 +103,29 @@ def upload_file(uri: str, path: Path) -> None:
 
 
 class Stream(Protocol):
-    """A file that is read from some offset on."""
+    """A file that is read from an offset."""
 
     size: int | None
-    """Bytes of the whole file."""
+    """Size of the complete file, bytes."""
     etag: str | None
-    """What tells its version from others, where the storage knows."""
+    """Version of the file, if the storage reports it."""
 
     def read(self, count: int) -> bytes:
         """Return up to `count` bytes, none at the end."""
         ...
 
     def close(self) -> None:
-        """Give the file up."""
+        """Close the file."""
         ...
 
 
 def open_stream(uri: str, offset: int = 0, etag: str | None = None) -> Stream:
-    """Open a file for reading from an offset on, within an operation that `retrying` repeats."""
+    """Open a file for reading from an offset, inside an operation of `retrying`."""
     return s3.ObjectStream(uri, offset, etag) if scheme_of(uri) == "s3" else FileStream(uri, offset)
 
 
 def chunks(uri: str) -> Iterator[bytes]:
-    """Yield a file's bytes; where a connection breaks, another one is opened at the same place."""
+    """Yield a file's bytes. After a broken connection, reading resumes at the same offset."""
     stream: Stream | None = None
     position, etag = 0, None
 
@@ -151,15 +153,15 @@ def chunks(uri: str) -> Iterator[bytes]:
             position += len(chunk)
             yield chunk
         if chunk is None:
-            raise TransientStorageError(f"{uri}: changed while it was read; run the same again")
+            raise TransientStorageError(f"{uri}: changed while it was read; run the same command again")
     finally:
         drop()
 
 
 def entries(uri: str, *, recursive: bool) -> dict[str, s3.Entry]:
-    """Return what is below a folder, by key; raises NotFound where there is no folder.
+    """Return the entries below a folder, by key. Raises NotFound if the folder does not exist.
 
-    Folders between a file and the folder are entries, too, where the listing is recursive.
+    A recursive listing also contains the folders in between.
     """
     key = s3.split_s3(uri)[1]
     found: dict[str, s3.Entry] = {}
@@ -193,7 +195,7 @@ def _add_folders(found: dict[str, s3.Entry], key: str) -> None:
 
 
 def delete(uri: str) -> None:
-    """Delete an object, and all below it."""
+    """Delete an object, and all objects below it."""
     retrying(uri, lambda: s3.delete(uri))
     token = None
     while True:
@@ -207,7 +209,7 @@ def delete(uri: str) -> None:
 
 
 def exists(uri: str) -> bool:
-    """Return whether there is an object, or anything below it; of a bucket: whether there is one."""
+    """Return whether an object exists, or any object below it. For a bucket, return whether it exists."""
     if not s3.split_s3(uri)[1]:
         return retrying(uri, lambda: s3.has_bucket(uri))
 
@@ -222,7 +224,7 @@ def exists(uri: str) -> bool:
 
 
 def is_object(uri: str) -> bool:
-    """Return whether there is an object under exactly this key."""
+    """Return whether an object with exactly this key exists."""
 
     def look() -> bool:
         try:

@@ -1,4 +1,4 @@
-"""URIs of storage: which scheme, bucket and key, or local path a text names. A key or file name is never parsed as a URL."""
+"""URIs of storage: scheme, bucket and key, or local path. A key or file name is never parsed as a URL."""
 
 import os
 import re
@@ -11,14 +11,14 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://|(file):/", re.IGNORECASE)
 
 
 def scheme_of(uri: str) -> str:
-    """Return the scheme of a URI in lower case; a plain path and a file: URI, which name files of this machine, have ''."""
+    """Return the scheme of a URI in lower case. It is '' for a plain path or a file: URI, which are local files."""
     found = _SCHEME.match(uri)
     scheme = (found[1] or found[2]).lower() if found else ""
     return "" if scheme == "file" else scheme
 
 
 def absolute(uri: str | Path) -> str:
-    """Return a path or URI as a Location has it: files of this machine by their absolute path."""
+    """Return a path or URI as a Location stores it, with absolute paths for local files."""
     text = str(uri)
     if scheme_of(text):
         return text
@@ -28,13 +28,13 @@ def absolute(uri: str | Path) -> str:
 
 
 def joined(uri: str, name: str) -> str:
-    """Return the URI of a file below a folder; the name is taken literally."""
+    """Return the URI of a file below a folder. The name is used literally."""
     part = quote(name, safe="/") if scheme_of(uri) in ("http", "https") else name
     return f"{uri.rstrip('/')}/{part}"
 
 
 def split_s3(uri: str) -> tuple[str, str]:
-    """Return the bucket and the key of an s3:// URI; the key is all that follows the bucket, as the AWS tools have it."""
+    """Return the bucket and the key of an s3:// URI. The key is everything after the bucket, as in the AWS tools."""
     bucket, _, key = uri.partition("://")[2].partition("/")
     if not bucket:
         raise UserError(f"{uri}: no bucket; expected s3://bucket/key")
@@ -42,11 +42,11 @@ def split_s3(uri: str) -> tuple[str, str]:
 
 
 def _file_path(uri: str) -> str:
-    """Return the path that a file: URI names: percent-encoded (RFC 8089), but `#` and `?` stand for themselves."""
+    """Return the path of a file: URI. It is percent-encoded (RFC 8089), but `#` and `?` are literal."""
     rest = uri[len("file:") :]
     if rest.startswith("//"):
         host, _, path = rest[2:].partition("/")
         if host not in ("", "localhost"):
-            raise UserError(f"{uri}: names the host {host!r}; expected file:///path or a plain path")
+            raise UserError(f"{uri}: contains the host {host!r}; expected file:///path or a plain path")
         rest = f"/{path}"
     return unquote(rest)

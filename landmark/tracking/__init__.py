@@ -1,1 +1,1 @@
-"""Experiment trackers: what follows runs and studies, and never stops, slows or silences them."""
+"""Experiment trackers, which never stop, slow down or silence runs and studies."""

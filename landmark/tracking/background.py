@@ -1,4 +1,4 @@
-"""Work for a tracker in a thread of its own: the caller never waits for it and never sees it fail."""
+"""A background queue for a tracker. The caller never waits for the tracker and never sees it fail."""
 
 import collections
 import sys
@@ -9,20 +9,20 @@ from collections.abc import Callable
 from landmark.config import UserError, mask_credentials
 
 CAPACITY = 20_000
-"""Entries that wait at most; while there are as many, further ones that are not essential are dropped and counted."""
+"""Maximum queued entries. When the queue is full, further entries that are not essential are dropped and counted."""
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
-"""Seconds between two attempts while a tracker fails: the first pause, and the longest after doubling."""
+"""Seconds between two attempts while a tracker fails: the first pause, and the maximum after doubling."""
 CLOSE_TIMEOUT_S = 60.0
-"""Seconds without progress after which `close` leaves the rest unwritten."""
+"""Seconds without progress after which `close` abandons the rest."""
 LASTING = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
-"""Errors that another attempt would meet again."""
+"""Errors that a retry cannot fix."""
 
 Say = Callable[[str], object]
 
 
 def passes(error: Exception) -> bool:
-    """Return whether another attempt may succeed; an entry whose error does not pass is left out."""
+    """Return whether a retry may succeed. Otherwise, the entry is dropped."""
     return not isinstance(error, LASTING)
 
 
@@ -32,7 +32,8 @@ def say_on_stderr(text: str) -> None:
 
 
 class Background:
-    """Runs entries in their order. While one fails, it is tried again and the others wait; both are said once for each outage."""
+    """Runs entries in their order. A failing entry is retried while the others wait. The start and end of each outage
+    are reported once."""
 
     def __init__(
         self,
@@ -43,14 +44,14 @@ class Background:
         capacity: int = CAPACITY,
         first_pause_s: float = FIRST_PAUSE_S,
     ) -> None:
-        """name: of the tracker, in messages. say: takes one line, called from the thread and from `close`."""
+        """name: the tracker, for messages. say: receives single lines, called from the thread and from `close`."""
         self.name = name
         self.say = say
         self.passes = passes
         self.capacity = capacity
         self.first_pause_s = first_pause_s
         self.dropped = 0
-        """Entries that did not fit, or whose error does not pass."""
+        """Number of entries that did not fit, or that a retry cannot fix."""
         self._entries: collections.deque[Callable[[], None]] = collections.deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -59,7 +60,7 @@ class Background:
         self._thread = threading.Thread(target=self._work, name=f"landmark-{name}", daemon=True)
 
     def add(self, entry: Callable[[], None], *, essential: bool = False) -> None:
-        """Queue an entry; essential: kept even when the queue is full."""
+        """Queue an entry. essential: keep it even when the queue is full."""
         with self._changed:
             if self._thread.ident is None:
                 self._thread.start()
@@ -70,9 +71,10 @@ class Background:
             self._changed.notify_all()
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
-        """Wait until the queue is empty, or until nothing has moved for `timeout_s`; then say what is missing.
+        """Wait until the queue is empty, or until it makes no progress for `timeout_s`. Then report the missing
+        entries.
 
-        A tracker that fails gets one more attempt.
+        A failing tracker gets one more attempt.
         """
         with self._changed:
             if self._closing or self._thread.ident is None:
@@ -83,7 +85,9 @@ class Background:
             self._thread.join(0.1)
         missing = len(self._entries) + self.dropped
         if missing:
-            self.say(f"warning: {self.name}: {missing} entries could not be written there; the results have them all")
+            self.say(
+                f"warning: {self.name}: {missing} entries could not be written; the results on disk contain all of them"
+            )
 
     def _work(self) -> None:
         while (entry := self._next()) is not None:
@@ -93,7 +97,7 @@ class Background:
             self._entries.popleft()
 
     def _next(self) -> Callable[[], None] | None:
-        """Return the oldest entry, waiting for one; None at the end. It stays in the queue until it is written."""
+        """Return the oldest entry, waiting for one. None at the end. It stays in the queue until it is written."""
         with self._changed:
             while not self._entries:
                 if self._closing:
@@ -102,7 +106,7 @@ class Background:
             return self._entries[0]
 
     def _carry_out(self, entry: Callable[[], None]) -> bool:
-        """Run an entry until it succeeds or is left out; False when the tracker still fails at the end."""
+        """Run an entry until it succeeds or is dropped. Returns False if the tracker still fails at the end."""
         pause, down = self.first_pause_s, False
         while True:
             closing = self._closing
@@ -114,7 +118,7 @@ class Background:
                     return True
                 if not down:
                     self.say(
-                        f"warning: {self.name}: {told(error)}; entries wait until it works again, nothing else waits for it"
+                        f"warning: {self.name}: {told(error)}; entries are queued until it works again, and training continues"
                     )
                 if closing:
                     return False
@@ -123,7 +127,7 @@ class Background:
                 pause = min(2 * pause, LONGEST_PAUSE_S)
             else:
                 if down:
-                    self.say(f"note: {self.name} works again; what waited is written")
+                    self.say(f"note: {self.name} works again; the queued entries are written")
                 return True
 
     def _pause(self, seconds: float) -> None:
@@ -134,7 +138,7 @@ class Background:
         self.dropped += 1
         if not self._skipped:
             self._skipped = True
-            self.say(f"warning: {self.name}: an entry is left out: {told(error)}")
+            self.say(f"warning: {self.name}: an entry was dropped: {told(error)}")
 
 
 def told(error: Exception) -> str:

@@ -1,6 +1,7 @@
-"""TensorBoard's event files, written by the thread that asks: a failed write is an error there.
+"""TensorBoard event files, written in the calling thread, so that a failed write raises an error there.
 
-tensorboardX's own writer has a thread that dies of a full disk; after it every call blocks, the process's end included.
+The writer of tensorboardX has a thread that dies when the disk is full. All later calls then block, including the end
+of the process.
 """
 
 import contextlib
@@ -21,14 +22,14 @@ from landmark.storage import Location
 
 
 class EventFile:
-    """Scalars for TensorBoard in a folder or in object storage; values reach the file by `flush`, all of them or none.
+    """Scalars for TensorBoard in a folder or in object storage. `flush` writes all pending values or none of them.
 
-    `flush` raises OSError or UserError where they cannot be written; they are to be added again then.
+    `flush` raises OSError or UserError if they cannot be written. Add the values again in that case.
     """
 
     def __init__(self, folder: Location) -> None:
         local = folder.local_path()
-        # For object storage the file is uploaded by every flush.
+        # For object storage, each flush uploads the file.
         self._to_upload = tempfile.TemporaryDirectory(prefix="landmark-events-") if local is None else None
         self._name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{uuid.uuid4().hex[:8]}"
         self._file = (Path(self._to_upload.name) if self._to_upload is not None else local or Path()) / self._name
@@ -37,7 +38,7 @@ class EventFile:
 
     @property
     def file_writer(self) -> "EventFile":
-        """What takes whole summaries, as Ray's callback looks for it."""
+        """The attribute that Ray's callback uses to write summaries."""
         return self
 
     def add_scalar(self, tag: str, value: float, global_step: int) -> None:
@@ -49,7 +50,7 @@ class EventFile:
         self._pending.append(_record(Event(wall_time=time.time(), step=global_step, summary=summary)))
 
     def flush(self) -> None:
-        """Write what was added."""
+        """Write the pending values."""
         pending, self._pending = self._pending, []
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -65,13 +66,13 @@ class EventFile:
         return not self._file.exists() or not self._file.stat().st_size
 
     def close(self) -> None:
-        """Write what was added, for the last time."""
+        """Write the pending values and finish."""
         if self._pending:
             self.flush()
 
 
 def _append(file: Any, data: bytes) -> None:
-    """Append data to an unbuffered file; where not all of it fits, none of it is there and OSError is raised."""
+    """Append data to an unbuffered file. If it does not fit, the file is unchanged and OSError is raised."""
     before, at = os.fstat(file.fileno()).st_size, 0
     try:
         while at < len(data):
@@ -83,7 +84,7 @@ def _append(file: Any, data: bytes) -> None:
 
 
 def _record(event: Event) -> bytes:
-    """Return an event as TensorBoard's files hold it: length, checksum, the event, checksum."""
+    """Return an event in the format of TensorBoard files: length, checksum, event, checksum."""
     data = event.SerializeToString()
     length = struct.pack("<Q", len(data))
     return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))

@@ -1,1 +1,1 @@
-"""Training: optimizers and schedules, the loop, checkpoints, the sessions and backends it runs in."""
+"""Training: optimizers and schedules, the training loop, checkpoints, sessions and backends."""

@@ -1,4 +1,4 @@
-"""A moving average of a model's weights."""
+"""Exponential moving average (EMA) of a model's weights."""
 
 import copy
 
@@ -9,9 +9,9 @@ from landmark.config import EmaConfig
 
 
 class WeightAverage:
-    """Averages the trainable weights of a model exponentially (Polyak & Juditsky 1992).
+    """Exponential moving average of a model's trainable weights (Polyak & Juditsky 1992).
 
-    Running statistics are not averaged but copied: they are averages already.
+    Running statistics are copied instead, because they are averages already.
     """
 
     def __init__(self, source: nn.Module, config: EmaConfig) -> None:
@@ -26,17 +26,17 @@ class WeightAverage:
         self._weights = [theirs for _, theirs in trained]
 
     def update(self, step: int) -> None:
-        """Move the average towards the weights after a step, counted from 1."""
+        """Update the average after a step, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
 
     def load(self) -> None:
-        """Begin anew with the weights that the model has now."""
+        """Restart the average from the model's current weights."""
         self._model.load_state_dict(self.source.state_dict())
 
     @property
     def model(self) -> nn.Module:
-        """The averaged model, in evaluation mode, with the running statistics that the model has now."""
+        """The averaged model in evaluation mode, with the current running statistics of the source model."""
         with torch.no_grad():
             for mine, theirs in zip(self._model.buffers(), self.source.buffers(), strict=True):
                 mine.copy_(theirs)

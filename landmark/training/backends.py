@@ -1,4 +1,4 @@
-"""Backends: how the ranks of a run average gradients and add up figures. DDP is here, Horovod in a module of its own."""
+"""Backends that average gradients and sum values over the ranks of a run: DDP here, Horovod in its own module."""
 
 import importlib.util
 import sys
@@ -12,7 +12,7 @@ from torch import nn
 from landmark.config import ComputeConfig, UserError, WorkersConfig
 from landmark.training.gloo import TorchOnNodes
 
-# torch 2.14 renamed them; setup.cfg allows torch from 2.9 on.
+# Older names, before torch 2.14. setup.cfg allows torch from 2.9 on.
 _ALL_GATHER: Any = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
 _REDUCE_SCATTER: Any = (
     getattr(torch.distributed, "reduce_scatter_single", None) or torch.distributed.reduce_scatter_tensor
@@ -20,12 +20,12 @@ _REDUCE_SCATTER: Any = (
 
 
 class Backend(Protocol):
-    """What the session of a rank needs of its backend."""
+    """Operations that a rank's session requires of its backend."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Return the model so wrapped that `backward` averages gradients over the ranks: all begin with rank 0's weights.
+        """Wrap the model so that `backward` averages gradients over the ranks. All ranks start with rank 0's weights.
 
-        The wrapper has the model as `module`, and `no_sync`, the context in which gradients stay on the rank.
+        The wrapper has the model as `module`, and the context `no_sync`, in which gradients stay on the rank.
         """
         ...
 
@@ -38,15 +38,15 @@ class Backend(Protocol):
         ...
 
     def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum over the ranks of values[rank], of values (ranks, …)."""
+        """Return the sum over the ranks of values[rank], given values (ranks, …)."""
         ...
 
 
 class Ddp:
-    """PyTorch's own: DistributedDataParallel over Gloo, or NCCL on GPUs; Ray Train makes the process group."""
+    """PyTorch's DistributedDataParallel over Gloo, or NCCL on GPUs. Ray Train creates the process group."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Wrap the model in DDP; running statistics are averaged once an epoch, not broadcast at every step."""
+        """Wrap the model in DDP. Running statistics are averaged once per epoch instead of broadcast at every step."""
         options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
         return ray.train.torch.prepare_model(model, move_to_device=False, parallel_strategy_kwargs=options)
 
@@ -64,14 +64,14 @@ class Ddp:
         return gathered.view(ranks, *values.shape)
 
     def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum over the ranks of values[rank], of values (ranks, …)."""
+        """Return the sum over the ranks of values[rank], given values (ranks, …)."""
         own = values.new_empty(values[0].numel())
         _REDUCE_SCATTER(own, values.contiguous().view(-1))
         return own.view(values.shape[1:])
 
 
 def join_backend(workers: WorkersConfig, device: torch.device) -> Backend:
-    """Return the backend of this rank, in a worker of Ray Train; raises UserError where it does not run there."""
+    """Return the backend of this rank in a Ray Train worker. Raises UserError if it does not run there."""
     if workers.backend == "horovod":
         from landmark.training.horovod import Horovod
 
@@ -80,7 +80,7 @@ def join_backend(workers: WorkersConfig, device: torch.device) -> Backend:
 
 
 def backend_config(workers: WorkersConfig) -> ray.train.torch.TorchConfig:
-    """Return by what Ray Train brings the workers together."""
+    """Return the configuration by which Ray Train connects the workers."""
     if workers.backend == "horovod":
         from landmark.training.horovod import HorovodConfig
 
@@ -89,13 +89,13 @@ def backend_config(workers: WorkersConfig) -> ray.train.torch.TorchConfig:
 
 
 def check_backend(workers: WorkersConfig, compute: ComputeConfig) -> None:
-    """Raise UserError, saying how to mend it, unless workers.backend is there and can do what is asked; loads nothing."""
+    """Raise UserError with a fix unless workers.backend is installed and supports the settings. Imports no backend."""
     if workers.backend != "horovod" or workers.in_process:
         return
     if compute.deterministic:
         raise UserError(
-            "compute.deterministic asks for the same bits in every run, but horovod adds up gradients in the order in which "
-            "they happen to come; set workers.backend to ddp"
+            "compute.deterministic requires bitwise identical results in every run, but Horovod sums gradients in arrival "
+            "order; set workers.backend to ddp"
         )
     found = importlib.util.find_spec("horovod")
     folders = list(found.submodule_search_locations or []) if found is not None else []
@@ -103,5 +103,5 @@ def check_backend(workers: WorkersConfig, compute: ComputeConfig) -> None:
         built = "is not installed" if found is None else "was built without PyTorch"
         raise UserError(
             f"workers.backend is horovod, but Horovod {built} for {sys.executable}; "
-            f"run: bash scripts/install-horovod.sh {sys.executable} (docs/horovod.md), or set workers.backend to ddp"
+            f"run: bash scripts/install-horovod.sh {sys.executable} (docs/how-to/horovod.md), or set workers.backend to ddp"
         )

@@ -1,4 +1,4 @@
-"""Whether every step has images enough: a batch norm over 1 x 1 maps cannot be trained on one image."""
+"""Batch size check: a batch norm over 1 x 1 maps cannot be trained on one image at a time."""
 
 from landmark.config import Recipe, UserError
 from landmark.data.plan import smallest_batch
@@ -6,12 +6,13 @@ from landmark.models import needs_two_images
 
 
 def check_batches(recipe: Recipe, images: int, workers: int) -> None:
-    """Raise UserError, with the smallest batch that fits, unless the network can be trained on the smallest part of a step.
+    """Raise UserError with a sufficient batch size if a worker would train on one image, which the model cannot.
 
-    images: of an epoch. Costs nothing unless a worker computes single images; then the network is built without weights.
+    images: number of images in an epoch. The function builds a model, without weights, only if a worker computes single
+    images.
     """
     if images < workers:
-        return  # the plan refuses it
+        return  # the loader's plan raises the error
     for size, batch_size in dict.fromkeys(recipe.shape(epoch) for epoch in range(1, recipe.epochs + 1)):
         if _smallest_part(recipe, images, workers, batch_size) > 1:
             continue
@@ -20,7 +21,7 @@ def check_batches(recipe: Recipe, images: int, workers: int) -> None:
         each = f"{workers} workers" if workers > 1 else "one worker"
         told = (
             f"loader.batch_size {recipe.loader.batch_size} with {each} and compute.accumulate {recipe.compute.accumulate} gives "
-            f"{recipe.model.backbone} a single image at a time, but its batch norm over 1 x 1 maps needs 2 or more"
+            f"{recipe.model.backbone} a single image at a time, but its batch norm over 1 x 1 maps requires 2 or more"
         )
         raise UserError(f"{told}; {_remedy(recipe, images, workers, batch_size)}")
 

@@ -1,4 +1,4 @@
-"""What Ray Train's controller calls: before it changes the number of workers, and when Ray ends one for its node's memory."""
+"""Callbacks of Ray Train's controller: before it changes the number of workers, and after an out-of-memory kill."""
 
 import contextlib
 import time
@@ -13,17 +13,17 @@ from landmark.outofmemory import killed_for_memory
 from landmark.training.board import ANSWER_S
 
 PEAK_STEPS = 100
-"""Steps within which a worker's memory has reached its peak."""
+"""Number of steps after which a worker's memory use has reached its peak."""
 SAVE_S = 60.0
-"""Seconds that a resize waits at most for a checkpoint; workers look for requests every few seconds, between two steps."""
+"""Maximum seconds that a resize waits for a checkpoint. Between steps, workers check for requests every few seconds."""
 POLL_S = 0.2
 
 
 class MemoryWatch(ray.train.UserCallback):
-    """Ends a run for good whose worker Ray kills for its node's memory within its first steps: another attempt would end alike.
+    """Ends a run if Ray kills a worker for lack of memory within its first steps, because a restart would fail again.
 
-    Runs in Ray Train's controller. A worker that is killed later is replaced: the run got on, and others may have the memory.
-    Not for trials, where others of the study may have it.
+    Runs in Ray Train's controller. A worker that is killed later is replaced: the run made progress, so other processes
+    may have used the memory. Not used for trials, because other trials of the study may use the memory.
     """
 
     def __init__(self, board: Any, remedy: str) -> None:
@@ -31,7 +31,7 @@ class MemoryWatch(ray.train.UserCallback):
         self.remedy = remedy
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Take note of what the workers raised."""
+        """Check the workers' errors for an out-of-memory kill."""
         killed = next(filter(None, map(killed_for_memory, worker_exceptions.values())), None)
         if killed is None:
             return
@@ -42,17 +42,17 @@ class MemoryWatch(ray.train.UserCallback):
 
 
 class SaveBeforeResize(ControllerCallback):
-    """Has the workers of an elastic run save before Ray Train restarts them as more or fewer, so that no step is lost.
+    """Makes the workers of an elastic run save a checkpoint before Ray Train changes their number, so no step is lost.
 
-    A resize ends the workers at once: the run resumes from its last checkpoint. Ray calls this between its decision and that;
-    its control loop waits meanwhile.
+    A resize kills the workers, and the run resumes from its last checkpoint. Ray calls this after it decides to resize.
+    Its control loop waits for the call.
     """
 
     def __init__(self, board: Any) -> None:
         self.board = board
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        """Ask for a checkpoint and wait for it, if a resize is about to happen."""
+        """Request a checkpoint and wait for it if a resize is about to start."""
         if isinstance(current_state, ResizingState):
             with contextlib.suppress(ray.exceptions.RayError):
                 self._save()

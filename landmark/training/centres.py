@@ -1,10 +1,11 @@
-"""Sampled classification: centres of many classes, shared out over the ranks, of which a step looks at and changes a few.
+"""Partial FC: trains the class prototypes of many classes, sharded over the ranks, on a sample of classes per step.
 
-A rank owns a range of the classes: it computes their logits for the images of all ranks, and keeps the optimizer's state
-for them alone. What the ranks exchange at a step is embeddings and their gradients, never centres (Partial FC, An et al.,
-arXiv 2010.05222 and 2203.15565): 2 n d floats for n images, beside n d classes' worth of sampled centres' gradients.
+Each rank owns a range of the classes. It computes their logits for the images of all ranks, and keeps only their
+optimizer state. The ranks exchange embeddings and their gradients, never prototypes (Partial FC, An et al., arXiv
+2010.05222 and 2203.15565): 2 n d floats for n images, compared with d floats per sampled class for the gradients of
+prototypes.
 
-Labels, and the classes that a step draws, stay in main memory: ranks exchange labels there, so that no step waits for a GPU.
+Labels and the sampled classes stay on the CPU. The ranks exchange labels there, so no step waits for a GPU.
 """
 
 import functools
@@ -25,9 +26,10 @@ from landmark.training.session import Session
 
 
 def drawn_classes(seed: int, step: int, classes: int, share: float) -> np.ndarray:
-    """Return the classes that a step draws, sorted: each with probability `share`, a function of (seed, step) alone.
+    """Return the classes sampled for a step, sorted: each with probability `share`, as a function of (seed, step) only.
 
-    They are drawn one by one, and who is drawn twice counts once: work grows with what is drawn, not with the classes.
+    Classes are sampled with replacement and duplicates are dropped, so the work depends on the number of samples and
+    not on the number of classes.
     """
     if share == 1:
         return np.arange(classes)
@@ -36,10 +38,10 @@ def drawn_classes(seed: int, step: int, classes: int, share: float) -> np.ndarra
 
 
 class Centres:
-    """The weight of an embedding model's classifier, trained by samples of its classes.
+    """Class weights of an embedding model's classifier, trained on samples of the classes.
 
-    Every rank holds the whole weight, of which it trains the rows of its own classes; `gather` brings the others' rows up to
-    date, for validation and checkpoints. From now on the model gives embeddings.
+    Every rank has the whole weight and trains the rows of its own classes. `gather` updates the other ranks' rows for
+    validation and checkpoints. After construction the model returns embeddings.
     """
 
     def __init__(self, classifier: Classifier, recipe: Recipe, session: Session, margin: Margin | None) -> None:
@@ -53,7 +55,7 @@ class Centres:
         self.two_labels = bool(recipe.augment.mixup or recipe.augment.cutmix)
         bounds = [self.classes * rank // session.world_size for rank in (session.rank, session.rank + 1)]
         self.first, self.stop = bounds
-        classifier.requires_grad_(False)  # neither the model's optimizer nor the ranks' averaging of gradients sees it
+        classifier.requires_grad_(False)  # excludes it from the model's optimizer and from gradient averaging
         classifier.gives_embeddings = True
         matrices = {"weight": classifier.weight, "bias": classifier.bias}
         self.optimizers = {
@@ -77,15 +79,17 @@ class Centres:
         batch_size: int,
         lr: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the losses and hits of this rank's images, (n,) each, and the gradient by its embeddings, (n, d).
+        """Return the losses and hits of this rank's images, (n,) each, and the gradient of its embeddings, (n, d).
 
-        labels: int64 (n,). second: the labels that are mixed in, (n,), and own_share: what the images' own labels count beside
-        them; None and 1 for images that are not mixed. Hits are images whose own class, of two mixed ones that which counts
-        more, is the best of those looked at. class_weights: what an image of each class counts, (classes,). share: this rank's
-        share of the step's images, times the ranks. step: counted over the run. batch_size: images of the step over all ranks.
-        The gradient is that of DDP's convention: its mean over the ranks is the gradient of the step's mean loss. lr: take the
-        optimizer's step for the classes at once, which holds no gradient of more than a chunk of them; None: keep their gradient
-        for `update`.
+        labels: int64 (n,). second: mixed-in labels, (n,), or None for images that are not mixed. own_share: weight of
+        the images' own labels, 1 if not mixed. class_weights: weight per image of each class, (classes,). share: this
+        rank's fraction of the step's images, times the number of ranks. step: counted over the run. batch_size: images
+        of the step over all ranks. lr: if set, apply the optimizer's step to the classes chunk by chunk, so that memory
+        holds the gradient of one chunk only. If None, keep the gradient for `update`.
+
+        A hit is an image whose own class has the greatest logit of the step's classes. For mixed images the label with
+        the larger weight counts. The gradient follows DDP's convention: its mean over the ranks is the gradient of the
+        step's mean loss.
         """
         self._gathered = None
         scale = share / len(labels)
@@ -116,11 +120,11 @@ class Centres:
         return own_share * losses[0] + (1 - own_share) * losses[1], hits[0 if own_share >= 0.5 else 1], gradient
 
     def _room(self, batch_size: int) -> int:
-        """Return the rows that each rank has in an exchange: its part of a step's images, and one more as ranks differ by a few."""
+        """Return the rows per rank in an exchange: its part of the step's images plus one, because parts differ."""
         return -(-batch_size // self.session.world_size) + 1
 
     def _everyones(self, embeddings: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, slice]:
-        """Return the embeddings of all ranks, (m, d), those of no image 0, and where this rank's rows are."""
+        """Return the embeddings of all ranks, (m, d), padded with 0, and the slice of this rank's rows."""
         if self.session.world_size == 1:
             return embeddings, slice(0, len(embeddings))
         room = self._room(batch_size)
@@ -130,9 +134,9 @@ class Centres:
         return self.session.all_gather(padded).flatten(0, 1), slice(first, first + len(embeddings))
 
     def _everyones_targets(self, labels: np.ndarray, weights: np.ndarray, batch_size: int) -> Targets:
-        """Return the targets of all ranks, (copies x m,), of this rank's labels and weights (copies, n).
+        """Return the targets of all ranks, (copies x m,), from this rank's labels and weights (copies, n).
 
-        Rows of no image have no label (-1) and count nothing. Labels travel as floats, which are exact up to 16.7 million.
+        Padding rows have label -1 and weight 0. Labels are sent as floats, which are exact up to 16.7 million.
         """
         if self.session.world_size > 1:
             copies, rows = labels.shape
@@ -147,12 +151,12 @@ class Centres:
         )
 
     def _own_rows(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Return the sum over the ranks of this rank's rows of a gradient by everyone's embeddings, (m, d)."""
+        """Return this rank's rows of a gradient of all ranks' embeddings, (m, d), summed over the ranks."""
         ranks = self.session.world_size
         return gradient if ranks == 1 else self.session.reduce_scatter(gradient.unflatten(0, (ranks, -1)))
 
     def _looked_at(self, labels: np.ndarray, step: int) -> tuple[torch.Tensor, int]:
-        """Return this rank's classes among those of the step, sorted, and how many the step has."""
+        """Return this rank's classes among those of the step, sorted, and the step's number of classes."""
         drawn = drawn_classes(self.seed, step, self.classes, self.share)
         if self.share < 1:
             drawn = np.union1d(drawn, labels[labels >= 0])
@@ -160,11 +164,11 @@ class Centres:
         return torch.from_numpy(drawn[start:stop]), len(drawn)
 
     def _combined(self, shares: Shares) -> Shares:
-        """Return the shares of all ranks' classes together."""
+        """Return the partial softmax results over the classes of all ranks."""
         return shares if self.session.world_size == 1 else Shares.joined(self.session.all_gather(shares.stacked()))
 
     def squared_norm(self) -> torch.Tensor:
-        """Return the squared norm of the centres' gradient over all ranks."""
+        """Return the squared norm of the class weights' gradient over all ranks."""
         tensors = [tensor for each in self._gradients for tensor in each.tensors().values()]
         mine = self.classifier.weight.new_zeros(())
         for tensor in tensors:
@@ -172,22 +176,22 @@ class Centres:
         return self.session.all_reduce(mine) / self.session.world_size**2
 
     def update(self, lr: float, factor: torch.Tensor | float) -> None:
-        """Take the optimizer's step for the classes whose gradient is kept; factor: what clipping multiplies it with."""
+        """Apply the optimizer's step to the classes with a kept gradient. factor: from gradient clipping."""
         for gradient in self._gradients:
             self._apply(lr, factor, gradient)
         self.forget()
 
     def forget(self) -> None:
-        """Leave the gradient that is kept out."""
+        """Discard the kept gradient."""
         self._gradients = []
 
     def _apply(self, lr: float, factor: torch.Tensor | float, gradient: RowGradient) -> None:
-        # The gradient is that of the mean loss: of one rank's as much as of all together.
+        # In DDP's convention a gradient is the step's gradient times the number of ranks before it is averaged.
         for name, values in gradient.tensors().items():
             self.optimizers[name].update(gradient.ids, values, lr, factor / self.session.world_size)
 
     def gather(self) -> None:
-        """Bring every rank's weight up to date, and the optimizers' state to rank 0, which a checkpoint is made of."""
+        """Update every rank's weight, and collect the optimizers' state on rank 0 for a checkpoint."""
         if self.session.world_size == 1:
             return
         self._gathered = {}
@@ -202,7 +206,7 @@ class Centres:
             self._gathered[name] = whole
 
     def _gather_rows(self, own: torch.Tensor, into: torch.Tensor | None) -> None:
-        """Bring rows together over the ranks, some at a time; own: those of this rank's range."""
+        """Gather rows of all ranks in chunks. own: the rows of this rank's range."""
         ranks = self.session.world_size
         firsts = [self.classes * rank // ranks for rank in range(ranks + 1)]
         size = rows_per_chunk(own.device)
@@ -217,14 +221,14 @@ class Centres:
                     theirs.copy_(found[: len(theirs)])
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Return the optimizers' state for all classes, whatever the number of ranks; on rank 0, after `gather`."""
+        """Return the optimizers' state for all classes, the same for any number of ranks. On rank 0, after `gather`."""
         if self.session.world_size > 1:
             assert self._gathered is not None
             return self._gathered
         return {name: dict(optimizer.tensors()) for name, optimizer in self.optimizers.items()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over the part of a state that belongs to this rank's classes."""
+        """Load the part of a state that belongs to this rank's classes."""
         for name, optimizer in self.optimizers.items():
             for key, tensor in optimizer.tensors():
                 tensor.copy_(state[name][key][self.first : self.stop])

@@ -1,4 +1,4 @@
-"""Checkpoints: a directory with the weights, the state to go on from, and what the model is."""
+"""Checkpoint format: a directory with the weights, the training state and the model's metadata."""
 
 import hashlib
 import json
@@ -29,20 +29,20 @@ from landmark.models import build_model
 from landmark.storage import Location, NotFound, locate
 
 MODEL_FILES = ("model.safetensors", "config.yaml", "meta.json")
-"""What a model needs to be used."""
+"""Files that are required to use the model."""
 FILES = (*MODEL_FILES, "state.pt")
-"""What a run needs to go on."""
+"""Files that are required to resume the run."""
 CHECKPOINTS = "checkpoints"
-"""Folder of a run's checkpoints."""
+"""Name of the folder with a run's checkpoints."""
 INDEX = f"{CHECKPOINTS}/index.json"
-"""Names of a run's checkpoints."""
+"""File with the names of a run's checkpoints."""
 CHECKSUMS = "checksums.json"
-"""SHA-256 of each file, written after them: a checkpoint with it is whole."""
+"""SHA-256 of each file, written last: a checkpoint that contains it is complete."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class CheckpointMeta:
-    """What a checkpoint's model is, enough to use it without its training run."""
+    """Metadata of a checkpoint's model, sufficient to use the model without its training run."""
 
     backbone: str
     """Name in the model registry."""
@@ -51,37 +51,37 @@ class CheckpointMeta:
     image_size: int
     """Width and height of the input, pixels."""
     mean: tuple[float, float, float]
-    """Mean per channel that inputs in 0..1 are normalised with."""
+    """Mean per channel for the normalization of inputs in 0..1."""
     std: tuple[float, float, float]
     """Standard deviation per channel."""
     dataset: str
-    """URI of the packed dataset it was trained on."""
+    """URI of the packed dataset that the model was trained on."""
     epoch: int
-    """Epochs finished."""
+    """Number of finished epochs."""
     metrics: dict[str, float]
-    """Metrics of the last of them."""
+    """Metrics of the last finished epoch."""
     subset: SubsetConfig = field(default_factory=SubsetConfig)
-    """Which of the dataset's images it was trained on."""
+    """Subset of the dataset that the model was trained on."""
     subset_seed: int = 0
-    """Seed of the subset's random choices."""
+    """Random seed of the subset."""
     dataset_id: str = ""
-    """What the dataset's content is known by, wherever it is stored: PackedDataset.content_id. Empty in old checkpoints."""
+    """Content ID of the dataset, independent of its location: PackedDataset.content_id. Empty in old checkpoints."""
 
 
 class DamagedCheckpoint(UserError):
-    """A checkpoint whose files are not as they were written."""
+    """A checkpoint whose files are missing or corrupt."""
 
 
 @dataclass(kw_only=True, frozen=True, eq=False)
 class Snapshot:
-    """A checkpoint in memory, which training does not change any more."""
+    """A checkpoint in memory, independent of the tensors that training modifies."""
 
     name: str
     """Name of its folder, such as epoch-0003, or epoch-0004-image-000007680 within the fourth epoch."""
     weights: dict[str, torch.Tensor]
     """Tensors of the model, on the CPU."""
     state: dict[str, Any]
-    """What the run needs to go on besides: tensors on the CPU and plain values."""
+    """Other data that the run needs to resume: tensors on the CPU and plain values."""
     meta: CheckpointMeta
     recipe: Recipe
 
@@ -96,9 +96,9 @@ class Snapshot:
 
 
 def copied(value: Any) -> Any:
-    """Return a copy of nested dicts, lists and tuples whose tensors lie on the CPU, apart from the originals; arrays as tensors.
+    """Return a deep copy of nested dicts, lists and tuples with all tensors on the CPU. Arrays become tensors.
 
-    What lies on a GPU is copied into pinned memory, and waited for once, at the end.
+    GPU tensors are copied into pinned memory, with a single synchronization at the end.
     """
     found = _copied(value)
     if torch.cuda.is_available():
@@ -121,14 +121,14 @@ def _copied(value: Any) -> Any:
 
 
 def check_files(directory: Path) -> None:
-    """Raise DamagedCheckpoint unless a checkpoint's files are those that were written."""
+    """Raise DamagedCheckpoint unless a checkpoint's files match their checksums."""
     try:
         sums = json.loads((directory / CHECKSUMS).read_text())
     except (OSError, json.JSONDecodeError):
-        raise DamagedCheckpoint(f"{CHECKSUMS} is missing or no JSON") from None
+        raise DamagedCheckpoint(f"{CHECKSUMS} is missing or not valid JSON") from None
     for name in FILES:
         if not (directory / name).exists() or _sha256(directory / name) != sums.get(name):
-            raise DamagedCheckpoint(f"{name} is missing or not as it was written")
+            raise DamagedCheckpoint(f"{name} is missing or does not match its checksum")
 
 
 def _sha256(path: Path) -> str:
@@ -137,15 +137,15 @@ def _sha256(path: Path) -> str:
 
 
 def read_state(directory: Path) -> dict[str, Any]:
-    """Read the state to go on from; no code in it is run.
+    """Read the training state without running code in it.
 
-    Its tensors are views of the file, read when they are used: copy those to keep.
+    Its tensors are memory-mapped views of the file. Copy the tensors that you keep.
     """
     return torch.load(directory / "state.pt", weights_only=True, map_location="cpu", mmap=True)
 
 
 def read_weights(directory: Path) -> dict[str, torch.Tensor]:
-    """Read the model's tensors, views of the file as those of `read_state`."""
+    """Read the model's tensors as views of the file, as in `read_state`."""
     return safetensors.torch.load_file(directory / "model.safetensors")
 
 
@@ -155,20 +155,20 @@ def read_recipe(directory: Path) -> Recipe:
 
 
 def read_meta(checkpoint: Location) -> CheckpointMeta:
-    """Read what a checkpoint's model is."""
+    """Read a checkpoint's metadata. Raises UserError if it is missing or not valid JSON."""
     try:
         values = json.loads((checkpoint / "meta.json").read_text())
     except NotFound:
         raise UserError(
-            f"{checkpoint}: no meta.json, so it is no checkpoint; give a run, a study or a checkpoint"
+            f"{checkpoint}: contains no meta.json, so it is not a checkpoint; pass a run, a study or a checkpoint"
         ) from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{checkpoint}/meta.json: not JSON ({error}); use another checkpoint") from None
+        raise UserError(f"{checkpoint}/meta.json: not valid JSON ({error}); use another checkpoint") from None
     return from_mapping(CheckpointMeta, with_recorded_subset(values), f"{checkpoint}/meta.json")
 
 
 def weights_digest(checkpoint: Location) -> str:
-    """Return what tells a checkpoint's model from others, hexadecimal."""
+    """Return a hexadecimal digest that identifies a checkpoint's model."""
     try:
         data = (checkpoint / CHECKSUMS).read_bytes()
     except NotFound:  # an exported model
@@ -186,12 +186,12 @@ def load_model(checkpoint: Location) -> tuple[nn.Module, CheckpointMeta]:
         model.load_state_dict(safetensors.torch.load((checkpoint / "model.safetensors").read_bytes()))
     except (RuntimeError, safetensors.SafetensorError) as error:
         first = str(error).splitlines()[0]
-        raise UserError(f"{checkpoint}/model.safetensors: does not fit {meta.backbone} ({first})") from None
+        raise UserError(f"{checkpoint}/model.safetensors: does not match {meta.backbone} ({first})") from None
     return model.eval(), meta
 
 
 def resolve_checkpoint(uri: str) -> Location:
-    """Return the checkpoint that a URI names: itself, a run's best or a study's best."""
+    """Return the checkpoint that a URI refers to: itself, or the best one of a run or a study."""
     location = locate(uri)
     if (location / "meta.json").exists():
         return location
@@ -202,24 +202,24 @@ def resolve_checkpoint(uri: str) -> Location:
             continue
         found = values[key]["checkpoint"] if isinstance(values[key], dict) else values[key]
         if not found:
-            raise UserError(f"{location / name}: names no checkpoint; did any epoch end?")
-        if name == INDEX:  # of a run that has not ended
+            raise UserError(f"{location / name}: lists no checkpoint; check that at least one epoch finished")
+        if name == INDEX:  # of an unfinished run
             return location / CHECKPOINTS / found
         return locate(found) if "://" in found or found.startswith("/") else location / found
-    state = "holds no meta.json, run.json or study.json" if location.exists() else "does not exist"
-    raise UserError(f"{uri}: {state}; give the folder of a run, a study or a checkpoint")
+    state = "contains no meta.json, run.json or study.json" if location.exists() else "does not exist"
+    raise UserError(f"{uri}: {state}; pass the folder of a run, a study or a checkpoint")
 
 
 def check_classes(checkpoint: Location, meta: CheckpointMeta, dataset: PackedDataset) -> None:
-    """Raise UserError unless the checkpoint's classes are the dataset's."""
+    """Raise UserError unless checkpoint and dataset have the same classes."""
     if len(meta.classes) != dataset.num_classes:
         raise UserError(
-            f"{checkpoint}: its model knows {len(meta.classes)} classes, but {dataset.location} has "
+            f"{checkpoint}: its model has {len(meta.classes)} classes, but {dataset.location} has "
             f"{dataset.num_classes}; evaluate it on the dataset it was trained on ({meta.dataset})"
         )
     for index, (ours, theirs) in enumerate(zip(meta.classes, dataset.class_names, strict=True)):
         if ours != theirs:
             raise UserError(
-                f"{checkpoint}: its class {index} is {ours!r}, but {theirs!r} in {dataset.location}; "
+                f"{checkpoint}: class {index} is {ours!r}, but {theirs!r} in {dataset.location}; "
                 f"evaluate it on the dataset it was trained on ({meta.dataset})"
             )

@@ -1,4 +1,4 @@
-"""What torch.compile needs on a machine: a compiler and Python's headers."""
+"""Requirements of torch.compile on a machine: a compiler and Python's headers."""
 
 import os
 import shutil
@@ -12,25 +12,25 @@ from landmark.config import UserError
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise UserError, with what to install, unless this machine has what torch.compile runs on first use.
+    """Raise UserError that lists missing packages unless this machine can run torch.compile.
 
-    For CPUs torch.compile writes C++ and for GPUs Triton builds launchers in C; both include Python's headers.
+    torch.compile generates C++ for CPUs. For GPUs, Triton generates launchers in C. Both include Python's headers.
     """
     missing = _missing(device)
     if missing is not None:
         raise UserError(
-            f"compute.compile needs {missing} on {socket.gethostname()}, which has none; "
+            f"compute.compile requires {missing}, which {socket.gethostname()} does not have; "
             "install it (Debian: apt-get install g++ python3-dev), or set compute.compile to false"
         )
 
 
 def _missing(device: torch.device) -> str | None:
     if device.type == "cuda":
-        # Triton's own order: CC, else gcc or clang.
+        # Triton's order: CC, else gcc or clang.
         wanted = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
         kind = "a C compiler"
     else:
-        from torch._inductor import config  # takes a second: only who compiles waits for it
+        from torch._inductor import config  # slow: takes a second, needed only here
 
         found = config.cpp.cxx
         wanted = [name for name in (found if isinstance(found, list | tuple) else [found]) if name]

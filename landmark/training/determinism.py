@@ -1,4 +1,4 @@
-"""compute.deterministic on GPUs: layers whose gradient has no deterministic kernel are replaced, or named before the first step."""
+"""compute.deterministic on GPUs: replaces or reports layers whose gradient has no deterministic kernel."""
 
 import copy
 import functools
@@ -13,7 +13,7 @@ from landmark.training.precision import Precision
 
 
 class DeterministicAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
-    """AdaptiveAvgPool2d as two matrix products in fp32, whose gradient on a GPU is the same in every run."""
+    """AdaptiveAvgPool2d as two matrix products in fp32, whose gradient on a GPU is deterministic."""
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """Return the means (n, c, h', w') of maps (n, c, h, w)."""
@@ -28,8 +28,8 @@ class DeterministicAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
 
 @functools.lru_cache(maxsize=64)
 def averaging_matrix(size: int, parts: int, device: torch.device) -> torch.Tensor:
-    """Return the matrix (parts, size) that averages a line of places into overlapping parts, as adaptive pooling has them."""
-    with torch.inference_mode(False):  # one that validation makes serves training, too
+    """Return the matrix (parts, size) that averages positions over overlapping parts, for adaptive pooling."""
+    with torch.inference_mode(False):  # training also uses matrices that validation caches
         matrix = torch.zeros(parts, size)
         for part in range(parts):
             start, stop = part * size // parts, -(-(part + 1) * size // parts)
@@ -38,7 +38,7 @@ def averaging_matrix(size: int, parts: int, device: torch.device) -> torch.Tenso
 
 
 def replace_pooling(model: nn.Module) -> None:
-    """Replace a network's AdaptiveAvgPool2d layers, but for means over the whole map, which are deterministic."""
+    """Replace a model's AdaptiveAvgPool2d layers, except global average pooling, which is deterministic."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.AdaptiveAvgPool2d and child.output_size not in (1, (1, 1)):
@@ -46,9 +46,10 @@ def replace_pooling(model: nn.Module) -> None:
 
 
 def check_deterministic(model: nn.Module, image_size: int, precision: Precision, backbone: str) -> None:
-    """Raise UserError, naming the operation, unless a network's training step is deterministic; takes one step of a copy.
+    """Raise UserError that names the operation unless the model's training step is deterministic.
 
-    Called while torch.use_deterministic_algorithms is on: torch raises at an operation without a deterministic kernel.
+    Runs one step of a copy of the model. torch.use_deterministic_algorithms must be on: with it, torch raises an error
+    at an operation without a deterministic kernel.
     """
     tried = copy.deepcopy(model)
     train_mode(tried)

@@ -1,4 +1,4 @@
-"""Several workers: the same loop in Ray Train V2 workers, gradients averaged by a backend (`landmark.training.backends`)."""
+"""Distributed training: the training loop in Ray Train V2 workers with a backend (`landmark.training.backends`)."""
 
 import contextlib
 import os
@@ -40,22 +40,22 @@ from landmark.training.triggers import ASK_S
 from landmark.training.watch import watched
 
 RAY_FOLDER = "ray"
-"""Where Ray Train keeps its own state, below the run's folder."""
+"""Folder for Ray Train's own state, below the run's folder."""
 RECOVERED = "recovered"
-"""Key of a report that may have been made before: the epoch of the checkpoint that a run goes on from."""
+"""Key that marks a report as possibly sent before: that of the epoch of the checkpoint from which a run resumes."""
 POLL_S = "0.5"
-"""Seconds between two polls of the workers by Ray Train's controller, unless RAY_TRAIN_HEALTH_CHECK_INTERVAL_S is set. A report
-is received at a poll, and the next report waits for it: with Ray's default of 2 s, shorter epochs take 2 s."""
+"""Seconds between two polls of the workers by Ray Train's controller, unless RAY_TRAIN_HEALTH_CHECK_INTERVAL_S is set.
+The controller receives one report per poll, so with Ray's default of 2 s every epoch takes at least 2 s."""
 RESIZE_S = 60.0
-"""Seconds between two looks whether an elastic run can have more workers."""
+"""Seconds between two checks whether an elastic run can use more workers."""
 
 
 class TrialEnded(Exception):
-    """The trial that a run is of has ended, or pauses: its workers return as if they had come to their last epoch."""
+    """The trial of this run ended or pauses. Its workers return as if they had finished their last epoch."""
 
 
 class TrainWorkerSession:
-    """A Ray Train worker. Rank 0 also writes the run's checkpoints and record."""
+    """Session of a Ray Train worker. Rank 0 also writes the run's checkpoints and metrics."""
 
     saves_within_epochs = True
 
@@ -83,7 +83,7 @@ class TrainWorkerSession:
         self.telemetry = Telemetry(run, self.rank, self.device)
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Let the backend wrap the model; training begins."""
+        """Wrap the model with the backend. Rank 0 of a run also writes config.yaml."""
         if self.rank == 0 and self.relay is None:
             (self.store.run / "config.yaml").write_text(to_stored_yaml(self.config))
         self.first_step_at = time.time()
@@ -103,10 +103,10 @@ class TrainWorkerSession:
         return self.backend.reduce_scatter(values) if self.world_size > 1 else values[0]
 
     def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
-        """Store rank 0's checkpoint, write the epoch's row, and report to Ray Train: a barrier.
+        """Store rank 0's checkpoint, write the epoch's row, and report to Ray Train, which is a barrier.
 
-        Where the run is a trial, its checkpoint is stored before the trial's process takes the report, and all ranks
-        wait until that goes on: a scheduler may end the trial here, by TrialEnded on each of them.
+        For a trial, the checkpoint is stored before the trial's process receives the report. All ranks wait for the
+        scheduler's decision. If the scheduler ends the trial, TrialEnded is raised on each rank.
         """
         if snapshot is not None:
             with self._storing():
@@ -117,7 +117,7 @@ class TrainWorkerSession:
         ray.train.report(dict(metrics))
 
     def _go_on(self, metrics: dict[str, Any]) -> None:
-        """Tell the trial, where the run is of one, an epoch, on all ranks; raises TrialEnded where that is its last."""
+        """Report an epoch to the trial, if there is one, on all ranks. Raises TrialEnded after the last epoch."""
         if self.relay is None:
             return
         goes_on = self.rank == 0 and self._relay(self.relay, metrics)
@@ -128,7 +128,7 @@ class TrainWorkerSession:
         told = {"first_step_at": self.first_step_at, "reported_at": time.time(), "parameters": self.weights}
         with self._storing():
             self.store.close()
-            return ray.get(relay.report.remote({**metrics, **told}))  # returns when the scheduler has judged the epoch
+            return ray.get(relay.report.remote({**metrics, **told}))  # returns after the scheduler's decision
 
     def save(self, snapshot: Snapshot | None, *, at_once: bool) -> None:
         """Store rank 0's checkpoint within an epoch."""
@@ -144,25 +144,25 @@ class TrainWorkerSession:
         return contextlib.nullcontext() if self.pulse is None else self.pulse.storing()
 
     def asked(self) -> bool:
-        """Return whether a node of the run is about to be taken away, or the run is to have more or fewer workers."""
-        if self.world_size == 1:  # asked at every step: Ray's answer costs a round of messages
+        """Return whether a node of the run is about to be preempted or the number of workers is about to change."""
+        if self.world_size == 1:  # called at every step, and the call to Ray costs a round trip
             if time.monotonic() - self._asked_at < ASK_S:
                 return False
             self._asked_at = time.monotonic()
         return self._preempted() | self._resized()
 
     def _resized(self) -> bool:
-        """Return whether Ray Train waits for a checkpoint to change the number of workers: the same on all ranks."""
+        """Return on all ranks whether Ray Train waits for a checkpoint to change the number of workers."""
         if self.pulse is None or not _is_elastic(self.config):
             return False
         mine = torch.tensor([float(self.rank == 0 and self.pulse.save_asked > 0)], device=self.device)
         asked = bool(self.all_reduce(mine).item())
         if asked and self.rank == 0:
-            self.store.tell("note: the run will have another number of workers: saving a checkpoint first")
+            self.store.tell("note: the number of workers is about to change; saving a checkpoint first")
         return asked
 
     def _preempted(self) -> bool:
-        """Return whether a node of the run is about to be taken away, of which nothing was said before."""
+        """Return whether Ray announced the preemption of a node of the run since the last call."""
         notice = ray.train.get_preemption_info()
         fresh = set(notice.preempted_node_ids) - self._noticed if notice is not None else set()
         self._noticed |= fresh
@@ -170,22 +170,22 @@ class TrainWorkerSession:
             log("preemption notice", nodes=sorted(fresh))
         if fresh and self.rank == 0:
             self.store.tell(
-                f"note: {len(fresh)} of the run's nodes will be taken away: saving a checkpoint, then going on"
+                f"note: {len(fresh)} of the run's nodes will be preempted; saving a checkpoint, then training continues"
             )
         return bool(fresh)
 
     def moved(self, phase: Phase) -> None:
-        """Let the watch know."""
+        """Report progress to the watchdog."""
         if self.pulse is not None:
             self.pulse.moved(phase)
 
     def measured(self, pace: Pace) -> None:
-        """Tell Ray's exporter."""
+        """Report throughput to Ray's metrics exporter."""
         self.telemetry.measured(pace)
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
-        """Give the newest complete checkpoint, the same on every rank. Its epochs are reported if they were not before."""
+        """Yield the newest complete checkpoint, the same on every rank, and report its epochs if necessary."""
         with contextlib.ExitStack() as stack:
             with self._storing():
                 folder, reports = stack.enter_context(restored(self.store, self))
@@ -196,7 +196,7 @@ class TrainWorkerSession:
             yield folder
 
     def close(self) -> None:
-        """End the record and the store."""
+        """Close the record and wait for the store."""
         self.telemetry.close()
         if self.recorder is not None:
             self.recorder.close()
@@ -204,10 +204,10 @@ class TrainWorkerSession:
 
 
 class Trainer(ray.train.torch.TorchTrainer):
-    """Ray Train's trainer without two callbacks where they are not needed.
+    """Ray Train's trainer without two callbacks if they are not needed.
 
-    The one for datasets starts a process even if the run has no dataset. The placement group cleaner queries the dashboard.
-    A Ray that a command starts for itself has no dashboard, and each run would wait 12 s for it at its end.
+    The datasets callback starts a process even if the run has no dataset. The placement group cleaner queries the
+    dashboard. A Ray cluster that a command starts has no dashboard, and each run would wait 12 s for it at the end.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -220,12 +220,11 @@ class Trainer(ray.train.torch.TorchTrainer):
 
 
 def fit_workers(config: TrainConfig, run: Location, *, relay: Any | None = None, shown: bool = False) -> None:
-    """Train with config.workers under `run`; a run found there goes on from its last checkpoint.
+    """Train with config.workers under `run`, resuming from the run's last checkpoint if it exists.
 
-    relay: for a run that is a trial, an actor. Rank 0 tells its `begin` the workers' placement group and its `report` each
-    epoch; that returns, when it is known, whether to go on. shown: whether the workers' lines are printed here.
-    Raises UserError with the worker's own message: at once for a mistake of the user's, else when workers failed more
-    often than max_failures.
+    relay: an actor, if the run is a trial. Rank 0 sends the workers' placement group to `begin` and each epoch to
+    `report`, which returns whether to continue. shown: print the workers' messages here. Raises UserError with the
+    worker's message: at once if the user must fix the cause, else after workers failed more than max_failures times.
     """
     os.environ.setdefault(HEALTH_CHECK_INTERVAL_S_ENV_VAR, POLL_S)
     board = new_board()
@@ -240,7 +239,7 @@ def fit_workers(config: TrainConfig, run: Location, *, relay: Any | None = None,
     try:
         with printed_lines(board) if shown else contextlib.nullcontext(), watched(board, config.workers.stall_s, print):
             trainer.fit()
-    except OSError as error:  # of Ray Train's own files
+    except OSError as error:  # from Ray Train's own files
         if (lost := lost_storage(error)) is None:
             raise
         raise lost from error
@@ -276,7 +275,7 @@ def _run_config(config: TrainConfig, run: Location, callbacks: list[Any]) -> ray
 
 
 def _callbacks(config: TrainConfig, board: Any, relay: Any | None) -> list[Any]:
-    """Return what Ray Train's controller calls."""
+    """Return the callbacks for Ray Train's controller."""
     elastic = [SaveBeforeResize(board)] if _is_elastic(config) else []
     return elastic if relay is not None else [*elastic, MemoryWatch(board, less_memory(config))]
 
@@ -286,14 +285,14 @@ def _is_elastic(config: TrainConfig) -> bool:
 
 
 def gpus_per_worker(gpus: float | None) -> float:
-    """Return the GPUs a worker reserves: as configured, else 1 where the cluster has any."""
+    """Return the GPUs per worker: as configured, else 1 if the cluster has a GPU."""
     if gpus is not None:
         return gpus
     return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 
 def worker_error(error: BaseException) -> UserError:
-    """Return the first worker's own error out of Ray's wrapping; of another one, or of Ray Train's own files, the last line."""
+    """Return the first worker's own error from Ray's wrappers. For other errors, return the last line of their text."""
     failures = getattr(error, "worker_failures", None) or {}
     cause = next(iter(failures.values()), error)
     if (own := own_error(cause) or lost_storage(cause)) is not None:
@@ -303,12 +302,12 @@ def worker_error(error: BaseException) -> UserError:
 
 
 def _work(values: dict[str, Any]) -> None:
-    """Train in one worker process. A user's mistake is noted on the board: the workers started after it end at once."""
+    """Train in one worker process. Errors that the user must fix are recorded, so restarted workers end at once."""
     board = values["board"]
     if verdict_of(board) is not None:
         return
     quiet_data()
-    # The old name of an option that has a new one since torch 2.15 and no other before.
+    # torch renamed this option in 2.15. The old name is the only one that works before.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
     config = from_mapping(TrainConfig, values["config"], "the run's config")
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
@@ -328,7 +327,7 @@ def _work(values: dict[str, Any]) -> None:
     except TrialEnded:
         return
     except TransientStorageError:
-        raise  # another start may find the storage again
+        raise  # storage may be available again after a restart
     except UserError as error:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(board.give_up.remote(str(error)), timeout=ANSWER_S)

@@ -1,5 +1,7 @@
-"""Evaluating a checkpoint on a split, by its classifier or by neighbours: every image inferred once, all metrics made of the
-predictions that are kept."""
+"""Evaluation of a checkpoint on a split, by its classifier or by k-NN.
+
+Each image is inferred once. All metrics are computed from the stored predictions.
+"""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -23,56 +25,56 @@ from landmark.training.strangers import infer_strangers
 
 @dataclass(kw_only=True, frozen=True)
 class Evaluation:
-    """What a model reached on a split."""
+    """Results of a model on a split."""
 
     summary: dict[str, Any]
-    """Metrics beside their baselines, as `landmark.evaluation.summary.metrics_of` gives them."""
+    """Metrics and their baselines, as `landmark.evaluation.summary.metrics_of` returns them."""
     tally: Tally
     """All counts."""
     predictions: Predictions
-    """The best guesses for each image."""
+    """Top-k predictions per image."""
     meta: CheckpointMeta
-    """What the model is."""
+    """Metadata of the model."""
     classes: list[str]
-    """Names of the classes, by label: the model's, or by neighbours the gallery's."""
+    """Class names by label: the model's, or for k-NN the gallery's."""
     train_counts: np.ndarray
-    """Training images a class, int64 (classes,)."""
+    """Training images per class, int64 (classes,)."""
     dataset: PackedDataset
     split: str
     groups: np.ndarray | None
-    """Group of each of the predictions, int64, as `groups_of` gives it; None for a dataset without groups."""
+    """Group of each prediction, int64, as `groups_of` returns it. None for a dataset without groups."""
 
     @property
     def topk(self) -> dict[int, float]:
-        """Top-k shares by k."""
+        """Top-k accuracy by k."""
         return {k: self.tally.top_k(k) for k in self.tally.topk}
 
     @property
     def baselines(self) -> dict[str, dict[str, float]]:
-        """The random and the majority baseline's top-k shares by k (as text, for JSON)."""
+        """Top-k accuracy of the random and the majority baseline by k (as text, for JSON)."""
         return baselines_of(self.summary, self.tally.topk)
 
 
 @dataclass(kw_only=True, frozen=True)
 class Settings:
-    """What an evaluation looks at."""
+    """Settings of an evaluation."""
 
     topk: tuple[int, ...] = (1, 5, 10)
     batch_size: int = 128
     by: Literal["classifier", "neighbours", "both"] = "classifier"
-    """What guesses; both: the classifier, with the neighbours' metrics beside."""
+    """Source of the predictions. both: the classifier, with k-NN metrics added."""
     neighbours: int = 5
-    """Nearest images that vote."""
+    """Number of nearest images that vote."""
     gallery: Location | None = None
-    """Where the gallery is or is made, by neighbours; None: in the folder of the checkpoint."""
+    """Location of the gallery for k-NN, built there if missing. None: in the checkpoint's folder."""
     distractors: Location | None = None
-    """A folder or a packed dataset of images without a landmark, which GAP and rejection count besides."""
+    """Folder or packed dataset of distractors, that is, non-landmark images. They count for GAP and rejection."""
     max_megapixels: int | None = None
-    """Largest image of a folder of distractors that is decoded, millions of pixels; None: the default."""
+    """Maximum size of decoded distractors in a folder, megapixels. None: the default."""
     samples: int = 1000
-    """Resamples of the bootstrap."""
+    """Number of bootstrap replicates."""
     damaged: Literal["stop", "skip"] = "stop"
-    """What a damaged shard does, as in LoaderConfig; images lost by it are told as lost_images."""
+    """Behavior for a corrupt shard, as in LoaderConfig. The summary reports skipped images as lost_images."""
     replicas: Replicas = field(default_factory=Replicas)
     quiet: bool = False
 
@@ -85,10 +87,11 @@ def evaluate_checkpoint(
     *,
     output: Location | None = None,
 ) -> Evaluation:
-    """Evaluate a checkpoint on a split of a dataset with the same classes; raises UserError for other ones.
+    """Evaluate a checkpoint on a split of a dataset.
 
-    By neighbours alone the classes may be any that the gallery knows. output: folder where the parts of a long inference are
-    kept, to go on with.
+    Raises UserError if the dataset's classes differ from the checkpoint's. With k-NN only, the classes may be any that
+    the gallery contains. output: folder where shards of the predictions are stored, so that a long inference can
+    resume.
     """
     settings = settings or Settings()
     meta = read_meta(checkpoint)
@@ -122,15 +125,15 @@ def evaluate_checkpoint(
 
 @dataclass(kw_only=True, frozen=True)
 class Scored:
-    """Predictions by a classifier or by neighbours, and the classes they are of."""
+    """Predictions by a classifier or by k-NN, with their classes."""
 
     predictions: Predictions
     classes: list[str]
     """Names, by label."""
     counts: np.ndarray
-    """Images of each that were learned from, int64 (classes,)."""
+    """Number of training or gallery images per class, int64 (classes,)."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """What the summary says besides."""
+    """Additional entries of the summary."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -141,12 +144,12 @@ class _Found:
 
 
 def _inferred(job: Job, dataset: PackedDataset, output: Location | None, settings: Settings) -> _Found:
-    """Infer a split, and the images without a landmark beside it."""
+    """Infer a split and the distractors."""
     found = infer(job, output, replicas=settings.replicas, quiet=settings.quiet)
     predictions = found.predictions
     if not len(predictions):
         raise UserError(
-            f"{dataset.location}: no image of the {job.images.told} split could be read; prepare the dataset again"
+            f"{dataset.location}: could not read any image of the {job.images.told} split; prepare the dataset again"
         )
     refused = 0
     if settings.distractors is not None:
@@ -166,9 +169,9 @@ def _inferred(job: Job, dataset: PackedDataset, output: Location | None, setting
 def by_neighbours(
     predictions: Predictions, gallery: Gallery, dataset: PackedDataset, split: str, settings: Settings
 ) -> Scored:
-    """Return the predictions that a gallery makes of embeddings, with the labels of its classes.
+    """Return a gallery's k-NN predictions for embeddings, with the labels of its classes.
 
-    Raises UserError where it does not know a class of the split.
+    Raises UserError if the gallery lacks a class of the split.
     """
     theirs = dataset.sample_labels(split)
     own = gallery.labels_of(dataset.labels["landmark_id"].combine_chunks())
@@ -176,7 +179,7 @@ def by_neighbours(
     if len(unknown):
         name = dataset.class_names[int(unknown[0])]
         raise UserError(
-            f"{gallery.place}: knows no image of {name!r}, which {dataset.location} has ({len(unknown)} such classes); add "
+            f"{gallery.place}: contains no image of {name!r}, a class of {dataset.location} ({len(unknown)} classes are missing); add "
             "them with landmark index --add"
         )
     labels = np.full(len(predictions), NO_LANDMARK, np.int32)
@@ -197,7 +200,7 @@ def by_neighbours(
 
 
 def groups_of(dataset: PackedDataset, split: str, samples: np.ndarray) -> np.ndarray | None:
-    """Return the group of each sample, int64 (n,), None for a dataset without groups; a distractor is one by itself."""
+    """Return the group of each sample, int64 (n,), None for a dataset without groups. A distractor is its own group."""
     known = dataset.sample_groups(split)
     if known is None:
         return None
@@ -233,7 +236,7 @@ def _evaluation(
 
 
 def write_evaluation(evaluation: Evaluation, folder: Location) -> None:
-    """Write an evaluation's files, metrics.json last, and remove the parts it was made of."""
+    """Write an evaluation's files, metrics.json last, and delete the prediction shards."""
     write_examples(folder, evaluation.predictions, evaluation.tally, evaluation.dataset, evaluation.split)
     write_evaluation_files(
         folder,

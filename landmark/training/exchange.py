@@ -1,4 +1,4 @@
-"""Options of exchanges between ranks: batch norms over all ranks' images, gradients sent in bf16."""
+"""Communication options between ranks: synchronized batch norms, gradient compression to bf16."""
 
 import torch
 from torch import nn
@@ -10,13 +10,13 @@ from landmark.models.registry import TIMM_PREFIX
 
 
 def sync_batch_norms(model: nn.Module, backbone: str, device: torch.device) -> nn.Module:
-    """Return a model whose batch norms take the mean over the images of all ranks; names of weights stay.
+    """Return a model whose batch norms use the images of all ranks. The names of weights do not change.
 
-    Raises UserError on CPUs, for which torch has no SyncBatchNorm, and for a network without batch norms.
+    Raises UserError on CPUs, for which torch has no SyncBatchNorm, and for a model without batch norms.
     """
     if device.type != "cuda":
         raise UserError(
-            "compute.sync_batchnorm is true, but the workers train on CPUs, for which torch has no SyncBatchNorm; "
+            "compute.sync_batchnorm is true, but the workers train on CPUs, which torch's SyncBatchNorm does not support; "
             "set it to false, or give each worker a GPU"
         )
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
@@ -25,9 +25,9 @@ def sync_batch_norms(model: nn.Module, backbone: str, device: torch.device) -> n
 
 
 def converted(model: nn.Module, backbone: str) -> nn.Module:
-    """Return a model with SyncBatchNorm in place of its batch norms."""
+    """Return a model with SyncBatchNorm instead of its batch norms."""
     if backbone.startswith(TIMM_PREFIX):
-        # timm's norms apply the activation, too: torch's conversion would leave that out.
+        # timm's norms include the activation, which torch's conversion would drop.
         from timm.layers import convert_sync_batchnorm
 
         return convert_sync_batchnorm(model)
@@ -35,6 +35,6 @@ def converted(model: nn.Module, backbone: str) -> nn.Module:
 
 
 def register_comm_hook(model: nn.Module, compute: ComputeConfig) -> None:
-    """Let DDP compress gradients as compute.ddp_comm_hook says; an elastic run of one worker exchanges nothing."""
+    """Register the DDP hook of compute.ddp_comm_hook. A run with one worker has no DDP wrapper, so it needs no hook."""
     if compute.ddp_comm_hook == "bf16_compress" and isinstance(model, DistributedDataParallel):
         model.register_comm_hook(None, default_hooks.bf16_compress_hook)

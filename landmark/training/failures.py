@@ -1,4 +1,4 @@
-"""Failures of the machine that a run meets, as one line each: memory that runs out, processes of Ray that die."""
+"""One-line errors for machine failures: out of memory, Ray processes that die."""
 
 import contextlib
 import sys
@@ -10,16 +10,16 @@ from landmark.outofmemory import out_of_memory
 
 
 def less_memory(recipe: Recipe) -> str:
-    """Return what makes a run need less memory."""
+    """Return advice to reduce a run's memory use."""
     return (
         f"lower loader.batch_size ({recipe.loader.batch_size}) or raise compute.accumulate ({recipe.compute.accumulate}), "
-        "which computes a batch in parts"
+        "which splits each batch into smaller steps"
     )
 
 
 @contextlib.contextmanager
 def memory_errors(recipe: Recipe) -> Iterator[None]:
-    """Raise UserError for an error of the block which says that memory ran out: it would come again at every attempt."""
+    """Convert out-of-memory errors of the block to UserError, because a retry would fail again."""
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
@@ -30,7 +30,7 @@ def memory_errors(recipe: Recipe) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ray_errors() -> Iterator[None]:
-    """Raise UserError for an error of Ray's in the block, in a process that nobody starts again."""
+    """Convert Ray's errors in the block to UserError, in a process that is not restarted."""
     try:
         yield
     except Exception as error:
@@ -45,4 +45,4 @@ def ray_errors() -> Iterator[None]:
         if message is None:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             message = f"a Ray process of the run died ({lines[0] if lines else type(error).__name__})"
-        raise UserError(f"{message}; the same command with --resume continues from the last checkpoint") from None
+        raise UserError(f"{message}; run the same command with --resume to continue from the last checkpoint") from None

@@ -1,4 +1,4 @@
-"""Batches on the device: copied while the step before is computed."""
+"""Device prefetch: copies the next batch to the device while the previous step runs."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -12,29 +12,29 @@ from landmark.data.loader import Batch
 
 @dataclass(kw_only=True, frozen=True)
 class DeviceBatch:
-    """A batch whose pixels and labels lie on the device; on the CPU they share the loader's memory."""
+    """A batch with pixels and labels on the device. On a CPU they share the loader's memory."""
 
     images: torch.Tensor
     """uint8 (n, size, size, 3), RGB."""
     labels: torch.Tensor
     """int64 (n,)."""
     flip: torch.Tensor | None
-    """Images to mirror left to right, bool (n,); None: none."""
+    """Images to flip horizontally, bool (n,). None: no image."""
     host: Batch
-    """The batch as it was loaded."""
+    """The batch as loaded."""
 
     @property
     def draws(self) -> np.ndarray:
-        """Number of each image among all that the epoch shows, int64 (n,)."""
+        """Index of each image in the order of the epoch, int64 (n,)."""
         return self.host.draws
 
     def tensors(self) -> list[torch.Tensor]:
-        """Return what lies on the device."""
+        """Return the tensors on the device."""
         return [tensor for tensor in (self.images, self.labels, self.flip) if tensor is not None]
 
 
 def place(batch: Batch, device: torch.device) -> DeviceBatch:
-    """Return the batch on a device: from pinned memory and without waiting for a GPU, as it is for the CPU."""
+    """Return the batch on a device. For a GPU, the copy is asynchronous and uses pinned memory."""
     return DeviceBatch(
         images=upload(batch.images, device),
         labels=upload(batch.labels, device),
@@ -44,16 +44,16 @@ def place(batch: Batch, device: torch.device) -> DeviceBatch:
 
 
 def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Return an array on a device: the array's own memory on a CPU, else a copy that the host does not wait for."""
+    """Return an array on a device: a view of the array's memory on a CPU, else an asynchronous copy."""
     tensor = torch.from_numpy(array)
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 @functools.cache
 def copy_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the one stream of this process that batches are copied on to a GPU.
+    """Return the process's only stream for copying batches to a GPU.
 
-    The allocator keeps freed memory per stream: with a new stream per pass over a split, memory grows with every epoch.
+    The allocator keeps freed memory per stream. With a new stream per pass over a split, memory would grow every epoch.
     """
     return torch.cuda.Stream(device)
 
@@ -61,8 +61,8 @@ def copy_stream(device: torch.device) -> torch.cuda.Stream:
 def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[DeviceBatch]:
     """Yield the batches on a device.
 
-    For a GPU a batch is copied on a stream of its own while the GPU still computes the step before: that step's
-    kernels were only launched when the next batch is asked for. No batch waits for the one after it.
+    For a GPU, a separate stream copies the batch while the GPU still computes the previous step. The previous step's
+    kernels were only launched when the loop requests the next batch. No batch waits for the one after it.
     """
     if device.type != "cuda":
         for batch in batches:
@@ -75,6 +75,6 @@ def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Device
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(copies)
         for tensor in ready.tensors():
-            # Its memory belongs to the copying stream: it must not be given away while the step still reads it.
+            # The memory belongs to the copy stream. The allocator must not reuse it while the step reads it.
             tensor.record_stream(computing)
         yield ready

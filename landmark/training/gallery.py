@@ -1,7 +1,8 @@
-"""The gallery of a model: an index of images by its embeddings, whose nearest ones say what an image shows; it grows without training.
+"""k-NN gallery: an index of image embeddings that classifies images by nearest neighbors and grows without training.
 
-A folder with classes.parquet (landmark_id, name; in the order of the labels), rows.parquet (image_id, label, source; in the order of the
-index), index.usearch, and gallery.json, which is written last and names the others.
+A gallery is a folder with classes.parquet (landmark_id, name; in the order of the labels), rows.parquet (image_id,
+label, source; in the order of the index), index.usearch and gallery.json. gallery.json is written last and refers to
+the others.
 """
 
 import contextlib
@@ -32,9 +33,9 @@ from landmark.training.inference import PARTS, Job, Replicas, infer_parts, lost_
 RECORD = "gallery.json"
 VERSION = 1
 KEYS = ("revision", "folder", "weights", "images", "index_sha256", "places")
-"""What is read of the record."""
+"""Required keys of gallery.json."""
 GALLERY = "gallery"
-"""Its folder in that of a run."""
+"""Name of the gallery's folder in a run's folder."""
 
 
 @dataclass(kw_only=True)
@@ -44,24 +45,24 @@ class Gallery:
     place: Location
     checkpoint: Location
     weights: str
-    """Digest of the weights that embedded its images."""
+    """Digest of the weights that computed the embeddings."""
     classes: pa.Table
-    """landmark_id, name: a row a label."""
+    """landmark_id, name: one row per label."""
     labels: np.ndarray
-    """Of each image, int32 (m,)."""
+    """Label per image, int32 (m,)."""
     image_ids: pa.Array
-    """Of each image, string (m,)."""
+    """ID per image, string (m,)."""
     sources: np.ndarray
-    """Which of `places` each image is from, int32 (m,)."""
+    """Index in `places` per image, int32 (m,)."""
     index: Index | None
-    """None: no image yet."""
+    """None if the gallery is empty."""
     places: list[dict[str, Any]] = field(default_factory=list)
-    """What images were added, in order: that which finds them again."""
+    """Sources of the images, in the order in which they were added."""
     revision: int = 0
 
     @classmethod
     def empty(cls, place: Location, checkpoint: Location) -> "Gallery":
-        """Return a gallery without an image."""
+        """Return an empty gallery."""
         return cls(
             place=place,
             checkpoint=checkpoint,
@@ -75,25 +76,25 @@ class Gallery:
 
     @classmethod
     def open(cls, place: Location, checkpoint: Location) -> "Gallery | None":
-        """Open the gallery at a place, None where there is none; raises UserError for one that is damaged."""
+        """Open the gallery at a location. Returns None if there is none, and raises UserError if it is corrupt."""
         try:
             record = json.loads((place / RECORD).read_text())
         except NotFound:
             return None
         except json.JSONDecodeError as error:
-            raise UserError(f"{place / RECORD}: not JSON ({error}); delete {place} and index again") from None
+            raise UserError(f"{place / RECORD}: not valid JSON ({error}); delete {place} and index again") from None
         version = record.get("version") if isinstance(record, dict) else None
         if version != VERSION:
             raise UserError(
-                f"{place / RECORD}: version is {version!r}; this landmark reads {VERSION}: delete {place} and index again"
+                f"{place / RECORD}: version is {version!r}, but this version of landmark reads {VERSION}; delete {place} and index again"
             )
         if missing := [key for key in KEYS if key not in record]:
-            raise UserError(f"{place / RECORD}: no {', '.join(missing)}; delete {place} and index again")
+            raise UserError(f"{place / RECORD}: missing keys {', '.join(missing)}; delete {place} and index again")
         folder = place / record["folder"]
         rows = read_table(folder / "rows.parquet").combine_chunks()
         with _on_disk(folder / "index.usearch") as file:
             if locate(file).sha256()[0] != record["index_sha256"] or len(rows) != record["images"]:
-                raise UserError(f"{folder}: index.usearch is not as it was written; delete {place} and index again")
+                raise UserError(f"{folder}: index.usearch is corrupt; delete {place} and index again")
             index = Index.restore(str(file))
         return cls(
             place=place,
@@ -112,40 +113,40 @@ class Gallery:
         return len(self.labels)
 
     def summary(self) -> dict[str, Any]:
-        """Return what JSON says of it."""
+        """Return a summary for JSON output."""
         return {"gallery": self.place.uri, "images": len(self), "classes": len(self.classes)}
 
     @property
     def names(self) -> list[str]:
-        """Names of the classes, by label."""
+        """Class names by label."""
         return self.classes["name"].to_pylist()
 
     @property
     def counts(self) -> np.ndarray:
-        """Images of each class, int64 (classes,)."""
+        """Images per class, int64 (classes,)."""
         return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
 
     def labels_of(self, landmark_ids: Sequence[str] | pa.ChunkedArray) -> np.ndarray:
-        """Return the labels of landmarks, int64 (n,); -1 for one that it does not know."""
+        """Return the labels of landmarks, int64 (n,), or -1 for landmarks that are not in the gallery."""
         found = pc.index_in(pa.array(landmark_ids, pa.string()), self.classes["landmark_id"].combine_chunks())
         return pc.fill_null(found, -1).to_numpy().astype(np.int64)
 
     def guesses(
         self, embeddings: np.ndarray, neighbours: int, guesses: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return classes and scores, as `vote` gives them, and the nearest image, int64 (n,), with its cosine, float32 (n,)."""
+        """Return classes and scores from `vote`, and the nearest image, int64 (n,), with its cosine, float32 (n,)."""
         assert self.index is not None
         nearest, cosines = search_index(self.index, embeddings, neighbours)
         found, scores = vote(self.labels[nearest], cosines, len(self.classes), guesses)
         return found, scores, nearest[:, 0], cosines[:, 0]
 
     def add(self, images: Images, replicas: Replicas, batch_size: int, *, quiet: bool = False) -> "Added":
-        """Embed images and add those that are not there already, with their classes; `save` keeps them.
+        """Embed images and add those that are new, with their classes. Call `save` to store them.
 
-        Images of a folder are of the class that its first folder below is named after. A class is known by its landmark id.
+        The class of a file is the name of its top-level folder. Classes are identified by landmark ID.
         """
         place = place_of(images)
-        if place in self.places and isinstance(images, SplitImages):  # which never changes
+        if place in self.places and isinstance(images, SplitImages):  # a split never changes
             return Added(images=0, skipped=images.rows, lost=0, classes=0)
         if place not in self.places:
             self.places.append(place)
@@ -188,7 +189,7 @@ class Gallery:
         return Added(images=added, skipped=skipped, lost=lost, classes=len(self.classes) - before)
 
     def _labels_of(self, images: Images) -> np.ndarray:
-        """Return the label of each sample, int64, and add the classes that are new."""
+        """Return the label of each sample, int64, and add new classes."""
         if isinstance(images, SplitImages):
             dataset = images.opened()
             theirs = dataset.sample_labels(images.split)
@@ -198,7 +199,7 @@ class Gallery:
             if "" in folders:
                 loose = images.names[folders.index("")]
                 raise UserError(
-                    f"{images.folder}: {loose} lies in no class's folder; expected one folder a class: <class>/<image>"
+                    f"{images.folder}: {loose} is not in a class folder; expected one folder per class: <class>/<image>"
                 )
             for note in nested_notes(locate(images.folder), list(images.names)):
                 print(f"note: {note}", flush=True)
@@ -211,7 +212,7 @@ class Gallery:
         return np.where(theirs >= 0, own[theirs], -1)
 
     def save(self) -> None:
-        """Write it, gallery.json last, and remove the revision before and the parts it was made of."""
+        """Write the gallery, gallery.json last, then delete the previous revision and the prediction shards."""
         assert self.index is not None
         self.revision += 1
         name = f"revision-{self.revision:04d}"
@@ -222,9 +223,9 @@ class Gallery:
             file = Path(folder) / "index.usearch"
             try:
                 self.index.save(str(file))
-            except (RuntimeError, OSError) as error:  # what usearch raises where a disk is full
+            except (RuntimeError, OSError) as error:  # usearch raises these if the disk is full
                 raise UserError(
-                    f"{folder}: the index could not be written ({error}); make room, or set TMPDIR"
+                    f"{folder}: could not write the index ({error}); free space there, or set TMPDIR to a folder on another disk"
                 ) from None
             (self.place / name / "index.usearch").upload(file)
             digest, _ = locate(file).sha256()
@@ -247,11 +248,11 @@ class Gallery:
 
 @dataclass(kw_only=True, frozen=True)
 class Added:
-    """What was added to a gallery."""
+    """Counts of one addition to a gallery."""
 
     images: int
     skipped: int
-    """Images that were there already."""
+    """Images that the gallery already contained."""
     lost: int
     """Images that could not be read."""
     classes: int
@@ -260,7 +261,7 @@ class Added:
 
 @contextlib.contextmanager
 def _on_disk(location: Location) -> Iterator[Path]:
-    """Give a file on this machine's disk: the file itself, or a copy for as long as it is needed."""
+    """Yield a local path of a file: the file itself, or a temporary copy."""
     local = location.local_path()
     if local is not None:
         if not local.exists():
@@ -274,10 +275,10 @@ def _on_disk(location: Location) -> Iterator[Path]:
 
 
 def place_of(images: Images) -> dict[str, Any]:
-    """Return what finds images again, for JSON; what a folder holds may change."""
+    """Return a JSON-serializable source from which the images can be found again. A folder's contents may change."""
     if isinstance(images, FolderImages):
         place: dict[str, Any] = {"folder": images.folder, "short_side": images.short_side, "quality": images.quality}
-        if images.max_megapixels != PackingConfig.max_megapixels:  # else as galleries have it that know no limit
+        if images.max_megapixels != PackingConfig.max_megapixels:  # omitted, as in galleries from before this option
             place["max_megapixels"] = images.max_megapixels
         return place
     values = dataclasses.asdict(images)
@@ -285,12 +286,12 @@ def place_of(images: Images) -> dict[str, Any]:
 
 
 def _home(place: dict[str, Any]) -> tuple[str, ...]:
-    """Return that within which image ids are unique: a folder, or a dataset's split whatever the subset."""
+    """Return the scope in which image IDs are unique: a folder, or a dataset's split regardless of the subset."""
     return (place["folder"],) if "folder" in place else (place["dataset"], place["split"])
 
 
 def images_of(place: dict[str, Any], damaged: Literal["stop", "skip"]) -> Images:
-    """Return the images that `place_of` told of, as they are now."""
+    """Return the images of a source that `place_of` returned, in their current state."""
     if "folder" in place:
         found = FolderImages.of(locate(place["folder"]), max_megapixels=place.get("max_megapixels"))
         return dataclasses.replace(found, short_side=place["short_side"], quality=place["quality"])
@@ -308,10 +309,10 @@ def made_gallery(
     *,
     quiet: bool = False,
 ) -> Gallery:
-    """Open the gallery at a place; where there is none, make it of a dataset's training images.
+    """Open the gallery at a location, or build it from a dataset's training images if it does not exist.
 
-    dataset: None: the one that the model was trained on. A gallery that was made by other weights, as after more training,
-    is made again of all that was in it.
+    dataset: None means the one that the model was trained on. If different weights built the gallery, for example
+    before more training, all of its images are embedded again.
     """
     found = Gallery.open(place, checkpoint)
     if found is not None and found.weights == weights_digest(checkpoint):
@@ -326,10 +327,10 @@ def made_gallery(
     else:
         places, gallery.revision = found.places, found.revision
         if not quiet:
-            print(f"{place}: made by other weights; its images are embedded again")
+            print(f"{place}: built with different weights; embedding its images again")
     for each in places:
         gallery.add(images_of(each, damaged), replicas, batch_size, quiet=quiet)
     if not len(gallery):
-        raise UserError(f"{place}: no image to make it of could be read; prepare the dataset again")
+        raise UserError(f"{place}: could not read any image for the gallery; prepare the dataset again")
     gallery.save()
     return gallery

@@ -1,4 +1,4 @@
-"""Gloo between hosts: each process listens where its node is reached in the cluster."""
+"""Gloo between hosts: each process listens on the address by which the cluster reaches its node."""
 
 import dataclasses
 import os
@@ -13,19 +13,19 @@ INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 BOTH = "cpu:gloo,cuda:nccl"
-"""Backends of a group whose ranks have GPUs: NCCL for what lies there, and Gloo for labels, which stay in main memory."""
+"""Backends of a group whose ranks have GPUs: NCCL for GPU tensors, and Gloo for labels, which stay on the CPU."""
 
 
 class TorchOnNodes(TorchConfig):
-    """Ray Train's set-up of torch.distributed, with Gloo on the network interface of the node's address.
+    """Ray Train's setup of torch.distributed, with Gloo on the network interface of the node's address.
 
-    Left to itself Gloo takes the address that the host's own name leads to: by Debian's and Ubuntu's /etc/hosts 127.0.1.1,
-    where no other host reaches it.
+    By default Gloo uses the address of the host's own name. In Debian's and Ubuntu's /etc/hosts that is 127.0.1.1,
+    which other hosts cannot reach.
     """
 
     @property
     def backend_cls(self) -> type:
-        """What Ray Train calls when a group of workers starts."""
+        """Class that Ray Train calls when a worker group starts."""
         return _OnNodes
 
 
@@ -37,12 +37,12 @@ class _OnNodes(_TorchBackend):
 
 
 def with_gloo(config: TorchConfig, gpus: float) -> TorchConfig:
-    """Return the settings of a group whose ranks have so many GPUs each: with GPUs both backends, unless one is named."""
+    """Return the settings of a group with `gpus` GPUs per rank: both backends if there are GPUs and none is set."""
     return dataclasses.replace(config, backend=BOTH) if gpus and config.backend is None else config
 
 
 def choose_interface() -> None:
-    """Let Gloo use this node's interface in the cluster, unless the environment names another."""
+    """Make Gloo use this node's interface in the cluster, unless the environment sets another."""
     if (name := interface_of(ray.util.get_node_ip_address())) is not None:
         os.environ.setdefault(INTERFACE, name)
 

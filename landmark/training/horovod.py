@@ -1,6 +1,6 @@
-"""Horovod as a backend: the ranks meet at a server beside Ray Train's controller, and average gradients as they come.
+"""Horovod backend: ranks connect through a server in the controller, and average each gradient when it is ready.
 
-Horovod is imported where it is used: the controller and the workers load this module before anyone can say that it is missing.
+Horovod is imported where it is used: controller and workers import this module before the error for a missing Horovod.
 """
 
 import collections
@@ -26,18 +26,18 @@ from landmark.config import UserError
 from landmark.training.gloo import interface_of
 
 LEAVE_S = 5.0
-"""Seconds that the workers may take to leave Horovod: those that wait for one that died do not."""
+"""Maximum seconds for the workers to leave Horovod. Workers that wait for a dead one never leave."""
 POLL_S = 0.0002
-"""Seconds between two looks whether a gradient is there: Horovod's own waiting takes the core that decodes images."""
+"""Seconds between two polls for a finished exchange. Horovod's own wait would occupy the core that decodes images."""
 NARROW = (torch.bool, torch.uint8, torch.int8, torch.int16)
-"""Types that Horovod does not add up."""
+"""Data types that Horovod cannot sum."""
 
 
 class Rendezvous:
-    """The server at which ranks learn each other's addresses.
+    """Server through which ranks learn each other's addresses.
 
-    Horovod's own listens on all interfaces. Whoever reaches it can read and change what ranks tell each other, so this one
-    listens on the address alone by which Ray knows the node.
+    Horovod's own server listens on all interfaces, and every client can read and change the exchanged data. This server
+    listens only on the address by which Ray knows the node.
     """
 
     def __init__(self, address: str, slots: list[Any]) -> None:
@@ -50,14 +50,14 @@ class Rendezvous:
         self._thread.start()
 
     def stop(self) -> None:
-        """Listen no longer."""
+        """Stop the server."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
 
 class HorovodBackend(Backend):
-    """What Ray Train's controller does for a group of workers; one object serves all groups, one after the other."""
+    """Hooks that Ray Train's controller calls for a worker group. One object serves all groups in turn."""
 
     share_cuda_visible_devices = True
 
@@ -65,7 +65,7 @@ class HorovodBackend(Backend):
         self._rendezvous: Rendezvous | None = None
 
     def on_start(self, worker_group: BaseWorkerGroup, backend_config: TorchConfig) -> None:
-        """Start a server and tell each worker who it is and where to meet; workers join by themselves."""
+        """Start a server and send each worker its rank and the server's address. The workers connect by themselves."""
         from horovod.runner.common.util.hosts import SlotInfo
 
         self._stop()
@@ -78,14 +78,14 @@ class HorovodBackend(Backend):
             "HOROVOD_CPU_OPERATIONS": "gloo",
             "HOROVOD_GLOO_RENDEZVOUS_ADDR": address,
             "HOROVOD_GLOO_RENDEZVOUS_PORT": str(self._rendezvous.port),
-            # As long as the process group of DDP waits: who hangs is found by the watch, and named.
+            # Same timeout as DDP's process group: the watchdog finds and names hung workers.
             "HOROVOD_GLOO_TIMEOUT_SECONDS": str(backend_config.timeout_s),
         }
         told = [shared | {f"HOROVOD_{key.upper()}": str(value) for key, value in vars(slot).items()} for slot in slots]
         ray.get([worker_group.execute_single_async(rank, _learn, env) for rank, env in enumerate(told)])
 
     def on_shutdown(self, worker_group: BaseWorkerGroup, backend_config: TorchConfig) -> None:
-        """Let the workers that still can leave together."""
+        """Let the workers that respond leave together."""
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(worker_group.execute_async(_leave), timeout=LEAVE_S)
         self._stop()
@@ -98,16 +98,16 @@ class HorovodBackend(Backend):
 
 @dataclass
 class HorovodConfig(TorchConfig):
-    """Ray Train's settings for torch, but for the process group, in whose place workers meet by Horovod."""
+    """Ray Train's settings for torch, with Horovod instead of torch's process group."""
 
     @property
     def backend_cls(self) -> type[Backend]:
-        """What the controller does."""
+        """Class of the controller's hooks."""
         return HorovodBackend
 
 
 def slots_of(workers: list[Any]) -> list[dict[str, Any]]:
-    """Return each worker's place by rank: its node, its rank on the node, and its rank among those with the same one."""
+    """Return each worker's slot by rank: its node, its rank on the node, and its rank among equal local ranks."""
     across: dict[int, list[int]] = collections.defaultdict(list)
     places = [worker.distributed_context for worker in workers]
     for place in sorted(places, key=lambda place: place.node_rank):
@@ -127,7 +127,7 @@ def slots_of(workers: list[Any]) -> list[dict[str, Any]]:
 
 
 def _learn(env: dict[str, str]) -> None:
-    """Note in a worker what Horovod reads from the environment; an interface that the cluster's user named stays."""
+    """Set Horovod's environment variables in a worker. A network interface that the user set is kept."""
     os.environ.update(env)
     interface = interface_of(ray.util.get_node_ip_address())
     if interface is not None:
@@ -140,7 +140,7 @@ def _leave() -> None:
 
 
 class Horovod:
-    """The backend in a worker; raises UserError where Horovod does not run there."""
+    """The backend in a worker. Raises UserError if Horovod does not run there."""
 
     def __init__(self, device: torch.device) -> None:
         here = socket.gethostname()
@@ -148,10 +148,10 @@ class Horovod:
             import horovod.torch as hvd
 
             hvd.init()
-        except (ImportError, AttributeError, OSError) as error:  # it is missing, or was built for another torch
+        except (ImportError, AttributeError, OSError) as error:  # not installed, or built for another torch
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(
-                f"Horovod does not load on {here} ({reason}); every node needs scripts/install-horovod.sh, see docs/horovod.md"
+                f"Horovod does not load on {here} ({reason}); run scripts/install-horovod.sh on every node (docs/how-to/horovod.md)"
             ) from error
         if device.type == "cuda" and not hvd.nccl_built():
             raise UserError(
@@ -161,7 +161,7 @@ class Horovod:
         self.hvd = hvd
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Give all ranks rank 0's weights and buffers, and wrap the model."""
+        """Broadcast rank 0's weights and buffers, and wrap the model."""
         state = model.state_dict()
         views = {name: dense_view(tensor) for name, tensor in state.items()}
         self.hvd.broadcast_parameters(views, root_rank=0)
@@ -172,27 +172,27 @@ class Horovod:
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum over the ranks."""
         total = values.to(torch.int32 if values.dtype in NARROW else values.dtype, copy=True).contiguous()
-        # One at a time, so that those of a kind may have one name, which Horovod agrees on once.
+        # Exchanges run one at a time, so those of one shape can share a name, which Horovod negotiates only once.
         name = f"sum of {tuple(total.shape)} {total.dtype}"
         wait(self.hvd, self.hvd.allreduce_async_(total, name=name, op=self.hvd.Sum))
         return total.to(values.dtype)
 
     def all_gather(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values of all ranks, (ranks, …): as a sum, whose exchange is agreed on once."""
+        """Return the values of all ranks, (ranks, …), computed as a sum, which Horovod negotiates only once."""
         everyones = values.new_zeros(self.hvd.size(), *values.shape)
         everyones[self.hvd.rank()] = values
         return self.all_reduce(everyones)
 
     def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum over the ranks of values[rank], of values (ranks, …)."""
+        """Return the sum over the ranks of values[rank], given values (ranks, …)."""
         return self.all_reduce(values)[self.hvd.rank()]
 
 
 class HorovodModel(nn.Module):
-    """A model whose `backward` averages gradients over the ranks, as that of DDP does: each as soon as it is there.
+    """Model whose `backward` averages gradients over the ranks, as in DDP: each gradient once it is ready.
 
-    Horovod's own DistributedOptimizer averages in `step`: gradients would be scaled, clipped and looked at before, and a
-    second optimizer would stand between the schedule and the one that is saved.
+    Horovod's own DistributedOptimizer averages in `step`, after gradients are unscaled, clipped and checked. It would
+    also put a second optimizer between the schedule and the optimizer that checkpoints save.
     """
 
     def __init__(self, module: nn.Module, hvd: Any) -> None:
@@ -206,12 +206,12 @@ class HorovodModel(nn.Module):
                 parameter.register_post_accumulate_grad_hook(functools.partial(self._start, name))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute what the model does."""
+        """Run the model's forward pass."""
         return self.module(*args, **kwargs)
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Keep gradients on the rank within the block; the backward pass after it averages what has gathered."""
+        """Keep gradients on the rank within the block. The next backward pass averages the accumulated gradients."""
         self._quiet = True
         try:
             yield
@@ -222,7 +222,7 @@ class HorovodModel(nn.Module):
         if self._quiet:
             return
         if not self._handles:
-            # Runs at the end of this backward pass: what DDP does for its buckets.
+            # The callback runs at the end of this backward pass, as DDP does for its buckets.
             torch.autograd.Variable._execution_engine.queue_callback(self._finish)
         gradient = parameter.grad
         assert gradient is not None
@@ -238,9 +238,9 @@ class HorovodModel(nn.Module):
 
 
 def dense_view(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor's memory in the order it lies in, as Horovod wants it; a copy where the memory has gaps.
+    """Return a view of a tensor in its memory order, which Horovod requires, or a copy if the memory has gaps.
 
-    Weights with channels last and their gradients have the same strides on every rank.
+    Weights in the channels-last format and their gradients have the same strides on every rank.
     """
     if tensor.is_contiguous():
         return tensor
@@ -249,13 +249,13 @@ def dense_view(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def put_back(view: torch.Tensor, tensor: torch.Tensor) -> None:
-    """Copy what `dense_view` gave back into the tensor, where it was a copy."""
+    """Copy the result of `dense_view` back into the tensor if it was a copy."""
     if view.data_ptr() != tensor.data_ptr():
         tensor.copy_(view)
 
 
 def wait(hvd: Any, handle: int) -> None:
-    """Wait for an exchange, leaving the core to others meanwhile."""
+    """Wait for an exchange without blocking the core."""
     while not hvd.poll(handle):
         time.sleep(POLL_S)
     hvd.synchronize(handle)

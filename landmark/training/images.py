@@ -1,4 +1,4 @@
-"""Images that a model infers: those of a split of a packed dataset, or files in a folder; in parts, as plain values that replicas get."""
+"""Images for inference: a packed dataset's split or files in a folder, in shards, as plain values for replicas."""
 
 import dataclasses
 import json
@@ -23,32 +23,32 @@ from landmark.evaluation.predictions import NO_LANDMARK
 from landmark.storage import Location, NotFound, locate
 
 PART_ROWS = 2048
-"""Images of a part, about: what is lost when a process dies. More where that would make more than PARTS_AT_MOST."""
+"""Approximate images per shard, the maximum loss if a process dies. Larger if PARTS_AT_MOST limits the count."""
 PARTS_AT_MOST = 256
 
 
 def parts_of(rows: int) -> int:
-    """Return the number of parts that so many images are divided into."""
+    """Return the number of shards for this number of images."""
     return min(PARTS_AT_MOST, -(-rows // PART_ROWS))
 
 
 @dataclass(kw_only=True, frozen=True)
 class SplitImages:
-    """The images of a split, of a packed or cleaned dataset or a subset of it."""
+    """Images of a split of a packed or cleaned dataset, or a subset of it."""
 
     dataset: str
     """URI."""
     subset: dict[str, Any]
-    """Which of its images, as a SubsetConfig's mapping."""
+    """Subset of the images, as a SubsetConfig's mapping."""
     subset_seed: int
     split: str
     rows: int
-    """How many images these are."""
+    """Number of images."""
     damaged: Literal["stop", "skip"] = "stop"
 
     @classmethod
     def of(cls, dataset: PackedDataset, split: str, damaged: Literal["stop", "skip"] = "stop") -> "SplitImages":
-        """Return the images of a split of an open dataset; raises UserError for an empty one."""
+        """Return the images of a split of an open dataset. Raises UserError for an empty split."""
         return cls(
             dataset=dataset.uri,
             subset=to_mapping(dataset.subset),
@@ -60,17 +60,17 @@ class SplitImages:
 
     @property
     def told(self) -> str:
-        """What a person reads of them."""
+        """Display name of these images."""
         return self.split
 
     @property
     def place(self) -> str:
-        """Where they lie."""
+        """Location of the images."""
         return self.dataset
 
     def digest(self) -> bytes:
-        """Return what tells these images from others."""
-        dataset = open_dataset(self.dataset)  # known by its content: it may have moved
+        """Return bytes that identify these images."""
+        dataset = open_dataset(self.dataset)  # identified by its content, because it may have moved
         values = {**dataclasses.asdict(self), "dataset": dataset.content_id}
         return json.dumps(values, sort_keys=True).encode()
 
@@ -80,12 +80,12 @@ class SplitImages:
         return open_dataset(self.dataset, subset, self.subset_seed)
 
     def open(self, image_size: int, batch_size: int) -> "SplitReader":
-        """Return what reads them at an image size."""
+        """Return a reader for an image size."""
         return SplitReader(self, image_size, batch_size)
 
 
 class SplitReader:
-    """Reads a split's images by the loader of training; a part is a rank's share of them."""
+    """Reads a split's images with the training loader. A shard is one rank's fraction of them."""
 
     def __init__(self, images: SplitImages, image_size: int, batch_size: int) -> None:
         self.images, self.image_size, self.batch_size = images, image_size, batch_size
@@ -94,12 +94,12 @@ class SplitReader:
         self._samples = catalog["sample"].to_numpy()
         self._ids = catalog["image_id"].to_numpy(zero_copy_only=False)
         self.lost = 0
-        """Images of the part last read that could not be."""
+        """Unreadable images of the last shard."""
         self.rejects: list[tuple[str, str]] = []
-        """Names of files that could not be decoded, and why: none, as shards hold no files."""
+        """Names and errors of files that could not be decoded. Always empty, because a split has no files."""
 
     def batches(self, part: int, parts: int, tell: Callable[[str], object] | None = None) -> Iterator[Batch]:
-        """Yield a part's images."""
+        """Yield a shard's images in batches."""
         config = LoaderConfig(
             image_size=self.image_size,
             batch_size=self.batch_size * parts,
@@ -111,23 +111,23 @@ class SplitReader:
         self.lost = loader.lost[1]
 
     def ids(self, samples: np.ndarray) -> np.ndarray:
-        """Return the image ids of samples, str (n,)."""
+        """Return the image IDs of samples, str (n,)."""
         return self._ids[np.searchsorted(self._samples, samples)].astype(np.str_)
 
 
 @dataclass(kw_only=True, frozen=True)
 class FolderImages:
-    """Files in a folder and those below it, in any format; each is brought to what a dataset's shards hold before it is decoded."""
+    """Files in a folder and its subfolders, in any format. Each is resized and encoded as in a packed dataset."""
 
     folder: str
     """URI."""
     names: tuple[str, ...]
-    """The files' paths below it, sorted: their places are the sample numbers, they themselves the image ids."""
+    """Sorted paths of the files below the folder. Their indices are the sample numbers, the paths are the image IDs."""
     short_side: int = PackingConfig.short_side
     quality: int = PackingConfig.quality
     max_megapixels: int = PackingConfig.max_megapixels
     is_file: bool = False
-    """Whether they are one file that was given by its own path, and not a folder's."""
+    """Whether this is one file that was passed by its own path."""
 
     @classmethod
     def of(
@@ -138,13 +138,13 @@ class FolderImages:
         *,
         output: Location | None = None,
     ) -> "FolderImages":
-        """Return the files below a folder but for hidden ones, or one file; raises UserError where there are none.
+        """Return one file, or the files below a folder except hidden ones. Raises UserError if there are none.
 
-        packed_as: the dataset whose size and quality images get. max_megapixels: None: the default. output: a folder of which
-        nothing is an image. Prints a note on links and names that are left out.
+        packed_as: dataset whose size and quality the images get. max_megapixels: None means the default. output: a
+        folder whose files are ignored. Prints a note about skipped links and names.
         """
         if not place.exists():
-            raise UserError(f"{place}: does not exist; give a folder of images, or a packed dataset")
+            raise UserError(f"{place}: does not exist; pass a folder of images, or a packed dataset")
         limit = max_megapixels or PackingConfig.max_megapixels
         if place.is_file():
             folder, _, name = place.uri.rpartition("/")
@@ -154,7 +154,7 @@ class FolderImages:
             for note in listed.notes:
                 print(f"note: {note}", flush=True)
             if not listed.paths:
-                raise UserError(f"{place}: holds no file; give a folder of images, or a packed dataset")
+                raise UserError(f"{place}: contains no files; pass a folder of images, or a packed dataset")
             found = cls(folder=place.uri, names=tuple(listed.paths), max_megapixels=limit)
         if packed_as is None:
             return found
@@ -163,30 +163,30 @@ class FolderImages:
 
     @property
     def rows(self) -> int:
-        """How many files these are."""
+        """Number of files."""
         return len(self.names)
 
     @property
     def told(self) -> str:
-        """What a person reads of them."""
+        """Display name of these images."""
         return self.place.rstrip("/").rsplit("/", 1)[-1]
 
     @property
     def place(self) -> str:
-        """Where they lie."""
+        """Location of the images."""
         return f"{self.folder.rstrip('/')}/{self.names[0]}" if self.is_file else self.folder
 
     def digest(self) -> bytes:
-        """Return what tells these images from others."""
+        """Return bytes that identify these images."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
 
     def open(self, image_size: int, batch_size: int) -> "FolderReader":
-        """Return what reads them at an image size."""
+        """Return a reader for an image size."""
         return FolderReader(self, image_size, batch_size)
 
 
 class FolderReader:
-    """Reads, packs and decodes files in threads, ahead of the model; a part is a stretch of the files."""
+    """Reads, encodes and decodes files in threads, ahead of the model. A shard is a contiguous range of the files."""
 
     def __init__(self, images: FolderImages, image_size: int, batch_size: int) -> None:
         self.images, self.image_size, self.batch_size = images, image_size, batch_size
@@ -195,15 +195,15 @@ class FolderReader:
             short_side=images.short_side, quality=images.quality, max_megapixels=images.max_megapixels
         )
         self.rejects: list[tuple[str, str]] = []
-        """Names of the files of the part last read that are no readable images, and why."""
+        """Names and errors of the unreadable files of the last shard."""
 
     @property
     def lost(self) -> int:
-        """Files of the part last read that are no readable images."""
+        """Number of unreadable files of the last shard."""
         return len(self.rejects)
 
     def batches(self, part: int, parts: int, tell: Callable[[str], object] | None = None) -> Iterator[Batch]:
-        """Yield a part's images; files that are none are left out."""
+        """Yield a shard's images in batches, without unreadable files."""
         self.rejects = []
         low, high = (edge * self.images.rows // parts for edge in (part, part + 1))
         threads = available_cpus()
@@ -230,7 +230,7 @@ class FolderReader:
         return np.array([self.images.names[sample] for sample in samples.tolist()], dtype=np.str_)
 
     def _decoded(self, row: int) -> np.ndarray | str:
-        """Return a file's pixels, or why it is no readable image."""
+        """Return a file's pixels, or the reason why it is unreadable."""
         file = self.folder / self.images.names[row]
         try:
             image = pack_image(file.read_bytes(), self.packing, name=str(file), option="max_megapixels").jpeg
@@ -243,11 +243,11 @@ class FolderReader:
 
 
 def check_limit(place: Location, max_megapixels: int | None) -> None:
-    """Raise UserError for a limit of pixels that is given for a packed dataset."""
+    """Raise UserError if a pixel limit is set for a packed dataset."""
     if max_megapixels is not None:
         raise UserError(
             f"max_megapixels applies to a folder of image files, but {place} is a packed dataset, whose images "
-            "`landmark prepare --packing.max-megapixels` limits; leave it out"
+            "`landmark prepare --packing.max-megapixels` limits; remove the option"
         )
 
 

@@ -1,7 +1,7 @@
-"""Inference by replicas of a model: Ray Data's actors, or this process; every image once, going on where it ended.
+"""Resumable inference by model replicas, in Ray Data actors or in this process. Each image is inferred once.
 
-The images are divided into parts, each of which is stored when it is whole. What is done is found again by the same command,
-as long as model, images and settings are the same.
+The images are divided into shards. Each shard is stored when it is complete. The same command reuses stored shards as
+long as model, images and settings are the same.
 """
 
 import functools
@@ -36,36 +36,36 @@ from landmark.training.preprocess import Preprocess
 from landmark.training.validation import predict
 
 PARTS = "parts"
-"""Folder of the parts, below the results."""
+"""Folder of the shards, below the results."""
 LOST = b"lost"
 REJECTS = b"rejects"
 NAMED = 3
-"""Files that are named per reason."""
+"""Number of files that are named per reason."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Job:
-    """What is inferred, in plain values that every replica is given."""
+    """Description of an inference, in plain values that every replica receives."""
 
     checkpoint: str
     """URI of a checkpoint."""
     images: Images
     guesses: int
-    """Best guesses that are kept of an image, as far as there are classes."""
+    """Predictions that are kept per image, at most one per class."""
     batch_size: int
     labelled: bool = True
-    """Whether the images' labels are those of the model's classes; else all count as without a landmark."""
+    """Whether the images' labels are those of the model's classes. If not, all images count as distractors."""
     embeddings: bool = False
-    """Whether embeddings are kept."""
+    """Whether to keep embeddings."""
 
     @functools.cached_property
     def parts(self) -> int:
-        """Number of parts that the images are divided into."""
+        """Number of shards."""
         return parts_of(self.images.rows)
 
     @functools.cached_property
     def folder(self) -> str:
-        """Name of the folder of its parts: that of other weights, images or settings is another."""
+        """Name of the shards' folder, which is unique for weights, images and settings."""
         values = [type(self.images).__name__, self.parts, self.guesses, self.labelled, self.embeddings]
         found = hashlib.sha256(json.dumps(values).encode())
         found.update(self.images.digest())
@@ -75,7 +75,7 @@ class Job:
 
 @dataclass(kw_only=True, frozen=True)
 class Replicas:
-    """How many models infer at a time, and what each reserves; several, or one with GPUs, are Ray Data actors."""
+    """Number of replicas and resources of each. Several replicas, or one with GPUs, run as Ray Data actors."""
 
     count: int = 1
     cpus: float = 1.0
@@ -83,7 +83,7 @@ class Replicas:
 
 
 class Replica:
-    """A model that infers parts, in this process or as an actor of Ray Data's."""
+    """A model that infers shards, in this process or as a Ray Data actor."""
 
     def __init__(self, job: Job, output: Location | None) -> None:
         self.job = job
@@ -94,20 +94,20 @@ class Replica:
         self.precision = inference_precision(self.device, self.model, self.meta.image_size)
         self.classifier = embedding_classifier(self.model)
         if self.classifier is not None:
-            self.classifier.gives_embeddings = True  # its guesses are ranked by chunks of the classes
+            self.classifier.gives_embeddings = True  # `ranking` computes predictions in chunks of classes
         self.embedder = Embedder(self.model) if job.embeddings else None
         self.preprocess = Preprocess(self.meta.mean, self.meta.std, self.device)
         self.guesses = min(job.guesses, len(self.meta.classes))
         self.reader = job.images.open(self.meta.image_size, job.batch_size)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Infer and store the part that is named, as Ray Data asks for it; returns how many images it has."""
+        """Infer and store the requested shard for Ray Data. Returns its number of images."""
         (part,) = batch["part"].tolist()
         table = self.infer(part)
         return {"part": batch["part"], "rows": np.array([len(table)])}
 
     def infer(self, part: int, tell: Any = None) -> pa.Table:
-        """Return the predictions of a part, as a table whose metadata counts the images lost; stored where there is an output."""
+        """Return a shard's predictions, with the count of lost images as metadata. Stores them if output is set."""
         found = []
         batches = self.reader.batches(part, self.job.parts, tell)
         for batch, output, labels in predict(self.model, batches, self.preprocess, self.precision):
@@ -123,7 +123,7 @@ class Replica:
         return table
 
     def _predictions(self, samples: np.ndarray, output: torch.Tensor, labels: torch.Tensor) -> Predictions:
-        """Return what is kept of a network's output: the best guesses, their probabilities, the loss, and the embeddings."""
+        """Return the values to keep from a model's output: top-k predictions, probabilities, losses and embeddings."""
         with torch.inference_mode():
             if self.classifier is None:
                 best = ranking_of(output.float(), labels, self.guesses)
@@ -155,13 +155,13 @@ class Replica:
 
 @dataclass(kw_only=True, frozen=True)
 class Inferred:
-    """What a job gave."""
+    """Results of a job."""
 
     predictions: Predictions
     lost: int
-    """Images of damaged shards, or files that are no images, which were left out."""
+    """Skipped images: those of corrupt shards, and files that are not images."""
     fresh: int
-    """Images inferred now; the others were there already."""
+    """Images inferred by this call. The others were stored before."""
 
 
 def infer(
@@ -172,7 +172,7 @@ def infer(
     doing: str = "evaluating",
     quiet: bool = False,
 ) -> Inferred:
-    """Infer a job's parts that are not stored yet and return all of its predictions, as `infer_parts` does."""
+    """Infer the shards of a job that are not stored yet, and return all predictions. See `infer_parts`."""
     tables, fresh = [], 0
     for table, is_fresh in infer_parts(job, output, replicas=replicas, doing=doing, quiet=quiet):
         tables.append(table)
@@ -189,10 +189,10 @@ def infer_parts(
     doing: str = "evaluating",
     quiet: bool = False,
 ) -> Iterator[tuple[pa.Table, bool]]:
-    """Yield the predictions of a job part by part, and whether they were made now; those that are stored already come first.
+    """Yield the predictions of a job shard by shard, stored ones first, and whether this call computed them.
 
-    output: folder of the results, below which parts are stored until the predictions are; None: in memory alone, by one
-    replica. Raises UserError where images were inferred twice or not at all.
+    output: folder of the results, where shards are stored until the predictions are complete. None: keep them in
+    memory, with one replica. Raises UserError unless each image was inferred exactly once.
     """
     folder = output / PARTS / job.folder if output is not None else None
     done = _done(folder) if folder is not None else set()
@@ -201,7 +201,7 @@ def infer_parts(
         f"{doing} {job.images.told}", job.images.rows * len(missing) // max(job.parts, 1), enabled=not quiet
     )
     if done and not quiet:
-        print(f"going on: {len(done)} of {job.parts} parts are there already")
+        print(f"resuming: {len(done)} of {job.parts} shards are complete")
     seen = 0
     rejects: list[tuple[str, str]] = []
     for part in sorted(done):
@@ -217,23 +217,25 @@ def infer_parts(
         yield table, True
     progress.clear()
     if rejects and not quiet:
-        print(f"could not be read: {_told_rejects(rejects)}")
+        print(f"could not read: {_told_rejects(rejects)}")
     if seen != job.images.rows:
-        raise UserError(f"{job.images.place}: {seen} of {job.images.rows} images of {job.images.told} were inferred")
+        raise UserError(
+            f"{job.images.place}: inferred {seen} of {job.images.rows} images of {job.images.told}; check that they did not change"
+        )
 
 
 def lost_of(table: pa.Table) -> int:
-    """Return how many images of a part were left out."""
+    """Return the number of skipped images of a shard."""
     return int((table.schema.metadata or {}).get(LOST, b"0"))
 
 
 def _rejects_of(table: pa.Table) -> list[tuple[str, str]]:
-    """Return the names of the files of a part that were no readable images, and why."""
+    """Return the names and errors of the unreadable files of a shard."""
     return json.loads((table.schema.metadata or {}).get(REJECTS, b"[]"))
 
 
 def _told_rejects(rejects: list[tuple[str, str]]) -> str:
-    """Return in one line how many files each reason left out, and the first of them."""
+    """Return one line with the number of skipped files per reason and the first file names."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in rejects:
         by_reason.setdefault(reason, []).append(name)
@@ -264,7 +266,7 @@ def _missing(
 
 
 def _by_ray(job: Job, folder: Location, missing: list[int], replicas: Replicas) -> Iterator[int]:
-    """Yield each part's number when it is stored, by replicas that Ray Data keeps and feeds."""
+    """Yield each shard's number when it is stored, using replicas that Ray Data manages."""
     rows = [{"part": part} for part in missing]
     stream = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         Replica,
@@ -280,14 +282,15 @@ def _by_ray(job: Job, folder: Location, missing: list[int], replicas: Replicas) 
     except ray.exceptions.RayError as error:
         own = own_error(error)
         text = own or (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise restated(own, f"inference stopped: {text}; run the same command again to go on") from error
+        raise restated(own, f"inference stopped: {text}; run the same command again to resume") from error
 
 
 def find_replicas(config: InferenceConfig) -> Replicas:
-    """Return the number of replicas and what each takes; connects to Ray if they are actors of it.
+    """Return the number of replicas and the resources of each. Connects to Ray if the replicas are actors.
 
-    Without a number: one per GPU of the cluster that is named, or of RAY_ADDRESS's, else one in this process. More replicas
-    than GPUs share them. Raises UserError if the cluster has no room for the number.
+    By default there is one replica per GPU of the configured cluster, or of the cluster of RAY_ADDRESS, else one in
+    this process. If there are more replicas than GPUs, they share them. Raises UserError if the cluster has too few
+    CPUs.
     """
     if config.replicas in (None, 1) and is_local(config.cluster):
         return Replicas(cpus=config.cpus)
@@ -297,15 +300,15 @@ def find_replicas(config: InferenceConfig) -> Replicas:
 
 
 def replicas_on(wanted: int | None, cpus_each: float, gpus: int, cpus: float) -> Replicas:
-    """Return the replicas on a cluster with so many GPUs and CPUs."""
+    """Return the replicas for a cluster with these numbers of GPUs and CPUs."""
     count = wanted or max(gpus, 1)
     if count * cpus_each > cpus:
         raise UserError(
-            f"no room for {count} replicas of {cpus_each:g} CPUs: the cluster has {cpus:g}; lower --replicas or --cpus"
+            f"not enough CPUs for {count} replicas of {cpus_each:g} CPUs: the cluster has {cpus:g}; lower --replicas or --cpus"
         )
     if not gpus:
         return Replicas(count=count, cpus=cpus_each)
     share = 1.0 if count <= gpus else math.floor(1e4 / -(-count // gpus)) / 1e4
     if share < 1:
-        print(f"{count} replicas share {gpus} GPUs: each takes {share:g} of one", file=sys.stderr, flush=True)
+        print(f"{count} replicas share {gpus} GPUs: each uses {share:g} of one", file=sys.stderr, flush=True)
     return Replicas(count=count, cpus=cpus_each, gpus=share)

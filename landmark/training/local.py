@@ -1,4 +1,4 @@
-"""The in-process session: one worker, checkpoints and record straight into the run's folder."""
+"""In-process session: one worker that writes checkpoints and metrics directly into the run's folder."""
 
 import contextlib
 import signal
@@ -21,7 +21,7 @@ from landmark.training.store import CheckpointStore, Tell
 
 
 class LocalSession:
-    """A training run in this process. SIGTERM, as a machine that is taken away sends it, saves and then ends the run."""
+    """Training run in this process. SIGTERM, for example at a preemption, saves a checkpoint and ends the run."""
 
     rank = 0
     world_size = 1
@@ -41,31 +41,31 @@ class LocalSession:
         self.terminated = True
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Return the model itself; training begins."""
+        """Write config.yaml and return the model unchanged."""
         (self.store.run / "config.yaml").write_text(to_stored_yaml(self.config))
         return model
 
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values: there is one rank."""
+        """Return the values, because there is one rank."""
         return values
 
     def all_gather(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values of the one rank."""
+        """Return the values of the only rank."""
         return values[None]
 
     def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values for the one rank."""
+        """Return the values for the only rank."""
         return values[0]
 
     def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
-        """Store the checkpoint, and write the epoch's row."""
+        """Store the checkpoint and write the epoch's row."""
         if snapshot is not None:
             self.store.save(snapshot, metrics)
         self.recorder.add(metrics)
         self._end_if_terminated()
 
     def save(self, snapshot: Snapshot | None, *, at_once: bool) -> None:
-        """Store a checkpoint within an epoch; ends the run where it was terminated."""
+        """Store a checkpoint within an epoch. Ends the run after SIGTERM."""
         if snapshot is not None:
             self.store.save(snapshot)
         if at_once:
@@ -77,23 +77,25 @@ class LocalSession:
             self.store.close()
             last = self.store.path("last")
             saved = (
-                f"saved as {last}: run the same again to go on from there" if last else "no checkpoint was stored yet"
+                f"saved as {last}: run the same command with --resume to continue"
+                if last
+                else "no checkpoint was stored yet"
             )
             raise Stopped(f"terminated; {saved}")
 
     def asked(self) -> bool:
-        """Return whether the process was told to end."""
+        """Return whether the process received SIGTERM."""
         return self.terminated
 
     def moved(self, phase: Phase) -> None:
-        """Do nothing: nobody watches a single process."""
+        """Do nothing: a single process has no watchdog."""
 
     def measured(self, pace: Pace) -> None:
-        """Do nothing: metrics go by Ray, which a single process does without."""
+        """Do nothing: metrics are exported by Ray, which a single process does not use."""
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
-        """Give the newest whole checkpoint's directory."""
+        """Yield a directory with the newest complete checkpoint, or None."""
         with tempfile.TemporaryDirectory() as folder:
             self.store.claim()
             found = self.store.fetch_last(Path(folder))
@@ -101,7 +103,7 @@ class LocalSession:
             yield Path(folder) if found else None
 
     def close(self) -> None:
-        """End the record and the store."""
+        """Close the record and wait for the store."""
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
         self.recorder.close()
@@ -109,5 +111,5 @@ class LocalSession:
 
 
 def default_device() -> torch.device:
-    """Return the GPU where there is one, else the CPU."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

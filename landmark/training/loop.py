@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, validation, checkpoints. Knows a session, neither Ray Train nor Ray Tune."""
+"""The training loop: epochs of steps, validation, checkpoints. Uses a session, and neither Ray Train nor Ray Tune."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ from landmark.training.triggers import AGREE_STEPS, SaveTrigger
 from landmark.training.validation import timed, validate
 
 Show = Callable[[str], object]
-"""Takes a line for the person who watches."""
+"""Receives a message for the user."""
 
 
 def fit(
@@ -35,14 +35,15 @@ def fit(
     checkpoint: CheckpointConfig | None = None,
     profiler: StepProfiler | None = None,
 ) -> None:
-    """Train a model as the recipe says, going on from the session's checkpoint where there is one, inside an epoch too.
+    """Train a model as the recipe says. Resumes from the session's checkpoint if there is one, also within an epoch.
 
-    show: takes rank 0's lines, and every rank's warnings: `print` in the user's own process, something that carries
-    them elsewhere. checkpoint: when to save within epochs, where the session can; None: at the end of epochs alone.
-    profiler: records some steps.
-    Reports after every epoch: epoch, train_loss, train_top1, val_loss, val_top1, val_top5,
-    val_macro_recall, lr, images_per_s, data_wait_share, epoch_seconds, and lost_images where damaged shards were
-    skipped. All are reduced over the ranks.
+    show: receives rank 0's messages and every rank's warnings: `print` in the user's process, or a function that
+    forwards them. checkpoint: when to save within epochs, if the session supports it. None: save only at the end of
+    epochs. profiler: records some steps.
+
+    Reports after every epoch: epoch, train_loss, train_top1, val_loss, val_top1, val_top5, val_macro_recall, lr,
+    images_per_s, data_wait_share, epoch_seconds, and lost_images if corrupt shards were skipped. All are reduced over
+    the ranks.
     """
     run = RunState(recipe, dataset, session)
     with session.restore() as directory:
@@ -70,7 +71,7 @@ def fit(
             shape=recipe.shape,
             position=run.position,
         ) as train,
-        # A reader thread, whatever the training stream: validation is the smaller part, and needs no second set of actors.
+        # Always a reader thread: validation is the smaller part and needs no second set of actors.
         loader_of("val", dataclasses.replace(loader, stream="thread", decode="worker")) as val,
     ):
         loop = _Loop(run, train, val, SaveTrigger(checkpoint, session), show if session.rank == 0 else None, profiler)
@@ -81,7 +82,7 @@ def fit(
 
 
 def resolve_stream(config: LoaderConfig, world_size: int) -> LoaderConfig:
-    """Return the loader's config with stream `auto` decided: Ray actors for several workers or decoders, else threads."""
+    """Return the loader's config with stream `auto` resolved: Ray for several workers or decoders, else threads."""
     if config.stream != "auto":
         return config
     by_ray = world_size > 1 or config.decode == "data"
@@ -89,7 +90,7 @@ def resolve_stream(config: LoaderConfig, world_size: int) -> LoaderConfig:
 
 
 class _Loop:
-    """The epochs of a run on one rank."""
+    """Epochs of a run on one rank."""
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class _Loop:
         self.profiler = profiler
 
     def run_epoch(self, epoch: int) -> None:
-        """Train, validate, judge and report one epoch, or the rest of it: of one that was trained to its end, validation."""
+        """Train, validate and report the rest of an epoch. If all of its steps are done, only validate and report."""
         start = time.perf_counter()
         self.run.begin(epoch)
         progress = self._progress(epoch)
@@ -133,7 +134,7 @@ class _Loop:
         self.trigger.saved()
 
     def _train(self, epoch: int, progress: Progress) -> dict[str, float]:
-        """Take the steps that are left of an epoch and save; returns what training reached, with its last learning rate."""
+        """Run the remaining steps of an epoch and save. Returns the training metrics with the last learning rate."""
         start, rows_before, steps = time.perf_counter(), self.run.totals.rows, 0
         wait, lr = [0.0], 0.0
         for step_lr in self._steps(epoch, progress, wait):
@@ -142,7 +143,7 @@ class _Loop:
             return self.run.trained
         self.run.trained = {**self._trained(rows_before, wait[0], time.perf_counter() - start), "lr": lr}
         if self.trigger.before_validation:
-            # A process that is lost in validation, which may take long, loses no step.
+            # Validation can take long. If a process is lost during validation, no training step is lost.
             self._save(at_once=False)
         return self.run.trained
 
@@ -154,7 +155,7 @@ class _Loop:
         return progress
 
     def _steps(self, epoch: int, progress: Progress, wait: list[float]) -> Iterator[float]:
-        """Take the steps of an epoch, saving now and then; yields each one's learning rate."""
+        """Run the steps of an epoch with checkpoints in between. Yields the learning rate of each step."""
         run, steps = self.run, self.run.steps()
         pace = PaceMeter(epoch, wait, self.session.measured)
         _, batch_size = self.recipe.shape(epoch)
@@ -180,19 +181,19 @@ class _Loop:
         yield from to_device(self.train.epoch(epoch), self.session.device)
 
     def _save(self, *, at_once: bool) -> None:
-        """Hand over a checkpoint of this moment, just gathered; on every rank in the same step."""
+        """Save a checkpoint of the current state, just gathered. Runs on every rank in the same step."""
         self.session.moved("saving")
         self.session.save(self.run.snapshot() if self.session.rank == 0 else None, at_once=at_once)
         self.trigger.saved()
 
     def _trained(self, rows_before: float, wait_s: float, train_s: float) -> dict[str, float]:
-        """Return what training reached over all ranks; rows_before: images of the epoch that others had shown."""
+        """Return the training metrics over all ranks. rows_before: images of the epoch used before a resume."""
         run, world_size = self.run, self.session.world_size
         run.gather()
         if not run.totals.rows and run.totals.skipped:
             raise UserError(f"none of the epoch's {run.totals.skipped:.0f} steps had a finite gradient; {MEND}")
         if not run.totals.rows:
-            raise UserError("the training stream gave no batch; check the dataset's train split")
+            raise UserError("the training data loader returned no batch; check the dataset's train split")
         times = torch.tensor([wait_s, train_s], dtype=torch.float64, device=self.session.device)
         all_wait_s, all_train_s = self.session.all_reduce(times).tolist()
         return {
@@ -203,16 +204,16 @@ class _Loop:
         }
 
     def _validated(self, epoch: int) -> dict[str, float]:
-        """Return what the model reaches on the validation split."""
+        """Return the validation metrics."""
         run = self.run
         batches = self._heard(self.val.epoch(epoch))
         classes = run.dataset.num_classes
         return validate(run.step.evaluated, batches, run.step.preprocess, self.session, classes, run.step.precision)
 
     def _heard(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield validation's batches. Each one is a sign of life; a request to end the process is met between two of them.
+        """Yield validation's batches, report progress for each, and end the process between two batches if requested.
 
-        Ranks have different numbers of batches, so nothing here may wait for another rank.
+        The number of batches differs between ranks, so nothing here may wait for another rank.
         """
         for batch in batches:
             self.session.moved("validating")

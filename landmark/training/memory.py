@@ -1,4 +1,4 @@
-"""Main memory of a process that trains on CPUs: kept between steps, given back between trials."""
+"""Memory of a process that trains on CPUs: kept between steps, returned to the system between trials."""
 
 import ctypes
 import functools
@@ -10,7 +10,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 @functools.cache
 def _libc() -> ctypes.CDLL | None:
-    """Return glibc, where this process has it."""
+    """Return glibc if this process uses it."""
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)
@@ -18,10 +18,10 @@ def _libc() -> ctypes.CDLL | None:
 
 
 def keep_freed_memory() -> None:
-    """Let the process use freed memory again in place of returning it to the system, which would hand it out page by page anew.
+    """Make the process reuse freed memory instead of returning it to the system, which would map it again page by page.
 
-    A step's activations are allocated and freed at every step: for ResNet-50 at 224 px and batch 32 that is 700,000 page faults,
-    a fifth of the step.
+    Each step allocates and frees its activations. For ResNet-50 at 224 px and batch size 32 that causes 700,000 page
+    faults, a fifth of the step time.
     """
     if (libc := _libc()) is not None:
         libc.mallopt(M_MMAP_MAX, 0)
@@ -29,6 +29,6 @@ def keep_freed_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Return what is free to the system."""
+    """Return free memory to the system."""
     if (libc := _libc()) is not None:
         libc.malloc_trim(0)

@@ -15,11 +15,11 @@ ONE_CYCLE_END = 1e-4
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, batch_size: int) -> torch.optim.Optimizer:
-    """Return an optimizer of the model's trainable parameters; weights of one dimension are never decayed.
+    """Return an optimizer for the model's trainable parameters. One-dimensional weights have no weight decay.
 
-    A group's `lr_scale` is what layer_decay makes of its stage's learning rate: Schedule applies it.
-    rmsprop has Keras' defaults (rho 0.9, epsilon 1e-7, Tieleman & Hinton 2012), adam and adamw torch's. All but it
-    update by one fused kernel: ResNet-50's weights in 26 ms in place of 240 ms and more on two cores.
+    A group's `lr_scale` is the factor of its stage's learning rate by layer_decay. Schedule applies it. rmsprop has
+    Keras' defaults (rho 0.9, epsilon 1e-7, Tieleman & Hinton 2012), adam and adamw torch's. All except rmsprop use one
+    fused kernel, which updates ResNet-50's weights in 26 ms instead of 240 ms or more on two cores.
     """
     scales = rate_scales(model, config.layer_decay)
     members: dict[tuple[float, bool], list[nn.Parameter]] = {}
@@ -41,9 +41,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, batch_size: int) 
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimizer's state, each tensor laid out in memory as its weight is: fused kernels take that for granted.
+    """Load an optimizer's state with each tensor in its weight's memory layout, which fused kernels require.
 
-    Settings such as weight decay stay the optimizer's own: population-based training changes them between two checkpoints.
+    Settings such as weight decay are not loaded, because population-based training changes them between two
+    checkpoints.
     """
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
@@ -56,10 +57,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def lr_factor(config: ScheduleConfig, step: float, steps_per_epoch: int, epochs: int) -> float:
-    """Return what the peak learning rate is multiplied with at a step, counted from 0.
+    """Return the factor of the peak learning rate at a step, counted from 0.
 
-    one_cycle rises from 1/25 and falls to 1/10,000 by half cosines (Smith & Topin 2018), cosine falls
-    to 0 (Loshchilov & Hutter 2017); constant, step and cosine start with a linear warm-up.
+    one_cycle rises from 1/25 and falls to 1/10,000 by half cosines (Smith & Topin 2018). cosine falls to 0 (Loshchilov
+    & Hutter 2017). constant, step and cosine start with a linear warm-up.
     """
     total = steps_per_epoch * epochs
     done = step / max(total - 1, 1)
@@ -101,9 +102,10 @@ class Schedule:
         self.stale_epochs = 0
 
     def set_lr(self, step: float, batch_size: int) -> float:
-        """Set the learning rate for a step and return it, as the classifier's stage has it.
+        """Set the learning rate for a step and return that of the classifier's stage.
 
-        step: counted from 0 over the run, in steps of full-size epochs. batch_size: images of the step over all workers.
+        step: counted from 0 over the run, in steps of full-size epochs. batch_size: images of the step over all
+        workers.
         """
         lr = (
             self.optimizer_config.peak_lr(batch_size)
@@ -115,7 +117,7 @@ class Schedule:
         return lr
 
     def epoch_end(self, metric: float) -> None:
-        """Note an epoch's monitored metric; plateau lowers the rate after `patience` epochs without a gain."""
+        """Record an epoch's monitored metric. plateau lowers the learning rate after `patience` stale epochs."""
         if self.config.name != "plateau":
             return
         value = score(metric, self.mode)
@@ -128,11 +130,11 @@ class Schedule:
             self.stale_epochs = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
+        """Return the state for a resumed run."""
         return {"reduction": self.reduction, "best": self.best, "stale_epochs": self.stale_epochs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state."""
+        """Load a state."""
         self.reduction, self.best, self.stale_epochs = state["reduction"], state["best"], state["stale_epochs"]
 
 

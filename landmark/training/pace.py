@@ -1,30 +1,30 @@
-"""How fast a training process gets on within an epoch: what its session is told now and then."""
+"""Throughput of a training process within an epoch, measured periodically for its session."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 PACE_S = 10.0
-"""Seconds between two measurements."""
+"""Minimum seconds between two measurements."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Pace:
-    """What one process did since the measurement before."""
+    """Throughput of one process since the previous measurement."""
 
     epoch: int
     images: int
-    """Images that it trained on."""
+    """Images that the process trained on."""
     seconds: float
-    """Wall time that took."""
+    """Wall time."""
     waited_s: float
-    """Part of it spent waiting for data."""
+    """Part of the wall time spent waiting for data."""
 
 
 class PaceMeter:
-    """Counts a process's images and hands over a Pace every PACE_S seconds, and what is left at the end of an epoch.
+    """Counts a process's images and reports a Pace every PACE_S seconds, and the remainder at the end of an epoch.
 
-    Reads a clock once a step and nothing from the device, so that a GPU is not waited for.
+    Reads a clock once per step and nothing from the device, so that the host never waits for a GPU.
     """
 
     def __init__(self, epoch: int, waited: list[float], told: Callable[[Pace], object]) -> None:
@@ -42,7 +42,7 @@ class PaceMeter:
             self.flush()
 
     def flush(self) -> None:
-        """Hand over what was counted since the last time, if anything."""
+        """Report the counts since the last report, if any."""
         now = time.perf_counter()
         if self.images:
             waited_s = self.waited[0] - self.waited_before

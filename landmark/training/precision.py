@@ -1,4 +1,4 @@
-"""How a model computes on a device: autocast, the scaler of fp16's gradients, deterministic algorithms."""
+"""Numerical settings per device: autocast, gradient scaler for fp16, deterministic algorithms."""
 
 import contextlib
 import os
@@ -13,20 +13,20 @@ from landmark.training.memory import keep_freed_memory
 
 
 class Precision:
-    """The number format in which a model computes, for training and validation alike.
+    """Data type of a model's computations in training and validation.
 
-    image_size: the smallest that the model will see, pixels. Raises UserError where half precision is asked for and
-    this processor computes it wrongly at that size.
+    image_size: minimum image size in training, pixels. Raises UserError if the config requires half precision and this
+    processor computes it incorrectly at that size.
     """
 
     def __init__(self, config: ComputeConfig, device: torch.device, model: nn.Module, image_size: int) -> None:
         self.device = device
         self.dtype = _autocast_dtype(config, device, model, image_size)
-        # Gradients of fp16 vanish below 6e-8, those of bf16 have the range of fp32.
+        # fp16 gradients underflow below 6e-8. bf16 has the range of fp32.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Return the context in which the model's forward pass runs."""
+        """Return the context for the model's forward pass."""
         if self.dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
@@ -35,9 +35,9 @@ class Precision:
 def _autocast_dtype(
     config: ComputeConfig, device: torch.device, model: nn.Module, image_size: int
 ) -> torch.dtype | None:
-    """Return what autocast computes in; None: no autocast.
+    """Return the data type for autocast, or None for no autocast.
 
-    auto: what the device has instructions for (emulated it is slower than fp32) and is right at.
+    auto: half precision if the device has instructions for it and computes it correctly. Emulation is slower than fp32.
     """
     chosen = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}.get(config.amp)
     if config.amp == "auto":
@@ -47,18 +47,19 @@ def _autocast_dtype(
     wrong = next(wrong_convolutions(model, image_size), None) if device.type == "cpu" else None
     if wrong is not None and config.amp != "auto":
         raise UserError(
-            f"compute.amp is {config.amp}: at {image_size} pixels {wrong} covers more than its map, which CPUs compute wrongly "
-            "in half precision; use larger images, or set compute.amp to off"
+            f"compute.amp is {config.amp}, but at {image_size} pixels {wrong} covers more than its feature map, which CPUs compute "
+            "incorrectly in half precision; use larger images, or set compute.amp to off"
         )
     return None if wrong else chosen
 
 
 def wrong_convolutions(model: nn.Module, image_size: int) -> Iterator[str]:
-    """Yield the names of the convolutions that torch's CPU kernels compute wrongly in half precision, in use at that size.
+    """Yield the names of the convolutions that torch's CPU kernels compute incorrectly in half precision at this size.
 
-    Seen with torch 2.14.1 (oneDNN) and bf16 over 5,050 shapes: where some weight of a kernel meets nothing but padding,
-    its gradient is whatever lay in memory (500 of 1,320 such shapes, up to 1e35), and a kernel as large as its unpadded
-    map can give a wrong output (https://github.com/pytorch/pytorch/issues/163347). All other shapes were right.
+    Measured with torch 2.14.1 (oneDNN) and bf16 over 5,050 shapes. If some weight of a kernel is only applied to
+    padding, its gradient is uninitialized memory (500 of 1,320 such shapes, up to 1e35). A kernel as large as its
+    unpadded map can give an incorrect output (https://github.com/pytorch/pytorch/issues/163347). All other shapes were
+    correct.
     """
     found: list[str] = []
 
@@ -97,15 +98,15 @@ def _is_wrong(layer: nn.Conv2d, axis: int, size: int) -> bool:
 
 
 def set_up_device(config: ComputeConfig, device: torch.device) -> None:
-    """Choose, for the whole process, how a GPU's algorithms are chosen, or how a CPU's memory is kept; CPUs are deterministic.
+    """Configure a GPU's algorithms, or a CPU's memory allocation, for the whole process. CPUs are always deterministic.
 
-    On GPUs products in fp32, such as those of cosine heads, use TF32, unless compute.amp is off.
+    On GPUs, fp32 matrix products, such as those of cosine heads, use TF32 unless compute.amp is off.
     """
     if device.type != "cuda":
         keep_freed_memory()
         return
     if config.deterministic:
-        # cuBLAS reads it when its handle is made, at the first product.
+        # cuBLAS reads the variable when its handle is created, at the first product.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_float32_matmul_precision("highest" if config.amp == "off" else "high")
     torch.backends.cudnn.allow_tf32 = config.amp != "off"
@@ -115,9 +116,9 @@ def set_up_device(config: ComputeConfig, device: torch.device) -> None:
 
 
 def inference_precision(device: torch.device, model: nn.Module, image_size: int) -> Precision | None:
-    """Set a GPU up for inference and return what models compute in there: as compute.amp auto has it.
+    """Configure a GPU for inference and return the precision of compute.amp auto.
 
-    None on CPUs, for fp32: results there do not depend on the processor.
+    Returns None on CPUs, which use fp32, so that results do not depend on the processor.
     """
     if device.type != "cuda":
         return None
@@ -127,9 +128,9 @@ def inference_precision(device: torch.device, model: nn.Module, image_size: int)
 
 
 def fast_dtype(device: torch.device) -> torch.dtype | None:
-    """Return the half precision that a device is fast at, bf16 where it has both; None where it is fast at neither.
+    """Return the half precision that a device computes fast: bf16 if it has both, None if it has neither.
 
-    GPUs have bf16 from compute capability 8.0 (A100) on, and tensor cores for fp16 from 7.0 (V100, T4) on.
+    GPUs support bf16 from compute capability 8.0 (A100) on, and have tensor cores for fp16 from 7.0 (V100, T4) on.
     """
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):

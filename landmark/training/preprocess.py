@@ -1,4 +1,4 @@
-"""From uint8 pixels to the model's input, on the device and in batches: mirror, normalise, erase, mix."""
+"""Preprocessing on the device in batches, from uint8 pixels to the model's input: flip, normalize, erase, mix."""
 
 import math
 
@@ -11,15 +11,15 @@ from landmark.models import MixedLabels
 from landmark.training.feed import DeviceBatch, upload
 
 FIRST_DRAW = 16
-"""Number of the first of a sample's random numbers that are drawn here; decoding draws those before it."""
+"""Index of a sample's first random number that is used here. Decoding uses the earlier ones."""
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_ASPECT = 3.3
 
 
 class Preprocess:
-    """Turns uint8 pixels into the model's input on the device: mirror, scale, normalise.
+    """Converts uint8 pixels to the model's input on the device: flips, scales, normalizes.
 
-    (n, size, size, 3) uint8 becomes (n, 3, size, size) float32, channels last in memory unless said otherwise.
+    Input: (n, size, size, 3) uint8. Output: (n, 3, size, size) float32, in the channels-last memory format by default.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Preprocess:
         self.shift = (-255.0 * torch.tensor(mean, device=device) / scale).view(1, 3, 1, 1)
 
     def __call__(self, images: torch.Tensor, flip: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the input of images that lie on the device; flip: bool (n,), those to mirror."""
+        """Return the model's input for images on the device. flip: bool (n,), images to flip horizontally."""
         pixels = images.permute(0, 3, 1, 2)
         if flip is not None:
             pixels = torch.where(flip.view(-1, 1, 1, 1), pixels.flip(3), pixels)
@@ -41,13 +41,12 @@ class Preprocess:
 
 
 class Augmentation:
-    """The part of augmentation that is done on the device: random erasing, then MixUp or CutMix.
+    """Augmentation on the device: random erasing, then MixUp or CutMix.
 
-    What is erased of an image is a function of (seed, epoch, draw) alone, so it is the same for any number of
-    workers. MixUp and CutMix pair the images of one rank's batch: whether a batch is mixed, how and how much, is
-    a function of (seed, epoch, its first draw, its size), and each image's partner is the one before it in the
-    batch. A resumed run repeats that bit for bit on as many workers; on another number of workers batches are
-    others, and so are the partners.
+    Erased boxes are a function of (seed, epoch, draw) only, so they do not depend on the number of workers. MixUp and
+    CutMix pair the images of one rank's batch. Each image's partner is the previous image of the batch. The choice and
+    strength of mixing are a function of (seed, epoch, the batch's first draw, its size). A resumed run repeats them bit
+    for bit with the same number of workers. With another number, batches and partners differ.
     """
 
     def __init__(self, config: AugmentConfig, seed: int) -> None:
@@ -55,7 +54,7 @@ class Augmentation:
         self.seed = seed
 
     def __call__(self, inputs: torch.Tensor, batch: DeviceBatch) -> tuple[torch.Tensor, MixedLabels | None]:
-        """Return the inputs varied, in place of those given, and the labels mixed in, if any."""
+        """Return the augmented inputs, modified in place, and the mixed-in labels, if any."""
         if self.config.erasing:
             draws = uniforms(self.seed, batch.host.epoch, batch.draws, FIRST_DRAW + 5)[:, FIRST_DRAW:]
             erase(inputs, erased_boxes(draws, self.config.erasing, inputs.shape[2], inputs.shape[3]))
@@ -86,10 +85,10 @@ class Augmentation:
 
 
 def erased_boxes(draws: np.ndarray, share: float, height: int, width: int) -> np.ndarray:
-    """Return what is erased of each image: int64 (n, 4) of top, left, bottom, right in pixels, empty for most.
+    """Return the box to erase per image: int64 (n, 4) of top, left, bottom, right in pixels. Most boxes are empty.
 
-    draws: (n, 5) uniform numbers for whether, area, aspect, top and left. Areas and aspects are those of Zhong et al.
-    2017 (area uniform, aspect log-uniform), clipped to the image in place of drawing again.
+    draws: (n, 5) uniform numbers for the choice, area, aspect, top and left. Areas and aspects are distributed as in
+    Zhong et al. 2017 (area uniform, aspect log-uniform), but clipped to the image instead of sampled again.
     """
     low, high = ERASED_AREA
     area = height * width * (low + (high - low) * draws[:, 1])
@@ -103,7 +102,7 @@ def erased_boxes(draws: np.ndarray, share: float, height: int, width: int) -> np
 
 
 def erase(inputs: torch.Tensor, boxes: np.ndarray) -> None:
-    """Set a box of each image to 0, the mean colour, in place; inputs (n, c, height, width), boxes (n, 4)."""
+    """Set a box of each image to 0, the mean color, in place. inputs: (n, c, height, width). boxes: (n, 4)."""
     top, left, bottom, right = upload(boxes, inputs.device).T[:, :, None]
     y, x = (torch.arange(inputs.shape[axis], device=inputs.device) for axis in (2, 3))
     rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
@@ -111,9 +110,9 @@ def erase(inputs: torch.Tensor, boxes: np.ndarray) -> None:
 
 
 def cut_box(share: float, centre: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
-    """Return CutMix's box (top, left, bottom, right), pixels, that takes 1 - share of an image where it lies inside.
+    """Return CutMix's box (top, left, bottom, right) in pixels. Without clipping it covers 1 - share of the image.
 
-    centre: its middle, (2,) uniform numbers for y and x; what lies outside the image is cut off (Yun et al. 2019).
+    centre: two uniform numbers (y, x) for the box's center. The box is clipped to the image (Yun et al. 2019).
     """
     side = math.sqrt(1 - share)
     y, x = centre[0] * height, centre[1] * width
@@ -123,10 +122,10 @@ def cut_box(share: float, centre: np.ndarray, height: int, width: int) -> tuple[
 
 
 def partner_labels(labels: np.ndarray) -> np.ndarray:
-    """Return the labels that MixUp and CutMix add to a batch's labels, (n,): `MixedLabels.labels`, on the host."""
+    """Return the labels that MixUp and CutMix add to a batch's labels, (n,): `MixedLabels.labels`, on the CPU."""
     return np.roll(labels, 1)
 
 
 def _rolled(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy in which each entry is the one before it, the first one the last; keeps the memory format."""
+    """Return a copy rotated by one entry along the first dimension (the last entry first), in its memory format."""
     return torch.cat([tensor[-1:], tensor[:-1]])

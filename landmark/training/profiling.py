@@ -1,4 +1,4 @@
-"""The profiler switch: some steps of a run recorded by torch.profiler, as a trace in the run's folder."""
+"""Profiling: records some steps of a run with torch.profiler and stores the trace in the run's folder."""
 
 import gzip
 import tempfile
@@ -11,13 +11,13 @@ from landmark.storage import Location
 from landmark.training.store import Tell
 
 FOLDER = "profile"
-"""Folder of the traces, below the run's."""
+"""Folder of the traces, below the run's folder."""
 SKIPPED_STEPS = 5
-"""Steps before those that are recorded: the first ones allocate memory, choose algorithms and compile."""
+"""Steps before the recorded ones. The first steps allocate memory, select algorithms and compile."""
 
 
 class StepProfiler:
-    """Records `steps` steps of one rank, after SKIPPED_STEPS, and writes profile/rank-N.json.gz: for ui.perfetto.dev."""
+    """Records `steps` steps of one rank after SKIPPED_STEPS, and writes profile/rank-N.json.gz for ui.perfetto.dev."""
 
     def __init__(self, steps: int, run: Location, rank: int, tell: Tell) -> None:
         self.steps = steps
@@ -47,7 +47,7 @@ class StepProfiler:
             )
 
     def step(self) -> None:
-        """Note the end of a step."""
+        """Mark the end of a step."""
         self._profile.step()
 
     def _write(self, profile: torch.profiler.profile) -> None:
@@ -61,5 +61,5 @@ class StepProfiler:
 
 
 def step_profiler(steps: int, run: Location, rank: int, tell: Tell) -> StepProfiler | None:
-    """Return a run's profiler; None where no step is to be recorded."""
+    """Return a run's profiler, or None if it records no step."""
     return StepProfiler(steps, run, rank, tell) if steps else None

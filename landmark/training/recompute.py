@@ -1,4 +1,4 @@
-"""compute.gradient_checkpointing: a network's blocks keep their inputs alone, and are computed again in the backward pass."""
+"""Gradient checkpointing (compute.gradient_checkpointing): blocks store only their inputs and are recomputed."""
 
 import collections
 import contextlib
@@ -15,14 +15,15 @@ from landmark.models.stages import classifier_path
 
 
 def checkpoint_blocks(model: nn.Module, backbone: str) -> None:
-    """Let each block of a model compute its activations again in the backward pass; in place, names of weights stay.
+    """Make each block of a model recompute its activations in the backward pass.
 
-    Raises UserError for a network without blocks, such as VGG.
+    The model is changed in place, without new names of weights. Raises UserError for a model without blocks, such as
+    VGG.
     """
     found = blocks(model)
     if len(found) < 2:
         raise UserError(
-            f"compute.gradient_checkpointing is true, but {backbone} has no blocks to compute again; "
+            f"compute.gradient_checkpointing is true, but {backbone} has no blocks to recompute; "
             "choose another model.backbone, or use compute.accumulate"
         )
     for block in found:
@@ -30,7 +31,7 @@ def checkpoint_blocks(model: nn.Module, backbone: str) -> None:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the largest parts of a network that hold no sequence of like parts, the classifier and single layers left out."""
+    """Return the largest modules that contain no sequence of similar modules, without classifier and single layers."""
     return list(_blocks(model, "", classifier_path(model)))
 
 
@@ -46,7 +47,7 @@ def _blocks(module: nn.Module, path: str, head: str) -> Iterator[nn.Module]:
 
 
 def _repeats(module: nn.Module) -> bool:
-    """Return whether a sequence within a module has several parts of one kind, which are not mere sequences of layers."""
+    """Return whether a module contains a sequence with several modules of one type other than nn.Sequential."""
     for sequence in module.modules():
         if isinstance(sequence, nn.Sequential | nn.ModuleList):
             parts = [type(part) for part in sequence if _is_composite(part) and not isinstance(part, nn.Sequential)]
@@ -60,7 +61,7 @@ def _is_composite(module: nn.Module) -> bool:
 
 
 def _forward(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Compute a block; in training without keeping its activations. Random numbers and autocast are repeated by torch."""
+    """Run a block. In training its activations are not stored, and torch restores random state and autocast later."""
     if not (block.training and torch.is_grad_enabled()):
         return forward(*args, **kwargs)
     contexts = functools.partial(_contexts, block)
@@ -75,14 +76,14 @@ def _contexts(
 
 @contextlib.contextmanager
 def _still_statistics(block: nn.Module) -> Iterator[None]:
-    """Leave running statistics as they are: the first pass over the batch has counted it."""
+    """Keep running statistics unchanged: the first forward pass already updated them with this batch."""
     norms = [
         (module, module.momentum, module.num_batches_tracked)
         for module in block.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats
     ]
     for norm, _, _ in norms:
-        # Not without statistics: torch checks that both passes keep the same tensors.
+        # Statistics stay enabled, because torch checks that both passes save the same tensors.
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield

@@ -1,4 +1,4 @@
-"""The record of a run: one row an epoch in history.csv, and TensorBoard events."""
+"""Metrics of a run: history.csv with one row per epoch, and TensorBoard events."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from landmark.tracking.tensorboard import EventFile
 
 
 class Recorder:
-    """Writes a run's metrics; a resumed run goes on in the same file, its repeated epochs replaced."""
+    """Writes a run's metrics. A resumed run appends to the same file and replaces repeated epochs."""
 
     def __init__(self, run: Location, *, tensorboard: bool, tell: Say = print) -> None:
         self.run = run
@@ -21,7 +21,7 @@ class Recorder:
         self.background = Background("TensorBoard", say=tell)
 
     def add(self, metrics: dict[str, float]) -> None:
-        """Write an epoch's metrics. Raises UserError where history.csv cannot be written; TensorBoard's file never stops a run."""
+        """Write an epoch's metrics. Raises UserError if history.csv cannot be written, not for TensorBoard errors."""
         epoch = int(metrics["epoch"])
         self.rows = [row for row in self.rows if int(row["epoch"]) < epoch]
         self.rows.append({key: f"{value:.6g}" for key, value in metrics.items()})
@@ -42,12 +42,12 @@ class Recorder:
         self.events.flush()
 
     def recover(self, metrics: dict[str, float]) -> None:
-        """Write the epoch that a checkpoint ends, unless that was done: a process may die between the two."""
+        """Write a checkpoint's last epoch if it is missing: a process can die between checkpoint and metrics."""
         if metrics and int(metrics["epoch"]) not in {int(row["epoch"]) for row in self.rows}:
             self.add(metrics)
 
     def close(self) -> None:
-        """End the TensorBoard file."""
+        """Close the TensorBoard file."""
         if self.events is not None:
             self.background.add(self.events.close)
         self.background.close()

@@ -1,4 +1,4 @@
-"""Room on the cluster: before anything starts, whether its nodes hold the workers and the data readers."""
+"""Capacity check: whether the cluster's nodes have enough resources for a run's workers and data readers."""
 
 import dataclasses
 import math
@@ -13,36 +13,36 @@ from landmark.training.distributed import gpus_per_worker
 from landmark.training.loop import resolve_stream
 
 Bundle = tuple[float, float]
-"""CPUs and GPUs that one process needs, or that one node has."""
+"""CPUs and GPUs that one process requires, or that one node has."""
 TINY = 1e-6
 
 
 @dataclass(kw_only=True, frozen=True)
 class Need:
-    """What one run or trial needs at a time: processes that train, and Ray actors that read and decode for them."""
+    """Concurrent resources of one run or trial: training processes, and Ray actors that read and decode for them."""
 
     workers: int
-    """Training processes."""
+    """Number of training processes."""
     cpus: float
-    """CPUs of a training process."""
+    """CPUs per training process."""
     gpus: float
-    """GPUs of a training process."""
+    """GPUs per training process."""
     readers: int
-    """Reader actors of all workers together; 0 where threads of the workers read."""
+    """Number of reader actors of all workers; 0 if threads of the workers read."""
     reader_cpus: float
-    """CPUs of a reader actor."""
+    """CPUs per reader actor."""
     decoders: int = 0
-    """Decoding actors of all workers together."""
+    """Number of decoding actors of all workers."""
     decoder_cpus: float = 0.0
-    """CPUs of a decoding actor."""
+    """CPUs per decoding actor."""
 
     def bundles(self) -> list[Bundle]:
-        """Return what each process needs, the greatest first."""
+        """Return the resources of each process, largest first."""
         actors = [(self.decoder_cpus, 0.0)] * self.decoders + [(self.reader_cpus, 0.0)] * self.readers
         return [(self.cpus, self.gpus)] * self.workers + sorted(actors, reverse=True)
 
     def told(self) -> str:
-        """Return the need in words."""
+        """Return a description of the required resources."""
         gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
         text = f"{self.workers} x {self.cpus:g} CPUs{gpus} for workers"
         text += f" + {self.readers} x {self.reader_cpus:g} CPUs for data readers" if self.readers else ""
@@ -50,7 +50,7 @@ class Need:
 
 
 def need_of(workers: WorkersConfig, loader: LoaderConfig) -> Need:
-    """Return what a run with these settings needs on the connected cluster."""
+    """Return the resources that a run with these settings requires on the connected cluster."""
     by_ray = resolve_stream(loader, workers.most).stream == "ray"
     return Need(
         workers=workers.least,
@@ -64,21 +64,22 @@ def need_of(workers: WorkersConfig, loader: LoaderConfig) -> Need:
 
 
 def effective_workers(workers: WorkersConfig, loaders: Iterable[LoaderConfig]) -> WorkersConfig:
-    """Return the workers with their CPUs decided, for runs or trials with these loaders on the connected cluster.
+    """Return the workers with resolved CPUs, for runs or trials with these loaders on the connected cluster.
 
-    A GPU takes what several CPUs decode: a process with GPUs gets its share of the node's CPUs. Prints what was decided.
+    A GPU consumes images that several CPUs decode, so a process with GPUs gets its fraction of the node's CPUs. Prints
+    the result.
     """
     needs = {need_of(workers, loader) for loader in loaders}
     if workers.cpus is not None or not all(need.gpus for need in needs):
         return dataclasses.replace(workers, cpus=workers.reserved_cpus)
     nodes = cluster_nodes()
     cpus = min(derived_cpus(need, nodes) for need in needs)
-    print(f"each training process reserves {cpus} CPUs: its share of its node's (set workers.cpus for another number)")
+    print(f"each training process reserves {cpus} CPUs, its fraction of its node's CPUs (set workers.cpus to override)")
     return dataclasses.replace(workers, cpus=float(cpus))
 
 
 def derived_cpus(need: Need, nodes: list[Bundle]) -> int:
-    """Return the CPUs that a process with GPUs can have: the nodes' least CPUs per GPU, as long as as many runs fit."""
+    """Return the CPUs per process with GPUs: the nodes' minimum CPUs per GPU, or fewer so that as many runs fit."""
     per_gpu = min((cpus / gpus for cpus, gpus in nodes if gpus), default=1.0)
     most = math.ceil(sum(gpus for _, gpus in nodes) / need.gpus)
     fitting = count_fitting(dataclasses.replace(need, cpus=1.0), nodes, most)
@@ -89,15 +90,15 @@ def derived_cpus(need: Need, nodes: list[Bundle]) -> int:
 
 
 def check_room(config: TrainConfig) -> None:
-    """Raise UserError, saying what to change, unless the connected cluster has room for a run."""
+    """Raise UserError with possible fixes unless the connected cluster has enough resources for a run."""
     room_for(need_of(config.workers, config.loader), "the run", 1)
 
 
 def room_for(need: Need, what: str, most: int) -> int:
-    """Return how many of `what` the connected cluster holds at a time, up to `most`.
+    """Return how many of `what` fit on the connected cluster at a time, up to `most`.
 
-    Counts what its nodes have in all, not what is free now: what others use is waited for. Raises
-    UserError with the settings that would fit when there is not room for one.
+    Counts the total resources of the nodes, not the free ones, because a run waits for resources that others use.
+    Raises UserError with settings that would fit if there are not enough resources for one.
     """
     nodes = cluster_nodes()
     room = count_fitting(need, nodes, most)
@@ -105,18 +106,18 @@ def room_for(need: Need, what: str, most: int) -> int:
         return room
     have = ", ".join(f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "") for cpus, gpus in nodes)
     raise UserError(
-        f"no room for {what}: it needs {need.told()}, but the cluster's nodes have {have}; {advice(need, nodes)}"
+        f"not enough resources for {what}: it requires {need.told()}, but the cluster's nodes have {have}; {advice(need, nodes)}"
     )
 
 
 def cluster_nodes() -> list[Bundle]:
-    """Return the CPUs and GPUs of each node that lives."""
+    """Return the CPUs and GPUs of each live node."""
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sorted(((float(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in found), reverse=True)
 
 
 def count_fitting(need: Need, nodes: Iterable[Bundle], most: int) -> int:
-    """Return how many needs fit the nodes at a time, up to `most`: each process goes where it first fits."""
+    """Return how many runs fit on the nodes at a time, up to `most`, with first-fit placement of processes."""
     free = [list(node) for node in nodes]
     for count in range(most):
         for cpus, gpus in need.bundles():
@@ -129,7 +130,7 @@ def count_fitting(need: Need, nodes: Iterable[Bundle], most: int) -> int:
 
 
 def advice(need: Need, nodes: list[Bundle]) -> str:
-    """Return which single settings would make the need fit."""
+    """Return the single settings that would make the run fit."""
     readers_each, decoders_each = need.readers // need.workers, need.decoders // need.workers
     quarters = [number / 4 for number in range(int(4 * need.cpus), 0, -1)]
     ways: dict[str, list[tuple[float, dict[str, Any]]]] = {
@@ -138,7 +139,7 @@ def advice(need: Need, nodes: list[Bundle]) -> str:
             for count in range(need.workers - 1, 0, -1)
         ],
         "workers.cpus": [(value, {"cpus": value}) for value in quarters if value < need.cpus],
-        # Processes that train one model together cannot share a GPU: NCCL refuses two on one.
+        # Processes that train one model together cannot share a GPU: NCCL rejects two processes on one GPU.
         "workers.gpus": [
             (value, {"gpus": value})
             for value in ((4, 2, 1, 0.5, 0.25, 0) if need.workers == 1 else (4, 2, 1, 0))

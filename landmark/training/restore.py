@@ -1,6 +1,6 @@
-"""Restoring a run of several workers: rank 0 chooses the checkpoint, and each node downloads and checks it once.
+"""Restores a run of several workers: rank 0 selects the checkpoint, and each node downloads and verifies it once.
 
-The ranks of a node map the same local files into memory and read from them what they need.
+The ranks of a node map the same local files into memory and read the parts that they need.
 """
 
 import contextlib
@@ -22,18 +22,18 @@ from landmark.training.checkpoints import CHECKSUMS, DamagedCheckpoint
 from landmark.training.store import CheckpointStore
 
 PREFIX = "landmark-restore-"
-"""Begins the name of a node's folder with a checkpoint, in the folder for temporary files."""
+"""Name prefix of a node's temporary folder with a checkpoint."""
 
 
 class Member(Protocol):
-    """A rank of a run, as far as restoring needs it."""
+    """Properties of a run's rank that are required for restoring."""
 
     rank: int
     world_size: int
     local_rank: int
-    """Number of this rank among those of its node."""
+    """Index of this rank among those of its node."""
     node_rank: int
-    """Number of its node among those of the run."""
+    """Index of its node among those of the run."""
     device: torch.device
 
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
@@ -45,11 +45,12 @@ class Member(Protocol):
 def restored(
     store: CheckpointStore, member: Member, folder: str | None = None
 ) -> Iterator[tuple[Path | None, list[dict[str, float]]]]:
-    """Give the newest complete checkpoint's local folder, the same checkpoint on all ranks, and its `last_reports`.
+    """Yield the local folder of the newest complete checkpoint, the same one on all ranks, and its `last_reports`.
 
-    The first rank of each node downloads it into `folder` (of the machine's temporary files by default) and checks it; the
-    folder is deleted when all ranks have left this context. A corrupt checkpoint on any node is one on all: the one before
-    is taken. Becomes the process that saves. Called on every rank alike. Raises on all ranks what one of them met.
+    The first rank of each node downloads the checkpoint into `folder` (default: the machine's temporary folder) and
+    verifies it. The folder is deleted after all ranks have left this context. If a checkpoint is corrupt on any node,
+    all nodes use the previous one. This process becomes the one that saves. Call it on every rank. Raises the error of
+    one rank on all ranks.
     """
     opening = _from_rank_0(member, lambda: _opening(store))
     place = Path(folder or tempfile.gettempdir()) / f"{PREFIX}{opening['token']}-{member.node_rank}"
@@ -60,7 +61,7 @@ def restored(
         fetches = member.local_rank == 0
         _agreed(member, lambda: owned.enter_context(_node_folder(place)) if fetches else None)
         if not fetches and not place.is_dir():
-            # Another container than the node's first rank.
+            # This rank runs in another container than the node's first rank.
             place, fetches = place.with_name(f"{place.name}-{member.rank}"), True
             made = _failure(lambda: owned.enter_context(_node_folder(place)))
         else:
@@ -80,7 +81,7 @@ def restored(
         found = _from_rank_0(member, lambda: {"sums": sums, "reports": store.last_reports()})
         _agreed(member, lambda: _check_same(store, name, sums, found["sums"]))
         yield place, found["reports"]
-        _heard(member, None)  # all ranks have read what they need
+        _heard(member, None)  # a barrier: all ranks have read what they need
 
 
 def _opening(store: CheckpointStore) -> dict[str, Any]:
@@ -97,9 +98,9 @@ def _check_same(store: CheckpointStore, name: str, mine: str, rank_0: str) -> No
 
 @contextlib.contextmanager
 def _node_folder(place: Path) -> Iterator[None]:
-    """Make a folder that is deleted at the end; of processes that were killed the next call of this deletes it.
+    """Create a folder and delete it at the end. Also deletes folders of processes that were killed.
 
-    Who holds the lock beside the folder lives. Raises OSError.
+    A process that holds the lock next to its folder is alive. Raises OSError.
     """
     for lock in place.parent.glob(f"{PREFIX}*.lock"):
         with contextlib.suppress(OSError), lock.open("r") as held:
@@ -122,7 +123,7 @@ def _lock(file: IO[str], *, wait: bool) -> None:
 
 
 def _failure(action: Callable[[], object]) -> dict[str, Any] | None:
-    """Return what went wrong in an action, as plain values; None where nothing did."""
+    """Return an action's error as plain values, or None."""
     try:
         action()
     except UserError as error:
@@ -143,13 +144,13 @@ def _error(failure: dict[str, Any]) -> UserError:
 
 
 def _agreed(member: Member, action: Callable[[], object]) -> None:
-    """Do something on every rank; where it fails on one, raise that failure on all."""
+    """Run an action on every rank. If it fails on one, raise its error on all."""
     if (heard := _heard(member, _failure(action))) is not None:
         raise _error(heard)
 
 
 def _from_rank_0(member: Member, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return on all ranks what rank 0 makes, plain values; raises its failure on all."""
+    """Return rank 0's result, plain values, on all ranks. Raises rank 0's error on all ranks."""
     made: dict[str, Any] = {}
     _agreed(member, lambda: made.update(make()) if member.rank == 0 else None)
     found = _heard(member, made if member.rank == 0 else None)
@@ -158,7 +159,7 @@ def _from_rank_0(member: Member, make: Callable[[], dict[str, Any]]) -> dict[str
 
 
 def _heard(member: Member, message: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return on all ranks the message of the first rank that has one; None where none has."""
+    """Return the message of the first rank that has one on all ranks, or None if no rank has one."""
     data = b"" if message is None else json.dumps(message).encode()
     lengths = torch.zeros(member.world_size, dtype=torch.int64, device=member.device)
     lengths[member.rank] = len(data)

@@ -1,4 +1,4 @@
-"""Resuming a run: which settings may change between two commands of one name, and whether anything is left to train."""
+"""Resuming a run: checks which settings changed since the run started and whether it has epochs left to train."""
 
 import dataclasses
 import json
@@ -24,13 +24,13 @@ from landmark.training.checkpoints import CheckpointMeta, read_meta
 from landmark.training.store import CheckpointStore
 
 PLACE = ("output", "name", "resume")
-"""Keys that say which run is meant, not what it is."""
+"""Keys that identify a run and do not change it."""
 FREE = ("workers.cpus",)
-"""Keys that may differ without a word. The default of workers.cpus was 1 before it followed the node: runs of then continue."""
+"""Keys that may differ without a note. workers.cpus had the default 1 in older versions. Their runs can resume."""
 RESUMABLE = (
     "cluster.",
     "checkpoint.",
-    # Not compute.sync_batchnorm: statistics over other images are another model's.
+    # Not compute.sync_batchnorm: statistics over different images change the model.
     *(f"compute.{key}" for key in ("amp", "channels_last", "compile", "accumulate", "deterministic")),
     *(f"compute.{key}" for key in ("gradient_checkpointing", "ddp_comm_hook")),
     "early_stopping.",
@@ -39,20 +39,20 @@ RESUMABLE = (
     "workers.",
     *(f"loader.{key}" for key in ("stream", "reader", "decode", "data_cpus", "prefetch_batches", "damaged")),
 )
-"""Beginnings of the keys that --resume accepts: by rounding at most they change what the rest of the run learns. So do more epochs."""
+"""Prefixes of keys that --resume accepts. They change results at most by rounding. More epochs are accepted, too."""
 SHOWN = 12
-"""Changes that a message lists."""
+"""Maximum number of changes in a message."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Change:
-    """A setting that differs from the one that the run has."""
+    """A setting that differs from the existing run's."""
 
     key: str
     old: Any
     new: Any
     resumable: bool
-    """Whether a run may continue with it."""
+    """Whether a run may resume with it."""
 
     def __str__(self) -> str:
         old, new = ("unset" if value is None else value for value in (self.old, self.new))
@@ -60,9 +60,9 @@ class Change:
 
 
 def check_resume(run: Location, config: TrainConfig, dataset: PackedDataset) -> list[Change]:
-    """Return what differs from a run of the same name, which may continue so; empty where there is none, or no difference.
+    """Return the changed settings of an existing run with this name, or an empty list.
 
-    A run that stored nothing yet may change in any way. Raises UserError for a difference that would make it another run,
+    A run without a checkpoint may change in any way. Raises UserError for a change that would make it a different run,
     and for an existing run without config.resume.
     """
     last = CheckpointStore(run, config.monitor, config.monitor_mode()).path("last")
@@ -72,22 +72,24 @@ def check_resume(run: Location, config: TrainConfig, dataset: PackedDataset) -> 
     before = _saved_config(run, last, config, meta)
     changes = list(differences(before, config, meta.epoch))
     if not _same_data(before, config, meta, dataset):
-        new = "other images" if before.dataset == config.dataset else f"{config.dataset} (other images)"
+        new = "different images" if before.dataset == config.dataset else f"{config.dataset} (different images)"
         changes.insert(0, Change(key="dataset", old=before.dataset, new=new, resumable=False))
     fixed = [change for change in changes if not change.resumable]
     if fixed:
         raise UserError(
-            f"{run}: a run of this name has other settings, with which it cannot continue: {_listed(fixed)}; choose another "
-            "--name, or delete that folder"
+            f"{run}: a run with this name exists and cannot resume with different settings: {_listed(fixed)}; choose another "
+            "--name, or delete this folder"
         )
     if not config.resume:
-        state = f"has other settings: {_listed(changes)}" if changes else f"exists, with {meta.epoch} epochs finished"
-        raise UserError(f"{run}: a run of this name {state}; add --resume to continue it, or choose another --name")
+        state = (
+            f"has different settings: {_listed(changes)}" if changes else f"exists, with {meta.epoch} epochs finished"
+        )
+        raise UserError(f"{run}: a run with this name {state}; add --resume to continue it, or choose another --name")
     return changes
 
 
 def recorded_config(run: Location) -> TrainConfig | None:
-    """Return the config that a run of this folder was begun with; None where there is none."""
+    """Return the config with which a run in this folder started, or None if there is none."""
     try:
         text = (run / "config.yaml").read_text()
     except NotFound:
@@ -97,7 +99,7 @@ def recorded_config(run: Location) -> TrainConfig | None:
 
 
 def differences(before: TrainConfig, after: TrainConfig, finished: int) -> Iterator[Change]:
-    """Yield the settings that differ but for the dataset; finished: epochs that the run has finished."""
+    """Yield the settings that differ, except the dataset. finished: number of epochs that the run has finished."""
     old, new = dict(_leaves(to_mapping(before))), dict(_leaves(to_mapping(after)))
     for key in new:
         if key in (*PLACE, *FREE, "dataset") or _shown(old[key]) == _shown(new[key]):
@@ -107,15 +109,15 @@ def differences(before: TrainConfig, after: TrainConfig, finished: int) -> Itera
 
 
 def _shown(value: Any) -> str:
-    """Return a setting as a run's files hold it."""
+    """Return a setting as stored in a run's files."""
     return mask_credentials(str(value))
 
 
 def resume_lines(run: Location, config: TrainConfig, changes: list[Change]) -> Iterator[str]:
-    """Yield what a person is told of a run that continues with other settings."""
+    """Yield the notes for a run that resumes with different settings."""
     if not changes:
         return
-    yield f"note: {run} continues with other settings: {_listed(changes)}"
+    yield f"note: {run} resumes with different settings: {_listed(changes)}"
     follows = [
         name
         for name, used in (
@@ -125,11 +127,11 @@ def resume_lines(run: Location, config: TrainConfig, changes: list[Change]) -> I
         if used
     ]
     if follows and any(change.key == "epochs" for change in changes):
-        yield f"note: {' and '.join(follows)} spans all epochs: the rest is trained as that of a run of {config.epochs} epochs"
+        yield f"note: {' and '.join(follows)} depends on the number of epochs: the rest is trained as in a run with {config.epochs} epochs"
 
 
 def saved_result(run: Location, config: TrainConfig, changes: list[Change]) -> dict[str, Any] | None:
-    """Return what run.json says of a run that has nothing left to train; None where there is something."""
+    """Return the contents of run.json if the run has nothing left to train, else None."""
     try:
         values = json.loads((run / "run.json").read_text())
         epochs, early = int(values["epochs_run"]), bool(values["stopped_early"])
@@ -140,7 +142,7 @@ def saved_result(run: Location, config: TrainConfig, changes: list[Change]) -> d
 
 
 def _saved_config(run: Location, last: str, config: TrainConfig, meta: CheckpointMeta) -> TrainConfig:
-    """Return the settings of a run; without its config.yaml those that its last checkpoint has."""
+    """Return the settings of a run: those of its config.yaml, or without one those of its last checkpoint."""
     if (before := recorded_config(run)) is not None:
         return before
     place = run / last / "config.yaml"
@@ -151,12 +153,12 @@ def _saved_config(run: Location, last: str, config: TrainConfig, meta: Checkpoin
 
 
 def _same_data(before: TrainConfig, config: TrainConfig, meta: CheckpointMeta, dataset: PackedDataset) -> bool:
-    """Return whether a dataset is the one that a run was trained on, wherever it is stored now."""
+    """Return whether a dataset is the one that a run was trained on, even if it has moved."""
     if meta.dataset_id:
         return meta.dataset_id == dataset.content_id
     if before.dataset == config.dataset:
         return True
-    try:  # a checkpoint of a version that knew datasets by their place
+    try:  # the checkpoint is from a version that identified datasets by their location
         return open_dataset(before.dataset).content_id == dataset.content_id
     except UserError:
         return False

@@ -1,4 +1,4 @@
-"""Optimizers of a matrix of which a step changes some rows: state and arithmetic of those rows alone."""
+"""Row-wise optimizers: update some rows of a matrix and read or write only the state of those rows."""
 
 from collections.abc import Iterator
 
@@ -7,31 +7,31 @@ import torch
 from landmark.config import OptimizerConfig
 
 CHUNK_ROWS = 1024
-"""Rows that are updated at a time on a CPU, whose caches hold them."""
+"""Rows per update on a CPU, so that they fit into its caches."""
 GPU_CHUNK_ROWS = 1 << 15
-"""Rows that are updated at a time on a GPU: 64 MiB at 512 values, so that launching kernels is not what takes the time."""
+"""Rows per update on a GPU: 64 MiB at 512 values. With fewer rows, kernel launches dominate the time."""
 STATE = {
     "sgd": ("momentum",),
     "rmsprop": ("square",),
     "adam": ("mean", "square", "updates"),
     "adamw": ("mean", "square", "updates"),
 }
-"""Tensors that an optimizer keeps for a matrix; `updates` counts those of each row, the others have a value a weight."""
+"""State tensors per matrix. `updates` counts the updates of each row, the others have one value per weight."""
 BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
 RMSPROP_ALPHA, RMSPROP_EPSILON = 0.9, 1e-7
 
 
 def rows_per_chunk(device: torch.device) -> int:
-    """Return how many rows are worked on at a time."""
+    """Return the number of rows per update."""
     return GPU_CHUNK_ROWS if device.type == "cuda" else CHUNK_ROWS
 
 
 class RowOptimizer:
-    """Updates rows of a matrix by the rules of `build_optimizer`'s optimizers, as if the other rows did not exist.
+    """Updates rows of a matrix with the rules of `build_optimizer`'s optimizers, as if the other rows did not exist.
 
-    A row that is never touched keeps its weights: neither decay nor momentum moves it meanwhile. When all rows are
-    touched at every step the updates are those of torch's dense optimizers. Adam corrects each row's bias by the row's own
-    number of updates. first, rows: the range of the matrix's rows that it has state for.
+    Rows without an update keep their weights: neither weight decay nor momentum changes them. If all rows are updated
+    at every step, the result equals that of torch's dense optimizers. Adam's bias correction uses the row's own number
+    of updates. first, rows: range of the matrix's rows that this optimizer has state for.
     """
 
     def __init__(self, weight: torch.Tensor, config: OptimizerConfig, *, first: int, rows: int) -> None:
@@ -46,20 +46,23 @@ class RowOptimizer:
         }
 
     def update(self, ids: torch.Tensor, gradient: torch.Tensor, lr: float, factor: torch.Tensor | float = 1.0) -> None:
-        """Take a step with `factor` times the gradient (n, …), which is changed, of the rows `ids`, int64 (n,), each named once."""
+        """Update the rows `ids`, int64 (n,), without duplicates, with `factor` times the gradient (n, …).
+
+        The gradient is modified in place.
+        """
         with torch.no_grad():
             size = rows_per_chunk(self.weight.device)
             for start in range(0, len(ids), size):
                 part = ids[start : start + size]
                 rows = self.weight[part]
                 of_rows = gradient[start : start + size]
-                # A factor on a GPU is not compared with 1: the host would wait for it.
+                # A factor on a GPU is not compared with 1, because the host would wait for it.
                 unscaled = not isinstance(factor, torch.Tensor) and factor == 1
                 self._step(rows, of_rows if unscaled else of_rows.mul_(factor), part - self.first, lr)
                 self.weight.index_copy_(0, part, rows)
 
     def _step(self, rows: torch.Tensor, gradient: torch.Tensor, places: torch.Tensor, lr: float) -> None:
-        """Change rows in place, and the gradient."""
+        """Update rows and gradient in place."""
         decoupled = self.config.name == "adamw"
         if self.decay and not decoupled:
             gradient.add_(rows, alpha=self.decay)
@@ -74,7 +77,7 @@ class RowOptimizer:
             self._adam(rows, gradient, places, lr)
 
     def _sgd(self, rows: torch.Tensor, gradient: torch.Tensor, places: torch.Tensor, lr: float) -> None:
-        """Nesterov's momentum, as torch has it; plain where there is none."""
+        """Update with Nesterov momentum as in torch, or without momentum if it is 0."""
         if momentum := self.config.momentum:
             kept = self.state["momentum"][places].mul_(momentum).add_(gradient)
             self.state["momentum"].index_copy_(0, places, kept)
@@ -92,11 +95,11 @@ class RowOptimizer:
         rows.addcdiv_(mean, square.sqrt_().add_(ADAM_EPSILON), value=-lr)
 
     def _moved(self, name: str, places: torch.Tensor, value: torch.Tensor, kept: float) -> torch.Tensor:
-        """Move an average towards a value, and return a copy of its rows."""
+        """Update rows of an exponential average, and return a copy of these rows."""
         average = self.state[name][places].lerp_(value, 1 - kept)
         self.state[name].index_copy_(0, places, average)
         return average
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield each tensor of the state with its name; their rows are those from `first` on."""
+        """Yield each state tensor with its name. Their rows correspond to the matrix's rows from `first` on."""
         yield from self.state.items()

@@ -1,4 +1,4 @@
-"""A whole run: the session that suits the number of workers, and the run's folder."""
+"""Runs a complete training: selects the session by the number of workers and writes the run's folder."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ from landmark.training.store import CheckpointStore
 
 @dataclass(kw_only=True, frozen=True)
 class RunResult:
-    """What a finished run left."""
+    """Result of a finished run."""
 
     name: str
     """Name of the run."""
@@ -41,33 +41,34 @@ class RunResult:
     best_checkpoint: str
     """Path of the best checkpoint, below the run's folder."""
     last_checkpoint: str
-    """Path of the last one."""
+    """Path of the last checkpoint, below the run's folder."""
     best: dict[str, float]
     """Metrics of the best epoch."""
     epochs_run: int
-    """Epochs trained, over all resumptions."""
+    """Number of trained epochs, including those before a resume."""
     stopped_early: bool
-    """Whether it ended before its last epoch."""
+    """Whether the run ended before its last epoch."""
     seconds: float
     """Wall time of this call."""
     dataset: str
     """URI of the dataset."""
     environment: dict[str, Any] = field(default_factory=dict)
-    """What this call was made with, as `describe_environment` gives it."""
+    """Software and hardware of this call, as `describe_environment` returns it."""
     finished_before: bool = False
-    """Whether there was nothing left to train, so that all figures are those of an earlier call."""
+    """Whether nothing was left to train, so that all values are those of an earlier call."""
 
 
 def run_training(config: TrainConfig) -> RunResult:
-    """Train, in this process for one worker and by Ray Train for several, and write run.json.
+    """Train, in this process for one worker or with Ray Train for several, and write run.json.
 
-    A run of the same name and settings resumes from its last checkpoint; with other settings it is refused, unless
-    config.resume accepts them. One that is finished is returned as it was saved. Raises UserError for anything the user can fix.
+    A run with the same name and settings resumes from its last checkpoint. With different settings, it resumes only if
+    config.resume is set and accepts them. A finished run is returned as stored. Raises UserError for anything that the
+    user can fix.
     """
     start = time.monotonic()
     config = _as_begun(absolute_paths(config))
     if not config.workers.in_process:
-        # Here and below Ray is imported where several workers need it: one worker trains without it.
+        # Ray is imported only if several workers need it. One worker trains without it.
         from landmark.training.backends import check_backend
 
         check_backend(config.workers, config.compute)
@@ -90,7 +91,7 @@ def run_training(config: TrainConfig) -> RunResult:
     store = CheckpointStore(run, config.monitor, config.monitor_mode())
     best, last = store.path("best"), store.path("last")
     if best is None or last is None:
-        raise UserError(f"{run}: the run ended without a checkpoint; look at the workers' output above")
+        raise UserError(f"{run}: the run ended without a checkpoint; check the workers' output above")
     epochs_run = read_meta(run / last).epoch
     result = RunResult(
         name=config.name,
@@ -109,7 +110,7 @@ def run_training(config: TrainConfig) -> RunResult:
 
 
 def absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Return the config with absolute paths of dataset and start weights: workers have another working folder."""
+    """Return the config with absolute paths of dataset, start weights and output. Workers run in another directory."""
     return dataclasses.replace(
         config,
         dataset=locate(config.dataset).uri,
@@ -119,7 +120,7 @@ def absolute_paths(config: TrainConfig) -> TrainConfig:
 
 
 def absolute_weights(model: ModelConfig) -> ModelConfig:
-    """Return a model's config with the path of its start weights made absolute; a torchvision name stays as it is."""
+    """Return a model's config with an absolute path of its start weights. A torchvision weight name does not change."""
     if model.weights is None or "://" in model.weights or not Path(model.weights).expanduser().exists():
         return model
     return dataclasses.replace(model, weights=locate(model.weights).uri)
@@ -144,12 +145,12 @@ def _fit_workers(config: TrainConfig, run: Location) -> None:
     connect(config.cluster)
     config = dataclasses.replace(config, workers=effective_workers(config.workers, [config.loader]))
     check_room(config)
-    with ray_errors():  # Ray may end its own controller of the run, for memory too
+    with ray_errors():  # Ray may kill its own controller of the run, also for lack of memory
         resuming(lambda: fit_workers(config, run, shown=True))
 
 
 def _as_begun(config: TrainConfig) -> TrainConfig:
-    """Return the config with the rule of the subset by which a run of the same name was begun."""
+    """Return the config with the subset rule with which a run of the same name started."""
     before = recorded_config(locate(config.output) / config.name)
     if before is None:
         return config

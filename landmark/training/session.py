@@ -1,4 +1,4 @@
-"""What a training loop knows of its surroundings: rank, device, where metrics and checkpoints go."""
+"""Session: the interface between the training loop and its environment (rank, device, metrics, checkpoints)."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,67 +11,67 @@ from landmark.training.checkpoints import Snapshot
 from landmark.training.pace import Pace
 
 Phase = Literal["starting", "waiting for data", "in a step", "validating", "validated", "saving"]
-"""What a training process does; validated: it waits for the other ranks' validation."""
+"""Status of a training process. validated: it waits for the other ranks' validation."""
 
 
 class Session(Protocol):
-    """One training process as the loop sees it; in-process, Ray Train worker and Tune trial implement it."""
+    """A training process from the loop's view. Implemented by the in-process session and the Ray Train worker."""
 
     rank: int
-    """Number of this process, 0 to world_size - 1."""
+    """Index of this process, 0 to world_size - 1."""
     world_size: int
     """Number of processes that train this model together."""
     device: torch.device
-    """Where this process computes."""
+    """Device of this process."""
     saves_within_epochs: bool
-    """Whether `save` is possible."""
+    """Whether the session supports `save`."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Return the model so wrapped that `backward` averages gradients over the ranks; itself for one rank."""
+        """Wrap the model so that `backward` averages gradients over the ranks. For one rank, return the model."""
         ...
 
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum of `values` over the ranks, the same on each; called equally often on every rank."""
+        """Return the sum of `values` over the ranks, the same on each. Call it equally often on every rank."""
         ...
 
     def all_gather(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values of all ranks, (world_size, …), the same on each: `values` has the same shape on every rank."""
+        """Return the values of all ranks, (world_size, …). The shape of `values` must be the same on every rank."""
         ...
 
     def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum over the ranks of values[rank], of values (world_size, …)."""
+        """Return the sum over the ranks of values[rank], given values (world_size, …)."""
         ...
 
     def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
-        """Hand over an epoch's metrics, the same on every rank, and rank 0's snapshot.
+        """Report an epoch's metrics, the same on every rank, and rank 0's snapshot.
 
-        Called once an epoch on every rank. May not return: a scheduler that stops a trial ends it here.
+        Called once per epoch on every rank. May not return: a scheduler that stops a trial ends it here.
         """
         ...
 
     def save(self, snapshot: Snapshot | None, *, at_once: bool) -> None:
-        """Hand over rank 0's snapshot within an epoch; returns before it is stored, unless at_once.
+        """Save rank 0's snapshot within an epoch. Returns before the snapshot is stored, unless at_once.
 
-        None on rank 0: nothing changed since the snapshot before, and at_once waits for that one. Called on every rank.
-        May not return where the process was asked to end.
+        None on rank 0 means that nothing changed since the previous snapshot; at_once then waits for that one. Called
+        on every rank. May not return if the process was asked to end.
         """
         ...
 
     def asked(self) -> bool:
-        """Return whether the surroundings want a checkpoint now, before this or another process is taken away.
+        """Return whether a checkpoint is requested now, before this or another process ends.
 
-        Called equally often on every rank, now and then; answers True once for each notice.
+        Called periodically and equally often on every rank. Returns True once per request.
         """
         ...
 
     def moved(self, phase: Phase) -> None:
-        """Take note that the loop got on and what it is at now."""
+        """Record that the loop made progress and entered a phase."""
         ...
 
     def measured(self, pace: Pace) -> None:
-        """Take this process's pace, some ten seconds after the one before and at the end of an epoch."""
+        """Record this process's throughput, about every ten seconds and at the end of an epoch."""
         ...
 
     def restore(self) -> AbstractContextManager[Path | None]:
-        """Give the checkpoint directory to go on from, or None for a fresh start."""
+        """Yield the directory of the checkpoint to resume from, or None for a new run."""
         ...

@@ -1,4 +1,4 @@
-"""The state of a run on one rank: weights, schedule, position in the epoch; how it is saved and taken up again."""
+"""State of a run on one rank: weights, schedule, progress in the epoch, and how they are saved and restored."""
 
 import dataclasses
 import math
@@ -33,15 +33,15 @@ from landmark.training.session import Session
 from landmark.training.steps import TrainStep, TrainTotals
 
 STATE_LAYOUT = 1
-"""Version of what a checkpoint's state holds."""
+"""Version of the contents of a checkpoint's state."""
 ORDER_RULE = 2
-"""Version of the order in which an epoch shows images. A checkpoint within an epoch of another order, or of none that is
-recorded, resumes with what is left of the epoch, divided again."""
+"""Version of the order of images within an epoch. If a checkpoint within an epoch has another version or none, the run
+resumes with the remaining images of the epoch, redistributed."""
 NO_TOTALS = TrainTotals(loss=0.0, hits=0.0, rows=0)
 
 
 class RunState:
-    """Everything that a run changes, and where it is. Alike on all ranks but for what is gathered before it is saved."""
+    """All mutable state of a run. It is the same on all ranks, except values that are gathered before a save."""
 
     def __init__(self, recipe: Recipe, dataset: PackedDataset, session: Session) -> None:
         self.recipe = recipe
@@ -74,10 +74,10 @@ class RunState:
         self.stale_epochs = 0
         self.position = self._start_of(1)
         self.totals = NO_TOTALS
-        """Of the epoch under way, over all ranks, as far as gathered."""
+        """Totals of the current epoch over all ranks, as of the last gather."""
         self._mine = NO_TOTALS
         self.trained: dict[str, float] = {}
-        """What training reached in the epoch under way, once all of its steps are done."""
+        """Training metrics of the current epoch after its last step."""
 
     def _start_of(self, epoch: int) -> Position:
         return Position(epoch=epoch, division=self._division(epoch), length=self.rows.length)
@@ -87,18 +87,20 @@ class RunState:
         return self.session.world_size, batch_size, self.recipe.loader.shuffle_row_groups, ORDER_RULE
 
     def load(self, directory: Path) -> None:
-        """Take over a checkpoint's weights, state and position."""
+        """Load a checkpoint's weights, state and progress. Raises UserError if it does not match the run."""
         check_classes(locate(directory), read_meta(locate(directory)), self.dataset)
         before = read_recipe(directory).model.backbone
         if before != self.recipe.model.backbone:
             raise UserError(
-                f"the run's checkpoint is of {before}, but model.backbone is {self.recipe.model.backbone}; choose another name"
+                f"the run's checkpoint contains {before}, but model.backbone is {self.recipe.model.backbone}; choose another --name"
             )
         self.model.load_state_dict(read_weights(directory))
         state = read_state(directory)
         if state.get("layout") != STATE_LAYOUT:
-            raise UserError("the run's checkpoint is of another version of landmark; choose another name")
-        # Of the class prototypes' state, the greatest part by far, a rank reads its own classes; the rest is copied.
+            raise UserError(
+                "the run's checkpoint was written by an incompatible version of landmark; choose another --name"
+            )
+        # The class prototypes' state is by far the largest. Each rank reads its own classes of it. The rest is copied.
         step = {key: value if key == "centres" else copied(value) for key, value in state["step"].items()}
         self.step.load_state(step)
         self.schedule.load_state_dict(state["schedule"])
@@ -109,13 +111,13 @@ class RunState:
         position = Position.of(state["position"])
         if position.length != self.rows.length:
             raise UserError(
-                f"the run's checkpoint is of {position.length:,} training images, but the dataset has {self.rows.length:,}; "
-                "choose another name"
+                f"the run's checkpoint was trained on {position.length:,} images, but the dataset has {self.rows.length:,}; "
+                "choose another --name"
             )
         self.position = position.redivided(self._division(position.epoch))
 
     def begin(self, epoch: int) -> None:
-        """Begin an epoch, unless it is under way."""
+        """Start an epoch unless it has already started."""
         if self.position.epoch != epoch:
             self.position = self._start_of(epoch)
             self.totals = NO_TOTALS
@@ -123,37 +125,37 @@ class RunState:
 
     @property
     def shown(self) -> int:
-        """Images of the epoch that are known to be shown, over all ranks."""
+        """Images of the epoch that are known to be used, over all ranks."""
         return 0 if self.position.known is None else int(self.position.known.sum())
 
     def steps(self) -> int:
-        """Return the steps of the epoch since it was last divided among the ranks, as the loader's plan has them."""
+        """Return the number of steps since the epoch was last divided among the ranks, as in the loader's plan."""
         _, batch_size = self.recipe.shape(self.position.epoch)
         left, resumed = self.rows.total - self.position.begun, self.position.before is not None
         return training_steps(left, self.session.world_size, batch_size, resumed=resumed)
 
     def at(self, steps: int) -> float:
-        """Return the position on the schedule, in steps of full-size epochs; steps: those since the last division."""
+        """Return the position on the schedule, in steps of full-size epochs. steps: count since the last division."""
         begun = self.position.begun / self.rows.total
         of_epoch = self.steps_per_epoch * begun + self.position.step * (self.steps_per_epoch * (1 - begun) / steps)
         return (self.position.epoch - 1) * self.steps_per_epoch + of_epoch
 
     def reseed(self) -> None:
-        """Make torch's random numbers a function of (seed, epoch, step, rank), so that a resumed step repeats them."""
+        """Seed torch as a function of (seed, epoch, step, rank), so that a resumed step repeats its random numbers."""
         key = [self.recipe.seed, self.position.epoch, self.position.begun, self.position.step, self.session.rank]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
     def advance(self, batch: Batch) -> None:
-        """Record one step in the account of the epoch: the images that it consumed on this rank, lost ones included."""
+        """Record the images that one step used on this rank, including lost ones."""
         self.position.advance(batch.draws)
         self._mine = _added(self._mine, dataclasses.replace(NO_TOTALS, lost=batch.lost))
 
     def take_totals(self) -> None:
-        """Add up what this rank's steps reached; raises UserError where the loss is not finite."""
+        """Add up the totals of this rank's steps. Raises UserError if the loss is not finite."""
         self._mine = _added(self._mine, self.step.take_totals())
 
     def gather(self) -> None:
-        """Bring position, totals and running statistics together over the ranks; on every rank in the same step."""
+        """Gather progress, totals and running statistics over the ranks. Call it on every rank in the same step."""
         self.take_totals()
         for model in {id(model): model for model in (self.model, self.step.evaluated)}.values():
             average_buffers(model, self.session)
@@ -169,7 +171,7 @@ class RunState:
         return self.session.all_reduce(torch.from_numpy(counts).to(self.session.device)).cpu().numpy()
 
     def finish(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Note an epoch's result for early stopping and the schedule, and stand at the beginning of the next."""
+        """Record an epoch's result for early stopping and the schedule, and move to the next epoch."""
         value = score(metrics[self.recipe.monitor], self.recipe.monitor_mode())
         if value > self.best + self.recipe.early_stopping.min_delta:
             self.best, self.stale_epochs = value, 0
@@ -180,12 +182,12 @@ class RunState:
         self.begin(epoch + 1)
 
     def stops_early(self) -> bool:
-        """Return whether the monitored metric has been stale for as long as early stopping allows."""
+        """Return whether early stopping ends the run."""
         patience = self.recipe.early_stopping.patience
         return patience is not None and self.stale_epochs >= patience
 
     def snapshot(self) -> Snapshot:
-        """Return a checkpoint of this moment; within an epoch `gather` was called just before."""
+        """Return a checkpoint of the current state. Within an epoch, call `gather` first."""
         state = {
             "layout": STATE_LAYOUT,
             "step": self.step.state(),
@@ -222,7 +224,7 @@ class RunState:
 
 
 def average_buffers(model: nn.Module, session: Session) -> None:
-    """Average the running statistics of batch norms over the ranks, so that all validate and save one model."""
+    """Average the running statistics of batch norms over the ranks, so that all validate and save the same model."""
     if session.world_size == 1:
         return
     with torch.no_grad():
@@ -232,7 +234,7 @@ def average_buffers(model: nn.Module, session: Session) -> None:
 
 
 def plain_recipe(recipe: Recipe) -> Recipe:
-    """Return the recipe alone of a config that extends it."""
+    """Return the recipe part of a config that extends Recipe."""
     return Recipe(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)})
 
 

@@ -1,4 +1,4 @@
-"""One training step."""
+"""The training step: forward and backward pass, optimizer, averages and totals on one rank."""
 
 import contextlib
 import math
@@ -45,19 +45,19 @@ class TrainTotals:
     loss: float
     """Loss, summed over images."""
     hits: float
-    """Images whose best guess was right; of two labels that are mixed, the one that counts more."""
+    """Correctly classified images. For mixed images, the label with the larger weight counts."""
     rows: int
-    """Images, but for those of skipped steps."""
+    """Images, without those of skipped steps."""
     skipped: int = 0
-    """Steps left out because a gradient was not finite: counted on rank 0, all ranks leave out the same ones."""
+    """Steps skipped because a gradient was not finite. Counted on rank 0, because all ranks skip the same steps."""
     lost: int = 0
-    """Images that could not be read or decoded, for which others were shown."""
+    """Images that could not be read or decoded and were replaced by others."""
 
 
 class TrainStep:
-    """All that a training step changes on one rank: weights, optimizer, averages; and the step itself.
+    """Training step on one rank with the state that it changes: weights, optimizer, averages.
 
-    class_counts: training images a class, int64 (classes,), which loss.class_weights and margins by class size need.
+    class_counts: training images per class, int64 (classes,), required by loss.class_weights and dynamic margins.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class TrainStep:
         self.optimizer = build_optimizer(model, recipe.optimizer, recipe.loader.batch_size)
         self.average = WeightAverage(model, recipe.ema) if recipe.ema.decay is not None else None
         self.steps = 0
-        """Steps taken since the run began, those before a resumption included."""
+        """Steps since the start of the run, including those before a resume."""
         self._host_class_weights = _class_weights(recipe, class_counts)
         self._class_weights = (
             None if self._host_class_weights is None else upload(self._host_class_weights, session.device)
         )
-        # fp16's scaler finds its scale by steps that overflow and are left out, whatever the policy for other ones.
+        # The fp16 gradient scaler finds its scale by steps that overflow and are skipped, even with nonfinite stop.
         self._guarded = recipe.optimizer.nonfinite == "skip" or self.precision.scaler.is_enabled()
         self._sums = torch.zeros(4, dtype=torch.float64, device=session.device)
         self._bad = torch.zeros(2, dtype=torch.float64, device=session.device)
@@ -111,15 +111,15 @@ class TrainStep:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The model that is validated and kept: the averaged one where there is an average."""
+        """The model to validate and save: the averaged one if there is an average."""
         return self.model if self.average is None else self.average.model
 
     def run(self, batch: Batch | DeviceBatch, schedule: Schedule, step: float, batch_size: int) -> float:
-        """Take one step; `step` and `batch_size` as Schedule.set_lr has them; returns its learning rate.
+        """Run one step and return its learning rate. step, batch_size: as in Schedule.set_lr.
 
-        A rank's mean loss is weighted with its share of the step's images, so that the gradient averaged
-        over ranks is the gradient of the mean over all of the step's images. Does not wait for the device, unless
-        steps that are not finite are skipped.
+        A rank's mean loss is weighted with its fraction of the step's images, so that the gradient averaged over ranks
+        is the gradient of the mean over all of the step's images. Does not wait for the device, unless non-finite steps
+        are skipped.
         """
         model = self._prepared()
         placed = batch if isinstance(batch, DeviceBatch) else place(batch, self.session.device)
@@ -133,7 +133,7 @@ class TrainStep:
         if self.centres is None:
             sums = self._gradient(model, inputs, placed, mixed)
         else:
-            # Whatever may change or leave out the whole gradient must see it before any class moves.
+            # Clipping and skipping need the whole gradient before any class weight changes.
             at_once = self.recipe.optimizer.clip_norm is None and not self._guarded
             sums = self._sampled_gradient(model, inputs, placed, mixed, batch_size, lr if at_once else None)
         with record_function("landmark: optimizer"):
@@ -153,16 +153,16 @@ class TrainStep:
         return lr
 
     def _prepared(self) -> nn.Module:
-        """Return the model as it trains: in training mode, over all ranks, compiled where asked for."""
+        """Return the model ready for training: wrapped by the session, compiled if configured, in training mode."""
         if self._ready is None:
             if self.recipe.compute.gradient_checkpointing:
                 checkpoint_blocks(self.model, self.recipe.model.backbone)
             self._ready = self.session.prepare(self.model)
             register_comm_hook(self._ready, self.recipe.compute)
             if self.recipe.compute.compile:
-                self._ready.compile()  # in place: the names of the weights stay as they are
+                self._ready.compile()  # in place, so the names of the weights do not change
             train_mode(self.model)
-        # Validation has left another mode; looking at every module at every step would cost half a millisecond.
+        # Validation leaves evaluation mode. Checking every module at every step would cost half a millisecond.
         if not self.model.training:
             train_mode(self.model)
         return self._ready
@@ -170,10 +170,10 @@ class TrainStep:
     def _gradient(
         self, model: nn.Module, inputs: torch.Tensor, batch: DeviceBatch, mixed: MixedLabels | None
     ) -> torch.Tensor:
-        """Compute the gradient, in parts that follow each other; returns the sums of loss, hits and rows, float64 (3,).
+        """Compute the gradient in sequential micro-batches. Returns the sums of loss, hits and rows, float64 (3,).
 
-        Parts are weighted with their rows and exchanged between ranks with the last one, so that the gradient is that
-        of the whole batch, but for batch norms, which see one part at a time.
+        Micro-batches are weighted with their rows, and the ranks exchange gradients with the last one. The gradient is
+        that of the whole batch, except for batch norms, which use one micro-batch at a time.
         """
         rows = len(inputs)
         parts = min(self.recipe.compute.accumulate, rows)
@@ -211,9 +211,9 @@ class TrainStep:
         batch_size: int,
         lr: float | None,
     ) -> torch.Tensor:
-        """Compute the gradient by a sample of the classes; returns the sums of loss, hits and rows, float64 (3,).
+        """Compute the gradient with a sample of the classes. Returns the sums of loss, hits and rows, float64 (3,).
 
-        batch_size, lr: as Centres.loss has them.
+        batch_size, lr: as in Centres.loss.
         """
         centres = self.centres
         assert centres is not None
@@ -238,21 +238,21 @@ class TrainStep:
         return torch.stack([losses.double().sum(), hits.double().sum(), count])
 
     def _update(self, lr: float) -> bool:
-        """Apply the gradients; returns False where they are not finite and the step is left out, on all ranks alike."""
+        """Apply the gradients. Returns False if they are not finite and all ranks skip the step."""
         scaler, clip_norm = self.precision.scaler, self.recipe.optimizer.clip_norm
         scaler.unscale_(self.optimizer)
         finite = True
         factor: torch.Tensor | float = 1.0
         if clip_norm is not None or self._guarded:
-            # The gradients are averaged over the ranks already: the norm, and what follows from it, is the same on each.
+            # The gradients are already averaged over the ranks, so the norm is the same on each.
             if self.centres is None:
                 norm = nn.utils.clip_grad_norm_(self._parameters, clip_norm or math.inf)
             else:
                 norm, factor = self._clip_with_centres(self.centres, clip_norm)
             finite = not self._guarded or bool(torch.isfinite(norm))
         if finite:
-            # Never called for what it would leave out by itself: a fused SGD left out at its first step keeps momentum
-            # that nobody has set (seen with torch 2.14).
+            # Not called for skipped steps: a fused SGD that skips its first step by itself keeps uninitialized momentum
+            # (seen with torch 2.14).
             scaler.step(self.optimizer)
             if self.centres is not None:
                 self.centres.update(lr, factor)
@@ -262,7 +262,7 @@ class TrainStep:
     def _clip_with_centres(
         self, centres: Centres, clip_norm: float | None
     ) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """Clip the gradient of weights and centres together; returns its norm, and what the centres' is multiplied with."""
+        """Clip gradients of weights and class weights together. Returns the norm and the factor for class weights."""
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         norm = (nn.utils.get_total_norm(gradients).square() + centres.squared_norm()).sqrt()
         if clip_norm is None:
@@ -271,15 +271,15 @@ class TrainStep:
         return norm, (clip_norm / (norm + 1e-6)).clamp(max=1.0)
 
     def _note(self, loss: torch.Tensor) -> None:
-        """Remember the first step whose loss is not finite, without waiting for the device."""
+        """Record the first step whose loss is not finite, without waiting for the device."""
         fault = torch.stack([loss, loss.new_full((), self.steps)])
         first = torch.isfinite(loss) | (self._bad[1] > 0)
         self._bad = torch.where(first, self._bad, fault)
 
     def take_totals(self) -> TrainTotals:
-        """Return the sums since the last call, and begin anew; waits for the device.
+        """Return the sums since the last call and reset them. Waits for the device.
 
-        Raises UserError where the loss has become infinite or no number since then.
+        Raises UserError if the loss became infinite or NaN since the last call.
         """
         self.check_finite()
         loss, hits, rows, skipped = self._sums.tolist()
@@ -287,18 +287,18 @@ class TrainStep:
         return TrainTotals(loss=loss, hits=hits, rows=int(rows), skipped=int(skipped))
 
     def check_finite(self) -> None:
-        """Raise UserError unless all losses since the run began and the weights are finite; waits for the device.
+        """Raise UserError unless all losses since the start and the weights are finite. Waits for the device.
 
-        With several ranks it is the weights by which all of them see what one rank's loss did.
+        With several ranks, the check of the weights detects on all ranks what one rank's loss caused.
         """
         loss, step = self._bad.tolist()
         if step:
             raise UserError(f"the loss became {loss} in epoch {self._epoch} (step {step:.0f}); {MEND}")
         if self._parameters and not torch.isfinite(nn.utils.get_total_norm(self._parameters)):
-            raise UserError(f"the weights grew beyond all bounds in epoch {self._epoch} (by step {self.steps}); {MEND}")
+            raise UserError(f"the weights are not finite in epoch {self._epoch} (step {self.steps}); {MEND}")
 
     def state(self) -> dict[str, Any]:
-        """Return what a resumed run needs besides the weights of `evaluated`: tensors and plain values."""
+        """Return the state for a resume, except the weights of `evaluated`: tensors and plain values."""
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "steps": self.steps}
         if self.precision.scaler.is_enabled():
             state["scaler"] = self.precision.scaler.state_dict()
@@ -309,7 +309,7 @@ class TrainStep:
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over a state; the weights of `evaluated` are loaded into `model` already."""
+        """Load a state. The weights of `evaluated` must already be loaded into `model`."""
         load_optimizer(self.optimizer, state["optimizer"])
         self.steps = state["steps"]
         if self.average is not None:
@@ -323,20 +323,20 @@ class TrainStep:
 
 
 def _quiet(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Return the context in which backward keeps the gradient on the rank: what a backend wrapped has one."""
+    """Return the context in which backward keeps the gradient on the rank. Models without a backend need none."""
     return getattr(model, "no_sync", contextlib.nullcontext)()
 
 
 def _keep_from_ddp(model: nn.Module, part: nn.Module) -> None:
-    """Let DDP leave a part's parameters alone: it would send a copy of them at its start, though all ranks have the same."""
+    """Exclude a module's parameters from DDP, which would broadcast them although all ranks have the same."""
     mine = {id(parameter) for parameter in part.parameters()}
     names = [name for name, parameter in model.named_parameters() if id(parameter) in mine]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
 
 
 def _class_weights(recipe: Recipe, counts: np.ndarray | None) -> np.ndarray | None:
-    """Return what an image of each class counts in the loss, float32 (classes,); None: the same for all."""
+    """Return the loss weight per image of each class, float32 (classes,), or None if all are equal."""
     if recipe.loss.class_weights == "none":
         return None
-    assert counts is not None, "loss.class_weights needs the training images a class"
+    assert counts is not None, "loss.class_weights needs the number of training images per class"
     return class_weights(counts, recipe.loss.class_weights)

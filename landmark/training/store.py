@@ -1,4 +1,4 @@
-"""The store of a run's checkpoints: written while training goes on, the newest whole one found again."""
+"""Store of a run's checkpoints: saves in the background during training and finds the newest complete checkpoint."""
 
 import errno
 import json
@@ -17,21 +17,21 @@ from landmark.training.checkpoints import CHECKPOINTS, CHECKSUMS, FILES, INDEX, 
 
 Tell = Callable[[str], object]
 ADOPT_TRIES = 3
-"""Readings of another run's index before its checkpoint counts as gone: its owner replaces it while it is copied."""
+"""Attempts to copy a checkpoint of another run, whose owner may replace it meanwhile."""
 RECENT_S, RECENT_EPOCHS = 10.0, 64
-"""Age (seconds) and number of the epochs whose metrics the index keeps: a study writes its journal once a second."""
+"""Maximum age (seconds) and number of epochs whose metrics the index keeps. A study writes its journal every second."""
 
 
 class TakenOver(UserError):
-    """A checkpoint of a process whose run another one goes on with."""
+    """Another process resumed the run of this process."""
 
 
 class CheckpointStore:
-    """Keeps a run's newest and best checkpoints under `<run>/checkpoints`, named in its index.json.
+    """Keeps a run's newest checkpoints and the best one in `<run>/checkpoints`, listed in its index.json.
 
-    A checkpoint counts when the index names it, which happens when all its files are there. One is written at a time,
-    by a thread; what fails is told, and the checkpoints before stay. Only one process of a run saves: the last that has
-    claimed it, whatever another one does that was cut off from the cluster and did not notice.
+    A checkpoint is valid once the index lists it, which happens after all its files are written. A thread writes one
+    checkpoint at a time. If that fails, it reports the error and keeps the earlier checkpoints. Only one process of a
+    run saves: the last one that claimed it, even if an unreachable earlier process still runs.
     """
 
     def __init__(
@@ -54,15 +54,15 @@ class CheckpointStore:
             return {"kept": [], "best": None, "metrics": {}}
         except (json.JSONDecodeError, Damaged):
             names = [name for name in self.root.names() if name != "index.json"]
-            self.tell(f"warning: {self.run / INDEX}: damaged; looking for checkpoints beside it")
-            # Their names are in the order of time, but for the end of an epoch, which counts no images.
+            self.tell(f"warning: {self.run / INDEX}: corrupt; looking for checkpoints in the same folder")
+            # Their names sort by time, except those of an epoch's end, which contain no image count.
             return {"kept": sorted(names, key=lambda name: (name[:10], "image" not in name, name))[::-1]} | {
                 "best": None,
                 "metrics": {},
             }
 
     def claim(self) -> None:
-        """Become the process that saves: checkpoints of those before are not stored from now on."""
+        """Become the process that saves. Checkpoints of earlier processes are rejected from now on."""
         self.index = self._read_index()
         self.index["claims"] = self.index.get("claims", 0) + 1
         self._write_index(self.index)
@@ -72,29 +72,29 @@ class CheckpointStore:
 
     def _check_claim(self) -> None:
         if self._read_index().get("claims", 0) > self.index.get("claims", 0):
-            raise TakenOver("another process goes on with this run since; end this one")
+            raise TakenOver("another process has resumed this run; stop this one")
 
     def save(self, snapshot: Snapshot, metrics: Mapping[str, float] | None = None) -> None:
-        """Store a snapshot in a thread, after the one before; metrics: those of the epoch that it ends."""
+        """Store a snapshot in a thread, after the previous one. metrics: those of the epoch that the snapshot ends."""
         self.flush()
         arguments = (snapshot, dict(metrics) if metrics is not None else None)
         self._thread = threading.Thread(target=self._store, args=arguments, name="landmark-save", daemon=True)
         self._thread.start()
 
     def flush(self) -> None:
-        """Wait until the last snapshot is stored, or could not be: then `error` says why."""
+        """Wait until the last snapshot is stored or failed. `error` contains the reason of a failure."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def close(self) -> None:
-        """Wait for the last snapshot; raises UserError where it could not be stored."""
+        """Wait for the last snapshot. Raises UserError if it could not be stored."""
         self.flush()
         if self.error is not None:
             raise restated(
                 self.error,
-                f"the last checkpoint could not be stored ({self.error}); make room or mend the storage, then run the same "
-                f"again: it goes on from {self.index['kept'][0] if self.index['kept'] else 'the beginning'}",
+                f"could not store the last checkpoint ({self.error}); free space or fix the storage, then run the same "
+                f"command again to resume from {self.index['kept'][0] if self.index['kept'] else 'the beginning'}",
             )
 
     def _store(self, snapshot: Snapshot, metrics: dict[str, float] | None) -> None:
@@ -104,7 +104,7 @@ class CheckpointStore:
         except (UserError, OSError) as error:
             self.error = error if isinstance(error, UserError) else UserError(str(error))
             self.tell(
-                f"warning: checkpoint {snapshot.name} was not stored: {error}; training goes on with those before"
+                f"warning: checkpoint {snapshot.name} was not stored: {error}; training continues with the earlier checkpoints"
             )
             if not isinstance(error, TakenOver):
                 self._forget(snapshot.name)
@@ -132,23 +132,23 @@ class CheckpointStore:
                 (self.root / other).delete()
 
     def _forget(self, name: str) -> None:
-        """Make room again: delete what was written of a checkpoint that the index does not name."""
+        """Free space: delete the files of a checkpoint that the index does not list."""
         if name in (self.index["best"], *self.index["kept"]):
             return
         try:
             (self.root / name).delete()
         except UserError as error:
-            self.tell(f"warning: {self.root / name}: its remains were not deleted: {error}")
+            self.tell(f"warning: {self.root / name}: could not delete the incomplete checkpoint: {error}")
 
     def path(self, which: str) -> str | None:
-        """Return the path below the run of the best or the last checkpoint, or None."""
+        """Return the path of the best or the last checkpoint, below the run's folder, or None."""
         name = self.index["best"] if which == "best" else next(iter(self.index["kept"]), None)
         return f"{CHECKPOINTS}/{name}" if name else None
 
     def last_metrics(self) -> dict[str, float]:
-        """Return the metrics of the newest checkpoint's last whole epoch.
+        """Return the metrics of the last finished epoch of the newest checkpoint.
 
-        Empty where there is no checkpoint, or the run has finished no epoch of its own since it adopted another's.
+        Empty if there is no checkpoint, or if the run has finished no epoch of its own since it adopted another run's.
         """
         return self._last_epoch()[1]
 
@@ -165,20 +165,21 @@ class CheckpointStore:
     def last_reports(self) -> list[dict[str, float]]:
         """Return the metrics of the latest complete epochs up to the newest checkpoint, oldest first.
 
-        A driver that was killed may not have recorded these: `last_metrics`, and the epochs of the RECENT_S before.
+        These are `last_metrics` and the epochs of the RECENT_S before, which a driver that was killed may not have
+        recorded.
         """
         epoch, last = self._last_epoch()
         before = [entry["metrics"] for entry in self.index.get("recent", []) if entry["epoch"] < epoch]
         return [*before, last] if last else []
 
     def candidates(self) -> list[str]:
-        """Return the names of the checkpoints to go on from, the newest first and the best last."""
+        """Return the names of the checkpoints to resume from, newest first, best last."""
         return list(dict.fromkeys([*self.index["kept"], *filter(None, [self.index["best"]])]))
 
     def fetch_last(self, directory: Path) -> bool:
-        """Copy the newest checkpoint that is whole into a directory; False where there is none at all.
+        """Copy the newest complete checkpoint into a directory. Returns False if there is no checkpoint.
 
-        A damaged one is told and left out for good. Raises UserError where all are damaged.
+        Corrupt checkpoints are reported and discarded. Raises UserError if all are corrupt.
         """
         names = self.candidates()
         for name in names:
@@ -193,7 +194,7 @@ class CheckpointStore:
         return False
 
     def fetch(self, name: str, directory: Path) -> None:
-        """Copy a checkpoint into a directory and check it; raises DamagedCheckpoint, and UserError where it cannot be copied."""
+        """Copy and verify a checkpoint. Raises DamagedCheckpoint if it is corrupt, UserError if it cannot be copied."""
         try:
             for file in (*FILES, CHECKSUMS):
                 (self.root / name / file).download(directory / file)
@@ -209,21 +210,22 @@ class CheckpointStore:
         log("checkpoint restored", checkpoint=str(self.root / name))
 
     def discard(self, name: str, reason: str) -> None:
-        """Report a damaged checkpoint and leave it out for good."""
-        self.tell(f"warning: {self.root / name}: damaged checkpoint: {reason}; going on from the one before")
+        """Report a corrupt checkpoint and remove it from the list."""
+        self.tell(f"warning: {self.root / name}: corrupt checkpoint: {reason}; resuming from the previous one")
         self.index["kept"] = [other for other in self.index["kept"] if other != name]
         if self.index["best"] == name:
             self.index |= {"best": None, "metrics": {}}
 
     def none_complete(self) -> UserError:
-        """Return the error where no checkpoint is whole."""
-        return UserError(f"{self.root}: no checkpoint is whole; delete the run's folder, or choose another --name")
+        """Return the error for a run without a complete checkpoint."""
+        return UserError(f"{self.root}: no checkpoint is complete; delete the run's folder, or choose another --name")
 
     def adopt(self, other: "CheckpointStore", epochs: range, token: str) -> int | None:
-        """Continue from a checkpoint of another run, its newest within `epochs`, and delete one's own.
+        """Copy another run's newest checkpoint within `epochs`, and delete this run's own checkpoints.
 
-        Returns the epochs that it had finished. Returns None, and changes nothing, if the other run has no such checkpoint:
-        its owner may delete one while it is copied. token: names this adoption; a second one of the same token does nothing.
+        Returns the number of epochs that the checkpoint finished. Returns None and changes nothing if the other run has
+        no such checkpoint, for example because its owner deletes it. token: identifies this adoption. A second call
+        with the same token changes nothing.
         """
         if (taken := self.index.get("taken", {})).get("token") == token:
             return int(taken["epoch"])
@@ -245,7 +247,7 @@ class CheckpointStore:
         return epoch
 
     def fetch_within(self, epochs: range, directory: Path) -> int | None:
-        """Copy the newest whole checkpoint with a number of finished epochs within `epochs`; returns that number or None."""
+        """Copy the newest complete checkpoint whose epochs finished are in `epochs`. Returns their number or None."""
         self.index = self._read_index()
         for name in self.candidates():
             try:
@@ -259,7 +261,7 @@ class CheckpointStore:
 
 
 def _with_recent(before: list[dict[str, Any]], epoch: int, metrics: dict[str, float]) -> list[dict[str, Any]]:
-    """Return the index's recent epochs (number, end time, metrics) with one more, without those that are too old."""
+    """Return the index's recent epochs (number, end time, metrics) with a new one, without those that are too old."""
     now = time.time()
     kept = [entry for entry in before if now - RECENT_S < entry["at"] and entry["epoch"] < epoch]
     return [*kept[1 - RECENT_EPOCHS :], {"epoch": epoch, "at": now, "metrics": metrics}]

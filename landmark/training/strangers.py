@@ -1,4 +1,7 @@
-"""Images without a landmark, inferred beside a split's: GAP counts a guess for one as wrong, rejection is told by their scores."""
+"""Inference of distractors, that is, non-landmark images.
+
+GAP counts predictions for distractors as incorrect, and rejection uses their scores.
+"""
 
 import dataclasses
 
@@ -23,11 +26,11 @@ def infer_strangers(
     max_megapixels: int | None = None,
     quiet: bool = False,
 ) -> tuple[Predictions, int]:
-    """Return predictions for images that show no landmark, and how many files are none that can be read.
+    """Return predictions for distractors, and the number of unreadable files.
 
-    place: a packed dataset, all of whose images count, whatever their labels; or a folder of images in any format, those below
-    it included. job: the split's. first_sample: the number of the first one. max_megapixels: the limit of a folder's images.
-    Raises UserError where there is no image.
+    place: a packed dataset, all of whose images count regardless of their labels, or a folder of images in any format
+    with its subfolders. job: that of the split. first_sample: number of the first distractor. max_megapixels: limit for
+    a folder's images. Raises UserError if there is no image.
     """
     found = [
         infer(dataclasses.replace(job, images=images, labelled=False), output, replicas=replicas, quiet=quiet)
@@ -35,9 +38,7 @@ def infer_strangers(
     ]
     predictions = [each.predictions for each in found if len(each.predictions)]
     if not predictions:
-        raise UserError(
-            f"{place}: no readable image; give a folder of images without a landmark, or a packed dataset of them"
-        )
+        raise UserError(f"{place}: no readable image; pass a folder or a packed dataset of non-landmark images")
     first = first_sample
     for number, each in enumerate(predictions):
         predictions[number] = dataclasses.replace(each, samples=first + np.arange(len(each)))

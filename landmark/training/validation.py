@@ -1,4 +1,4 @@
-"""Prediction and validation over a split, each row counted once; the time spent waiting for batches."""
+"""Prediction and validation over a split with each row counted once, and the time spent waiting for batches."""
 
 import contextlib
 import time
@@ -25,7 +25,7 @@ def predict(
 ) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor]]:
     """Yield each batch with its logits (n, classes) and labels (n,) on the device, without gradients.
 
-    Embeddings (n, d) instead of logits where the model gives those. precision: what the model computes in; None: fp32.
+    Yields embeddings (n, d) instead of logits if the model returns them. precision: data type of the model; None: fp32.
     """
     model.eval()
     for batch in to_device(batches, preprocess.device):
@@ -46,7 +46,7 @@ def validate(
 ) -> dict[str, float]:
     """Return val_loss, val_top1, val_top5 and val_macro_recall over all ranks, each row counted once.
 
-    Macro recall is the mean over the classes that occur in the split. precision: as training computes; None: fp32.
+    Macro recall is the mean over the classes that occur in the split. precision: as in training; None: fp32.
     """
     totals = torch.zeros(4, dtype=torch.float64, device=preprocess.device)
     classes = torch.zeros(2, num_classes, dtype=torch.float64, device=preprocess.device)
@@ -63,13 +63,13 @@ def validate(
         best_right = right[:, 0].double()
         counts = [loss.double(), best_right.sum(), right.any(1).sum().double(), totals.new_full((), len(labels))]
         totals += torch.stack(counts)
-        # Not bincount or a mask: on a GPU the host would wait for the size of their results.
+        # Not bincount or a mask: on a GPU, the host would wait for the size of their results.
         classes[0].index_add_(0, labels, torch.ones_like(best_right))
         classes[1].index_add_(0, labels, best_right)
     loss_sum, top1, top5, rows = session.all_reduce(totals).tolist()
     support, hits = session.all_reduce(classes)
     if not rows:
-        raise UserError("no image of the val split could be read; prepare the dataset again")
+        raise UserError("could not read any image of the val split; prepare the dataset again")
     present = support > 0
     return {
         "val_loss": loss_sum / rows,
@@ -80,7 +80,7 @@ def validate(
 
 
 def timed(batches: Iterable[T], wait: list[float]) -> Iterator[T]:
-    """Yield the batches, adding the seconds spent waiting for them to wait[0]."""
+    """Yield the batches and add the seconds spent waiting for them to wait[0]."""
     source = iter(batches)
     while True:
         start = time.perf_counter()

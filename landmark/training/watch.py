@@ -1,4 +1,4 @@
-"""The watch: finds the worker of a run that hangs, says which, and ends it, so that Ray Train replaces it."""
+"""Watchdog: finds the hung worker of a run, reports it, and kills it, so that Ray Train replaces it."""
 
 import contextlib
 import os
@@ -13,16 +13,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from landmark.training.board import ANSWER_S, BEAT_S, SILENT_S, Beat
 
 START_S = 600.0
-"""Seconds that a worker may take at least to its first step, and for that: models are built, and by option compiled."""
+"""Minimum timeout until the end of a worker's first step, in which models are built and optionally compiled."""
 WAITING = ("in a step", "validated")
 """Phases in which a worker waits for the others."""
 
 
 def hung_worker(seen: list[tuple[float, Beat]], stalled: bool) -> Beat | None:
-    """Return the worker that the others wait for, if the run stands still.
+    """Return the worker that the others wait for if the run is stalled.
 
-    All ranks meet in every step, so when one hangs all stand still: it is the one whose process is silent, else
-    the one that began the fewest steps, else one that is not where the others wait: in a step, or after validation.
+    All ranks synchronize in every step, so one hung rank stalls all. The hung worker is the one without heartbeats,
+    else the one that started the fewest steps, else one that is not in a phase where workers wait: a step, or after
+    validation.
     """
     if not stalled or not seen:
         return None
@@ -33,9 +34,9 @@ def hung_worker(seen: list[tuple[float, Beat]], stalled: bool) -> Beat | None:
 
 @contextlib.contextmanager
 def watched(board: ray.actor.ActorHandle, stall_s: float, tell: Callable[[str], object]) -> Iterator[None]:
-    """End the hung worker of a run that has stood still for `stall_s` seconds, while the block runs; says so first.
+    """Kill the hung worker of a run without progress for `stall_s` seconds, while the block runs. Reports it first.
 
-    The watch outlasts its own errors: it reports the first one and looks again.
+    The watchdog continues after its own errors. It reports the first one.
     """
     done = threading.Event()
 
@@ -47,7 +48,7 @@ def watched(board: ray.actor.ActorHandle, stall_s: float, tell: Callable[[str], 
             except Exception as error:
                 if not failed:
                     reason = (str(error).splitlines() or [type(error).__name__])[0]
-                    tell(f"warning: workers that hang may not be found: {reason}; trying again")
+                    tell(f"warning: the watchdog may miss hung workers: {reason}; trying again")
                 failed = True
 
     thread = threading.Thread(target=watch, name="landmark-watch", daemon=True)
@@ -60,7 +61,7 @@ def watched(board: ray.actor.ActorHandle, stall_s: float, tell: Callable[[str], 
 
 
 class Watch:
-    """Looks at the workers' beats, and ends one where the run stands still."""
+    """Checks the workers' heartbeats, and kills a worker if the run is stalled."""
 
     def __init__(self, board: ray.actor.ActorHandle, stall_s: float, tell: Callable[[str], object]) -> None:
         self.board = board
@@ -70,7 +71,7 @@ class Watch:
         self.moved_at = time.monotonic()
 
     def look(self) -> None:
-        """Look once; raises RayError where the board does not answer."""
+        """Check once. Raises RayError if the run monitor does not reply."""
         seen = ray.get(self.board.seen.remote(), timeout=ANSWER_S)
         now = {beat.rank: (beat.pid, beat.moves) for _, beat in seen}
         if now != self.moves:
@@ -81,8 +82,8 @@ class Watch:
         if worker is None or ended(worker):
             return
         self.tell(
-            f"warning: rank {worker.rank} (process {worker.pid} on {worker.host}) has stood still for {patience:g} s, "
-            f"{worker.phase}, after {worker.step} steps; ending it: the run goes on from its last checkpoint"
+            f"warning: rank {worker.rank} (process {worker.pid} on {worker.host}) made no progress for {patience:g} s "
+            f"({worker.phase}, {worker.step} steps done); killing it. The run resumes from its last checkpoint."
         )
         end_process(worker)
         ray.get(self.board.start.remote(worker.rank), timeout=ANSWER_S)
@@ -90,12 +91,12 @@ class Watch:
 
 
 def ended(worker: Beat) -> bool:
-    """Return whether a worker's process is gone, or its node, or that does not answer: Ray finds these by itself."""
+    """Return whether a worker's process or node is gone or does not reply. Ray detects these by itself."""
     return not _signalled(worker, 0)
 
 
 def end_process(worker: Beat) -> None:
-    """Kill a worker's process on its node, as only that reaches one that is stopped."""
+    """Kill a worker's process from its node, because only a signal reaches a stopped process."""
     _signalled(worker, signal.SIGKILL)
 
 

@@ -46,7 +46,7 @@ def test_features_of_another_dataset_are_refused(model: EmbeddingModel, tmp_path
     extract_features(
         write_packed(tmp_path / "a", {"train": [4], "val": [], "test": []}), folder, model, CONFIG, quiet=True
     )
-    with pytest.raises(UserError, match="holds features of another dataset"):
+    with pytest.raises(UserError, match="contains features of another dataset"):
         extract_features(
             write_packed(tmp_path / "b", {"train": [5], "val": [], "test": []}), folder, model, CONFIG, quiet=True
         )

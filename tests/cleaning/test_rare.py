@@ -109,7 +109,7 @@ def test_a_class_below_the_minimum_is_judged_if_asked_for():
         ),
         (
             {"quality": QualityConfig(min_entropy=8)},
-            r"degenerate .*--quality\.min-entropy, or allow it by --max-drop-fraction 1$",
+            r"degenerate .*--quality\.min-entropy, or set --max-drop-fraction 1$",
         ),
         ({"min_images": 40}, r"small_class .* lower --min-images, or"),
     ],
@@ -120,6 +120,6 @@ def test_a_threshold_that_drops_most_of_a_dataset_is_refused(tmp_path: Path, opt
     with pytest.raises(UserError, match=message) as refused:
         cleaning_of(tmp_path / "data", labels, embeddings, **options).judge()
     text = str(refused.value)
-    assert "\n" not in text and "of 60 images" in text and "maximum 50%); no result was written" in text
+    assert "\n" not in text and "of 60 images" in text and "maximum 50%); no output was written" in text
     allowed = cleaning_of(tmp_path / "again", labels, embeddings, max_drop_fraction=1.0, **options).judge()
     assert len(allowed.left) < 30

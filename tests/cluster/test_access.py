@@ -66,9 +66,9 @@ def test_a_door_without_a_token_is_an_error_and_a_closed_one_is_well():
 
 
 def test_a_dashboard_that_does_not_tell_its_jobs_is_one_line():
-    with pytest.raises(UserError, match="does not tell its jobs") as refused:
+    with pytest.raises(UserError, match="does not list its jobs") as refused:
         jobs_of(closed())
-    assert "\n" not in str(refused.value) and "ask from the head" in str(refused.value)
+    assert "\n" not in str(refused.value) and "run this on the head node" in str(refused.value)
     with dashboard(401) as url, pytest.raises(UserError, match="RAY_AUTH_TOKEN") as refused:
         jobs_of(url)
     assert "\n" not in str(refused.value)
@@ -81,13 +81,13 @@ def test_a_dashboard_that_does_not_tell_its_jobs_is_one_line():
 def test_a_service_that_speaks_no_http_is_one_line(answer):
     with other_service(answer) as url:
         (found,) = door_findings(url)
-        assert found.severity == "warning" and "does not answer in plain HTTP" in found.text and "\n" not in found.text
-        with pytest.raises(UserError, match="does not tell its jobs") as refused:
+        assert found.severity == "warning" and "does not speak plain HTTP" in found.text and "\n" not in found.text
+        with pytest.raises(UserError, match="does not list its jobs") as refused:
             jobs_of(url)
     assert "\n" not in str(refused.value)
 
 
 def test_a_web_service_that_is_no_ray_dashboard_is_one_line():
-    with dashboard(200) as url, pytest.raises(UserError, match="does not tell its jobs") as refused:
+    with dashboard(200) as url, pytest.raises(UserError, match="does not list its jobs") as refused:
         jobs_of(url)
     assert "\n" not in str(refused.value)

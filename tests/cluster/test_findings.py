@@ -43,9 +43,9 @@ def test_a_sound_cluster_has_no_findings():
         ({"storage": {"s3://b": "s3://b: no such bucket"}}, "error: 10.0.0.2: s3://b: no such bucket", "credentials"),
         ({"shm": 64 << 20}, "warning: 10.0.0.2: its object store of 2.0 GiB exceeds /dev/shm", "emptyDir"),
         ({"object_store": 100 << 20}, "warning: 10.0.0.2: its object store has 100 MiB", "--object-store-memory"),
-        ({"disk_free": GIB}, "warning: 10.0.0.2: 1.0 GiB of disk are free", "--temp-dir"),
-        ({"gpus": 1.0}, "error: 10.0.0.2: Ray counts 1 GPUs, torch can use 0", "driver"),
-        ({"gpus": 4.0, "devices": ["A100"] * 4}, "warning: 10.0.0.2: 8 CPUs feed 4 GPUs", "--loader.decode data"),
+        ({"disk_free": GIB}, "warning: 10.0.0.2: 1.0 GiB of disk free", "--temp-dir"),
+        ({"gpus": 1.0}, "error: 10.0.0.2: Ray counts 1 GPUs, but torch can use 0", "driver"),
+        ({"gpus": 4.0, "devices": ["A100"] * 4}, "warning: 10.0.0.2: 8 CPUs for 4 GPUs", "--loader.decode data"),
     ],
 )
 def test_each_fault_is_one_line_that_names_the_node_and_the_way_out(change, start, part):
@@ -64,10 +64,10 @@ def test_errors_come_first_and_nodes_that_tell_the_same_share_a_line():
 def test_gpus_of_two_kinds_and_a_head_that_works_are_told():
     other = dataclasses.replace(GPU, address="10.0.0.4", devices=["T4"])
     assert told(HEAD, GPU, other) == [
-        "warning: GPUs differ (1 x A100, 1 x T4): a run waits for the slowest in each step"
+        "warning: GPU types differ (1 x A100, 1 x T4): each training step waits for the slowest GPU"
     ]
     (line,) = told(dataclasses.replace(HEAD, cpus=4.0), WORKER)
-    assert line.startswith("warning: 10.0.0.1: the head gives away 4 CPUs")
+    assert line.startswith("warning: 10.0.0.1: the head node offers 4 CPUs for work")
 
 
 def test_a_dead_node_is_shown_and_found_nowhere_else():

@@ -147,9 +147,9 @@ def test_the_source_is_the_one_whose_options_are_given(given, source):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "no source is given; add --folders.path, --gldv2.path or --dataset.path, or --source synthetic"),
+        ([], "no source is set; add --folders.path, --gldv2.path or --dataset.path, or --source synthetic"),
         (["--synthetic.classes", "3"], "synthetic.classes is set; add --source synthetic"),
-        (["--folders.path", "p", "--gldv2.path", "g"], "folders.path and gldv2.path are of different sources"),
+        (["--folders.path", "p", "--gldv2.path", "g"], "folders.path and gldv2.path belong to different sources"),
         (["--source", "synthetic", "--folders.path", "p"], "folders.path is set, but the source is synthetic"),
         (
             ["--source", "gldv2", "--gldv2.path", "g", "--synthetic.tail", "1"],

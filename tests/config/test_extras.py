@@ -29,7 +29,7 @@ def test_a_checkout_that_is_not_installed_names_its_own_folder(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "requires", missing)
-    assert install_command("optuna") == "pip install '.[optuna]' in the project's folder"
+    assert install_command("optuna") == "pip install '.[optuna]' in the project folder"
 
 
 def test_the_distribution_has_a_name_of_its_own():
@@ -42,5 +42,5 @@ def test_the_distribution_has_a_name_of_its_own():
 def test_nothing_tells_to_install_a_project_of_another_owner(folder):
     path = ROOT / folder
     files = [path] if path.is_file() else [file for kind in ("py", "md", "yaml") for file in path.rglob(f"*.{kind}")]
-    asked = re.compile(r"pip install [^\n]*?['\"\s]landmark(\[|['\"\s]|$)")
+    asked = re.compile(r"pip install [^\n]*?['\" \t]landmark(\[|['\"\s]|$)")
     assert [file.name for file in files if file != Path(__file__) and asked.search(file.read_text())] == []

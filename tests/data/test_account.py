@@ -164,9 +164,7 @@ def test_an_image_that_two_ranks_showed_is_found_and_changes_no_other():
     position.advance(np.array([3, 7]))
     other = np.zeros(20, dtype=np.uint8)
     other[[7, 8]] = 1
-    with pytest.raises(
-        UserError, match="^1 images of epoch 2 were shown by more than one worker; check that all nodes"
-    ):
+    with pytest.raises(UserError, match="^1 images of epoch 2 were used by more than one worker; check that all nodes"):
         position.gather(lambda mine: mine + other)
     other[7] = 0
     assert np.flatnonzero(position.gather(lambda mine: mine + other)).tolist() == [3, 7, 8]

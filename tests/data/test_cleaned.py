@@ -126,9 +126,9 @@ def _cut_rows(folder: Path) -> None:
     ("damage", "message"),
     [
         (_lose_base, "cleaned/manifest.json: the dataset that was cleaned cannot be opened: .*base: no manifest.json"),
-        (_other_base, "was packed anew since; clean it again"),
+        (_other_base, "was packed again after cleaning; clean it again"),
         (_lose_rows, "kept.parquet: missing; clean the dataset again"),
-        (_cut_rows, "kept.parquet: not as manifest.json says; clean the dataset again"),
+        (_cut_rows, "kept.parquet: does not match manifest.json; clean the dataset again"),
     ],
 )
 def test_damage_is_one_line(cleaned: str, tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
@@ -141,7 +141,7 @@ def test_damage_is_one_line(cleaned: str, tmp_path: Path, damage: Callable[[Path
 def test_a_split_without_an_image_is_told(cleaned: str, tmp_path: Path) -> None:
     base = PackedDataset.open(str(tmp_path / "base"))
     dataset = open_dataset(write_cleaned(tmp_path / "none", base, {**KEPT, "val": {}}))
-    with pytest.raises(UserError, match="cleaning left no image in the val split"):
+    with pytest.raises(UserError, match="cleaning kept no image in the val split"):
         dataset.split("val")
 
 

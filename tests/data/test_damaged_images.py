@@ -315,7 +315,7 @@ def test_heic_is_read_and_without_its_package_named(monkeypatch):
     image_files.register_heif.cache_clear()
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "pillow_heif", None)
-        with pytest.raises(Refused, match=r"^HEIC, which needs the package pillow-heif \(extra heic\)$"):
+        with pytest.raises(Refused, match=r"^HEIC, which requires the package pillow-heif \(extra heic\)$"):
             pack_image(data, CONFIG)
     image_files.register_heif.cache_clear()
 
@@ -369,4 +369,4 @@ def test_grey_that_is_no_number_is_refused_by_name(value):
 
 
 def test_a_format_without_pixels_is_named():
-    assert packed_or_refused(encoded(halves(), "EPS")) == "EPS files are not read"
+    assert packed_or_refused(encoded(halves(), "EPS")) == "EPS files are not supported"

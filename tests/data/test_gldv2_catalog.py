@@ -118,7 +118,7 @@ def test_faults_of_all_files_are_counted_and_listed(tables: Path):
     assert dict(found.listing.faults.counts) == {"malformed id": 3, "malformed row": 1, "not in train.csv": 1}
     assert {row[0] for row in found.listing.faults.listed} >= {"nothex", "xyz", "bad", "00000000000000aa"}
     assert "3 images have no author and license" in found.notes
-    assert any(note.startswith("5 rows of the CSV files left out (3 malformed id") for note in found.notes)
+    assert any(note.startswith("5 rows of the CSV files were skipped (3 malformed id") for note in found.notes)
     with pytest.raises(UserError, match=r"\d\.\d+% of 242 rows are faulty \(3 malformed id.*max_fault_share"):
         wanted(tables, SubsetConfig(clean=True), attribution=True)
 
@@ -127,7 +127,7 @@ def test_classes_of_one_image_stay_in_train_and_are_told(tables: Path):
     with (tables / "train.csv").open("a") as stream:
         stream.writelines(f"{number:016x},u,{9000 + number}\n" for number in range(5))
     found = wanted(tables)
-    assert "5 classes have one image, which is in train" in found.notes
+    assert "5 classes have only one image, which is in the train split" in found.notes
     lone = [row for row in found.items.to_pylist() if row["landmark_id"] >= 9000]
     assert [row["split"] for row in lone] == ["train"] * 5
     assert found.names[-1] == "9004"
@@ -257,7 +257,7 @@ def test_missing_tars_are_named_before_any_is_read(tmp_path: Path):
     settings = Gldv2Config(path=str(tmp_path / "in"))
     config = PrepareConfig(output=str(tmp_path / "out"), source="gldv2", gldv2=settings)
     names = ", ".join(f"train/images_{number:03d}.tar" for number in (1, 2, 3))
-    with pytest.raises(UserError, match=rf"3 tars are missing from {tmp_path}/in: {names}; 1 tars are there") as error:
+    with pytest.raises(UserError, match=rf"3 tars are missing from {tmp_path}/in: {names}; 1 tars were found") as error:
         pack_dataset(locate(config.output), gldv2_source(settings, clean=False), config)
     assert "\n" not in str(error.value)
     shutil.rmtree(tmp_path / "in" / "md5sum")

@@ -63,19 +63,21 @@ def test_damage_is_told_and_names_the_tar(tmp_path: Path):
         between = tar.getmembers()[5].offset
     for cut in (between, between + 100, between + 600, len(whole) - 10_240, 0):
         path.write_bytes(whole[:cut])
-        with pytest.raises(UserError, match=r"images_000\.tar: cut short after [\d,]+ bytes; download it again"):
+        with pytest.raises(UserError, match=r"images_000\.tar: truncated after [\d,]+ bytes; download it again"):
             read(path)
-        with pytest.raises(UserError, match=r"images_000\.tar: its MD5 is .*cut short.*download it again"):
+        with pytest.raises(UserError, match=r"images_000\.tar: its MD5 is .*truncated.*download it again"):
             read(path, md5)
     flipped = bytearray(whole)
     flipped[between + 600] ^= 1
     path.write_bytes(flipped)
     assert len(read(path)) == len(MEMBERS)
-    with pytest.raises(UserError, match=rf"images_000\.tar: its MD5 is \w+, published is {md5}; download it again"):
+    with pytest.raises(
+        UserError, match=rf"images_000\.tar: its MD5 is \w+; expected {md5} as published; download it again"
+    ):
         read(path, md5)
     flipped[between : between + 100] = b"\xff" * 100
     path.write_bytes(flipped)
-    with pytest.raises(UserError, match=rf"images_000\.tar: damaged at byte {between:,}"):
+    with pytest.raises(UserError, match=rf"images_000\.tar: corrupt at byte {between:,}"):
         read(path)
 
 

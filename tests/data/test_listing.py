@@ -27,7 +27,7 @@ def test_a_link_to_a_folder_above_is_named_and_not_followed(tmp_path: Path):
     (root / "b" / "out").symlink_to(tmp_path)
     listed = list_files(locate(root))
     assert listed.paths == ["a/1.jpg", "a/deep/2.jpg", "b/3.jpg"]
-    assert listed.notes == [f"2 links to a folder that contains them are not followed: {root}/a/loop and others"]
+    assert listed.notes == [f"2 links to a folder that contains them were not followed: {root}/a/loop and others"]
     source = folder_source(str(root), None)
     assert source.items()["landmark_id"].to_pylist() == ["a", "a", "b"]
     assert source.notes()[0] == listed.notes[0]
@@ -47,7 +47,7 @@ def test_a_file_is_listed_once_under_its_own_path(tmp_path: Path):
     listed = list_files(locate(root))
     assert listed.paths == ["b/1.jpg", "b/2.jpg", "c/3.jpg", "d/5.jpg", "d/x/4.jpg", "e/nowhere.jpg"]
     (note,) = listed.notes
-    assert note.startswith("4 links to files or folders that are listed already are left out: ")
+    assert note.startswith("4 links to files or folders that are already listed were skipped: ")
 
 
 def test_the_output_below_the_source_is_not_listed(tmp_path: Path):
@@ -56,7 +56,7 @@ def test_the_output_below_the_source_is_not_listed(tmp_path: Path):
     assert list_files(locate(root), output).paths == ["a/1.jpg", "b/2.jpg"]
     assert folder_source(str(root), None, output).items()["landmark_id"].to_pylist() == ["a", "b"]
     assert FolderImages.of(locate(root), output=output).names == ("a/1.jpg", "b/2.jpg")
-    with pytest.raises(UserError, match="holds the source; choose another --output"):
+    with pytest.raises(UserError, match="contains the source images; choose another --output"):
         prepare(PrepareConfig(output=f"{root}/", source="folders", folders=FoldersConfig(path=str(root))))
 
 
@@ -66,9 +66,9 @@ def test_names_that_are_no_text_and_places_that_are_no_folder_are_named(tmp_path
     listed = list_files(locate(root))
     assert listed.paths == ["a/1.jpg", "b/2.jpg"] and listed.folders == {"a", "b"}
     assert listed.notes == [
-        f"1 files and folders whose names are not UTF-8 are left out; rename them: {root}/a/\ufffd.jpg"
+        f"1 files and folders with names that are not UTF-8 were skipped; rename them to include them: {root}/a/\ufffd.jpg"
     ]
-    with pytest.raises(UserError, match="is a file; give a folder"):
+    with pytest.raises(UserError, match="is a file; expected a folder"):
         list_files(locate(root / "a" / "1.jpg"))
     with pytest.raises(NotFound, match="no such file or folder"):
         list_files(locate(root / "none"))
@@ -93,7 +93,7 @@ def test_one_file_is_an_image(tmp_path: Path):
 )
 def test_split_folders_are_no_classes(tmp_path: Path, paths, splits):
     root = make(tmp_path, *paths)
-    with pytest.raises(UserError, match=rf"holds folders of splits \({splits}\) with folders of classes in them"):
+    with pytest.raises(UserError, match=rf"contains folders of splits \({splits}\) that contain folders of classes"):
         folder_source(str(root), None).items()
 
 
@@ -102,6 +102,6 @@ def test_nested_folders_are_not_flattened_without_a_word(tmp_path: Path):
     source = folder_source(str(root), None)
     assert source.items()["landmark_id"].to_pylist() == ["a", "a", "test", "train"]
     assert source.notes() == [
-        f"2 images lie deeper than their class's folder and belong to that class, such as {root}/a/day/1.jpg"
+        f"2 images are in subfolders of a class folder and belong to that class, such as {root}/a/day/1.jpg"
     ]
     assert nested_notes(locate(root), ["a/2.jpg"]) == []

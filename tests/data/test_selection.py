@@ -107,11 +107,11 @@ def test_a_subset_that_keeps_all_is_the_dataset_itself(dataset):
 @pytest.mark.parametrize(
     ("subset", "message"),
     [
-        (SubsetConfig(where="split != 'val'"), "the subset leaves no image in the val split"),
+        (SubsetConfig(where="split != 'val'"), "the subset contains no image of the val split"),
         (SubsetConfig(classes=9), "subset.classes is 9, but 7 classes"),
         (SubsetConfig(where="licence == 'x'"), "no column 'licence'"),
-        (SubsetConfig(clean=True), "subset.clean applies where GLDv2's own files"),
-        (SubsetConfig(licenses=("BY",)), "needs the licenses"),
+        (SubsetConfig(clean=True), "subset.clean applies only to `landmark prepare` from the original GLDv2 files"),
+        (SubsetConfig(licenses=("BY",)), "requires the licenses"),
     ],
 )
 def test_a_subset_that_cannot_be_is_one_line(dataset, subset, message):
@@ -134,11 +134,11 @@ def test_a_list_of_landmarks_is_remembered_by_its_absolute_path(dataset, tmp_pat
         ({}, "prepare the dataset with split.val above 0"),
         ({"source": "folders", "split": {"val": 0.0}}, "prepare the dataset with split.val above 0"),
         ({"source": "folders", "split": {"val": 0.15}}, "split.val is 0.15, but 9 images of 7 classes are too few"),
-        ({"source": "dataset", "split": {"val": 0.15}}, "so it is in the source or subset that was packed"),
+        ({"source": "dataset", "split": {"val": 0.15}}, "it is also empty in the packed source or subset"),
     ],
 )
 def test_an_empty_split_is_told_with_its_reason(tmp_path: Path, source, message):
     dataset = write_packed(tmp_path, {"train": [9], "val": []}, classes=CLASSES)
     manifest = dataclasses.replace(dataset.manifest, source=source)
-    with pytest.raises(UserError, match=f"the val split is empty: .*{message}"):
+    with pytest.raises(UserError, match=f"the val split is empty; .*{message}"):
         PackedDataset(dataset.location, manifest).split("val")

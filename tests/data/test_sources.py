@@ -58,10 +58,10 @@ def test_labels_are_ordered_as_numbers_where_ids_are_numbers():
 @pytest.mark.parametrize(
     ("paths", "folders", "message"),
     [
-        ([], [], "holds no folder with images"),
-        (["loose.jpg"], [], "holds no folder with images"),
-        (["a/1.jpg"], [], "holds one class"),
-        (["a/1.jpg", "b/1.jpg"], ["c", "d"], r"c: class folder without an image \(2 such\); remove it"),
+        ([], [], "contains no folder with images"),
+        (["loose.jpg"], [], "contains no folder with images"),
+        (["a/1.jpg"], [], "contains one class"),
+        (["a/1.jpg", "b/1.jpg"], ["c", "d"], r"c: class folder without images \(2 such folders\); remove it"),
     ],
 )
 def test_folders_that_are_no_dataset_are_named(tmp_path: Path, paths, folders, message):
@@ -94,6 +94,6 @@ def test_a_split_that_gets_no_image_is_told(tmp_path: Path):
     make(tmp_path, *(f"{name}/1.jpg" for name in "abc"))
     config = PrepareConfig(output="o", folders=FoldersConfig(path=str(tmp_path)), split=SplitConfig(test=0.0))
     notes = wanted_images(folder_source(str(tmp_path), None), config).notes
-    assert [note.split(":")[0] for note in notes if "gets no image" in note] == [
-        "val gets no image, though split.val is 0.15"
+    assert [note.split(":")[0] for note in notes if "split is empty" in note] == [
+        "the val split is empty although split.val is 0.15"
     ]

@@ -63,11 +63,11 @@ def test_what_is_not_there_or_not_allowed_is_told_in_one_line(web: WebServer, mo
     with pytest.raises(UserError, match="g: HTTP status 403 .*check the address"):
         read(web.uri("g"))
     web.busy = 1000
-    with pytest.raises(UserError, match="the web server does not answer .*HTTP status 503"):
+    with pytest.raises(UserError, match="the web server does not respond .*HTTP status 503"):
         read(web.uri("f"))
 
 
 def test_a_server_that_is_gone_is_told_in_one_line(monkeypatch):
     monkeypatch.setenv("LANDMARK_STORAGE_DEADLINE_S", "1")
-    with pytest.raises(UserError, match="the web server does not answer .*refused"):
+    with pytest.raises(UserError, match="the web server does not respond .*refused"):
         read(f"http://127.0.0.1:{free_ports(1)[0]}/f")

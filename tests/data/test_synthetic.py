@@ -33,7 +33,7 @@ def test_counts_sum_up_fall_and_leave_no_class_out(classes, spare, tail):
 
 def test_one_image_a_class_is_the_least():
     assert class_counts(SyntheticConfig(classes=9, images=9)).tolist() == [1] * 9
-    with pytest.raises(ValueError, match=r"synthetic.images is 8; expected at least one a class \(9\)"):
+    with pytest.raises(ValueError, match=r"synthetic.images is 8; expected at least one per class \(9\)"):
         SyntheticConfig(classes=9, images=8)
 
 

@@ -47,9 +47,9 @@ def flip(path: Path) -> None:
     ("file", "fault", "message"),
     [
         ("train/00001.parquet", lambda p: p.unlink(), "missing; 24 images lost"),
-        ("train/00001.parquet", lambda p: p.write_bytes(p.read_bytes()[:-9]), "bytes, but the manifest says"),
+        ("train/00001.parquet", lambda p: p.write_bytes(p.read_bytes()[:-9]), "bytes; expected"),
         ("train/00001.parquet", flip, "its content changed: SHA-256"),
-        ("train/00001.parquet", lambda p: p.write_bytes(b""), "0 bytes, but the manifest says"),
+        ("train/00001.parquet", lambda p: p.write_bytes(b""), "0 bytes; expected"),
         ("catalog.parquet", lambda p: p.unlink(), "missing"),
         ("catalog.parquet", lambda p: p.write_bytes(b"no"), "not a readable Parquet file"),
         ("catalog.parquet", lambda p: rewrite(p, "image_id", swapped), "image_id of train/00000.parquet: row 0 is"),
@@ -57,13 +57,13 @@ def flip(path: Path) -> None:
         ("catalog.parquet", lambda p: rewrite(p, "label", swapped), "label of train/00000.parquet: row 0 is 0, but 1"),
         ("catalog.parquet", lambda p: rewrite(p, "row_group", lambda v: [1, *v[1:]]), "row_group of train/00000"),
         ("catalog.parquet", lambda p: rewrite(p, "sample", lambda v: [9, *v[1:]]), "the samples of train are not 0"),
-        ("catalog.parquet", lambda p: rewrite(p, "shard", lambda v: [1, *v[1:]]), "the shards of train are not"),
+        ("catalog.parquet", lambda p: rewrite(p, "shard", lambda v: [1, *v[1:]]), "the shards of train do not match"),
         ("labels.parquet", lambda p: rewrite(p, "images", lambda v: [v[0] + 1, *v[1:]]), "label 0 has"),
         ("labels.parquet", lambda p: rewrite(p, "label", lambda v: [1, *v[1:]]), "its labels are not 0 to 3"),
         (
             "rejects.parquet",
             lambda p: pq.write_table(pa.table({"image_id": ["x"]}), p),
-            "1 rows, but the manifest says 0",
+            "1 rows; expected 0 (manifest)",
         ),
     ],
 )
@@ -72,7 +72,7 @@ def test_each_fault_is_named_with_its_file(dataset, file, fault, message, capsys
     assert main(["prepare", "--output", dataset.location.uri, "--verify"]) == 1
     shown = capsys.readouterr()
     assert any(f"/{file}: " in line and message in line for line in shown.out.splitlines()), shown.out
-    assert shown.err.splitlines()[-1].startswith("landmark prepare: error: ") and "named above" in shown.err
+    assert shown.err.splitlines()[-1].startswith("landmark prepare: error: ") and "listed above" in shown.err
 
 
 def test_a_shard_of_other_rows_is_told_though_its_sum_is_right(dataset):
@@ -80,7 +80,7 @@ def test_a_shard_of_other_rows_is_told_though_its_sum_is_right(dataset):
     manifest = Path(dataset.location.uri) / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"rows": 24', '"rows": 25', 1))
     problems = list(verify_dataset(PackedDataset.open(dataset.location.uri)))
-    assert any("train/00001.parquet: 24 rows in 3 row groups, but the manifest says 25 in 3" in p for p in problems)
+    assert any("train/00001.parquet: 24 rows in 3 row groups; expected 25 in 3" in p for p in problems)
     assert np.any(["catalog.parquet: 64 rows of train" not in p for p in problems])
 
 

@@ -1,4 +1,5 @@
-"""Every measure beside scikit-learn's or a plain loop of its definition; as a script it prints the table of docs/evaluation.md."""
+"""Every metric compared with scikit-learn or a plain loop of its definition; as a script, it prints the table of
+docs/explanation/evaluation.md."""
 
 import dataclasses
 
@@ -194,11 +195,12 @@ def test_models_are_compared_row_by_row():
     assert found.differences["gap"].a == pytest.approx(delf_gap(a))
     same = compare(a, a, (1,), samples=50)
     assert same.mcnemar_p == 1.0 and same.differences["top1"].interval.low == 0.0
-    with pytest.raises(UserError, match="other images") as refused:
+    with pytest.raises(UserError, match="different images") as refused:
         compare(a, b.take(np.arange(10)), (1,))
-    assert "the first model has 290 that the second one lacks" in str(refused.value) and "\n" not in str(refused.value)
+    text = str(refused.value)
+    assert "290 images are only in the first model's predictions" in text and "\n" not in text
     relabelled = dataclasses.replace(b, labels=np.where(np.arange(300) < 7, (b.labels + 1) % 6, b.labels))
-    with pytest.raises(UserError, match="other labels for 7 of 300 images"):
+    with pytest.raises(UserError, match="different labels for 7 of 300 images"):
         compare(a, relabelled, (1,))
 
 

@@ -101,12 +101,12 @@ def test_it_is_trained_on_and_evaluated_and_cleaned_again(faulty: Path, capsys: 
     ("arguments", "message"),
     [
         (["--dataset", "{}/none", "--output", "{}/x"], "none: no manifest.json"),
-        (["--dataset", "{}/dataset", "--output", "{}/dataset"], "the dataset itself; give another folder"),
+        (["--dataset", "{}/dataset", "--output", "{}/dataset"], "the dataset itself; specify another folder"),
         (["--dataset", "{}/dataset", "--output", "{}/x", "--weights", "{}/none"], "does not exist"),
         (["--dataset", "{}/dataset", "--output", "{}/x", "--noise.folds", "1"], "noise.folds is 1; expected 2 or more"),
         (
             ["--dataset", "{}/dataset", "--output", "{}/cleaned"],
-            "holds features of another dataset, weights or image size",
+            "contains features of another dataset, weights or image size",
         ),
     ],
 )

@@ -33,11 +33,11 @@ def test_every_node_is_asked_and_what_fits_is_told(cluster, s3: Seaweed, tmp_pat
     done = cluster_command(cluster, "check", *words, "--workers.cpus", "0.5", "--loader.reader-cpus", "0.5")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    rows = [line.split() for line in lines if "reached" in line]
+    rows = [line.split() for line in lines if "reachable" in line]
     assert len(rows) == 3 and sum("(head)" in row for row in rows) == 1
-    assert all(row[-1] == "reached" for row in rows)
-    assert "a run or trial needs 2 x 0.5 CPUs for workers + 2 x 0.5 CPUs for data readers" in done.stdout
-    assert lines[-1] == "fits: 1 of them at a time"
+    assert all(row[-1] == "reachable" for row in rows)
+    assert "a run or trial requires 2 x 0.5 CPUs for workers + 2 x 0.5 CPUs for data readers" in done.stdout
+    assert lines[-1] == "capacity: 1 runs or trials at a time"
 
 
 def test_storage_that_a_node_cannot_reach_and_a_run_too_large_are_one_line_each(cluster, tmp_path):
@@ -45,7 +45,9 @@ def test_storage_that_a_node_cannot_reach_and_a_run_too_large_are_one_line_each(
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     (told,) = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
     assert "manifest.json" in told and "credentials" in told
-    assert done.stderr.startswith("landmark cluster check: error: no room for a run: it needs 1 x 3 CPUs")
+    assert done.stderr.startswith(
+        "landmark cluster check: error: not enough resources for a run: it requires 1 x 3 CPUs"
+    )
     assert done.stderr.count("\n") == 1
 
 

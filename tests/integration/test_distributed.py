@@ -175,7 +175,7 @@ def test_a_workers_mistake_is_one_line(dataset, tmp_path):
 
 def test_more_workers_than_cpus_are_refused_before_anything_starts(dataset, tmp_path):
     many = config(dataset, tmp_path, workers=WorkersConfig(count=9, cpus=1))
-    with pytest.raises(UserError, match="no room for the run"):
+    with pytest.raises(UserError, match="not enough resources for the run"):
         run_training(many)
 
 

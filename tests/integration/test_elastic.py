@@ -36,7 +36,7 @@ def test_a_node_that_joins_an_elastic_run_repeats_almost_no_step(tmp_path):
             job.kill()
             job.wait()
             nodes.cluster.shutdown()
-    assert "note: the run will have another number of workers: saving a checkpoint first" in said.read_text()
+    assert "note: the number of workers is about to change; saving a checkpoint first" in said.read_text()
     counts = consumed(run)
     assert all(set(counts[epoch]) == set(range(640)) for epoch in range(1, epochs + 1))
     # Without a checkpoint for it, the steps since the epoch's beginning would come again.

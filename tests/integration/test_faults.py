@@ -244,7 +244,7 @@ def test_a_damaged_shard_is_found_named_and_by_option_skipped(dataset, fault, tm
         assert main(["prepare", "--output", dataset, "--verify"]) == 1
         shown = capfd.readouterr()
         assert shown.out and all(line.startswith(f"{uri}: ") for line in shown.out.splitlines())
-        assert "named above" in error_line(shown.err)
+        assert "listed above" in error_line(shown.err)
         assert main(run) == 1
         stopped = error_line(capfd.readouterr().err)
         assert uri in stopped and "damaged: skip" in stopped

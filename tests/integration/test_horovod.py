@@ -227,7 +227,9 @@ def test_a_study_is_refused_as_early(dataset, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="Horovod is not installed"):
         plan_study(study)
     same = Recipe(compute=ComputeConfig(deterministic=True))
-    with pytest.raises(UserError, match="deterministic asks for the same bits .* set workers.backend to ddp"):
+    with pytest.raises(
+        UserError, match="deterministic requires bitwise identical results .* set workers.backend to ddp"
+    ):
         plan_study(dataclasses.replace(study, recipe=same))
 
 

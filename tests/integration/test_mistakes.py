@@ -38,7 +38,7 @@ FOLDERS = ["prepare", "--output", "{}/out", "--source", "folders"]
         (
             [*FOLDERS, "--folders.path", "{}/classes"],
             1,
-            "prepare: error: {}/classes/b: class folder without an image (1 such); remove it or add images",
+            "prepare: error: {}/classes/b: class folder without images (1 such folders); remove it or add images",
         ),
         (
             [*TRAIN, "--model.backbone", "resnt18"],
@@ -54,7 +54,7 @@ FOLDERS = ["prepare", "--output", "{}/out", "--source", "folders"]
         (
             [*TUNE, "--space", "{}/typo.yaml"],
             2,
-            "tune: error: {}/typo.yaml: parameters.model.bakbone: no such key of a recipe; did you mean 'model.backbone'?",
+            "tune: error: {}/typo.yaml: parameters.model.bakbone: not a key of a recipe; did you mean 'model.backbone'?",
         ),
         (
             [*TUNE, "--space", "{}/key.yaml"],
@@ -69,7 +69,7 @@ FOLDERS = ["prepare", "--output", "{}/out", "--source", "folders"]
         (
             [*TRAIN, "--workers.count", "9"],
             1,
-            "train: error: no room for the run: it needs 9 x 1 CPUs for workers + 9 x 0.25 CPUs for data readers, but the "
+            "train: error: not enough resources for the run: it requires 9 x 1 CPUs for workers + 9 x 0.25 CPUs for data readers, but the "
             "cluster's nodes have 4 CPUs; lower workers.count to 3, or add nodes",
         ),
     ],
@@ -87,7 +87,7 @@ def test_a_checkpoint_for_other_classes_is_one_line(files, capsys):
     capsys.readouterr()
     assert main(["evaluate", "--run", f"{files}/runs/run", "--dataset", f"{files}/dataset"]) == 1
     error = capsys.readouterr().err
-    assert "its model knows 3 classes, but" in error and "has 4; evaluate it on the dataset it was trained on" in error
+    assert "its model has 3 classes, but" in error and "has 4; evaluate it on the dataset it was trained on" in error
     assert error.count("\n") == 1
 
 

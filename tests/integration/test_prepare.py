@@ -90,7 +90,7 @@ def test_drawings_are_packed_and_faults_listed(where, ray_cluster, tmp_path, req
     assert read_table(result.dataset.location / "synthetic.parquet").equals(plan)
     again = pack(synthetic(output))
     assert again.packed == 0
-    with pytest.raises(UserError, match="holds a dataset of other settings"):
+    with pytest.raises(UserError, match="contains a dataset with other options"):
         pack(synthetic(output, seed=1))
 
 
@@ -136,7 +136,7 @@ def test_class_folders_on_s3_are_packed_to_s3(ray_cluster, s3: Seaweed, tmp_path
 
 def test_too_many_rejects_stop_the_job_with_the_breakdown(ray_cluster, tmp_path):
     many = SyntheticConfig(classes=5, images=150, image_size=48, broken=0.3)
-    with pytest.raises(UserError, match=r"45 of 150 images refused \(.*truncated.*\), more than the 5\.0% allowed"):
+    with pytest.raises(UserError, match=r"45 of 150 images were rejected \(.*truncated.*\); the maximum is 5\.0%"):
         pack(synthetic(str(tmp_path / "d"), many))
     allowed = PackingConfig(row_group_rows=16, max_reject_share=0.4)
     config = PrepareConfig(output=str(tmp_path / "d"), source="synthetic", synthetic=many, packing=allowed)
@@ -236,7 +236,7 @@ def test_a_class_without_a_readable_image_is_left_out_and_a_changed_source_is_to
 
     result = packed()
     dataset = result.dataset
-    assert "1 classes are left out, as none of their images can be read: b" in result.notes
+    assert "1 classes were dropped because none of their images can be read: b" in result.notes
     assert (dataset.class_names, dataset.manifest.classes) == (["a", "d"], 2)
     assert list(verify_dataset(dataset)) == []
     loader = LoaderConfig(image_size=16, batch_size=4, stream="thread", decode_threads=1)
@@ -252,7 +252,7 @@ def test_a_class_without_a_readable_image_is_left_out_and_a_changed_source_is_to
     (photos / "d" / "more.jpg").write_bytes(picture(1, 99, 24))
     again = packed()
     assert again.packed == 0
-    assert again.notes[0].startswith("the source changed since it was packed (26 files now, 25 then); ")
+    assert again.notes[0].startswith("the source changed after packing (26 files now, 25 then); ")
     shutil.rmtree(photos / "a")
     shutil.rmtree(photos / "d")
     shutil.rmtree(photos / "b")

@@ -83,7 +83,7 @@ def test_every_fault_of_tars_and_tables_is_listed_and_every_other_image_packed(r
     assert set().union(*found.values()) == broken
     assert result.rejects["duplicate"] == 4
     assert result.dataset.manifest.rejects == sum(result.rejects.values()) == 1 + 1 + 1 + 4 + len(broken)
-    assert any(note.startswith("2 files in the tars are not named") for note in result.notes)
+    assert any(note.startswith("2 files in the tars were skipped; expected names") for note in result.notes)
     catalog = result.dataset.catalog("train")
     license_of = dict(zip(table["image_id"].to_pylist(), table["license"].to_pylist(), strict=True))
     assert catalog["license"].to_pylist() == [license_of[name] for name in catalog["image_id"].to_pylist()]
@@ -131,7 +131,7 @@ def test_a_damaged_tar_stops_the_job_and_what_is_done_stays(ray_cluster, tmp_pat
     assert "000002.json" not in parts and not list((tmp_path / "out").glob("*/00002*.parquet"))
     tar.write_bytes(whole[:-20_000])
     (tmp_path / "in/md5sum/train/md5.images_002.txt").unlink()
-    with pytest.raises(UserError, match=r"images_002\.tar: cut short after"):
+    with pytest.raises(UserError, match=r"images_002\.tar: truncated after"):
         pack(str(tmp_path / "in"), str(tmp_path / "out"))
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out/_work/parts").glob("*.json")}
     tar.write_bytes(whole)
@@ -146,11 +146,11 @@ def test_a_damaged_tar_stops_the_job_and_what_is_done_stays(ray_cluster, tmp_pat
 def test_too_many_strangers_or_missing_images_stop_the_job_with_the_breakdown(ray_cluster, tmp_path: Path):
     strangers = [(f"x/{number:016x}.jpg", PICTURE) for number in range(40)]
     write_gldv2(tmp_path / "a", IMAGES, tars=2, extra={1: strangers})
-    with pytest.raises(UserError, match=r"40 of 190 files in the tars stand for no image of the plan \(40 no row\)"):
+    with pytest.raises(UserError, match=r"40 of 190 files in the tars match no image of the plan \(40 no row\)"):
         pack(str(tmp_path / "a"), str(tmp_path / "a-out"))
     gone = frozenset(plan_images(IMAGES, 0)["image_id"].to_pylist()[:30])
     write_gldv2(tmp_path / "b", IMAGES, tars=2, left_out=gone)
-    with pytest.raises(UserError, match=r"3\d of 150 images refused \(30 missing, .*more than the 15\.0% allowed"):
+    with pytest.raises(UserError, match=r"3\d of 150 images were rejected \(30 missing, .*the maximum is 15\.0%"):
         pack(str(tmp_path / "b"), str(tmp_path / "b-out"))
 
 

@@ -238,7 +238,7 @@ def test_a_killed_driver_s_study_goes_on(command, tmp_path):
     reports = len(events(folder, "report"))
     again = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert again.returncode == 0, again.stderr
-    assert "going on after" in again.stderr
+    assert "resuming after" in again.stderr
     summary = json.loads((folder / "study.json").read_text())
     assert (summary["drivers"], summary["finished"] + summary["stopped_early"], summary["failed"]) == (2, 6, 0)
     assert summary["epochs_repeated"] == 0

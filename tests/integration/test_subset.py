@@ -38,7 +38,9 @@ def test_a_run_on_a_subset_is_evaluated_on_the_same_rows(small_dataset, tmp_path
     run = ["train", "--dataset", small_dataset, "--output", str(tmp_path), *SUBSET, "--subset-seed", "3", *FAST]
     assert main(run) == 0
     assert main([*run, "--subset-seed", "4"]) == 1
-    assert "it cannot continue: subset_seed: 3 -> 4; choose another --name" in capsys.readouterr().err
+    assert (
+        "cannot resume with different settings: subset_seed: 3 -> 4; choose another --name" in capsys.readouterr().err
+    )
     chosen = Selection(PackedDataset.open(small_dataset), SAME, 3)
     meta = read_meta(resolve_checkpoint(str(tmp_path / "train")))
     assert (meta.classes, meta.subset, meta.subset_seed) == (chosen.class_names, SAME, 3)
@@ -136,7 +138,7 @@ def test_a_subset_is_written_out_with_its_bytes_and_splits(small_dataset, tmp_pa
     every = images_of(before)
     assert images_of(after) == {image_id: every[image_id] for image_id in ids}
     assert after.class_names == chosen.class_names
-    assert f"packed {len(ids)} images" in shown and "images a class: 45 at most" in shown
+    assert f"packed {len(ids)} images" in shown and "images per class: maximum 45" in shown
     assert (Path(output) / "classes.png").read_bytes().startswith(b"\x89PNG")
     assert main(["prepare", "--output", output, "--verify"]) == 0
 

@@ -47,7 +47,7 @@ def test_asha_stops_poor_trials_and_the_study_leaves_its_files(dataset, tmp_path
     again, _ = study(COMMON + RATES + scheduler, dataset, tmp_path, test="all")
     assert (again["best"], again["epochs_run"]) == (best, summary["epochs_run"])
     assert len(events(folder, "report")) == reports  # nothing is run, and nothing is tested, again
-    with pytest.raises(UserError, match="a study of this name is there, with another recipe, space; choose"):
+    with pytest.raises(UserError, match="a study of this name exists, with another recipe, space; choose"):
         study(COMMON.replace("16", "24") + RATES, dataset, tmp_path)
 
 
@@ -87,12 +87,12 @@ def test_when_all_fail_the_first_reason_is_told(dataset, tmp_path):
 def test_a_budget_of_epochs_ends_the_study(dataset, tmp_path):
     summary, _ = study(COMMON + RATES + "budget: {epochs: 9}\n", dataset, tmp_path, test="none", max_concurrent=1)
     assert 9 <= summary["epochs_run"] <= 12
-    assert summary["ended_by"] == "its budget of 9 epochs is spent"
+    assert summary["ended_by"] == "its budget of 9 epochs is used up"
 
 
 def test_no_room_is_said_before_anything_starts(dataset, tmp_path):
     text = COMMON + "parameters: {epochs: {grid: [2]}}\n"
-    with pytest.raises(UserError, match="no room for a trial: it needs 9 x 1 CPUs"):
+    with pytest.raises(UserError, match="not enough resources for a trial: it requires 9 x 1 CPUs"):
         study(text, dataset, tmp_path, workers=WorkersConfig(count=9))
     ray_readers = text.replace("decode_threads: 1}", "decode_threads: 1, stream: ray, reader_cpus: 3}")
     with pytest.raises(UserError, match="for data readers"):

@@ -29,7 +29,7 @@ def test_a_board_that_is_gone_is_reported_once_and_ends_neither_the_watch_nor_th
         while not told and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(1.0)
-    assert len(told) == 1 and told[0].startswith("warning: workers that hang may not be found: ")
+    assert len(told) == 1 and told[0].startswith("warning: the watchdog may miss hung workers: ")
     assert verdict_of(board) is None
 
 

@@ -114,7 +114,7 @@ def test_an_unknown_name_has_a_nearest_one():
 
 
 def test_an_image_too_small_is_refused_with_the_networks_size():
-    with pytest.raises(UserError, match=r"loader\.image_size is 16: vgg11 cannot take .* 224"):
+    with pytest.raises(UserError, match=r"loader\.image_size is 16: vgg11 does not accept .* 224"):
         build_model(ModelConfig(backbone="vgg11"), classes=3, image_size=16)
 
 

@@ -82,7 +82,7 @@ def test_a_file_of_other_bytes_is_one_line_that_names_it(suffix, tmp_path: Path)
     model = torch.nn.Linear(2, 2)
     for kind, data in _bad_files().items():
         path.write_bytes(data)
-        with pytest.raises(UserError, match="holds no|neither a safetensors file nor a plain state dict") as error:
+        with pytest.raises(UserError, match="contains no|neither a safetensors file nor a plain state dict") as error:
             load_weights(model, "resnet18", str(path), set())
         assert str(path) in str(error.value) and "\n" not in str(error.value), kind
     path.write_bytes(b"")
@@ -99,7 +99,11 @@ def test_what_does_not_fit_is_named(tmp_path: Path):
     torch.save(state, path)
     with pytest.raises(UserError) as error:
         build("resnet18", 4, path)
-    for part in ("1 missing (layer1.0.conv1.weight)", "1 unknown (extra)", "1 of another shape (conv1.weight)"):
+    for part in (
+        "1 missing (layer1.0.conv1.weight)",
+        "1 unexpected (extra)",
+        "1 with a different shape (conv1.weight)",
+    ):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -107,7 +111,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path):
 def test_weights_of_another_network_are_refused(tmp_path: Path):
     path = tmp_path / "weights.safetensors"
     safetensors.torch.save_file(build("mobilenet_v3_small", 4).state_dict(), path)
-    with pytest.raises(UserError, match=r"does not fit resnet18.*give weights of resnet18"):
+    with pytest.raises(UserError, match=r"does not match resnet18.*use weights of resnet18"):
         build("resnet18", 4, path)
 
 
@@ -135,7 +139,7 @@ def test_missing_files_and_unknown_names(tmp_path: Path):
         build("resnet18", 4, tmp_path / "none.pt")
     with pytest.raises(UserError, match="did you mean 'IMAGENET1K_V1'"):
         build("resnet18", 4, "IMAGENET1K_V7")
-    with pytest.raises(UserError, match="deck_mlp is not torchvision's"):
+    with pytest.raises(UserError, match="deck_mlp is not a torchvision model"):
         build("deck_mlp", 4, "DEFAULT")
 
 
@@ -174,7 +178,7 @@ def test_packaged_weights_fit_an_embedding_model(changes):
 def test_packaged_weights_are_for_their_network_alone():
     with pytest.raises(UserError, match=r"'lite0', but model.backbone is resnet18; .* timm/tf_efficientnet_lite0"):
         build("resnet18", 4, "lite0")
-    with pytest.raises(UserError, match="tf_efficientnet_lite0 is not torchvision's; give a file, or lite0"):
+    with pytest.raises(UserError, match="tf_efficientnet_lite0 is not a torchvision model; pass a file, or lite0"):
         build("timm/tf_efficientnet_lite0", 4, "DEFAULT")
 
 

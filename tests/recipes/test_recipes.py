@@ -68,7 +68,7 @@ def test_a_file_is_a_recipe_too(tmp_path: Path):
     [
         (
             ["--recipe", "modrn"],
-            "recipe 'modrn' is neither a file nor a recipe that comes with landmark; did you mean 'modern'?",
+            "recipe 'modrn' is neither a file nor a built-in recipe; did you mean 'modern'?",
         ),
         (["--recipe"], "--recipe needs a value; give a name or a file"),
         (

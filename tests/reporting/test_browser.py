@@ -73,7 +73,7 @@ def test_the_page_is_whole_small_and_refuses_everything_from_outside(whole, open
     assert page.locator("main b").count() == 0
     assert page.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
     assert "secret" not in page.content()
-    assert "At 12.50 an hour that cost 53.59" in page.locator("main").inner_text()
+    assert "At 12.50 per hour, this cost 53.59" in page.locator("main").inner_text()
 
 
 def test_every_picture_has_an_alternative_and_headings_are_in_order(whole, opened):
@@ -273,7 +273,7 @@ def test_all_classes_of_gldv2(tmp_path, opened):
     wanted = names_of(ALL_OF_GLDV2)[40]
     part.locator("input").fill(wanted)
     assert part.locator("tbody tr td:nth-child(2)").first.inner_text() == wanted
-    assert "The 200 of 203,094 classes with the most wrong answers" in page.locator("main").inner_text()
+    assert "The 200 of 203,094 classes with the most errors" in page.locator("main").inner_text()
     assert page.locator("canvas").is_visible()
 
 

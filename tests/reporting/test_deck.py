@@ -48,15 +48,15 @@ def test_the_command_prints_and_keeps_it(tmp_path: Path, capsys):
         "small",
         *["38.30%", "50.00%", "40.25%", "48.00%", "68.07%", "-", "79.44%", "-"],
     ]
-    assert "1 of the deck's 12 models are in this study" in out
+    assert "This study contains 1 of the deck's 12 models." in out
     assert len(pd.read_csv(study / "report" / "deck_summary.csv")) == 14
 
 
 def test_a_study_of_something_else_is_one_line(tmp_path: Path, capsys):
-    with pytest.raises(UserError, match="none of its trials is one of the deck's twelve"):
+    with pytest.raises(UserError, match="no trial matches the deck's twelve models"):
         deck_summary(study_of(tmp_path / "s", TRIALS[4:], {}))
     assert main(["report", "--deck", str(tmp_path / "none")]) == 1
-    assert capsys.readouterr().err.strip().endswith("none: does not exist; give the folder of a study")
+    assert capsys.readouterr().err.strip().endswith("none: does not exist; specify the folder of a complete study")
     assert main(["report"]) == 2
     assert "expected --run FOLDER or --deck STUDY" in capsys.readouterr().err
     assert main(["report", "--run", "a", "--deck", "b"]) == 2

@@ -109,7 +109,7 @@ def test_finished_trials_are_counted_where_they_are_the_most(tmp_path):
     study = study_of(tmp_path, trials, {"a": [0.9], "b": [0.5], "c": [0.1]}, parameters=["epochs", "optimizer.name"])
     counted = comparable_trials(study)
     assert counted.trials["trial"].tolist() == ["a", "b"] and counted.keys == ["epochs"]
-    assert counted.told.startswith("Counted are the 2 trials that ran all of their epochs; 2 others are left out.")
+    assert counted.told.startswith("Based on the 2 trials that ran all of their epochs; 2 others are excluded.")
 
 
 def test_where_most_were_stopped_all_are_compared_at_the_epoch_that_half_of_them_reached(tmp_path):
@@ -128,8 +128,8 @@ def test_where_most_were_stopped_all_are_compared_at_the_epoch_that_half_of_them
         "c": 0.4,
     }
     assert counted.keys == ["optimizer.name"]
-    assert counted.epoch == 2 and "number of epochs is not judged" in counted.told
-    assert "compared at epoch 2" in counted.told and "the 3 trials that came so far; 1 others" in counted.told
+    assert counted.epoch == 2 and "number of epochs is not analyzed" in counted.told
+    assert "compared at epoch 2" in counted.told and "the 3 trials that reached this epoch; 1 others" in counted.told
 
 
 def test_losses_are_compared_by_their_smallest(tmp_path):

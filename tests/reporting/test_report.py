@@ -69,7 +69,7 @@ def test_the_page_of_an_evaluation_by_neighbours_has_no_loss(tmp_path):
     assert "loss" not in summary
     write_evaluation_files(locate(folder / "evaluation-test"), summary, tally, near, names, counts)
     page = Path(write_report(locate(folder), locate(tmp_path / "report")).path).read_text()
-    assert "80 images of 6 classes. Intervals are of 20 bootstrap replicates, which sample 40 complete groups." in page
+    assert "80 images of 6 classes. Intervals: 20 bootstrap replicates that sample 40 complete groups." in page
 
 
 class Checker(HTMLParser):
@@ -149,14 +149,14 @@ def test_a_single_runs_page(tmp_path: Path):
 def test_half_studies_are_named(tmp_path: Path):
     with pytest.raises(UserError, match="none: does not exist"):
         write_report(locate(tmp_path / "none"), locate(tmp_path / "out"))
-    with pytest.raises(UserError, match=r"holds neither study\.json nor run\.json"):
+    with pytest.raises(UserError, match=r"contains neither study\.json nor run\.json"):
         write_report(locate(tmp_path), locate(tmp_path / "out"))
     study = write_study(tmp_path / "study")
     (study / "history.csv").unlink()
-    with pytest.raises(UserError, match=r"history\.csv: not there"):
+    with pytest.raises(UserError, match=r"history\.csv: file not found"):
         write_report(locate(study), locate(tmp_path / "out"))
     (study / "study.json").write_text("{")
-    with pytest.raises(UserError, match=r"study\.json: not JSON"):
+    with pytest.raises(UserError, match=r"study\.json: not valid JSON"):
         write_report(locate(study), locate(tmp_path / "out"))
 
 

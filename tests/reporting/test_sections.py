@@ -106,9 +106,9 @@ def test_the_audit_of_a_cleaned_dataset(tmp_path: Path):
     cleaned = locate(write_cleaned(tmp_path / "cleaned"))
     sections = {section.title: section for section in cleaning_sections(cleaned, locate(tmp_path / "out"))}
     assert list(sections) == ["Cleaning", "Audit", "What was found"]
-    assert "245 of 4,000 images (6.1%) were left out and 12 relabelled" in sections["Cleaning"].text
+    assert "245 of 4,000 images (6.1%) were dropped and 12 relabeled" in sections["Cleaning"].text
     titles = [gallery.title for gallery in sections["What was found"].galleries]
-    assert titles[:3] == ["Nothing to see", "Exact duplicate", "Near-duplicate"] and "Wrong label" in titles
+    assert titles[:3] == ["Degenerate image", "Exact duplicate", "Near-duplicate"] and "Label error" in titles
     texts = {cell["text"] for row in sections["Audit"].table["rows"] for cell in row["cells"]}
     assert "relabelled Citadel of Birk" in texts and "dropped" in texts
     assert (tmp_path / "out" / "cleaning.csv").exists()
@@ -121,7 +121,7 @@ def test_a_cleaned_dataset_is_looked_for_where_the_run_lies(tmp_path: Path):
     assert cleaned_dataset(run, str(tmp_path / "cleaned"), None) == locate(tmp_path / "cleaned")
     assert cleaned_dataset(run, str(plain), None) is None
     assert cleaned_dataset(run, "s3://nowhere/cleaned", None) is None  # without asking the bucket
-    with pytest.raises(UserError, match=r"plain: no clean\.json, so it is no cleaned dataset"):
+    with pytest.raises(UserError, match=r"plain: not a cleaned dataset \(clean\.json is missing\)"):
         cleaned_dataset(run, "", str(plain))
 
 
@@ -138,7 +138,7 @@ def test_the_config_and_the_command_are_there_without_passwords(tmp_path: Path):
     assert "landmark tune s3://photos/landmarks --space modern --name landmarks" in page
     assert "http://host/" in page and "secret" not in page
     assert "An example CPU @ 2.8 GHz, 48 logical CPUs" in page and "4 nodes, 192 CPUs, 16 GPUs (A100)" in page
-    assert ">Time</h3>" in page and "an hour that cost" not in page
+    assert ">Time</h3>" in page and "per hour, this cost" not in page
 
 
 def test_figures_lie_beside_the_page(tmp_path: Path):
@@ -162,23 +162,31 @@ def test_figures_lie_beside_the_page(tmp_path: Path):
 @pytest.mark.parametrize(
     ("file", "data", "message"),
     [
-        ("metrics.json", b"{", r"evaluation-test/metrics\.json: not JSON"),
+        ("metrics.json", b"{", r"evaluation-test/metrics\.json: not valid JSON"),
         ("metrics.json", b"[]", r"evaluation-test/metrics\.json: not a JSON object"),
         (
             "metrics.json",
             b'{"split": "test"}',
-            r"metrics\.json: no rows, classes, top1, macro_recall, classes_present; evaluate",
+            r"metrics\.json: missing rows, classes, top1, macro_recall, classes_present; evaluate",
         ),
         ("per_class.parquet", b"PAR1damagedPAR1", r"per_class\.parquet: not a readable Parquet file"),
         ("examples.parquet", b"", r"examples\.parquet: not a readable Parquet file"),
-        ("confusion.csv", b"a,b\n1,2\n", r"confusion\.csv: no column true, predicted, count; evaluate the model again"),
-        ("confusion.csv", b"true,predicted,count\n1,x,2\n", r"confusion\.csv: expected whole numbers"),
-        ("confusion.csv", b"\xff\xfe\x00", r"confusion\.csv: not a table"),
-        ("calibration.csv", b"", r"calibration\.csv: not a table"),
-        ("comparison.json", b'{"difference": {"gap": {"a": 1}}}', r"comparison\.json: no b, difference, low, high"),
+        (
+            "confusion.csv",
+            b"a,b\n1,2\n",
+            r"confusion\.csv: missing column true, predicted, count; evaluate the model again",
+        ),
+        ("confusion.csv", b"true,predicted,count\n1,x,2\n", r"confusion\.csv: expected integers"),
+        ("confusion.csv", b"\xff\xfe\x00", r"confusion\.csv: not a valid CSV table"),
+        ("calibration.csv", b"", r"calibration\.csv: not a valid CSV table"),
+        (
+            "comparison.json",
+            b'{"difference": {"gap": {"a": 1}}}',
+            r"comparison\.json: missing b, difference, low, high",
+        ),
         ("metrics.json", NEAR % b'{"gap": "x"}', r"metrics\.json: gap is 'x', expected a number"),
-        ("metrics.json", NEAR % b"3", r"metrics\.json: neighbours is no object of metrics; evaluate"),
-        ("comparison.json", b"nothing", r"comparison\.json: not JSON"),
+        ("metrics.json", NEAR % b"3", r"metrics\.json: neighbours must be an object of metrics; evaluate"),
+        ("comparison.json", b"nothing", r"comparison\.json: not valid JSON"),
     ],
 )
 def test_damaged_evaluations_are_one_line(tmp_path: Path, file, data, message):
@@ -193,7 +201,7 @@ def test_damaged_evaluations_are_one_line(tmp_path: Path, file, data, message):
 @pytest.mark.parametrize(
     ("file", "data", "message"),
     [
-        ("clean.json", b"{}", r"clean\.json: no rows_before, rows_after, by_reason; clean the dataset again"),
+        ("clean.json", b"{}", r"clean\.json: missing rows_before, rows_after, by_reason; clean the dataset again"),
         ("audit.parquet", b"PAR1", r"audit\.parquet: not a readable Parquet file"),
         ("labels.parquet", b"", r"labels\.parquet: not a readable Parquet file"),
     ],

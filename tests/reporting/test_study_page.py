@@ -65,7 +65,7 @@ def test_studies_of_any_size_are_drawn(tmp_path, trials):
     page, pictures = page_of(drawn_study(tmp_path / "study", trials), tmp_path / "out")
     # Of two trials one is stopped early, and one alone shows no effect.
     assert list(pictures) == [*PICTURES, *(["The effect of each setting"] if trials > 2 else [])]
-    assert ("No searched setting differs between these." in page) is (trials == 2)
+    assert ("These trials have the same searched settings." in page) is (trials == 2)
     for picture in pictures.values():
         width, height = map(float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', picture).groups())
         assert 480 <= width <= 792 and 144 <= height <= 960
@@ -77,11 +77,11 @@ def test_the_pages_words_say_what_the_pictures_show(tmp_path):
     page, _ = page_of(drawn_study(tmp_path / "study", 30), tmp_path / "out")
     board = pd.read_csv(tmp_path / "study" / "leaderboard.csv")
     counts = board["status"].value_counts()
-    assert f"of 26 trials: {counts['finished']} finished, {counts['stopped early']} stopped early." in page
-    assert "4 reported nothing" in page
+    assert f"for 26 trials: {counts['finished']} finished, {counts['stopped early']} stopped early." in page
+    assert "4 reported no metric" in page
     run = len(pd.read_csv(tmp_path / "study" / "history.csv"))
-    assert f"{run} epochs were trained, {run / 120:.0%} of the 120 that the full grid costs" in page
-    assert f"Counted are the {counts['finished']} trials" in page
+    assert f"{run} epochs were trained, {run / 120:.0%} of the 120 epochs of the full grid" in page
+    assert f"Based on the {counts['finished']} trials" in page
     table = pd.read_csv(tmp_path / "out" / "importance.csv")
     assert set(table["parameter"]) == {"model.backbone", "optimizer.lr"}
     assert table["parameter"].iloc[0] == "optimizer.lr" and table["explained"].iloc[0] > 0.6
@@ -105,7 +105,7 @@ def test_a_study_without_a_varied_parameter_says_so(tmp_path):
     study = drawn_study(tmp_path / "study", 4, parameters=["epochs", "optimizer.name"])
     page, pictures = page_of(study, tmp_path / "out")
     assert list(pictures) == list(PICTURES[:2])
-    assert "No searched setting differs" in page
+    assert "the same searched settings" in page
 
 
 @pytest.mark.parametrize("history", [{}, {"a": [None, None], "b": [None]}])
@@ -127,7 +127,7 @@ def test_metrics_that_are_not_numbers_do_not_hide_the_others(tmp_path):
     study = write_study(tmp_path / "study", rows, history, parameters=["optimizer.lr"])
     page, pictures = page_of(study, tmp_path / "out")
     assert list(pictures) == [*PICTURES, "The effect of each setting"]
-    assert "of 2 trials: 2 finished." in page and "2 reported nothing" in page
+    assert "for 2 trials: 2 finished." in page and "2 reported no metric" in page
 
 
 def test_several_objectives_have_their_front(tmp_path):
@@ -140,7 +140,7 @@ def test_several_objectives_have_their_front(tmp_path):
     ]
     board.to_csv(study / "leaderboard.csv", index=False)
     page, pictures = page_of(study, tmp_path / "out")
-    title = "Validation top-1 against images a second in training and weights of the model"
+    title = "Validation top-1 against training images/s and model parameters"
     assert marks(pictures[title]) > 30
     assert "2 of 26 trials are on the Pareto front" in page
     section = page.split(f">{title}</h3>")[1].split("<h3")[0]
@@ -155,7 +155,7 @@ def test_exploits_of_population_based_training_are_told_and_drawn(tmp_path):
     study = drawn_study(tmp_path / "study", 6, exploits=exploits, best={"trial": "000-$x$_<i>"})
     page, pictures = page_of(study, tmp_path / "out")
     assert "Settings that changed while trials ran" in pictures
-    assert "2 times a trial went on" in page and "optimizer.lr 0.1 → 0.08" in page
+    assert "2 times, a trial continued" in page and "optimizer.lr 0.1 → 0.08" in page
     assert pd.read_csv(tmp_path / "out" / "exploits.csv")["epoch"].tolist() == [1, 2]
 
 
@@ -168,15 +168,15 @@ def test_losses_that_span_far_are_drawn(tmp_path):
     study = write_study(tmp_path / "study", rows, history, metric="val_loss", mode="min", parameters=["optimizer.lr"])
     page, pictures = page_of(study, tmp_path / "out")
     assert list(pictures) == [*PICTURES, "The effect of each setting"]
-    assert "The best, 0.5, came after" in page
+    assert "The best, 0.5, was found after" in page
 
 
 def test_files_that_lack_what_the_page_needs_are_named(tmp_path):
     study = drawn_study(tmp_path / "study", 4)
     board = pd.read_csv(study / "leaderboard.csv")
     board.drop(columns="val_top1").to_csv(study / "leaderboard.csv", index=False)
-    with pytest.raises(UserError, match=r"leaderboard\.csv: no column val_top1; run the study again"):
+    with pytest.raises(UserError, match=r"leaderboard\.csv: missing column val_top1; run the study again"):
         write_report(locate(str(study)), locate(str(tmp_path / "out")))
     (study / "study.json").write_text('{"name": "s"}')
-    with pytest.raises(UserError, match=r"study\.json: no metric, dataset, trials"):
+    with pytest.raises(UserError, match=r"study\.json: missing metric, dataset, trials"):
         write_report(locate(str(study)), locate(str(tmp_path / "out")))

@@ -46,9 +46,9 @@ def test_the_text_has_every_trial_and_the_totals(dataset, tmp_path):
     assert rows[0][1:5] == ["resnet18", "0.1", "9", "900"]
     assert float(rows[0][5]) >= 0.6 and float(rows[0][6]) == pytest.approx(0.07, abs=0.01)
     text = "\n".join(lines[6:])
-    assert "a trial has 1 CPU; 2 at a time" in text
+    assert "each trial requires 1 CPU; 2 run at a time" in text
     assert "36 epochs, 3,600 images" in text
-    assert "asha leaves about 26% of the epochs (1 of 3 goes on after 1, 3 epochs): 10 epochs" in text
+    assert "asha runs about 26% of the epochs (1 of 3 trials continues after 1, 3 epochs): 10 epochs" in text
     assert "budget ends the study after 20 epochs" in text
     assert "GFLOP/s" in text
 

@@ -49,7 +49,7 @@ def test_events_are_kept_while_storage_is_unavailable(tmp_path, monkeypatch, cap
     for number in range(SEGMENT_EVENTS + 10):
         journal.add("e", number=number)
     journal.flush()
-    assert "no answer; events of the study are kept" in capsys.readouterr().err
+    assert "no answer; the study keeps its events" in capsys.readouterr().err
     with pytest.raises(TransientStorageError):
         journal.flush(final=True)
     monkeypatch.setattr(Location, "write_text", writes)
@@ -63,7 +63,7 @@ def test_a_damaged_line_is_named(tmp_path):
     journal.add("a")
     journal.flush()
     (tmp_path / "journal" / "00001.jsonl").write_text('{"event": "a"}\n{"eve')
-    with pytest.raises(UserError, match="00001.jsonl: line 2 is no JSON"):
+    with pytest.raises(UserError, match="00001.jsonl: line 2 is not valid JSON"):
         list(Journal(locate(tmp_path)).read())
 
 
@@ -165,9 +165,9 @@ def test_an_edited_line_is_named_in_one_line(line, old, new, tmp_path):
     assert old in lines[line - 1]
     lines[line - 1] = lines[line - 1].replace(old, new, 1) + ("}" if '"was": {' in new else "")
     file.write_bytes(("\n".join(lines) + "\n").encode(errors="surrogateescape"))
-    with pytest.raises(UserError, match=f"00001.jsonl: line {line} is no (JSON|event)") as error:
+    with pytest.raises(UserError, match=f"00001.jsonl: line {line} is not (valid JSON|an event)") as error:
         StudyRecord().restore(Journal(locate(tmp_path)).read(), plan_of)
-    assert "\n" not in str(error.value) and "delete that line, or start a study of another --name" in str(error.value)
+    assert "\n" not in str(error.value) and "delete that line, or start a study with another --name" in str(error.value)
 
 
 def test_budgets_count_what_all_processes_spent():

@@ -70,9 +70,9 @@ def test_a_server_may_be_down_at_the_start_and_die_later(tmp_path):
     tracker.setup()
     tracker.on_trial_start(1, [], first)
     follow(tracker, first, range(1, 3))
-    said.wait_for("entries wait until it works again")
+    said.wait_for("entries are queued until it works again")
     server.start()
-    said.wait_for("works again; what waited is written")
+    said.wait_for("works again; the queued entries are written")
     server.stop()
     follow(tracker, first, range(3, 5))
     tracker.on_trial_complete(1, [], first)
@@ -99,7 +99,7 @@ def test_a_server_that_never_answers_is_given_up_at_the_end(tmp_path):
     follow(tracker, Trial("001"), range(1, 4))
     tracker.on_experiment_end([])
     assert len(said.lines) == 2
-    assert said.lines[1].endswith("6 entries could not be written there; the results have them all")
+    assert said.lines[1].endswith("6 entries could not be written; the results on disk contain all of them")
 
 
 def test_an_entry_that_is_refused_does_not_hold_up_the_others(tmp_path):
@@ -116,14 +116,14 @@ def test_an_entry_that_is_refused_does_not_hold_up_the_others(tmp_path):
     tracker.on_experiment_end([])
     server.stop()
     assert steps(server, "001") == [2, 3]
-    assert len(said.lines) == 2 and "an entry is left out" in said.lines[0]
+    assert len(said.lines) == 2 and "an entry was dropped" in said.lines[0]
 
 
 def test_places_that_mlflow_does_not_know(tmp_path):
-    with pytest.raises(UserError, match=r"--mlflow s3://bucket/x: MLflow keeps no records there; expected a folder"):
+    with pytest.raises(UserError, match=r"--mlflow s3://bucket/x: MLflow does not support this URI; expected a folder"):
         loggers.check_loggers(config(mlflow="s3://bucket/x"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--mlflow .*file/below: Not a directory; choose a folder"):
+    with pytest.raises(UserError, match=r"--mlflow .*file/below: Not a directory; choose a writable folder"):
         loggers.check_loggers(config(mlflow=str(tmp_path / "file" / "below")))
 
 
@@ -140,7 +140,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
 tracker.setup()
 tracker.on_trial_start(1, [], trial)
 follow(tracker, trial, range(1, 50))
-said.wait_for("File too large; entries wait")
+said.wait_for("File too large; entries are queued")
 resource.setrlimit(resource.RLIMIT_FSIZE, before)
 follow(tracker, trial, range(50, 100))
 tracker.on_trial_complete(1, [], trial)

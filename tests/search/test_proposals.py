@@ -197,7 +197,7 @@ searcher: {{name: optuna}}
 def test_a_trial_of_another_space_is_refused(tmp_path):
     plan = proposals(CONDITIONAL, tmp_path).next()
     other = proposals(CONDITIONAL.replace("[2, 9]", "[20, 90]"), tmp_path)
-    with pytest.raises(UserError, match="is none that this space can have"):
+    with pytest.raises(UserError, match="is not in this search space"):
         other.adopt(plan)
 
 
@@ -213,17 +213,19 @@ searcher: {{name: {searcher}}}
     with pytest.raises(UserError) as error:
         proposals(text, tmp_path)
     assert "space.yaml: trials with model.backbone inception_v3, loader.image_size 64" in str(error.value)
-    assert "loader.image_size is 64: inception_v3 cannot take images of that size" in str(error.value)
+    assert "loader.image_size is 64: inception_v3 does not accept images of this size" in str(error.value)
     assert "\n" not in str(error.value)
     assert proposals(text.replace("[64, 75]", "[75, 96]"), tmp_path).next() is not None
 
 
 def test_sizes_above_a_networks_own_and_start_sizes_are_tried_too(tmp_path):
     text = "parameters: {model.backbone: {grid: [vit_b_16]}, loader.image_size: {grid: [224, 225]}}"
-    with pytest.raises(UserError, match=r"loader.image_size 225: loader.image_size is 225: vit_b_16 cannot take"):
+    with pytest.raises(UserError, match=r"loader.image_size 225: loader.image_size is 225: vit_b_16 does not accept"):
         proposals(text, tmp_path)
     text = "parameters: {model.backbone: {grid: [vit_b_16]}, resizing.start_size: {grid: [null, 112]}}"
-    with pytest.raises(UserError, match=r"resizing.start_size is 112: vit_b_16 built for 224 pixels cannot take it"):
+    with pytest.raises(
+        UserError, match=r"resizing.start_size is 112: vit_b_16 built for 224 pixels does not accept it"
+    ):
         proposals(text, tmp_path)
 
 
@@ -238,11 +240,11 @@ def test_what_optuna_needs_is_said(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("samples: 40", ""), "samples is 1; with searcher optuna it is the number of trials"),
+        (("samples: 40", ""), "samples is 1; searcher optuna requires it as the number of trials"),
         (("startup: 5", "startup: 0"), "searcher.startup is 0"),
-        (("startup: 5", "objectives: [images_per_s]"), "expected the metric, val_top1, and besides it"),
+        (("startup: 5", "objectives: [images_per_s]"), "expected the metric, val_top1, and in addition"),
         (("startup: 5", "objectives: [val_loss, parameters]"), "expected the metric, val_top1"),
-        (("startup: 5", "objectives: [val_top1, val_top1]"), "names val_top1 twice"),
+        (("startup: 5", "objectives: [val_top1, val_top1]"), "contains val_top1 twice"),
         (("startup: 5", "objectives: [speed]"), "expected one of"),
         (("name: optuna, startup: 5", "objectives: [val_top1]"), "set searcher.name to optuna"),
         (("name: optuna", "name: optna"), "did you mean 'optuna'"),

@@ -43,7 +43,7 @@ def test_memory_limits_trials_where_it_is_what_lacks(recipe, monkeypatch):
 
 
 def test_no_room_for_one_trial_is_said(recipe):
-    with pytest.raises(UserError, match="no room for a trial: it needs 1 x 64 CPUs"):
+    with pytest.raises(UserError, match="not enough resources for a trial: it requires 1 x 64 CPUs"):
         find_room(WorkersConfig(cpus=64), [recipe], 10, total=4, max_concurrent=None)
 
 
@@ -67,10 +67,10 @@ def test_busy_gpus_are_guessed_and_said(ray_cluster, monkeypatch, capsys):
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 2.0, "accelerator_type:A100": 1.0, "CPU": 4.0})
     assert room.gpu_bytes(timeout_s=0.5) == 39 << 30
-    assert "39 GiB (A100) are assumed" in capsys.readouterr().err
+    assert "39 GiB (A100) assumed" in capsys.readouterr().err
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 2.0})
     assert room.gpu_bytes(timeout_s=0.5) == 0
-    assert "a trial takes a whole GPU" in capsys.readouterr().err
+    assert "each trial takes a whole GPU" in capsys.readouterr().err
 
 
 def test_a_study_that_waits_says_what_for(ray_cluster, study_record):

@@ -138,7 +138,7 @@ parameters:
         ("parameters: {epochs: {by: epoch, 5: 1}}", "parameters.epochs.by is 'epoch', which is not searched"),
         (
             "parameters: {model.bakbone: {grid: [resnet18]}}",
-            "model.bakbone: no such key of a recipe; did you mean 'model.backbone'",
+            "model.bakbone: not a key of a recipe; did you mean 'model.backbone'",
         ),
         ("parameters: {model.backbone: {grid: [resnt18]}}", "model.backbone is 'resnt18'; did you mean 'resnet18'"),
         ("parameters: {epochs: {grid: []}}", "parameters.epochs.grid is empty"),
@@ -149,7 +149,7 @@ parameters:
         ("parameters: {optimizer.lr: {uniform: [0.1]}}", "expected two numbers"),
         ("parameters: {optimizer.lr: {loguniform: [0, 1]}}", "expected bounds above 0"),
         ("parameters: {optimizer.name: {choice: [sgd, adm]}}", "optimizer.name' is 'adm'; did you mean 'adam'"),
-        ("points: [{epochs: 2, optimizer.nam: sgd}]", "row 1: optimizer.nam: no such key"),
+        ("points: [{epochs: 2, optimizer.nam: sgd}]", "row 1: optimizer.nam: not a key"),
         ("metrik: val_top1\nparameters: {epochs: {grid: [1]}}", "unknown key 'metrik'; did you mean 'metric'"),
         ("metric: val_top2\nparameters: {epochs: {grid: [1]}}", "'metric' is 'val_top2'; did you mean 'val_top"),
         (
@@ -158,7 +158,7 @@ parameters:
         ),
         ("budget: {epochs: 0}\nparameters: {epochs: {grid: [1]}}", "budget.epochs is 0"),
         ("recipe: {epoch: 3}\nparameters: {seed: {grid: [1]}}", "unknown key 'epoch'; did you mean 'epochs'"),
-        ("recipe: {monitor: val_loss}\nparameters: {seed: {grid: [1]}}", "recipe.monitor follows the space's metric"),
+        ("recipe: {monitor: val_loss}\nparameters: {seed: {grid: [1]}}", "recipe.monitor is set by the space's metric"),
         ("parameters: {epochs: {grid: [1]}}\npoints: [{epochs: 1}]", "both 'parameters' and 'points'"),
         ("metric: val_top1", "neither 'parameters' nor 'points'"),
         ("samples: 3\nparameters: {epochs: {grid: [1]}}", "no parameter is random"),

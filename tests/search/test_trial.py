@@ -21,7 +21,7 @@ def too_large() -> Exception:
 @pytest.mark.parametrize("error", [MemoryError(), too_large()], ids=["python", "torch"])
 def test_memory_that_runs_out_is_a_line_with_the_settings_that_help(error, trial, tmp_path):
     line = failure_line(error, trial)
-    assert line.startswith("out of memory: the process held up to ") and "\n" not in line
+    assert line.startswith("out of memory: the process used up to ") and "\n" not in line
     assert "lower loader.batch_size (64) or raise compute.accumulate (1)" in line
     assert not (tmp_path / "traceback.txt").exists()
 

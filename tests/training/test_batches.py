@@ -41,7 +41,7 @@ REFUSED = [
     ),
     (
         {"loader": loader(3), "workers": WorkersConfig(count=2)},
-        "batch norm over 1 x 1 maps needs 2 or more; raise .* to 4 or",
+        "batch norm over 1 x 1 maps requires 2 or more; raise .* to 4 or",
     ),
 ]
 

@@ -18,7 +18,7 @@ def test_a_machine_without_a_compiler_is_told_what_to_install(kind, monkeypatch,
     check_compiler(torch.device(kind))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
-        UserError, match=rf"compute.compile needs {KINDS[kind]} on .* compute.compile to false"
+        UserError, match=rf"compute.compile requires {KINDS[kind]}, which .* compute.compile to false"
     ) as error:
         check_compiler(torch.device(kind))
     assert "\n" not in str(error.value)
@@ -26,11 +26,11 @@ def test_a_machine_without_a_compiler_is_told_what_to_install(kind, monkeypatch,
 
 def test_headers_of_python_that_are_missing_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
-    with pytest.raises(UserError, match=r"compute.compile needs Python's headers \(.*Python.h\)"):
+    with pytest.raises(UserError, match=r"compute.compile requires Python's headers \(.*Python.h\)"):
         check_compiler(torch.device("cpu"))
 
 
 def test_a_run_ends_before_its_first_step(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="compute.compile needs"):
+    with pytest.raises(UserError, match="compute.compile requires"):
         step_of(tiny(), recipe(compute=ComputeConfig(amp="off", compile=True)))

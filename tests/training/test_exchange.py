@@ -64,7 +64,7 @@ def test_sync_batchnorm_on_cpus_is_refused():
 @pytest.mark.parametrize(
     ("workers", "message"),
     [
-        (WorkersConfig(), "workers.count is 1; set it for several workers alone"),
+        (WorkersConfig(), "workers.count is 1; remove it, or use several workers"),
         (WorkersConfig(count=2, backend="horovod"), "workers.backend is horovod; set workers.backend to ddp"),
     ],
 )

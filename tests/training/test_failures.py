@@ -29,9 +29,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
 
 def test_more_memory_than_the_machine_has_is_one_line_that_names_the_peak_and_what_to_lower(dataset, tmp_path):
     run = config(dataset, tmp_path, model=ModelConfig(backbone="deck_mlp", neck=1 << 40))
-    remedy = r"lower loader.batch_size \(16\) or raise compute.accumulate \(1\), which computes a batch in parts"
+    remedy = (
+        r"lower loader.batch_size \(16\) or raise compute.accumulate \(1\), which splits each batch into smaller steps"
+    )
     with pytest.raises(
-        UserError, match=rf"^out of memory: the process held up to [^,]*iB, [^;]*iB more; {remedy}$"
+        UserError, match=rf"^out of memory: the process used up to [^,]*iB, [^;]*iB more; {remedy}$"
     ) as error:
         run_training(run)
     assert "\n" not in str(error.value)
@@ -51,7 +53,7 @@ def test_errors_that_say_that_memory_ran_out_are_told_from_others(dataset):
         failing(lambda: bytearray(huge)),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
     ):
-        assert (out_of_memory(error) or "").startswith("out of memory: the process held up to "), error
+        assert (out_of_memory(error) or "").startswith("out of memory: the process used up to "), error
     others = (
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
         OSError(errno.ENOSPC, "No space left"),
@@ -75,7 +77,7 @@ def test_a_command_that_runs_out_of_memory_is_one_line():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("landmark status: error: out of memory: the process held up to ")
+    assert line.startswith("landmark status: error: out of memory: the process used up to ")
     assert line.endswith("; lower the batch size, or use a machine with more memory")
 
 
@@ -85,7 +87,9 @@ def test_a_reader_that_dies_every_time_is_one_line_in_a_run_of_one_process(ray_c
     monkeypatch.setattr("landmark.data.reader.UnitReader", DyingReader)
     loader = LoaderConfig(image_size=16, batch_size=16, decode_threads=1, stream="ray")
     run = dataclasses.replace(config(dataset, tmp_path), loader=loader)
-    with pytest.raises(UserError, match="a Ray process of the run died .*; the same command with --resume") as error:
+    with pytest.raises(
+        UserError, match="a Ray process of the run died .*; run the same command with --resume"
+    ) as error:
         run_training(run)
     assert "\n" not in str(error.value)
 
@@ -94,6 +98,6 @@ def test_a_controller_that_ray_kills_for_memory_is_one_line():
     killed = ray.exceptions.OutOfMemoryError(
         "Memory on the node (IP: 10.0.0.7, ID: 9f) was 15.30GB used / 16.00GB limit (0.95)"
     )
-    expected = r"^out of memory: Ray killed a process when 15.30 of 16.00 GB were in use on its node \(10.0.0.7\); the same command"
+    expected = r"^out of memory: Ray killed a process when 15.30 of 16.00 GB were in use on its node \(10.0.0.7\); run the same command"
     with pytest.raises(UserError, match=expected), ray_errors():
         raise killed

@@ -55,7 +55,7 @@ def test_a_gallery_is_kept_with_the_run_and_evaluated(run, tmp_path, monkeypatch
     assert "neighbours" in capsys.readouterr().out
     monkeypatch.setattr(gallery.Gallery, "add", None)  # nothing is embedded again
     alone = evaluate(EvaluateConfig(run=run, by="neighbours", bootstrap=20, neighbours=3))
-    assert alone == near and "by the 3 nearest of the gallery's 40 images" in capsys.readouterr().out
+    assert alone == near and "k-NN: 3 nearest neighbours of 40 gallery images" in capsys.readouterr().out
     folder = tmp_path / "train" / "evaluation-test-neighbours"
     assert json.loads((folder / "metrics.json").read_text()) == alone
     stored = pq.read_table(folder / "predictions.parquet")
@@ -64,10 +64,10 @@ def test_a_gallery_is_kept_with_the_run_and_evaluated(run, tmp_path, monkeypatch
 
 def test_classes_are_added_without_training(run, six, tmp_path, capsys):
     here = EvaluateConfig(run=run, dataset=six.location.uri, bootstrap=0)
-    with pytest.raises(UserError, match="its model knows 4 classes"):
+    with pytest.raises(UserError, match="its model has 4 classes"):
         evaluate(here)
     with pytest.raises(
-        UserError, match=r"knows no image of 'c4', which .* has \(2 such classes\); add them with landmark"
+        UserError, match=r"contains no image of 'c4', a class of .* \(2 classes are missing\); add them with landmark"
     ):
         evaluate(EvaluateConfig(run=run, dataset=six.location.uri, bootstrap=0, by="neighbours"))
     weights = (resolve_checkpoint(run) / "model.safetensors").read_bytes()
@@ -78,7 +78,7 @@ def test_classes_are_added_without_training(run, six, tmp_path, capsys):
     assert found["classes_present"] == 6 and found["top1"] > 0.9
     assert (resolve_checkpoint(run) / "model.safetensors").read_bytes() == weights
     again = index(IndexConfig(run=run, add=six.location.uri))
-    assert len(again) == 100 and "60 were there already" in capsys.readouterr().out
+    assert len(again) == 100 and "60 were already in the gallery" in capsys.readouterr().out
 
 
 def new_photographs(folder: Path, labels: tuple[int, ...] = (4, 5)) -> Path:
@@ -108,7 +108,7 @@ def test_photographs_of_a_folder_join_and_images_are_named_anew(run, tmp_path, c
     (added / "new 5" / "late.jpg").write_bytes(picture(5, 700, 48))
     assert len(index(IndexConfig(run=run, add=str(added)))) == 57
     (added / "loose.jpg").write_bytes(picture(5, 701, 48))
-    with pytest.raises(UserError, match=r"loose\.jpg lies in no class's folder; expected one folder a class"):
+    with pytest.raises(UserError, match=r"loose\.jpg is not in a class folder; expected one folder per class"):
         index(IndexConfig(run=run, add=str(added)))
     assert len(index(IndexConfig(run=run))) == 57
 
@@ -119,7 +119,7 @@ def test_more_training_makes_the_gallery_again_with_what_was_added(run, tmp_path
     longer = run_training(config(PackedDataset.open(str(tmp_path / "dataset")), tmp_path, epochs=7, resume=True))
     capsys.readouterr()
     grown = index(IndexConfig(run=f"{run}/{longer.last_checkpoint}", gallery=f"{run}/gallery"))
-    assert "made by other weights; its images are embedded again" in capsys.readouterr().out
+    assert "built with different weights; embedding its images again" in capsys.readouterr().out
     assert one["weights"] != grown.weights and len(grown) == 56 and len(grown.classes) == 6
     folders = {path.name for path in (tmp_path / "train" / "gallery").iterdir()}
     assert folders == {"gallery.json", f"revision-{grown.revision:04d}"}
@@ -168,7 +168,7 @@ def test_predictions_are_the_model_s_own_and_stored_in_either_form(run, tmp_path
     assert read["image_id"].to_pylist() == table["image_id"].to_pylist() and read["label"].equals(
         told["label"].cast(pa.int64())
     )
-    assert "2 score below" in capsys.readouterr().out
+    assert "2 below the score threshold" in capsys.readouterr().out
 
 
 def written(config: PredictConfig) -> pa.Table:
@@ -215,23 +215,23 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
     empty.mkdir()
     base = ["predict", "--run", run, "--output", str(tmp_path / "out"), "--images"]
     for arguments, code, message in (
-        ([*base, str(tmp_path / "none")], 1, "none: does not exist; give a folder of images, or a packed dataset"),
-        ([*base, str(empty)], 1, "empty: holds no file; give a folder of images, or a packed dataset"),
+        ([*base, str(tmp_path / "none")], 1, "none: does not exist; pass a folder of images, or a packed dataset"),
+        ([*base, str(empty)], 1, "empty: contains no files; pass a folder of images, or a packed dataset"),
         ([*base, str(empty), "--reject", "2"], 2, "reject is 2.0; expected a score from 0 to 1"),
         ([*base, str(empty), "--neighbours", "0"], 2, "neighbours is 0; expected 1 or more"),
-        (["index", "--run", str(empty)], 1, "empty: holds no meta.json, run.json or study.json"),
-        (["index", "--run", run, "--add", str(empty)], 1, "empty: holds no file"),
+        (["index", "--run", str(empty)], 1, "empty: contains no meta.json, run.json or study.json"),
+        (["index", "--run", run, "--add", str(empty)], 1, "empty: contains no files"),
         ([*base, str(tmp_path / "dataset"), "--max-megapixels", "9"], 1, "max_megapixels applies to a folder of image"),
         ([*base, str(empty), "--max-megapixels", "0"], 2, "max_megapixels is 0; expected 1 to 4000"),
         (
             ["index", "--run", run, "--max-megapixels", "9"],
             2,
-            "max_megapixels applies to a folder of images to add",
+            "max_megapixels applies only to a folder of images to add",
         ),
         (
             ["evaluate", "--run", run, "--max-megapixels", "9"],
             2,
-            "max_megapixels applies to a folder of distractors",
+            "max_megapixels applies only to a folder of distractors",
         ),
     ):
         assert main(arguments) == code
@@ -242,22 +242,22 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
     place = folder / "revision-0001" / "index.usearch"
     place.write_bytes(place.read_bytes()[:-100])
     assert main(["index", "--run", run]) == 1
-    assert "index.usearch is not as it was written; delete" in capsys.readouterr().err
+    assert "index.usearch is corrupt; delete" in capsys.readouterr().err
     place.unlink()
     assert main(["index", "--run", run]) == 1
     assert "index.usearch: missing; delete the gallery" in capsys.readouterr().err
     (folder / "gallery.json").write_text("{")
     assert main(["index", "--run", run]) == 1
-    assert "gallery.json: not JSON" in capsys.readouterr().err
+    assert "gallery.json: not valid JSON" in capsys.readouterr().err
     (folder / "gallery.json").write_text('{"version": 7}')
     assert main(["index", "--run", run]) == 1
-    assert "version is 7; this landmark reads 1" in capsys.readouterr().err
+    assert "version is 7, but this version of landmark reads 1" in capsys.readouterr().err
     (folder / "gallery.json").write_text("[]")
     assert main(["index", "--run", run]) == 1
-    assert "version is None; this landmark reads 1" in capsys.readouterr().err
+    assert "version is None, but this version of landmark reads 1" in capsys.readouterr().err
     (folder / "gallery.json").write_text('{"version": 1, "revision": 1, "folder": "x", "weights": ""}')
     assert main(["index", "--run", run]) == 1
-    assert "gallery.json: no images, index_sha256, places; delete" in capsys.readouterr().err
+    assert "gallery.json: missing keys images, index_sha256, places; delete" in capsys.readouterr().err
 
 
 def test_a_gallery_remembers_the_limit_of_a_folder_s_images(tmp_path):
@@ -279,7 +279,7 @@ def test_a_full_disk_is_one_line_and_the_gallery_before_stays(run, tmp_path, mon
     monkeypatch.setattr(gallery.tempfile, "TemporaryDirectory", lambda prefix: contextlib.nullcontext(folder / "inner"))
     assert main(["index", "--run", run, "--add", str(added)]) == 1
     error = capsys.readouterr().err
-    assert "the index could not be written" in error and error.count("\n") == 1
+    assert "could not write the index" in error and error.count("\n") == 1
     monkeypatch.undo()
     assert len(index(IndexConfig(run=run))) == 40
 

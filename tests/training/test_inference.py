@@ -135,7 +135,7 @@ def test_a_killed_evaluation_goes_on_and_tells_the_same(trained, tmp_path, monke
     )
     here = EvaluateConfig(run=str(checkpoint), dataset=dataset.location.uri)
     summary = evaluate(dataclasses.replace(here, output=str(tmp_path / "killed")))
-    assert f"going on: {len(parts)} of 10 parts are there already" in capsys.readouterr().out
+    assert f"resuming: {len(parts)} of 10 shards are complete" in capsys.readouterr().out
     assert len(read) == 10 - len(parts)
     assert not (tmp_path / "killed" / PARTS).exists()
     assert evaluate(dataclasses.replace(here, output=str(tmp_path / "whole"))) == summary
@@ -161,7 +161,7 @@ def test_lost_shards_are_counted_and_a_damaged_one_named(trained, tmp_path):
     opened = PackedDataset.open(str(broken))
     found = evaluate_checkpoint(checkpoint, opened, "test", Settings(topk=(1,), damaged="skip", samples=20, quiet=True))
     assert (found.summary["rows"], found.summary["lost_images"]) == (ROWS - 50, 50)
-    with pytest.raises(UserError, match="00000.parquet: damaged"):
+    with pytest.raises(UserError, match="00000.parquet: corrupt"):
         evaluate_checkpoint(checkpoint, opened, "test", Settings(topk=(1,), quiet=True))
 
 
@@ -186,7 +186,7 @@ def test_two_models_are_compared_on_the_same_images(trained, tmp_path, capsys):
     examples = pq.read_table(tmp_path / "out" / "examples.parquet")
     assert set(examples["kind"].to_pylist()) <= {"mistake", "pair", "class"}
     assert all(data[:2] == b"\xff\xd8" for data in examples["thumbnail"].to_pylist())
-    with pytest.raises(UserError, match="no room for 900 replicas"):
+    with pytest.raises(UserError, match="not enough CPUs for 900 replicas"):
         evaluate(EvaluateConfig(run=str(checkpoint), replicas=900, output=str(tmp_path / "out")))
 
 
@@ -206,7 +206,7 @@ def test_images_without_a_landmark_count_for_gap_and_rejection(trained, tmp_path
     assert stored["label"].to_pylist()[ROWS:] == [-1] * 5 and stored["loss"].null_count == 5
     again = evaluate(dataclasses.replace(here, distractors=dataset.location.uri, output=str(tmp_path / "dataset")))
     assert again["rows_without_landmark"] == 40 + 16 + ROWS
-    assert "more without a landmark" in capsys.readouterr().out
+    assert "images without a landmark" in capsys.readouterr().out
     (nothing / "broken.jpg").rename(tmp_path / "nothing" / "broken.jpg")
     shutil.rmtree(nothing)
     with pytest.raises(UserError, match="no readable image"):

@@ -49,7 +49,7 @@ def test_half_precision_that_would_be_wrong_is_refused_and_not_chosen():
     model = torchvision.models.resnet18()
     for amp in ("bf16", "fp16"):
         with pytest.raises(
-            UserError, match=f"compute.amp is {amp}: at 16 pixels layer3.0.conv1 covers more than its map"
+            UserError, match=f"compute.amp is {amp}, but at 16 pixels layer3.0.conv1 covers more than its feature map"
         ):
             Precision(ComputeConfig(amp=amp), CPU, model, 16)
     assert Precision(ComputeConfig(amp="auto"), CPU, model, 16).dtype is None

@@ -95,7 +95,7 @@ def test_what_would_make_another_run_is_named_and_refused(dataset, trained, chan
     before = files(trained)
     with pytest.raises(UserError) as error:
         run_training(other)
-    assert f"with which it cannot continue: {message}; choose another --name" in str(error.value)
+    assert f"cannot resume with different settings: {message}; choose another --name" in str(error.value)
     assert "\n" not in str(error.value) and files(trained) == before
 
 
@@ -124,7 +124,7 @@ def test_a_finished_run_trains_nothing_and_says_so(dataset, trained, capsys):
     out = capsys.readouterr().out
     assert result.finished_before and result.best == first["best"] and result.seconds == first["seconds"]
     assert out.splitlines()[0].startswith(
-        "finished before, nothing was trained; saved figures: 1 epochs; best epoch 1: val"
+        "already finished, nothing to train; saved metrics: 1 epochs; best epoch 1: val"
     )
     assert files(trained) == before
 
@@ -140,17 +140,22 @@ def test_a_run_is_longer_by_resume_and_its_config_follows_when_training_begins(d
     assert load_yaml(TrainConfig, saved).epochs == 1
     assert run_training(longer).epochs_run == 3
     out = capsys.readouterr().out
-    assert f"note: {tmp_path / 'train'} continues with other settings: epochs: 1 -> 3\n" in out
-    assert "note: schedule.name one_cycle spans all epochs: the rest is trained as that of a run of 3 epochs" in out
+    assert f"note: {tmp_path / 'train'} resumes with different settings: epochs: 1 -> 3\n" in out
+    assert (
+        "note: schedule.name one_cycle depends on the number of epochs: the rest is trained as in a run with 3 epochs"
+        in out
+    )
     assert load_yaml(TrainConfig, saved).epochs == 3
     shorter = dataclasses.replace(short, epochs=2, resume=True)
-    with pytest.raises(UserError, match="it cannot continue: epochs: 3 -> 2; choose another --name"):
+    with pytest.raises(UserError, match="cannot resume with different settings: epochs: 3 -> 2; choose another --name"):
         run_training(shorter)
 
 
 def test_the_name_of_a_run_is_not_used_again_without_resume(dataset, trained):
     before = files(trained)
-    message = "a run of this name exists, with 1 epochs finished; add --resume to continue it, or choose another --name"
+    message = (
+        "a run with this name exists, with 1 epochs finished; add --resume to continue it, or choose another --name"
+    )
     with pytest.raises(UserError, match=message):
         run_training(trained)
     assert files(trained) == before
@@ -166,7 +171,7 @@ def test_resume_without_a_run_starts_one_and_a_run_that_stored_nothing_may_chang
 def test_without_its_config_a_run_is_known_by_its_checkpoint(dataset, tmp_path):
     run_training(config(dataset, tmp_path, epochs=1))
     (tmp_path / "train" / "config.yaml").unlink()
-    with pytest.raises(UserError, match="it cannot continue: ema.decay: unset -> 0.5; "):
+    with pytest.raises(UserError, match="cannot resume with different settings: ema.decay: unset -> 0.5; "):
         run_training(config(dataset, tmp_path, epochs=1, ema=EmaConfig(decay=0.5)))
     assert run_training(config(dataset, tmp_path, epochs=1, resume=True)).finished_before
 
@@ -187,7 +192,7 @@ def test_a_dataset_that_moved_is_the_same_and_one_made_again_in_its_place_is_not
     (tmp_path / "a").rename(tmp_path / "b")
     moved = dataclasses.replace(run, dataset=str(tmp_path / "b"))
     with pytest.raises(
-        UserError, match="the model was trained on is not there; if it has moved, give its place by --dataset"
+        UserError, match="the model was trained on was not found; if it has moved, give its location with --dataset"
     ):
         evaluate(EvaluateConfig(run=str(tmp_path / "train")))
     assert evaluate(EvaluateConfig(run=str(tmp_path / "train"), dataset=moved.dataset))["rows"] == 10
@@ -195,11 +200,11 @@ def test_a_dataset_that_moved_is_the_same_and_one_made_again_in_its_place_is_not
     assert run_training(dataclasses.replace(moved, epochs=2, resume=True)).epochs_run == 2
     assert load_yaml(TrainConfig, tmp_path / "train" / "config.yaml").dataset == str(tmp_path / "b")
     write_packed(tmp_path / "other", SPLITS, row_group_rows=4)
-    with pytest.raises(UserError, match=r"cannot continue: dataset: .*/b -> .*/other \(other images\); "):
+    with pytest.raises(UserError, match=r"different settings: dataset: .*/b -> .*/other \(different images\); "):
         run_training(dataclasses.replace(moved, epochs=2, dataset=str(tmp_path / "other")))
     shutil.rmtree(tmp_path / "b")
     write_packed(tmp_path / "b", SPLITS, row_group_rows=4)
-    with pytest.raises(UserError, match=r"cannot continue: dataset: .*/b -> other images; "):
+    with pytest.raises(UserError, match=r"different settings: dataset: .*/b -> different images; "):
         run_training(dataclasses.replace(moved, epochs=2))
 
 
@@ -215,7 +220,7 @@ def test_a_run_of_a_version_that_knew_datasets_by_their_place(tmp_path):
     copied = dataclasses.replace(run, dataset=str(tmp_path / "b"))
     assert run_training(run).finished_before and run_training(copied).finished_before
     shutil.rmtree(tmp_path / "a")
-    with pytest.raises(UserError, match="cannot continue: dataset: "):
+    with pytest.raises(UserError, match="different settings: dataset: "):
         run_training(copied)
 
 
@@ -245,5 +250,5 @@ def test_a_study_whose_dataset_moved_is_the_same_study(tmp_path):
     moved = dataclasses.replace(study, dataset=str(tmp_path / "b"))
     assert plan_study(moved).datasets[None].uri.endswith("/b")
     write_packed(tmp_path / "c", SPLITS, row_group_rows=4)
-    with pytest.raises(UserError, match="a study of this name is there, with another dataset"):
+    with pytest.raises(UserError, match="a study of this name exists, with another dataset"):
         plan_study(dataclasses.replace(study, dataset=str(tmp_path / "c")))

@@ -59,7 +59,10 @@ def test_the_newest_is_damaged_for_all_or_for_none(tmp_path):
     (tmp_path / "checkpoints" / "epoch-0003" / "state.pt").write_bytes(b"no state")
     told: list[str] = []
     assert restore_all(World(4, per_node=2), tmp_path, tmp_path / "tmp", told) == [(2.0, [])] * 4
-    assert len(told) == 1 and "epoch-0003: damaged checkpoint: state.pt is missing or not as it was written" in told[0]
+    assert (
+        len(told) == 1
+        and "epoch-0003: corrupt checkpoint: state.pt is missing or does not match its checksum" in told[0]
+    )
 
 
 def test_a_download_that_is_damaged_on_one_node_is_damaged_on_all(tmp_path, monkeypatch):

@@ -135,7 +135,7 @@ def test_the_best_checkpoint_is_kept_though_later_ones_are_worse(dataset, tmp_pa
         ({"output": "/proc/none"}, "/proc/none"),
         (
             {"resizing": ResizingConfig(start_size=16), "loader": LoaderConfig(image_size=32)},
-            "resizing.start_size is 16: deck_mlp built for 32 pixels cannot take it",
+            "resizing.start_size is 16: deck_mlp built for 32 pixels does not accept it",
         ),
         ({"optimizer": OptimizerConfig(name="sgd", lr=1e12)}, "the loss became .* lower optimizer.lr"),
     ],
@@ -149,7 +149,9 @@ def test_mistakes_are_one_line(dataset, tmp_path, changes, message):
 def test_a_run_on_a_long_tail_is_another_run_and_learns_from_its_rows(dataset, tmp_path):
     tail = config(dataset, tmp_path, epochs=1, subset=SubsetConfig(tail=1.0))
     run_training(tail)
-    with pytest.raises(UserError, match="it cannot continue: subset.tail: 1.0 -> 0.5; choose another --name"):
+    with pytest.raises(
+        UserError, match="cannot resume with different settings: subset.tail: 1.0 -> 0.5; choose another --name"
+    ):
         run_training(dataclasses.replace(tail, subset=SubsetConfig(tail=0.5)))
     found = evaluate_checkpoint(
         resolve_checkpoint(str(tmp_path / "train")), open_dataset(dataset.location.uri, tail.subset), "test"
@@ -160,7 +162,7 @@ def test_a_run_on_a_long_tail_is_another_run_and_learns_from_its_rows(dataset, t
 def test_a_checkpoint_for_other_classes_is_refused(dataset, tmp_path):
     run_training(config(dataset, tmp_path, epochs=1))
     other = write_packed(tmp_path / "other", {"train": [20], "test": [10]}, classes=3)
-    with pytest.raises(UserError, match="its model knows 4 classes, but .* has 3"):
+    with pytest.raises(UserError, match="its model has 4 classes, but .* has 3"):
         evaluate(EvaluateConfig(run=str(tmp_path / "train"), dataset=other.location.uri))
     no_test = write_packed(tmp_path / "no test", {"train": [20], "test": []}, classes=4)
     with pytest.raises(UserError, match="the test split is empty"):

@@ -94,7 +94,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, file, fault):
     assert again.fetch_last(tmp_path / "last")
     assert read_state(tmp_path / "last")["value"] == 2.0
     assert (
-        len(told) == 1 and "epoch-0003: damaged checkpoint: " in told[0] and "going on from the one before" in told[0]
+        len(told) == 1 and "epoch-0003: corrupt checkpoint: " in told[0] and "resuming from the previous one" in told[0]
     )
     # What was damaged goes with the next one that is stored.
     again.save(snapshot("epoch-0004"))
@@ -109,7 +109,7 @@ def test_a_damaged_index_is_made_anew_from_the_folders(tmp_path):
     again = store(tmp_path, told)
     (tmp_path / "last").mkdir()
     assert again.fetch_last(tmp_path / "last") and read_state(tmp_path / "last")["value"] == 3.0
-    assert "index.json: damaged" in told[0]
+    assert "index.json: corrupt" in told[0]
 
 
 def test_a_process_that_was_cut_off_overwrites_nothing_of_the_one_that_goes_on(tmp_path):
@@ -126,9 +126,9 @@ def test_a_process_that_was_cut_off_overwrites_nothing_of_the_one_that_goes_on(t
     second.flush()
     index = (tmp_path / "checkpoints" / "index.json").read_text()
     first.save(snapshot("epoch-0002", 3.0), {"val_top1": 0.95})
-    with pytest.raises(UserError, match="another process goes on with this run since"):
+    with pytest.raises(UserError, match="another process has resumed this run"):
         first.close()
-    assert "checkpoint epoch-0002 was not stored: another process goes on" in told[0]
+    assert "checkpoint epoch-0002 was not stored: another process has resumed" in told[0]
     assert (tmp_path / "checkpoints" / "index.json").read_text() == index
     assert store(tmp_path).fetch_last(tmp_path / "last") and read_state(tmp_path / "last")["value"] == 2.0
     second.save(snapshot("epoch-0003", 4.0), {"val_top1": 0.7})
@@ -141,7 +141,7 @@ def test_nothing_whole_is_one_line_and_nothing_at_all_a_fresh_start(tmp_path):
     filled(tmp_path)
     for path in (tmp_path / "checkpoints").glob("*/state.pt"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match="no checkpoint is whole; delete the run's folder") as error:
+    with pytest.raises(UserError, match="no checkpoint is complete; delete the run's folder") as error:
         store(tmp_path).fetch_last(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -178,7 +178,7 @@ def test_a_full_disk_keeps_the_checkpoints_before_and_is_told(small_disk):
     found.flush()
     assert len(told) == 1 and "checkpoint epoch-0002 was not stored: " in told[0] and "No space left" in told[0]
     assert names(small_disk) == ["epoch-0001", "index.json"]
-    with pytest.raises(UserError, match="could not be stored .*make room .* goes on from epoch-0001"):
+    with pytest.raises(UserError, match="could not store .*free space .* resume from epoch-0001"):
         found.close()
     # Room again: the next one is stored, and nothing is wrong any more.
     found.save(snapshot("epoch-0003", 3.0, million), {"val_top1": 0.7})

@@ -1,1 +1,1 @@
-"""Packing: sources of images become shards, by a Ray Data job that can be killed and run again."""
+"""Packing of source images into shards, by a Ray Data job that can be killed and resumed."""

@@ -1,4 +1,5 @@
-"""The catalog of wanted images, before any is read: listed, reduced to the subset, labelled and split in one process."""
+"""The catalog of images to pack, before any is read: listed, reduced to the subset, labeled and split in one
+process."""
 
 from dataclasses import dataclass
 
@@ -15,20 +16,20 @@ from landmark.data.subset import select_images, tail_images
 
 @dataclass(kw_only=True, frozen=True)
 class Wanted:
-    """The images that are to be packed."""
+    """The images to pack."""
 
     items: pa.Table
-    """One row an image: what the source lists, with label int32 and split (dictionary of SPLITS)."""
+    """One row per image: the columns of the source, label int32 and split (dictionary of SPLITS)."""
     in_order: bool
-    """Whether the rows are packed in their order, because the source mixed them."""
+    """Whether the rows are packed in their order, because the source is already shuffled."""
     landmark_ids: list[str]
-    """In the order of the labels."""
+    """Landmark ids, in the order of the labels."""
     names: list[str]
-    """The landmarks' names, or their ids where there are none, in the order of the labels."""
+    """Names of the landmarks, or their ids without names, in the order of the labels."""
     listing: Listing
-    """What the source listed."""
+    """The listing of the source."""
     notes: list[str]
-    """What is worth telling."""
+    """Notes for the user."""
 
     def splits(self) -> np.ndarray:
         """Return each image's split: int8 (images,)."""
@@ -36,10 +37,10 @@ class Wanted:
 
 
 def wanted_images(source: Source, config: PrepareConfig) -> Wanted:
-    """List a source's images, select the subset, give labels and splits.
+    """List a source's images, apply the subset, and assign labels and splits.
 
-    The same seed gives the same subset and splits on any machine and in any order of the source's rows. A source
-    that brings its splits has made its choice already.
+    The same seed gives the same subset and splits on any machine and in any order of the source's rows. A source with
+    splits is already a subset.
     """
     listing = list_source(source)
     items, notes = listing.items, list(listing.notes)
@@ -59,9 +60,7 @@ def wanted_images(source: Source, config: PrepareConfig) -> Wanted:
     items = items.append_column("split", pa.DictionaryArray.from_arrays(pa.array(splits, pa.int8()), list(SPLITS)))
     if not brought and config.subset.tail:
         kept = tail_images(items, config.subset, config.seed)
-        notes.append(
-            f"the long tail keeps {int(kept.sum()):,} of {len(items):,} images, all of val and test among them"
-        )
+        notes.append(f"the long tail keeps {int(kept.sum()):,} of {len(items):,} images, including all of val and test")
         items = items.filter(pa.array(kept))
     return Wanted(
         items=items,
@@ -74,24 +73,24 @@ def wanted_images(source: Source, config: PrepareConfig) -> Wanted:
 
 
 def list_source(source: Source) -> Listing:
-    """Return what a source holds."""
+    """Return the listing of a source."""
     if isinstance(source, ListingSource):
         return source.listing()
     return Listing(items=source.items(), notes=source.notes())
 
 
 def _lone_classes(labels: np.ndarray) -> list[str]:
-    """Return a note on the classes that no other split than train can hold."""
+    """Return a note on the classes with one image, which only train can contain."""
     lone = int((np.bincount(labels) == 1).sum())
-    return [f"{lone:,} classes have one image, which is in train"] if lone else []
+    return [f"{lone:,} classes have only one image, which is in the train split"] if lone else []
 
 
 def _empty_splits(splits: np.ndarray, config: PrepareConfig) -> list[str]:
-    """Return a note on each split that was asked for and gets no image."""
+    """Return a note on each requested split without images."""
     counts = np.bincount(splits, minlength=len(SPLITS))
     shares = {"val": config.split.val, "test": config.split.test}
     return [
-        f"{name} gets no image, though split.{name} is {share:g}: each class keeps one or more for train, and a group is not divided"
+        f"the {name} split is empty although split.{name} is {share:g}: each class keeps one or more for train, and groups are not split"
         for name, share in shares.items()
         if share and not counts[SPLITS.index(name)]
     ]

@@ -1,4 +1,4 @@
-"""The finish of a packing job: labels, catalog and rejects out of the parts, and the manifest last."""
+"""The last step of a packing job: labels, catalog and rejects from the parts, then the manifest."""
 
 from typing import Any
 
@@ -29,16 +29,17 @@ from landmark.data.packing.worker import PART_SCHEMA, part_file
 from landmark.storage import Location
 
 EXTRA_COLUMNS = ("author", "license", "category", "supercategory")
-"""Columns that travel into the catalog where the source has them."""
+"""Columns that are copied into the catalog if the source has them."""
 
 
 def finish(
     output: Location, source: Source, config: PrepareConfig, plan: Plan, figures: Figures, missing: pa.Table
 ) -> PackedDataset:
-    """Write labels, catalog and rejects, then the manifest; the work folder goes last.
+    """Write labels, catalog and rejects, then the manifest. Delete the work folder last.
 
-    missing: planned images that never came, REJECTS_SCHEMA. Classes without an image are left out: labels in the catalog are
-    then others than in the shards. Raises UserError where no image was packed, or those of one class only.
+    missing: planned images that were not found, REJECTS_SCHEMA. Classes without an image are dropped. The labels in the
+    catalog then differ from the labels in the shards. Raises UserError if no image was packed, or only images of one
+    class.
     """
     catalog = _catalog(output, plan, figures)
     if not len(catalog):
@@ -46,7 +47,9 @@ def finish(
     counts = np.bincount(catalog["label"].to_numpy(), minlength=len(plan.names))
     used = np.flatnonzero(counts)
     if len(used) < min(2, len(plan.names)):
-        raise UserError(f"only the class {plan.names[used[0]]!r} has an image that can be read; check the source")
+        raise UserError(
+            f"only the class {plan.names[used[0]]!r} has readable images, but training requires two classes; check the source"
+        )
     label_map = np.cumsum(counts > 0) - 1
     catalog = catalog.set_column(
         catalog.schema.get_field_index("label"),
@@ -81,7 +84,7 @@ def finish(
 
 
 def _rejects(output: Location, plan: Plan, figures: Figures, missing: pa.Table) -> pa.Table:
-    """Return all that was left out: rows of the source's tables first, then images."""
+    """Return all rejects: skipped rows of the source's tables first, then images."""
     numbers = [
         unit.number for unit in plan.units if figures[unit.number]["rejects"] + figures[unit.number]["strangers"]
     ]
@@ -90,7 +93,7 @@ def _rejects(output: Location, plan: Plan, figures: Figures, missing: pa.Table) 
 
 
 def _split_entry(split: str, units: list[Unit], figures: Figures) -> SplitEntry:
-    """Return a split's shards, in the order of the units and of each unit's own."""
+    """Return a split's shards, in the order of the units and of the shards in each unit."""
     shards = []
     for unit in units:
         for shard in figures[unit.number]["shards"]:
@@ -100,7 +103,7 @@ def _split_entry(split: str, units: list[Unit], figures: Figures) -> SplitEntry:
 
 
 def _catalog(output: Location, plan: Plan, figures: Figures) -> pa.Table:
-    """Join the parts with the plan: one row a packed image, split by split, numbered within its split."""
+    """Join the parts with the plan: one row per packed image, split by split, numbered within its split."""
     work = output / WORK_FOLDER
     parts: dict[str, list[pa.Table]] = {split: [] for split in SPLITS}
     for unit in plan.units:
@@ -119,6 +122,6 @@ def _catalog(output: Location, plan: Plan, figures: Figures) -> pa.Table:
     columns |= {name: planned[name].take(rows) for name in planned.column_names}
     extra = [pa.field(name, pa.string()) for name in EXTRA_COLUMNS if name in planned.column_names]
     if "group" in columns and not pc.all(pc.equal(columns["group"], columns["image_id"])).as_py():
-        extra.append(pa.field("group", pa.string()))  # without a groups file each image is its own group
+        extra.append(pa.field("group", pa.string()))  # without a groups file, each image is its own group
     schema = pa.schema([*CATALOG_SCHEMA, *extra])
     return pa.table({field.name: columns[field.name].cast(field.type) for field in schema})

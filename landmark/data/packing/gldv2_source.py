@@ -1,4 +1,5 @@
-"""The Google Landmarks Dataset v2 as a source: its CSV files joined into one table, its images in a tree or in tars."""
+"""The Google Landmarks Dataset v2 as a source, with its CSV files joined into one table and its images in a tree or in
+tars."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -28,34 +29,39 @@ from landmark.storage import Location, locate
 
 @dataclass
 class Gldv2Source:
-    """GLDv2's published files. Small and picklable: workers get a copy."""
+    """GLDv2's published files. Small and picklable, because each worker receives a copy."""
 
     root: Location
     config: Gldv2Config
     clean: bool = False
-    """Keep the images of train_clean.csv alone."""
+    """Keep only the images of train_clean.csv."""
     tars: tuple[str, ...] = ()
-    """Paths of the tars below the root, in order; empty: the images lie in the extracted tree."""
+    """Paths of the tars relative to the root, in order. Empty if the images are in the extracted tree."""
     missing: tuple[str, ...] = ()
-    """Paths of tars that are not there, though others imply them."""
+    """Paths of missing tars that other files imply."""
 
     def items(self) -> pa.Table:
-        """Return the images alone, as `listing` does."""
+        """Return only the images of `listing`."""
         return self.listing().items
 
     def listing(self) -> Listing:
         """Read the CSV files.
 
-        The items: image_id and group string, landmark_id int64, origin string where the images lie in a tree;
-        author and license where gldv2.attribution is set; category and supercategory where published; these four
-        dictionary-encoded. Raises UserError when more than gldv2.max_fault_share of the rows are faulty.
+        Columns of the items:
+
+        - image_id and group, string, and landmark_id, int64
+        - origin, string, if the images are in a tree
+        - author and license, dictionary-encoded, if gldv2.attribution is set
+        - category and supercategory, dictionary-encoded, if published
+
+        Raises UserError if more than gldv2.max_fault_share of the rows are faulty.
         """
         faults = Faults()
         table = read_images(self.root, faults)
         rows = len(table) + faults.total()
         keys = id_keys(table["image_id"])
         names = read_categories(self.root, faults)
-        notes = [f"{self.tars_told()}; their images are rejects"] if self.missing else []
+        notes = [f"{self.tars_told()}; the images of missing tars are counted as rejects"] if self.missing else []
         columns: dict[str, Any] = {name: table[name].combine_chunks() for name in table.column_names}
         if self.config.attribution:
             columns |= self._attribution(keys, faults, notes)
@@ -66,37 +72,37 @@ class Gldv2Source:
             notes.append(f"the clean list keeps {len(items):,} of {len(table):,} images")
         faults.check(rows, self.config.max_fault_share, self.root.uri)
         if faults.total():
-            notes.append(f"{faults.total():,} rows of the CSV files left out ({faults.breakdown()})")
+            notes.append(f"{faults.total():,} rows of the CSV files were skipped ({faults.breakdown()})")
         items = items.append_column("group", items["image_id"])
         if not self.tars:
             items = items.append_column("origin", image_paths(items["image_id"].combine_chunks()))
         return Listing(items=items, notes=notes, faults=faults, names=names, known=np.sort(keys) if self.tars else None)
 
     def tars_told(self) -> str:
-        """Return which tars are there, and which are not, as text."""
+        """Return a description of the tars that exist and of those that are missing."""
         first = ", ".join(self.missing[:5]) + (", …" if len(self.missing) > 5 else "")
         lacking = f"{len(self.missing):,} tars are missing from {self.root}: {first}; " if self.missing else ""
         last = f" to {self.tars[-1]}" if len(self.tars) > 1 else ""
-        return f"{lacking}{len(self.tars):,} tars are there: {self.tars[0]}{last}"
+        return f"{lacking}{len(self.tars):,} tars were found: {self.tars[0]}{last}"
 
     def read(self, row: dict[str, Any]) -> bytes:
         """Read one file of the tree."""
         return read_whole(self.root / image_path(row["image_id"]))
 
     def notes(self) -> list[str]:
-        """Nothing that `listing` has not told."""
+        """Return no notes. `listing` has them all."""
         return []
 
     def state(self) -> dict[str, Any] | None:
-        """Return the state of the CSV files and tars; None on a web server, whose folders cannot be listed."""
+        """Return the state of the CSV files and tars. None on a web server, whose folders cannot be listed."""
         return None if is_web(self.root) else shallow_state(self.root, ("", "metadata", "train"))
 
     def md5(self, tar: str) -> str | None:
-        """Return the published MD5 of a tar, None where there is none or it is not to be checked."""
+        """Return the published MD5 of a tar. None if there is none or the check is off."""
         return published_md5(self.root, tar) if self.config.check_md5 else None
 
     def _attribution(self, keys: np.ndarray, faults: Faults, notes: list[str]) -> dict[str, pa.Array]:
-        """Return author and license of each image, null where they are not published."""
+        """Return author and license of each image, null if they are not published."""
         table = read_attribution(self.root, faults)
         found, rows = _look_up(keys, id_keys(table["image_id"]))
         missing = int((~found).sum())
@@ -105,7 +111,7 @@ class Gldv2Source:
         return {name: _taken(table[name].combine_chunks(), rows, found) for name in ("author", "license")}
 
     def _clean_mask(self, keys: np.ndarray, faults: Faults) -> np.ndarray:
-        """Return which rows the clean list names: bool (rows,)."""
+        """Return a mask of the rows in the clean list: bool (rows,)."""
         wanted = read_clean_ids(self.root, faults)
         kept, _ = _look_up(keys, wanted)
         if int(kept.sum()) < len(wanted):
@@ -116,17 +122,17 @@ class Gldv2Source:
 
 
 def gldv2_source(config: Gldv2Config, *, clean: bool) -> Gldv2Source:
-    """Return the source of a config; finds out whether the images lie in tars or in a tree."""
+    """Return the source of a config. Detects whether the images are in tars or in a tree."""
     root = locate(config.path or "")
     tars = None if config.images == "tree" else tar_images(root, config.tars)
     if config.images == "tars" and tars is None:
-        raise UserError(f"{root}: no train/images_NNN.tar; check gldv2.path, or set gldv2.images tree")
+        raise UserError(f"{root}: no train/images_NNN.tar; check gldv2.path, or set gldv2.images to tree")
     missing = missing_tars(root, tars) if tars else []
     return Gldv2Source(root=root, config=config, clean=clean, tars=tuple(tars or ()), missing=tuple(missing))
 
 
 def _look_up(keys: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return whether each key is in a table of keys, bool (n,), and in which row (the first one), int64 (n,)."""
+    """Return a mask of the keys in a table of keys, bool (n,), and their first rows, int64 (n,)."""
     if len(keys) == len(table) and np.array_equal(keys, table):
         return np.ones(len(keys), dtype=bool), np.arange(len(keys))
     if not len(table):
@@ -138,13 +144,13 @@ def _look_up(keys: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _taken(values: pa.DictionaryArray, rows: np.ndarray, found: np.ndarray) -> pa.DictionaryArray:
-    """Return values[rows], null where not found."""
+    """Return values[rows], null for keys that were not found."""
     codes = values.indices.to_numpy(zero_copy_only=False)[rows] if len(values) else np.zeros(len(rows), np.int32)
     return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32), mask=~found), values.dictionary)
 
 
 def _of_landmarks(landmarks: pa.Array, names: pa.Table) -> dict[str, pa.Array]:
-    """Return category and, where published, supercategory of each image."""
+    """Return category and, if published, supercategory of each image."""
     if not len(names):
         return {}
     found, rows = _look_up(landmarks.to_numpy(), names["landmark_id"].to_numpy())

@@ -1,4 +1,4 @@
-"""The index of a tar plan: which id is wanted, in which plan row, with which label and split; a few bytes a row."""
+"""The index of a tar plan: plan row, label and split of each wanted id, in a few bytes per row."""
 
 import functools
 import io
@@ -9,7 +9,7 @@ import numpy as np
 from landmark.storage import Location
 
 UNWANTED = -1
-"""An image that has a row, but is not of the subset."""
+"""An image with a row that is not in the subset."""
 UNKNOWN = -2
 """An image without a row."""
 INDEX_FILE = "index.npz"
@@ -17,7 +17,7 @@ INDEX_FILE = "index.npz"
 
 @dataclass(kw_only=True, frozen=True, eq=False)
 class IdIndex:
-    """Sorted id keys; a wanted id's position is its row in the plan."""
+    """Sorted id keys. The position of a wanted id is its row in the plan."""
 
     wanted: np.ndarray
     """uint64 (wanted,), ascending."""
@@ -26,7 +26,7 @@ class IdIndex:
     splits: np.ndarray
     """int8 (wanted,)."""
     known: np.ndarray
-    """All ids that have a row, uint64, ascending; empty where they are the wanted ones."""
+    """All ids with a row, uint64, ascending. Empty if all of them are wanted."""
 
     def row(self, key: int) -> int:
         """Return the plan row of an id's key, UNWANTED or UNKNOWN."""
@@ -45,7 +45,7 @@ class IdIndex:
 
 @functools.lru_cache(maxsize=1)
 def load_index(work: Location, plan_id: str) -> IdIndex:
-    """Read a plan's index, once a process; `plan_id` tells it from another plan's in the same folder."""
+    """Read a plan's index, once per process. `plan_id` distinguishes plans in the same folder."""
     with np.load(io.BytesIO((work / INDEX_FILE).read_bytes())) as arrays:
         return IdIndex(**{name: arrays[name] for name in arrays.files})
 

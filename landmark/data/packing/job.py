@@ -1,4 +1,5 @@
-"""The packing job: a Ray Data job over the plan's units, run until they hold each image once, then the finish."""
+"""The packing job: runs Ray Data over the units of the plan until each image is packed once, then finishes the
+dataset."""
 
 import collections
 import json
@@ -23,19 +24,19 @@ from landmark.runtime import own_error
 from landmark.storage import Location, NotFound, check_writable, restated
 
 JUDGED_ROWS = 1000
-"""Rows after which too many rejects stop a job that is not through."""
+"""Minimum rows before too many rejects stop a job early."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class PackingResult:
-    """What a packing job did."""
+    """The result of a packing job."""
 
     dataset: PackedDataset
     """The finished dataset."""
     packed: int
-    """Images packed by this call; those of an earlier, interrupted one do not count."""
+    """Number of images packed by this call, without those of an interrupted call."""
     rejects: dict[str, int]
-    """Images refused, by reason."""
+    """Number of rejected images, by reason."""
     seconds: float
     """Wall time of this call."""
     bytes_in: int
@@ -43,10 +44,10 @@ class PackingResult:
     bytes_out: int
     """Bytes of all shards."""
     notes: list[str]
-    """What the source found worth telling."""
+    """Notes for the user."""
 
     def summary(self) -> dict[str, Any]:
-        """Return what JSON says of it."""
+        """Return the JSON summary."""
         manifest = self.dataset.manifest
         return {
             "dataset": self.dataset.uri,
@@ -59,10 +60,10 @@ class PackingResult:
 
 
 def pack_dataset(output: Location, source: Source, config: PrepareConfig) -> PackingResult:
-    """Pack a source into `output`, going on where an interrupted call stopped.
+    """Pack a source into `output`, or resume an interrupted call.
 
-    Needs a connected Ray. A finished dataset of the same settings is left as it is, one of other settings
-    refused. Raises UserError when more than packing.max_reject_share of the images are refused.
+    Requires a connected Ray. A finished dataset with the same options is not changed. One with other options raises
+    UserError, and so do more than packing.max_reject_share rejected images.
     """
     start = time.monotonic()
     if (done := _finished(output, source, config)) is not None:
@@ -91,17 +92,17 @@ def pack_dataset(output: Location, source: Source, config: PrepareConfig) -> Pac
 
 
 def _finished(output: Location, source: Source, config: PrepareConfig) -> PackingResult | None:
-    """Return the finished dataset in `output`, if there is one of the same settings."""
+    """Return the finished dataset in `output`, if there is one with the same options."""
     if not (output / "manifest.json").exists():
         return None
     dataset = PackedDataset.open(output.uri)
     same, note = recorded_settings(dataset.manifest.source, config)
     if not same:
-        raise UserError(f"{output}: holds a dataset of other settings; choose another --output, or delete it first")
+        raise UserError(f"{output}: contains a dataset with other options; choose another --output, or delete it first")
     notes = [note] if note else []
     if changed := changes(dataset.manifest.source_state, source_state(source, config.subset)):
         notes.append(
-            f"the source changed since it was packed ({changed}); the dataset stays as it is. To pack the source as it is now, "
+            f"the source changed after packing ({changed}); the dataset is unchanged. To pack the source as it is now, "
             f"choose another --output, or delete {output}"
         )
     return PackingResult(
@@ -116,7 +117,7 @@ def _finished(output: Location, source: Source, config: PrepareConfig) -> Packin
 
 
 def _read_figures(output: Location, plan: Plan) -> Figures:
-    """Return the figures of the units that are done already."""
+    """Return the figures of completed units."""
     parts = output / WORK_FOLDER / PARTS_FOLDER
     try:
         names = [name for name in parts.names() if name.endswith(".json")]
@@ -127,7 +128,7 @@ def _read_figures(output: Location, plan: Plan) -> Figures:
 
 
 def _run(output: Location, source: Source, config: PrepareConfig, plan: Plan, figures: Figures) -> int:
-    """Pack the units that are missing, adding their figures; returns the bytes read."""
+    """Pack the remaining units and add their figures. Returns the number of bytes read."""
     missing = [unit for unit in plan.units if unit.number not in figures]
     if not missing:
         return 0
@@ -154,7 +155,7 @@ def _run(output: Location, source: Source, config: PrepareConfig, plan: Plan, fi
 
 
 def _read_part(output: Location, number: int) -> dict[str, Any]:
-    """Return the figures of a unit that has just been packed."""
+    """Return the figures of a unit that was just packed."""
     try:
         return json.loads(part_file(output / WORK_FOLDER, number, ".json").read_text())
     except UserError as error:
@@ -162,7 +163,7 @@ def _read_part(output: Location, number: int) -> dict[str, Any]:
 
 
 def _explain(error: ray.exceptions.RayError) -> UserError:
-    """Return a worker's error as one line: its own, where it was a user's mistake."""
+    """Return a worker's error as one line. A UserError is used as it is."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     causes = [line for line in lines if re.match(r"[\w.]+(Error|Invalid|Exception): ", line)]
     own = own_error(error)
@@ -170,41 +171,41 @@ def _explain(error: ray.exceptions.RayError) -> UserError:
 
 
 def _stopped(text: str, cause: UserError | None) -> UserError:
-    fix = "" if "run the same" in text else "; run the same command again to go on"
+    fix = "" if "run the same" in text else "; run the same command again to resume"
     return restated(cause, f"packing stopped: {text}{fix}")
 
 
 def _check_tars(source: Source, config: PrepareConfig) -> None:
-    """Raise UserError, before anything is read, where more tars are missing than images may be refused."""
+    """Raise UserError before reading if the fraction of missing tars is above the maximum fraction of rejects."""
     if isinstance(source, Gldv2Source) and source.missing:
         share = len(source.missing) / (len(source.missing) + len(source.tars))
         if share > config.packing.max_reject_share:
-            raise UserError(f"{source.tars_told()}; download the missing ones, or raise packing.max_reject_share")
+            raise UserError(f"{source.tars_told()}; download the missing tars, or increase packing.max_reject_share")
 
 
 def _judge(
     output: Location, config: PrepareConfig, figures: Figures, source: Source, *, missing: int = 0, final: bool = False
 ) -> None:
-    """Stop the job when too many images are refused, or too many files in tars stand for none of them."""
+    """Stop the job if too many images are rejected, or too many files in tars match none of them."""
     refused = sum(part["rejects"] for part in figures.values()) + missing
     seen = refused + sum(part["rows"] for part in figures.values())
     strangers, members = (sum(part[key] for part in figures.values()) for key in ("strangers", "members"))
     limit = config.packing.max_reject_share
     for count, total, what, kind in (
-        (refused, seen, "images refused", "rejects"),
-        (strangers, members, "files in the tars stand for no image of the plan", "strangers"),
+        (refused, seen, "images were rejected", "rejects"),
+        (strangers, members, "files in the tars match no image of the plan", "strangers"),
     ):
         if count > limit * total and (final or total >= JUDGED_ROWS):
             breakdown = _breakdown(output, figures, kind, missing)
             tars = f" ({source.tars_told()})" if missing and isinstance(source, Gldv2Source) else ""
             raise UserError(
-                f"{count} of {total} {what} ({breakdown}), more than the {limit:.1%} allowed; check the source{tars}, or "
-                "raise packing.max_reject_share and run again"
+                f"{count} of {total} {what} ({breakdown}), the maximum is {limit:.1%}; check the source{tars}, or "
+                "increase packing.max_reject_share and run again"
             )
 
 
 def _breakdown(output: Location, figures: Figures, kind: str, missing: int) -> str:
-    """Return the reasons and their counts of rejects or strangers, the most frequent first."""
+    """Return the reasons and counts of rejects or strangers, the most frequent first."""
     reasons: collections.Counter[str] = collections.Counter()
     for number, part in figures.items():
         if part[kind]:
@@ -218,24 +219,24 @@ def _breakdown(output: Location, figures: Figures, kind: str, missing: int) -> s
 
 
 def _tar_notes(config: PrepareConfig, figures: Figures) -> list[str]:
-    """Return what the tars held that is worth telling."""
+    """Return notes on skipped files and missing checksums of the tars."""
     ignored, unchecked = (sum(part[key] for part in figures.values()) for key in ("ignored", "unchecked"))
     notes = []
     if ignored:
-        notes.append(f"{ignored:,} files in the tars are not named <16 hexadecimal digits>.jpg: ignored")
+        notes.append(f"{ignored:,} files in the tars were skipped; expected names such as <16 hexadecimal digits>.jpg")
     if unchecked and config.gldv2.check_md5:
-        notes.append(f"{unchecked:,} tars have no file md5sum/train/md5.images_NNN.txt: their MD5 is not checked")
+        notes.append(f"{unchecked:,} tars have no file md5sum/train/md5.images_NNN.txt, so their MD5 was not checked")
     return notes
 
 
 def _class_notes(plan: Plan, dataset: PackedDataset) -> list[str]:
-    """Return a note on the classes that are left out, as none of their images could be read."""
+    """Return a note on classes that were dropped because none of their images can be read."""
     kept = set(dataset.labels["landmark_id"].to_pylist())
     lost = [name for landmark, name in zip(plan.landmark_ids, plan.names, strict=True) if landmark not in kept]
     if not lost:
         return []
     named = ", ".join(lost[:5]) + (", …" if len(lost) > 5 else "")
-    return [f"{len(lost):,} classes are left out, as none of their images can be read: {named}"]
+    return [f"{len(lost):,} classes were dropped because none of their images can be read: {named}"]
 
 
 def _count_rejects(dataset: PackedDataset) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Joining the parts of a packing job: images that came twice, and images that never came."""
+"""Joining of the parts of a packing job: duplicate and missing images."""
 
 import json
 from typing import Any
@@ -13,18 +13,18 @@ from landmark.data.packing.worker import NO_ROW, part_file, read_without, withou
 from landmark.storage import Location
 
 Figures = dict[int, dict[str, Any]]
-"""The figures of the units that are done, by the unit's number."""
+"""The figures of completed units, by unit number."""
 
 
 def part_rejects(output: Location, number: int) -> pa.Table:
-    """Return what a unit refused: plan_row and REJECTS_SCHEMA."""
+    """Return a unit's rejects: plan_row and REJECTS_SCHEMA."""
     return read_table(part_file(output / WORK_FOLDER, number, ".rejects.parquet"))
 
 
 def drop_duplicates(output: Location, plan: Plan, figures: Figures) -> bool:
-    """Find images that several units packed, and make the later units packing work again, without them.
+    """Find images that several units packed, and reset the later units so that they are packed again without them.
 
-    Returns whether there were any; their figures are gone from `figures`, so that another run packs them.
+    Returns whether there were any. Their figures are removed from `figures`, so that the next run packs them.
     """
     if not plan.in_tars():
         return False
@@ -39,7 +39,7 @@ def drop_duplicates(output: Location, plan: Plan, figures: Figures) -> bool:
             continue
         again = True
         without = sorted(read_without(work, unit.number) | set(twice.tolist()))
-        # In this order: a unit without figures is packed again, by whatever lies in its file.
+        # The order matters. A unit without figures is packed again, and reads this file.
         without_file(work, unit.number).write_text(json.dumps(without))
         part_file(work, unit.number, ".json").delete()
         for shard in figures.pop(unit.number)["shards"]:
@@ -48,7 +48,7 @@ def drop_duplicates(output: Location, plan: Plan, figures: Figures) -> bool:
 
 
 def find_missing(output: Location, plan: Plan) -> pa.Table:
-    """Return the planned images that were in no tar: REJECTS_SCHEMA."""
+    """Return the planned images that were in no tar. Schema: REJECTS_SCHEMA."""
     if not plan.in_tars():
         return REJECTS_SCHEMA.empty_table()
     work = output / WORK_FOLDER

@@ -1,4 +1,5 @@
-"""The packing plan: every image's label, split and shard, decided once and saved, so that a killed job goes on."""
+"""The packing plan: label, split and shard of each image. It is decided once and saved, so that a killed job can
+resume."""
 
 import collections
 import dataclasses
@@ -42,32 +43,32 @@ TAR_ROW_GROUP_ROWS = 1 << 16
 
 @dataclass(kw_only=True, frozen=True)
 class Plan:
-    """What there is to pack."""
+    """The plan of a packing job."""
 
     units: list[Unit]
-    """All pieces of work."""
+    """All packing units."""
     landmark_ids: list[str]
-    """In the order of the labels."""
+    """Landmark ids, in the order of the labels."""
     names: list[str]
-    """The landmarks' names, in the order of the labels."""
+    """Names of the landmarks, in the order of the labels."""
     notes: list[str]
-    """What the source found worth telling."""
+    """Notes of the source for the user."""
     faults: int
-    """Rows of the source's tables that were left out."""
+    """Number of skipped rows of the source's tables."""
     planned: int
-    """Images planned."""
+    """Number of planned images."""
     plan_id: str
-    """Tells this plan from any other."""
+    """Unique id of this plan."""
     source_state: dict[str, Any] | None = None
-    """What told the source's files from others when they were listed; None: not known."""
+    """State of the source files when they were listed, to detect changes. None if it is unknown."""
 
     def in_tars(self) -> bool:
-        """Return whether the images are looked for in tars."""
+        """Return whether the images are in tars."""
         return bool(self.units) and bool(self.units[0].tars)
 
 
 def fingerprint(config: PrepareConfig) -> dict[str, Any]:
-    """Return what decides a dataset's content: the config without where it goes and who computes it."""
+    """Return the options that determine a dataset's content: the config without output and cluster."""
     values = to_mapping(config)
     sources = ("folders", "synthetic", "gldv2", "dataset")
     left_out = {"output", "cluster", "verify", *(name for name in sources if name != config.source)}
@@ -75,29 +76,29 @@ def fingerprint(config: PrepareConfig) -> dict[str, Any]:
         left_out.add("subset")
     checks = {"packing": ("max_reject_share",), "gldv2": ("max_fault_share", "check_md5")}
     if config.packing.max_megapixels == MAX_MEGAPIXELS:
-        checks["packing"] += ("max_megapixels",)  # datasets are recognised that were made before it was an option
+        checks["packing"] += ("max_megapixels",)  # for datasets that are older than this option
     for name, keys in checks.items():
         values[name] = {key: value for key, value in values[name].items() if key not in keys}
     return {key: value for key, value in values.items() if key not in left_out}
 
 
 def recorded_settings(saved: Mapping[str, Any], config: PrepareConfig) -> tuple[bool, str]:
-    """Return whether a recorded fingerprint is that of a config, and a note where the rule of its subset is an older one.
+    """Return whether a recorded fingerprint matches a config, and a note if the rule of its subset is an older one.
 
-    Settings that the record does not know have their defaults: an older version made it.
+    Options that the record does not contain have their defaults, because an older version wrote it.
     """
     try:
         before = from_mapping(PrepareConfig, {**with_recorded_subset(saved), "output": config.output}, config.output)
-    except UserError:  # of a newer version
+    except UserError:  # written by a newer version
         return False, ""
     subset, note = resumed_subset(config.subset, before.subset)
     return fingerprint(before) == fingerprint(dataclasses.replace(config, subset=subset)), note
 
 
 def load_or_make(output: Location, source: Source, config: PrepareConfig) -> Plan:
-    """Return the unfinished plan found in the output's work folder, or make and save one.
+    """Return the incomplete plan in the output's work folder, or create and save one.
 
-    Raises UserError when the unfinished one is of another config.
+    Raises UserError if the incomplete plan belongs to another config.
     """
     work = output / WORK_FOLDER
     try:
@@ -107,7 +108,7 @@ def load_or_make(output: Location, source: Source, config: PrepareConfig) -> Pla
     same, note = recorded_settings(saved["config"], config)
     if not same:
         raise UserError(
-            f"{output}: holds an unfinished dataset of other settings; run `landmark prepare` as before, or choose "
+            f"{output}: contains an incomplete dataset with other options; run `landmark prepare` with its options, or choose "
             "another --output"
         )
     plan = _plan(saved)
@@ -115,7 +116,7 @@ def load_or_make(output: Location, source: Source, config: PrepareConfig) -> Pla
         plan.notes.append(note)
     if changed := changes(plan.source_state, source_state(source, config.subset)):
         plan.notes.append(
-            f"the source changed since this dataset was begun ({changed}); it has the images of then. To pack the source as it "
+            f"the source changed after packing started ({changed}); the dataset keeps the earlier images. To pack the source as it "
             f"is now, choose another --output, or delete {output}"
         )
     return plan
@@ -127,14 +128,14 @@ def read_unit(work: Location, unit: Unit) -> pa.Table:
 
 
 def read_plan(work: Location, columns: list[str]) -> pa.Table:
-    """Return those of the columns that there are, of all planned rows: unit by unit, or of tars in the order of ids."""
+    """Return the existing columns of `columns` of all planned rows, unit by unit, or sorted by id for tars."""
     return read_parquet(
         work / PLAN_FILE, lambda file: file.read([name for name in columns if name in file.schema_arrow.names])
     )
 
 
 def read_faults(work: Location) -> pa.Table:
-    """Return the rows of the source's tables that were left out: REJECTS_SCHEMA."""
+    """Return the skipped rows of the source's tables. Schema: REJECTS_SCHEMA."""
     return read_table(work / FAULTS_FILE)
 
 
@@ -170,7 +171,7 @@ def _make(work: Location, source: Source, config: PrepareConfig) -> Plan:
 
 
 def _plan_rows(source: Source, wanted: Wanted, config: PrepareConfig) -> tuple[list[Unit], list[np.ndarray]]:
-    """Divide the images of each split, mixed, into shards; returns the units and the items' rows of each."""
+    """Divide the shuffled images of each split into shards. Returns the units and the items' rows of each."""
     shard_rows = rows_per_shard(source, wanted.items, config.packing, config.seed)
     splits = wanted.splits()
     order: list[np.ndarray] = []
@@ -190,9 +191,9 @@ def _bounds(total: int, size: int) -> list[tuple[int, int]]:
 
 
 def rows_per_shard(source: Source, items: pa.Table, packing: PackingConfig, seed: int) -> int:
-    """Return the rows that make a shard of the size aimed at, judged by a seeded sample of the images.
+    """Return the rows per shard for the target size, estimated from a seeded sample of the images.
 
-    The number of CPUs has no say: the same images give the same shards on any machine.
+    It does not depend on the number of CPUs, so that the same images give the same shards on any machine.
     """
     chosen = generator(seed, Stream.SIZE_SAMPLE).permutation(len(items))[:SIZE_SAMPLES]
     sizes = []
@@ -204,7 +205,7 @@ def rows_per_shard(source: Source, items: pa.Table, packing: PackingConfig, seed
             reasons[str(error)] += 1
     if not sizes:
         raise UserError(
-            f"none of {len(chosen)} sampled files is a readable image ({told_reasons(reasons)}); check the source's path"
+            f"none of {len(chosen)} sampled files is a readable image ({told_reasons(reasons)}); check the path of the source"
         )
     by_size = int(packing.shard_mib * 2**20 / (sum(sizes) / len(sizes)))
     spread = max(SMALLEST_SHARD_ROWS, -(-len(items) // UNITS_AT_LEAST))
@@ -212,7 +213,7 @@ def rows_per_shard(source: Source, items: pa.Table, packing: PackingConfig, seed
 
 
 def _even_parts(rows: np.ndarray, size: int, row_group_rows: int) -> list[np.ndarray]:
-    """Cut rows into shards of about `size` rows, whole row groups each."""
+    """Divide rows into shards of about `size` rows, with complete row groups."""
     if not len(rows):
         return []
     groups = -(-len(rows) // row_group_rows)
@@ -227,9 +228,9 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _save_rows(work: Location, items: pa.Table, order: list[np.ndarray]) -> None:
-    """Save the planned rows, a unit a row group, so that a worker reads its own alone."""
+    """Save the planned rows with one row group per unit, so that a worker reads only its own rows."""
     sink = pa.BufferOutputStream()
-    # Plain columns: of encoded ones every row group would repeat the whole dictionary.
+    # Plain columns. With dictionary encoding, each row group would repeat the complete dictionary.
     schema = pa.schema([pa.field(field.name, _plain(field.type)) for field in items.schema])
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         for part in order:

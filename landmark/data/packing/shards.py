@@ -1,4 +1,4 @@
-"""Shards being written: rows become Parquet files of small row groups in a local folder, ready to be published."""
+"""Writing of shards: rows become Parquet files with small row groups in a local folder, ready to be published."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from landmark.data.packing.units import Unit
 
 
 class ShardWriter:
-    """Writes rows into a local Parquet file, a row group at a time."""
+    """Writes rows into a local Parquet file, one row group at a time."""
 
     def __init__(self, path: Path, row_group_rows: int) -> None:
         self.path = path
         self.row_group_rows = row_group_rows
         self.rows = 0
         self.row_groups = 0
-        # JPEG does not shrink further, and an uncompressed column is read without a copy.
-        # The checksums of its pages let a reader notice one flipped byte, which a JPEG decoder would not.
+        # JPEG does not compress further, and an uncompressed column is read without a copy. Page checksums detect
+        # flipped bytes, which a JPEG decoder would not.
         self._writer = pq.ParquetWriter(
             path,
             SHARD_SCHEMA,
@@ -33,7 +33,7 @@ class ShardWriter:
         self._pending: list[tuple[str, int, bytes, int, int]] = []
 
     def add(self, image_id: str, label: int, packed: Packed) -> int:
-        """Add a row; returns the row group it falls into."""
+        """Add a row. Returns its row group."""
         self._pending.append((image_id, label, packed.jpeg, packed.height, packed.width))
         self.rows += 1
         row_group = self.row_groups
@@ -42,7 +42,7 @@ class ShardWriter:
         return row_group
 
     def close(self) -> None:
-        """Write what is left and end the file."""
+        """Write the remaining rows and close the file."""
         self._flush()
         self._writer.close()
 
@@ -61,13 +61,13 @@ class WrittenShard:
     split: str
     """train, val or test."""
     file: Path
-    """Where it lies."""
+    """Path of the local file."""
     entry: ShardEntry
-    """What the manifest says of it."""
+    """The shard's entry in the manifest."""
 
 
 class ShardSet:
-    """The shards of one unit: of one split or of all, one or several of each."""
+    """The shards of one unit: of one split or of all, one or several per split."""
 
     def __init__(self, folder: Path, unit: Unit, row_group_rows: int) -> None:
         self.folder = folder
@@ -76,7 +76,7 @@ class ShardSet:
         self._shards: dict[str, list[tuple[ShardWriter, list[tuple[int, int, int, int]]]]] = {s: [] for s in SPLITS}
 
     def add(self, split: str, plan_row: int, image_id: str, label: int, packed: Packed) -> None:
-        """Add an image to its split's shard, the next one where this one is full."""
+        """Add an image to its split's shard. Starts the next shard if this one is full."""
         shards = self._shards[split]
         limit = self.unit.shard_rows.get(split)
         if not shards or (limit is not None and shards[-1][0].rows >= limit):
@@ -89,7 +89,8 @@ class ShardSet:
         parts.append((plan_row, row_group, packed.width, packed.height))
 
     def close(self) -> tuple[list[WrittenShard], list[tuple[int, int, int, int, int]]]:
-        """End the files; returns the shards, and plan_row, shard, row_group, width, height of each image in their order."""
+        """Close the files. Returns the shards, and plan_row, shard, row_group, width, height of each image in their
+        order."""
         written: list[WrittenShard] = []
         rows: list[tuple[int, int, int, int, int]] = []
         for split, shards in self._shards.items():
@@ -108,6 +109,6 @@ class ShardSet:
 
 
 def file_sha256(path: Path) -> str:
-    """Return a local file's SHA-256 in hexadecimal."""
+    """Return a local file's SHA-256, hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Sources of images: a table of what there is, and the bytes of each."""
+"""Sources of images: a table of the images, and the bytes of each image."""
 
 import collections
 from dataclasses import dataclass, field
@@ -15,17 +15,17 @@ from landmark.data.synthetic import draw_image, plan_images
 from landmark.storage import Location, NotFound, locate
 
 NO_GROUP = frozenset({"null", "none", "nan", "na", "n/a", "#n/a", "<na>"})
-"""What spreadsheets and data frames write into a cell without a value, in lower case."""
+"""Values of spreadsheets and data frames for an empty cell, in lower case."""
 IGNORED_FILES = ("thumbs.db", "desktop.ini")
 
 
 class Source(Protocol):
-    """Where the images of a dataset come from. Small and picklable: workers get a copy."""
+    """A source of the images of a dataset. Small and picklable, because each worker receives a copy."""
 
     def items(self) -> pa.Table:
-        """Return one row an image: image_id, landmark_id, group, origin strings, and what `read` needs.
+        """Return one row per image: image_id, landmark_id, group, origin strings, and the columns that `read` requires.
 
-        A column split says where each image stays; its rows are then packed in their order, all of them.
+        A column split contains the split of each image. Rows with this column are all packed in their order.
         """
         ...
 
@@ -34,52 +34,52 @@ class Source(Protocol):
         ...
 
     def notes(self) -> list[str]:
-        """Return what `items` found worth telling, a line each."""
+        """Return the notes of `items` for the user, one line each."""
         ...
 
     def state(self) -> dict[str, Any] | None:
-        """Return what tells its present files from earlier or later ones, plain values; None: it has none that change."""
+        """Return the state of the source files to detect changes, as plain values. None if the source cannot change."""
         ...
 
 
 @dataclass(kw_only=True, frozen=True)
 class Listing:
-    """What a source holds."""
+    """Contents of a source."""
 
     items: pa.Table
-    """One row an image, as `Source.items` returns it."""
+    """One row per image, as from `Source.items`."""
     notes: list[str]
-    """What is worth telling, a line each."""
+    """Notes for the user, one line each."""
     faults: Faults = field(default_factory=Faults)
-    """Rows of the source's tables that were left out."""
+    """Skipped rows of the source's tables."""
     names: pa.Table | None = None
-    """landmark_id, name: the landmarks' names, where published."""
+    """landmark_id, name: the names of the landmarks, if published."""
     known: np.ndarray | None = None
-    """Images in tars: sorted keys of all ids that have a row, wanted or not, uint64 (rows,)."""
+    """For images in tars: sorted keys of all ids with a row, wanted or not, uint64 (rows,)."""
 
 
 @runtime_checkable
 class ListingSource(Source, Protocol):
-    """A source that has more to tell than its items."""
+    """A source that returns more than its items."""
 
     def listing(self) -> Listing:
-        """Return the items and what is known beside them."""
+        """Return the items and all further information."""
         ...
 
 
 @dataclass
 class FolderSource:
-    """Class folders: `<root>/<class>/<file>`. The file's name without its ending is its id, where that is unique."""
+    """Class folders: `<root>/<class>/<file>`. The file name without its extension is the image id, if it is unique."""
 
     root: Location
     groups: Location | None = None
     output: Location | None = None
-    """Where the dataset is written: nothing in it is an image of the source."""
+    """Location of the output dataset, which is skipped in the source."""
     _notes: list[str] = field(default_factory=list)
     _state: dict[str, Any] = field(default_factory=dict)
 
     def items(self) -> pa.Table:
-        """List the images; raises UserError for a missing root, no class folders, or an empty one."""
+        """List the images. Raises UserError for a missing root, no class folders, or an empty class folder."""
         paths = self._files()
         classes = [path.split("/", 1)[0] for path in paths]
         ids = _unique_ids(paths)
@@ -97,11 +97,11 @@ class FolderSource:
         return (self.root / row["origin"]).read_bytes()
 
     def notes(self) -> list[str]:
-        """Return what was found on the way."""
+        """Return the notes of the listing."""
         return self._notes
 
     def state(self) -> dict[str, Any]:
-        """Return the state of the files last listed, or of those that there are, and that of the groups file."""
+        """Return the state of the files last listed, or else of the current files, and of the groups file."""
         if not self._state:
             self._state = list_files(self.root, self.output).state
         return self._state | ({"groups": _digest(self.groups)} if self.groups is not None else {})
@@ -112,19 +112,21 @@ class FolderSource:
         files = [path for path in listed.paths if "/" in path and not _is_ignored(path)]
         filled = {path.split("/", 1)[0] for path in files}
         if not filled:
-            raise UserError(f"{self.root}: holds no folder with images; expected one folder a class: <class>/<image>")
+            raise UserError(
+                f"{self.root}: contains no folder with images; expected one folder per class: <class>/<image>"
+            )
         self._notes += nested_notes(self.root, files)
         empty = sorted(listed.folders - filled)
         if empty:
             raise UserError(
-                f"{self.root / empty[0]}: class folder without an image ({len(empty)} such); remove it or add images"
+                f"{self.root / empty[0]}: class folder without images ({len(empty)} such folders); remove it or add images"
             )
         if len(filled) < 2:
-            raise UserError(f"{self.root}: holds one class ({filled.pop()}); expected at least two")
+            raise UserError(f"{self.root}: contains one class ({filled.pop()}); expected at least two")
         return files
 
     def _grouped(self, ids: list[str], paths: list[str]) -> pa.Array:
-        """Return each image's group: of the groups file, else its own."""
+        """Return each image's group, from the groups file or else its own."""
         if self.groups is None:
             return pa.array(ids)
         known = read_groups(self.groups)
@@ -135,7 +137,7 @@ class FolderSource:
         blank = sum(not group for group in known.values())
         if blank:
             self._notes.append(
-                f"{self.groups}: {blank:,} of {len(known):,} images have no group; each is placed by itself"
+                f"{self.groups}: {blank:,} of {len(known):,} images have no group; each is split independently"
             )
         groups = (known.get(stem, "") for stem in stems)
         return pa.array([f"group:{group}" if group else image for image, group in zip(ids, groups, strict=True)])
@@ -143,7 +145,7 @@ class FolderSource:
 
 @dataclass
 class SyntheticSource:
-    """Procedurally drawn landmarks."""
+    """Procedurally generated landmarks."""
 
     config: SyntheticConfig
     seed: int
@@ -155,22 +157,22 @@ class SyntheticSource:
         return table.append_column("origin", origin)
 
     def read(self, row: dict[str, Any]) -> bytes:
-        """Draw one image."""
+        """Render one image."""
         return draw_image(row, self.config, self.seed)
 
     def notes(self) -> list[str]:
-        """Nothing to tell."""
+        """Return no notes."""
         return []
 
     def state(self) -> None:
-        """Nothing that changes."""
+        """Return None, because the source cannot change."""
         return
 
 
 def source_state(source: Source, subset: SubsetConfig) -> dict[str, Any] | None:
-    """Return what tells a source's present files from earlier or later ones, and the list of landmarks of a subset.
+    """Return the state of a source's files and of a subset's list of landmarks, to detect changes.
 
-    None: it has none that change, or is not there any more.
+    None if the source cannot change or no longer exists.
     """
     try:
         state = source.state()
@@ -182,13 +184,13 @@ def source_state(source: Source, subset: SubsetConfig) -> dict[str, Any] | None:
 
 
 def changes(before: dict[str, Any] | None, now: dict[str, Any] | None) -> str:
-    """Return what changed between two states of a source, as text; empty: nothing that is known."""
+    """Return a description of the changes between two states of a source. Empty if no change is known."""
     if before is None or now is None or before == now:
         return ""
     if before.get("files") != now.get("files"):
         return f"{now.get('files'):,} files now, {before.get('files'):,} then"
     kinds = [kind for kind in ("groups", "landmarks") if before.get(kind) != now.get(kind)]
-    return f"another {' and '.join(kinds)} file" if kinds else "the same names, but other sizes or times of change"
+    return f"another {' and '.join(kinds)} file" if kinds else "same names, but different sizes or modification times"
 
 
 def _digest(place: Location) -> str:
@@ -196,17 +198,17 @@ def _digest(place: Location) -> str:
 
 
 def read_groups(place: Location) -> dict[str, str]:
-    """Return the group of each image that has one: of a CSV file with the columns id and group.
+    """Return the group of each image that has one, from a CSV file with the columns id and group.
 
-    A blank cell, or one of NO_GROUP, is no group. Raises UserError naming the line of a row without an id, or of one that
-    gives an image a second group.
+    An empty cell, or a value of NO_GROUP, is no group. Raises UserError with the line of a row without an id, or of a
+    row that gives an image a second group.
     """
     text = decode_text(place.read_bytes(), place.uri)
     groups: dict[str, str] = {}
     lines: dict[str, int] = {}
     for line, (image, group) in csv_rows(text, place.uri, ("id", "group")):
         if not image:
-            raise UserError(f"{place}: line {line}: the id is blank; add it, or remove the line")
+            raise UserError(f"{place}: line {line}: the id is empty; add it, or remove the line")
         group = "" if group.lower() in NO_GROUP else group
         if image in groups and groups[image] != group:
             raise UserError(
@@ -218,14 +220,14 @@ def read_groups(place: Location) -> dict[str, str]:
 
 
 def folder_source(path: str, groups: str | None, output: Location | None = None) -> FolderSource:
-    """Return the source of a folder's path and a groups file's; output: where its dataset is written."""
+    """Return the source for a folder and a groups file. output: the location of the packed dataset."""
     return FolderSource(root=locate(path), groups=locate(groups) if groups else None, output=output)
 
 
 def class_labels(items: pa.Table) -> tuple[np.ndarray, list[str]]:
     """Return each item's dense label, int32 (n,), and the landmark ids in the order of the labels.
 
-    Ids that are all whole numbers are ordered as numbers, others as text.
+    Ids that are all integers are sorted as numbers, others as text.
     """
     encoded = items["landmark_id"].combine_chunks().dictionary_encode()
     names = encoded.dictionary.cast(pa.string()).to_pylist()
@@ -247,7 +249,7 @@ def _stem(path: str) -> str:
 
 
 def _unique_ids(paths: list[str]) -> list[str]:
-    """Return the shortest kind of id that is unique: file name, class and file name, or the whole path."""
+    """Return the shortest unique ids: file name, class and file name, or the complete path."""
     for ids in ([_stem(path) for path in paths], [path.rsplit(".", 1)[0] for path in paths]):
         if max(collections.Counter(ids).values()) == 1:
             return ids

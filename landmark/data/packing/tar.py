@@ -1,4 +1,4 @@
-"""Tars read as a stream: the members one after the other, the whole checked at its end, nothing unpacked to disk."""
+"""Tars read as a stream, one member after the other, with a check at the end and without unpacking to disk."""
 
 import hashlib
 import itertools
@@ -13,26 +13,27 @@ from landmark.storage import Location
 
 BLOCK = tarfile.BLOCKSIZE
 LARGEST_MEMBER = 512 << 20
-"""Bytes of a file above which it is skipped: no photograph, and it would have to fit memory."""
+"""Maximum size of a member, bytes. Larger files are skipped, because they are not photographs and would have to fit in
+memory."""
 
 
 class TarReader:
-    """Reads one tar from front to back.
+    """Reads one tar sequentially.
 
-    Python's tarfile takes a tar that is cut between two members for a whole one, so headers are walked here.
+    Python's tarfile accepts a tar that is truncated between two members. Therefore, headers are parsed here.
     """
 
     def __init__(self, place: Location, md5: str | None) -> None:
         self.place = place
         self.md5 = md5
         self.bytes = 0
-        """Bytes taken so far."""
+        """Bytes read so far."""
 
     def members(self) -> Generator[tuple[str, bytes | None], None, None]:
         """Yield name and bytes of each regular file.
 
-        Raises UserError with one line that names the tar when, at the end, it is cut short or differs from its
-        MD5. A file of more than LARGEST_MEMBER bytes comes as None.
+        Raises UserError with one line that names the tar if it is truncated or does not match its MD5. Both are known
+        at the end. The bytes of a file larger than LARGEST_MEMBER are None.
         """
         with _Tape(self.place) as tape:
             ended = False
@@ -59,25 +60,27 @@ class TarReader:
         try:
             return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
-            raise UserError(f"{self.place}: damaged at byte {position:,} ({error}); download it again") from None
+            raise UserError(f"{self.place}: corrupt at byte {position:,} ({error}); download it again") from None
 
     def _check(self, tape: "_Tape", ended: bool) -> None:
         found = tape.digest.hexdigest()
         if self.md5 is not None and found != self.md5:
-            short = "" if ended else f" and it is cut short after {tape.position:,} bytes"
-            raise UserError(f"{self.place}: its MD5 is {found}, published is {self.md5}{short}; download it again")
+            short = "" if ended else f" and it is truncated after {tape.position:,} bytes"
+            raise UserError(
+                f"{self.place}: its MD5 is {found}; expected {self.md5} as published{short}; download it again"
+            )
         if self.md5 is None and not ended:
-            raise UserError(f"{self.place}: cut short after {tape.position:,} bytes; download it again")
+            raise UserError(f"{self.place}: truncated after {tape.position:,} bytes; download it again")
 
 
 class _Tape:
-    """The bytes of a file in order, hashed as they come; the next chunk is fetched while one is used."""
+    """The bytes of a file in order, hashed on arrival, with the next chunk prefetched."""
 
     def __init__(self, place: Location) -> None:
         self.digest = hashlib.md5(usedforsecurity=False)
         self.position = 0
         self.ended = False
-        """Whether less was there than was asked for."""
+        """Whether fewer bytes were available than requested."""
         self._stream = ResumingStream(place)
         self._pool = DaemonPool(1, "landmark-tar")
         self._chunks = run_ahead(lambda _: self._pool.submit(self._fetch, None), itertools.repeat(None), 1)
@@ -113,11 +116,11 @@ class _Tape:
         return b"".join(self._pieces(count))
 
     def skip(self, count: int) -> None:
-        """Pass over bytes."""
+        """Skip bytes."""
         for _ in self._pieces(count):
             pass
 
     def drain(self) -> None:
-        """Pass over all that is left."""
+        """Skip the remaining bytes."""
         while not self.ended:
             self.skip(CHUNK_BYTES)

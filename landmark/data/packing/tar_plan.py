@@ -1,4 +1,4 @@
-"""The plan for images in tars: groups of consecutive tars, sized so that their shards come near the size aimed at."""
+"""The plan for images in tars: groups of consecutive tars, sized for the target size of a shard."""
 
 import collections
 import itertools
@@ -18,13 +18,13 @@ from landmark.data.packing.tar import TarReader
 from landmark.data.packing.units import SIZE_SAMPLES, UNITS_AT_LEAST, Unit
 
 SPREAD = 4.0
-"""Standard deviations by which a unit may hold more images than expected before an extra shard begins."""
+"""Number of standard deviations above the expected images of a unit before an extra shard starts."""
 
 
 def plan_tars(source: Gldv2Source, wanted: Wanted, config: PrepareConfig) -> tuple[pa.Table, list[Unit], IdIndex]:
     """Return the planned rows in the order of their ids, the units, and the index of the ids.
 
-    Which tar holds which image is not known before it is read: ids are spread evenly over the tars.
+    The tar of an image is unknown before the tars are read. Ids are distributed evenly over the tars.
     """
     keys = id_keys(wanted.items["image_id"])
     order = np.argsort(keys)
@@ -43,7 +43,7 @@ def plan_tars(source: Gldv2Source, wanted: Wanted, config: PrepareConfig) -> tup
 
 
 def _image_bytes(source: Gldv2Source, config: PrepareConfig) -> float:
-    """Return the mean size of a packed image, judged by the first ones of the first tar."""
+    """Return the mean size of a packed image, estimated from the first images of the first tar."""
     sizes, looked = [], 0
     reasons: collections.Counter[str] = collections.Counter()
     members = TarReader(source.root / source.tars[0], None).members()
@@ -61,14 +61,14 @@ def _image_bytes(source: Gldv2Source, config: PrepareConfig) -> float:
     if not sizes:
         found = f" ({told_reasons(reasons)})" if reasons else ""
         raise UserError(
-            f"{source.root / source.tars[0]}: none of {looked} files looked at is a readable picture named "
+            f"{source.root / source.tars[0]}: none of the first {looked} files is a readable image named "
             f"<16 hexadecimal digits>.jpg{found}; check gldv2.path"
         )
     return sum(sizes) / len(sizes)
 
 
 def _units(tars: tuple[str, ...], counts: np.ndarray, image_bytes: float, config: PrepareConfig) -> list[Unit]:
-    """Group the tars: as many a unit as fill a shard of the smallest split, but enough units to share out."""
+    """Group the tars. Each unit fills a shard of the smallest split, but there are enough units to run in parallel."""
     shard_bytes = config.packing.shard_mib * 2**20
     smallest = counts[counts > 0].min() * image_bytes / len(tars)
     size = min(max(1, round(shard_bytes / smallest)), -(-len(tars) // UNITS_AT_LEAST))
@@ -95,7 +95,7 @@ def _units(tars: tuple[str, ...], counts: np.ndarray, image_bytes: float, config
 
 
 def _shard_rows(expected: float, image_bytes: float, shard_bytes: int, row_group_rows: int) -> int:
-    """Return the rows after which a unit begins its next shard of a split: its shards come out alike."""
+    """Return the rows after which a unit starts its next shard of a split, so that its shards have equal sizes."""
     shards = max(1, round(expected * image_bytes / shard_bytes))
     most = (expected + SPREAD * expected**0.5) / shards
     return max(1, int(-(-most // row_group_rows))) * row_group_rows

@@ -1,4 +1,4 @@
-"""Units: the pieces of work of a packing job, and where their figures lie."""
+"""Packing units: the tasks of a packing job, and the paths of their results."""
 
 from dataclasses import dataclass, field
 
@@ -6,28 +6,28 @@ WORK_FOLDER = "_work"
 PARTS_FOLDER = "parts"
 WITHOUT_FOLDER = "without"
 SIZE_SAMPLES = 48
-"""Images that are packed beforehand to judge the size of all."""
+"""Number of images packed beforehand to estimate the mean size."""
 UNITS_AT_LEAST = 16
-"""Pieces of work aimed at where there is little data, so that packing has something to share out."""
+"""Target number of units for small datasets, so that packing can run in parallel."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Unit:
-    """One piece of work: the images of one shard, or some tars, whose images make shards of all splits."""
+    """One packing task: the images of one shard, or some tars, whose images become shards of all splits."""
 
     number: int
-    """Its place in the plan; of planned rows also their row group in the plan's file."""
+    """Index in the plan. For planned rows, it is also the row group in the plan's file."""
     name: str
-    """File name of its shards, without what tells apart several of one split."""
+    """File name of its shards, without the suffix that numbers several shards of a split."""
     rows: int
-    """Images planned; of tars: expected."""
+    """Number of planned images. For tars, it is the expected number."""
     split: str | None = None
-    """train, val or test; None: tars hold all."""
+    """train, val or test. None for tars, which contain all splits."""
     tars: list[str] = field(default_factory=list)
-    """Paths of the tars below the source's root; empty: planned rows."""
+    """Paths of the tars relative to the root of the source. Empty for planned rows."""
     shard_rows: dict[str, int] = field(default_factory=dict)
-    """Rows of each split after which another shard begins; empty: never."""
+    """Maximum rows per shard, by split. Empty for no maximum."""
 
     def shard_path(self, split: str, number: int) -> str:
-        """Return the path below the dataset of the unit's shard `number` of a split."""
+        """Return the path, relative to the dataset, of the unit's shard `number` of a split."""
         return f"{split}/{self.name}{f'-{number}' if number else ''}.parquet"

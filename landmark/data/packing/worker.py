@@ -1,4 +1,4 @@
-"""The packing worker: one unit's images become its shards, its part of the catalog and its rejects."""
+"""The packing worker: packs one unit's images into shards, and writes its part of the catalog and its rejects."""
 
 import json
 import tempfile
@@ -28,7 +28,7 @@ from landmark.storage import Location, NotFound
 
 READ_THREADS = 4
 DRAW_THREADS = 1
-"""Drawing is arithmetic: four threads that contend for Python's lock took 1.5 times the CPU time."""
+"""Rendering is CPU-bound Python. Four threads that contend for the GIL took 1.5 times the CPU time."""
 READS_AHEAD = 16
 
 PART_SCHEMA = pa.schema(
@@ -40,29 +40,29 @@ PART_SCHEMA = pa.schema(
         ("height", pa.int32()),
     ]
 )
-"""Packed images, shard by shard; `shard` counts the unit's own."""
+"""Packed images, shard by shard. `shard` is the index in the unit."""
 PART_REJECTS_SCHEMA = pa.schema([("plan_row", pa.int64()), *REJECTS_SCHEMA])
-"""Images refused; a plan_row of NO_ROW is an image that is none of the planned ones."""
+"""Rejected images. plan_row is NO_ROW for an image that is not in the plan."""
 NO_ROW = -1
 
 
 @dataclass
 class _Tally:
-    """What became of a unit's images."""
+    """Counts and rejects of a unit."""
 
     rejects: list[tuple[int, str, str, str]] = field(default_factory=list)
     """plan_row, image_id, origin, reason."""
     members: int = 0
-    """Images looked at, wanted or not."""
+    """Number of images read, wanted or not."""
     ignored: int = 0
-    """Other files in the tars."""
+    """Number of other files in the tars."""
     unchecked: int = 0
-    """Tars without a published MD5."""
+    """Number of tars without a published MD5."""
     bytes_in: int = 0
 
 
 class Packer:
-    """Packs units: the function of the Ray Data job's tasks, or of a plain loop in one process."""
+    """Packs units, as the function of the Ray Data tasks or in a loop of one process."""
 
     def __init__(self, output: Location, source: Source, packing: PackingConfig, plan_id: str) -> None:
         self.output = output
@@ -72,9 +72,9 @@ class Packer:
         self.plan_id = plan_id
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """Pack the units of a Ray Data batch; returns a row for each: number, bytes_in, error.
+        """Pack the units of a Ray Data batch. Returns one row per unit: number, bytes_in, error.
 
-        A user's mistake is returned and not raised, so that Ray does not print its own lines about it.
+        A UserError is returned instead of raised, so that Ray does not print its traceback.
         """
         done = [self._try(Unit(**json.loads(text))) for text in batch["unit"]]
         return {key: [row[key] for row in done] for key in ("number", "bytes_in", "error")}
@@ -86,7 +86,7 @@ class Packer:
             return {"number": unit.number, "bytes_in": 0, "error": str(error)}
 
     def pack(self, unit: Unit) -> dict[str, Any]:
-        """Pack one unit; returns its figures, which also lie in its part file, written last."""
+        """Pack one unit. Returns its figures, which are also in its part file, written last."""
         tally = _Tally()
         with tempfile.TemporaryDirectory(prefix="landmark-pack-") as folder:
             shards = ShardSet(Path(folder), unit, self.packing.row_group_rows)
@@ -126,7 +126,8 @@ class Packer:
             yield from run_ahead(lambda row: pool.submit(read, row), rows.to_pylist(), READS_AHEAD)
 
     def _pack_tars(self, unit: Unit, shards: ShardSet, tally: _Tally) -> None:
-        """Pack the wanted images of tars, each once; raises UserError for a damaged tar, before anything is published."""
+        """Pack the wanted images of tars, each once. Raises UserError for a corrupt tar before anything is
+        published."""
         assert isinstance(self.source, Gldv2Source)
         index = load_index(self.work, self.plan_id)
         taken = read_without(self.work, unit.number)
@@ -155,7 +156,7 @@ class Packer:
             tally.bytes_in += reader.bytes
 
     def _publish(self, unit: Unit, shards: ShardSet, tally: _Tally) -> dict[str, Any]:
-        """Publish the shards, then their part of the catalog, then the figures that say the unit is done."""
+        """Publish the shards, then their part of the catalog, then the figures, which mark the unit as done."""
         done, parts = shards.close()
         for shard in done:
             (self.output / shard.entry.path).upload(shard.file)
@@ -178,7 +179,7 @@ class Packer:
 
 
 class _Stranger(Exception):
-    """A file in a tar that stands for none of the planned images; its text is the reason."""
+    """A file in a tar that matches none of the planned images. Its text is the reason."""
 
 
 def _pack_once(row: int, taken: bool, data: bytes | None, packing: PackingConfig, name: str) -> Packed:
@@ -187,22 +188,22 @@ def _pack_once(row: int, taken: bool, data: bytes | None, packing: PackingConfig
     if taken:
         raise _Stranger("duplicate")
     if data is None:
-        raise Refused(f"file of more than {LARGEST_MEMBER >> 20} MiB")
+        raise Refused(f"file larger than {LARGEST_MEMBER >> 20} MiB")
     return pack_image(data, packing, name=name)
 
 
 def part_file(work: Location, number: int, ending: str) -> Location:
-    """Return a file of a unit's part: .parquet, .rejects.parquet, or .json, which says that the unit is done."""
+    """Return a file of a unit's part: .parquet, .rejects.parquet, or .json, which marks the unit as done."""
     return work / PARTS_FOLDER / f"{number:06d}{ending}"
 
 
 def without_file(work: Location, number: int) -> Location:
-    """Return the file of the plan rows that a unit leaves to an earlier one."""
+    """Return the file of the plan rows that a unit leaves to an earlier unit."""
     return work / WITHOUT_FOLDER / f"{number:06d}.json"
 
 
 def read_without(work: Location, number: int) -> set[int]:
-    """Return the plan rows that a unit leaves to an earlier one, which holds the same images."""
+    """Return the plan rows that a unit leaves to an earlier unit with the same images."""
     try:
         return set(json.loads(without_file(work, number).read_text()))
     except NotFound:
@@ -218,5 +219,7 @@ def _first_row(work: Location, unit: Unit) -> int:
     """Return the plan row of a unit's first row."""
     metadata = read_parquet(work / "plan.parquet", lambda file: file.metadata)
     if metadata.num_row_groups <= unit.number:
-        raise UserError(f"{work}: the plan has no unit {unit.number}; delete the folder and prepare again")
+        raise UserError(
+            f"{work}: the plan has no unit {unit.number}; delete this folder, then run `landmark prepare` again"
+        )
     return sum(metadata.row_group(number).num_rows for number in range(unit.number))

@@ -1,4 +1,4 @@
-"""Synthetic landmarks: fixed structures drawn from changing views, for trying everything without a dataset."""
+"""Synthetic landmarks: fixed structures rendered from varying views, for trying all commands without a dataset."""
 
 from landmark.data.synthetic.plan import plan_images
 from landmark.data.synthetic.scene import draw_image

@@ -1,4 +1,4 @@
-"""Synthetic landmarks written as GLDv2 is published: the CSV files, and the images in tars or in the tree."""
+"""Synthetic landmarks in the published layout of GLDv2: the CSV files, and the images in tars or in the tree."""
 
 import csv
 import hashlib
@@ -16,7 +16,7 @@ from landmark.data.synthetic.plan import plan_images
 from landmark.data.synthetic.scene import draw_image
 
 FIRST_LANDMARK, LANDMARK_STEP = 11, 7
-"""Landmark ids are neither dense nor from 0, as in the published files' subsets."""
+"""Landmark ids are neither dense nor start at 0, as in subsets of the published files."""
 LICENSES = (
     "https://creativecommons.org/licenses/by/2.0/",
     "https://creativecommons.org/licenses/by-sa/3.0/",
@@ -39,11 +39,12 @@ def write_gldv2(
     left_out: frozenset[str] = frozenset(),
     extra: dict[int, list[Member]] | None = None,
 ) -> pa.Table:
-    """Write the files of `plan_images(config, seed)` below a folder; returns one row an image.
+    """Write the files of `plan_images(config, seed)` to a folder. Returns one row per image.
 
-    tars: number of train/images_NNN.tar with their MD5 files, over which the images are dealt in turn; 0 writes
-    the tree train/a/b/c/<id>.jpg. left_out: ids whose image is not written. extra: further files, by the tar's
-    number. The table: image_id, landmark_id (whole number as text), kind (as in `plan_images`), license.
+    tars: number of train/images_NNN.tar with their MD5 files. Images are distributed round-robin. 0 writes the tree
+    train/a/b/c/<id>.jpg. left_out: ids of images that are not written. extra: further files, by the tar's number.
+
+    Columns of the table: image_id, landmark_id (integer as text), kind (as in `plan_images`), license.
     """
     rows = plan_images(config, seed).to_pylist()
     for row in rows:
@@ -72,7 +73,7 @@ def write_gldv2(
 
 
 def write_tar(folder: Path, number: int, members: Iterable[Member]) -> Path:
-    """Write train/images_NNN.tar and its MD5 file below a folder; returns the tar's path."""
+    """Write train/images_NNN.tar and its MD5 file to a folder. Returns the tar's path."""
     path = folder / "train" / f"images_{number:03d}.tar"
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:

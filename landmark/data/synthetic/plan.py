@@ -1,4 +1,4 @@
-"""Which synthetic images there are: labels with a long tail, and a record of every injected fault."""
+"""The plan of synthetic images: labels with a long tail, and a record of each injected fault."""
 
 import numpy as np
 import pyarrow as pa
@@ -7,16 +7,21 @@ from landmark.config import SyntheticConfig
 from landmark.data.randomness import Stream, generator
 
 LEAST_IMAGES = 3
-"""Images of the rarest class, where there are enough: one for each split."""
+"""Minimum images per class if there are enough, one per split."""
 
 
 def plan_images(config: SyntheticConfig, seed: int) -> pa.Table:
-    """Return one row an image, in random order.
+    """Return one row per image, in random order.
 
-    image_id: 16 hexadecimal digits. landmark_id: the label it carries. true_landmark_id: what it shows,
-    null for nothing. group: near-duplicates share their source's. kind: landmark, nothing or broken.
-    duplicate_of: the image_id it copies, or null. view_seed: int64, which view; a copy has its source's.
-    The last four and true_landmark_id are the truth that detectors of such faults are scored against.
+    - image_id: 16 hexadecimal digits
+    - landmark_id: the label
+    - true_landmark_id: the landmark in the image, null for a distractor
+    - group: a near-duplicate has the group of its source
+    - kind: landmark, nothing (distractor) or broken
+    - duplicate_of: image_id of a near-duplicate's source, or null
+    - view_seed: int64, seed of the view. A near-duplicate has the view of its source
+
+    true_landmark_id, kind, duplicate_of and view_seed are the ground truth for scoring the detectors of such faults.
     """
     rng = generator(seed, Stream.SYNTHETIC_PLAN)
     total = config.images
@@ -53,9 +58,9 @@ def plan_images(config: SyntheticConfig, seed: int) -> pa.Table:
 
 
 def class_counts(config: SyntheticConfig) -> np.ndarray:
-    """Return the images of each class, int64 (classes,), summing to config.images: n^-tail beyond what each class has.
+    """Return the images per class, int64 (classes,). The sum is config.images. Above a minimum, counts follow n^-tail.
 
-    That is 3, or as many as each can have where there are fewer.
+    The minimum is 3, or as many as each class can have.
     """
     least = min(LEAST_IMAGES, config.images // config.classes)
     weights = np.arange(1, config.classes + 1, dtype=float) ** -config.tail
@@ -68,7 +73,7 @@ def class_counts(config: SyntheticConfig) -> np.ndarray:
 
 
 def _ids(seed: int, total: int) -> np.ndarray:
-    """Return distinct ids: a permutation of the numbers by a bijective mix, so that none can meet."""
+    """Return distinct ids, from a bijective mix of consecutive numbers, so that no two are equal."""
     with np.errstate(over="ignore"):
         x = np.arange(total, dtype=np.uint64) + np.uint64(((seed + 1) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

@@ -1,4 +1,4 @@
-"""A view of a landmark: camera, light, sky, ground, clutter and occlusion, then a camera's own faults."""
+"""Rendering of a landmark's view: camera, light, sky, ground, clutter and occlusion, then camera artifacts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,16 +14,16 @@ from landmark.data.synthetic.structure import Structure, build_structure
 SUPERSAMPLING = 2
 QUALITY = 90
 CLUTTER_POOL = 40
-"""Other structures that stand in the background: the same few behind all landmarks."""
+"""Number of other structures for the background. All landmarks share them."""
 CLUTTER_NUMBERS = 1 << 40
-"""First number of the clutter's structures: beyond any class."""
+"""First structure number of the clutter, above all class numbers."""
 FIXED_POINT_BITS = 4
 
 
 def draw_image(row: Mapping[str, Any], config: SyntheticConfig, seed: int) -> bytes:
-    """Draw the image of a row of `plan_images`: JPEG bytes, or for a broken one bytes that no decoder takes.
+    """Render the image of a row of `plan_images` as JPEG bytes, or as bytes that cannot be decoded for a broken one.
 
-    A function of (row, config, seed): the same bytes on any machine.
+    A function of only (row, config, seed): the same bytes on any machine.
     """
     rng = np.random.default_rng([seed & 0xFFFFFFFF, int(row["view_seed"])])
     pixels = _photograph(row, config.image_size, seed, rng)
@@ -34,7 +34,7 @@ def draw_image(row: Mapping[str, Any], config: SyntheticConfig, seed: int) -> by
 
 
 def _photograph(row: Mapping[str, Any], size: int, seed: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw and develop one view: uint8 (size, size, 3)."""
+    """Render one view with camera effects: uint8 (size, size, 3)."""
     side = size * SUPERSAMPLING
     camera = _Camera(rng, side)
     tint, ambient, sun = _light(rng)
@@ -50,7 +50,7 @@ def _photograph(row: Mapping[str, Any], size: int, seed: int, rng: np.random.Gen
 
 
 class _Camera:
-    """A pinhole camera that looks at the landmark from somewhere in front of it."""
+    """A pinhole camera that looks at the landmark from a random position in front of it."""
 
     def __init__(self, rng: np.random.Generator, side: int) -> None:
         yaw = rng.normal(0, 0.45)
@@ -69,20 +69,20 @@ class _Camera:
         self.horizon = float(self.centre - self.focal * np.tan(lift))
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return pixel positions (n, 2) and depths (n,) of points in space (n, 3)."""
+        """Return pixel positions (n, 2) and depths (n,) of 3-D points (n, 3)."""
         seen = (points - self.aim) @ self.rotation.T
         depth = np.maximum(self.distance - seen[:, 2], 0.2)
         scale = self.focal / depth
         return np.stack([self.centre + seen[:, 0] * scale, self.centre - seen[:, 1] * scale], axis=1), depth
 
     def facing(self, normals: np.ndarray, middles: np.ndarray) -> np.ndarray:
-        """Return which faces look at the camera."""
+        """Return a mask of the faces that face the camera."""
         eye = self.aim + self.rotation.T @ np.array([0, 0, self.distance])
         return np.einsum("ij,ij->i", normals, eye - middles) > 0
 
 
 def _light(rng: np.random.Generator) -> tuple[np.ndarray, float, np.ndarray]:
-    """Return the light's colour (3,), the ambient share and the sun's direction (3,) scaled by its strength."""
+    """Return the light's color (3,), the ambient fraction and the sun's direction (3,) scaled by its strength."""
     kind = rng.integers(4)
     tint = np.array([(1.0, 1.0, 0.98), (1.12, 0.95, 0.78), (0.85, 0.92, 1.06), (0.78, 0.76, 0.9)][kind])
     ambient = (0.55, 0.5, 0.85, 0.55)[kind] * rng.uniform(0.9, 1.1)
@@ -138,7 +138,7 @@ def _draw_structure(
     visible = np.flatnonzero(camera.facing(structure.normals, middles))
     shade = ambient + np.maximum(structure.normals[visible] @ sun, 0)
     colours = np.clip(structure.colours[visible] * shade[:, None] * tint, 0, 255)
-    # A window shares its wall's place: a little nearer decides the order.
+    # A window has the same depth as its wall. A small offset decides the order.
     order = np.argsort(-(distance[visible] - 0.12 * scale * structure.layers[visible]), kind="stable")
     fixed = np.round(spots * (1 << FIXED_POINT_BITS)).astype(np.int32)
     for i in order:
@@ -155,7 +155,7 @@ def _draw_clutter(
     sun: np.ndarray,
     tint: np.ndarray,
 ) -> None:
-    """Paint another building, farther away and to a side; it is nobody's landmark."""
+    """Paint another building, farther away and to one side. It belongs to no class."""
     structure = build_structure(seed, CLUTTER_NUMBERS + int(rng.integers(CLUTTER_POOL)))
     offset = np.array([rng.choice([-1, 1]) * rng.uniform(1.5, 4.0), 0.0, -rng.uniform(1.5, 6.0)])
     haze = tint * rng.uniform(0.85, 1.0)
@@ -207,7 +207,7 @@ _OCCLUDERS = (_tree, _person, _lamp, _vehicle)
 
 
 def _develop(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Give a picture a camera's exposure, contrast, cast, blur and noise: uint8 of the same shape."""
+    """Apply a camera's exposure, contrast, color cast, blur and noise: uint8 of the same shape."""
     gain = rng.uniform(0.75, 1.2) * rng.uniform(0.95, 1.05, 3)
     contrast, lift = rng.uniform(0.8, 1.15), rng.uniform(-12, 14)
     levels = np.arange(256)[:, None] * gain * contrast + 128 * (1 - contrast) + lift
@@ -219,7 +219,7 @@ def _develop(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _changed_copy(pixels: np.ndarray, rng: np.random.Generator) -> bytes:
-    """Encode a slightly changed copy: cropped, resized, brighter or darker, at a lower quality."""
+    """Encode a near-duplicate: cropped, resized, with other brightness, at a lower quality."""
     size = len(pixels)
     margin = [int(size * share) for share in rng.uniform(0.0, 0.06, 4)]
     crop = pixels[margin[0] : size - margin[1], margin[2] : size - margin[3]]
@@ -229,7 +229,7 @@ def _changed_copy(pixels: np.ndarray, rng: np.random.Generator) -> bytes:
 
 
 def _break(data: bytes, rng: np.random.Generator) -> bytes:
-    """Damage a file beyond decoding: cut short, emptied, or overwritten."""
+    """Corrupt a file so that it cannot be decoded: truncated, emptied or overwritten."""
     kind = rng.integers(4)
     if kind == 0:
         return data[: int(len(data) * rng.uniform(0.1, 0.7))]

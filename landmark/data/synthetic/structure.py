@@ -1,4 +1,4 @@
-"""A landmark's fixed body: convex faces in space, put together out of parts by the class's own seed."""
+"""The fixed geometry of a landmark: convex 3-D faces, assembled from parts by the seed of the class."""
 
 import functools
 import itertools
@@ -21,25 +21,26 @@ MATERIALS = np.array(
     ],
     dtype=float,
 )
-"""Stone, marble, brick, terracotta, granite, sandstone, basalt, plaster: RGB. Shared, so that colour decides little."""
+"""Stone, marble, brick, terracotta, granite, sandstone, basalt, plaster: RGB. All classes share them, so that color is
+a weak cue."""
 ROOFS = np.array([(126, 62, 50), (84, 92, 104), (92, 128, 112), (196, 162, 72), (150, 140, 126)], dtype=float)
 """Tile, slate, copper, gold, stone."""
 
 
 @dataclass(frozen=True)
 class Structure:
-    """Faces of a landmark: about 2 units high and wide, standing on y = 0, its front towards +z."""
+    """Faces of a landmark, about 2 units high and wide, on the plane y = 0, with its front towards +z."""
 
     corners: np.ndarray
     """float (corners, 3)."""
     faces: list[np.ndarray]
-    """Corner numbers of each convex face, counter-clockwise from outside."""
+    """Corner indices of each convex face, counter-clockwise from outside."""
     colours: np.ndarray
     """float (faces, 3), RGB 0..255."""
     normals: np.ndarray
     """float (faces, 3), unit length."""
     layers: np.ndarray
-    """int (faces,): a window's face lies on its wall and is drawn after it."""
+    """int (faces,). The face of a window is on its wall and drawn after it."""
 
 
 class _Builder:
@@ -77,7 +78,7 @@ class _Builder:
     def box(
         self, centre: tuple[float, float, float], size: tuple[float, float, float], colour: np.ndarray
     ) -> np.ndarray:
-        """Add a box standing on centre's height; returns its front wall's corners."""
+        """Add a box with its base at the center's height. Returns the corners of its front wall."""
         (x, y, z), (w, h, d) = centre, (size[0] / 2, size[1], size[2] / 2)
         low = np.array([(x - w, y, z + d), (x + w, y, z + d), (x + w, y, z - d), (x - w, y, z - d)])
         high = low + np.array([0, h, 0])
@@ -86,7 +87,7 @@ class _Builder:
         return np.stack([low[0], low[1], high[1], high[0]])
 
     def wall_grid(self, wall: np.ndarray, columns: int, rows: int, colour: np.ndarray, arched: bool) -> None:
-        """Put windows onto a wall given by its corners: lower left, lower right, upper right, upper left."""
+        """Add windows to a wall given by its corners: lower left, lower right, upper right, upper left."""
         u, v = wall[1] - wall[0], wall[3] - wall[0]
         for row in range(rows):
             for column in range(columns):
@@ -102,7 +103,7 @@ class _Builder:
 
 @functools.lru_cache(maxsize=4096)
 def build_structure(seed: int, number: int) -> Structure:
-    """Build the structure of a class; the same for the same seed and number, on any machine."""
+    """Build the structure of a class. It is the same for the same seed and number on any machine."""
     rng = generator(seed, Stream.SYNTHETIC_LANDMARK, number)
     builder = _Builder(rng)
     wall = MATERIALS[rng.integers(len(MATERIALS))] * rng.uniform(0.88, 1.08) + rng.uniform(-8, 8, 3)
@@ -122,14 +123,14 @@ def build_structure(seed: int, number: int) -> Structure:
 
 
 def _normals(corners: np.ndarray, firsts: np.ndarray) -> np.ndarray:
-    """Return each face's normal, float (faces, 3), by its first three corners; firsts: number of its first."""
+    """Return each face's normal, float (faces, 3), from its first three corners. firsts: index of its first corner."""
     first, second, third = (corners[firsts + place] for place in range(3))
     normals = np.cross(second - first, third - first)
     return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
 
 
 def _cap(b: _Builder, x: float, z: float, y: float, radius: float, roof: np.ndarray, kind: int, sides: int) -> float:
-    """Top a round or square part: flat, pyramid or spire, dome, onion, battlements; returns its height."""
+    """Add a roof to a round or square part: flat, pyramid or spire, dome, onion, battlements. Returns its height."""
     turn = np.pi / sides
     if kind == 0:
         b.face(b.ring(x, z, y, radius, sides, turn), roof)
@@ -167,7 +168,7 @@ def _hall(b: _Builder, wall: np.ndarray, roof: np.ndarray, dark: np.ndarray) -> 
 
 
 def _tower(b: _Builder, wall: np.ndarray, roof: np.ndarray, dark: np.ndarray) -> None:
-    """A tower of one to four storeys that taper, with a cap."""
+    """A tapering tower of one to four stories, with a cap."""
     sides, y = int(b.rng.choice([4, 4, 6, 8, 12])), 0.0
     radius, storeys = b.rng.uniform(0.28, 0.5), int(b.rng.integers(1, 5))
     taper = b.rng.uniform(0.72, 0.98)
@@ -184,7 +185,7 @@ def _tower(b: _Builder, wall: np.ndarray, roof: np.ndarray, dark: np.ndarray) ->
 
 
 def _temple(b: _Builder, wall: np.ndarray, roof: np.ndarray, dark: np.ndarray) -> None:
-    """Steps, columns before a dark cella, an entablature and a pediment or a dome."""
+    """Steps, columns in front of a dark cella, an entablature, and a pediment or a dome."""
     w, d, columns = b.rng.uniform(1.4, 2.0), b.rng.uniform(0.8, 1.3), int(b.rng.integers(4, 9))
     height, y = b.rng.uniform(0.6, 1.1), 0.0
     for step in range(int(b.rng.integers(1, 4))):
@@ -228,7 +229,7 @@ def _gate(b: _Builder, wall: np.ndarray, roof: np.ndarray, dark: np.ndarray) -> 
 
 
 def _tiers(b: _Builder, wall: np.ndarray, roof: np.ndarray, dark: np.ndarray) -> None:
-    """A stepped pyramid or pagoda: boxes that shrink, with eaves or bare terraces."""
+    """A stepped pyramid or pagoda: shrinking boxes with eaves or plain terraces."""
     count, w, y = int(b.rng.integers(3, 7)), b.rng.uniform(1.4, 2.0), 0.0
     shrink, eaves = b.rng.uniform(0.66, 0.86), b.rng.random() < 0.5
     for tier in range(count):
@@ -243,7 +244,7 @@ def _tiers(b: _Builder, wall: np.ndarray, roof: np.ndarray, dark: np.ndarray) ->
 
 
 def _rotunda(b: _Builder, wall: np.ndarray, roof: np.ndarray, dark: np.ndarray) -> None:
-    """A drum with windows under a great dome, on a plinth."""
+    """A drum with windows under a large dome, on a plinth."""
     radius, height = b.rng.uniform(0.55, 0.9), b.rng.uniform(0.4, 0.9)
     plinth = b.rng.uniform(0.1, 0.5)
     front = b.box((0, 0, 0), (radius * 2.3, plinth, radius * 2.3), wall * 0.95)
@@ -256,7 +257,7 @@ def _rotunda(b: _Builder, wall: np.ndarray, roof: np.ndarray, dark: np.ndarray) 
 
 
 def _satellites(b: _Builder, wall: np.ndarray, roof: np.ndarray, dark: np.ndarray) -> None:
-    """Minarets or turrets at the corners or beside the front: none, two or four, all alike."""
+    """Minarets or turrets at the corners or next to the front: none, two or four identical ones."""
     count = int(b.rng.choice([0, 0, 2, 4]))
     if not count:
         return
