@@ -207,7 +207,7 @@ def test_trials_of_two_workers_stop_and_go_on(horovod, dataset, tmp_path):
 def test_where_it_is_missing_nothing_starts_and_one_line_says_what_to_do(dataset, tmp_path):
     hidden = "import sys; sys.modules['horovod'] = None; from landmark.cli import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["train", "--dataset", dataset.location.uri, "--output", str(tmp_path), "--num-workers", "2"]
-    command = [sys.executable, "-c", hidden, *arguments, "--backend", "horovod"]
+    command = [sys.executable, "-c", hidden, *arguments, "--backend", "horovod", "--recipe", "modern"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
