@@ -12,6 +12,7 @@ from landmark.config import (
     Recipe,
     TrainConfig,
     TuneConfig,
+    UserError,
     from_mapping,
     parse_mapping,
     parse_yaml,
@@ -41,10 +42,14 @@ def train(recipe: str | None, arguments: Sequence[str]) -> TrainConfig | None:
         if (before := recorded_config(run)) is not None:
             return dataclasses.replace(before, output=TrainConfig.output, name=TrainConfig.name)
     if recipe is None and "--dataset" in given:
-        recipe, reason = recipe_for(
-            given["--dataset"], model=given.get("--model.backbone"), weights=given.get("--model.weights")
-        )
-        print(f"recipe: {recipe} ({reason}); --recipe NAME chooses another", file=sys.stderr, flush=True)
+        try:
+            recipe, reason = recipe_for(
+                given["--dataset"], model=given.get("--model.backbone"), weights=given.get("--model.weights")
+            )
+        except UserError:  # the run itself reports a dataset that cannot be opened
+            recipe = "modern"
+        else:
+            print(f"recipe: {recipe} ({reason}); --recipe NAME chooses another", file=sys.stderr, flush=True)
     return recipe_defaults(recipe or "modern")
 
 

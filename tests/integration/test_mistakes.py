@@ -26,7 +26,7 @@ def files(ray_cluster: None, tmp_path: Path) -> Path:
     return tmp_path
 
 
-TRAIN = ["train", "--dataset", "{}/dataset", "--output", "{}/runs", "--loader.image-size", "16"]
+TRAIN = ["train", "--dataset", "{}/dataset", "--output", "{}/runs", "--loader.image-size", "16", "--recipe", "modern"]
 TUNE = ["tune", "--dataset", "{}/dataset", "--output", "{}/runs"]
 FOLDERS = ["prepare", "--output", "{}/out", "--source", "folders"]
 
@@ -67,7 +67,7 @@ FOLDERS = ["prepare", "--output", "{}/out", "--source", "folders"]
             "prepare: error: /proc/none/d: cannot be written to: no such folder; check the path",
         ),
         (
-            [*TRAIN, "--workers.count", "9"],
+            [*TRAIN, "--workers.count", "9", "--batch-size", "64"],
             1,
             "train: error: not enough resources for the run: it requires 9 x 1 CPUs for workers + 9 x 0.25 CPUs for data readers, but the "
             "cluster's nodes have 4 CPUs; lower workers.count to 3, or add nodes",

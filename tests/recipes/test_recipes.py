@@ -7,7 +7,8 @@ import safetensors.torch
 import torch
 import tyro
 
-from landmark.cli import parse
+from landmark.cli import VERBS, parse
+from landmark.cli.defaults import recipe_for
 from landmark.cli.defaults import train as train_defaults
 from landmark.cli.defaults import tune as tune_defaults
 from landmark.cli.defaults import tune_from_file as configured
@@ -158,3 +159,47 @@ def test_a_run_leaves_frozen_stages_as_they_came(tmp_path: Path):
         name.partition(".")[0] for name, tensor in source.state_dict().items() if not torch.equal(tensor, tensors[name])
     }
     assert changed == {"stage3", "stage4", "conv5", "fc"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "recipe", "why"),
+    [
+        ([], "finetune", "20 training images, and start weights are installed"),
+        (["--model", "resnet18"], "modern", "a model is given without start weights"),
+        (["--model", "resnet18", "--weights", "w.safetensors"], "finetune", "start weights are given"),
+    ],
+)
+def test_a_run_without_a_recipe_gets_one_that_suits_it_and_says_which(tmp_path: Path, capsys, arguments, recipe, why):
+    write_packed(tmp_path / "d", {"train": [20], "val": [8]}, classes=4)
+    parser = VERBS["train"].parser()
+    chosen = parser.parse([str(tmp_path / "d"), *arguments])
+    assert capsys.readouterr().err == f"recipe: {recipe} ({why}); --recipe NAME chooses another\n"
+    named = parser.parse([str(tmp_path / "d"), "--recipe", recipe, *arguments])
+    assert chosen == named and capsys.readouterr().err == ""
+
+
+def test_without_start_weights_or_with_many_images_a_run_is_trained_from_scratch(tmp_path: Path, monkeypatch):
+    dataset = write_packed(tmp_path / "d", {"train": [20], "val": [8]}, classes=4).location.uri
+    monkeypatch.setattr("landmark.cli.defaults.SMALL_DATASET", 19)
+    assert recipe_for(dataset, model=None, weights=None) == (
+        "modern",
+        "20 training images are enough to train from scratch",
+    )
+    monkeypatch.setattr("landmark.cli.defaults.LITE0", "no_such_package")
+    assert recipe_for(dataset, model=None, weights=None)[0] == "modern"
+
+
+def test_a_dataset_that_is_missing_is_an_error_of_the_run_not_of_its_recipe(tmp_path: Path, capsys):
+    config = VERBS["train"].parser().parse([str(tmp_path / "none")])
+    assert config.dataset == str(tmp_path / "none") and capsys.readouterr().err == ""
+
+
+def test_a_resumed_run_keeps_its_settings_unless_others_are_given(tmp_path: Path):
+    dataset = write_packed(tmp_path / "d", {"train": [20], "val": [8]}, classes=4).location.uri
+    small = ["--model", "deck_mlp", "--img-size", "16", "--batch-size", "8", "--lr", "0.004", "--no-tensorboard"]
+    place = ["-o", str(tmp_path / "runs"), "--name", "mine"]
+    parser = VERBS["train"].parser()
+    run_training(parser.parse([dataset, *place, "--recipe", "modern", "--epochs", "1", *small]))
+    resumed = parser.parse([dataset, *place, "--resume", "--epochs", "2"])
+    assert (resumed.epochs, resumed.model.backbone, resumed.optimizer.lr) == (2, "deck_mlp", 0.004)
+    assert run_training(resumed).epochs_run == 2

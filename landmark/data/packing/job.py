@@ -199,7 +199,7 @@ def _judge(
             breakdown = _breakdown(output, figures, kind, missing)
             tars = f" ({source.tars_told()})" if missing and isinstance(source, Gldv2Source) else ""
             raise UserError(
-                f"{count} of {total} {what} ({breakdown}), the maximum is {limit:.1%}; check the source{tars}, or "
+                f"{count} of {total} {what} ({breakdown}); the maximum is {limit:.1%}; check the source{tars}, or "
                 "increase packing.max_reject_share and run again"
             )
 
