@@ -43,9 +43,22 @@ class Run:
 
     def __init__(self, folder: Path, dataset: str, name: str, workers: str, address: str | None) -> None:
         self.folder = folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        plain = folder / "plain.yaml"  # a recipe of defaults: without one, the command chooses by the dataset
+        plain.write_text(f"epochs: {EPOCHS}\n")
         self.command = [
             *(sys.executable, "-m", "tests.witness", "train", "--dataset", dataset, "--output", str(folder)),
-            *("--name", name, "--epochs", str(EPOCHS), "--model.backbone", "resnet18", "--loader.image-size", "32"),
+            *(
+                "--name",
+                name,
+                "--resume",
+                "--recipe",
+                str(plain),
+                "--model.backbone",
+                "resnet18",
+                "--loader.image-size",
+                "32",
+            ),
             *(
                 "--loader.batch-size",
                 str(BATCH),

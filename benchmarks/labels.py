@@ -60,7 +60,9 @@ def commands(folder: Path, classes: int, images: int) -> Iterator[tuple[str, lis
         str(SIZE),
     ]
     yield "prepare", ["--source", "synthetic", *drawn, "--output", str(folder / "dataset")]
-    where = ["--dataset", str(folder / "dataset"), "--output", str(folder), "--name", "run", "--epochs", "1"]
+    plain = folder / "plain.yaml"  # a recipe of defaults: without one, the command chooses by the dataset
+    plain.write_text("epochs: 1\n")
+    where = ["--dataset", str(folder / "dataset"), "--output", str(folder), "--name", "run", "--recipe", str(plain)]
     model = ["--model.backbone", "mobilenet_v3_small", "--model.neck", str(NECK), *HEAD]
     yield "train", [*where, *model, "--loader.image-size", str(SIZE), "--loader.batch-size", str(BATCH)]
     yield "evaluate", ["--run", str(folder / "run")]

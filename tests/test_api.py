@@ -176,6 +176,10 @@ def test_the_commands_as_functions(ray_cluster, tmp_path):
         match="a run with this name has different settings: loader.decode_threads: 1 -> unset; add --resume",
     ):
         landmark.train(made.uri, epochs=2, lr=0.003, seed=1, output=tmp_path, name="run", **same)
+    longer = landmark.train(
+        made.uri, epochs=3, output=tmp_path, name="run", resume=True
+    )  # with the settings of the run
+    assert longer.epochs_run == 3
     evaluated = landmark.evaluate(result.uri, options={"bootstrap": 20})
     assert evaluated.metrics["rows"] == made.images["test"] and evaluated.uri.endswith("/run/evaluation-test")
     assert Path(landmark.report(result.uri).page).exists()

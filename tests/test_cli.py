@@ -195,7 +195,7 @@ def test_the_examples_of_help_are_commands(verb, tmp_path):
             words += [] if "--recipe" in words else ["--recipe", "modern"]
         words = [word for word in words if word not in SWITCHES]
         words = ["demo" if word == "space.yaml" else word for word in words]
-        verb.parser().parse(words)
+        assert isinstance(verb.parser().parse(words), verb.config)
 
 
 def test_help_version_and_usage_errors_import_neither_torch_nor_ray():

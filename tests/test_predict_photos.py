@@ -1,6 +1,7 @@
 """`landmark predict RUN IMAGE...`: predictions of single photographs on the terminal, and as JSON."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,13 @@ def test_an_image_without_a_landmark_is_named(run, photos, capsys):
         (["{photos}/broken.jpg"], 1, "broken.jpg: not an image"),
         (["{run}/../dataset"], 1, "a packed dataset; add --output FOLDER"),
         (["{photos}/0.jpg", "--format", "csv"], 1, "format applies only to written predictions; add --output"),
+        (["{photos}/0.jpg", "--batch-size", "4"], 1, "batch_size applies only to written predictions; add --output"),
+        (["{photos}/0.jpg", "--address", "auto"], 1, "cluster applies only to written predictions; add --output"),
+        (
+            ["{photos}", "--by", "neighbours", "--gallery", "{photos}/none"],
+            1,
+            "photos/none: no gallery; build one with",
+        ),
         (["{photos}/0.jpg", "{photos}/1.jpg", "-o", "{photos}/out"], 1, "with --output, give one folder"),
     ],
 )
@@ -86,3 +94,31 @@ def test_one_unreadable_file_of_several_stops_nothing(run, photos, capsys):
     assert main(["predict", run, str(photos)]) == 0
     shown = capsys.readouterr()
     assert "broken.jpg: not an image" in shown.err and shown.out.count(".jpg\n") == 3
+
+
+def test_printed_predictions_by_neighbours_use_the_gallery_that_is_named(run, photos, tmp_path, capsys):
+    place = str(tmp_path / "gallery")
+    assert main(["index", run, "--gallery", place]) == 0
+    capsys.readouterr()
+    assert main(["predict", run, str(photos), "--by", "neighbours", "--gallery", place, "--top-k", "1"]) == 0
+    shown = capsys.readouterr()
+    assert [line.split()[-1] for line in shown.out.splitlines() if "%" in line] == ["c0", "c1", "c2"]
+    assert "a check for images without a landmark needs --reject" in shown.err
+    record = tmp_path / "gallery" / "gallery.json"
+    values = json.loads(record.read_text())
+    record.write_text(json.dumps(values | {"weights": "of another model"}))
+    assert main(["predict", run, str(photos), "--by", "neighbours", "--gallery", place]) == 1
+    assert "built with different weights; build it again with" in capsys.readouterr().err
+
+
+def test_validation_images_that_cannot_be_read_leave_the_check_out(run, photos, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(Path(run).parent, copy)
+    for meta in (copy / "train").rglob("meta.json"):
+        meta.write_text(meta.read_text().replace(str(Path(run).parent), str(copy)))
+    (copy / "train" / "no_landmark.json").unlink(missing_ok=True)
+    for shard in (copy / "dataset" / "val").glob("*.parquet"):
+        shard.unlink()
+    assert main(["predict", str(copy / "train"), str(photos / "1.jpg"), "--top-k", "1"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[1].endswith("c1") and "needs --reject" in shown.err

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from landmark.api.results import EvaluateResult, PrepareResult, ReportResult, TrainResult, TuneResult
-from landmark.cli.defaults import recipe_for
-from landmark.cli.options import SHORT
+from landmark.cli.defaults import recipe_for, recorded_run
+from landmark.cli.options import SHORT, option_fields
 from landmark.config import (
     EvaluateConfig,
     PrepareConfig,
@@ -86,16 +86,15 @@ def train(
     """Train one model, as `landmark train` does.
 
     recipe: name or YAML file of the defaults. [default: finetune for small datasets if start weights are installed, else
-    modern] batch_size: images per step over all training processes. Raises UserError.
+    modern; with `resume` the settings of the run] batch_size: images per step over all training processes. Raises UserError.
     """
-    short = {
-        "epochs": epochs, "lr": lr, "batch_size": batch_size, "model": model, "weights": weights, "opt": opt, "sched": sched,
-        "img_size": img_size, "amp": amp, "seed": seed, "num_workers": num_workers, "address": address,
-    }  # fmt: skip
+    parameters = dict(locals())
     values = {"dataset": str(dataset), "output": str(output), "name": name, "resume": resume}
-    if recipe is None:
-        recipe = recipe_for(str(dataset), model=model, weights=weights)[0]
-    config = _config(TrainConfig, recipe_values(recipe), values, short, options)
+    before = recorded_run(str(output), name) if resume and recipe is None else None
+    if before is None and recipe is None:
+        recipe, _ = recipe_for(str(dataset), model=model, weights=weights)
+    base = recipe_values(recipe) if recipe is not None else to_mapping(before)
+    config = _config(TrainConfig, base, values, parameters, options)
     from landmark.commands.train import train as run
 
     result = run(config)
@@ -139,20 +138,16 @@ def tune(
 
     space: name of a search space that comes with landmark, or a YAML file. Raises UserError.
     """
+    parameters = dict(locals())
     from landmark.search.space import Space
 
-    short = {
-        "epochs": epochs, "lr": lr, "batch_size": batch_size, "model": model, "weights": weights, "opt": opt, "sched": sched,
-        "img_size": img_size, "amp": amp, "seed": seed,
-    }  # fmt: skip
     values: dict[str, Any] = {
         "dataset": str(dataset), "space": str(space), "output": str(output), "name": name, "resume": resume,
         "scheduler": scheduler, "searcher": searcher, "num_samples": num_samples, "search_seed": search_seed,
         "max_concurrent": max_concurrent,
     }  # fmt: skip
     base = {"recipe": to_mapping(Space.load(str(space)).recipe(recipe))}
-    values["recipe"] = _nested(short)
-    config = _config(TuneConfig, base, values, {"num_workers": num_workers, "address": address}, options)
+    config = _config(TuneConfig, base, values, parameters, options)
     from landmark.commands.tune import tune as run
 
     summary = run(config)
@@ -195,20 +190,23 @@ def report(
 
 
 def _config(
-    kind: type[T], base: Mapping[str, Any], values: Mapping[str, Any], short: Mapping[str, Any], options: Options | None
+    kind: type[T],
+    base: Mapping[str, Any],
+    values: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    options: Options | None,
 ) -> T:
-    """Return the config of a command: `values` and the short parameters that are set, over `base`, and `options` over all."""
-    nested = merged(merged(base, values), _nested(short))
-    return from_mapping(kind, merged(nested, options or {}), f"landmark.{kind.__name__.removesuffix('Config').lower()}")
+    """Return the config of a command: `values` and the short parameters that are set, over `base`, and `options` over all.
 
-
-def _nested(short: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in short.items():
-        if value is None:
+    parameters: those of the function by name. Only the ones that are short flags are used.
+    """
+    names = {name for name, _ in option_fields(kind)}
+    nested = merged(base, values)
+    for parameter, path in PATHS.items():
+        if parameter in values or parameters.get(parameter) is None:
             continue
-        part: Any = value
-        for key in reversed(PATHS[name].split(".")):
+        part: Any = parameters[parameter]
+        for key in reversed((path if path in names else f"recipe.{path}").split(".")):
             part = {key: part}
-        found = merged(found, part)
-    return found
+        nested = merged(nested, part)
+    return from_mapping(kind, merged(nested, options or {}), f"landmark.{kind.__name__.removesuffix('Config').lower()}")

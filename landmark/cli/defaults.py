@@ -1,5 +1,6 @@
 """Defaults of a command line that depend on its other arguments: recipe, search space, source of the images."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import sys
@@ -35,12 +36,9 @@ def train(recipe: str | None, arguments: Sequence[str]) -> TrainConfig | None:
     """
     given = dict(_pairs(arguments))
     if recipe is None and "--resume" in given:
-        from landmark.storage import locate
-        from landmark.training.resume import recorded_config
-
-        run = locate(given.get("--output", TrainConfig.output)) / given.get("--name", TrainConfig.name)
-        if (before := recorded_config(run)) is not None:
-            return dataclasses.replace(before, output=TrainConfig.output, name=TrainConfig.name)
+        before = recorded_run(given.get("--output", TrainConfig.output), given.get("--name", TrainConfig.name))
+        if before is not None:
+            return before
     if recipe is None and "--dataset" in given:
         try:
             recipe, reason = recipe_for(
@@ -51,6 +49,17 @@ def train(recipe: str | None, arguments: Sequence[str]) -> TrainConfig | None:
         else:
             print(f"recipe: {recipe} ({reason}); --recipe NAME chooses another", file=sys.stderr, flush=True)
     return recipe_defaults(recipe or "modern")
+
+
+def recorded_run(output: str, name: str) -> TrainConfig | None:
+    """Return the settings of the run of this name; None if there is none, or if its files cannot be read: training reports that."""
+    from landmark.storage import locate
+    from landmark.training.resume import recorded_config
+
+    before = None
+    with contextlib.suppress(UserError):
+        before = recorded_config(locate(output) / name)
+    return None if before is None else dataclasses.replace(before, output=TrainConfig.output, name=TrainConfig.name)
 
 
 def recipe_defaults(name: str) -> TrainConfig:

@@ -72,7 +72,7 @@ def options_of(kind: type, default: Any = None) -> list[Option]:
 
 def short_flags(kind: type) -> dict[str, str]:
     """Return the short flags that a config has: short flag -> full flag."""
-    full = dict(_fields(kind, ""))
+    full = dict(option_fields(kind))
     found = {}
     for short, path in SHORT.items():
         for name in (path, f"recipe.{path}"):
@@ -101,13 +101,13 @@ def switched_off(flag: str) -> str:
     return f"--{group}.no-{last}" if group else f"--no-{last}"
 
 
-def _fields(kind: type, prefix: str) -> Iterator[tuple[str, Any]]:
+def option_fields(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted name and type of each field that is not a dataclass itself."""
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         bare = _bare(hints[field.name])
         if dataclasses.is_dataclass(bare):
-            yield from _fields(typing.cast(type, bare), f"{prefix}{field.name}.")
+            yield from option_fields(typing.cast(type, bare), f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}", hints[field.name]
 

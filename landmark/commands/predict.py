@@ -25,6 +25,10 @@ from landmark.training.inference import PARTS, Job, Replicas, find_replicas, inf
 PRINTED = 1000
 """Maximum number of images whose predictions are printed; more images need --output."""
 STDIN = "-"
+TABLE_OPTIONS = (
+    "format", "embeddings", "split", "replicas", "cpus", "batch_size", "damaged", "max_megapixels", "cluster",
+)  # fmt: skip
+"""Options that apply only to written predictions."""
 
 
 def predict(config: PredictConfig) -> list[dict[str, Any]] | dict[str, Any]:
@@ -42,17 +46,20 @@ def print_predictions(config: PredictConfig) -> list[dict[str, Any]]:
     """Print the top-k predictions per image, and whether it probably shows no landmark; returns them."""
     _refuse_tables_options(config)
     model = load(config.run)
-    found = []
+    gallery = model.gallery(config.gallery) if config.by == "neighbours" else None
+    found: list[dict[str, Any]] = []
     for name, image in _named_images(config):
         try:
-            predictions = _best(model, image, config)
+            predictions = _best(model, image, config, gallery)
         except UserError as error:
-            if len(config.images) == 1 and name == config.images[0]:
+            if len(config.images) == 1 and name in (config.images[0], "stdin"):
                 raise
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             continue
-        threshold = config.reject or (model.no_landmark_score if config.by == "classifier" else None)
-        none = threshold is not None and predictions[0].score < threshold
+        threshold = config.reject or (model.no_landmark_score if gallery is None else None)
+        if threshold is None and not found:
+            print("note: a check for images without a landmark needs --reject", file=sys.stderr, flush=True)
+        none = threshold is not None and (not predictions or predictions[0].score < threshold)
         found.append(
             {
                 "image": name,
@@ -70,10 +77,9 @@ def print_predictions(config: PredictConfig) -> list[dict[str, Any]]:
     return found
 
 
-def _best(model: Model, image: ImageLike, config: PredictConfig) -> list[Prediction]:
-    if config.by == "classifier":
+def _best(model: Model, image: ImageLike, config: PredictConfig, gallery: Gallery | None) -> list[Prediction]:
+    if gallery is None:
         return model.predict(image, config.top_k)
-    gallery = model.gallery()
     embeddings = model.embed(image)[None].astype(np.float16)
     guesses, scores, _, _ = gallery.guesses(embeddings, config.neighbours, config.top_k)
     names = gallery.names
@@ -105,8 +111,9 @@ def _named_images(config: PredictConfig) -> Iterator[tuple[str, ImageLike]]:
 
 def _refuse_tables_options(config: PredictConfig) -> None:
     """Raise UserError for an option that applies only to tables."""
-    for name in ("format", "embeddings", "split", "replicas"):
-        if getattr(config, name) != PredictConfig.__dataclass_fields__[name].default:
+    default = PredictConfig(run=config.run, images=config.images)
+    for name in TABLE_OPTIONS:
+        if getattr(config, name) != getattr(default, name):
             raise UserError(f"{name} applies only to written predictions; add --output FOLDER, or remove the option")
 
 

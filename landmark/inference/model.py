@@ -22,8 +22,8 @@ from landmark.data.selection import open_dataset
 from landmark.evaluation.neighbours import search_index
 from landmark.models import Embedder
 from landmark.models.chunks import ranking_of
-from landmark.storage import NotFound, StorageError, locate
-from landmark.training.checkpoints import CheckpointMeta, load_model, resolve_checkpoint
+from landmark.storage import Location, NotFound, StorageError, locate
+from landmark.training.checkpoints import CheckpointMeta, load_model, resolve_checkpoint, weights_digest
 from landmark.training.gallery import GALLERY, Gallery
 from landmark.training.images import SplitImages
 from landmark.training.local import default_device
@@ -89,6 +89,7 @@ class Model:
         self._normalise = Preprocess(self.meta.mean, self.meta.std, self.device)
         self._embedder = Embedder(self.module)
         self._packing = _packing_of(self.meta)
+        self._galleries: dict[Location, Gallery] = {}
 
     def __repr__(self) -> str:
         return (
@@ -176,7 +177,7 @@ class Model:
         ):
             if (rejection := _read_json(place).get("rejection")) is not None:
                 return float(rejection["threshold"])
-        digest = f"{self.meta.epoch}-{self.meta.dataset_id[:16]}"
+        digest = weights_digest(self.checkpoint)
         kept = _read_json(location / CALIBRATION)
         if kept.get("model") == digest:
             return float(kept["threshold"])
@@ -190,31 +191,37 @@ class Model:
         return threshold
 
     def _calibrated(self) -> float | None:
-        """Return the threshold by the validation images of the dataset; None if the dataset is not available."""
+        """Return the threshold by the validation images of the dataset; None if they cannot be read."""
+        scores: list[float] = []
         try:
             images = SplitImages.of(open_dataset(self.meta.dataset, self.meta.subset, self.meta.subset_seed), "val")
+            for batch in images.open(self.meta.image_size, BATCH).batches(0, 1):
+                output, _ = self._forward(batch.images)
+                scores += output.float().softmax(1).max(1).values.tolist()
+                if len(scores) >= CALIBRATION_IMAGES:
+                    break
         except UserError:
             return None
-        scores: list[float] = []
-        for batch in images.open(self.meta.image_size, BATCH).batches(0, 1):
-            output, _ = self._forward(batch.images)
-            scores += output.float().softmax(1).max(1).values.tolist()
-            if len(scores) >= CALIBRATION_IMAGES:
-                break
         return float(np.quantile(scores, CALIBRATION_QUANTILE))
 
-    def gallery(self) -> Gallery:
-        """Open the run's gallery; raises UserError if there is none."""
-        return self._gallery
+    def gallery(self, place: str | None = None) -> Gallery:
+        """Open a k-NN gallery of this model.
 
-    @functools.cached_property
-    def _gallery(self) -> Gallery:
-        for place in (locate(self.run) / GALLERY, self.checkpoint / GALLERY):
-            if (found := Gallery.open(place, self.checkpoint)) is not None:
-                if found.index is None:
-                    raise UserError(f"{place}: the gallery is empty; add images with: landmark index {self.run} --add")
-                return found
-        raise UserError(f"{self.run}: no gallery; build one with: landmark index {self.run}")
+        place: folder or URI. [default: gallery in the folder of the run] Raises UserError if there is none, or if it was built
+        with other weights.
+        """
+        places = [locate(place)] if place is not None else [locate(self.run) / GALLERY, self.checkpoint / GALLERY]
+        for each in places:
+            if each not in self._galleries and (opened := Gallery.open(each, self.checkpoint)) is not None:
+                self._galleries[each] = opened
+            if (found := self._galleries.get(each)) is None:
+                continue
+            if found.index is None:
+                raise UserError(f"{each}: the gallery is empty; add images with: landmark index {self.run} --add")
+            if found.weights != weights_digest(self.checkpoint):
+                raise UserError(f"{each}: built with different weights; build it again with: landmark index {self.run}")
+            return found
+        raise UserError(f"{place or self.run}: no gallery; build one with: landmark index {self.run}")
 
     def _passes(self, image: ImageLike | list[ImageLike]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield logits (n, classes) and embeddings (n, d) of the images, by batches."""

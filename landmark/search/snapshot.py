@@ -5,13 +5,9 @@ from typing import Any
 
 from landmark.config import (
     SpaceConfig,
-    TuneConfig,
     UserError,
-    from_mapping,
     mask_credentials,
-    parse_mapping,
     parse_yaml,
-    with_recorded_subset,
 )
 from landmark.search.journal import Journal
 from landmark.search.leaderboard import Standing, rank_trials
@@ -19,10 +15,11 @@ from landmark.search.lease import Lease
 from landmark.search.proposals import Listed, build_proposals
 from landmark.search.record import StudyRecord
 from landmark.search.results import Best, best_of, summarise, write_tables
+from landmark.search.resume import recorded_config
 from landmark.search.space import Space
 from landmark.search.study import Outcome, Study
 from landmark.search.variants import kinds_of_trials
-from landmark.storage import Location, NotFound
+from landmark.storage import Location
 
 COPIED = ("config.yaml", "space.yaml")
 
@@ -37,13 +34,10 @@ def read_study(location: Location) -> tuple[Study, StudyRecord]:
 
     Does not open the datasets.
     """
-    try:
-        text, config_text = (location / "space.yaml").read_text(), (location / "config.yaml").read_text()
-    except NotFound:
-        raise UserError(f"{location}: contains no study; give the folder of a study or a run") from None
-    source = f"{location}/config.yaml"
-    config = from_mapping(TuneConfig, with_recorded_subset(parse_mapping(config_text, source)), source)
-    source = f"{location}/space.yaml"
+    config = recorded_config(location)
+    if config is None or not is_study(location):
+        raise UserError(f"{location}: contains no study; give the folder of a study or a run")
+    source, text = f"{location}/space.yaml", (location / "space.yaml").read_text()
     space = Space(parse_yaml(SpaceConfig, text, source), source, text)
     proposals = build_proposals(space, config.recipe, space.config.budget.trials)
     kinds = kinds_of_trials(space, config.recipe, proposals)

@@ -15,14 +15,8 @@ from landmark.config import (
     Recipe,
     TuneConfig,
     UserError,
-    from_mapping,
-    mask_credentials,
-    parse_mapping,
-    parse_yaml,
-    resumed_subset,
     to_mapping,
     to_stored_yaml,
-    with_recorded_subset,
 )
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
@@ -39,6 +33,7 @@ from landmark.search.progress import LiveTable
 from landmark.search.proposals import Listed, Proposals, build_proposals
 from landmark.search.queue import Keeper, TrialQueue
 from landmark.search.record import StudyRecord, TrialRecord
+from landmark.search.resume import DATASETS, absolute, as_begun, check_same_study, content_ids
 from landmark.search.room import Room, find_room
 from landmark.search.schedulers import StudyScheduler, build_rule, check_grace
 from landmark.search.space import Space, TrialPlan
@@ -47,7 +42,7 @@ from landmark.search.termination import Termination
 from landmark.search.trial import TrialProcess, exploit_values, trial_values
 from landmark.search.variants import greatest, kinds_of_trials, unequal_schedules
 from landmark.search.waiting import WaitingNotice
-from landmark.storage import Location, NotFound, check_writable, locate
+from landmark.storage import Location, check_writable, locate
 from landmark.training.backends import check_backend
 from landmark.training.run import absolute_weights
 
@@ -55,10 +50,6 @@ TUNE_FOLDER = "ray"
 """Prefix of the study's folders for Ray Tune and its loggers: one folder per driver process."""
 RESIZED = "resized"
 """Folder of the study for datasets that are resized for training."""
-DATASETS = "datasets.json"
-"""File with the content ids of the study's datasets."""
-SAME = ("dataset", "datasets", "subset", "subset_seed", "recipe")
-"""Settings that must not change when a study resumes."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -116,7 +107,7 @@ def plan_study(config: TuneConfig) -> Study:
     if space.config.scheduler.name == "pbt":
         changeable(space)
     location = locate(config.output) / config.name
-    config = _as_begun(config, location)
+    config = as_begun(config, location)
     datasets = open_datasets(config, space, [plan.dataset for plan in kinds])
     if not config.dry_run:
         check_writable(location)
@@ -147,90 +138,6 @@ def open_datasets(config: TuneConfig, space: Space, names: Iterable[str | None])
         for split in splits:
             opened[name].split(split)
     return opened
-
-
-def _recorded_config(location: Location) -> TuneConfig | None:
-    """Return the config with which the study in a folder was started; None if there is no study."""
-    try:
-        text = (location / "config.yaml").read_text()
-    except NotFound:
-        return None
-    place = f"{location}/config.yaml"
-    return from_mapping(TuneConfig, with_recorded_subset(parse_mapping(text, place)), place)
-
-
-def _as_begun(config: TuneConfig, location: Location) -> TuneConfig:
-    """Return the config with the subset rule with which the study in a folder was started.
-
-    Raises UserError if the study exists and is not to be resumed.
-    """
-    before = _recorded_config(location)
-    if before is None:
-        return config
-    if not (config.resume or config.retry_failed or config.dry_run):
-        raise UserError(
-            f"{location}: a study of this name exists; add --resume to continue it, or choose another --name"
-        )
-    subset, note = resumed_subset(config.subset, before.subset)
-    if note:
-        print(f"note: {config.name}: {note}", flush=True)
-    return dataclasses.replace(config, subset=subset)
-
-
-def content_ids(datasets: dict[str | None, PackedDataset]) -> dict[str, str]:
-    """Return dataset name -> content id, which does not depend on the location."""
-    return {name or "": dataset.content_id for name, dataset in datasets.items()}
-
-
-def check_same_study(
-    location: Location, config: TuneConfig, space: Space, datasets: dict[str | None, PackedDataset]
-) -> None:
-    """Raise UserError if the existing study of this name has other settings.
-
-    Its budget may have changed, and its datasets may have moved.
-    """
-    before = _recorded_config(location)
-    try:
-        text = (location / "space.yaml").read_text()
-    except NotFound:
-        return
-    if before is None:
-        return
-    try:
-        known = json.loads((location / DATASETS).read_text())
-    except NotFound:  # written by a version that identified datasets by their location
-        known = None
-    now = _absolute(config)
-    other = [key for key in SAME if _stored(getattr(before, key)) != _stored(getattr(now, key))]
-    if known is not None:
-        other = [key for key in other if key not in ("dataset", "datasets")]
-        found = content_ids(datasets)
-        other += ["dataset"] if any(known[name] != found[name] for name in known.keys() & found.keys()) else []
-    spaces = [parse_yaml(type(space.config), part, f"{location}/space.yaml") for part in (text, space.text)]
-    if dataclasses.replace(spaces[0], budget=spaces[1].budget) != spaces[1]:
-        other.append("space")
-    if other:
-        raise UserError(
-            f"{location}: a study of this name exists, with another {', '.join(other)}; choose another --name, or delete that folder"
-        )
-
-
-def _stored(setting: Any) -> str:
-    """Return a setting as it is stored in a study's files, without credentials."""
-    return mask_credentials(repr(setting))
-
-
-def _absolute(config: TuneConfig) -> TuneConfig:
-    """Return the config with absolute paths: another process may have another working directory."""
-    return dataclasses.replace(
-        config,
-        dataset=locate(config.dataset).uri,
-        datasets={name: locate(uri).uri for name, uri in config.datasets.items()},
-        output=locate(config.output).uri,
-        retry_failed=False,  # an option of one call, not a setting of the study
-        resume=False,
-        recipe=dataclasses.replace(config.recipe, model=absolute_weights(config.recipe.model)),
-    )
 
 
 def run_trials(study: Study, lease: Lease) -> Outcome:
@@ -280,7 +187,7 @@ def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper, termin
     room = room_of(study)
     if config.resize_once:
         study = dataclasses.replace(study, trained_on=resize_datasets(study))
-    (study.location / "config.yaml").write_text(to_stored_yaml(_absolute(config)))
+    (study.location / "config.yaml").write_text(to_stored_yaml(absolute(config)))
     (study.location / "space.yaml").write_text(study.space.text)
     (study.location / DATASETS).write_text(json.dumps(content_ids(study.datasets), indent=1) + "\n")
     # All processes start at once. No trial is submitted in advance: Ray Tune would start a process for it and wait for that

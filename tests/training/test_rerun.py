@@ -28,7 +28,8 @@ from landmark.config import (
 )
 from landmark.data.dataset import PackedDataset
 from landmark.data.selection import open_dataset
-from landmark.search.study import DATASETS, content_ids, plan_study
+from landmark.search.resume import DATASETS, content_ids
+from landmark.search.study import plan_study
 from landmark.storage import locate
 from landmark.training.images import SplitImages
 from landmark.training.resume import check_resume, differences
