@@ -24,19 +24,20 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from landmark.config import Gldv2Config, PrepareConfig, SubsetConfig, SyntheticConfig
-from landmark.data.dataset import SPLITS, Manifest, PackedDataset, ShardEntry, SplitEntry, write_table
-from landmark.data.gldv2 import image_path
+from landmark.data.dataset import SPLITS, Manifest, PackedDataset, ShardEntry, SplitEntry
+from landmark.data.loading.plan import RowGroups, plan_training_epoch
 from landmark.data.packing.finish import finish
 from landmark.data.packing.gldv2_source import gldv2_source
 from landmark.data.packing.index import load_index
 from landmark.data.packing.join import drop_duplicates, find_missing
 from landmark.data.packing.plan import load_or_make
-from landmark.data.packing.units import WORK_FOLDER
+from landmark.data.packing.tasks import WORK_FOLDER
 from landmark.data.packing.worker import PART_REJECTS_SCHEMA, PART_SCHEMA, part_file
-from landmark.data.plan import RowGroups, plan_training_epoch
+from landmark.data.sources.gldv2 import image_path
 from landmark.data.synthetic import draw_image, plan_images
 from landmark.data.synthetic.gldv2_files import LICENSES, write_tar
 from landmark.storage import locate
+from landmark.storage.tables import write_table
 
 ROWS, CLASSES, LARGEST = 4_132_914, 203_094, 10_247
 TARS = 500

@@ -41,10 +41,10 @@ from landmark.cleaning.run import Cleaning, clean_dataset
 from landmark.config import CleanConfig, TrainConfig
 from landmark.config.recipe import Recipe
 from landmark.data.dataset import PackedDataset
-from landmark.data.selection import open_dataset
+from landmark.data.subset_view import open_dataset
+from landmark.inference.evaluation import Settings, evaluate_checkpoint
 from landmark.recipes import load_recipe
 from landmark.storage import locate
-from landmark.training.evaluation import Settings, evaluate_checkpoint
 from landmark.training.run import run_training
 
 SHORT_SIDE = 160

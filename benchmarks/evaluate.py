@@ -55,10 +55,10 @@ def make_predictions(rows: int) -> Predictions:
 
 def measure_metrics(folder: str) -> None:
     """Read the stored predictions, compute and write everything, and print seconds and peak memory."""
-    from landmark.data.dataset import read_table
+    from landmark.evaluation.io import write_evaluation_files
     from landmark.evaluation.summary import metrics_of, tally_of
-    from landmark.reporting.evaluation_files import write_evaluation_files
     from landmark.storage import locate
+    from landmark.storage.tables import read_table
 
     train_counts = np.maximum(10_000 // (np.arange(CLASSES) + 1), 1)
     names = [f"landmark {label}" for label in range(CLASSES)]
@@ -75,8 +75,8 @@ def measure_metrics(folder: str) -> None:
 
 def metrics(folder: Path, rows: int) -> dict[str, float]:
     """Return the figures of the metrics process."""
-    from landmark.data.dataset import write_table
     from landmark.storage import locate
+    from landmark.storage.tables import write_table
 
     write_table(locate(folder) / "stored.parquet", make_predictions(rows).to_table())
     command = [sys.executable, __file__, "--metrics", str(folder)]
@@ -88,12 +88,12 @@ def inference(folder: Path, images: int, rounds: int) -> dict[str, float]:
     import ray
     import torch
 
+    from landmark.checkpoints.format import resolve_checkpoint
     from landmark.commands.prepare import prepare
     from landmark.config import LoaderConfig, ModelConfig, PackingConfig, PrepareConfig, SyntheticConfig, TrainConfig
-    from landmark.data.loader import Loader
-    from landmark.training.checkpoints import resolve_checkpoint
-    from landmark.training.images import SplitImages
-    from landmark.training.inference import Job, Replica
+    from landmark.data.loading.loader import Loader
+    from landmark.inference.job import Job, Replica
+    from landmark.inference.sources import SplitImages
     from landmark.training.run import run_training
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -112,7 +112,7 @@ def inference(folder: Path, images: int, rounds: int) -> dict[str, float]:
         )
     )
     checkpoint = resolve_checkpoint(str(folder / "train"))
-    from landmark.data.selection import open_dataset
+    from landmark.data.subset_view import open_dataset
 
     dataset = open_dataset(str(folder / "dataset"))
     replica = Replica(

@@ -27,12 +27,12 @@ os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
 import ray
 import torch
 
+from landmark.checkpoints.format import read_weights
 from landmark.commands.prepare import prepare
 from landmark.config import PackingConfig, PrepareConfig, SyntheticConfig
 from landmark.data.dataset import PackedDataset
-from landmark.training.checkpoints import read_weights
-from tests.nodes import Nodes
-from tests.witness import consumed, steps_seen
+from tests.support.nodes import Nodes
+from tests.support.witness import consumed, steps_seen
 
 EPOCHS, BATCH, EVERY = 3, 16, 10
 Fault = Callable[["Run"], None]
@@ -47,7 +47,7 @@ class Run:
         plain = folder / "plain.yaml"  # a recipe of defaults: without one, the command chooses by the dataset
         plain.write_text(f"epochs: {EPOCHS}\n")
         self.command = [
-            *(sys.executable, "-m", "tests.witness", "train", "--dataset", dataset, "--output", str(folder)),
+            *(sys.executable, "-m", "tests.support.witness", "train", "--dataset", dataset, "--output", str(folder)),
             *(
                 "--name",
                 name,

@@ -73,8 +73,8 @@ def measure(kind: str, classes: int, steps: int, rank: int, ranks: int, port: in
     )
     from landmark.models import ModelInfo
     from landmark.models.heads import Classifier
-    from landmark.training.optim import Schedule
-    from landmark.training.steps import TrainStep
+    from landmark.training.compute.optim import Schedule
+    from landmark.training.loop.step import TrainStep
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
     if ranks > 1:
@@ -123,7 +123,7 @@ def make_session(rank: int, ranks: int) -> Any:
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
-    from landmark.training.backends import Ddp
+    from landmark.training.distributed.backends import Ddp
 
     class Counted:
         device = torch.device("cpu")
@@ -166,7 +166,7 @@ def make_batch(number: int, classes: int, rank: int, ranks: int) -> Any:
     """Return a rank's part of a step's images: noise with random classes."""
     import numpy as np
 
-    from landmark.data.loader import Batch
+    from landmark.data.loading.loader import Batch
 
     random = np.random.default_rng(number)
     labels, images = random.integers(0, classes, BATCH), random.integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8)

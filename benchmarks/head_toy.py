@@ -33,12 +33,12 @@ from landmark.config import (
     Recipe,
     ScheduleConfig,
 )
-from landmark.data.loader import Batch
+from landmark.data.loading.loader import Batch
 from landmark.models import ModelInfo
 from landmark.models.heads import Classifier
-from landmark.training.optim import Schedule
-from landmark.training.steps import TrainStep
-from landmark.training.validation import validate
+from landmark.training.compute.optim import Schedule
+from landmark.training.loop.step import TrainStep
+from landmark.training.loop.validation import validate
 
 CLASSES, EACH, TESTED = 20_000, 3, 20_000
 LATENT, SIZE, WIDTH, BATCH, NOISE = 24, 8, 64, 512, 0.5

@@ -25,11 +25,11 @@ from monuments import pack_monuments, photographs
 from seeds import mean_and_deviation, shown
 
 from landmark.config import HeadConfig, Recipe, SamplingConfig, SubsetConfig, TrainConfig
-from landmark.data.selection import open_dataset
-from landmark.evaluation.measures import BANDS
+from landmark.data.subset_view import open_dataset
+from landmark.evaluation.metrics import BANDS
+from landmark.inference.evaluation import Settings, evaluate_checkpoint
 from landmark.recipes import load_recipe
 from landmark.storage import locate
-from landmark.training.evaluation import Settings, evaluate_checkpoint
 from landmark.training.run import run_training
 
 Figures = dict[str, dict[str, list[float | None]]]

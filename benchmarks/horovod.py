@@ -28,6 +28,7 @@ os.environ.update(
 import ray
 import torch
 
+from landmark.checkpoints.format import read_weights
 from landmark.commands.prepare import prepare
 from landmark.config import (
     ClusterConfig,
@@ -42,7 +43,6 @@ from landmark.config import (
     TrainConfig,
     WorkersConfig,
 )
-from landmark.training.checkpoints import read_weights
 from landmark.training.run import run_training
 
 BACKENDS = ("ddp", "horovod")

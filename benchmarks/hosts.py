@@ -1,9 +1,9 @@
 """Several hosts on one machine, and the cost of an unreachable host: a study of 2-worker trials and a run, by job.
 
 Run, as root: python benchmarks/hosts.py. Network namespaces on a bridge contain a Ray head, three workers with one CPU
-each, a bucket (SeaweedFS) and the host that submits jobs (tests/hosts.py). In each job, the link of one of the two
+each, a bucket (SeaweedFS) and the host that submits jobs (tests/support/hosts.py). In each job, the link of one of the two
 training hosts goes down in the second of two epochs. `seconds` is the time from then until the next training step, on
-another pair of hosts. With the settings of tests/hosts.py, Ray needs up to 9 s of it to detect an unreachable host.
+another pair of hosts. With the settings of tests/support/hosts.py, Ray needs up to 9 s of it to detect an unreachable host.
 `repeated`: samples that were used again; `skipped`: samples that were never used. The last line is JSON, saved to
 benchmarks/results/hosts.json.
 """
@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
 os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
 
-from tests.hosts import Hosts, missing
-from tests.jobs import TRIAL, Cut, cut_in_run, cut_in_study, put_dataset, repeated, skipped, trial_path
+from tests.support.hosts import Hosts, missing
+from tests.support.jobs import TRIAL, Cut, cut_in_run, cut_in_study, put_dataset, repeated, skipped, trial_path
 
 
 def row(hosts: Hosts, cut: Cut, runs: list[str]) -> dict:

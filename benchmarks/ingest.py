@@ -32,7 +32,7 @@ from landmark.config import FoldersConfig, PackingConfig, PrepareConfig, SplitCo
 from landmark.data.dataset import PackedDataset
 from landmark.data.synthetic import draw_image, plan_images
 from landmark.storage import locate
-from tests.seaweed import Seaweed, free_ports
+from tests.support.seaweed import Seaweed, free_ports
 
 CLASSES, WIDTH, HEIGHT, QUALITY = 16, 384, 288, 94
 SHARD_MIB = 20

@@ -50,7 +50,7 @@ def loader_batches(place: str, **options: Any) -> Iterator[int]:
     """The loader of landmark, without training."""
     from landmark.config import AugmentConfig, LoaderConfig
     from landmark.data.dataset import PackedDataset
-    from landmark.data.loader import Loader
+    from landmark.data.loading.loader import Loader
 
     config = LoaderConfig(image_size=SIZE, batch_size=BATCH, **options)
     with Loader(
@@ -124,8 +124,8 @@ def _ray_data_batches(place: str) -> Iterator[int]:
 
 def _plan(place: str, epoch: int) -> tuple[Any, list[Any]]:
     from landmark.data.dataset import PackedDataset
-    from landmark.data.plan import RowGroups, plan_training_epoch
-    from landmark.data.reader import UnitReader
+    from landmark.data.loading.plan import RowGroups, plan_training_epoch
+    from landmark.data.loading.reader import UnitReader
 
     dataset = PackedDataset.open(place)
     plan = plan_training_epoch(
@@ -137,8 +137,8 @@ def _plan(place: str, epoch: int) -> tuple[Any, list[Any]]:
 def _decoded(tables: Iterable[Any]) -> Iterator[int]:
     """Decode tables in threads, as training does."""
     from landmark.config import AugmentConfig, LoaderConfig
-    from landmark.data.ahead import run_ahead
-    from landmark.data.decoding import ThreadDecoder
+    from landmark.data.loading.decoders import ThreadDecoder
+    from landmark.data.loading.prefetch import run_ahead
 
     decoder = ThreadDecoder(LoaderConfig(), AugmentConfig(), SEED, largest=(LoaderConfig().batch_size, SIZE))
     for pixels, _ in run_ahead(lambda table: decoder.submit(table, 1, SIZE), tables, decoder.ahead):
@@ -178,7 +178,7 @@ def _in_memory(place: str) -> list[Any]:
 def _decode_until(batches: list[Any], ends: float) -> float:
     """Decode batches repeatedly until a time. Returns images/s."""
     from landmark.config import AugmentConfig
-    from landmark.data.decoding import TableDecoder
+    from landmark.data.loading.decoders import TableDecoder
 
     decoder = TableDecoder(AugmentConfig(), SEED)
     start, images = time.perf_counter(), 0

@@ -27,10 +27,9 @@ from landmark.data.dataset import (
     PackedDataset,
     ShardEntry,
     SplitEntry,
-    read_table,
-    write_table,
 )
 from landmark.storage import locate
+from landmark.storage.tables import read_table, write_table
 
 ROW_GROUP_ROWS = 64
 EXACT, NEAR, WRONG, BROKEN, BLANK = 0.04, 0.02, 0.08, 0.01, 12

@@ -39,7 +39,7 @@ from peak import Peak
 
 from landmark.config import PackingConfig, SyntheticConfig
 from landmark.data.dataset import PackedDataset
-from landmark.data.images import pack_image
+from landmark.data.sources.transcode import pack_image
 from landmark.data.synthetic import draw_image, plan_images
 
 CLASSES, IMAGES, SIZE, NECK, BATCH = 203_094, 240_000, 32, 512, 512

@@ -23,7 +23,7 @@ sys.path.append(str(ROOT))
 
 import numpy as np
 
-from landmark.evaluation.neighbours import add_embeddings, new_index, search_index, vote
+from landmark.retrieval.knn import add_embeddings, new_index, search_index, vote
 
 LATENT, NOISE, SHOWN = 24, 0.25, 5
 FULL = (203_094, 512, 10_000)

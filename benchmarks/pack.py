@@ -20,7 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from peak import Peak
 
 from landmark.config import PackingConfig, SyntheticConfig
-from landmark.data.images import pack_image
+from landmark.data.sources.transcode import pack_image
 from landmark.data.synthetic import draw_image, plan_images
 
 CLASSES = 20

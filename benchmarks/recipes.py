@@ -22,9 +22,9 @@ from seeds import mean_and_deviation, shown
 
 from landmark.config import Recipe, TrainConfig
 from landmark.data.dataset import PackedDataset
+from landmark.inference.evaluation import Settings, evaluate_checkpoint
 from landmark.recipes import load_recipe
 from landmark.storage import locate
-from landmark.training.evaluation import Settings, evaluate_checkpoint
 from landmark.training.run import run_training
 
 SCRATCH = ("deck", "modern")

@@ -34,11 +34,11 @@ from landmark.config import (
     SyntheticConfig,
 )
 from landmark.data.dataset import PackedDataset
-from landmark.data.gldv2 import image_path
-from landmark.data.loader import Loader
+from landmark.data.loading.loader import Loader
+from landmark.data.sources.gldv2 import image_path
 from landmark.data.synthetic import draw_image, plan_images
 from landmark.data.synthetic.gldv2_files import write_gldv2, write_tar
-from tests.seaweed import Seaweed, free_ports
+from tests.support.seaweed import Seaweed, free_ports
 
 TARS = 20
 BATCH = 256

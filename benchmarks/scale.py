@@ -34,12 +34,22 @@ import torch.distributed
 from peak import Peak
 
 from landmark.data.dataset import PackedDataset
-from landmark.data.position import Position
-from landmark.data.sampling import EpochRows
+from landmark.data.loading.progress import Position
+from landmark.data.loading.sampling import EpochRows
 from landmark.storage import Location
-from landmark.training.restore import restored
-from landmark.training.state import RunState
-from tests.scale import CLASSES, PER_NODE, RANKS, SAMPLES, draws_of, full_recipe, new_store, plan_of, write_metadata
+from landmark.training.distributed.restore import restored
+from landmark.training.loop.state import RunState
+from tests.support.scale import (
+    CLASSES,
+    PER_NODE,
+    RANKS,
+    SAMPLES,
+    draws_of,
+    full_recipe,
+    new_store,
+    plan_of,
+    write_metadata,
+)
 
 
 class OneOf64:

@@ -59,9 +59,9 @@ SCHEDULERS = {
 
 
 def studied(name: str, seed: int, grid: dict[str, list[Any]], dataset: str, output: Path) -> dict[str, Any]:
-    """Run one study, unless it is complete. Returns its study.json."""
+    """Run or resume one study, unless it is complete. Returns its study.json."""
     summary = output / name / "study.json"
-    if not summary.exists():
+    if not summary.exists() or json.loads(summary.read_text())["interrupted"]:
         space = {
             "metric": "val_top1",
             "recipe": {**RECIPE, "seed": seed},

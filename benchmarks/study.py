@@ -42,7 +42,7 @@ from studies import tune_command
 
 from landmark.commands.prepare import prepare
 from landmark.config import PrepareConfig, SyntheticConfig
-from tests.packed import write_packed
+from tests.support.packed import write_packed
 
 DEADLINE_S = 600
 MANY, QUICK_MANY = 200, 40

@@ -28,11 +28,11 @@ from landmark.config import (
     TrainConfig,
 )
 from landmark.data.dataset import PackedDataset
-from landmark.data.loader import Loader
+from landmark.data.loading.loader import Loader
 from landmark.data.synthetic import draw_image, plan_images
 from landmark.evaluation import majority_top_k
+from landmark.inference.evaluation import evaluate_checkpoint
 from landmark.storage import locate
-from landmark.training.evaluation import evaluate_checkpoint
 from landmark.training.run import run_training
 
 DRAWN = 1200

@@ -56,15 +56,15 @@ from landmark.config import (
     WorkersConfig,
 )
 from landmark.data.dataset import PackedDataset
-from landmark.data.loader import Batch, Loader
+from landmark.data.loading.loader import Batch, Loader
 from landmark.models import build_model, model_info
 from landmark.storage import locate
-from landmark.training.feed import to_device
-from landmark.training.local import default_device
-from landmark.training.optim import Schedule
+from landmark.training.compute.device_prefetch import to_device
+from landmark.training.compute.optim import Schedule
+from landmark.training.distributed.local import default_device
+from landmark.training.loop.step import TrainStep
 from landmark.training.run import run_training
-from landmark.training.steps import TrainStep
-from tests.seaweed import Seaweed, free_ports
+from tests.support.seaweed import Seaweed, free_ports
 
 CLASSES = 20
 DEVICE = default_device()

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import landmark.config
 from landmark.cli import VERBS
+from landmark.cli.commands import Verb
 from landmark.cli.completion import SHELLS
 from landmark.cli.help import GLOBAL, as_data, shown_options
 from landmark.cli.options import Option, field_texts, options_of
-from landmark.cli.verbs import Verb
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ROOT / "landmark"
@@ -142,7 +142,7 @@ METRICS = (
     ("Comparison of two models", ("mcnemar",)),
     ("Nearest neighbors", ("vote",)),
 )
-"""Headings of the page of metrics, and the functions in landmark/evaluation whose docstrings define them."""
+"""Headings of the page of metrics, and the functions in landmark/evaluation and landmark/retrieval whose docstrings define them."""
 KEYS = (
     ("`top1`, `top5`, `top10`", "Top-k accuracy.", "all images with a landmark"),
     (
@@ -444,7 +444,7 @@ def exit_codes_and_environment() -> str:
     if missing:
         raise SystemExit(f"scripts/reference.py: error: not documented in VARIABLES: {', '.join(sorted(missing))}")
     values = {name: constant(name, "storage/") for name in ("DEADLINE_S", "OUTAGE_S")}
-    values["POLL_S"] = constant("POLL_S", "training/distributed")
+    values["POLL_S"] = constant("POLL_S", "training/distributed/ray_train")
     parts = [
         "# Exit codes and environment variables",
         "## Exit codes",
@@ -626,7 +626,7 @@ def metrics() -> str:
     for heading, names in METRICS:
         parts.append(f"## {heading}")
         for name in names:
-            node = definition(name, "evaluation/")
+            node = definition(name, ("evaluation/", "retrieval/"))
             text = re.sub(r"(?m)^Return ", "", ast.get_docstring(node) or "", count=1)
             paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
             text = "\n\n".join([f"{paragraphs[0][:1].upper()}{paragraphs[0][1:]}", *paragraphs[1:]])
@@ -646,7 +646,7 @@ def trees() -> dict[str, ast.Module]:
     return {name: ast.parse(text) for name, text in sources().items()}
 
 
-def definition(name: str, below: str = "") -> ast.FunctionDef | ast.ClassDef:
+def definition(name: str, below: str | tuple[str, ...] = "") -> ast.FunctionDef | ast.ClassDef:
     """Return the one function, method or class of a name; raises SystemExit unless there is exactly one."""
     found = [
         node
@@ -659,7 +659,7 @@ def definition(name: str, below: str = "") -> ast.FunctionDef | ast.ClassDef:
     found = documented if len(found) > 1 and len(documented) == 1 else found
     if len(found) != 1:
         raise SystemExit(
-            f"scripts/reference.py: error: {len(found)} definitions of {name} in landmark/{below}; change the script"
+            f"scripts/reference.py: error: {len(found)} definitions of {name} in {below}; change the script"
         )
     return found[0]
 

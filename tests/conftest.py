@@ -7,8 +7,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.seaweed import Seaweed, free_ports
-from tests.web import WebServer
+from tests.support.seaweed import Seaweed, free_ports
+from tests.support.web import WebServer
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,7 +13,7 @@ import landmark
 from landmark.cli import main
 from landmark.data.dataset import PackedDataset
 from landmark.training.run import run_training
-from tests.packed import picture, write_packed
+from tests.support.packed import picture, write_packed
 from tests.training.test_run import config
 
 ROOT = Path(__file__).parent.parent

@@ -139,7 +139,7 @@ def tune(
     space: name of a search space that comes with landmark, or a YAML file. Raises UserError.
     """
     parameters = dict(locals())
-    from landmark.search.space import Space
+    from landmark.search.spaces.space import Space
 
     values: dict[str, Any] = {
         "dataset": str(dataset), "space": str(space), "output": str(output), "name": name, "resume": resume,

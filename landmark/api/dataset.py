@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landmark.config import SubsetConfig
-from landmark.data.selection import open_dataset
+from landmark.data.subset_view import open_dataset
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from landmark.config import UserError
 from landmark.data.dataset import SPLITS, PackedDataset
-from landmark.data.pictures import Pictures
+from landmark.data.random_access import Pictures
 
 
 class ShardImages(Dataset[tuple[Any, int]]):

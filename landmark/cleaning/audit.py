@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from landmark.data.dataset import SPLITS, write_table
+from landmark.data.dataset import SPLITS
 from landmark.storage import Location
+from landmark.storage.tables import write_table
 
 REASONS = (
     "unreadable",

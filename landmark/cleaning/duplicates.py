@@ -7,9 +7,9 @@ import numpy as np
 
 from landmark.cleaning.matching import Sketch, likeness, sketch
 from landmark.config import DuplicatesConfig
-from landmark.data.pictures import Pictures, decode_grey
-from landmark.evaluation.neighbours import nearest_embeddings
+from landmark.data.random_access import Pictures, decode_grey
 from landmark.progress import Progress
+from landmark.retrieval.knn import nearest_embeddings
 
 BLOCK_PAIRS = 4096
 """Number of pairs whose images are in memory at a time."""

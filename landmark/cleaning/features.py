@@ -12,22 +12,23 @@ import pyarrow as pa
 import simplejpeg
 import torch
 
+from landmark.checkpoints.format import load_model, resolve_checkpoint
 from landmark.config import CleanConfig, ModelConfig, UserError
-from landmark.data.ahead import run_ahead
-from landmark.data.dataset import SPLITS, PackedDataset, read_table, write_table
-from landmark.data.image_files import fault_of
-from landmark.data.images import LARGEST_STORED_PIXELS
-from landmark.data.plan import RowGroups, Unit
-from landmark.data.reader import UnitReader
+from landmark.data.dataset import SPLITS, PackedDataset
+from landmark.data.loading.plan import RowGroups, Unit
+from landmark.data.loading.prefetch import run_ahead
+from landmark.data.loading.reader import UnitReader
+from landmark.data.sources.image_files import fault_of
+from landmark.data.sources.transcode import LARGEST_STORED_PIXELS
 from landmark.data.threads import DaemonPool
 from landmark.models import Embedder, build_model, model_info
 from landmark.models.weights import PACKAGED
 from landmark.progress import Progress
 from landmark.storage import Location, NotFound
-from landmark.training.checkpoints import load_model, resolve_checkpoint
-from landmark.training.local import default_device
-from landmark.training.precision import inference_precision
-from landmark.training.preprocess import Preprocess
+from landmark.storage.tables import read_table, write_table
+from landmark.training.compute.device_augmentation import Preprocess
+from landmark.training.compute.precision import inference_precision
+from landmark.training.distributed.local import default_device
 
 IMAGENET_CLASSES = 1000
 

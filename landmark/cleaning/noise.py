@@ -14,7 +14,7 @@ import numpy as np
 
 from landmark.config import NoiseConfig, UserError
 from landmark.config.extras import install_command
-from landmark.evaluation.neighbours import nearest_embeddings
+from landmark.retrieval.knn import nearest_embeddings
 
 SHARPNESS = 10.0
 """Weight of a neighbour's vote: exp(SHARPNESS * cosine)."""

@@ -24,11 +24,12 @@ from landmark.cleaning.duplicates import (
 from landmark.cleaning.features import EmbeddingModel, extract_features
 from landmark.cleaning.noise import Findings, beyond_limit, find_noise
 from landmark.config import CleanConfig, UserError, to_mapping
-from landmark.data.cleaned import KEPT_SCHEMA
-from landmark.data.dataset import SCHEMA_VERSION, SELECTION_KIND, SPLITS, PackedDataset, write_table
-from landmark.data.pictures import Pictures, thumbnail
-from landmark.data.selection import open_dataset
+from landmark.data.cleaned_dataset import KEPT_SCHEMA
+from landmark.data.dataset import SCHEMA_VERSION, SELECTION_KIND, SPLITS, PackedDataset
+from landmark.data.random_access import Pictures, thumbnail
+from landmark.data.subset_view import open_dataset
 from landmark.storage import Location, locate
+from landmark.storage.tables import write_table
 
 HINTS = {
     "unreadable": "check the images",

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from landmark import __version__
+from landmark.cli.commands import VERBS, Verb
 from landmark.cli.completion import SHELLS, completion
 from landmark.cli.help import command_help, group_help, long_help, program_help
 from landmark.cli.parsing import Parser
-from landmark.cli.verbs import VERBS, Verb
 from landmark.config import Stopped, UserError, nearest
-from landmark.outofmemory import out_of_memory
+from landmark.out_of_memory import out_of_memory
 from landmark.progress import set_quiet
 
 SWITCHES = ("--json", "-q", "--quiet", "-v", "--verbose")

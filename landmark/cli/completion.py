@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from landmark.cli.commands import Verb
 from landmark.cli.options import options_of, switched_off
-from landmark.cli.verbs import Verb
 from landmark.config import UserError, nearest
 
 SHELLS = ("bash", "zsh", "fish")

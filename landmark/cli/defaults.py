@@ -77,7 +77,7 @@ def recipe_for(dataset: str, *, model: str | None, weights: str | None) -> tuple
         return "modern", "a model is given without start weights"
     if importlib.util.find_spec(LITE0) is None:
         return "modern", "no start weights are installed; the extra lite0 has some"
-    from landmark.data.selection import open_dataset
+    from landmark.data.subset_view import open_dataset
 
     images = open_dataset(dataset).split("train").rows
     if images > SMALL_DATASET:
@@ -94,7 +94,7 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def tune(recipe: str | None, arguments: Sequence[str]) -> TuneConfig | None:
     """Return the defaults of `landmark tune`: what all trials of its space have in common, over a recipe."""
-    from landmark.search.space import Space
+    from landmark.search.spaces.space import Space
 
     _, name = take_option(arguments, "--space")
     if name is None:
@@ -107,7 +107,7 @@ def tune_from_file(file: str, arguments: Sequence[str]) -> TuneConfig:
 
     A space that the command line names overrides the file: its recipe is merged over the file's, as over any other.
     """
-    from landmark.search.space import Space
+    from landmark.search.spaces.space import Space
 
     text = named_text(file, "config file")
     config = parse_yaml(TuneConfig, text, file)

@@ -10,7 +10,7 @@ from landmark.cli.options import Option, options_of
 from landmark.config import UserError, nearest
 
 if TYPE_CHECKING:
-    from landmark.cli.verbs import Verb
+    from landmark.cli.commands import Verb
 
 WIDTH = 118
 WIDEST = 16

@@ -4,14 +4,14 @@ import platform
 from collections.abc import Sequence
 
 from landmark.config import CheckConfig, StatusConfig, UserError
+from landmark.diagnostics.checks import findings_of
+from landmark.diagnostics.dashboard import dashboard_url, door_findings, jobs_of
+from landmark.diagnostics.inspect import NodeFacts, survey
+from landmark.diagnostics.status import status_text
 from landmark.environment import package_versions
-from landmark.nodes.access import dashboard_url, door_findings, jobs_of
-from landmark.nodes.findings import findings_of
-from landmark.nodes.status import status_text
-from landmark.nodes.survey import NodeFacts, survey
 from landmark.runtime import connect
 from landmark.table import aligned
-from landmark.training.resources import cluster_nodes, effective_workers, need_of, room_for
+from landmark.training.distributed.capacity import cluster_nodes, effective_workers, need_of, room_for
 
 MOST_TRIALS = 10_000
 GIB = 2**30

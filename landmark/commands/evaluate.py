@@ -2,17 +2,17 @@
 
 from typing import Any
 
+from landmark.checkpoints.format import read_meta, resolve_checkpoint
 from landmark.config import EvaluateConfig, UserError
 from landmark.data.dataset import PackedDataset
-from landmark.data.selection import open_dataset
+from landmark.data.subset_view import open_dataset
 from landmark.evaluation.comparison import compare
-from landmark.reporting.evaluation_files import write_comparison
-from landmark.reporting.evaluation_text import print_comparison, print_summary
+from landmark.evaluation.io import write_comparison
+from landmark.inference.evaluation import Evaluation, Settings, evaluate_checkpoint, write_evaluation
+from landmark.inference.job import find_replicas
+from landmark.reporting.evaluation.text import print_comparison, print_summary
+from landmark.retrieval.gallery import GALLERY
 from landmark.storage import Location, check_writable, locate
-from landmark.training.checkpoints import read_meta, resolve_checkpoint
-from landmark.training.evaluation import Evaluation, Settings, evaluate_checkpoint, write_evaluation
-from landmark.training.gallery import GALLERY
-from landmark.training.inference import find_replicas
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:

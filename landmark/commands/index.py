@@ -1,13 +1,13 @@
 """`landmark index`: builds a model's k-NN gallery, or adds images and classes to it without training."""
 
+from landmark.checkpoints.format import resolve_checkpoint
 from landmark.config import IndexConfig
-from landmark.data.listing import holds_dataset
-from landmark.data.selection import open_dataset
+from landmark.data.sources.listing import holds_dataset
+from landmark.data.subset_view import open_dataset
+from landmark.inference.job import find_replicas
+from landmark.inference.sources import FolderImages, Images, SplitImages, check_limit
+from landmark.retrieval.gallery import GALLERY, Gallery, made_gallery
 from landmark.storage import locate
-from landmark.training.checkpoints import resolve_checkpoint
-from landmark.training.gallery import GALLERY, Gallery, made_gallery
-from landmark.training.images import FolderImages, Images, SplitImages, check_limit
-from landmark.training.inference import find_replicas
 
 
 def index(config: IndexConfig) -> Gallery:

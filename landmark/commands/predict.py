@@ -9,18 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from landmark.checkpoints.format import CheckpointMeta, read_meta, resolve_checkpoint
 from landmark.config import PredictConfig, UserError
-from landmark.data.dataset import PackedDataset, write_table
-from landmark.data.listing import holds_dataset
-from landmark.data.selection import open_dataset
+from landmark.data.dataset import PackedDataset
+from landmark.data.sources.listing import holds_dataset
+from landmark.data.subset_view import open_dataset
 from landmark.evaluation.predictions import Predictions, as_lists
+from landmark.inference.job import PARTS, Job, Replicas, find_replicas, infer
 from landmark.inference.model import ImageLike, Model, Prediction, load
-from landmark.reporting.evaluation_files import write_csv
+from landmark.inference.sources import FolderImages, Images, SplitImages, check_limit
+from landmark.retrieval.gallery import GALLERY, Gallery, made_gallery
 from landmark.storage import Location, check_writable, locate
-from landmark.training.checkpoints import CheckpointMeta, read_meta, resolve_checkpoint
-from landmark.training.gallery import GALLERY, Gallery, made_gallery
-from landmark.training.images import FolderImages, Images, SplitImages, check_limit
-from landmark.training.inference import PARTS, Job, Replicas, find_replicas, infer
+from landmark.storage.tables import write_csv, write_table
 
 PRINTED = 1000
 """Maximum number of images whose predictions are printed; more images need --output."""

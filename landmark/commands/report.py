@@ -2,13 +2,13 @@
 
 import json
 
+from landmark.checkpoints.format import INDEX
 from landmark.config import ReportConfig, UserError, mask_credentials
-from landmark.reporting.deck import deck_text
 from landmark.reporting.report import write_deck, write_report
+from landmark.reporting.study.reference_study import deck_text
 from landmark.reporting.tables import as_text, read_csv
-from landmark.search.snapshot import driver_of, is_study, write_snapshot
+from landmark.search.state.snapshot import driver_of, is_study, write_snapshot
 from landmark.storage import Location, NotFound, check_writable, locate
-from landmark.training.checkpoints import INDEX
 from landmark.training.resume import recorded_config
 
 SNAPSHOT = "snapshot"

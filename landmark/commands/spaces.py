@@ -2,7 +2,7 @@
 
 from landmark.config import RecipesConfig, SpacesConfig
 from landmark.recipes import recipe_names, recipe_text
-from landmark.search.space import Space, space_names
+from landmark.search.spaces.space import Space, space_names
 
 
 def recipes(config: RecipesConfig) -> list[str] | str:

@@ -5,13 +5,13 @@ import io
 import json
 from typing import Any
 
+from landmark.checkpoints.format import INDEX
 from landmark.config import ShowConfig, UserError
 from landmark.progress import clock
 from landmark.search.progress import LiveTable
-from landmark.search.snapshot import driver_of, is_study, read_study, standings_of
+from landmark.search.state.snapshot import driver_of, is_study, read_study, standings_of
 from landmark.storage import Location, NotFound, locate
 from landmark.table import aligned
-from landmark.training.checkpoints import INDEX
 from landmark.training.resume import recorded_config
 
 

@@ -6,13 +6,13 @@ from landmark.config import STOPPED, Stopped, TuneConfig
 from landmark.progress import clock
 from landmark.runtime import connect
 from landmark.search.dry_run import dry_run_text
-from landmark.search.leaderboard import leaderboard_text
-from landmark.search.lease import Lease
 from landmark.search.loggers import check_loggers
-from landmark.search.proposals import preview
 from landmark.search.results import write_results
+from landmark.search.spaces.samplers import preview
+from landmark.search.state.leaderboard import leaderboard_text
+from landmark.search.state.study_lock import Lease
 from landmark.search.study import Study, plan_study, room_of, run_trials
-from landmark.training.distributed import gpus_per_worker
+from landmark.training.distributed.ray_train import gpus_per_worker
 
 
 def tune(config: TuneConfig) -> dict[str, Any]:

@@ -1,15 +1,10 @@
 """Typed configuration: one dataclass per component, used by YAML files and the command line."""
 
-from landmark.config.catalog import DoctorConfig, ModelsConfig, RecipesConfig, ShowConfig, SpacesConfig
-from landmark.config.cleaning import CleanConfig, DuplicatesConfig, NoiseConfig, QualityConfig
-from landmark.config.cluster import CheckConfig, StatusConfig
-from landmark.config.commands import (
-    CheckpointConfig,
-    TrainConfig,
-    TuneConfig,
-    WorkersConfig,
-)
-from landmark.config.dataset import (
+from landmark.config.commands.cleaning import CleanConfig, DuplicatesConfig, NoiseConfig, QualityConfig
+from landmark.config.commands.cluster import CheckConfig, StatusConfig
+from landmark.config.commands.evaluation import EvaluateConfig, IndexConfig, InferenceConfig, PredictConfig
+from landmark.config.commands.information import DoctorConfig, ModelsConfig, RecipesConfig, ShowConfig, SpacesConfig
+from landmark.config.commands.prepare import (
     ClusterConfig,
     FoldersConfig,
     PackingConfig,
@@ -18,8 +13,14 @@ from landmark.config.dataset import (
     SplitConfig,
     SyntheticConfig,
 )
+from landmark.config.commands.report import ReportConfig
+from landmark.config.commands.training import (
+    CheckpointConfig,
+    TrainConfig,
+    TuneConfig,
+    WorkersConfig,
+)
 from landmark.config.errors import STOPPED, Stopped, UserError, nearest
-from landmark.config.evaluation import EvaluateConfig, IndexConfig, InferenceConfig, PredictConfig
 from landmark.config.files import (
     from_mapping,
     load_yaml,
@@ -33,7 +34,6 @@ from landmark.config.head import HeadConfig
 from landmark.config.input import AugmentConfig, LoaderConfig, ResizingConfig, SamplingConfig
 from landmark.config.optimization import ComputeConfig, EmaConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from landmark.config.recipe import EarlyStoppingConfig, ModelConfig, Recipe
-from landmark.config.report import ReportConfig
 from landmark.config.secrets import mask_credentials
 from landmark.config.space import BudgetConfig, SchedulerConfig, SearcherConfig, SpaceConfig
 from landmark.config.subset import (

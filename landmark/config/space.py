@@ -98,7 +98,7 @@ class BudgetConfig:
 
 @dataclass(kw_only=True, frozen=True)
 class SpaceConfig:
-    """A search space, as in its YAML file. `landmark.search.space` generates the trials."""
+    """A search space, as in its YAML file. `landmark.search.spaces.space` generates the trials."""
 
     metric: Literal["val_top1", "val_top5", "val_macro_recall", "val_loss"] = "val_top1"
     """Metric that compares trials, and `monitor` of each trial. For val_loss, lower is better."""

@@ -9,11 +9,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from landmark.config import UserError
-from landmark.data.ahead import run_ahead
-from landmark.data.dataset import PackedDataset, ShardEntry, read_parquet, read_table
+from landmark.data.dataset import PackedDataset, ShardEntry
+from landmark.data.loading.prefetch import run_ahead
 from landmark.data.threads import DaemonPool
 from landmark.progress import Progress
 from landmark.storage import NotFound
+from landmark.storage.tables import read_parquet, read_table
 
 THREADS = 4
 COLUMNS = ["sample", "image_id", "landmark_id", "label", "split", "shard", "row_group"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from landmark.evaluation.measures import gap_by_chance
+from landmark.evaluation.metrics import gap_by_chance
 
 
 def random_top_k(classes: int, k: int) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from landmark.cpus import available_cpus
-from landmark.evaluation.measures import BINS, confidence_bins, gap_order
+from landmark.evaluation.metrics import BINS, confidence_bins, gap_order
 from landmark.evaluation.predictions import Predictions
 
 CONFIDENCE = 0.95

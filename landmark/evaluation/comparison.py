@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from landmark.config import UserError
 from landmark.evaluation.bootstrap import Interval, Resampled, percentile_interval, resample
-from landmark.evaluation.measures import gap, gap_order
+from landmark.evaluation.metrics import gap, gap_order
 from landmark.evaluation.predictions import Predictions
 
 EXACT_BELOW = 1000

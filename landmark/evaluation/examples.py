@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from landmark.evaluation.accumulator import Tally
 from landmark.evaluation.predictions import Predictions
-from landmark.evaluation.tally import Tally
 
 MISTAKES = 48
 PAIRS = 24

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from landmark.evaluation.accumulator import Tally, summarise
 from landmark.evaluation.baselines import majority_gap, random_gap
 from landmark.evaluation.bootstrap import intervals
-from landmark.evaluation.measures import (
+from landmark.evaluation.metrics import (
     BANDS,
     Calibration,
     calibration,
@@ -18,7 +19,6 @@ from landmark.evaluation.measures import (
     rejection_threshold,
 )
 from landmark.evaluation.predictions import Predictions
-from landmark.evaluation.tally import Tally, summarise
 
 
 def tally_of(predictions: Predictions, classes: int, topk: tuple[int, ...]) -> Tally:

@@ -13,22 +13,22 @@ import torch
 from PIL import Image
 from torch import nn
 
+from landmark.checkpoints.format import CheckpointMeta, load_model, resolve_checkpoint, weights_digest
 from landmark.config import PackingConfig, UserError
 from landmark.data.dataset import PackedDataset
-from landmark.data.decode import decode_batch
-from landmark.data.image_files import Refused
-from landmark.data.images import pack_image
-from landmark.data.selection import open_dataset
-from landmark.evaluation.neighbours import search_index
+from landmark.data.loading.jpeg import decode_batch
+from landmark.data.sources.image_files import Refused
+from landmark.data.sources.transcode import pack_image
+from landmark.data.subset_view import open_dataset
+from landmark.inference.sources import SplitImages
 from landmark.models import Embedder
-from landmark.models.chunks import ranking_of
+from landmark.models.chunked_cross_entropy import ranking_of
+from landmark.retrieval.gallery import GALLERY, Gallery
+from landmark.retrieval.knn import search_index
 from landmark.storage import Location, NotFound, StorageError, locate
-from landmark.training.checkpoints import CheckpointMeta, load_model, resolve_checkpoint, weights_digest
-from landmark.training.gallery import GALLERY, Gallery
-from landmark.training.images import SplitImages
-from landmark.training.local import default_device
-from landmark.training.precision import inference_precision
-from landmark.training.preprocess import Preprocess
+from landmark.training.compute.device_augmentation import Preprocess
+from landmark.training.compute.precision import inference_precision
+from landmark.training.distributed.local import default_device
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
 """One image: a path, a URI, the bytes of an image file, a PIL image, or uint8 pixels (height, width, 3) or (height, width)."""

@@ -11,15 +11,15 @@ from torch import nn
 
 from landmark.config import ModelConfig, UserError, nearest
 from landmark.config.extras import install_command
-from landmark.models import deck
+from landmark.models import reference
 from landmark.models.heads import EmbeddingHead, GeM, graft
 from landmark.models.stages import Stage, classifier_path, stages
 from landmark.models.weights import load_weights
 
 DECK: dict[str, Callable[[int, int], nn.Module]] = {
-    "deck_mlp": deck.feed_forward,
-    "deck_cnn_max": deck.max_pooling_cnn,
-    "deck_cnn_avg": deck.average_pooling_cnn,
+    "deck_mlp": reference.feed_forward,
+    "deck_cnn_max": reference.max_pooling_cnn,
+    "deck_cnn_avg": reference.average_pooling_cnn,
 }
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CENTRED = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -4,14 +4,14 @@ import pandas as pd
 
 from landmark.config import UserError
 from landmark.reporting.cleaning_page import cleaned_dataset, cleaning_sections
-from landmark.reporting.deck import deck_summary
-from landmark.reporting.evaluation import Evaluated, read_evaluation
-from landmark.reporting.evaluation_page import evaluation_groups
+from landmark.reporting.evaluation.page import evaluation_groups
+from landmark.reporting.evaluation.reader import Evaluated, read_evaluation
 from landmark.reporting.page import Group, Page, Section, render
 from landmark.reporting.plots import curves_svg
 from landmark.reporting.provenance import cost_of, provenance_sections, shown_time
 from landmark.reporting.sections import table_of
-from landmark.reporting.study_page import study_page
+from landmark.reporting.study.page import study_page
+from landmark.reporting.study.reference_study import deck_summary
 from landmark.reporting.tables import (
     named,
     read_csv,

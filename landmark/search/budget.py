@@ -8,7 +8,7 @@ from ray.tune import Stopper
 
 from landmark.config import BudgetConfig
 from landmark.evaluation.ranking import score
-from landmark.search.record import StudyRecord
+from landmark.search.state.state import StudyRecord
 
 
 class BudgetStopper(Stopper):

@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from landmark.config import SchedulerConfig
 from landmark.data.dataset import PackedDataset
 from landmark.progress import clock
-from landmark.search.packing import trial_footprint, trial_memory
 from landmark.search.schedulers import Bracket, brackets, rungs
-from landmark.search.space import Space, TrialPlan
+from landmark.search.spaces.space import Space, TrialPlan
+from landmark.search.trials.resource_estimates import trial_footprint, trial_memory
 from landmark.table import aligned, shown_value
-from landmark.training.local import default_device
+from landmark.training.distributed.local import default_device
 
 SHOWN_TRIALS = 60
 TRAINING_PASSES = 3

@@ -9,7 +9,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from landmark.progress import clock, is_quiet
-from landmark.search.record import StudyRecord, TrialRecord
+from landmark.search.state.state import StudyRecord, TrialRecord
 from landmark.table import aligned, shown_metric, shown_value
 
 SHOWN_TRIALS = 24

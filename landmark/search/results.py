@@ -10,10 +10,11 @@ from typing import Any
 import psutil
 import ray
 
+from landmark.checkpoints.format import MODEL_FILES
 from landmark.config import Recipe, TrainConfig, UserError, mask_credentials
 from landmark.environment import describe_environment
 from landmark.runtime import connect
-from landmark.search.leaderboard import (
+from landmark.search.state.leaderboard import (
     Standing,
     history_rows,
     leaderboard_columns,
@@ -21,16 +22,15 @@ from landmark.search.leaderboard import (
     rank_trials,
     to_csv,
 )
-from landmark.search.record import METRICS, StudyRecord, TrialRecord
+from landmark.search.state.state import METRICS, StudyRecord, TrialRecord
 from landmark.search.study import Outcome, Study
-from landmark.search.testing import ModelTest, result_of, run_tests
-from landmark.search.trial import store_of
+from landmark.search.trials.model_tests import ModelTest, result_of, run_tests
+from landmark.search.trials.trial import store_of
 from landmark.storage import Location, locate
-from landmark.training.checkpoints import MODEL_FILES
-from landmark.training.distributed import gpus_per_worker
-from landmark.training.resources import effective_workers
+from landmark.training.distributed.capacity import effective_workers
+from landmark.training.distributed.ray_train import gpus_per_worker
+from landmark.training.observe.telemetry import TRIALS
 from landmark.training.run import RunResult, run_training
-from landmark.training.telemetry import TRIALS
 
 EVALUATION_FOLDER = "evaluation-test"
 BEST = "best"

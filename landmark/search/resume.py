@@ -15,7 +15,7 @@ from landmark.config import (
     with_recorded_subset,
 )
 from landmark.data.dataset import PackedDataset
-from landmark.search.space import Space
+from landmark.search.spaces.space import Space
 from landmark.storage import Location, NotFound, locate
 from landmark.training.run import absolute_weights
 

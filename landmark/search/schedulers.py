@@ -18,7 +18,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from landmark.config import SchedulerConfig, UserError
 from landmark.evaluation.ranking import score
-from landmark.search.record import ERROR, StudyRecord, TrialRecord, Verdict, death_of
+from landmark.search.state.state import ERROR, StudyRecord, TrialRecord, Verdict, death_of
 
 
 class Rule:

@@ -19,31 +19,31 @@ from landmark.config import (
     to_stored_yaml,
 )
 from landmark.data.dataset import PackedDataset
-from landmark.data.selection import open_dataset
+from landmark.data.subset_view import open_dataset
 from landmark.progress import is_quiet
 from landmark.runtime import connect
 from landmark.search.budget import BudgetStopper
-from landmark.search.cache import needed_short_side, resized
-from landmark.search.journal import Journal
-from landmark.search.lease import Lease
 from landmark.search.loggers import logger_callbacks
-from landmark.search.packing import trial_memory
-from landmark.search.population import Population, changeable
+from landmark.search.pbt import Population, changeable
 from landmark.search.progress import LiveTable
-from landmark.search.proposals import Listed, Proposals, build_proposals
-from landmark.search.queue import Keeper, TrialQueue
-from landmark.search.record import StudyRecord, TrialRecord
+from landmark.search.resized_datasets import needed_short_side, resized
 from landmark.search.resume import DATASETS, absolute, as_begun, check_same_study, content_ids
-from landmark.search.room import Room, find_room
 from landmark.search.schedulers import StudyScheduler, build_rule, check_grace
-from landmark.search.space import Space, TrialPlan
-from landmark.search.states import TrialStates
+from landmark.search.searcher import Keeper, TrialQueue
+from landmark.search.spaces.representatives import greatest, kinds_of_trials, unequal_schedules
+from landmark.search.spaces.samplers import Listed, Proposals, build_proposals
+from landmark.search.spaces.space import Space, TrialPlan
+from landmark.search.state.journal import Journal
+from landmark.search.state.state import StudyRecord, TrialRecord
+from landmark.search.state.study_lock import Lease
 from landmark.search.termination import Termination
-from landmark.search.trial import TrialProcess, exploit_values, trial_values
-from landmark.search.variants import greatest, kinds_of_trials, unequal_schedules
+from landmark.search.trials.capacity import Room, find_room
+from landmark.search.trials.resource_estimates import trial_memory
+from landmark.search.trials.trial import TrialProcess, exploit_values, trial_values
+from landmark.search.trials.trial_metrics import TrialStates
 from landmark.search.waiting import WaitingNotice
 from landmark.storage import Location, check_writable, locate
-from landmark.training.backends import check_backend
+from landmark.training.distributed.backends import check_backend
 from landmark.training.run import absolute_weights
 
 TUNE_FOLDER = "ray"

@@ -8,7 +8,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.util import placement_group_table
 
-from landmark.search.record import StudyRecord
+from landmark.search.state.state import StudyRecord
 from landmark.tracking.background import Say
 
 AFTER_S = 30.0

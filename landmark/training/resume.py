@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from landmark.checkpoints.format import CheckpointMeta, read_meta
+from landmark.checkpoints.store import CheckpointStore
 from landmark.config import (
     Recipe,
     TrainConfig,
@@ -18,10 +20,8 @@ from landmark.config import (
     with_recorded_subset,
 )
 from landmark.data.dataset import PackedDataset
-from landmark.data.selection import open_dataset
+from landmark.data.subset_view import open_dataset
 from landmark.storage import Location, NotFound
-from landmark.training.checkpoints import CheckpointMeta, read_meta
-from landmark.training.store import CheckpointStore
 
 PLACE = ("output", "name", "resume")
 """Keys that identify a run and do not change it."""

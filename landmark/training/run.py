@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from landmark.checkpoints.format import read_meta
+from landmark.checkpoints.store import CheckpointStore
 from landmark.config import (
     ModelConfig,
     TrainConfig,
@@ -17,17 +19,15 @@ from landmark.config import (
     to_mapping,
 )
 from landmark.data.dataset import PackedDataset
-from landmark.data.selection import open_dataset
+from landmark.data.subset_view import open_dataset
 from landmark.environment import describe_environment
 from landmark.storage import Location, check_writable, locate, resuming
-from landmark.training.batches import check_batches
-from landmark.training.checkpoints import read_meta
-from landmark.training.failures import memory_errors, ray_errors
-from landmark.training.local import LocalSession
-from landmark.training.loop import fit
-from landmark.training.profiling import step_profiler
+from landmark.training.compute.batch_size import check_batches
+from landmark.training.distributed.failures import memory_errors, ray_errors
+from landmark.training.distributed.local import LocalSession
+from landmark.training.loop.fit import fit
+from landmark.training.observe.profiling import step_profiler
 from landmark.training.resume import check_resume, recorded_config, resume_lines, saved_result
-from landmark.training.store import CheckpointStore
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -69,7 +69,7 @@ def run_training(config: TrainConfig) -> RunResult:
     config = _as_begun(absolute_paths(config))
     if not config.workers.in_process:
         # Ray is imported only if several workers need it. One worker trains without it.
-        from landmark.training.backends import check_backend
+        from landmark.training.distributed.backends import check_backend
 
         check_backend(config.workers, config.compute)
     dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
@@ -139,8 +139,8 @@ def _fit_here(config: TrainConfig, dataset: PackedDataset, run: Location) -> Non
 
 def _fit_workers(config: TrainConfig, run: Location) -> None:
     from landmark.runtime import connect
-    from landmark.training.distributed import fit_workers
-    from landmark.training.resources import check_room, effective_workers
+    from landmark.training.distributed.capacity import check_room, effective_workers
+    from landmark.training.distributed.ray_train import fit_workers
 
     connect(config.cluster)
     config = dataclasses.replace(config, workers=effective_workers(config.workers, [config.loader]))

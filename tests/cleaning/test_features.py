@@ -8,10 +8,10 @@ import simplejpeg
 
 from landmark.cleaning.features import EmbeddingModel, extract_features, look_at
 from landmark.config import CleanConfig, ModelConfig, UserError
-from landmark.data.pictures import Pictures, thumbnail
+from landmark.data.random_access import Pictures, thumbnail
 from landmark.models import Embedder, build_model
 from landmark.storage import locate
-from tests.packed import picture, write_packed
+from tests.support.packed import picture, write_packed
 
 CONFIG = CleanConfig(dataset="-", output="-", batch_size=3)
 

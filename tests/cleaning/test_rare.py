@@ -9,7 +9,7 @@ import pytest
 from landmark.cleaning.noise import beyond_limit, find_noise
 from landmark.cleaning.run import Cleaning
 from landmark.config import CleanConfig, DuplicatesConfig, NoiseConfig, QualityConfig, UserError
-from tests.packed import write_packed
+from tests.support.packed import write_packed
 
 pytest.importorskip("cleanlab")
 WIDTH = 64

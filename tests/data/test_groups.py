@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 
 from landmark.config import SubsetConfig
-from landmark.data.dataset import read_table, write_table
 from landmark.data.packing.repack import DatasetSource
-from landmark.data.selection import open_dataset
-from landmark.training.evaluation import groups_of
-from tests.packed import write_packed
+from landmark.data.subset_view import open_dataset
+from landmark.inference.evaluation import groups_of
+from landmark.storage.tables import read_table, write_table
+from tests.support.packed import write_packed
 
 
 def test_groups_are_read_by_sample_and_a_dataset_without_them_has_none(tmp_path: Path):

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from landmark.config import SpaceConfig, SubsetConfig, TrainConfig, UserError, load_yaml
-from landmark.data.gldv2 import (
+from landmark.data.packing.sources import read_groups
+from landmark.data.sources.gldv2 import (
     Faults,
     published_md5,
     read_attribution,
@@ -18,10 +19,9 @@ from landmark.data.gldv2 import (
     read_images,
     read_solution,
 )
-from landmark.data.packing.sources import read_groups
 from landmark.data.subset import select_images
 from landmark.recipes import recipe_values
-from landmark.search.space import Space
+from landmark.search.spaces.space import Space
 from landmark.storage import locate
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le-bom", "utf-16-be-bom"]

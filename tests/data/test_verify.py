@@ -10,7 +10,7 @@ import pytest
 from landmark.cli import main
 from landmark.data.dataset import PackedDataset
 from landmark.data.verify import verify_dataset
-from tests.packed import write_packed
+from tests.support.packed import write_packed
 
 
 @pytest.fixture

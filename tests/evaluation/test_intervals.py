@@ -5,9 +5,9 @@ import pytest
 
 from landmark.evaluation.bootstrap import Interval, intervals, weights_of
 from landmark.evaluation.comparison import compare
-from landmark.evaluation.measures import calibration, gap, gap_order
+from landmark.evaluation.metrics import calibration, gap, gap_order
 from landmark.evaluation.predictions import Predictions
-from tests.predicted import random_predictions
+from tests.support.predicted import random_predictions
 
 SETS = 100
 ENOUGH = 90

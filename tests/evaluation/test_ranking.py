@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
+from landmark.checkpoints.format import CheckpointMeta, Snapshot
+from landmark.checkpoints.store import CheckpointStore
 from landmark.config import CheckpointConfig, OptimizerConfig, Recipe, ScheduleConfig
 from landmark.evaluation.ranking import score
 from landmark.storage import locate
-from landmark.training.checkpoints import CheckpointMeta, Snapshot
-from landmark.training.optim import Schedule
-from landmark.training.store import CheckpointStore
+from landmark.training.compute.optim import Schedule
 
 NOT_FINITE = [math.nan, math.inf, -math.inf]
 DIRECTIONS = [("val_top1", "max", 0.2, 0.7), ("val_loss", "min", 7.0, 2.0)]

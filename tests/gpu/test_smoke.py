@@ -23,20 +23,20 @@ import torch.multiprocessing
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from landmark.checkpoints.format import copied
 from landmark.config import ComputeConfig, HeadConfig, LoaderConfig, ModelConfig, OptimizerConfig, Recipe
-from landmark.data.decode import decode_batch
-from landmark.data.loader import Batch
+from landmark.data.loading.jpeg import decode_batch
+from landmark.data.loading.loader import Batch
 from landmark.models import build_model, model_info
-from landmark.training.backends import Ddp
-from landmark.training.checkpoints import copied
-from landmark.training.feed import place, to_device
-from landmark.training.optim import Schedule
-from landmark.training.precision import inference_precision
-from landmark.training.preprocess import Preprocess
-from landmark.training.steps import TrainStep
-from landmark.training.validation import predict
-from tests.training.test_steps import recipe
-from tests.training.test_waiting import VARIED
+from landmark.training.compute.device_augmentation import Preprocess
+from landmark.training.compute.device_prefetch import place, to_device
+from landmark.training.compute.optim import Schedule
+from landmark.training.compute.precision import inference_precision
+from landmark.training.distributed.backends import Ddp
+from landmark.training.loop.step import TrainStep
+from landmark.training.loop.validation import predict
+from tests.training.loop.test_step import recipe
+from tests.training.observe.test_waiting import VARIED
 
 os.environ.setdefault(
     "CUBLAS_WORKSPACE_CONFIG", ":4096:8"

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from landmark.cli import main
-from landmark.data.dataset import PackedDataset, read_table
-from tests.seaweed import Seaweed
+from landmark.data.dataset import PackedDataset
+from landmark.storage.tables import read_table
+from tests.support.seaweed import Seaweed
 
 CLASSES = 24
 SPACE = """

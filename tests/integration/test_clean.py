@@ -10,11 +10,11 @@ import pytest
 from landmark.cleaning.audit import AUDIT_SCHEMA
 from landmark.cli import main
 from landmark.config import PrepareConfig, SyntheticConfig
-from landmark.data.cleaned import CleanedDataset
+from landmark.data.cleaned_dataset import CleanedDataset
 from landmark.data.dataset import PackedDataset
 from landmark.data.packing.job import pack_dataset
 from landmark.data.packing.sources import SyntheticSource
-from landmark.data.selection import open_dataset
+from landmark.data.subset_view import open_dataset
 from landmark.storage import locate
 
 pytest.importorskip("cleanlab")

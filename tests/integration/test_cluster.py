@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.nodes import Nodes
-from tests.packed import write_packed
-from tests.seaweed import Seaweed
+from tests.support.nodes import Nodes
+from tests.support.packed import write_packed
+from tests.support.seaweed import Seaweed
 
 ROOT = Path(__file__).parent.parent.parent
 

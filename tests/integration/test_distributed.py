@@ -9,6 +9,7 @@ import ray
 import ray.train
 import torch
 
+from landmark.checkpoints.format import Snapshot
 from landmark.config import (
     AugmentConfig,
     HeadConfig,
@@ -23,16 +24,15 @@ from landmark.config import (
     to_mapping,
 )
 from landmark.data.dataset import PackedDataset
-from landmark.data.loader import Loader
+from landmark.data.loading.loader import Loader
 from landmark.models import build_model, classification_loss
 from landmark.storage import locate
-from landmark.training.checkpoints import Snapshot
-from landmark.training.distributed import Trainer, TrainWorkerSession
-from landmark.training.feed import place
-from landmark.training.loop import fit
-from landmark.training.preprocess import Preprocess
+from landmark.training.compute.device_augmentation import Preprocess
+from landmark.training.compute.device_prefetch import place
+from landmark.training.distributed.ray_train import Trainer, TrainWorkerSession
+from landmark.training.loop.fit import fit
 from landmark.training.run import run_training
-from tests.packed import write_packed
+from tests.support.packed import write_packed
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.nodes import Nodes
-from tests.packed import write_packed
-from tests.witness import consumed, steps_seen
+from tests.support.nodes import Nodes
+from tests.support.packed import write_packed
+from tests.support.witness import consumed, steps_seen
 
 
 def test_a_node_that_joins_an_elastic_run_repeats_almost_no_step(tmp_path):
@@ -19,7 +19,7 @@ def test_a_node_that_joins_an_elastic_run_repeats_almost_no_step(tmp_path):
     dataset = write_packed(tmp_path, {"train": [400, 240], "val": [20], "test": [9]}, classes=4).location.uri
     run = tmp_path / "runs" / "train"
     command = [
-        *(sys.executable, "-m", "tests.witness", "train", "--dataset", dataset, "--output", str(run.parent)),
+        *(sys.executable, "-m", "tests.support.witness", "train", "--dataset", dataset, "--output", str(run.parent)),
         *("--name", "train", "--epochs", str(epochs), "--model.backbone", "deck_mlp", "--loader.image-size", "16"),
         *("--loader.batch-size", "4", "--loader.decode-threads", "1", "--loader.stream", "thread", "--no-tensorboard"),
         *("--checkpoint.minutes", "None", "--workers.count", "1:2", "--workers.cpus", "1"),

@@ -22,7 +22,7 @@ from landmark.config import SyntheticConfig
 from landmark.data.dataset import PackedDataset
 from landmark.data.synthetic import plan_images
 from landmark.storage import locate
-from tests.seaweed import Seaweed, free_ports
+from tests.support.seaweed import Seaweed, free_ports
 
 ROOT = Path(__file__).parent.parent.parent
 DEADLINE_S = 90

@@ -15,6 +15,7 @@ import torch
 from ray.train.v2._internal.execution.context import DistributedContext
 from ray.train.v2._internal.execution.worker_group.worker import ActorMetadata, Worker
 
+from landmark.checkpoints.format import read_weights
 from landmark.cli import parse
 from landmark.config import (
     CheckpointConfig,
@@ -32,15 +33,14 @@ from landmark.config import (
 )
 from landmark.data.dataset import PackedDataset
 from landmark.search.study import plan_study
-from landmark.training import distributed
-from landmark.training.checkpoints import read_weights
-from landmark.training.gloo import interface_of
-from landmark.training.horovod import HorovodModel, Rendezvous, dense_view, slots_of
+from landmark.training.distributed import ray_train
+from landmark.training.distributed.gloo import interface_of
+from landmark.training.distributed.horovod import HorovodModel, Rendezvous, dense_view, slots_of
 from landmark.training.run import run_training
 from tests.integration.test_worker_faults import at_step
-from tests.packed import write_packed
-from tests.studies import COMMON, epochs_of, study
-from tests.witness import consumed, witnessed_work
+from tests.support.packed import write_packed
+from tests.support.studies import COMMON, epochs_of, study
+from tests.support.witness import consumed, witnessed_work
 
 ROOT = Path(__file__).parent.parent.parent
 TRAIN, BATCH, EPOCHS = 112, 16, 2
@@ -108,7 +108,7 @@ def ddp(horovod: Any, dataset: PackedDataset, tmp_path_factory: pytest.TempPathF
     return folder
 
 
-class Witness(distributed.TrainWorkerSession):
+class Witness(ray_train.TrainWorkerSession):
     """A session that writes down what a rank's backend did."""
 
     def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -133,7 +133,7 @@ KINDS = (torch.uint8, torch.int64, torch.float32, torch.float64)
 
 
 def _witnessed(values: dict[str, Any]) -> None:
-    work, distributed.TrainWorkerSession = distributed._work, Witness  # type: ignore[misc]
+    work, ray_train.TrainWorkerSession = ray_train._work, Witness  # type: ignore[misc]
     work(values)
 
 
@@ -142,7 +142,7 @@ def by_horovod(horovod: Any, dataset: PackedDataset, tmp_path_factory: pytest.Te
     """The folder of the same run by Horovod, whose ranks begin with weights of their own and write down what they did."""
     folder = tmp_path_factory.mktemp("horovod")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed, "_work", _witnessed)
+        patch.setattr(ray_train, "_work", _witnessed)
         run_training(config(dataset, folder, "horovod"))
     return folder
 
@@ -169,7 +169,7 @@ def test_ranks_begin_with_the_weights_of_the_first_and_end_with_equal_ones(by_ho
 
 
 def test_a_killed_rank_meets_the_others_again_and_the_run_finishes(ddp, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "_work", witnessed_work)
+    monkeypatch.setattr(ray_train, "_work", witnessed_work)
     run = config(dataset, tmp_path, "horovod")
     thread = at_step(tmp_path / "train", 2 * 9, lambda pid: os.kill(pid, signal.SIGKILL))
     result = run_training(run)
@@ -183,11 +183,11 @@ def test_a_killed_rank_meets_the_others_again_and_the_run_finishes(ddp, dataset,
 
 def _hidden(values: dict[str, Any]) -> None:
     sys.modules["horovod"] = None  # type: ignore[assignment]
-    distributed._work(values)
+    ray_train._work(values)
 
 
 def test_a_node_without_horovod_is_named(horovod, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "_work", _hidden)
+    monkeypatch.setattr(ray_train, "_work", _hidden)
     with pytest.raises(UserError, match=f"Horovod does not load on {socket.gethostname()} .*install-horovod") as error:
         run_training(config(dataset, tmp_path, "horovod"))
     assert "\n" not in str(error.value)

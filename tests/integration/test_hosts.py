@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosts import CLIENT, DASHBOARD, GCS, RAY, Host, Hosts, missing
-from tests.jobs import (
+from tests.support.hosts import CLIENT, DASHBOARD, GCS, RAY, Host, Hosts, missing
+from tests.support.jobs import (
     BATCH,
     EVERY,
     TRAIN,

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from landmark.config import STOPPED
-from tests.packed import write_packed
-from tests.seaweed import free_ports
+from tests.support.packed import write_packed
+from tests.support.seaweed import free_ports
 
 ROOT = Path(__file__).parent.parent.parent
 RAY = str(Path(sysconfig.get_path("scripts")) / "ray")

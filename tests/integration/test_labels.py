@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from landmark.cli import main
 from landmark.data.dataset import PackedDataset
-from landmark.data.position import Position
-from landmark.models import chunks
+from landmark.data.loading.progress import Position
+from landmark.models import chunked_cross_entropy
 
 CLASSES, IMAGES, WIDTH, BATCH = 2000, 2400, 16, 64
 PAGE_BYTES = 600_000
@@ -70,7 +70,7 @@ def test_an_epoch_with_a_sampled_head_is_evaluated_and_reported(packed, tmp_path
         Position, "advance", lambda self, draws: (shown.update(draws.tolist()), advance(self, draws))[1]
     )
     # Chunks as much smaller than the logits of all classes as they are at 203,094.
-    monkeypatch.setattr(chunks, "CHUNK_LOGITS", BATCH * CLASSES // 20)
+    monkeypatch.setattr(chunked_cross_entropy, "CHUNK_LOGITS", BATCH * CLASSES // 20)
     where = ["--dataset", packed.uri, "--output", str(tmp_path), "--name", "run", "--epochs", "1"]
     head = ["--model.head.name", "subcenter", "--model.head.subcenters", "1", "--model.head.margin-least", "0.05"]
     model = ["--model.backbone", "deck_mlp", "--model.neck", str(WIDTH), *head, "--model.head.sample", "0.1"]

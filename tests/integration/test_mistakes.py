@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from landmark.cli import main
-from tests.packed import write_packed
-from tests.seaweed import Seaweed
+from tests.support.packed import write_packed
+from tests.support.seaweed import Seaweed
 
 
 @pytest.fixture

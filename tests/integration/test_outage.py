@@ -12,8 +12,8 @@ import pytest
 
 from landmark.storage import locate
 from tests.integration.test_faults import FAST, started
-from tests.proxy import Proxy
-from tests.seaweed import Seaweed
+from tests.support.proxy import Proxy
+from tests.support.seaweed import Seaweed
 
 GONE_S = 6
 SETTINGS = {"LANDMARK_STORAGE_DEADLINE_S": "2", "LANDMARK_STORAGE_OUTAGE_S": "200"}

@@ -22,17 +22,18 @@ from landmark.config import (
     SyntheticConfig,
     UserError,
 )
-from landmark.data.dataset import PackedDataset, read_table
-from landmark.data.loader import Loader
+from landmark.data.dataset import PackedDataset
+from landmark.data.loading.loader import Loader
 from landmark.data.packing.job import pack_dataset
 from landmark.data.packing.shards import file_sha256
 from landmark.data.packing.sources import SyntheticSource, folder_source
-from landmark.data.selection import open_dataset
+from landmark.data.subset_view import open_dataset
 from landmark.data.synthetic import draw_image, plan_images
 from landmark.data.verify import verify_dataset
 from landmark.storage import locate
-from tests.packed import picture
-from tests.seaweed import Seaweed
+from landmark.storage.tables import read_table
+from tests.support.packed import picture
+from tests.support.seaweed import Seaweed
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = SyntheticConfig(classes=5, images=150, image_size=48, broken=0.02, near_duplicates=0.1)

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from landmark.config import Gldv2Config, PackingConfig, PrepareConfig, SubsetConfig, SyntheticConfig, UserError
-from landmark.data.dataset import PackedDataset, read_table
+from landmark.data.dataset import PackedDataset
 from landmark.data.packing.gldv2_source import gldv2_source
 from landmark.data.packing.job import PackingResult, pack_dataset
 from landmark.data.packing.join import drop_duplicates
@@ -27,9 +27,10 @@ from landmark.data.packing.worker import Packer
 from landmark.data.synthetic import draw_image, plan_images
 from landmark.data.synthetic.gldv2_files import write_gldv2, write_tar
 from landmark.storage import locate
+from landmark.storage.tables import read_table
 from tests.integration.test_prepare import ROOT, check_whole
-from tests.seaweed import Seaweed
-from tests.web import WebServer
+from tests.support.seaweed import Seaweed
+from tests.support.web import WebServer
 
 IMAGES = SyntheticConfig(classes=5, images=150, image_size=32, broken=0.02)
 PICTURE = draw_image(plan_images(SyntheticConfig(), 0).slice(0, 1).to_pylist()[0], SyntheticConfig(image_size=32), 0)

@@ -14,14 +14,14 @@ import psutil
 import pytest
 import torch
 
+from landmark.checkpoints.format import read_meta, read_recipe, read_weights
 from landmark.commands.report import report
 from landmark.config import ReportConfig, TrainConfig, UserError, WorkersConfig, load_yaml
 from landmark.data.dataset import PackedDataset
 from landmark.storage import locate
-from landmark.training.checkpoints import read_meta, read_recipe, read_weights
-from tests.event_files import written
-from tests.packed import write_packed
-from tests.studies import COMMON, RATES, epochs_of, events, rows, study
+from tests.support.event_files import written
+from tests.support.packed import write_packed
+from tests.support.studies import COMMON, RATES, epochs_of, events, rows, study
 
 PBT = "scheduler: {name: pbt, interval_epochs: 2, quantile: 0.5, resample: 0.0}\n"
 LRS = """

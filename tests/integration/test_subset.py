@@ -9,13 +9,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from landmark.checkpoints.format import read_meta, resolve_checkpoint
 from landmark.cli import main
 from landmark.config import SubsetConfig, TuneConfig, to_yaml
 from landmark.data.dataset import PackedDataset
-from landmark.data.selection import Selection
+from landmark.data.subset_view import Selection
 from landmark.search.study import plan_study
-from landmark.training.checkpoints import read_meta, resolve_checkpoint
-from tests.packed import write_packed
+from tests.support.packed import write_packed
 
 SUBSET = ["--subset.classes", "4", "--subset.choose", "random", "--subset.max-images", "45"]
 SAME = SubsetConfig(classes=4, choose="random", max_images=45)

@@ -8,10 +8,10 @@ from landmark.commands.evaluate import evaluate
 from landmark.commands.report import report
 from landmark.commands.tune import tune
 from landmark.config import ClusterConfig, EvaluateConfig, ReportConfig, TuneConfig, UserError, WorkersConfig
-from landmark.search.space import Space
-from tests.packed import write_packed
-from tests.seaweed import Seaweed
-from tests.studies import COMMON, RATES, epochs_of, events, rows, study
+from landmark.search.spaces.space import Space
+from tests.support.packed import write_packed
+from tests.support.seaweed import Seaweed
+from tests.support.studies import COMMON, RATES, epochs_of, events, rows, study
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import time
 
 import ray
 
-from landmark.training.board import Beat, Board, new_board, verdict_of
-from landmark.training.callbacks import PEAK_STEPS, MemoryWatch
-from landmark.training.watch import hung_worker, watched
+from landmark.training.distributed.callbacks import PEAK_STEPS, MemoryWatch
+from landmark.training.distributed.monitor import Beat, Board, new_board, verdict_of
+from landmark.training.distributed.watchdog import hung_worker, watched
 
 
 def beat(rank: int, **changes) -> tuple[float, Beat]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import landmark.training.distributed as distributed
+from landmark.checkpoints.format import read_weights
 from landmark.config import (
     CheckpointConfig,
     ComputeConfig,
@@ -24,12 +24,12 @@ from landmark.config import (
     WorkersConfig,
 )
 from landmark.data.dataset import PackedDataset
-from landmark.data.position import Position
-from landmark.training.checkpoints import read_weights
+from landmark.data.loading.progress import Position
+from landmark.training.distributed import ray_train
 from landmark.training.run import run_training
-from tests.dying import dying_work, validating_work
-from tests.packed import write_packed
-from tests.witness import consumed, steps_seen, witnessed_work, write_down
+from tests.support.dying import dying_work, validating_work
+from tests.support.packed import write_packed
+from tests.support.witness import consumed, steps_seen, witnessed_work, write_down
 
 TRAIN, BATCH, EVERY, EPOCHS = 160, 16, 4, 3
 
@@ -59,7 +59,7 @@ def config(packed: PackedDataset, folder: Path, **changes) -> TrainConfig:
 @pytest.fixture(scope="module", autouse=True)
 def _witnessed() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed, "_work", witnessed_work)
+        patch.setattr(ray_train, "_work", witnessed_work)
         # This process's own steps are written down by one test, and undone with the module.
         patch.setattr(Position, "advance", Position.advance)
         yield
@@ -112,7 +112,7 @@ def test_workers_that_die_and_hang_are_replaced_inside_the_epoch(dataset, tmp_pa
 
 
 def test_an_epoch_that_was_stored_is_not_lost_with_its_report(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "_work", dying_work)
+    monkeypatch.setattr(ray_train, "_work", dying_work)
     run_training(config(dataset, tmp_path))
     assert (tmp_path / "train" / "died").exists()
     with (tmp_path / "train" / "history.csv").open() as history:
@@ -122,7 +122,7 @@ def test_an_epoch_that_was_stored_is_not_lost_with_its_report(dataset, tmp_path,
 def test_a_long_validation_is_not_taken_for_a_hang_and_a_kill_in_it_repeats_no_step(
     ray_cluster, tmp_path, monkeypatch, capfd
 ):
-    monkeypatch.setattr(distributed, "_work", validating_work)
+    monkeypatch.setattr(ray_train, "_work", validating_work)
     packed = write_packed(tmp_path / "packed", {"train": [100, 60], "val": [160], "test": [9]}, classes=4)
     workers = WorkersConfig(count=2, cpus=1, max_failures=1, stall_s=3)
     checkpoint = CheckpointConfig(minutes=None)

@@ -15,7 +15,7 @@ from landmark.models import (
     model_names,
     train_mode,
 )
-from landmark.models.deck import feature_side
+from landmark.models.reference import feature_side
 
 FAMILIES = [
     "deck_mlp",

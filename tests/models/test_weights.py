@@ -14,10 +14,10 @@ import torch
 import torchvision
 
 from landmark.config import HeadConfig, ModelConfig, UserError
-from landmark.data.decode import decode_batch
+from landmark.data.loading.jpeg import decode_batch
 from landmark.models import build_model, model_info
 from landmark.models.weights import load_weights
-from landmark.training.preprocess import Preprocess
+from landmark.training.compute.device_augmentation import Preprocess
 
 FAMILIES = ["resnet18", "squeezenet1_0", "mobilenet_v3_small", "googlenet", "timm/resnet10t"]
 

@@ -16,9 +16,9 @@ from landmark.config import ModelConfig, Recipe, TrainConfig, TuneConfig, UserEr
 from landmark.models import build_model, check_name, model_info, stages
 from landmark.models.registry import skeleton
 from landmark.recipes import load_recipe, merged, recipe_names
-from landmark.search.space import Space, leaf_keys
+from landmark.search.spaces.space import Space, leaf_keys
 from landmark.training.run import run_training
-from tests.packed import write_packed
+from tests.support.packed import write_packed
 
 DATASET = ["--dataset", "d"]
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from landmark.config import UserError
+from landmark.evaluation.io import write_evaluation_files
 from landmark.evaluation.summary import metrics_of, tally_of
-from landmark.reporting.evaluation_files import write_evaluation_files
 from landmark.reporting.report import write_report
 from landmark.reporting.tables import optimizer_epochs, read_csv
 from landmark.storage import locate
-from tests.predicted import predictions_of
 from tests.reporting.folders import write_run
+from tests.support.predicted import predictions_of
 
 BOARD = """rank,trial,status,model.backbone,optimizer.name,dataset,epochs,epochs_run,best_epoch,val_loss,val_top1,val_top5,\
 val_macro_recall,test_top1,test_top5,test_top10,images_per_s,seconds,checkpoint,error

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 from landmark.config import UserError
-from landmark.reporting.classes import class_columns, matrix_data
 from landmark.reporting.cleaning_page import cleaned_dataset, cleaning_sections
-from landmark.reporting.evaluation import confused_pairs, measures_table, read_evaluation
+from landmark.reporting.evaluation.classes import class_columns, matrix_data
+from landmark.reporting.evaluation.reader import confused_pairs, measures_table, read_evaluation
 from landmark.reporting.page import Gallery, Group, Page, Picture, Section, Widget, render, within_budget
 from landmark.reporting.provenance import shown_time
 from landmark.reporting.report import write_report
-from landmark.reporting.side_by_side import chosen_pair
+from landmark.reporting.study.trial_comparison import chosen_pair
 from landmark.storage import locate
 from tests.reporting.folders import grid_study, write_cleaned, write_evaluation, write_run
 

@@ -12,11 +12,11 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from landmark.config import Recipe, SchedulerConfig
-from landmark.search.journal import WHERE
-from landmark.search.queue import TrialQueue
-from landmark.search.record import FIRST_STEP, REPORTED, TAKEN, WEIGHTS, Exploit, StudyRecord
 from landmark.search.schedulers import StudyScheduler, brackets, build_rule
-from landmark.search.space import TrialPlan
+from landmark.search.searcher import TrialQueue
+from landmark.search.spaces.space import TrialPlan
+from landmark.search.state.journal import WHERE
+from landmark.search.state.state import FIRST_STEP, REPORTED, TAKEN, WEIGHTS, Exploit, StudyRecord
 
 CONFIGS = [
     SchedulerConfig(name="none"),

@@ -4,10 +4,10 @@ import pytest
 
 from landmark.config import SchedulerConfig
 from landmark.search.dry_run import dry_run_text, kept_share, measured_rate, trial_cost
-from landmark.search.packing import trial_flops
-from landmark.search.proposals import build_proposals, preview
-from landmark.search.space import Space
-from tests.packed import write_packed
+from landmark.search.spaces.samplers import build_proposals, preview
+from landmark.search.spaces.space import Space
+from landmark.search.trials.resource_estimates import trial_flops
+from tests.support.packed import write_packed
 
 TEXT = """
 recipe: {loader: {image_size: 32, batch_size: 16}}

@@ -8,9 +8,9 @@ import pytest
 from landmark.config import TuneConfig, UserError
 from landmark.search import loggers
 from landmark.storage import locate
-from tests.event_files import run_script, written
-from tests.mlflow_server import MLflowServer
-from tests.seaweed import free_ports
+from tests.support.event_files import run_script, written
+from tests.support.mlflow_server import MLflowServer
+from tests.support.seaweed import free_ports
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,6 @@ import random
 import pytest
 
 from landmark.config import Recipe, SchedulerConfig, UserError
-from landmark.search.record import StudyRecord, TrialRecord
 from landmark.search.schedulers import (
     HyperBand,
     MedianStopping,
@@ -18,7 +17,8 @@ from landmark.search.schedulers import (
     build_rule,
     rungs,
 )
-from landmark.search.space import TrialPlan
+from landmark.search.spaces.space import TrialPlan
+from landmark.search.state.state import StudyRecord, TrialRecord
 
 MAX = ("val_top1", "max")
 ARRIVALS = itertools.count()

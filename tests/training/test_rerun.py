@@ -27,15 +27,15 @@ from landmark.config import (
     to_yaml,
 )
 from landmark.data.dataset import PackedDataset
-from landmark.data.selection import open_dataset
+from landmark.data.subset_view import open_dataset
+from landmark.inference.sources import SplitImages
 from landmark.search.resume import DATASETS, content_ids
 from landmark.search.study import plan_study
 from landmark.storage import locate
-from landmark.training.images import SplitImages
 from landmark.training.resume import check_resume, differences
 from landmark.training.run import run_training
-from tests.data.test_cleaned import KEPT, write_cleaned
-from tests.packed import write_packed
+from tests.data.test_cleaned_dataset import KEPT, write_cleaned
+from tests.support.packed import write_packed
 from tests.training.test_run import config
 
 SPLITS = {"train": [24, 16], "val": [10], "test": [10]}

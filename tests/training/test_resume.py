@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from landmark.checkpoints.format import read_weights
 from landmark.config import (
     CheckpointConfig,
     ComputeConfig,
@@ -24,11 +25,10 @@ from landmark.config import (
     UserError,
 )
 from landmark.data.dataset import PackedDataset
-from landmark.data.position import Position
-from landmark.training.checkpoints import read_weights
+from landmark.data.loading.progress import Position
 from landmark.training.run import run_training
-from tests.packed import write_packed
-from tests.witness import consumed, steps_seen
+from tests.support.packed import write_packed
+from tests.support.witness import consumed, steps_seen
 
 ROOT = Path(__file__).parent.parent.parent
 TRAIN = 97
@@ -121,7 +121,7 @@ def test_one_line_and_a_checkpoint_before_it_where_the_loss_is_not_finite(datase
 
 
 def started(arguments: list[str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.witness", *arguments]
+    command = [sys.executable, "-m", "tests.support.witness", *arguments]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from landmark.checkpoints.format import load_model, read_weights, resolve_checkpoint
 from landmark.commands.evaluate import evaluate
 from landmark.config import (
     ComputeConfig,
@@ -24,12 +25,11 @@ from landmark.config import (
     UserError,
 )
 from landmark.data.dataset import PackedDataset
-from landmark.data.selection import open_dataset
+from landmark.data.subset_view import open_dataset
+from landmark.inference.evaluation import Settings, evaluate_checkpoint
 from landmark.storage import locate
-from landmark.training.checkpoints import load_model, read_weights, resolve_checkpoint
-from landmark.training.evaluation import Settings, evaluate_checkpoint
 from landmark.training.run import run_training
-from tests.packed import write_packed
+from tests.support.packed import write_packed
 
 FP32 = ComputeConfig(amp="off")
 

@@ -6,12 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from landmark.data.position import Position
+from landmark.data.loading.progress import Position
 from landmark.storage import Location
-from landmark.training.restore import restored
-from landmark.training.state import RunState
-from tests.ranks import Rank, World
-from tests.scale import CLASSES, PER_NODE, RANKS, SAMPLES, draws_of, full_recipe, new_store, plan_of, write_metadata
+from landmark.training.distributed.restore import restored
+from landmark.training.loop.state import RunState
+from tests.support.ranks import Rank, World
+from tests.support.scale import (
+    CLASSES,
+    PER_NODE,
+    RANKS,
+    SAMPLES,
+    draws_of,
+    full_recipe,
+    new_store,
+    plan_of,
+    write_metadata,
+)
 
 WIDTH = 2
 

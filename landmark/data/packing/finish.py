@@ -18,15 +18,14 @@ from landmark.data.dataset import (
     PackedDataset,
     ShardEntry,
     SplitEntry,
-    read_table,
-    write_table,
 )
 from landmark.data.packing.join import Figures, part_rejects
 from landmark.data.packing.plan import Plan, fingerprint, read_faults, read_plan
 from landmark.data.packing.sources import Source, SyntheticSource
-from landmark.data.packing.units import WORK_FOLDER, Unit
+from landmark.data.packing.tasks import WORK_FOLDER, Unit
 from landmark.data.packing.worker import PART_SCHEMA, part_file
 from landmark.storage import Location
+from landmark.storage.tables import read_table, write_table
 
 EXTRA_COLUMNS = ("author", "license", "category", "supercategory")
 """Columns that are copied into the catalog if the source has them."""

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from landmark.config import Gldv2Config, UserError
-from landmark.data.gldv2 import (
+from landmark.data.packing.sources import Listing
+from landmark.data.sources.gldv2 import (
     Faults,
     id_keys,
     image_path,
@@ -21,9 +22,8 @@ from landmark.data.gldv2 import (
     read_images,
     tar_images,
 )
-from landmark.data.listing import shallow_state
-from landmark.data.packing.sources import Listing
-from landmark.data.stream import is_web, read_whole
+from landmark.data.sources.listing import shallow_state
+from landmark.data.sources.resuming_stream import is_web, read_whole
 from landmark.storage import Location, locate
 
 

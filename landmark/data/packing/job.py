@@ -11,17 +11,18 @@ from typing import Any
 import ray
 
 from landmark.config import PrepareConfig, UserError
-from landmark.data.dataset import PackedDataset, read_table
+from landmark.data.dataset import PackedDataset
 from landmark.data.packing.finish import finish
 from landmark.data.packing.gldv2_source import Gldv2Source
 from landmark.data.packing.join import Figures, drop_duplicates, find_missing, part_rejects
 from landmark.data.packing.plan import Plan, load_or_make, recorded_settings
 from landmark.data.packing.sources import Source, changes, source_state
-from landmark.data.packing.units import PARTS_FOLDER, WORK_FOLDER
+from landmark.data.packing.tasks import PARTS_FOLDER, WORK_FOLDER
 from landmark.data.packing.worker import NO_ROW, Packer, part_file
 from landmark.progress import Progress
 from landmark.runtime import own_error
 from landmark.storage import Location, NotFound, check_writable, restated
+from landmark.storage.tables import read_table
 
 JUDGED_ROWS = 1000
 """Minimum rows before too many rejects stop a job early."""

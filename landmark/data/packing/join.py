@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from landmark.data.dataset import REJECTS_SCHEMA, read_table
+from landmark.data.dataset import REJECTS_SCHEMA
 from landmark.data.packing.plan import Plan, read_plan
-from landmark.data.packing.units import WORK_FOLDER
+from landmark.data.packing.tasks import WORK_FOLDER
 from landmark.data.packing.worker import NO_ROW, part_file, read_without, without_file
 from landmark.storage import Location
+from landmark.storage.tables import read_table
 
 Figures = dict[int, dict[str, Any]]
 """The figures of completed units, by unit number."""

@@ -23,17 +23,18 @@ from landmark.config import (
     to_mapping,
     with_recorded_subset,
 )
-from landmark.config.dataset import MAX_MEGAPIXELS
-from landmark.data.dataset import REJECTS_SCHEMA, SPLITS, read_parquet, read_table, write_table
-from landmark.data.image_files import Refused, told_reasons
-from landmark.data.images import pack_image
+from landmark.config.commands.prepare import MAX_MEGAPIXELS
+from landmark.data.dataset import REJECTS_SCHEMA, SPLITS
 from landmark.data.packing.catalog import Wanted, wanted_images
 from landmark.data.packing.gldv2_source import Gldv2Source
 from landmark.data.packing.sources import Source, changes, source_state
 from landmark.data.packing.tar_plan import plan_tars
-from landmark.data.packing.units import SIZE_SAMPLES, UNITS_AT_LEAST, WORK_FOLDER, Unit
+from landmark.data.packing.tasks import SIZE_SAMPLES, UNITS_AT_LEAST, WORK_FOLDER, Unit
 from landmark.data.randomness import Stream, generator
+from landmark.data.sources.image_files import Refused, told_reasons
+from landmark.data.sources.transcode import pack_image
 from landmark.storage import Location, NotFound
+from landmark.storage.tables import read_parquet, read_table, write_table
 
 PLAN_FILE = "plan.parquet"
 FAULTS_FILE = "faults.parquet"

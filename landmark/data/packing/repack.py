@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from landmark.config import SubsetConfig, UserError
-from landmark.data.dataset import SPLITS, PackedDataset, read_parquet
+from landmark.data.dataset import SPLITS, PackedDataset
 from landmark.data.packing.sources import Listing
-from landmark.data.selection import open_dataset
+from landmark.data.subset_view import open_dataset
 from landmark.storage import NotFound, locate
+from landmark.storage.tables import read_parquet
 
 KEPT_ROW_GROUPS = 8
 _reading = threading.Lock()

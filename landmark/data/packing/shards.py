@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from landmark.data.dataset import SHARD_SCHEMA, SPLITS, ShardEntry
-from landmark.data.images import Packed
-from landmark.data.packing.units import Unit
+from landmark.data.packing.tasks import Unit
+from landmark.data.sources.transcode import Packed
 
 
 class ShardWriter:

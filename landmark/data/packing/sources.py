@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from landmark.config import SubsetConfig, SyntheticConfig, UserError
 from landmark.config.text import csv_rows, decode_text
-from landmark.data.gldv2 import Faults
-from landmark.data.listing import list_files, nested_notes
+from landmark.data.sources.gldv2 import Faults
+from landmark.data.sources.listing import list_files, nested_notes
 from landmark.data.synthetic import draw_image, plan_images
 from landmark.storage import Location, NotFound, locate
 

@@ -8,14 +8,14 @@ import pyarrow as pa
 
 from landmark.config import PrepareConfig, UserError
 from landmark.data.dataset import SPLITS
-from landmark.data.gldv2 import id_keys, image_id
-from landmark.data.image_files import Refused, told_reasons
-from landmark.data.images import pack_image
 from landmark.data.packing.catalog import Wanted
 from landmark.data.packing.gldv2_source import Gldv2Source
 from landmark.data.packing.index import IdIndex
-from landmark.data.packing.tar import TarReader
-from landmark.data.packing.units import SIZE_SAMPLES, UNITS_AT_LEAST, Unit
+from landmark.data.packing.tasks import SIZE_SAMPLES, UNITS_AT_LEAST, Unit
+from landmark.data.sources.gldv2 import id_keys, image_id
+from landmark.data.sources.image_files import Refused, told_reasons
+from landmark.data.sources.tar import TarReader
+from landmark.data.sources.transcode import pack_image
 
 SPREAD = 4.0
 """Number of standard deviations above the expected images of a unit before an extra shard starts."""

@@ -11,20 +11,21 @@ import numpy as np
 import pyarrow as pa
 
 from landmark.config import PackingConfig, UserError
-from landmark.data.ahead import run_ahead
-from landmark.data.dataset import REJECTS_SCHEMA, SPLITS, read_parquet, write_table
-from landmark.data.gldv2 import image_id
-from landmark.data.image_files import Refused
-from landmark.data.images import Packed, pack_image
+from landmark.data.dataset import REJECTS_SCHEMA, SPLITS
+from landmark.data.loading.prefetch import run_ahead
 from landmark.data.packing.gldv2_source import Gldv2Source
 from landmark.data.packing.index import UNKNOWN, UNWANTED, load_index
 from landmark.data.packing.plan import read_unit
 from landmark.data.packing.shards import ShardSet
 from landmark.data.packing.sources import Source, SyntheticSource
-from landmark.data.packing.tar import LARGEST_MEMBER, TarReader
-from landmark.data.packing.units import PARTS_FOLDER, WITHOUT_FOLDER, WORK_FOLDER, Unit
+from landmark.data.packing.tasks import PARTS_FOLDER, WITHOUT_FOLDER, WORK_FOLDER, Unit
+from landmark.data.sources.gldv2 import image_id
+from landmark.data.sources.image_files import Refused
+from landmark.data.sources.tar import LARGEST_MEMBER, TarReader
+from landmark.data.sources.transcode import Packed, pack_image
 from landmark.data.threads import DaemonPool
 from landmark.storage import Location, NotFound
+from landmark.storage.tables import read_parquet, write_table
 
 READ_THREADS = 4
 DRAW_THREADS = 1

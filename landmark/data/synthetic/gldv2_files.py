@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from landmark.config import SyntheticConfig
-from landmark.data.gldv2 import image_path
+from landmark.data.sources.gldv2 import image_path
 from landmark.data.synthetic.plan import plan_images
 from landmark.data.synthetic.scene import draw_image
 

@@ -1,0 +1,1 @@
+"""Checkpoints: their format, and the store of a run."""

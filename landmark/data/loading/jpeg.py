@@ -1,0 +1,135 @@
+"""Decoding of JPEG bytes to uint8 pixels of the model's input size, with the minimum work that the crop requires."""
+
+import threading
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from landmark.config import AugmentConfig
+from landmark.data.loading.randaugment import randaugment
+from landmark.data.randomness import uniforms
+from landmark.data.sources.image_files import fault_of
+from landmark.data.sources.transcode import LARGEST_STORED_PIXELS
+
+cv2.setNumThreads(0)
+
+EVALUATION_CROP = 0.95
+"""Side of the center crop of evaluation, as a fraction of the image's short side."""
+_scratch = threading.local()
+
+
+def crop_boxes(sizes: np.ndarray, augment: AugmentConfig | None, draws: np.ndarray | None) -> np.ndarray:
+    """Return the crop of each image: float64 (n, 4) of left, top, width, height in pixels.
+
+    sizes: (n, 2) of width, height. draws: (n, 4) uniform numbers for area, aspect, left and top, or None for the center
+    crop. Random crops follow Szegedy et al. 2015 (area uniform, aspect log-uniform). They are clipped to the image
+    instead of sampled again.
+    """
+    width, height = sizes[:, 0].astype(float), sizes[:, 1].astype(float)
+    if augment is None or draws is None or augment.crop_area[0] == 1:
+        side = np.minimum(width, height) * EVALUATION_CROP
+        return np.stack([(width - side) / 2, (height - side) / 2, side, side], axis=1)
+    low, high = augment.crop_area
+    area = width * height * (low + (high - low) * draws[:, 0])
+    aspect = np.exp((2 * draws[:, 1] - 1) * np.log(augment.crop_aspect))
+    crop_width = np.minimum(np.sqrt(area * aspect), width)
+    crop_height = np.minimum(np.sqrt(area / aspect), height)
+    left, top = draws[:, 2] * (width - crop_width), draws[:, 3] * (height - crop_height)
+    return np.stack([left, top, crop_width, crop_height], axis=1)
+
+
+def decode_batch(
+    images: Sequence[bytes | memoryview],
+    draws: np.ndarray,
+    size: int,
+    *,
+    augment: AugmentConfig | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    out: np.ndarray | None = None,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Decode, crop, resize and augment JPEGs. Returns uint8 RGB pixels (n, size, size, 3) and the errors by row.
+
+    draws: keys of randomness, int64 (n,). They are the sample numbers unless images repeat. With `augment`, crops and
+    RandAugment are functions of (seed, epoch, draw). Rows that cannot be decoded are black and listed in the errors.
+    `out` receives the pixels, so that no new memory is allocated.
+
+    libjpeg-turbo decodes at 1, 1/2, 1/4 or 1/8, the smallest scale that covers the crop. Its other scales (n/8) have no
+    SIMD code and take longer than a full decode.
+    """
+    pixels = np.empty((len(images), size, size, 3), dtype=np.uint8) if out is None else out
+    sizes, faults = _read_headers(images)
+    boxes = crop_boxes(sizes, augment, uniforms(seed, epoch, draws, 4) if augment is not None else None)
+    covered = np.floor(np.log2(np.minimum(boxes[:, 2], boxes[:, 3]) / size))
+    scales = 2 ** np.clip(covered, 0, 3).astype(np.int64)
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    plan = zip(sizes.tolist(), scales.tolist(), corners.tolist(), strict=True)
+    for row, (image_size, scale, box) in enumerate(plan):
+        if row in faults:
+            pixels[row] = 0
+            continue
+        try:
+            _decode_crop(images[row], image_size, scale, box, pixels[row])
+        except Exception as error:
+            faults[row] = fault_of(error)
+            pixels[row] = 0
+    if augment is not None and augment.randaugment_ops:
+        randaugment(
+            pixels, draws, seed, epoch, operations=augment.randaugment_ops, magnitude=augment.randaugment_magnitude
+        )
+    return pixels, faults
+
+
+def flips(seed: int, epoch: int, samples: np.ndarray) -> np.ndarray:
+    """Return a mask of the samples to flip horizontally, bool (n,), half of them."""
+    return uniforms(seed, epoch, samples, 5)[:, 4] < 0.5
+
+
+def _read_headers(images: Sequence[bytes | memoryview]) -> tuple[np.ndarray, dict[int, str]]:
+    """Return width and height per image, int64 (n, 2), and the errors by row. Unknown sizes are 1 x 1."""
+    sizes = np.ones((len(images), 2), dtype=np.int64)
+    faults = {}
+    for row, data in enumerate(images):
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        except Exception as error:
+            faults[row] = fault_of(error)
+            continue
+        if width * height > LARGEST_STORED_PIXELS:
+            faults[row] = f"{width} x {height} pixels, more than any packed image has"
+            continue
+        sizes[row] = width, height
+    return sizes, faults
+
+
+def _decode_crop(data: bytes | memoryview, size: list[int], scale: int, corners: list[float], out: np.ndarray) -> None:
+    """Decode one image of a known size at 1/scale, and resize the area between the corners to `out`."""
+    width, height = -(-size[0] // scale), -(-size[1] // scale)
+    decoded = simplejpeg.decode_jpeg(
+        data,
+        "RGB",
+        fastdct=True,
+        fastupsample=True,
+        min_width=width,
+        min_height=height,
+        buffer=_scratch_of(width * height * 3),
+    )
+    scale_y, scale_x = decoded.shape[0] / size[1], decoded.shape[1] / size[0]
+    left, top = int(corners[0] * scale_x), int(corners[1] * scale_y)
+    right, bottom = round(corners[2] * scale_x), round(corners[3] * scale_y)
+    crop = decoded[top : max(bottom, top + 1), left : max(right, left + 1)]
+    # Linear interpolation weights two pixels per axis, which covers all pixels down to half the size. INTER_AREA takes
+    # six times as long.
+    shrinks = max(crop.shape[:2]) > 2 * len(out)
+    cv2.resize(crop, out.shape[:2], dst=out, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _scratch_of(size: int) -> np.ndarray:
+    """Return this thread's memory for a decoded image of `size` bytes or more. New memory costs a page fault per 4
+    KiB."""
+    held = getattr(_scratch, "pixels", None)
+    if held is None or len(held) < size:
+        held = _scratch.pixels = np.empty(size, dtype=np.uint8)
+    return held

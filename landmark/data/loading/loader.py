@@ -1,0 +1,402 @@
+"""The loader of decoded batches of a split for one rank. It prefetches across epochs without draining in between."""
+
+import collections
+import contextlib
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from landmark.config import AugmentConfig, LoaderConfig, SamplingConfig, UserError
+from landmark.data.arrow_binary import reordered, values
+from landmark.data.dataset import PackedDataset
+from landmark.data.loading.damage import Losses, count_lost, with_images_of
+from landmark.data.loading.decoders import ActorDecoder, Decoded, ThreadDecoder
+from landmark.data.loading.jpeg import decode_batch, flips
+from landmark.data.loading.plan import RankPlan, Unit, plan_evaluation, plan_training_epoch
+from landmark.data.loading.prefetch import Pending, Stopped, run_ahead
+from landmark.data.loading.progress import Position
+from landmark.data.loading.reader import UnitReader, read_by_ray, read_by_thread
+from landmark.data.loading.sampling import EpochRows
+from landmark.data.randomness import Stream, generator
+
+Shape = Callable[[int], tuple[int, int]]
+"""Image size (pixels) and batch size (images over all ranks) of an epoch."""
+CLOSE_S = 10.0
+"""Maximum time that `close` waits for threads to end, seconds."""
+SPARE_READS = 64
+"""Row groups, spread over the split, that are searched for a replacement of a lost image."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class Batch:
+    """One step's images on one rank."""
+
+    images: np.ndarray
+    """uint8 (n, size, size, 3), RGB."""
+    labels: np.ndarray
+    """int64 (n,)."""
+    samples: np.ndarray
+    """Sample numbers, int64 (n,)."""
+    draws: np.ndarray
+    """Number of each image among all images of the epoch, int64 (n,). It is the sample number, unless images repeat. A
+    replacement has the number of the lost image."""
+    flip: np.ndarray
+    """Images to flip horizontally, bool (n,)."""
+    share: float
+    """This rank's fraction of the step's images, times the number of ranks. It weights the rank's mean loss in the mean
+    over ranks."""
+    epoch: int
+    """Number of the epoch, from 1."""
+    lost: int = 0
+    """Number of images of the step that could not be read or decoded. In training, other images replace them."""
+
+
+class Loader:
+    """Batches of one split for one rank.
+
+    Call `epoch(n)` for first, first + 1, …: decoding prefetches across the end of an epoch. With `augment`, the split
+    is shuffled and its crops are random. Otherwise, rows are in their order with the center crop of evaluation. `close`
+    stops the threads.
+
+    position: the position at which the first of `epochs` resumes. With the same number of ranks, the batches are those
+    of an uninterrupted epoch. Otherwise, the remaining rows are redistributed.
+
+    With config.damaged "skip", images of missing or corrupt shards and images that cannot be decoded are lost. In
+    training, rows that were read before, or others of the batch, replace them, so that all ranks have equally many
+    steps. In evaluation, batches are smaller. `lost` counts the lost images of the batches that were yielded, by epoch.
+    `tell` receives one line per shard.
+    """
+
+    def __init__(
+        self,
+        dataset: PackedDataset,
+        split: str,
+        config: LoaderConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        augment: AugmentConfig | None = None,
+        sampling: SamplingConfig | None = None,
+        epochs: range = range(1, 2),
+        shape: Shape | None = None,
+        position: Position | None = None,
+        tell: Callable[[str], object] | None = None,
+    ) -> None:
+        self.config = config
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.augment = augment
+        self.epochs = epochs
+        self.shape = shape or (lambda epoch: (config.image_size, config.batch_size))
+        self.position = position
+        self.rows = EpochRows(dataset, split, sampling or SamplingConfig(), seed)
+        self.label_map = dataset.label_map
+        self.sample_labels = dataset.sample_labels(split) if dataset.relabelled else None
+        paths = [shard.path for shard in dataset.split(split).shards]
+        self.reader = UnitReader(dataset.location, paths)
+        self.lost: collections.Counter[int] = collections.Counter()
+        self._losses = Losses(dataset.location / split, config.damaged, self._spares, tell)
+        self._next = epochs.start
+        self._queue: queue.Queue[tuple[int, Batch | int | BaseException | None]] = queue.Queue(config.prefetch_batches)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def plan(self, epoch: int) -> RankPlan:
+        """Return this rank's plan of an epoch, from the last point at which the epoch was divided among the ranks."""
+        _, batch_size = self.shape(epoch)
+        placed = {"rank": self.rank, "world_size": self.world_size, "batch_size": batch_size}
+        if self.augment is None:
+            return plan_evaluation(self.rows.groups, **placed)
+        begun = self.position if self.position is not None and self.position.epoch == epoch else None
+        before = begun.before if begun else None
+        left = self.rows.left(epoch, before)
+        return plan_training_epoch(left, **placed, seed=self.seed, epoch=epoch, resumed=before is not None)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch. Request epochs in order, and consume each completely."""
+        if epoch != self._next:
+            raise ValueError(f"epoch {epoch} was requested; expected {self._next}")
+        self._next += 1
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._produce, name="landmark-loader", daemon=True)
+            self._thread.start()
+        while True:
+            number, item = self._queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                return
+            assert number == epoch
+            self.lost[epoch] += item if isinstance(item, int) else item.lost
+            if isinstance(item, Batch):
+                yield item
+
+    def close(self) -> None:
+        """Stop the threads, and drop queued batches.
+
+        It does not wait for a read in progress. After CLOSE_S, the remaining threads end with their read or with the
+        process.
+        """
+        self._stop.set()
+        ends = time.monotonic() + CLOSE_S
+        while self._thread is not None and self._thread.is_alive():
+            try:
+                self._queue.get(timeout=0.05)
+            except queue.Empty:
+                if time.monotonic() > ends:
+                    return
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _put(self, epoch: int, item: Batch | int | BaseException | None) -> None:
+        while not self._stop.is_set():
+            try:
+                self._queue.put((epoch, item), timeout=0.2)
+            except queue.Full:
+                continue
+            return
+
+    def _produce(self) -> None:
+        made = ActorDecoder if self.config.decode == "data" else ThreadDecoder
+        stop = self._stop
+        try:
+            # Closed here in any case, instead of when the garbage collector runs.
+            with (
+                contextlib.closing(made(self.config, self.augment, self.seed, largest=self._largest())) as decoder,
+                contextlib.closing(self._jobs()) as jobs,
+                contextlib.closing(
+                    run_ahead(lambda job: _Decoding(self, decoder, job), jobs, decoder.ahead, stop)
+                ) as done,
+            ):
+                for job, batch in done:
+                    self._put(job.epoch, batch)
+                    if self._stop.is_set():
+                        return
+        except Stopped:
+            return
+        except Exception as error:  # the consumer raises it
+            self._put(self._next, error)
+
+    def _largest(self) -> tuple[int, int]:
+        """Return rows and image size of this rank's largest batch."""
+        shapes = [self.shape(epoch) for epoch in self.epochs]
+        size, batch = max(shapes, key=lambda shape: shape[0] ** 2 * shape[1])
+        return -(-batch // self.world_size), size
+
+    def _course(self, epoch: int) -> "_Course":
+        begun = self.position if self.position is not None and self.position.epoch == epoch else None
+        window = self.config.shuffle_row_groups if self.augment is not None else 1
+        return _Course.of(epoch, self.plan(epoch), begun.step if begun else 0, window)
+
+    def _jobs(self) -> Generator["_Job", None, None]:
+        """Yield the batches to decode of all epochs, and a marker after each epoch."""
+        courses: dict[int, _Course] = {}
+
+        def course_of(epoch: int) -> _Course:
+            if epoch not in courses:
+                courses[epoch] = self._course(epoch)
+            return courses[epoch]
+
+        read = read_by_ray if self.config.stream == "ray" else read_by_thread
+        units = (unit for epoch in self.epochs for unit in course_of(epoch).units)
+        with contextlib.closing(read(self.reader, units, self.config, self._stop)) as tables:
+            for epoch in self.epochs:
+                course = course_of(epoch)
+                yield from self._jobs_of(course, itertools.islice(tables, len(course.units)))
+                yield _Job(epoch=epoch)
+                del courses[epoch]
+
+    def _jobs_of(self, course: "_Course", tables: Iterable[pa.Table]) -> Iterator["_Job"]:
+        checked = self._losses.checked(tables)
+        if self.augment is not None:
+            checked = self._losses.replaced(checked)
+        size, _ = self.shape(course.epoch)
+        rows = _mixed(checked, course, self.seed if self.augment is not None else None)
+        for whole, share in zip(_rebatched(rows, course.batch_rows), course.shares, strict=True):
+            table = whole if self.augment is not None else whole.filter(pc.is_null(whole["fault"]))
+            unread = len(whole) - len(table)
+            yield _Job(epoch=course.epoch, table=table, unread=unread, size=size, share=float(share))
+
+    def _spares(self) -> Iterator[pa.Table]:
+        """Read row groups spread over the split, and yield the readable ones."""
+        groups = self.rows.groups
+        for index in np.unique(np.linspace(0, len(groups.rows) - 1, SPARE_READS).astype(np.int64)):
+            table = self.reader.read(groups.unit(int(index), 0, int(groups.rows[index])))
+            if table["fault"].null_count == len(table):
+                yield table
+
+    def batch(self, job: "_Job", table: pa.Table, pixels: np.ndarray, faults: dict[int, str]) -> Batch | int:
+        """Assemble a decoded batch. If no image of it is left, return the number of lost images."""
+        lost = job.unread + count_lost(table, faults)
+        if faults:
+            table, pixels = self._without(faults, job, table, pixels)
+        if not len(table):
+            return lost
+        draws = table["draw"].to_numpy()
+        samples = table["sample"].to_numpy()
+        labels = table["label"].to_numpy().astype(np.int64)
+        if self.sample_labels is not None:
+            labels = self.sample_labels[samples]
+        elif self.label_map is not None:
+            labels = self.label_map[labels]
+        mirrored = self.augment is not None and self.augment.flip
+        return Batch(
+            images=pixels,
+            labels=labels,
+            samples=samples,
+            draws=draws,
+            flip=flips(self.seed, job.epoch, draws) if mirrored else np.zeros(len(draws), dtype=bool),
+            share=job.share,
+            epoch=job.epoch,
+            lost=lost,
+        )
+
+    def _without(
+        self, faults: dict[int, str], job: "_Job", table: pa.Table, pixels: np.ndarray
+    ) -> tuple[pa.Table, np.ndarray]:
+        """Return a batch without images that cannot be decoded. In training, other images replace them.
+
+        Raises UserError if such images are not skipped, or if no other image can be decoded.
+        """
+        line = self._losses.report_undecoded(table, faults)
+        table = table.drop_columns(["image"])
+        bad = np.array(list(faults))
+        good = np.delete(np.arange(len(table)), bad)
+        if self.augment is None:
+            return table.take(good), pixels[good]
+        if len(good):
+            rows = np.arange(len(table))
+            rows[bad] = good[np.arange(len(bad)) % len(good)]
+            return with_images_of(table, table.take(rows)), pixels[rows]
+        for spare in self._losses.candidates():
+            draws = spare["draw"].to_numpy()
+            others, undecoded = decode_batch(
+                values(spare["image"]), draws, job.size, augment=self.augment, seed=self.seed, epoch=job.epoch
+            )
+            good = np.delete(np.arange(len(spare)), list(undecoded))
+            if len(good):
+                rows = good[np.arange(len(table)) % len(good)]
+                return with_images_of(table, spare.take(rows)), others[rows]
+        raise UserError(
+            f"{line}; none of the images tried as a replacement can be decoded either; prepare the dataset again"
+        )
+
+
+@dataclass(kw_only=True, frozen=True)
+class _Job:
+    """A batch to decode, or the end of an epoch if it has no table."""
+
+    epoch: int
+    table: pa.Table | None = None
+    unread: int = 0
+    """Evaluation: number of rows that could not be read. `table` does not contain them."""
+    size: int = 0
+    share: float = 0.0
+
+
+class _Decoding:
+    """A batch that is being decoded. Its result is the job and the batch."""
+
+    def __init__(self, loader: Loader, decoder: ThreadDecoder | ActorDecoder, job: _Job) -> None:
+        self.loader = loader
+        self.job = job
+        self.call: Pending[Decoded] | None = None
+        if job.table is not None and len(job.table):
+            self.call = decoder.submit(job.table, job.epoch, job.size)
+
+    def result(self, timeout: float | None = None) -> tuple[_Job, Batch | int | None]:
+        if self.job.table is None:
+            return self.job, None
+        if self.call is None:
+            return self.job, self.job.unread
+        return self.job, self.loader.batch(self.job, self.job.table, *self.call.result(timeout))
+
+    def done(self) -> bool:
+        return self.call is None or self.call.done()
+
+    def cancel(self) -> None:
+        if self.call is not None:
+            self.call.cancel()
+
+
+@dataclass(kw_only=True, frozen=True)
+class _Course:
+    """The remainder of a rank's plan after its first batches."""
+
+    epoch: int
+    units: list[Unit]
+    """Units to read, in complete windows."""
+    window: int
+    """Number of units whose rows are shuffled together."""
+    first_window: int
+    """Index of the first window to read."""
+    skipped: int
+    """Rows of that window that are already done."""
+    batch_rows: np.ndarray
+    shares: np.ndarray
+
+    @classmethod
+    def of(cls, epoch: int, plan: RankPlan, done: int, window: int) -> "_Course":
+        """Skip the first `done` batches. Windows that they cover completely are not read."""
+        skipped, first = int(plan.batch_rows[:done].sum()), 0
+        sizes = [
+            sum(len(unit.rows) for unit in plan.units[at : at + window]) for at in range(0, len(plan.units), window)
+        ]
+        while first < len(sizes) and skipped >= sizes[first]:
+            skipped -= sizes[first]
+            first += 1
+        return cls(
+            epoch=epoch,
+            units=plan.units[first * window :],
+            window=window,
+            first_window=first,
+            skipped=skipped,
+            batch_rows=plan.batch_rows[done:],
+            shares=plan.shares[done:],
+        )
+
+
+def _mixed(tables: Iterable[pa.Table], course: _Course, seed: int | None) -> Iterator[pa.Table]:
+    """Yield the rows of each window of tables, shuffled unless seed is None. The rows of the first window that are
+    already done are left out."""
+    source = iter(tables)
+    number, skipped = course.first_window, course.skipped
+    while gathered := list(itertools.islice(source, course.window)):
+        table = pa.concat_tables(gathered)
+        if seed is not None:
+            table = reordered(
+                table, "image", generator(seed, Stream.WINDOW_ORDER, course.epoch, number).permutation(len(table))
+            )
+        yield table.slice(skipped)
+        number, skipped = number + 1, 0
+
+
+def _rebatched(tables: Iterable[pa.Table], sizes: np.ndarray) -> Iterator[pa.Table]:
+    """Regroup tables into tables of the given sizes. Raises ValueError if rows are missing."""
+    source = iter(tables)
+    rest: list[pa.Table] = []
+    have = 0
+    for size in sizes:
+        while have < size:
+            table = next(source, None)
+            if table is None:
+                raise ValueError(f"the stream ended {size - have} rows before the end of its plan")
+            rest.append(table)
+            have += len(table)
+        joined = pa.concat_tables(rest)
+        yield joined.slice(0, int(size))
+        have -= int(size)
+        rest = [joined.slice(int(size))] if have else []

@@ -1,0 +1,160 @@
+"""Readers of plan units: threads or Ray actors return Arrow tables of compressed images."""
+
+import contextlib
+import threading
+from collections.abc import Generator, Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from landmark.config import LoaderConfig
+from landmark.data.loading.actors import Actors
+from landmark.data.loading.plan import Unit
+from landmark.data.loading.prefetch import run_ahead
+from landmark.data.threads import DaemonPool
+from landmark.storage import Location, NotFound, retrying
+from landmark.storage.tables import damage_marked
+
+OPEN_FILES = 16
+LEAST_AHEAD = 4
+"""Minimum reads in progress."""
+CALL_ROWS = 256
+"""Minimum rows per call of a reader actor."""
+
+
+class UnitReader:
+    """Reads units of one split: columns image (large binary), label int32, sample and draw int64, fault string.
+
+    fault is null for readable rows. A unit of a missing or corrupt shard is returned with its planned rows, without
+    images. fault then contains the shard and the error, and the caller decides what to do. Thread-safe.
+    """
+
+    def __init__(self, split: Location, shard_paths: list[str]) -> None:
+        self.split = split
+        self.shard_paths = shard_paths
+        self._idle: list[tuple[int, pq.ParquetFile]] = []
+        self._lock = threading.Lock()
+
+    def read(self, unit: Unit) -> pa.Table:
+        """Return the unit's rows. Raises UserError if the storage fails."""
+        path = self.split / self.shard_paths[unit.shard]
+        try:
+            table = retrying(path.uri, damage_marked(lambda: self._read_row_group(unit)))
+            if unit.rows[-1] >= len(table):
+                raise pa.ArrowInvalid(f"row group {unit.row_group} has {len(table)} rows, fewer than planned")
+        except NotFound:
+            return _lost(unit, f"{path}: missing")
+        except pa.ArrowInvalid as error:
+            return _lost(unit, f"{path}: corrupt ({' '.join(str(error).split())})")
+        if not np.array_equal(unit.rows, np.arange(len(table))):
+            table = table.take(unit.rows)
+        return pa.table(
+            {
+                "image": table["image"].cast(pa.large_binary()),
+                "label": table["label"],
+                "sample": pa.array(unit.rows + unit.first_sample),
+                "draw": pa.array(unit.draws),
+                "fault": pa.nulls(len(table), pa.string()),
+            }
+        )
+
+    def read_all(self, units: list[Unit]) -> list[pa.Table]:
+        """Return the rows of several units."""
+        return [self.read(unit) for unit in units]
+
+    def _read_row_group(self, unit: Unit) -> pa.Table:
+        known = self._take(unit.shard)
+        try:
+            file = known or self._open(unit.shard)
+            table = file.read_row_group(unit.row_group, columns=["label", "image"])
+        except (OSError, pa.ArrowInvalid):
+            # After a broken connection or a replaced file, an open file is unusable. Retry with a newly opened one.
+            if known is not None:
+                return self._read_row_group(unit)
+            raise
+        self._keep(unit.shard, file)
+        return table
+
+    def _open(self, shard: int) -> pq.ParquetFile:
+        path = self.split / self.shard_paths[shard]
+        stream = path.fs.open_input_file(path.path)
+        return pq.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True)
+
+    def _take(self, shard: int) -> pq.ParquetFile | None:
+        """Return an open file that no other thread uses, if there is one."""
+        with self._lock:
+            index = next((i for i, (which, _) in enumerate(self._idle) if which == shard), None)
+            return None if index is None else self._idle.pop(index)[1]
+
+    def _keep(self, shard: int, file: pq.ParquetFile) -> None:
+        """Keep a file open for the next unit of its shard, and close the least recently used one."""
+        with self._lock:
+            self._idle.append((shard, file))
+            oldest = self._idle.pop(0)[1] if len(self._idle) > OPEN_FILES else None
+        if oldest is not None:
+            oldest.close()
+
+
+def _lost(unit: Unit, fault: str) -> pa.Table:
+    """Return the rows of a unit whose images cannot be read."""
+    rows = len(unit.rows)
+    return pa.table(
+        {
+            "image": pa.nulls(rows, pa.large_binary()),
+            "label": pa.nulls(rows, pa.int32()),
+            "sample": pa.array(unit.rows + unit.first_sample),
+            "draw": pa.array(unit.draws),
+            "fault": pa.array([fault] * rows, pa.string()),
+        }
+    )
+
+
+def read_by_thread(
+    reader: UnitReader, units: Iterable[Unit], config: LoaderConfig, stop: threading.Event | None = None
+) -> Generator[pa.Table, None, None]:
+    """Yield the units' tables in order, reading ahead in threads of this process. `close` it if it is not exhausted.
+
+    stop: an event. If it is set, Stopped is raised instead of waiting for a read.
+    """
+    with DaemonPool(config.readers, "landmark-read") as pool:
+        yield from run_ahead(lambda unit: pool.submit(reader.read, unit), units, reads_ahead(config), stop)
+
+
+def read_by_ray(
+    reader: UnitReader, units: Iterable[Unit], config: LoaderConfig, stop: threading.Event | None = None
+) -> Generator[pa.Table, None, None]:
+    """Yield the units' tables in order, reading ahead in Ray actors. `close` it if it is not exhausted.
+
+    The object store contains only the units that are read ahead. A table's buffers occupy the store until the table is
+    released. Units are taken from `units` on demand. stop: as for `read_by_thread`.
+    """
+    actors = Actors(
+        UnitReader,
+        reader.split,
+        reader.shard_paths,
+        count=config.readers,
+        cpus=config.reader_cpus,
+        purpose="data readers",
+    )
+    with contextlib.closing(actors):
+        parts = run_ahead(lambda part: actors.submit("read_all", part), _parts(units), reads_ahead(config), stop)
+        for tables in parts:
+            yield from tables
+
+
+def reads_ahead(config: LoaderConfig) -> int:
+    """Return the number of reads in progress, in addition to the one that is waited for."""
+    return max(LEAST_AHEAD, 2 * config.readers)
+
+
+def _parts(units: Iterable[Unit]) -> Iterator[list[Unit]]:
+    """Yield batches of units that justify a call of an actor, which takes some milliseconds in Ray."""
+    part: list[Unit] = []
+    for unit in units:
+        part.append(unit)
+        if sum(len(each.rows) for each in part) >= CALL_ROWS:
+            yield part
+            part = []
+    if part:
+        yield part

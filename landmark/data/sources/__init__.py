@@ -1,0 +1,1 @@
+"""Sources of images: listings, published CSV files, tars, and images of any format."""

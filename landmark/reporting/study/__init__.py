@@ -1,0 +1,1 @@
+"""The page of a study: tables, charts and effects of parameters."""

@@ -1,0 +1,1 @@
+"""Search spaces: parameters, their domains, and the samplers that propose trials."""

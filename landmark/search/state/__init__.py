@@ -1,0 +1,1 @@
+"""The state of a study: journal, trial records, lock, leaderboard and snapshots."""

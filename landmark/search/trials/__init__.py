@@ -1,0 +1,1 @@
+"""Trials: how one runs, the resources that it needs, and the test of its model."""

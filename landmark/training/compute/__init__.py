@@ -1,0 +1,1 @@
+"""What a training step computes: optimizers, precision, augmentation on the device, EMA, and Partial FC."""

@@ -1,0 +1,1 @@
+"""How the workers of a run start, communicate, are monitored and recover."""

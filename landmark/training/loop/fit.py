@@ -1,0 +1,232 @@
+"""The training loop: epochs of steps, validation, checkpoints. Uses a session, and neither Ray Train nor Ray Tune."""
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from landmark.config import CheckpointConfig, LoaderConfig, Recipe, UserError
+from landmark.data.dataset import PackedDataset
+from landmark.data.loading.loader import Batch, Loader
+from landmark.logs import log
+from landmark.progress import Progress
+from landmark.training.compute.device_prefetch import DeviceBatch, to_device
+from landmark.training.loop.session import Session
+from landmark.training.loop.state import RunState
+from landmark.training.loop.step import MEND
+from landmark.training.loop.triggers import AGREE_STEPS, SaveTrigger
+from landmark.training.loop.validation import timed, validate
+from landmark.training.observe.profiling import StepProfiler
+from landmark.training.observe.throughput import PaceMeter
+
+Show = Callable[[str], object]
+"""Receives a message for the user."""
+
+
+def fit(
+    recipe: Recipe,
+    dataset: PackedDataset,
+    session: Session,
+    *,
+    show: Show | None = None,
+    checkpoint: CheckpointConfig | None = None,
+    profiler: StepProfiler | None = None,
+) -> None:
+    """Train a model as the recipe says. Resumes from the session's checkpoint if there is one, also within an epoch.
+
+    show: receives rank 0's messages and every rank's warnings: `print` in the user's process, or a function that
+    forwards them. checkpoint: when to save within epochs, if the session supports it. None: save only at the end of
+    epochs. profiler: records some steps.
+
+    Reports after every epoch: epoch, train_loss, train_top1, val_loss, val_top1, val_top5, val_macro_recall, lr,
+    images_per_s, data_wait_share, epoch_seconds, and lost_images if corrupt shards were skipped. All are reduced over
+    the ranks.
+    """
+    run = RunState(recipe, dataset, session)
+    with session.restore() as directory:
+        if directory is not None:
+            run.load(directory)
+    log("training", epoch=run.position.epoch, step=run.position.step, epochs=recipe.epochs, workers=session.world_size)
+    loader = resolve_stream(recipe.loader, session.world_size)
+    epochs = range(run.position.epoch, recipe.epochs + 1)
+    loader_of = functools.partial(
+        Loader,
+        dataset,
+        rank=session.rank,
+        world_size=session.world_size,
+        seed=recipe.seed,
+        epochs=epochs,
+        tell=show,
+    )
+    with (
+        profiler or contextlib.nullcontext(),
+        loader_of(
+            "train",
+            loader,
+            augment=recipe.augment,
+            sampling=recipe.sampling,
+            shape=recipe.shape,
+            position=run.position,
+        ) as train,
+        # Always a reader thread: validation is the smaller part and needs no second set of actors.
+        loader_of("val", dataclasses.replace(loader, stream="thread", decode="worker")) as val,
+    ):
+        loop = _Loop(run, train, val, SaveTrigger(checkpoint, session), show if session.rank == 0 else None, profiler)
+        for epoch in epochs:
+            if run.stops_early():
+                return
+            loop.run_epoch(epoch)
+
+
+def resolve_stream(config: LoaderConfig, world_size: int) -> LoaderConfig:
+    """Return the loader's config with stream `auto` resolved: Ray for several workers or decoders, else threads."""
+    if config.stream != "auto":
+        return config
+    by_ray = world_size > 1 or config.decode == "data"
+    return dataclasses.replace(config, stream="ray" if by_ray else "thread")
+
+
+class _Loop:
+    """Epochs of a run on one rank."""
+
+    def __init__(
+        self,
+        run: RunState,
+        train: Loader,
+        val: Loader,
+        trigger: SaveTrigger,
+        show: Show | None,
+        profiler: StepProfiler | None,
+    ) -> None:
+        self.run = run
+        self.recipe = run.recipe
+        self.session = run.session
+        self.train = train
+        self.val = val
+        self.trigger = trigger
+        self.show = show
+        self.profiler = profiler
+
+    def run_epoch(self, epoch: int) -> None:
+        """Train, validate and report the rest of an epoch. If all of its steps are done, only validate and report."""
+        start = time.perf_counter()
+        self.run.begin(epoch)
+        progress = self._progress(epoch)
+        metrics = {"epoch": epoch, **self._train(epoch, progress)}
+        self.session.moved("validating")
+        metrics |= {**self._validated(epoch), "epoch_seconds": time.perf_counter() - start}
+        if self.recipe.loader.damaged == "skip":
+            val_lost = torch.tensor([self.val.lost[epoch]], device=self.session.device)
+            if all_lost := int(self.run.totals.lost) + int(self.session.all_reduce(val_lost.double()).item()):
+                metrics["lost_images"] = all_lost
+        if self.run.totals.skipped:
+            metrics["skipped_steps"] = self.run.totals.skipped
+        self.run.finish(epoch, metrics)
+        progress.clear()
+        if self.show is not None:
+            self.show(_epoch_line(metrics, self.recipe.epochs))
+        log("epoch", **metrics)
+        self.session.moved("saving")
+        self.session.report(metrics, self.run.snapshot() if self.session.rank == 0 else None)
+        self.trigger.saved()
+
+    def _train(self, epoch: int, progress: Progress) -> dict[str, float]:
+        """Run the remaining steps of an epoch and save. Returns the training metrics with the last learning rate."""
+        start, rows_before, steps = time.perf_counter(), self.run.totals.rows, 0
+        wait, lr = [0.0], 0.0
+        for step_lr in self._steps(epoch, progress, wait):
+            lr, steps = step_lr, steps + 1
+        if not steps and self.run.trained:
+            return self.run.trained
+        self.run.trained = {**self._trained(rows_before, wait[0], time.perf_counter() - start), "lr": lr}
+        if self.trigger.before_validation:
+            # Validation can take long. If a process is lost during validation, no training step is lost.
+            self._save(at_once=False)
+        return self.run.trained
+
+    def _progress(self, epoch: int) -> Progress:
+        rows = self.train.rows.total
+        sink = None if self.show is print else self.show
+        progress = Progress(f"epoch {epoch}/{self.recipe.epochs}", rows, enabled=self.show is not None, sink=sink)
+        progress.done = self.run.shown
+        return progress
+
+    def _steps(self, epoch: int, progress: Progress, wait: list[float]) -> Iterator[float]:
+        """Run the steps of an epoch with checkpoints in between. Yields the learning rate of each step."""
+        run, steps = self.run, self.run.steps()
+        pace = PaceMeter(epoch, wait, self.session.measured)
+        _, batch_size = self.recipe.shape(epoch)
+        for batch in timed(self._watched(epoch), wait):
+            self.session.moved("in a step")
+            run.reseed()
+            yield run.step.run(batch, run.schedule, run.at(steps), batch_size)
+            if self.profiler is not None:
+                self.profiler.step()
+            run.advance(batch.host)
+            progress.update(len(batch.labels) * self.session.world_size)
+            pace.update(len(batch.labels))
+            if run.position.step % AGREE_STEPS == 0:
+                run.take_totals()
+            if run.position.step < steps and (due := self.trigger.due(run.position.step)) != "no":
+                self.run.gather()
+                self._save(at_once=due == "asked")
+            self.session.moved("waiting for data")
+        pace.flush()
+
+    def _watched(self, epoch: int) -> Iterator[DeviceBatch]:
+        self.session.moved("waiting for data")
+        yield from to_device(self.train.epoch(epoch), self.session.device)
+
+    def _save(self, *, at_once: bool) -> None:
+        """Save a checkpoint of the current state, just gathered. Runs on every rank in the same step."""
+        self.session.moved("saving")
+        self.session.save(self.run.snapshot() if self.session.rank == 0 else None, at_once=at_once)
+        self.trigger.saved()
+
+    def _trained(self, rows_before: float, wait_s: float, train_s: float) -> dict[str, float]:
+        """Return the training metrics over all ranks. rows_before: images of the epoch used before a resume."""
+        run, world_size = self.run, self.session.world_size
+        run.gather()
+        if not run.totals.rows and run.totals.skipped:
+            raise UserError(f"none of the epoch's {run.totals.skipped:.0f} steps had a finite gradient; {MEND}")
+        if not run.totals.rows:
+            raise UserError("the training data loader returned no batch; check the dataset's train split")
+        times = torch.tensor([wait_s, train_s], dtype=torch.float64, device=self.session.device)
+        all_wait_s, all_train_s = self.session.all_reduce(times).tolist()
+        return {
+            "train_loss": run.totals.loss / run.totals.rows,
+            "train_top1": run.totals.hits / run.totals.rows,
+            "images_per_s": (run.totals.rows - rows_before) / (all_train_s / world_size),
+            "data_wait_share": all_wait_s / all_train_s,
+        }
+
+    def _validated(self, epoch: int) -> dict[str, float]:
+        """Return the validation metrics."""
+        run = self.run
+        batches = self._heard(self.val.epoch(epoch))
+        classes = run.dataset.num_classes
+        return validate(run.step.evaluated, batches, run.step.preprocess, self.session, classes, run.step.precision)
+
+    def _heard(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield validation's batches, report progress for each, and end the process between two batches if requested.
+
+        The number of batches differs between ranks, so nothing here may wait for another rank.
+        """
+        for batch in batches:
+            self.session.moved("validating")
+            if self.trigger.asked_alone():
+                self.session.save(None, at_once=True)
+            yield batch
+        self.session.moved("validated")
+
+
+def _epoch_line(metrics: dict[str, float], epochs: int) -> str:
+    lost = f", {metrics['lost_images']:,.0f} images lost" if "lost_images" in metrics else ""
+    return (
+        f"epoch {metrics['epoch']:.0f}/{epochs}: train loss {metrics['train_loss']:.3f}, "
+        f"val loss {metrics['val_loss']:.3f}, val top-1 {metrics['val_top1']:.2%}, top-5 {metrics['val_top5']:.2%}, "
+        f"{metrics['images_per_s']:,.0f} images/s, waited for data {metrics['data_wait_share']:.0%}{lost}"
+    )

@@ -1,0 +1,342 @@
+"""The training step: forward and backward pass, optimizer, averages and totals on one rank."""
+
+import contextlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
+
+from landmark.config import Recipe, UserError
+from landmark.data.loading.loader import Batch
+from landmark.models import (
+    MixedLabels,
+    ModelInfo,
+    build_margin,
+    class_weights,
+    classification_loss,
+    embedding_classifier,
+    logits_of,
+    train_mode,
+)
+from landmark.training.compute.communication import register_comm_hook, sync_batch_norms
+from landmark.training.compute.compiler import check_compiler
+from landmark.training.compute.determinism import check_deterministic, replace_pooling
+from landmark.training.compute.device_augmentation import Augmentation, Preprocess, partner_labels
+from landmark.training.compute.device_prefetch import DeviceBatch, place, upload
+from landmark.training.compute.ema import WeightAverage
+from landmark.training.compute.gradient_checkpointing import checkpoint_blocks
+from landmark.training.compute.optim import Schedule, build_optimizer, load_optimizer
+from landmark.training.compute.partial_fc import Centres
+from landmark.training.compute.precision import Precision, set_up_device
+from landmark.training.loop.session import Session
+
+MEND = "lower optimizer.lr or set optimizer.clip_norm"
+
+
+@dataclass(kw_only=True, frozen=True)
+class TrainTotals:
+    """Sums over a rank's steps."""
+
+    loss: float
+    """Loss, summed over images."""
+    hits: float
+    """Correctly classified images. For mixed images, the label with the larger weight counts."""
+    rows: int
+    """Images, without those of skipped steps."""
+    skipped: int = 0
+    """Steps skipped because a gradient was not finite. Counted on rank 0, because all ranks skip the same steps."""
+    lost: int = 0
+    """Images that could not be read or decoded and were replaced by others."""
+
+
+class TrainStep:
+    """Training step on one rank with the state that it changes: weights, optimizer, averages.
+
+    class_counts: training images per class, int64 (classes,), required by loss.class_weights and dynamic margins.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        info: ModelInfo,
+        session: Session,
+        class_counts: np.ndarray | None = None,
+    ) -> None:
+        compute = recipe.compute
+        set_up_device(compute, session.device)
+        if compute.compile:
+            check_compiler(session.device)
+        if compute.sync_batchnorm:
+            model = sync_batch_norms(model, recipe.model.backbone, session.device)
+        self.model = model.to(memory_format=torch.channels_last) if compute.channels_last else model
+        self.recipe = recipe
+        self.session = session
+        smallest = min(recipe.shape(epoch)[0] for epoch in range(1, recipe.epochs + 1))
+        self.precision = Precision(compute, session.device, self.model, smallest)
+        if compute.deterministic and session.device.type == "cuda":
+            replace_pooling(self.model)
+            largest = max(recipe.shape(epoch)[0] for epoch in range(1, recipe.epochs + 1))
+            check_deterministic(self.model, largest, self.precision, recipe.model.backbone)
+        self.preprocess = Preprocess(info.mean, info.std, session.device, channels_last=compute.channels_last)
+        self.augmentation = Augmentation(recipe.augment, recipe.seed)
+        head = recipe.model.head
+        self.margin = build_margin(head, class_counts, session.device)
+        self.centres = None
+        classifier = embedding_classifier(model)
+        if classifier is not None and head.sample is not None:
+            self.centres = Centres(classifier, recipe, session, self.margin)
+            _keep_from_ddp(model, classifier)
+        self.optimizer = build_optimizer(model, recipe.optimizer, recipe.loader.batch_size)
+        self.average = WeightAverage(model, recipe.ema) if recipe.ema.decay is not None else None
+        self.steps = 0
+        """Steps since the start of the run, including those before a resume."""
+        self._host_class_weights = _class_weights(recipe, class_counts)
+        self._class_weights = (
+            None if self._host_class_weights is None else upload(self._host_class_weights, session.device)
+        )
+        # The fp16 gradient scaler finds its scale by steps that overflow and are skipped, even with nonfinite stop.
+        self._guarded = recipe.optimizer.nonfinite == "skip" or self.precision.scaler.is_enabled()
+        self._sums = torch.zeros(4, dtype=torch.float64, device=session.device)
+        self._bad = torch.zeros(2, dtype=torch.float64, device=session.device)
+        self._epoch = 0
+        self._ready: nn.Module | None = None
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._buffers = list(model.buffers())
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model to validate and save: the averaged one if there is an average."""
+        return self.model if self.average is None else self.average.model
+
+    def run(self, batch: Batch | DeviceBatch, schedule: Schedule, step: float, batch_size: int) -> float:
+        """Run one step and return its learning rate. step, batch_size: as in Schedule.set_lr.
+
+        A rank's mean loss is weighted with its fraction of the step's images, so that the gradient averaged over ranks
+        is the gradient of the mean over all of the step's images. Does not wait for the device, unless non-finite steps
+        are skipped.
+        """
+        model = self._prepared()
+        placed = batch if isinstance(batch, DeviceBatch) else place(batch, self.session.device)
+        self.steps += 1
+        self._epoch = placed.host.epoch
+        before = [buffer.clone() for buffer in self._buffers] if self._guarded else []
+        with record_function("landmark: preprocess"):
+            inputs, mixed = self.augmentation(self.preprocess(placed.images, placed.flip), placed)
+        lr = schedule.set_lr(step, batch_size)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.centres is None:
+            sums = self._gradient(model, inputs, placed, mixed)
+        else:
+            # Clipping and skipping need the whole gradient before any class weight changes.
+            at_once = self.recipe.optimizer.clip_norm is None and not self._guarded
+            sums = self._sampled_gradient(model, inputs, placed, mixed, batch_size, lr if at_once else None)
+        with record_function("landmark: optimizer"):
+            taken = self._update(lr)
+        if taken:
+            self._sums[:3] += sums
+            if self.average is not None:
+                self.average.update(self.steps)
+        else:
+            if self.centres is not None:
+                self.centres.forget()
+            if before:
+                torch._foreach_copy_(self._buffers, before)
+            self._sums[3] += float(self.session.rank == 0)
+        if self.recipe.optimizer.nonfinite == "stop":
+            self._note(sums[0])
+        return lr
+
+    def _prepared(self) -> nn.Module:
+        """Return the model ready for training: wrapped by the session, compiled if configured, in training mode."""
+        if self._ready is None:
+            if self.recipe.compute.gradient_checkpointing:
+                checkpoint_blocks(self.model, self.recipe.model.backbone)
+            self._ready = self.session.prepare(self.model)
+            register_comm_hook(self._ready, self.recipe.compute)
+            if self.recipe.compute.compile:
+                self._ready.compile()  # in place, so the names of the weights do not change
+            train_mode(self.model)
+        # Validation leaves evaluation mode. Checking every module at every step would cost half a millisecond.
+        if not self.model.training:
+            train_mode(self.model)
+        return self._ready
+
+    def _gradient(
+        self, model: nn.Module, inputs: torch.Tensor, batch: DeviceBatch, mixed: MixedLabels | None
+    ) -> torch.Tensor:
+        """Compute the gradient in sequential micro-batches. Returns the sums of loss, hits and rows, float64 (3,).
+
+        Micro-batches are weighted with their rows, and the ranks exchange gradients with the last one. The gradient is
+        that of the whole batch, except for batch norms, which use one micro-batch at a time.
+        """
+        rows = len(inputs)
+        parts = min(self.recipe.compute.accumulate, rows)
+        sums = torch.zeros_like(self._sums[:3])
+        for part in range(parts):
+            start, stop = rows * part // parts, rows * (part + 1) // parts
+            labels, second = batch.labels[start:stop], mixed.part(start, stop) if mixed else None
+            with _quiet(model) if part < parts - 1 else contextlib.nullcontext():
+                with record_function("landmark: forward"), self.precision.autocast():
+                    output = model(inputs[start:stop])
+                loss = classification_loss(
+                    output,
+                    labels,
+                    self.recipe.loss.label_smoothing,
+                    mixed=second,
+                    class_weights=self._class_weights,
+                    margin=self.margin,
+                )
+                with record_function("landmark: backward"):
+                    weight = batch.host.share * (stop - start) / rows
+                    self.precision.scaler.scale(loss * weight).backward()
+            with torch.no_grad():
+                wanted = labels if second is None or second.share >= 0.5 else second.labels
+                hits = (logits_of(output).argmax(1) == wanted).sum()
+                count = stop - start
+                sums += torch.stack([loss.detach().double() * count, hits.double(), sums.new_full((), count)])
+        return sums
+
+    def _sampled_gradient(
+        self,
+        model: nn.Module,
+        inputs: torch.Tensor,
+        batch: DeviceBatch,
+        mixed: MixedLabels | None,
+        batch_size: int,
+        lr: float | None,
+    ) -> torch.Tensor:
+        """Compute the gradient with a sample of the classes. Returns the sums of loss, hits and rows, float64 (3,).
+
+        batch_size, lr: as in Centres.loss.
+        """
+        centres = self.centres
+        assert centres is not None
+        with record_function("landmark: forward"), self.precision.autocast():
+            embeddings = model(inputs)
+        with record_function("landmark: classes"):
+            losses, hits, gradient = centres.loss(
+                embeddings,
+                batch.host.labels,
+                second=None if mixed is None else partner_labels(batch.host.labels),
+                own_share=1.0 if mixed is None else mixed.share,
+                class_weights=self._host_class_weights,
+                share=batch.host.share,
+                step=self.steps,
+                batch_size=batch_size,
+                lr=lr,
+            )
+        with record_function("landmark: backward"):
+            scaled = self.precision.scaler.scale(gradient)
+            embeddings.backward(scaled.to(embeddings.dtype))
+        count = self._sums.new_full((), len(losses))
+        return torch.stack([losses.double().sum(), hits.double().sum(), count])
+
+    def _update(self, lr: float) -> bool:
+        """Apply the gradients. Returns False if they are not finite and all ranks skip the step."""
+        scaler, clip_norm = self.precision.scaler, self.recipe.optimizer.clip_norm
+        scaler.unscale_(self.optimizer)
+        finite = True
+        factor: torch.Tensor | float = 1.0
+        if clip_norm is not None or self._guarded:
+            # The gradients are already averaged over the ranks, so the norm is the same on each.
+            if self.centres is None:
+                norm = nn.utils.clip_grad_norm_(self._parameters, clip_norm or math.inf)
+            else:
+                norm, factor = self._clip_with_centres(self.centres, clip_norm)
+            finite = not self._guarded or bool(torch.isfinite(norm))
+        if finite:
+            # Not called for skipped steps: a fused SGD that skips its first step by itself keeps uninitialized momentum
+            # (seen with torch 2.14).
+            scaler.step(self.optimizer)
+            if self.centres is not None:
+                self.centres.update(lr, factor)
+        scaler.update()
+        return finite
+
+    def _clip_with_centres(
+        self, centres: Centres, clip_norm: float | None
+    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Clip gradients of weights and class weights together. Returns the norm and the factor for class weights."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        norm = (nn.utils.get_total_norm(gradients).square() + centres.squared_norm()).sqrt()
+        if clip_norm is None:
+            return norm, 1.0
+        nn.utils.clip_grads_with_norm_(self._parameters, clip_norm, norm)
+        return norm, (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+
+    def _note(self, loss: torch.Tensor) -> None:
+        """Record the first step whose loss is not finite, without waiting for the device."""
+        fault = torch.stack([loss, loss.new_full((), self.steps)])
+        first = torch.isfinite(loss) | (self._bad[1] > 0)
+        self._bad = torch.where(first, self._bad, fault)
+
+    def take_totals(self) -> TrainTotals:
+        """Return the sums since the last call and reset them. Waits for the device.
+
+        Raises UserError if the loss became infinite or NaN since the last call.
+        """
+        self.check_finite()
+        loss, hits, rows, skipped = self._sums.tolist()
+        self._sums.zero_()
+        return TrainTotals(loss=loss, hits=hits, rows=int(rows), skipped=int(skipped))
+
+    def check_finite(self) -> None:
+        """Raise UserError unless all losses since the start and the weights are finite. Waits for the device.
+
+        With several ranks, the check of the weights detects on all ranks what one rank's loss caused.
+        """
+        loss, step = self._bad.tolist()
+        if step:
+            raise UserError(f"the loss became {loss} in epoch {self._epoch} (step {step:.0f}); {MEND}")
+        if self._parameters and not torch.isfinite(nn.utils.get_total_norm(self._parameters)):
+            raise UserError(f"the weights are not finite in epoch {self._epoch} (step {self.steps}); {MEND}")
+
+    def state(self) -> dict[str, Any]:
+        """Return the state for a resume, except the weights of `evaluated`: tensors and plain values."""
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "steps": self.steps}
+        if self.precision.scaler.is_enabled():
+            state["scaler"] = self.precision.scaler.state_dict()
+        if self.average is not None:
+            state["weights"] = self.model.state_dict()
+        if self.centres is not None:
+            state["centres"] = self.centres.state()
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Load a state. The weights of `evaluated` must already be loaded into `model`."""
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.steps = state["steps"]
+        if self.average is not None:
+            self.average.load()
+        if "weights" in state:
+            self.model.load_state_dict(state["weights"])
+        if "scaler" in state and self.precision.scaler.is_enabled():
+            self.precision.scaler.load_state_dict(state["scaler"])
+        if self.centres is not None:
+            self.centres.load_state(state["centres"])
+
+
+def _quiet(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Return the context in which backward keeps the gradient on the rank. Models without a backend need none."""
+    return getattr(model, "no_sync", contextlib.nullcontext)()
+
+
+def _keep_from_ddp(model: nn.Module, part: nn.Module) -> None:
+    """Exclude a module's parameters from DDP, which would broadcast them although all ranks have the same."""
+    mine = {id(parameter) for parameter in part.parameters()}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in mine]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+
+
+def _class_weights(recipe: Recipe, counts: np.ndarray | None) -> np.ndarray | None:
+    """Return the loss weight per image of each class, float32 (classes,), or None if all are equal."""
+    if recipe.loss.class_weights == "none":
+        return None
+    assert counts is not None, "loss.class_weights needs the number of training images per class"
+    return class_weights(counts, recipe.loss.class_weights)

@@ -1,0 +1,91 @@
+"""Prediction and validation over a split with each row counted once, and the time spent waiting for batches."""
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from landmark.config import UserError
+from landmark.data.loading.loader import Batch
+from landmark.models import embedding_classifier, logits_of
+from landmark.models.chunked_cross_entropy import ranking
+from landmark.training.compute.device_augmentation import Preprocess
+from landmark.training.compute.device_prefetch import to_device
+from landmark.training.compute.precision import Precision
+from landmark.training.loop.session import Session
+
+T = TypeVar("T")
+
+
+def predict(
+    model: nn.Module, batches: Iterable[Batch], preprocess: Preprocess, precision: Precision | None = None
+) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor]]:
+    """Yield each batch with its logits (n, classes) and labels (n,) on the device, without gradients.
+
+    Yields embeddings (n, d) instead of logits if the model returns them. precision: data type of the model; None: fp32.
+    """
+    model.eval()
+    for batch in to_device(batches, preprocess.device):
+        with torch.inference_mode():
+            inputs = preprocess(batch.images, batch.flip)
+            with precision.autocast() if precision is not None else contextlib.nullcontext():
+                output = model(inputs)
+            yield batch.host, logits_of(output), batch.labels
+
+
+def validate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    preprocess: Preprocess,
+    session: Session,
+    num_classes: int,
+    precision: Precision | None = None,
+) -> dict[str, float]:
+    """Return val_loss, val_top1, val_top5 and val_macro_recall over all ranks, each row counted once.
+
+    Macro recall is the mean over the classes that occur in the split. precision: as in training; None: fp32.
+    """
+    totals = torch.zeros(4, dtype=torch.float64, device=preprocess.device)
+    classes = torch.zeros(2, num_classes, dtype=torch.float64, device=preprocess.device)
+    classifier = embedding_classifier(model)
+    for _, output, labels in predict(model, batches, preprocess, precision):
+        if classifier is not None and classifier.gives_embeddings:
+            with torch.inference_mode():
+                best = ranking(classifier, output, labels, min(5, num_classes))
+            loss, guesses = (best.log_sum - best.own).sum(), best.classes
+        else:
+            loss = nn.functional.cross_entropy(output.float(), labels, reduction="sum")
+            guesses = output.topk(min(5, output.shape[1]), dim=1).indices
+        right = guesses == labels[:, None]
+        best_right = right[:, 0].double()
+        counts = [loss.double(), best_right.sum(), right.any(1).sum().double(), totals.new_full((), len(labels))]
+        totals += torch.stack(counts)
+        # Not bincount or a mask: on a GPU, the host would wait for the size of their results.
+        classes[0].index_add_(0, labels, torch.ones_like(best_right))
+        classes[1].index_add_(0, labels, best_right)
+    loss_sum, top1, top5, rows = session.all_reduce(totals).tolist()
+    support, hits = session.all_reduce(classes)
+    if not rows:
+        raise UserError("could not read any image of the val split; prepare the dataset again")
+    present = support > 0
+    return {
+        "val_loss": loss_sum / rows,
+        "val_top1": top1 / rows,
+        "val_top5": top5 / rows,
+        "val_macro_recall": float((hits[present] / support[present]).mean()),
+    }
+
+
+def timed(batches: Iterable[T], wait: list[float]) -> Iterator[T]:
+    """Yield the batches and add the seconds spent waiting for them to wait[0]."""
+    source = iter(batches)
+    while True:
+        start = time.perf_counter()
+        batch = next(source, None)
+        wait[0] += time.perf_counter() - start
+        if batch is None:
+            return
+        yield batch

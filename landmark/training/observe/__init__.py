@@ -1,0 +1,1 @@
+"""Metrics, throughput, profiles and telemetry of a run."""

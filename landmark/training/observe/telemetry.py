@@ -1,0 +1,50 @@
+"""Prometheus metrics of a training process, served by Ray's exporter on each node with the name prefix `ray_`."""
+
+import torch
+from ray.util.metrics import Counter, Gauge
+
+from landmark.storage import Location
+from landmark.training.observe.throughput import Pace
+
+TRIALS = "trials"
+"""Folder of the trials' runs, below a study."""
+TAGS = ("run", "trial", "rank")
+
+
+def names_of(run: Location) -> tuple[str, str]:
+    """Return the names of run and trial, given a run's location. A trial is stored in its study's folder of trials."""
+    parts = run.uri.rstrip("/").split("/")
+    if len(parts) > 2 and parts[-2] == TRIALS:
+        return parts[-3], parts[-1]
+    return parts[-1], ""
+
+
+class Telemetry:
+    """Metrics of one training process: images, images per second, fraction of time spent waiting, epoch, GPU memory.
+
+    Each rank reports its own. Sums over the ranks are those of the run. Costs nothing if no exporter runs.
+    """
+
+    def __init__(self, run: Location, rank: int, device: torch.device) -> None:
+        name, trial = names_of(run)
+        self.tags = {"run": name, "trial": trial, "rank": str(rank)}
+        self.device = device
+        self.images = Counter("landmark_images_total", "Images that this process trained on", TAGS)
+        self.rate = Gauge("landmark_images_per_second", "Training images per second of this process", TAGS)
+        self.waiting = Gauge("landmark_data_wait_share", "Fraction of time spent waiting for data, 0 to 1", TAGS)
+        self.epoch = Gauge("landmark_epoch", "Current epoch of this process, from 1", TAGS)
+        self.memory = Gauge("landmark_gpu_memory_bytes", "GPU memory reserved by torch, bytes", TAGS)
+
+    def measured(self, pace: Pace) -> None:
+        """Report the throughput."""
+        self.images.inc(pace.images, self.tags)
+        self.rate.set(pace.images / pace.seconds, self.tags)
+        self.waiting.set(pace.waited_s / pace.seconds, self.tags)
+        self.epoch.set(pace.epoch, self.tags)
+        if self.device.type == "cuda":
+            self.memory.set(torch.cuda.memory_reserved(self.device), self.tags)
+
+    def close(self) -> None:
+        """Reset the rates at the end of training, because a gauge keeps its last value."""
+        self.rate.set(0.0, self.tags)
+        self.waiting.set(0.0, self.tags)

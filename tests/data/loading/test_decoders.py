@@ -1,0 +1,102 @@
+"""Decoding threads and actors: the same pixels, in memory that nobody else holds."""
+
+import gc
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from landmark.config import AugmentConfig, LoaderConfig
+from landmark.data.loading.decoders import (
+    DECODE_BYTES,
+    ActorDecoder,
+    Buffers,
+    TableDecoder,
+    ThreadDecoder,
+    batches_ahead,
+)
+from tests.support.packed import picture
+
+AUGMENT = AugmentConfig(randaugment_ops=2)
+
+
+def batch(rows: int) -> pa.Table:
+    """A batch whose third image is broken, sliced out of a larger table of several chunks."""
+    images = [b"broken" if n == 4 else picture(n % 4, n, 40) for n in range(rows + 4)]
+    draws = np.arange(rows + 4) * 7
+    parts = [
+        pa.table({"image": pa.array(images[span], pa.large_binary()), "draw": draws[span], "label": draws[span]})
+        for span in (slice(0, 5), slice(5, None))
+    ]
+    return pa.concat_tables(parts).slice(2, rows)
+
+
+def test_actors_decode_to_the_same_pixels_as_threads(ray_cluster):
+    config = LoaderConfig(stream="ray", decode="data", decode_threads=2, decoders=2, data_cpus=0.5)
+    results = []
+    for made in (ThreadDecoder, ActorDecoder):
+        decoder = made(config, AUGMENT, 5, largest=(10, 48))
+        try:
+            calls = [decoder.submit(batch(rows), 3, 48) for rows in (9, 10, 5)]
+            results.append([call.result() for call in calls])
+        finally:
+            decoder.close()
+    for (pixels, faults), (other, other_faults) in zip(*results, strict=True):
+        assert pixels.dtype == np.uint8 and np.array_equal(pixels, other)
+        assert list(faults) == [2] and faults == other_faults
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(5, 70), st.integers(1, 12))
+def test_slices_of_a_batch_are_the_whole_batch(rows, threads):
+    decoder = ThreadDecoder(LoaderConfig(decode_threads=threads), AUGMENT, 5, largest=(rows, 16))
+    try:
+        call = decoder.submit(batch(rows), 3, 16)
+        pixels, faults = call.result()
+    finally:
+        decoder.close()
+    whole, whole_faults = TableDecoder(AUGMENT, 5).decode(batch(rows), 3, 16)
+    assert np.array_equal(pixels, whole) and faults == whole_faults and list(faults) == [2]
+    assert call.done()
+
+
+def test_memory_of_batches_under_way_is_bounded_on_a_host_with_many_cpus():
+    for rows, size, most in (
+        (256, 224, 400 << 20),
+        (1024, 512, DECODE_BYTES),
+        (8, 224, 400 << 20),
+        (1, 2048, DECODE_BYTES),
+    ):
+        decoder = ThreadDecoder(LoaderConfig(decode_threads=192), AUGMENT, 5, largest=(rows, size))
+        decoder.close()
+        assert decoder.ahead >= 1
+        assert decoder.ahead * rows * size * size * 3 <= most
+        # All threads have work, where memory allows.
+        slices = decoder.ahead * max(1, min(192, rows // 8))
+        assert slices >= 192 or most == DECODE_BYTES
+    assert batches_ahead(800, (256, 224)) * 256 * 224 * 224 * 3 <= DECODE_BYTES
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.booleans(), st.booleans()), max_size=30))
+def test_memory_that_is_held_is_not_handed_out_again(steps):
+    buffers, held = Buffers(), []
+    for number, (size, keep, view) in enumerate(steps):
+        array = buffers.take((size, 2, 3))
+        array[:] = number
+        if keep:
+            held.append((number, array[size // 2 :].transpose(2, 0, 1) if view else array))
+        del array
+        if number % 5 == 4 and held:
+            held.pop(0)
+    assert all((kept == number).all() for number, kept in held)
+
+
+def test_memory_that_is_let_go_of_is_used_again():
+    buffers = Buffers()
+    addresses = set()
+    for rows in (64, 63, 64, 64, 63, 60):
+        addresses.add(buffers.take((rows, 8, 8, 3)).ctypes.data)
+        gc.collect()
+    assert len(addresses) == 1
+    assert buffers.take((8, 8, 8, 3)).ctypes.data not in addresses

@@ -1,0 +1,118 @@
+"""Decoding: the crop asked for, at the size asked for, the same in any batch."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from landmark.config import AugmentConfig
+from landmark.data.loading.jpeg import crop_boxes, decode_batch, flips
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def ramp(width: int, height: int) -> np.ndarray:
+    """Red grows to the right, green downwards."""
+    red = np.broadcast_to(np.linspace(0, 255, width)[None, :], (height, width))
+    green = np.broadcast_to(np.linspace(0, 255, height)[:, None], (height, width))
+    return np.stack([red, green, np.full((height, width), 80)], axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", [32, 64, 150, 224])
+def test_centre_crop_shows_the_centre(size):
+    pixels = decode_batch([jpeg(ramp(300, 200))], np.array([0]), size)[0][0].astype(float)
+    side = 200 * 0.95
+    left, right = (150 - side / 2) / 300 * 255, (150 + side / 2) / 300 * 255
+    assert pixels.shape == (size, size, 3)
+    assert pixels[:, 0, 0].mean() == pytest.approx(left, abs=5)
+    assert pixels[:, -1, 0].mean() == pytest.approx(right, abs=5)
+    assert pixels[0, :, 1].mean() == pytest.approx(0.025 * 255, abs=5)
+    assert pixels[-1, :, 1].mean() == pytest.approx(0.975 * 255, abs=5)
+
+
+def test_random_crops_depend_on_seed_epoch_and_sample_alone():
+    images = [jpeg(ramp(160, 120 + 10 * i)) for i in range(4)]
+    samples = np.array([5, 9, 100, 7])
+    augment = AugmentConfig()
+    together, _ = decode_batch(images, samples, 48, augment=augment, seed=1, epoch=2)
+    for i in range(4):
+        alone, _ = decode_batch([images[i]], samples[[i]], 48, augment=augment, seed=1, epoch=2)
+        assert np.array_equal(alone[0], together[i])
+    assert not np.array_equal(together, decode_batch(images, samples, 48, augment=augment, seed=1, epoch=3)[0])
+    assert not np.array_equal(together, decode_batch(images, samples, 48, augment=augment, seed=2, epoch=2)[0])
+
+
+def test_random_crops_cover_the_area_asked_for_and_stay_inside():
+    sizes = np.tile([[400, 300]], (5000, 1))
+    draws = np.random.default_rng(0).random((5000, 4))
+    augment = AugmentConfig(crop_area=(0.25, 0.75), crop_aspect=1.3)
+    left, top, width, height = crop_boxes(sizes, augment, draws).T
+    share = width * height / (400 * 300)
+    assert share.max() <= 0.7501
+    assert np.median(share) == pytest.approx(0.5, abs=0.03)
+    assert (left >= 0).all()
+    assert (top >= 0).all()
+    assert (left + width <= 400.001).all()
+    assert (top + height <= 300.001).all()
+
+
+def test_half_of_the_samples_are_mirrored():
+    assert flips(0, 1, np.arange(10_000)).mean() == pytest.approx(0.5, abs=0.02)
+    assert not np.array_equal(flips(0, 1, np.arange(100)), flips(0, 2, np.arange(100)))
+
+
+def header_of(width: int, height: int) -> bytes:
+    """A JPEG that claims to be larger than it is."""
+    data = bytearray(jpeg(ramp(64, 64)))
+    start = data.index(b"\xff\xc0") + 5
+    data[start : start + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    return bytes(data)
+
+
+BROKEN = {
+    "nothing": b"",
+    "text": b"nothing",
+    "cut": jpeg(ramp(64, 64))[:-400],
+    "head alone": jpeg(ramp(64, 64))[:200],
+    "bomb": header_of(60_000, 60_000),
+    "larger than its data": header_of(640, 640),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_row_that_is_no_whole_jpeg_is_named_and_the_others_are_decoded(name):
+    good = [jpeg(ramp(64, 64)), jpeg(ramp(80, 64))]
+    augment = AugmentConfig(randaugment_ops=2)
+    pixels, faults = decode_batch([good[0], BROKEN[name], good[1]], np.array([7, 8, 9]), 32, augment=augment)
+    expected, none = decode_batch(good, np.array([7, 9]), 32, augment=augment)
+    assert list(faults) == [1] and faults[1] and "\n" not in faults[1]
+    assert none == {}
+    assert np.array_equal(pixels[[0, 2]], expected)
+
+
+def test_pixels_go_where_they_are_asked_to():
+    out = np.zeros((2, 32, 32, 3), dtype=np.uint8)
+    pixels, _ = decode_batch([jpeg(ramp(64, 64))] * 2, np.arange(2), 32, out=out)
+    assert pixels is out
+    assert out[0].any() and np.array_equal(out[0], out[1])
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (801, 533), (2400, 1597)])
+def test_decoding_at_a_smaller_scale_shows_the_same_picture(width, height):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    picture = np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
+    pixels, _ = decode_batch([jpeg(picture)], np.array([0]), 64)
+    side = 0.95 * height
+    box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
+    expected = np.asarray(Image.fromarray(picture).resize((64, 64), Image.Resampling.BILINEAR, box=box))
+    assert np.abs(pixels[0].astype(int) - expected).mean() < 5
+
+
+def test_tiny_images_are_enlarged():
+    assert decode_batch([jpeg(ramp(5, 3))], np.array([0]), 32)[0].shape == (1, 32, 32, 3)

@@ -1,0 +1,376 @@
+"""The loader: exact passes, the same pixels for any number of ranks, no thread left behind."""
+
+import contextlib
+import dataclasses
+import os
+import re
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from landmark.config import AugmentConfig, LoaderConfig, SamplingConfig, UserError
+from landmark.data.dataset import PackedDataset
+from landmark.data.loading.loader import Batch, Loader
+from landmark.data.loading.progress import Position
+from landmark.storage.tables import read_table, write_table
+from tests.support.packed import picture, write_packed
+
+CONFIG = LoaderConfig(image_size=16, batch_size=10, stream="thread", decode_threads=2, shuffle_row_groups=3)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
+    return write_packed(tmp_path_factory.mktemp("packed"), {"train": [37, 20, 9], "val": [13]})
+
+
+def passes(dataset: PackedDataset, split: str = "train", epochs: int = 1, **options) -> list[list[Batch]]:
+    span = range(1, epochs + 1)
+    with Loader(dataset, split, CONFIG, epochs=span, **options) as loader:
+        return [list(loader.epoch(epoch)) for epoch in span]
+
+
+def by_sample(batches: list[Batch]) -> dict[int, tuple]:
+    """What the account counts: a single image of an epoch's rest is shown twice, the second time with a negative draw."""
+    columns = ("samples", "draws", "images", "labels", "flip")
+    return {
+        int(sample): (image.tobytes(), int(label), bool(flip))
+        for batch in batches
+        for sample, draw, image, label, flip in zip(*(getattr(batch, name) for name in columns), strict=True)
+        if draw >= 0
+    }
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_every_sample_once_with_the_same_pixels_for_any_number_of_ranks(dataset, world):
+    alone = by_sample(passes(dataset, augment=AugmentConfig(), seed=4)[0])
+    ranks = [passes(dataset, augment=AugmentConfig(), seed=4, rank=rank, world_size=world)[0] for rank in range(world)]
+    assert sum(len(batch.samples) for batches in ranks for batch in batches) == 66
+    assert {k: v for batches in ranks for k, v in by_sample(batches).items()} == alone
+    assert len({len(batches) for batches in ranks}) == 1
+    for step in zip(*ranks, strict=True):
+        assert sum(batch.share for batch in step) == pytest.approx(world)
+
+
+def test_labels_belong_to_their_samples(dataset):
+    for batch in passes(dataset, augment=AugmentConfig())[0]:
+        assert np.array_equal(batch.labels, batch.samples % 4)
+
+
+def test_epochs_are_shuffled_each_its_own_way_and_repeat_exactly(dataset):
+    first, second = passes(dataset, epochs=2, augment=AugmentConfig())
+    order = [int(s) for batch in first for s in batch.samples]
+    assert order != [int(s) for batch in second for s in batch.samples]
+    assert sorted(order) == list(range(66))
+    again = passes(dataset, epochs=2, augment=AugmentConfig())
+    for one, other in zip([*first, *second], [*again[0], *again[1]], strict=True):
+        assert np.array_equal(one.samples, other.samples)
+        assert np.array_equal(one.images, other.images)
+
+
+def flattened(batches: list[Batch]) -> list[tuple]:
+    return [(batch.draws.tolist(), batch.images.tobytes(), batch.labels.tolist(), batch.share) for batch in batches]
+
+
+@pytest.mark.parametrize(("world", "done"), [(1, 3), (2, 0), (2, 5), (3, 7)])
+def test_an_epoch_that_goes_on_has_the_same_batches_and_pixels(dataset, world, done):
+    for rank in range(world):
+        options = {"augment": AugmentConfig(), "rank": rank, "world_size": world}
+        whole = passes(dataset, epochs=2, **options)
+        position = Position(epoch=1, division=(world,), length=66, step=done)
+        rest = passes(dataset, epochs=2, position=position, **options)
+        assert flattened(rest[0]) == flattened(whole[0][done:])
+        assert flattened(rest[1]) == flattened(whole[1])
+
+
+def test_other_workers_show_what_is_left_with_the_same_pixels(dataset):
+    alone = by_sample(passes(dataset, augment=AugmentConfig())[0])
+    before = np.zeros(66, dtype=bool)
+    before[:64] = True
+    shown, steps = {}, set()
+    for rank in range(3):
+        position = Position(epoch=1, division=(3,), length=66, before=before, known=before)
+        batches = passes(dataset, augment=AugmentConfig(), rank=rank, world_size=3, position=position)[0]
+        steps.add(len(batches))
+        # A rank without a row keeps step with some that count nothing.
+        assert all(len(batch.draws) == 2 for batch in batches)
+        assert all((batch.draws < 0).all() == (batch.share == 0) for batch in batches)
+        shown |= by_sample([batch for batch in batches if batch.share])
+    assert steps == {1}
+    assert shown == {sample: alone[sample] for sample in (64, 65)}
+
+
+@pytest.mark.parametrize("name", ["sqrt", "balanced"])
+def test_repeated_images_differ_in_pixels_and_add_up_to_an_epoch(tmp_path, name):
+    dataset = write_packed(tmp_path, {"train": [40]}, classes=4)
+    sampling = SamplingConfig(name=name)
+    catalog = dataset.location / "catalog.parquet"
+    table = read_table(catalog)
+    # A long tail: three images of class 0, the others of class 1.
+    labels = pa.array([0] * 3 + [1] * 37, pa.int32())
+    write_table(catalog, table.set_column(table.schema.get_field_index("label"), "label", labels))
+    batches = passes(dataset, augment=AugmentConfig(), sampling=sampling)[0]
+    draws = np.concatenate([batch.draws for batch in batches])
+    samples = np.concatenate([batch.samples for batch in batches])
+    assert sorted(draws.tolist()) == list(range(40))
+    rare = int((samples < 3).sum())
+    assert abs(rare - (20 if name == "balanced" else 8.9)) < 3
+    images = {
+        image.tobytes() for batch in batches for image, s in zip(batch.images, batch.samples, strict=True) if s < 3
+    }
+    assert len(images) == rare
+
+
+def test_the_size_of_images_and_batches_follows_the_epoch(dataset):
+    found = passes(dataset, epochs=2, augment=AugmentConfig(), shape=lambda epoch: (16 * epoch, 33 // epoch))
+    assert [len(batches) for batches in found] == [2, 5]
+    assert [batches[0].images.shape[1] for batches in found] == [16, 32]
+
+
+def test_validation_is_in_order_and_has_no_dropped_tail(dataset):
+    batches = passes(dataset, "val")[0]
+    assert [int(s) for batch in batches for s in batch.samples] == list(range(13))
+    assert not any(batch.flip.any() for batch in batches)
+
+
+def test_closing_in_the_middle_of_an_epoch_ends_the_threads(dataset):
+    before = threading.active_count()
+    loader = Loader(dataset, "train", CONFIG, augment=AugmentConfig(), epochs=range(1, 100))
+    next(iter(loader.epoch(1)))
+    loader.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("stream", ["thread", "ray"])
+def test_closing_waits_for_no_read_that_hangs(tmp_path, stream, request):
+    """A pipe into which nobody writes: opening it hangs, as storage does that gives no sign of life."""
+    before = set()
+    if stream == "ray":
+        request.getfixturevalue("ray_cluster")
+        before = actor_pids()
+    dataset = write_packed(tmp_path, {"train": [80, 8]})
+    shards = [tmp_path / "train" / f"{number:05d}.parquet" for number in (0, 1)]
+    for shard in shards:
+        shard.unlink()
+        os.mkfifo(shard)
+    loader = Loader(dataset, "train", dataclasses.replace(CONFIG, stream=stream, readers=2), augment=AugmentConfig())
+    consumer = threading.Thread(target=lambda: list(loader.epoch(1)), daemon=True)
+    consumer.start()
+    while not (actor_pids() - before if stream == "ray" else reading()):
+        time.sleep(0.05)
+    closer = threading.Thread(target=loader.close, daemon=True)
+    closer.start()
+    closer.join(60)
+    assert not closer.is_alive()
+    if stream == "ray":
+        for pid in actor_pids() - before:
+            psutil.wait_procs([psutil.Process(pid)], timeout=60)
+        assert not actor_pids() - before
+    while reading():  # let go of the threads
+        for shard in shards:
+            with contextlib.suppress(OSError):
+                os.close(os.open(shard, os.O_WRONLY | os.O_NONBLOCK))
+        time.sleep(0.05)
+
+
+def reading() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("landmark-read")]
+
+
+def actor_pids() -> set[int]:
+    """The processes of readers that have begun to live on this machine."""
+    return {
+        process.pid for process in psutil.process_iter(["cmdline"]) if "ray::UnitReader" in str(process.info["cmdline"])
+    }
+
+
+def flip_a_byte(path: Path, of: bytes) -> None:
+    """Change one byte in the middle of where `of` lies in a file."""
+    data = bytearray(path.read_bytes())
+    data[data.index(of) + len(of) // 2] ^= 0x10
+    path.write_bytes(data)
+
+
+def damage(dataset: PackedDataset, fault: str, shard: str = "train/00001.parquet") -> None:
+    path = Path(dataset.location.uri) / shard
+    if fault == "deleted":
+        path.unlink()
+    elif fault == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif fault == "flipped byte":
+        first = int(shard.startswith("train")) * 40
+        flip_a_byte(path, picture(first % 4, first, 32))
+
+
+FAULTS = {"deleted": (24, "missing"), "truncated": (24, "corrupt"), "flipped byte": (8, "corrupt .*checksum")}
+
+
+@pytest.fixture(params=FAULTS)
+def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[PackedDataset, int, str]:
+    """A dataset of 72 training images with a damaged second shard, the images lost by it, and what is said of it."""
+    dataset = write_packed(tmp_path, {"train": [40, 24, 8], "val": [13]})
+    damage(dataset, request.param)
+    return dataset, *FAULTS[request.param]
+
+
+@pytest.mark.parametrize("stream", ["thread", "ray"])
+def test_a_damaged_shard_stops_training_with_its_name(damaged, stream, request):
+    if stream == "ray":
+        request.getfixturevalue("ray_cluster")
+    dataset, _, what = damaged
+    config = dataclasses.replace(CONFIG, stream=stream)
+    with (
+        Loader(dataset, "train", config, augment=AugmentConfig()) as loader,
+        pytest.raises(UserError, match=rf"train/00001\.parquet: {what}.*damaged: skip") as error,
+    ):
+        list(loader.epoch(1))
+    assert "\n" not in str(error.value)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("landmark-")]
+
+
+@pytest.mark.parametrize(("stream", "world"), [("thread", 1), ("thread", 3), ("ray", 1)])
+def test_a_skipped_shard_keeps_the_steps_and_its_loss_is_counted(damaged, world, stream, request):
+    if stream == "ray":
+        request.getfixturevalue("ray_cluster")
+    dataset, lost, what = damaged
+    config = dataclasses.replace(CONFIG, stream=stream, damaged="skip")
+    steps, shown, counted, told = set(), [], [0, 0], []
+    for rank in range(world):
+        options = {"augment": AugmentConfig(), "rank": rank, "world_size": world, "epochs": range(1, 3)}
+        with Loader(dataset, "train", config, tell=told.append, **options) as loader:
+            for epoch in (1, 2):
+                batches = list(loader.epoch(epoch))
+                steps.add(len(batches))
+                assert [len(batch.labels) for batch in batches] == loader.plan(epoch).batch_rows.tolist()
+                shown += [int(s) for batch in batches for s in batch.samples] if epoch == 1 else []
+                counted[epoch - 1] += loader.lost[epoch]
+                assert all(np.array_equal(batch.labels, batch.samples % 4) for batch in batches)
+    assert counted == [lost, lost]
+    assert len(steps) == 1
+    assert len(shown) == 72 and set(shown) == set(range(72)) - set(range(40, 40 + lost))
+    assert 1 <= len(told) <= world
+    assert all(re.search(rf"train/00001\.parquet: {what}.*counted as lost_images", line) for line in told)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_evaluation_counts_fewer_rows_and_repeats_none(tmp_path, world):
+    dataset = write_packed(tmp_path, {"train": [8], "val": [24, 16]})
+    damage(dataset, "flipped byte", "val/00000.parquet")
+    config = dataclasses.replace(CONFIG, damaged="skip")
+    shown, lost = [], 0
+    for rank in range(world):
+        with Loader(dataset, "val", config, rank=rank, world_size=world) as loader:
+            shown += [int(s) for batch in loader.epoch(1) for s in batch.samples]
+            lost += loader.lost[1]
+    assert shown == list(range(8, 40)) and lost == 8
+
+
+def test_nothing_left_to_show_is_an_error(tmp_path):
+    dataset = write_packed(tmp_path, {"train": [16]})
+    damage(dataset, "deleted", "train/00000.parquet")
+    config = dataclasses.replace(CONFIG, damaged="skip")
+    with (
+        Loader(dataset, "train", config, augment=AugmentConfig()) as loader,
+        pytest.raises(UserError, match=r"train/00000\.parquet: missing; no other image"),
+    ):
+        list(loader.epoch(1))
+
+
+def break_images(dataset: PackedDataset, shard: str, rows: list[int]) -> None:
+    """Put bytes that are no JPEG into rows of a shard whose pages are whole."""
+    path = Path(dataset.location.uri) / shard
+    table = pq.read_table(path)
+    images = [image if row not in rows else image[:300] for row, image in enumerate(table["image"].to_pylist())]
+    table = table.set_column(table.schema.get_field_index("image"), table.schema.field("image"), [images])
+    pq.write_table(table, path, row_group_size=8, compression="none", use_dictionary=False, write_page_checksum=True)
+
+
+WAYS = {
+    "thread": CONFIG,
+    "ray": dataclasses.replace(CONFIG, stream="ray"),
+    "data": dataclasses.replace(CONFIG, stream="ray", decode="data", data_cpus=0.5),
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> LoaderConfig:
+    """A config of each way to read and decode."""
+    if request.param != "thread":
+        request.getfixturevalue("ray_cluster")
+    return WAYS[request.param]
+
+
+def test_all_ways_yield_the_same_batches_in_the_same_order(dataset, way):
+    augment = AugmentConfig(randaugment_ops=1)
+    expected = [batch for batches in passes(dataset, epochs=3, augment=augment) for batch in batches]
+    with Loader(dataset, "train", way, augment=augment, epochs=range(1, 4)) as loader:
+        found = [batch for epoch in (1, 2, 3) for batch in loader.epoch(epoch)]
+    for one, other in zip(expected, found, strict=True):
+        assert one.epoch == other.epoch and one.share == other.share
+        for name in ("samples", "draws", "labels", "flip", "images"):
+            assert np.array_equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_an_image_that_cannot_be_decoded_stops_training_with_its_sample(tmp_path, way):
+    dataset = write_packed(tmp_path, {"train": [40, 24]})
+    break_images(dataset, "train/00001.parquet", [3])
+    with (
+        Loader(dataset, "train", way, augment=AugmentConfig()) as loader,
+        pytest.raises(UserError, match=r"/train: sample 43 cannot be decoded \(.+\); prepare .*damaged: skip") as error,
+    ):
+        list(loader.epoch(1))
+    assert "\n" not in str(error.value)
+
+
+def test_an_image_that_cannot_be_decoded_is_replaced_in_training_and_left_out_in_evaluation(tmp_path, way):
+    dataset = write_packed(tmp_path, {"train": [40, 24], "val": [10, 15]})
+    break_images(dataset, "train/00001.parquet", [3, 20])
+    break_images(dataset, "val/00000.parquet", list(range(10)))
+    config = dataclasses.replace(way, damaged="skip")
+    told: list[str] = []
+    with Loader(dataset, "train", config, augment=AugmentConfig(), epochs=range(1, 3), tell=told.append) as loader:
+        for epoch in (1, 2):
+            batches = list(loader.epoch(epoch))
+            assert [len(batch.labels) for batch in batches] == loader.plan(epoch).batch_rows.tolist()
+            shown = [int(sample) for batch in batches for sample in batch.samples]
+            assert len(shown) == 64 and set(shown) == set(range(64)) - {43, 60}
+            assert loader.lost[epoch] == 2
+            assert sorted(int(draw) for batch in batches for draw in batch.draws) == list(range(64))
+            for batch in batches:
+                assert np.array_equal(batch.labels, batch.samples % 4)
+                lost = np.isin(batch.draws, [43, 60])
+                assert batch.lost == lost.sum() and np.array_equal(batch.draws[~lost], batch.samples[~lost])
+                assert batch.images.any(axis=(1, 2, 3)).all()
+    assert len(told) == 1 and re.search(r"/train: sample (43|60) cannot be decoded .*counted as lost_images", told[0])
+    with Loader(dataset, "val", config) as loader:
+        assert [int(sample) for batch in loader.epoch(1) for sample in batch.samples] == list(range(10, 25))
+        assert loader.lost[1] == 10
+
+
+def test_a_batch_of_images_none_of_which_can_be_decoded_is_an_error_in_training(tmp_path):
+    dataset = write_packed(tmp_path, {"train": [8]})
+    break_images(dataset, "train/00000.parquet", list(range(8)))
+    with (
+        Loader(dataset, "train", dataclasses.replace(CONFIG, damaged="skip"), augment=AugmentConfig()) as loader,
+        pytest.raises(
+            UserError, match=r"sample \d cannot be decoded .*none of the images tried as a replacement can be decoded"
+        ),
+    ):
+        list(loader.epoch(1))
+
+
+def test_memory_does_not_grow_with_epochs(dataset):
+    process = psutil.Process()
+    config = dataclasses.replace(CONFIG, image_size=128)
+    with Loader(dataset, "train", config, augment=AugmentConfig(), epochs=range(1, 121)) as loader:
+        sizes = []
+        for epoch in range(1, 121):
+            for _ in loader.epoch(epoch):
+                pass
+            sizes.append(process.memory_info().rss)
+    assert max(sizes[60:]) < max(sizes[20:60]) + (8 << 20)

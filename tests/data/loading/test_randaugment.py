@@ -1,0 +1,71 @@
+"""RandAugment: each operation is torchvision's, and randomness is the sample's own."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import v2
+
+from landmark.data.loading.randaugment import FILL, OPERATIONS, randaugment
+
+NAMES = dict(zip(OPERATIONS, v2.RandAugment._AUGMENTATION_SPACE, strict=True))
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    """A smooth picture with structure at several scales, brighter in one corner."""
+    y, x = np.mgrid[0:96, 0:96] / 96
+    waves = [np.sin(9 * x + 5 * y * c) + np.cos(13 * y - 4 * x * c) + c * x for c in (1, 2, 3)]
+    picture = np.stack(waves, axis=2)
+    return np.round(20 + 200 * (picture - picture.min()) / np.ptp(picture)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("magnitude", [0, 4, 9, 17, 30])
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_an_operation_does_what_torchvisions_does(photo, name, magnitude, sign):
+    theirs = v2.RandAugment(interpolation=v2.InterpolationMode.BILINEAR, fill=list(FILL))
+    magnitudes, signed = theirs._AUGMENTATION_SPACE[NAMES[name]]
+    scale = magnitudes(31, 96, 96)
+    value = 0.0 if scale is None else float(scale[magnitude]) * (sign if signed else 1)
+    expected = np.asarray(
+        theirs._apply_image_or_video_transform(
+            Image.fromarray(photo), NAMES[name], value, v2.InterpolationMode.BILINEAR, {Image.Image: list(FILL)}
+        )
+    )
+    ours = OPERATIONS[name](photo.copy(), magnitude / 30, sign)
+    difference = np.abs(ours.astype(int) - expected.astype(int))
+    # A pixel at the border of what is uncovered is blended with the fill by one, not by the other.
+    assert np.quantile(difference, 0.97) <= 2
+    if name not in ("shear_x", "shear_y", "rotate"):
+        assert difference.max() <= 2
+
+
+@given(
+    draws=st.lists(st.integers(0, 2**40), min_size=1, max_size=6, unique=True),
+    seed=st.integers(0, 2**32),
+    epoch=st.integers(0, 1000),
+    operations=st.integers(1, 3),
+)
+def test_an_image_is_changed_alike_in_any_batch(draws, seed, epoch, operations):
+    images = np.random.default_rng(seed).integers(0, 256, (len(draws), 24, 24, 3), dtype=np.uint8)
+    together = images.copy()
+    randaugment(together, np.array(draws), seed, epoch, operations=operations, magnitude=9)
+    for row, draw in enumerate(draws):
+        alone = images[[row]].copy()
+        randaugment(alone, np.array([draw]), seed, epoch, operations=operations, magnitude=9)
+        assert np.array_equal(alone[0], together[row])
+    backwards = images[::-1].copy()
+    randaugment(backwards, np.array(draws[::-1]), seed, epoch, operations=operations, magnitude=9)
+    assert np.array_equal(backwards[::-1], together)
+
+
+def test_every_operation_is_drawn_equally_often(photo, monkeypatch):
+    drawn = []
+    for name in OPERATIONS:
+        monkeypatch.setitem(OPERATIONS, name, lambda image, _, sign, name=name: drawn.append((name, sign)) or image)
+    randaugment(np.zeros((7000, 1, 1, 3), dtype=np.uint8), np.arange(7000), 0, 1, operations=2, magnitude=9)
+    counts = np.array([[drawn.count((name, sign)) for sign in (-1.0, 1.0)] for name in OPERATIONS])
+    assert counts.sum() == 14_000
+    assert counts == pytest.approx(np.full((14, 2), 500), abs=90)

@@ -1,0 +1,78 @@
+"""Batches on the device: the loader's own memory on a CPU, the same bytes on a GPU."""
+
+import numpy as np
+import pytest
+import torch
+
+from landmark.data.loading.loader import Batch
+from landmark.training.compute.device_prefetch import copy_stream, to_device
+
+
+def batches(count: int, rows: int = 4, size: int = 8) -> list[Batch]:
+    random = np.random.default_rng(0)
+    found = []
+    for number in range(count):
+        samples = np.arange(number * rows, (number + 1) * rows)
+        found.append(
+            Batch(
+                images=random.integers(0, 256, (rows, size, size, 3), dtype=np.uint8),
+                labels=random.integers(0, 9, rows),
+                samples=samples,
+                draws=samples,
+                flip=random.random(rows) < 0.5 if number else np.zeros(rows, dtype=bool),
+                share=1.0,
+                epoch=1,
+            )
+        )
+    return found
+
+
+def test_on_a_cpu_nothing_is_copied():
+    loaded = batches(3)
+    placed = list(to_device(loaded, torch.device("cpu")))
+    assert [batch.host for batch in placed] == loaded
+    for ours, theirs in zip(placed, loaded, strict=True):
+        assert ours.images.data_ptr() == theirs.images.ctypes.data
+        assert ours.labels.data_ptr() == theirs.labels.ctypes.data
+    assert placed[0].flip is None and placed[1].flip is not None
+
+
+def test_a_batch_does_not_wait_for_the_one_after_it():
+    taken = []
+
+    def source():
+        for number, batch in enumerate(batches(3)):
+            taken.append(number)
+            yield batch
+
+    feed = to_device(source(), torch.device("cpu"))
+    next(feed)
+    assert taken == [0]
+
+
+def test_all_passes_copy_on_one_stream_of_a_device(monkeypatch):
+    # Nothing is computed: what counts is how many streams are asked for.
+    made = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or object())
+    copy_stream.cache_clear()
+    try:
+        devices = [torch.device("cuda", 0), torch.device("cuda", 1)]
+        assert len({copy_stream(devices[number % 2]) for number in range(6)}) == 2
+        assert made == devices
+    finally:
+        copy_stream.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_every_batch_arrives_whole_though_memory_is_used_again():
+    device = torch.device("cuda")
+    loaded = batches(20, rows=64, size=224)
+    weight = torch.randn(2048, 2048, device=device)
+    for ours, theirs in zip(to_device(loaded, device), loaded, strict=True):
+        for _ in range(20):
+            weight = weight @ weight.softmax(0)  # the GPU is behind while the next batch is copied
+        assert ours.images.device.type == "cuda"
+        total = ours.images.long().sum()
+        del ours
+        assert int(total) == int(theirs.images.astype(np.int64).sum())

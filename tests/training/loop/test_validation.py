@@ -1,0 +1,90 @@
+"""A process that ends while it validates: no step is lost or repeated, and a request to end is heard."""
+
+import csv
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import landmark.training.loop.fit as fit_module
+from landmark.config import UserError
+from landmark.data.dataset import PackedDataset
+from landmark.training.loop.state import RunState
+from landmark.training.loop.validation import validate
+from landmark.training.run import run_training
+from tests.support.packed import write_packed
+from tests.training.test_resume import TRAIN, CutOff, config, cut_off_after, last_weights
+
+BATCHES = 6
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
+    return write_packed(tmp_path_factory.mktemp("packed"), {"train": [60, 37], "val": [16 * BATCHES], "test": [9]})
+
+
+def at_batch(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> list[int]:
+    """Act once, before a batch of the first validation; returns the batches that each validation took."""
+    taken: list[int] = []
+
+    def disturbed(model: Any, batches: Iterator[Any], *rest: Any) -> dict[str, float]:
+        taken.append(0)
+
+        def counted() -> Iterator[Any]:
+            for batch in batches:
+                if len(taken) == 1 and taken[0] == number:
+                    act()
+                taken[-1] += 1
+                yield batch
+
+        return validate(model, counted(), *rest)
+
+    monkeypatch.setattr(fit_module, "validate", disturbed)
+    return taken
+
+
+def rows(output: Path) -> list[dict[str, str]]:
+    timed = {"images_per_s", "data_wait_share", "epoch_seconds"}
+    history = csv.DictReader((output / "train" / "history.csv").open())
+    return [{key: value for key, value in row.items() if key not in timed} for row in history]
+
+
+def cut_off() -> None:
+    raise CutOff
+
+
+@pytest.mark.parametrize("another_division", [False, True])
+def test_a_run_cut_off_in_validation_validates_and_repeats_no_step(dataset, tmp_path, monkeypatch, another_division):
+    whole, parts = (config(dataset, tmp_path / name, epochs=2) for name in ("whole", "parts"))
+    run_training(whole)
+    seen, taken = cut_off_after([], monkeypatch), at_batch(monkeypatch, 2, cut_off)
+    with pytest.raises(CutOff):
+        run_training(parts)
+    steps = len(seen)
+    if another_division:
+        # As another number of workers would: the position is divided again among them.
+        monkeypatch.setattr(RunState, "_division", lambda self, epoch: (1, 16, 7 + epoch))
+    run_training(parts)
+    assert taken == [2, BATCHES, BATCHES]
+    assert sorted(draw for epoch, step in seen if epoch == 1 for draw in step) == list(range(TRAIN))
+    assert seen[steps][0] == 2
+    first, second = rows(tmp_path / "whole"), rows(tmp_path / "parts")
+    if another_division:
+        assert first[0] == second[0]
+        return
+    assert first == second and float(second[0]["lr"]) > 0
+    undisturbed = last_weights(tmp_path / "whole", 2)
+    assert all(torch.equal(value, undisturbed[name]) for name, value in last_weights(tmp_path / "parts", 2).items())
+
+
+def test_a_request_to_end_is_heard_in_validation(dataset, tmp_path, monkeypatch):
+    run = config(dataset, tmp_path, epochs=1)
+    taken = at_batch(monkeypatch, 1, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(UserError, match=f"terminated; saved as checkpoints/epoch-0001-image-{TRAIN:09d}: run the same"):
+        run_training(run)
+    assert taken[0] < BATCHES
+    run_training(run)
+    assert taken[1] == BATCHES and [row["epoch"] for row in rows(tmp_path)] == ["1"]

@@ -1,0 +1,37 @@
+"""The record of a run: TensorBoard never stops it."""
+
+from tests.support.event_files import run_script, written
+
+FULL_DISK = """
+import resource, sys
+from landmark.storage import locate
+from landmark.training.observe.recorder import Recorder
+said = []
+resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
+recorder = Recorder(locate(sys.argv[1]), tensorboard=True, tell=said.append)
+for epoch in range(1, 6):
+    recorder.add({"epoch": epoch, "val_top1": epoch / 10})
+recorder.close()
+assert len(said) == 2 and "File too large" in said[0] and "6 entries could not be written" in said[1], said
+"""
+
+
+def test_a_run_goes_on_where_tensorboard_cannot_write(tmp_path):
+    done = run_script(FULL_DISK, tmp_path)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert (tmp_path / "history.csv").read_text().splitlines() == [
+        "epoch,val_top1",
+        *(f"{epoch},{epoch / 10}" for epoch in range(1, 6)),
+    ]
+
+
+def test_every_epoch_is_in_the_file(tmp_path):
+    from landmark.storage import locate
+    from landmark.training.observe.recorder import Recorder
+
+    recorder = Recorder(locate(tmp_path), tensorboard=True)
+    for epoch in range(1, 4):
+        recorder.add({"epoch": epoch, "val_top1": epoch / 10})
+    recorder.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert [event.step for event in written(file) if event.summary.value[0].tag == "val_top1"] == [1, 2, 3]
