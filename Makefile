@@ -1,8 +1,8 @@
-# setup, demo, test, test-gpu, check, docs, bench, clean. `make demo` and `make test` need nothing but Python 3.11 and this folder.
+# Targets: setup, demo, test, test-gpu, check, docs, bench, clean. demo and test need only Python 3.11 and this folder.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-BENCHMARKS := cli synthetic catalog pack reference ingest train recipes faults hosts tune search study evaluate clean horovod head head_toy neighbours labels heads scale
+BENCHMARKS := cli synthetic catalog pack reference ingest train recipes faults hosts tune search study evaluate clean horovod head head_toy knn labels heads scale
 
 .PHONY: setup browser kubectl hosts demo test test-gpu check docs bench clean
 .NOTPARALLEL:
@@ -17,7 +17,7 @@ $(READY): setup.cfg constraints.txt
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
-# Two processes for what takes one core; what starts clusters, kills processes and waits for them runs alone. ARGS: some tests only.
+# Unit tests run in two processes. Integration tests, which start clusters, run in one. ARGS: run only these tests.
 test: setup browser kubectl hosts
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
@@ -28,7 +28,7 @@ else
 	exit $$failed
 endif
 
-# On a machine with one or two GPUs, in under three minutes.
+# For a machine with one or two GPUs; takes less than three minutes.
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu -rs $(ARGS)
 
@@ -47,12 +47,12 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python scripts/language.py
-	$(BIN)/python scripts/reference.py --check
+	$(BIN)/python -m scripts.reference --check
 	$(BIN)/python -m pytest --no-header --durations=0 --durations-min=60 tests/docs/test_commands.py
 
-# The site in build/site, without a network. Stale reference pages, commands that do not exist and broken links are errors.
+# Build the site in build/site, offline. Stale reference pages, unknown commands and broken links are errors.
 docs: setup
-	$(BIN)/python scripts/reference.py --check
+	$(BIN)/python -m scripts.reference --check
 	$(BIN)/python -m pytest --no-header --durations=0 --durations-min=60 tests/docs/test_commands.py tests/docs/test_troubleshooting.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site: build/site/index.html"
@@ -60,6 +60,6 @@ docs: setup
 bench: setup
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-# Only what the build made: runs/ and datasets/ hold your results.
+# Deletes only build outputs: runs/ and datasets/ contain your results.
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,8 +1,8 @@
-"""Counts words and patterns that are not plain technical English, in everything that people read.
+"""Counts words and patterns that are not plain technical English, in all text of the project.
 
-Run: python scripts/language.py [--list PATTERN] [--write]. User-visible text (help, messages, README, docs) must have none of the
-patterns in BANNED. The others are counted in docstrings and comments too, and may only become fewer: the counts are kept in
-scripts/language_counts.json, and --write lowers them. Exit code 1 if a pattern is found more often than it may be.
+Run: python scripts/language.py [--list PATTERN] [--write]. Counts are separate for text that users read (help,
+messages, README, docs) and internal text (docstrings, comments). scripts/language_counts.json contains the allowed
+counts. They may only decrease, and --write lowers them. The exit code is 1 if a pattern occurs more often than allowed.
 """
 
 import argparse
@@ -44,14 +44,14 @@ PATTERNS = {
     "wants a token (requires)": r"\bwants? a\b",
     "space before %": r"\d %",
 }
-"""What to write instead in brackets -> regular expression, any case."""
+"""Name of the pattern, with the replacement in brackets -> regular expression, case-insensitive."""
 SUFFIXES = (".md", ".yaml", ".sh")
 FOLDERS = ("landmark", "docs", "scripts", "cluster", "k8s", "tune_spaces", "benchmarks")
 SKIPPED = ("docs/reference", "scripts/language.py", "CHANGELOG.md")
 
 
 def texts() -> Iterator[tuple[str, int, str, bool]]:
-    """Yield what people read: file, line, text, and whether users read it: help, messages and documents, not docstrings."""
+    """Yield each text: file, line, text, and whether users read it (help, messages and documents, not docstrings)."""
     files = [ROOT / "README.md", *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*")))]
     for path in files:
         name = str(path.relative_to(ROOT))
@@ -89,7 +89,7 @@ def python_texts(path: Path, name: str) -> Iterator[tuple[str, int, str, bool]]:
 
 
 def counted() -> dict[str, dict[str, list[tuple[str, int, str]]]]:
-    """Return what was found: pattern -> user, internal -> places."""
+    """Return the occurrences: pattern -> user, internal -> places."""
     found: dict[str, dict[str, list[tuple[str, int, str]]]] = {
         pattern: {"user": [], "internal": []} for pattern in PATTERNS
     }
@@ -102,10 +102,10 @@ def counted() -> dict[str, dict[str, list[tuple[str, int, str]]]]:
 
 
 def main() -> int:
-    """Print the counts, compare them with those that are allowed; returns the exit code."""
+    """Print the counts and compare them with the allowed ones. Return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--list", help="print the places of the patterns whose name contains this text")
-    parser.add_argument("--write", action="store_true", help="keep the counts, if none has grown")
+    parser.add_argument("--list", help="list the occurrences of the patterns whose name contains this text")
+    parser.add_argument("--write", action="store_true", help="save the counts, if none has increased")
     arguments = parser.parse_args()
     found = counted()
     if arguments.list:
@@ -116,19 +116,20 @@ def main() -> int:
         return 0
     counts = {pattern: {kind: len(rows) for kind, rows in kinds.items()} for pattern, kinds in found.items()}
     allowed = json.loads(COUNTS.read_text()) if COUNTS.exists() else counts
-    grown = defaultdict(list)
+    increased = defaultdict(list)
     print(f"{'pattern':42}{'user':>6}{'of':>6}{'internal':>10}{'of':>6}")
     for pattern, kinds in counts.items():
         limit = allowed.get(pattern, {"user": 0, "internal": 0})
         print(f"{pattern:42}{kinds['user']:>6}{limit['user']:>6}{kinds['internal']:>10}{limit['internal']:>6}")
         for kind, number in kinds.items():
             if number > limit[kind]:
-                grown[pattern].append(kind)
-    for pattern, kinds_grown in grown.items():
+                increased[pattern].append(kind)
+    for pattern, increased_kinds in increased.items():
         print(
-            f"error: more of {pattern!r} in {' and '.join(kinds_grown)} text; python scripts/language.py --list shows where"
+            f"error: more of {pattern!r} in {' and '.join(increased_kinds)} text; "
+            "list them with: python scripts/language.py --list"
         )
-    if grown:
+    if increased:
         return 1
     if arguments.write or not COUNTS.exists():
         COUNTS.write_text(json.dumps(counts, indent=1) + "\n")

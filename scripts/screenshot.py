@@ -1,4 +1,4 @@
-"""Takes the screenshot of a report's page for the docs: its top in the light theme, the confusion matrix in the dark one.
+"""Takes the screenshot of a report page for the docs: its top in the light theme, the confusion matrix in the dark one.
 
 python -m tests.reporting.folders runs/report-example
 landmark report runs/report-example/study --price-per-hour 12.5
@@ -38,8 +38,8 @@ def main() -> None:
             page.wait_for_timeout(500)
             panes.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
     joined = Image.new("RGB", (len(panes) * (WIDTH + GAP) - GAP, HEIGHT), "#8a949e")
-    for place, pane in enumerate(panes):
-        joined.paste(pane, (place * (WIDTH + GAP), 0))
+    for index, pane in enumerate(panes):
+        joined.paste(pane, (index * (WIDTH + GAP), 0))
     joined.quantize(256).save(arguments.output, optimize=True)
     print(f"{arguments.output}: {arguments.output.stat().st_size:,} bytes")
 
