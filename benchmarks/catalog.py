@@ -1,4 +1,4 @@
-"""Measure metadata processing for the full GLDv2: catalog, reference subset, plan of one epoch; peak memory of each.
+"""Measures metadata processing for the full GLDv2: catalog, reference subset, plan of one epoch; peak memory of each.
 
     python benchmarks/catalog.py [--rows 4132914] [--classes 203094] [--output benchmarks/results/catalog.json]
 
@@ -34,7 +34,7 @@ from landmark.data.packing.plan import load_or_make
 from landmark.data.packing.tasks import WORK_FOLDER
 from landmark.data.packing.worker import PART_REJECTS_SCHEMA, PART_SCHEMA, part_file
 from landmark.data.sources.gldv2 import image_path
-from landmark.data.synthetic import draw_image, plan_images
+from landmark.data.synthetic import plan_images, render_image
 from landmark.data.synthetic.gldv2_files import LICENSES, write_tar
 from landmark.storage import locate
 from landmark.storage.tables import write_table
@@ -56,8 +56,8 @@ def long_tail(rows: int, classes: int) -> np.ndarray:
     largest = min(LARGEST, rows // 20)
 
     def counts(exponent: float) -> np.ndarray:
-        share = (rank**-exponent - classes**-exponent) / (1 - classes**-exponent)
-        return 1 + np.round((largest - 1) * share).astype(np.int64)
+        fraction = (rank**-exponent - classes**-exponent) / (1 - classes**-exponent)
+        return 1 + np.round((largest - 1) * fraction).astype(np.int64)
 
     low, high = 1e-3, 10.0
     for _ in range(60):
@@ -107,10 +107,10 @@ def generate(folder: Path, rows: int, classes: int) -> None:
     }
     for name, columns in tables.items():
         pacsv.write_csv(pa.table(columns), folder / f"{name}.csv")
-    drawn = SyntheticConfig(classes=2, images=60)
+    synthetic = SyntheticConfig(classes=2, images=60)
     members = [
-        (image_path(ids[i].as_py()).removeprefix("train/"), draw_image(row, drawn, 0))
-        for i, row in enumerate(plan_images(drawn, 0).to_pylist())
+        (image_path(ids[i].as_py()).removeprefix("train/"), render_image(row, synthetic, 0))
+        for i, row in enumerate(plan_images(synthetic, 0).to_pylist())
     ]
     write_tar(folder, 0, members)
     for number in range(1, TARS):
@@ -130,7 +130,7 @@ def build(folder: Path, subset: SubsetConfig, output: str) -> dict[str, float]:
     source = gldv2_source(config.gldv2, clean=False)
     plan = load_or_make(locate(config.output), source, config)
     seconds = time.perf_counter() - start
-    return {"s": seconds, "rows": plan.planned, "classes": len(plan.landmark_ids), "units": len(plan.units)}
+    return {"s": seconds, "rows": plan.planned, "classes": len(plan.landmark_ids), "units": len(plan.tasks)}
 
 
 def join(folder: Path) -> dict[str, float]:
@@ -141,18 +141,18 @@ def join(folder: Path) -> dict[str, float]:
     work, figures = output / WORK_FOLDER, {}
     splits = load_index(work, plan.plan_id).splits
     order = np.random.default_rng(0).permutation(plan.planned)
-    for unit, rows in zip(plan.units, np.array_split(order, len(plan.units)), strict=True):
+    for task, rows in zip(plan.tasks, np.array_split(order, len(plan.tasks)), strict=True):
         rows = rows[np.argsort(splits[rows], kind="stable")]
         counts = np.bincount(splits[rows], minlength=len(SPLITS)).tolist()
         shards = [
-            {"split": split, "path": f"{split}/{unit.name}", "rows": n, "row_groups": 1, "bytes": 1, "sha256": ""}
+            {"split": split, "path": f"{split}/{task.name}", "rows": n, "row_groups": 1, "bytes": 1, "sha256": ""}
             for split, n in zip(SPLITS, counts, strict=True)
         ]
         zeros = np.zeros(len(rows), dtype=np.int32)
         part = pa.table([rows, splits[rows].astype(np.int32), zeros, zeros, zeros], schema=PART_SCHEMA)
-        write_table(part_file(work, unit.number, ".parquet"), part)
-        write_table(part_file(work, unit.number, ".rejects.parquet"), PART_REJECTS_SCHEMA.empty_table())
-        figures[unit.number] = {"rows": len(rows), "rejects": 0, "strangers": 0, "shards": shards}
+        write_table(part_file(work, task.number, ".parquet"), part)
+        write_table(part_file(work, task.number, ".rejects.parquet"), PART_REJECTS_SCHEMA.empty_table())
+        figures[task.number] = {"rows": len(rows), "rejects": 0, "strangers": 0, "shards": shards}
     start = time.perf_counter()
     assert not drop_duplicates(output, plan, figures)
     dataset = finish(output, source, config, plan, figures, find_missing(output, plan))
@@ -164,14 +164,14 @@ def plan_epoch(rows: int) -> dict[str, float]:
     groups = RowGroups.of(_dataset(rows), "train")
     start = time.perf_counter()
     plan = plan_training_epoch(groups, rank=3, world_size=RANKS, batch_size=BATCH, seed=0, epoch=1)
-    whole = time.perf_counter() - start
+    plan_s = time.perf_counter() - start
     selected = np.zeros(rows, dtype=bool)
     selected[np.random.default_rng(0).permutation(rows)[: REFERENCE.images]] = True
     start = time.perf_counter()
     part = groups.select(selected)
     select = time.perf_counter() - start
-    assert sum(len(unit.rows) for unit in plan.units) in (rows // RANKS, rows // RANKS + 1)
-    return {"s": whole + select, "plan_s": whole, "select_s": select, "rows": rows, "units": len(part.rows)}
+    assert sum(len(task.rows) for task in plan.tasks) in (rows // RANKS, rows // RANKS + 1)
+    return {"s": plan_s + select, "plan_s": plan_s, "select_s": select, "rows": rows, "units": len(part.rows)}
 
 
 def _dataset(rows: int) -> PackedDataset:
@@ -240,19 +240,19 @@ def measure(rows: int, classes: int) -> dict[str, Any]:
     ):
         figures = found[stage]
         print(f"{text:22}{int(figures['rows']):>12,}{figures['s']:>10.2f}{figures['peak_mib']:>10,.0f}")
-    whole, tenth = found["build/1"], found["build/10"]
+    full, tenth = found["build/1"], found["build/10"]
     return {
         "rows": rows,
         "classes": classes,
-        "build_s": round(whole["s"], 2),
-        "build_peak_mib": round(whole["peak_mib"]),
+        "build_s": round(full["s"], 2),
+        "build_peak_mib": round(full["peak_mib"]),
         "subset_s": round(found["subset/1"]["s"], 2),
         "subset_rows": int(found["subset/1"]["rows"]),
         "subset_peak_mib": round(found["subset/1"]["peak_mib"]),
         "join_s": round(found["join/1"]["s"], 2),
         "join_peak_mib": round(found["join/1"]["peak_mib"]),
         "epoch_plan_s": round(found["epoch/1"]["s"], 4),
-        "growth": round((whole["s"] / whole["rows"]) / (tenth["s"] / tenth["rows"]), 3),
+        "growth": round((full["s"] / full["rows"]) / (tenth["s"] / tenth["rows"]), 3),
     }
 
 

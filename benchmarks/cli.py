@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
 
-from landmark.cli import VERBS
+from landmark.cli import COMMANDS
 from landmark.cli.foreign import FOREIGN
 from landmark.cli.help import command_help, long_help
 
@@ -48,7 +48,7 @@ def main() -> None:
     landmark = [sys.executable, "-m", "landmark"]
     print(f"{'command':32}{'CPU s':>8}{'lines':>8}")
     helps = {}
-    for name, verb in VERBS.items():
+    for name, verb in COMMANDS.items():
         helps[name] = cpu_seconds([*landmark, *name.split(), "--help"])
         print(f"{name + ' --help':32}{helps[name]:>8.2f}{len(command_help(verb).splitlines()):>8}", flush=True)
     others = {
@@ -64,8 +64,8 @@ def main() -> None:
     flags = [flag for flag in FOREIGN if flag not in ("--resume", "--momentum")]
     figures = {
         "help_max_s": max(helps.values()),
-        "help_max_lines": max(len(command_help(verb).splitlines()) for verb in VERBS.values()),
-        "help_all_lines_train": len(long_help(VERBS["train"]).splitlines()),
+        "help_max_lines": max(len(command_help(verb).splitlines()) for verb in COMMANDS.values()),
+        "help_all_lines_train": len(long_help(COMMANDS["train"]).splitlines()),
         "foreign_flags": len(flags),
         "foreign_flags_answered": sum(map(is_answered, flags)),
         **others,

@@ -29,7 +29,7 @@ import numpy as np
 
 from landmark.evaluation.predictions import Predictions
 
-ROWS, CLASSES, KEPT, STRANGERS = 117_577, 203_094, 10, 0.2
+ROWS, CLASSES, TOP_K, NO_LANDMARK_FRACTION = 117_577, 203_094, 10, 0.2
 SIZE, BATCH, IMAGES, SPEED_CLASSES = 128, 64, 3000, 20
 
 
@@ -37,17 +37,17 @@ def make_predictions(rows: int) -> Predictions:
     """Return predictions of a model that classifies about half of the images correctly. Classes have a long tail."""
     random = np.random.default_rng(0)
     labels = np.minimum((random.pareto(0.9, rows) * 20).astype(np.int64), CLASSES - 1)
-    guesses = random.integers(0, CLASSES, (rows, KEPT))
-    right = random.random(rows) < 0.5
-    guesses[right, np.minimum(random.geometric(0.6, int(right.sum())) - 1, KEPT - 1)] = labels[right]
-    scores = -np.sort(-random.dirichlet(np.ones(KEPT + 1), rows)[:, :KEPT], axis=1)
-    labels[random.random(rows) < STRANGERS] = -1
+    top_k_labels = random.integers(0, CLASSES, (rows, TOP_K))
+    correct = random.random(rows) < 0.5
+    top_k_labels[correct, np.minimum(random.geometric(0.6, int(correct.sum())) - 1, TOP_K - 1)] = labels[correct]
+    scores = -np.sort(-random.dirichlet(np.ones(TOP_K + 1), rows)[:, :TOP_K], axis=1)
+    labels[random.random(rows) < NO_LANDMARK_FRACTION] = -1
     ids = random.integers(0, 1 << 62, rows)
     return Predictions(
         samples=np.arange(rows),
         image_ids=np.array([f"{number:016x}" for number in ids.tolist()]),
         labels=labels.astype(np.int32),
-        guesses=guesses.astype(np.int32),
+        top_k_labels=top_k_labels.astype(np.int32),
         scores=scores.astype(np.float32),
         losses=np.where(labels < 0, np.nan, random.exponential(size=rows)).astype(np.float32),
     )
@@ -56,7 +56,7 @@ def make_predictions(rows: int) -> Predictions:
 def measure_metrics(folder: str) -> None:
     """Read the stored predictions, compute and write everything, and print seconds and peak memory."""
     from landmark.evaluation.io import write_evaluation_files
-    from landmark.evaluation.summary import metrics_of, tally_of
+    from landmark.evaluation.summary import accumulate, metrics_of
     from landmark.storage import locate
     from landmark.storage.tables import read_table
 
@@ -64,13 +64,13 @@ def measure_metrics(folder: str) -> None:
     names = [f"landmark {label}" for label in range(CLASSES)]
     start = time.perf_counter()
     predictions = Predictions.from_table(read_table(locate(folder) / "stored.parquet"))
-    tally = tally_of(predictions, CLASSES, (1, 5, 10))
-    summary = metrics_of(predictions, tally, "test", train_counts)
+    accumulator = accumulate(predictions, CLASSES, (1, 5, 10))
+    summary = metrics_of(predictions, accumulator, "test", train_counts)
     computed = time.perf_counter() - start
-    write_evaluation_files(locate(folder) / "evaluation", summary, tally, predictions, names, train_counts)
-    took = time.perf_counter() - start
+    write_evaluation_files(locate(folder) / "evaluation", summary, accumulator, predictions, names, train_counts)
+    seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"metrics_s": took, "metrics_compute_s": computed, "metrics_peak_mib": peak}))
+    print(json.dumps({"metrics_s": seconds, "metrics_compute_s": computed, "metrics_peak_mib": peak}))
 
 
 def metrics(folder: Path, rows: int) -> dict[str, float]:
@@ -97,10 +97,13 @@ def inference(folder: Path, images: int, rounds: int) -> dict[str, float]:
     from landmark.training.run import run_training
 
     torch.set_num_threads(os.cpu_count() or 1)
-    drawn = SyntheticConfig(classes=SPEED_CLASSES, images=images, image_size=160, tail=0.0)
+    synthetic = SyntheticConfig(classes=SPEED_CLASSES, images=images, image_size=160, tail=0.0)
     prepare(
         PrepareConfig(
-            output=str(folder / "dataset"), source="synthetic", synthetic=drawn, packing=PackingConfig(short_side=160)
+            output=str(folder / "dataset"),
+            source="synthetic",
+            synthetic=synthetic,
+            packing=PackingConfig(short_side=160),
         )
     )
     ray.shutdown()
@@ -116,28 +119,28 @@ def inference(folder: Path, images: int, rounds: int) -> dict[str, float]:
 
     dataset = open_dataset(str(folder / "dataset"))
     replica = Replica(
-        Job(checkpoint=checkpoint.uri, images=SplitImages.of(dataset, "train"), guesses=10, batch_size=BATCH), None
+        Job(checkpoint=checkpoint.uri, images=SplitImages.of(dataset, "train"), top_k=10, batch_size=BATCH), None
     )
     rows = dataset.split("train").rows
     with Loader(dataset, "train", loader) as batches:
-        held = [torch.from_numpy(batch.images.copy()) for batch in batches.epoch(1)]
+        batches_in_memory = [torch.from_numpy(batch.images.copy()) for batch in batches.epoch(1)]
 
-    def ours() -> float:
+    def evaluation_path() -> float:
         start = time.perf_counter()
         counted = sum(len(replica.infer(part)) for part in range(replica.job.parts))
         assert counted == rows
         return rows / (time.perf_counter() - start)
 
-    def bare() -> float:
+    def bare_model() -> float:
         start = time.perf_counter()
         with torch.inference_mode():
-            for images_of_batch in held:
+            for images_of_batch in batches_in_memory:
                 replica.model(replica.preprocess(images_of_batch, torch.zeros(len(images_of_batch), dtype=torch.bool)))
         return rows / (time.perf_counter() - start)
 
     found = []
     for number in range(rounds + 1):
-        pair = (ours(), bare()) if number % 2 else (bare(), ours())[::-1]
+        pair = (evaluation_path(), bare_model()) if number % 2 else (bare_model(), evaluation_path())[::-1]
         if number:  # the first round is warm-up
             found.append(pair)
             print(f"evaluation {pair[0]:,.0f} images/s, bare model {pair[1]:,.0f} images/s", flush=True)

@@ -44,7 +44,7 @@ class Run:
     def __init__(self, folder: Path, dataset: str, name: str, workers: str, address: str | None) -> None:
         self.folder = folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        plain = folder / "plain.yaml"  # a recipe of defaults: without one, the command chooses by the dataset
+        plain = folder / "plain.yaml"  # a recipe of defaults; without one, the command selects one for the dataset
         plain.write_text(f"epochs: {EPOCHS}\n")
         self.command = [
             *(sys.executable, "-m", "tests.support.witness", "train", "--dataset", dataset, "--output", str(folder)),
@@ -72,7 +72,7 @@ class Run:
         if workers != "1":
             self.command += ["--workers.count", workers, "--loader.stream", "thread", "--cluster.address", str(address)]
         self.job: subprocess.Popen | None = None
-        self.said = ""
+        self.output = ""
 
     def start(self) -> None:
         """Start it, or start it again."""
@@ -96,7 +96,7 @@ class Run:
         """Wait until it exits successfully."""
         assert self.job is not None
         out, _ = self.job.communicate(timeout=400)
-        self.said += out
+        self.output += out
         if self.job.returncode:
             raise SystemExit(f"{self.folder.name}: {out}")
 
@@ -132,7 +132,7 @@ def measure(run: Run, steps: list[int], fault: Fault | None, undisturbed: Run | 
         assert fault is not None
         fault(run)
     run.end()
-    took = time.perf_counter() - start
+    seconds_total = time.perf_counter() - start
     counts = consumed(run.folder)
     total = PackedDataset.open(run.command[run.command.index("--dataset") + 1]).split("train").rows
     repeated = sum(count - 1 for epoch in counts.values() for count in epoch.values())
@@ -145,17 +145,20 @@ def measure(run: Run, steps: list[int], fault: Fault | None, undisturbed: Run | 
         "at": steps,
         "repeated": repeated,
         "skipped": skipped,
-        "seconds": took,
-        "lost_s": took - seconds,
+        "seconds": seconds_total,
+        "lost_s": seconds_total - seconds,
         "equal": equal,
     }
 
 
-def scenarios(nodes: Nodes, each: int) -> list[tuple[str, str, list[int], Fault | None]]:
-    """Return the scenarios: name, number of workers, steps over all processes, fault. each: steps per epoch."""
+def scenarios(nodes: Nodes, steps_per_epoch: int) -> list[tuple[str, str, list[int], Fault | None]]:
+    """Return the scenarios: name, number of workers, steps over all processes, fault."""
 
     def kills(workers: int, count: int = 2) -> list[int]:
-        random_steps = [random.randint(EVERY, each - 1), random.randint(each + EVERY, 2 * each)]
+        random_steps = [
+            random.randint(EVERY, steps_per_epoch - 1),
+            random.randint(steps_per_epoch + EVERY, 2 * steps_per_epoch),
+        ]
         return [workers * step for step in random_steps[:count]]
 
     return [
@@ -168,7 +171,7 @@ def scenarios(nodes: Nodes, each: int) -> list[tuple[str, str, list[int], Fault 
         ("notice of preemption, 2 workers", "2", kills(2, 1), lambda run: nodes.drain(run.workers()[-1])),
         ("node, 2 workers", "2", kills(2, 1), lambda run: nodes.remove(run.workers()[-1])),
         ("node leaves, elastic 1:2", "1:2", kills(2, 1), lambda run: nodes.remove(run.workers()[-1])),
-        ("node joins, elastic 1:2", "1:2", [each // 2], lambda run: nodes.add()),
+        ("node joins, elastic 1:2", "1:2", [steps_per_epoch // 2], lambda run: nodes.add()),
     ]
 
 
@@ -184,31 +187,36 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         dataset = str(folder / "dataset")
-        drawn = SyntheticConfig(images=1200, classes=6, image_size=48)
+        synthetic = SyntheticConfig(images=1200, classes=6, image_size=48)
         prepare(
-            PrepareConfig(output=dataset, source="synthetic", synthetic=drawn, packing=PackingConfig(row_group_rows=32))
+            PrepareConfig(
+                output=dataset, source="synthetic", synthetic=synthetic, packing=PackingConfig(row_group_rows=32)
+            )
         )
         ray.shutdown()
         # One node is drained, two are removed. This leaves two nodes for the elastic run, and one for the last run.
         nodes = Nodes(4)
-        each = -(-PackedDataset.open(dataset).split("train").rows // BATCH)
-        for what, workers, steps, fault in scenarios(nodes, each):
-            if arguments.only and fault is not None and not any(word in what for word in arguments.only):
+        steps_per_epoch = -(-PackedDataset.open(dataset).split("train").rows // BATCH)
+        for scenario, workers, steps, fault in scenarios(nodes, steps_per_epoch):
+            if arguments.only and fault is not None and not any(word in scenario for word in arguments.only):
                 continue
-            label = re.sub(r"[ ,:]+", "-", what)
+            label = re.sub(r"[ ,:]+", "-", scenario)
             run = Run(folder / "runs", dataset, label, workers, nodes.cluster.address)
             reference, seconds = references.get(workers, (None, 0.0))
-            rows[what] = measure(run, steps, fault, reference, seconds)
+            rows[scenario] = measure(run, steps, fault, reference, seconds)
             if fault is None:
-                references[workers] = (run, rows[what]["seconds"])
-            print(f"{what:32} {rows[what]}", flush=True)
+                references[workers] = (run, rows[scenario]["seconds"])
+            print(f"{scenario:32} {rows[scenario]}", flush=True)
             print(
-                "".join(f"    {line}\n" for line in run.said.splitlines() if line.startswith(("warning", "note"))),
+                "".join(f"    {line}\n" for line in run.output.splitlines() if line.startswith(("warning", "note"))),
                 end="",
             )
         nodes.cluster.shutdown()
     line = json.dumps(
-        {what: {k: round(v, 1) if isinstance(v, float) else v for k, v in row.items()} for what, row in rows.items()}
+        {
+            scenario: {k: round(v, 1) if isinstance(v, float) else v for k, v in row.items()}
+            for scenario, row in rows.items()
+        }
     )
     Path(__file__).with_name("results").joinpath("faults.json").write_text(line + "\n")
     print(line)

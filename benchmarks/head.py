@@ -91,26 +91,26 @@ def measure(kind: str, classes: int, steps: int, rank: int, ranks: int, port: in
     )
     torch.manual_seed(0)
     layers = [torch.nn.Flatten(), torch.nn.Linear(3 * SIZE**2, WIDTH), Classifier(head, WIDTH, classes)]
-    info = ModelInfo(name="embedding", source="deck", image_size=SIZE, mean=(0.5,) * 3, std=(0.25,) * 3)
+    info = ModelInfo(name="embedding", source="reference", image_size=SIZE, mean=(0.5,) * 3, std=(0.25,) * 3)
     session = make_session(rank, ranks)
     step = TrainStep(torch.nn.Sequential(*layers), recipe, info, session)
     schedule = Schedule(
         step.optimizer, recipe.schedule, optimizer_config=recipe.optimizer, steps_per_epoch=steps, epochs=1, mode="max"
     )
-    taken, computed = [], []
+    step_seconds, cpu_seconds = [], []
     for number in range(steps + 2):
         batch = make_batch(number, classes, rank, ranks)
         session.sent = 0
         start, cpu = time.perf_counter(), time.process_time()
         step.run(batch, schedule, number, BATCH)
-        taken.append(time.perf_counter() - start)
-        computed.append(time.process_time() - cpu)
+        step_seconds.append(time.perf_counter() - start)
+        cpu_seconds.append(time.process_time() - cpu)
     step.check_finite()
-    own = 4 * WIDTH * (3 * SIZE**2 + 1) if ranks > 1 else 0  # gradient of the layer before the classifier
+    backbone_bytes = 4 * WIDTH * (3 * SIZE**2 + 1) if ranks > 1 else 0  # gradient of the layer before the classifier
     figures = {
-        "step_s": statistics.median(taken[2:]),
-        "cpu_s": statistics.median(computed[2:]),
-        "sent": session.sent - own,
+        "step_s": statistics.median(step_seconds[2:]),
+        "cpu_s": statistics.median(cpu_seconds[2:]),
+        "sent": session.sent - backbone_bytes,
     }
     print(json.dumps(figures), flush=True)
     if ranks > 1:
@@ -208,7 +208,7 @@ def scaling() -> dict[str, float]:
     return found
 
 
-def keep(figures: dict[str, float], path: Path) -> None:
+def save_figures(figures: dict[str, float], path: Path) -> None:
     """Write the figures and print them as the last line."""
     line = json.dumps({key: round(value, 4) for key, value in figures.items()})
     path.write_text(line + "\n")
@@ -227,7 +227,7 @@ def main() -> None:
         measure(*json.loads(arguments.measure))
         return
     if arguments.scaling:
-        keep(scaling(), arguments.output.with_name("head_scaling.json"))
+        save_figures(scaling(), arguments.output.with_name("head_scaling.json"))
         return
     classes = CLASSES // 10 if arguments.quick else CLASSES
     print(f"{classes:,} classes x {WIDTH}, batch {BATCH}, {os.cpu_count()} CPUs")
@@ -237,13 +237,13 @@ def main() -> None:
         steps = STEPS[kind] // (2 if arguments.quick else 1)
         found[kind] = run(kind, classes, steps)
         full = found.get("full")
-        beside = (
+        next_to = (
             ""
             if full is None
             else f"{full['step_s'] / found[kind]['step_s']:>8.1f}{full['peak_mib'] / found[kind]['peak_mib']:>8.2f}"
         )
         print(
-            f"{title:32}{found[kind]['step_s']:>10.3f}{found[kind]['cpu_s']:>8.3f}{found[kind]['peak_mib']:>10,.0f}{beside}",
+            f"{title:32}{found[kind]['step_s']:>10.3f}{found[kind]['cpu_s']:>8.3f}{found[kind]['peak_mib']:>10,.0f}{next_to}",
             flush=True,
         )
     print(f"{'two workers':32}{'s/step':>10}{'peak MiB':>10}{'sent, MB/worker and step':>28}")
@@ -252,8 +252,8 @@ def main() -> None:
         print(
             f"{TITLES[kind].strip():32}{values['step_s']:>10.3f}{values['peak_mib']:>10,.0f}{values['sent'] / 1e6:>28.2f}"
         )
-    computed = classes * SUBCENTERS * WIDTH * 4
-    print(f"{TITLES['full']:32}{'':>10}{'':>10}{computed / 1e6:>28.2f} (computed)")
+    cpu_seconds = classes * SUBCENTERS * WIDTH * 4
+    print(f"{TITLES['full']:32}{'':>10}{'':>10}{cpu_seconds / 1e6:>28.2f} (computed)")
     full = found["full"]
     figures = {
         "classes": classes,
@@ -263,13 +263,13 @@ def main() -> None:
         **{f"two_workers_{kind}_step_s": values["step_s"] for kind, values in two.items()},
         **{f"two_workers_{kind}_peak_mib": values["peak_mib"] for kind, values in two.items()},
         **{f"two_workers_{kind}_mb_a_step": values["sent"] / 1e6 for kind, values in two.items()},
-        "two_workers_full_mb_a_step_computed": computed / 1e6,
+        "two_workers_full_mb_a_step_computed": cpu_seconds / 1e6,
         "sampled10_speedup": full["step_s"] / found["sampled10"]["step_s"],
         "sampled10_memory_ratio": full["peak_mib"] / found["sampled10"]["peak_mib"],
         "sampled10_cpu_speedup": full["cpu_s"] / found["sampled10"]["cpu_s"],
         "sampled1_speedup": full["step_s"] / found["sampled1"]["step_s"],
     }
-    keep(figures, arguments.output)
+    save_figures(figures, arguments.output)
 
 
 if __name__ == "__main__":

@@ -40,13 +40,13 @@ from landmark.training.compute.optim import Schedule
 from landmark.training.loop.step import TrainStep
 from landmark.training.loop.validation import validate
 
-CLASSES, EACH, TESTED = 20_000, 3, 20_000
+CLASSES, IMAGES_PER_CLASS, TEST_IMAGES = 20_000, 3, 20_000
 LATENT, SIZE, WIDTH, BATCH, NOISE = 24, 8, 64, 512, 0.5
 SAMPLES = {"sampled10": 0.1, "full": None, "sampled1": 0.01}
-INFO = ModelInfo(name="toy", source="deck", image_size=SIZE, mean=(0.5,) * 3, std=(0.25,) * 3)
+INFO = ModelInfo(name="toy", source="reference", image_size=SIZE, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
-class Alone:
+class SingleProcess:
     """The session of a single process."""
 
     rank, world_size, device = 0, 1, torch.device("cpu")
@@ -60,18 +60,18 @@ class Alone:
         return values
 
 
-def directions(classes: int) -> np.ndarray:
+def class_directions(classes: int) -> np.ndarray:
     """Return each class's direction, (classes, LATENT) of length 1."""
     found = np.random.default_rng(1).normal(size=(classes, LATENT))
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-def pictures(labels: np.ndarray, true: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def synthetic_images(labels: np.ndarray, true: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return images of classes, uint8 (n, 8, 8, 3), and their noisy directions, (n, LATENT)."""
     noise = np.random.default_rng(seed).normal(size=(len(labels), LATENT)) * NOISE / LATENT**0.5
-    seen = true[labels] + noise
-    mapped = seen @ np.random.default_rng(2).normal(size=(LATENT, 3 * SIZE**2))
-    return np.clip(128 + 40 * mapped, 0, 255).astype(np.uint8).reshape(-1, SIZE, SIZE, 3), seen
+    noisy = true[labels] + noise
+    mapped = noisy @ np.random.default_rng(2).normal(size=(LATENT, 3 * SIZE**2))
+    return np.clip(128 + 40 * mapped, 0, 255).astype(np.uint8).reshape(-1, SIZE, SIZE, 3), noisy
 
 
 def batches(images: np.ndarray, labels: np.ndarray, order: np.ndarray, epoch: int) -> Iterator[Batch]:
@@ -84,13 +84,15 @@ def batches(images: np.ndarray, labels: np.ndarray, order: np.ndarray, epoch: in
         )
 
 
-def nearest_true(seen: np.ndarray, labels: np.ndarray, true: np.ndarray) -> float:
+def nearest_true(noisy: np.ndarray, labels: np.ndarray, true: np.ndarray) -> float:
     """Return the fraction of images whose nearest direction is that of their class."""
     parts = np.array_split(np.arange(len(labels)), 20)
-    return float(np.mean(np.concatenate([(seen[part] @ true.T).argmax(1) == labels[part] for part in parts])))
+    return float(np.mean(np.concatenate([(noisy[part] @ true.T).argmax(1) == labels[part] for part in parts])))
 
 
-def trained(sample: float | None, classes: int, epochs: int, data: tuple[np.ndarray, ...]) -> tuple[float, float]:
+def train_and_validate(
+    sample: float | None, classes: int, epochs: int, data: tuple[np.ndarray, ...]
+) -> tuple[float, float]:
     """Return top-1, percent, and the seconds of training."""
     images, labels, test_images, test_labels = data
     head = HeadConfig(name="arcface", scale=24.0, margin=0.2, sample=sample)
@@ -104,13 +106,13 @@ def trained(sample: float | None, classes: int, epochs: int, data: tuple[np.ndar
     )
     torch.manual_seed(0)
     layers = [torch.nn.Flatten(), torch.nn.Linear(3 * SIZE**2, WIDTH), Classifier(head, WIDTH, classes)]
-    step = TrainStep(torch.nn.Sequential(*layers), recipe, INFO, Alone())
-    a_epoch = -(-len(labels) // BATCH)
+    step = TrainStep(torch.nn.Sequential(*layers), recipe, INFO, SingleProcess())
+    steps_per_epoch = -(-len(labels) // BATCH)
     schedule = Schedule(
         step.optimizer,
         recipe.schedule,
         optimizer_config=recipe.optimizer,
-        steps_per_epoch=a_epoch,
+        steps_per_epoch=steps_per_epoch,
         epochs=epochs,
         mode="max",
     )
@@ -118,12 +120,12 @@ def trained(sample: float | None, classes: int, epochs: int, data: tuple[np.ndar
     for epoch in range(epochs):
         order = np.random.default_rng([3, epoch]).permutation(len(labels))
         for number, batch in enumerate(batches(images, labels, order, epoch + 1)):
-            step.run(batch, schedule, epoch * a_epoch + number, BATCH)
+            step.run(batch, schedule, epoch * steps_per_epoch + number, BATCH)
         totals = step.take_totals()
         print(f"  epoch {epoch + 1}: loss {totals.loss / totals.rows:.3f}", flush=True)
-    took = time.perf_counter() - start
+    seconds = time.perf_counter() - start
     test = batches(test_images, test_labels, np.arange(len(test_labels)), 1)
-    return 100 * validate(step.evaluated, test, step.preprocess, Alone(), classes)["val_top1"], took
+    return 100 * validate(step.evaluated, test, step.preprocess, SingleProcess(), classes)["val_top1"], seconds
 
 
 def main() -> None:
@@ -133,17 +135,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "head_toy.json")
     arguments = parser.parse_args()
     classes, epochs = (CLASSES // 10, 3) if arguments.quick else (CLASSES, 10)
-    true = directions(classes)
-    labels, test_labels = np.repeat(np.arange(classes), EACH), np.arange(TESTED) % classes
-    images, _ = pictures(labels, true, 4)
-    test_images, seen = pictures(test_labels, true, 5)
-    figures: dict[str, float] = {"classes": classes, "nearest_true_top1": 100 * nearest_true(seen, test_labels, true)}
+    true = class_directions(classes)
+    labels, test_labels = np.repeat(np.arange(classes), IMAGES_PER_CLASS), np.arange(TEST_IMAGES) % classes
+    images, _ = synthetic_images(labels, true, 4)
+    test_images, noisy = synthetic_images(test_labels, true, 5)
+    figures: dict[str, float] = {"classes": classes, "nearest_true_top1": 100 * nearest_true(noisy, test_labels, true)}
     print(f"{classes:,} classes, {len(labels):,} training images, {epochs} epochs")
-    print(f"{'nearest':10} top-1 {figures['nearest_true_top1']:6.2f} %", flush=True)
+    print(f"{'nearest':10} top-1 {figures['nearest_true_top1']:6.2f}%", flush=True)
     for name, sample in SAMPLES.items():
-        top1, took = trained(sample, classes, epochs, (images, labels, test_images, test_labels))
-        figures |= {f"{name}_top1": top1, f"{name}_s": took}
-        print(f"{name:10} top-1 {top1:6.2f} %, {took:7.1f} s", flush=True)
+        top1, seconds = train_and_validate(sample, classes, epochs, (images, labels, test_images, test_labels))
+        figures |= {f"{name}_top1": top1, f"{name}_s": seconds}
+        print(f"{name:10} top-1 {top1:6.2f}%, {seconds:7.1f} s", flush=True)
     for name in ("10", "1"):
         figures[f"gap{name}"] = figures["full_top1"] - figures[f"sampled{name}_top1"]
     line = json.dumps({key: round(value, 3) for key, value in figures.items()})

@@ -22,7 +22,7 @@ from typing import Any, Literal
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from monuments import pack_monuments, photographs
-from seeds import mean_and_deviation, shown
+from seeds import format_mean, mean_and_deviation
 
 from landmark.config import HeadConfig, Recipe, SamplingConfig, SubsetConfig, TrainConfig
 from landmark.data.subset_view import open_dataset
@@ -38,8 +38,8 @@ IMAGE_SIZE, SHORT_SIDE, NECK, FROZEN_STAGES = 96, 128, 256, 6
 TAIL = 1.0
 """Zipf's law: 691 of the 2,057 training images, 183 of the first class, 8 of the last."""
 EPOCHS = {"balanced": 4, "tail": 6}
-NEIGHBOURS = 5
-WAYS = ("classifier", "neighbours")
+NEIGHBORS = 5
+METHODS = ("classifier", "knn")
 METRICS = ("top1", "macro_recall", "gap", "rejection_auroc")
 BAND_METRICS = {"top1": "top-1", "macro_recall": "recall"}
 LR, LINEAR_LR = 0.004, {"balanced": 0.004, "tail": 0.008}
@@ -48,8 +48,8 @@ macro recall on the validation split among `choices`.
 """
 ARCFACE: dict[str, Any] = {"name": "arcface", "scale": 30.0}
 MARGINS = {"balanced": 0.3, "tail": 0.5}
-DYNAMIC: dict[str, Any] = {"margin": 0.3, "margin_least": 0.1}
-DYNAMIC_SAMPLED: dict[str, Any] = {"margin": 0.5, "margin_least": 0.3}
+DYNAMIC: dict[str, Any] = {"margin": 0.3, "min_margin": 0.1}
+DYNAMIC_SAMPLED: dict[str, Any] = {"margin": 0.5, "min_margin": 0.3}
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -69,7 +69,7 @@ class Case:
         head = self.head
         parts = [self.version, head.name, self.sampling, f"lr{self.lr}", f"smoothing{self.smoothing}", f"seed{seed}"]
         if head.name != "linear":
-            parts[2:2] = [f"scale{head.scale:.0f}", f"margin{head.margin}", f"least{head.margin_least}"]
+            parts[2:2] = [f"scale{head.scale:.0f}", f"margin{head.margin}", f"least{head.min_margin}"]
         return "-".join(parts)
 
 
@@ -120,10 +120,10 @@ def choices() -> list[Case]:
         found.append(Case(version="balanced", name=f"arcface {scale:.0f} {margin} lr {lr}", head=head, lr=lr))
     for lr in (0.002, 0.004, 0.008):
         found.append(Case(version="tail", name=f"linear lr {lr}", head=HeadConfig(), lr=lr))
-    for margin, least in ((0.3, None), (0.5, None), (0.3, 0.1), (0.5, 0.1), (0.5, 0.3)):
-        head = HeadConfig(name="arcface", scale=30.0, margin=margin, margin_least=least)
-        found.append(Case(version="tail", name=f"arcface 30 {margin} least {least}", head=head))
-        if least is not None:
+    for margin, min_margin in ((0.3, None), (0.5, None), (0.3, 0.1), (0.5, 0.1), (0.5, 0.3)):
+        head = HeadConfig(name="arcface", scale=30.0, margin=margin, min_margin=min_margin)
+        found.append(Case(version="tail", name=f"arcface 30 {margin} min {min_margin}", head=head))
+        if min_margin is not None:
             found.append(dataclasses.replace(found[-1], name=f"{found[-1].name}, sampled", sampling="balanced"))
     return found
 
@@ -144,7 +144,7 @@ def recipe_of(case: Case, seed: int) -> Recipe:
     )
 
 
-def trained(case: Case, seed: int, uri: str, output: Path) -> dict[str, Any]:
+def train_run(case: Case, seed: int, uri: str, output: Path) -> dict[str, Any]:
     """Train one run, unless it is complete, and return its record."""
     recipe = recipe_of(case, seed)
     config = TrainConfig(
@@ -161,9 +161,9 @@ def trained(case: Case, seed: int, uri: str, output: Path) -> dict[str, Any]:
     return json.loads(record.read_text())
 
 
-def tested(case: Case, seed: int, uri: str, output: Path) -> dict[str, Any]:
+def train_and_evaluate(case: Case, seed: int, uri: str, output: Path) -> dict[str, Any]:
     """Train one run, unless it is complete, and evaluate its best checkpoint on the test split with distractors."""
-    run = trained(case, seed, uri, output)
+    run = train_run(case, seed, uri, output)
     subset = SubsetConfig(tail=TAIL if case.version == "tail" else 0.0)
     found = evaluate_checkpoint(
         locate(run["run"]) / run["best_checkpoint"],
@@ -171,14 +171,14 @@ def tested(case: Case, seed: int, uri: str, output: Path) -> dict[str, Any]:
         "test",
         Settings(
             by="both",
-            neighbours=NEIGHBOURS,
+            neighbors=NEIGHBORS,
             distractors=locate(photographs("distractors")),
             samples=0,
             quiet=True,
         ),
     )
-    ways = {"classifier": found.summary, "neighbours": found.summary["neighbours"]}
-    return {way: figures_of(summary) for way, summary in ways.items()} | {"bands": found.summary["bands"]}
+    methods = {"classifier": found.summary, "knn": found.summary["knn"]}
+    return {method: figures_of(summary) for method, summary in methods.items()} | {"bands": found.summary["bands"]}
 
 
 def figures_of(summary: dict[str, Any]) -> dict[str, float]:
@@ -192,12 +192,12 @@ def figures_of(summary: dict[str, Any]) -> dict[str, float]:
 def over_seeds(runs: list[dict[str, Any]]) -> Figures:
     """Return each figure's mean and standard deviation over the seeds (None for one seed), by classifier and k-NN."""
     found: Figures = {}
-    for way in WAYS:
-        found[way] = {}
-        for name in runs[0][way]:
-            values = [run[way][name] for run in runs]
+    for method in METHODS:
+        found[method] = {}
+        for name in runs[0][method]:
+            values = [run[method][name] for run in runs]
             mean, spread = mean_and_deviation(values)
-            found[way][name] = [round(mean, 4), None if spread is None else round(spread, 4)]
+            found[method][name] = [round(mean, 4), None if spread is None else round(spread, 4)]
     return found
 
 
@@ -206,25 +206,25 @@ def print_table(columns: dict[str, str], rows: dict[str, Figures]) -> None:
     print("| head | by |" + "".join(f" {title} |" for title in columns.values()))
     print("|---|---|" + "---|" * len(columns))
     for name, figures in rows.items():
-        for way in WAYS:
-            shown = "".join(f" {_shown(key, figures[way][key])} |" for key in columns)
-            print(f"| {name} | {way} |{shown}")
+        for method in METHODS:
+            cells = "".join(f" {_cell(key, figures[method][key])} |" for key in columns)
+            print(f"| {name} | {method} |{cells}")
 
 
-def _shown(name: str, value: list[float | None]) -> str:
+def _cell(name: str, value: list[float | None]) -> str:
     mean, spread = value
     assert mean is not None
-    return shown(mean, spread, ".3f" if name == "rejection_auroc" else ".1%")
+    return format_mean(mean, spread, ".3f" if name == "rejection_auroc" else ".1%")
 
 
 def print_tables(figures: dict[str, Any], runs: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
     """Print the test results of all runs, and those of the long-tailed runs by frequency band."""
-    whole = {"top1": "top-1", "macro_recall": "macro recall", "gap": "GAP", "rejection_auroc": "rejection AUROC"}
+    columns = {"top1": "top-1", "macro_recall": "macro recall", "gap": "GAP", "rejection_auroc": "rejection AUROC"}
     by_band = {f"{band}_{name}": f"{band} {title}" for band in BANDS for name, title in BAND_METRICS.items()}
     print("\nbalanced: original data")
-    print_table(whole, figures["balanced"])
+    print_table(columns, figures["balanced"])
     print(f"\ntail: subset.tail {TAIL}")
-    print_table(whole, figures["tail"])
+    print_table(columns, figures["tail"])
     print("\ntail by frequency band")
     for band in next(of_case for (version, _), of_case in runs.items() if version == "tail")[0]["bands"]:
         print(
@@ -234,7 +234,7 @@ def print_tables(figures: dict[str, Any], runs: dict[tuple[str, str], list[dict[
     print_table(by_band, figures["tail"])
 
 
-def in_processes(processes: int, work: Any, jobs: list[tuple[Any, ...]]) -> list[Any]:
+def run_in_processes(processes: int, work: Any, jobs: list[tuple[Any, ...]]) -> list[Any]:
     """Return the results of `work` for all jobs, each in its own process."""
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         return [future.result() for future in [pool.submit(work, *job) for job in jobs]]
@@ -243,7 +243,7 @@ def in_processes(processes: int, work: Any, jobs: list[tuple[Any, ...]]) -> list
 def choose(uri: str, arguments: argparse.Namespace) -> None:
     """Print the validation results of all candidates."""
     compared = choices()
-    records = in_processes(arguments.processes, trained, [(case, 0, uri, arguments.output) for case in compared])
+    records = run_in_processes(arguments.processes, train_run, [(case, 0, uri, arguments.output) for case in compared])
     print(f"{'choice':40}{'val top-1':>11}{'macro recall':>14}")
     for case, record in zip(compared, records, strict=True):
         print(
@@ -265,7 +265,7 @@ def main() -> None:
         return
     jobs = [(case, seed, uri, arguments.output) for seed in range(arguments.seeds) for case in cases()]
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for (case, *_), run in zip(jobs, in_processes(arguments.processes, tested, jobs), strict=True):
+    for (case, *_), run in zip(jobs, run_in_processes(arguments.processes, train_and_evaluate, jobs), strict=True):
         runs.setdefault((case.version, case.name), []).append(run)
     figures: dict[str, Any] = {version: {} for version in EPOCHS}
     for (version, name), of_case in runs.items():

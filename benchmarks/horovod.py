@@ -97,25 +97,27 @@ def largest_difference(one: TrainConfig, other: TrainConfig) -> float:
         for config in (one, other)
     ]
     pairs = ((tensor.double(), found[1][name].double()) for name, tensor in found[0].items())
-    return max(float(torch.abs(mine - theirs).max()) for mine, theirs in pairs)
+    return max(float(torch.abs(first - second).max()) for first, second in pairs)
 
 
 def measure(case: Case, rounds: int, folder: Path) -> dict[str, float]:
     """Run both backends alternately. Prints and returns a case's figures."""
-    rates: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
+    throughput: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
     for number in range(rounds):
         for backend in BACKENDS if number % 2 == 0 else BACKENDS[::-1]:
-            rates[backend].append(images_per_s(config_of(case, backend, folder, number)))
-    apart = largest_difference(*(config_of(case, backend, folder, 0) for backend in BACKENDS))
-    ratio = statistics.median(ours / theirs for ours, theirs in zip(rates["horovod"], rates["ddp"], strict=True))
-    ddp, horovod = (statistics.median(rates[backend]) for backend in BACKENDS)
-    print(f"{case.backbone:20}{case.size:>4}{ddp:>10,.1f}{horovod:>10,.1f}{ratio:>8.2f}{apart:>14.2e}", flush=True)
+            throughput[backend].append(images_per_s(config_of(case, backend, folder, number)))
+    difference = largest_difference(*(config_of(case, backend, folder, 0) for backend in BACKENDS))
+    ratio = statistics.median(
+        horovod / ddp for horovod, ddp in zip(throughput["horovod"], throughput["ddp"], strict=True)
+    )
+    ddp, horovod = (statistics.median(throughput[backend]) for backend in BACKENDS)
+    print(f"{case.backbone:20}{case.size:>4}{ddp:>10,.1f}{horovod:>10,.1f}{ratio:>8.2f}{difference:>14.2e}", flush=True)
     key = f"{case.backbone}_{case.size}"
     return {
         f"{key}_ddp_images_per_s": ddp,
         f"{key}_horovod_images_per_s": horovod,
         f"{key}_horovod_over_ddp": ratio,
-        f"{key}_largest_difference": apart,
+        f"{key}_largest_difference": difference,
     }
 
 

@@ -18,17 +18,26 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
 os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
 
-from tests.support.hosts import Hosts, missing
-from tests.support.jobs import TRIAL, Cut, cut_in_run, cut_in_study, put_dataset, repeated, skipped, trial_path
+from tests.support.hosts import Hosts, unavailable_reason
+from tests.support.jobs import (
+    TRIAL,
+    Disconnection,
+    disconnect_in_run,
+    disconnect_in_study,
+    put_dataset,
+    repeated,
+    skipped,
+    trial_path,
+)
 
 
-def row(hosts: Hosts, cut: Cut, runs: list[str]) -> dict:
+def row(hosts: Hosts, disconnection: Disconnection, runs: list[str]) -> dict:
     """Return the figures of one job."""
     return {
-        "trained_on": sorted({host.name for host in cut.before}),
-        "cut_off": cut.host.name,
-        "went_on_on": sorted({host.name for host in cut.after}),
-        "seconds": round(cut.seconds, 1),
+        "trained_on": sorted({host.name for host in disconnection.before}),
+        "cut_off": disconnection.host.name,
+        "went_on_on": sorted({host.name for host in disconnection.after}),
+        "seconds": round(disconnection.seconds, 1),
         "repeated": sum(repeated(hosts, run) for run in runs),
         "skipped": sum(skipped(hosts, run) for run in runs),
     }
@@ -36,20 +45,20 @@ def row(hosts: Hosts, cut: Cut, runs: list[str]) -> dict:
 
 def main() -> None:
     """Print the table and save it."""
-    if (reason := missing()) is not None:
+    if (reason := unavailable_reason()) is not None:
         raise SystemExit(f"benchmarks/hosts.py: {reason}")
     with tempfile.TemporaryDirectory() as name, Hosts(workers=3) as hosts:
-        folder, place = Path(name), "landmark/benchmark"
+        folder, prefix = Path(name), "landmark/benchmark"
         put_dataset(hosts, folder / "packed")
-        trials = [trial_path(place, TRIAL)]
-        rows = {"study": row(hosts, cut_in_study(hosts, place, folder / "study.txt"), trials)}
-        finished = json.loads(hosts.get(f"s3://{place}/study/study.json"))["finished"]
+        trials = [trial_path(prefix, TRIAL)]
+        rows = {"study": row(hosts, disconnect_in_study(hosts, prefix, folder / "study.txt"), trials)}
+        finished = json.loads(hosts.get(f"s3://{prefix}/study/study.json"))["finished"]
         print((folder / "study.txt").read_text())
-        hosts.mend()
-        rows["run"] = row(hosts, cut_in_run(hosts, place, folder / "run.txt"), [f"{place}/run"])
+        hosts.reconnect()
+        rows["run"] = row(hosts, disconnect_in_run(hosts, prefix, folder / "run.txt"), [f"{prefix}/run"])
         print((folder / "run.txt").read_text())
-        for what, found in rows.items():
-            print(f"{what:6} {found}")
+        for job, found in rows.items():
+            print(f"{job:6} {found}")
         figures = {
             "hosts": len(hosts.workers),
             "trials": finished,

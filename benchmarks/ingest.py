@@ -30,7 +30,7 @@ from ingest_ways import SERVER
 from landmark.commands.prepare import prepare
 from landmark.config import FoldersConfig, PackingConfig, PrepareConfig, SplitConfig, SyntheticConfig
 from landmark.data.dataset import PackedDataset
-from landmark.data.synthetic import draw_image, plan_images
+from landmark.data.synthetic import plan_images, render_image
 from landmark.storage import locate
 from tests.support.seaweed import Seaweed, free_ports
 
@@ -58,7 +58,7 @@ def draw_folders(root: Path, images: int) -> None:
 
 
 def _draw(row: dict, config: SyntheticConfig, root: Path) -> None:
-    square = simplejpeg.decode_jpeg(draw_image(row, config, 0))
+    square = simplejpeg.decode_jpeg(render_image(row, config, 0))
     top = (WIDTH - HEIGHT) // 2
     pixels = np.ascontiguousarray(square[top : top + HEIGHT])
     path = root / row["landmark_id"] / f"{row['image_id']}.jpg"
@@ -79,42 +79,44 @@ def pack(folder: Path, output: str) -> None:
     )
 
 
-def double(dataset: Path, target: Path) -> None:
+def duplicate_shards(dataset: Path, target: Path) -> None:
     """Create a dataset with twice as many training images: each shard is in it twice."""
     shutil.copytree(dataset, target, copy_function=os.link)
     manifest = PackedDataset.open(str(dataset)).manifest
     train = manifest.splits["train"]
-    twice = dataclasses.replace(train, rows=2 * train.rows, shards=2 * train.shards)
+    doubled = dataclasses.replace(train, rows=2 * train.rows, shards=2 * train.shards)
     (target / "manifest.json").unlink()
-    text = dataclasses.replace(manifest, splits=manifest.splits | {"train": twice}).to_json()
+    text = dataclasses.replace(manifest, splits=manifest.splits | {"train": doubled}).to_json()
     (target / "manifest.json").write_text(text)
 
 
-def run(way: str, place: str, seconds: float, server: Seaweed) -> dict[str, float]:
+def run(method: str, uri: str, seconds: float, server: Seaweed) -> dict[str, float]:
     """Run one method in its own process and return its figures."""
-    command = [sys.executable, str(Path(__file__).with_name("ingest_ways.py")), way, place, str(seconds)]
+    command = [sys.executable, str(Path(__file__).with_name("ingest_ways.py")), method, uri, str(seconds)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    if place.startswith("s3:") and server.process is not None:
+    if uri.startswith("s3:") and server.process is not None:
         environment[SERVER] = str(server.process.pid)
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     if ended.returncode:
-        raise SystemExit(f"{way} failed:\n{ended.stderr}")
+        raise SystemExit(f"{method} failed:\n{ended.stderr}")
     return json.loads(ended.stdout.strip().splitlines()[-1])
 
 
-def take_turns(places: dict[str, str], rounds: int, seconds: float, server: Seaweed) -> dict[str, dict[str, float]]:
+def run_alternately(uris: dict[str, str], rounds: int, seconds: float, server: Seaweed) -> dict[str, dict[str, float]]:
     """Run all methods alternately, several times. Returns the median of each figure per method."""
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in NAMES}
+    found: dict[str, list[dict[str, float]]] = {method: [] for method in NAMES}
     for number in range(rounds):
-        for way in NAMES:
-            place = places["s3" if way.startswith("s3 ") else "folder" if way == "dataloader" else "local"]
-            found[way].append(run(way.removeprefix("s3 "), place, seconds, server))
-            figures = ", ".join(f"{key} {value:,.1f}" for key, value in found[way][-1].items())
-            print(f"round {number + 1}: {NAMES[way]}: {figures}", flush=True)
-    return {way: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for way, rows in found.items()}
+        for method in NAMES:
+            uri = uris["s3" if method.startswith("s3 ") else "folder" if method == "dataloader" else "local"]
+            found[method].append(run(method.removeprefix("s3 "), uri, seconds, server))
+            figures = ", ".join(f"{key} {value:,.1f}" for key, value in found[method][-1].items())
+            print(f"round {number + 1}: {NAMES[method]}: {figures}", flush=True)
+    return {
+        method: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for method, rows in found.items()
+    }
 
 
-def summary(median: dict[str, dict[str, float]], once: float, twice: float) -> dict[str, float]:
+def summary(median: dict[str, dict[str, float]], once: float, doubled: float) -> dict[str, float]:
     """Return the figures to save."""
     limit = max(median["limit_threads"]["rate"], median["limit_processes"]["rate"])
     keys = {
@@ -125,12 +127,12 @@ def summary(median: dict[str, dict[str, float]], once: float, twice: float) -> d
         "s3": "s3 thread",
         "s3_ray": "s3 ray_readers",
     }
-    over_limit = {f"{key}_over_limit": median[way]["rate"] / limit for key, way in keys.items()}
+    over_limit = {f"{key}_over_limit": median[method]["rate"] / limit for key, method in keys.items()}
     # On this machine the S3 server uses CPUs that a remote bucket would not use, so the upper bound is lower here.
     cpus = len(os.sched_getaffinity(0))
     for key in ("s3", "s3_ray"):
-        left = 1 - median[keys[key]]["server_cpus"] / cpus
-        over_limit[f"{key}_over_limit_beside_server"] = over_limit[f"{key}_over_limit"] / left
+        available = 1 - median[keys[key]]["server_cpus"] / cpus
+        over_limit[f"{key}_over_limit_beside_server"] = over_limit[f"{key}_over_limit"] / available
     by_ray = [row for row in median.values() if "spilled_bytes" in row]
     return over_limit | {
         "local_over_dataloader": median["thread"]["rate"] / median["dataloader"]["rate"],
@@ -138,9 +140,9 @@ def summary(median: dict[str, dict[str, float]], once: float, twice: float) -> d
         "first_batch_s": median["thread"]["first_s"],
         "first_batch_ray_s": median["ray_readers"]["first_s"],
         "spilled_bytes": sum(row["spilled_bytes"] for row in by_ray),
-        "peak_store_mib": max(median[way]["peak_store_mib"] for way in ("ray_readers", "ray_decoders")),
+        "peak_store_mib": max(median[method]["peak_store_mib"] for method in ("ray_readers", "ray_decoders")),
         "peak_store_once_mib": once,
-        "peak_store_twice_mib": twice,
+        "peak_store_twice_mib": doubled,
         "limit_images_per_s": limit,
         "dataloader_images_per_s": median["dataloader"]["rate"],
     }
@@ -159,7 +161,7 @@ def main() -> None:
         if not (folder / "double").exists():
             draw_folders(folder / "images", arguments.images)
             pack(folder / "images", str(folder / "dataset"))
-            double(folder / "dataset", folder / "double")
+            duplicate_shards(folder / "dataset", folder / "double")
         ports = free_ports(4)
         os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{ports[3]}"
         server = Seaweed(Path(name), ports)
@@ -168,18 +170,16 @@ def main() -> None:
             for path in (folder / "dataset").rglob("*"):
                 if path.is_file():
                     (locate(server.uri("dataset")) / str(path.relative_to(folder / "dataset"))).upload(path)
-            places = {"local": str(folder / "dataset"), "folder": str(folder / "images"), "s3": server.uri("dataset")}
-            median = take_turns(places, arguments.rounds, arguments.seconds, server)
+            uris = {"local": str(folder / "dataset"), "folder": str(folder / "images"), "s3": server.uri("dataset")}
+            median = run_alternately(uris, arguments.rounds, arguments.seconds, server)
         finally:
             server.stop()
-        sizes = [
-            run("ray_readers", str(folder / place), 2 * arguments.seconds, server) for place in ("dataset", "double")
-        ]
+        sizes = [run("ray_readers", str(folder / uri), 2 * arguments.seconds, server) for uri in ("dataset", "double")]
     figures = summary(median, *(size["peak_store_mib"] for size in sizes))
     print(f"\n{'':40}{'first batch, s':>15}{'images/s':>10}{'of the bound':>14}")
-    for way, row in median.items():
+    for method, row in median.items():
         first = f"{row['first_s']:.1f}" if "first_s" in row else "-"
-        print(f"{NAMES[way]:40}{first:>15}{row['rate']:10,.0f}{row['rate'] / figures['limit_images_per_s']:14.2f}")
+        print(f"{NAMES[method]:40}{first:>15}{row['rate']:10,.0f}{row['rate'] / figures['limit_images_per_s']:14.2f}")
     line = json.dumps({key: round(value, 3) for key, value in figures.items()})
     Path(__file__).with_name("results").joinpath("ingest.json").write_text(line + "\n")
     print(line)

@@ -1,6 +1,6 @@
 """Input methods, each run by benchmarks/ingest.py in its own process. Prints its figures as JSON.
 
-Run: python benchmarks/ingest_ways.py WAY PLACE SECONDS. The time to the first batch starts with the process. images/s
+Run: python benchmarks/ingest_ways.py METHOD URI SECONDS. The time to the first batch starts with the process. images/s
 is measured from the first batch, over as many epochs as fit into the seconds.
 """
 
@@ -29,7 +29,7 @@ def measure(batches: Iterable[int], seconds: float, ready: float | None = None) 
 
     If the S3 server's process is in the environment, also returns the CPUs that it used.
     """
-    began = psutil.Process().create_time() if ready is None else ready
+    process_start = psutil.Process().create_time() if ready is None else ready
     source = iter(batches)
     next(source)
     server = psutil.Process(int(os.environ[SERVER])) if SERVER in os.environ else None
@@ -39,80 +39,80 @@ def measure(batches: Iterable[int], seconds: float, ready: float | None = None) 
         images += count
         if time.perf_counter() - start > seconds:
             break
-    passed = time.perf_counter() - start
-    figures = {"rate": images / passed, "first_s": first - began}
+    elapsed = time.perf_counter() - start
+    figures = {"rate": images / elapsed, "first_s": first - process_start}
     if server:
-        figures["server_cpus"] = (sum(server.cpu_times()[:2]) - used) / passed
+        figures["server_cpus"] = (sum(server.cpu_times()[:2]) - used) / elapsed
     return figures
 
 
-def loader_batches(place: str, **options: Any) -> Iterator[int]:
+def loader_batches(uri: str, **options: Any) -> Iterator[int]:
     """The loader of landmark, without training."""
     from landmark.config import AugmentConfig, LoaderConfig
     from landmark.data.dataset import PackedDataset
     from landmark.data.loading.loader import Loader
 
     config = LoaderConfig(image_size=SIZE, batch_size=BATCH, **options)
-    with Loader(
-        PackedDataset.open(place), "train", config, augment=AugmentConfig(), seed=SEED, epochs=EPOCHS
-    ) as loader:
+    with Loader(PackedDataset.open(uri), "train", config, augment=AugmentConfig(), seed=SEED, epochs=EPOCHS) as loader:
         for epoch in EPOCHS:
             yield from (len(batch.images) for batch in loader.epoch(epoch))
 
 
-def thread(place: str, seconds: float) -> dict[str, float]:
+def thread(uri: str, seconds: float) -> dict[str, float]:
     """landmark, read by a thread, as with one worker."""
-    return measure(loader_batches(place, stream="thread"), seconds)
+    return measure(loader_batches(uri, stream="thread"), seconds)
 
 
-def ray_readers(place: str, seconds: float) -> dict[str, float]:
+def ray_readers(uri: str, seconds: float) -> dict[str, float]:
     """landmark, read by a Ray actor, as with several workers.
 
     The first batch is timed from when Ray runs, as in a job.
     """
     with Store() as store:
-        figures = measure(loader_batches(place, stream="ray"), seconds, time.time())
+        figures = measure(loader_batches(uri, stream="ray"), seconds, time.time())
     return figures | store.figures
 
 
-def ray_decoders(place: str, seconds: float) -> dict[str, float]:
+def ray_decoders(uri: str, seconds: float) -> dict[str, float]:
     """landmark, read and decoded by Ray actors."""
     from landmark.cpus import available_cpus
 
     options = {"stream": "ray", "decode": "data", "decoders": available_cpus(), "data_cpus": 0.75, "reader_cpus": 0.25}
     with Store() as store:
-        figures = measure(loader_batches(place, **options), seconds, time.time())
+        figures = measure(loader_batches(uri, **options), seconds, time.time())
     return figures | store.figures
 
 
-def ray_data(place: str, seconds: float) -> dict[str, float]:
+def ray_data(uri: str, seconds: float) -> dict[str, float]:
     """The same plan and reader as one Ray Data stream with a long-lived actor, decoded in threads here."""
     with Store() as store:
-        figures = measure(_ray_data_batches(place), seconds, time.time())
+        figures = measure(_ray_data_batches(uri), seconds, time.time())
         gc.collect()
         time.sleep(3)  # the stream's thread outlives it, and ends the process if Ray ends first
     return figures | store.figures
 
 
 class _DataReader:
-    def __init__(self, place: str) -> None:
-        self.reader, self.units = _plan(place, 1)
+    def __init__(self, uri: str) -> None:
+        self.reader, self.read_tasks = _plan(uri, 1)
 
     def __call__(self, rows: Any) -> Iterator[Any]:
         for number in rows["item"].to_pylist():
-            yield self.reader.read(self.units[number % len(self.units)])
+            yield self.reader.read(self.read_tasks[number % len(self.read_tasks)])
 
 
-def _ray_data_batches(place: str) -> Iterator[int]:
+def _ray_data_batches(uri: str) -> Iterator[int]:
     import ray
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 8 << 20
-    _, units = _plan(place, 1)
-    stream = ray.data.from_items(list(range(40 * len(units))), override_num_blocks=40 * len(units) // 16).map_batches(
+    _, read_tasks = _plan(uri, 1)
+    stream = ray.data.from_items(
+        list(range(40 * len(read_tasks))), override_num_blocks=40 * len(read_tasks) // 16
+    ).map_batches(
         _DataReader,
-        fn_constructor_args=(place,),
+        fn_constructor_args=(uri,),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=0.25,
@@ -122,60 +122,60 @@ def _ray_data_batches(place: str) -> Iterator[int]:
     yield from _decoded(tables)
 
 
-def _plan(place: str, epoch: int) -> tuple[Any, list[Any]]:
+def _plan(uri: str, epoch: int) -> tuple[Any, list[Any]]:
     from landmark.data.dataset import PackedDataset
     from landmark.data.loading.plan import RowGroups, plan_training_epoch
-    from landmark.data.loading.reader import UnitReader
+    from landmark.data.loading.reader import RowGroupReader
 
-    dataset = PackedDataset.open(place)
+    dataset = PackedDataset.open(uri)
     plan = plan_training_epoch(
         RowGroups.of(dataset, "train"), rank=0, world_size=1, batch_size=BATCH, seed=SEED, epoch=epoch
     )
-    return UnitReader(dataset.location, [shard.path for shard in dataset.split("train").shards]), plan.units
+    return RowGroupReader(dataset.location, [shard.path for shard in dataset.split("train").shards]), plan.read_tasks
 
 
 def _decoded(tables: Iterable[Any]) -> Iterator[int]:
     """Decode tables in threads, as training does."""
     from landmark.config import AugmentConfig, LoaderConfig
     from landmark.data.loading.decoders import ThreadDecoder
-    from landmark.data.loading.prefetch import run_ahead
+    from landmark.data.loading.prefetch import ordered_prefetch
 
     decoder = ThreadDecoder(LoaderConfig(), AugmentConfig(), SEED, largest=(LoaderConfig().batch_size, SIZE))
-    for pixels, _ in run_ahead(lambda table: decoder.submit(table, 1, SIZE), tables, decoder.ahead):
+    for pixels, _ in ordered_prefetch(lambda table: decoder.submit(table, 1, SIZE), tables, decoder.ahead):
         yield len(pixels)
 
 
-def limit_threads(place: str, seconds: float) -> dict[str, float]:
+def limit_threads(uri: str, seconds: float) -> dict[str, float]:
     """The upper bound: the same decoding of the same images in memory, only with threads."""
     from landmark.cpus import available_cpus
 
-    batches = _in_memory(place)
+    batches = _in_memory(uri)
     threads = available_cpus()
-    ends = time.perf_counter() + seconds
+    deadline = time.perf_counter() + seconds
     with ThreadPoolExecutor(threads) as pool:
-        rates = list(pool.map(_decode_until, [batches[i::threads] for i in range(threads)], [ends] * threads))
-    return {"rate": sum(rates)}
+        throughput = list(pool.map(_decode_until, [batches[i::threads] for i in range(threads)], [deadline] * threads))
+    return {"rate": sum(throughput)}
 
 
-def limit_processes(place: str, seconds: float) -> dict[str, float]:
+def limit_processes(uri: str, seconds: float) -> dict[str, float]:
     """The upper bound with processes."""
     from landmark.cpus import available_cpus
 
-    batches = _in_memory(place)
+    batches = _in_memory(uri)
     processes = available_cpus()
     with multiprocessing.get_context("fork").Pool(processes) as pool:
-        ends = time.perf_counter() + seconds
-        parts = [(batches[i::processes], ends) for i in range(processes)]
+        deadline = time.perf_counter() + seconds
+        parts = [(batches[i::processes], deadline) for i in range(processes)]
         return {"rate": sum(pool.starmap(_decode_until, parts, chunksize=1))}
 
 
-def _in_memory(place: str) -> list[Any]:
-    reader, units = _plan(place, 1)
-    tables = [reader.read(unit) for unit in units]
+def _in_memory(uri: str) -> list[Any]:
+    reader, read_tasks = _plan(uri, 1)
+    tables = [reader.read(task) for task in read_tasks]
     return [table.slice(start, BATCH) for table in tables for start in range(0, len(table), BATCH)]
 
 
-def _decode_until(batches: list[Any], ends: float) -> float:
+def _decode_until(batches: list[Any], deadline: float) -> float:
     """Decode batches repeatedly until a time. Returns images/s."""
     from landmark.config import AugmentConfig
     from landmark.data.loading.decoders import TableDecoder
@@ -185,14 +185,14 @@ def _decode_until(batches: list[Any], ends: float) -> float:
     for number, table in enumerate(itertools.cycle(batches)):
         decoder.decode(table, 1 + number // len(batches), SIZE)
         images += len(table)
-        if time.perf_counter() > ends:
+        if time.perf_counter() > deadline:
             break
     return images / (time.perf_counter() - start)
 
 
-def dataloader(place: str, seconds: float) -> dict[str, float]:
+def dataloader(uri: str, seconds: float) -> dict[str, float]:
     """The baseline: torch's DataLoader and Pillow over an image folder, pixels as floats."""
-    return measure(_dataloader_batches(place), seconds)
+    return measure(_dataloader_batches(uri), seconds)
 
 
 def _dataloader_batches(folder: str) -> Iterator[int]:
@@ -256,11 +256,11 @@ class Store:
         ray.shutdown()
 
 
-WAYS = {
-    way.__name__: way
-    for way in (thread, ray_readers, ray_decoders, ray_data, limit_threads, limit_processes, dataloader)
+METHODS = {
+    method.__name__: method
+    for method in (thread, ray_readers, ray_decoders, ray_data, limit_threads, limit_processes, dataloader)
 }
 
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parent.parent))
-    print(json.dumps(WAYS[sys.argv[1]](sys.argv[2], float(sys.argv[3]))))
+    print(json.dumps(METHODS[sys.argv[1]](sys.argv[2], float(sys.argv[3]))))

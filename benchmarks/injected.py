@@ -32,7 +32,7 @@ from landmark.storage import locate
 from landmark.storage.tables import read_table, write_table
 
 ROW_GROUP_ROWS = 64
-EXACT, NEAR, WRONG, BROKEN, BLANK = 0.04, 0.02, 0.08, 0.01, 12
+EXACT, NEAR, LABEL_ERRORS, BROKEN, BLANK = 0.04, 0.02, 0.08, 0.01, 12
 """Fractions of the images: exact duplicates; near-duplicates per kind; label errors in train and val; truncated files.
 The last value is the number of blank images.
 """
@@ -84,18 +84,18 @@ def vary(data: bytes, kind: str, random: np.random.Generator) -> bytes:
     if kind == "encoded":
         quality = int(random.integers(30, 70))
     elif kind == "resized":
-        share = random.uniform(0.5, 0.85)
-        pixels = cv2.resize(pixels, (round(width * share), round(height * share)), interpolation=cv2.INTER_AREA)
+        scale = random.uniform(0.5, 0.85)
+        pixels = cv2.resize(pixels, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
     elif kind == "cropped":
-        share = np.sqrt(random.uniform(0.6, 0.9))
-        h, w = round(height * share), round(width * share)
+        scale = np.sqrt(random.uniform(0.6, 0.9))
+        h, w = round(height * scale), round(width * scale)
         top, left = int(random.integers(0, height - h + 1)), int(random.integers(0, width - w + 1))
         pixels = pixels[top : top + h, left : left + w]
     else:
-        drawn = pixels.copy()
-        place = (int(width * random.uniform(0, 0.3)), int(height * random.uniform(0.3, 0.95)))
-        cv2.putText(drawn, "(c) travel 2019", place, cv2.FONT_HERSHEY_SIMPLEX, height / 250, (255, 255, 255), 2)
-        pixels = cv2.addWeighted(drawn, 0.7, pixels, 0.3, 0)
+        overlay = pixels.copy()
+        position = (int(width * random.uniform(0, 0.3)), int(height * random.uniform(0.3, 0.95)))
+        cv2.putText(overlay, "(c) travel 2019", position, cv2.FONT_HERSHEY_SIMPLEX, height / 250, (255, 255, 255), 2)
+        pixels = cv2.addWeighted(overlay, 0.7, pixels, 0.3, 0)
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality)
 
 
@@ -123,7 +123,7 @@ def inject(base: PackedDataset, folder: Path, seed: int, *, leaks: bool = True) 
     random = np.random.default_rng(seed)
     rows = read_rows(base)
     classes = base.num_classes
-    taken = random.permutation(len(rows))
+    order = random.permutation(len(rows))
     added: list[Row] = []
 
     def copy(row: Row, fault: str, data: bytes) -> Row:
@@ -133,28 +133,28 @@ def inject(base: PackedDataset, folder: Path, seed: int, *, leaks: bool = True) 
         new.fault, new.source = fault, row.image_id
         return new
 
-    originals = [rows[i] for i in taken if leaks or rows[i].split == "train"]
-    wanted = iter(originals)
+    originals = [rows[i] for i in order if leaks or rows[i].split == "train"]
+    remaining = iter(originals)
     for _ in range(round(EXACT * len(rows))):
-        row = next(wanted)
+        row = next(remaining)
         added.append(copy(row, "exact", row.data))
     for kind in KINDS:
         for _ in range(round(NEAR * len(rows))):
-            row = next(wanted)
+            row = next(remaining)
             added.append(copy(row, kind, vary(row.data, kind, random)))
-    changeable = [row for row in wanted if row.split != "test"]
-    for row in changeable[: round(WRONG * sum(row.split != "test" for row in rows))]:
+    changeable = [row for row in remaining if row.split != "test"]
+    for row in changeable[: round(LABEL_ERRORS * sum(row.split != "test" for row in rows))]:
         row.label = int((row.true_label + random.integers(1, classes)) % classes)
         row.fault = "wrong"
-    places = ("train", "train", "train", "val")
+    splits = ("train", "train", "train", "val")
     for data in distractors(base.manifest.short_side):
-        added.append(_strange(random, str(random.choice(places)), data, "distractor", classes))
+        added.append(_not_a_landmark(random, str(random.choice(splits)), data, "distractor", classes))
     for row in originals[-round(BROKEN * len(rows)) :]:
         cut = row.data[: int(len(row.data) * random.uniform(0.2, 0.7))]
-        added.append(_strange(random, "train", cut, "broken", classes))
+        added.append(_not_a_landmark(random, "train", cut, "broken", classes))
     for _ in range(BLANK):
-        colour = np.full((96, 128, 3), random.integers(0, 256, 3), dtype=np.uint8)
-        added.append(_strange(random, "train", simplejpeg.encode_jpeg(colour, quality=90), "blank", classes))
+        color = np.full((96, 128, 3), random.integers(0, 256, 3), dtype=np.uint8)
+        added.append(_not_a_landmark(random, "train", simplejpeg.encode_jpeg(color, quality=90), "blank", classes))
     rows += added
     rows = [rows[i] for i in random.permutation(len(rows))]
     rows.sort(key=lambda row: SPLITS.index(row.split))
@@ -162,7 +162,7 @@ def inject(base: PackedDataset, folder: Path, seed: int, *, leaks: bool = True) 
     return Faulty(path=str(folder), rows=rows)
 
 
-def _strange(random: np.random.Generator, split: str, data: bytes, fault: str, classes: int) -> Row:
+def _not_a_landmark(random: np.random.Generator, split: str, data: bytes, fault: str, classes: int) -> Row:
     label = int(random.integers(classes))
     return Row(split=split, image_id=_name(random), label=label, data=data, true_label=-1, fault=fault)
 
@@ -177,12 +177,12 @@ def write_rows(base: PackedDataset, folder: Path, rows: list[Row]) -> None:
     entries, catalog = {}, []
     ids = base.labels["landmark_id"].to_pylist()
     for split in SPLITS:
-        mine = [row for row in rows if row.split == split]
-        sizes = [_size(row.data) for row in mine]
+        split_rows = [row for row in rows if row.split == split]
+        sizes = [_size(row.data) for row in split_rows]
         columns = [
-            [row.image_id for row in mine],
-            [row.label for row in mine],
-            [row.data for row in mine],
+            [row.image_id for row in split_rows],
+            [row.label for row in split_rows],
+            [row.data for row in split_rows],
             [height for height, _ in sizes],
             [width for _, width in sizes],
         ]
@@ -201,15 +201,15 @@ def write_rows(base: PackedDataset, folder: Path, rows: list[Row]) -> None:
         path.write_bytes(data)
         shard = ShardEntry(
             path=f"{split}/00000.parquet",
-            rows=len(mine),
-            row_groups=-(-len(mine) // ROW_GROUP_ROWS),
+            rows=len(split_rows),
+            row_groups=-(-len(split_rows) // ROW_GROUP_ROWS),
             bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
         )
-        entries[split] = SplitEntry(rows=len(mine), shards=[shard])
+        entries[split] = SplitEntry(rows=len(split_rows), shards=[shard])
         catalog += [
             (i, row.image_id, ids[row.label], row.label, split, 0, i // ROW_GROUP_ROWS, width, height)
-            for i, (row, (height, width)) in enumerate(zip(mine, sizes, strict=True))
+            for i, (row, (height, width)) in enumerate(zip(split_rows, sizes, strict=True))
         ]
     columns = [list(column) for column in zip(*catalog, strict=True)]
     write_table(location / "catalog.parquet", pa.table(columns, schema=CATALOG_SCHEMA))
@@ -236,6 +236,6 @@ def _size(data: bytes) -> tuple[int, int]:
 
 def natural_groups() -> dict[str, str]:
     """Return each photograph's group of near-duplicates, by id."""
-    place = Path(os.environ.get("LANDMARK_TEST_DATA", "../shared/data")) / "monuments" / "groups.csv"
-    with place.open() as file:
+    path = Path(os.environ.get("LANDMARK_TEST_DATA", "../shared/data")) / "monuments" / "groups.csv"
+    with path.open() as file:
         return {row["id"]: row["group"] for row in csv.DictReader(file)}

@@ -28,7 +28,7 @@ class Ledger:
         return set(self.ended_at)
 
     @property
-    def begun(self) -> set[str]:
+    def unfinished(self) -> set[str]:
         """Trials that have reported and have not ended: they are running or paused."""
         return set(self.last) - self.ended
 
@@ -62,14 +62,16 @@ class Ledger:
         running: number of running trials. These are the trials with the newest reports. At most one epoch is counted
         each, because a trial that was just resumed had been paused before.
         """
-        begun = sorted((self.last[trial] for trial in self.begun), key=lambda event: -float(event["reported_at"]))
+        unfinished = sorted(
+            (self.last[trial] for trial in self.unfinished), key=lambda event: -float(event["reported_at"])
+        )
         return sum(
             min(1.0, (at - float(event["reported_at"])) / float(event["row"]["epoch_seconds"]))
-            for event in begun[:running]
+            for event in unfinished[:running]
         )
 
 
 def read_ledger(study: Path) -> Ledger:
-    """Read a study's journal in its current state. Empty if there is none yet."""
+    """Read the current journal of a study. The result is empty if there is no journal yet."""
     files = sorted((study / "journal").glob("*.jsonl"))
     return Ledger([json.loads(line) for file in files for line in file.read_text().splitlines()])

@@ -40,18 +40,18 @@ from peak import Peak
 from landmark.config import PackingConfig, SyntheticConfig
 from landmark.data.dataset import PackedDataset
 from landmark.data.sources.transcode import pack_image
-from landmark.data.synthetic import draw_image, plan_images
+from landmark.data.synthetic import plan_images, render_image
 
 CLASSES, IMAGES, SIZE, NECK, BATCH = 203_094, 240_000, 32, 512, 512
 DRAWN = 500
 """Number of images that are drawn and packed separately to measure the time per image."""
 COUNT_BYTES = 8
-HEAD = ["--model.head.name", "arcface", "--model.head.margin-least", "0.05", "--model.head.sample", "0.1"]
+HEAD = ["--model.head.name", "arcface", "--model.head.min-margin", "0.05", "--model.head.sample", "0.1"]
 
 
 def commands(folder: Path, classes: int, images: int) -> Iterator[tuple[str, list[str]]]:
     """Yield each stage's name and command line."""
-    drawn = [
+    synthetic = [
         "--synthetic.classes",
         str(classes),
         "--synthetic.images",
@@ -59,7 +59,7 @@ def commands(folder: Path, classes: int, images: int) -> Iterator[tuple[str, lis
         "--synthetic.image-size",
         str(SIZE),
     ]
-    yield "prepare", ["--source", "synthetic", *drawn, "--output", str(folder / "dataset")]
+    yield "prepare", ["--source", "synthetic", *synthetic, "--output", str(folder / "dataset")]
     plain = folder / "plain.yaml"  # a recipe of defaults: without one, the command chooses by the dataset
     plain.write_text("epochs: 1\n")
     where = ["--dataset", str(folder / "dataset"), "--output", str(folder), "--name", "run", "--recipe", str(plain)]
@@ -104,13 +104,13 @@ def run(verb: str, arguments: list[str]) -> dict[str, float]:
     return {f"{verb}_s": seconds, f"{verb}_cpu_s": sum(peak.cpu.values()), f"{verb}_peak_mib": memory}
 
 
-def size_mib(place: Path) -> float:
+def size_mib(root: Path) -> float:
     """Return the size of a file, or of all files in a folder, MiB."""
-    files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+    files = [root] if root.is_file() else [path for path in root.rglob("*") if path.is_file()]
     return sum(path.stat().st_size for path in files) / 2**20
 
 
-def prepared(folder: Path) -> dict[str, float]:
+def dataset_figures(folder: Path) -> dict[str, float]:
     """Return the contents of the dataset."""
     dataset = PackedDataset.open(str(folder / "dataset"))
     rows = {f"{name}_images": entry.rows for name, entry in dataset.manifest.splits.items()}
@@ -120,7 +120,7 @@ def prepared(folder: Path) -> dict[str, float]:
     return {"classes": dataset.num_classes, **rows, "dataset_mib": size_mib(folder / "dataset")}
 
 
-def trained(folder: Path, train_images: float) -> dict[str, float]:
+def training_figures(folder: Path, train_images: float) -> dict[str, float]:
     """Return the speed recorded in the run's files, and their size."""
     (row,) = csv.DictReader((folder / "run" / "history.csv").read_text().splitlines())
     steps = train_images / float(row["images_per_s"])
@@ -136,22 +136,22 @@ def trained(folder: Path, train_images: float) -> dict[str, float]:
     }
 
 
-def evaluated(folder: Path) -> dict[str, float]:
+def evaluation_figures(folder: Path) -> dict[str, float]:
     """Return the evaluation's metrics and the size of its files."""
-    place = folder / "run" / "evaluation-test"
-    metrics = json.loads((place / "metrics.json").read_text())
-    cells = sum(1 for _ in (place / "confusion.csv").open()) - 1
-    kept = ("rows", "classes_present", "top1", "gap", "macro_recall", "ece")
+    path = folder / "run" / "evaluation-test"
+    metrics = json.loads((path / "metrics.json").read_text())
+    cells = sum(1 for _ in (path / "confusion.csv").open()) - 1
+    names = ("rows", "classes_present", "top1", "gap", "macro_recall", "ece")
     bands = {f"{band['band']}_classes": band["classes"] for band in metrics["bands"]}
     return {
-        **{f"test_{key}": metrics[key] for key in kept},
+        **{f"test_{key}": metrics[key] for key in names},
         **bands,
         "confusion_cells": cells,
-        "evaluation_mib": size_mib(place),
+        "evaluation_mib": size_mib(path),
     }
 
 
-def reported(folder: Path) -> dict[str, float]:
+def report_figures(folder: Path) -> dict[str, float]:
     """Return the page's size, and the time until a browser shows its table of classes, if a browser is available."""
     page = folder / "run" / "report" / "index.html"
     found = {"page_mib": size_mib(page), "report_mib": size_mib(page.parent)}
@@ -162,12 +162,12 @@ def reported(folder: Path) -> dict[str, float]:
 
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        opened = browser.new_page()
+        tab = browser.new_page()
         faults: list[str] = []
-        opened.on("pageerror", lambda error: faults.append(str(error)))
+        tab.on("pageerror", lambda error: faults.append(str(error)))
         start = time.perf_counter()
-        opened.goto(page.as_uri())
-        opened.wait_for_function("!document.querySelector('[role=status]')?.textContent.includes('unpacking')")
+        tab.goto(page.as_uri())
+        tab.wait_for_function("!document.querySelector('[role=status]')?.textContent.includes('unpacking')")
         found["page_open_s"] = time.perf_counter() - start
         browser.close()
     if faults:
@@ -175,23 +175,23 @@ def reported(folder: Path) -> dict[str, float]:
     return found
 
 
-def drawing(classes: int, images: int) -> dict[str, float]:
+def drawing_figures(classes: int, images: int) -> dict[str, float]:
     """Return the CPU time per image for drawing and packing, milliseconds."""
     config, packing = SyntheticConfig(classes=classes, images=images, image_size=SIZE), PackingConfig()
     rows = plan_images(config, 0).slice(0, DRAWN).to_pylist()
     start = time.process_time()
-    files = [draw_image(row, config, 0) for row in rows]
+    files = [render_image(row, config, 0) for row in rows]
     middle = time.process_time()
     for data in files:
         pack_image(data, packing)
-    spent = middle - start, time.process_time() - middle
-    return {"draw_ms": spent[0] / len(rows) * 1000, "pack_ms": spent[1] / len(rows) * 1000}
+    cpu_s = middle - start, time.process_time() - middle
+    return {"draw_ms": cpu_s[0] / len(rows) * 1000, "pack_ms": cpu_s[1] / len(rows) * 1000}
 
 
 def table(found: dict[str, float]) -> Iterator[str]:
     """Yield the lines of the stages' table."""
     rest = found["train_s"] - found["step_s"] - found["validation_s"]
-    what = {
+    details = {
         "prepare": f"{found['train_images']:,} / {found['val_images']:,} / {found['test_images']:,} images drawn and packed, "
         f"{found['dataset_mib']:,.0f} MiB; CPU time per image: {found['draw_ms']:.1f} ms to draw, "
         f"{found['pack_ms']:.2f} ms to pack",
@@ -205,9 +205,9 @@ def table(found: dict[str, float]) -> Iterator[str]:
     }
     yield "| stage | seconds | CPU s | peak MiB | details |"
     yield "|---|---|---|---|---|"
-    for verb, told in what.items():
+    for verb, detail in details.items():
         seconds, cpu, peak = (found[f"{verb}_{key}"] for key in ("s", "cpu_s", "peak_mib"))
-        yield f"| {verb} | {seconds:,.0f} | {cpu:,.0f} | {peak:,.0f} | {told} |"
+        yield f"| {verb} | {seconds:,.0f} | {cpu:,.0f} | {peak:,.0f} | {detail} |"
     cells = found["classes"] ** 2
     logits = found["test_rows"] * found["classes"] * 4 / 2**30
     yield (
@@ -218,8 +218,8 @@ def table(found: dict[str, float]) -> Iterator[str]:
 
 def measure(folder: Path, classes: int, images: int) -> dict[str, float]:
     """Run the stages without figures in the folder and return all figures."""
-    kept = folder / "figures.json"
-    found: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {"images": images}
+    file = folder / "figures.json"
+    found: dict[str, float] = json.loads(file.read_text()) if file.exists() else {"images": images}
     if found["images"] != images or found.get("classes", classes) != classes:
         raise SystemExit(f"{folder}: contains figures for another number of classes or images; specify another folder")
     for verb, arguments in commands(folder, classes, images):
@@ -227,12 +227,12 @@ def measure(folder: Path, classes: int, images: int) -> dict[str, float]:
             continue
         found |= run(verb, arguments)
         if verb == "prepare":
-            found |= prepared(folder) | drawing(classes, images)
+            found |= dataset_figures(folder) | drawing_figures(classes, images)
         elif verb == "train":
-            found |= trained(folder, found["train_images"])
+            found |= training_figures(folder, found["train_images"])
         else:
-            found |= evaluated(folder) if verb == "evaluate" else reported(folder)
-        kept.write_text(json.dumps(found))
+            found |= evaluation_figures(folder) if verb == "evaluate" else report_figures(folder)
+        file.write_text(json.dumps(found))
     return found
 
 

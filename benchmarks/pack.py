@@ -21,7 +21,7 @@ from peak import Peak
 
 from landmark.config import PackingConfig, SyntheticConfig
 from landmark.data.sources.transcode import pack_image
-from landmark.data.synthetic import draw_image, plan_images
+from landmark.data.synthetic import plan_images, render_image
 
 CLASSES = 20
 SIZE = 512
@@ -39,7 +39,7 @@ def draw_folders(root: Path, images: int) -> list[Path]:
 def _draw(row: dict, config: SyntheticConfig, root: Path) -> Path:
     path = root / row["landmark_id"] / f"{row['image_id']}.jpg"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(draw_image(row, config, 0))
+    path.write_bytes(render_image(row, config, 0))
     return path
 
 
@@ -70,11 +70,11 @@ def packing_figures(source: Path, cpus: int) -> dict[str, float]:
         arguments = [sys.executable, __file__, "--child", str(source), output, str(cpus)]
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
             peak = Peak(child.pid)
-            told, _ = child.communicate()
+            printed, _ = child.communicate()
             memory = peak.stop()
     if child.returncode:
-        raise SystemExit(f"packing failed: {told}")
-    return json.loads(told.strip().splitlines()[-1]) | {"peak_mib": memory}
+        raise SystemExit(f"packing failed: {printed}")
+    return json.loads(printed.strip().splitlines()[-1]) | {"peak_mib": memory}
 
 
 def child(source: str, output: str, cpus: int) -> None:
@@ -116,10 +116,11 @@ def main() -> None:
         for cpus in (1, 2):
             rounds = []
             for _ in range(arguments.rounds):
-                limit, ours = limit_rate(paths, cpus), packing_figures(Path(folder) / "one", cpus)
-                rounds.append((ours["rate"] / limit, ours["rate"], limit))
+                limit, packing = limit_rate(paths, cpus), packing_figures(Path(folder) / "one", cpus)
+                rounds.append((packing["rate"] / limit, packing["rate"], limit))
                 print(
-                    f"{cpus} CPUs: packing {ours['rate']:.0f} images/s, upper bound {limit:.0f}: {ours['rate'] / limit:.2f}",
+                    f"{cpus} CPUs: packing {packing['rate']:.0f} images/s, upper bound {limit:.0f}: "
+                    f"{packing['rate'] / limit:.2f}",
                     flush=True,
                 )
             figures[f"over_limit_{cpus}cpu"], figures[f"rate_{cpus}cpu"], _ = sorted(rounds)[arguments.rounds // 2]

@@ -13,14 +13,14 @@ class Peak:
         self.process = psutil.Process(pid)
         self.left_out = leave_out
         self.every = every
-        self.most = 0.0
+        self.peak_mib = 0.0
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
 
     def _watch(self) -> None:
         while not self.ended.wait(self.every):
-            self.most = max(self.most, sum(self._sizes()) / 2**20)
+            self.peak_mib = max(self.peak_mib, sum(self._sizes()) / 2**20)
 
     def _sizes(self) -> Iterator[int]:
         try:
@@ -38,4 +38,4 @@ class Peak:
         """Return the maximum, MiB."""
         self.ended.set()
         self.thread.join()
-        return self.most
+        return self.peak_mib

@@ -1,7 +1,7 @@
-"""Accuracy of the recipes on photographs: `modern` compared with `deck` from scratch, and Lite0 with `finetune`.
+"""Accuracy of the recipes on photographs: `modern` compared with `reference` from scratch, and Lite0 with `finetune`.
 
-Run: python benchmarks/recipes.py [--seeds 3] [--finetune-seeds 1] [--only deck modern finetune] [--output FOLDER]. The
-photographs are `monuments` in LANDMARK_TEST_DATA (2,939 of 24 monuments). `deck` and `modern` train the same ResNet-18
+Run: python benchmarks/recipes.py [--seeds 3] [--finetune-seeds 1] [--only reference modern finetune] [--output FOLDER]. The
+photographs are `monuments` in LANDMARK_TEST_DATA (2,939 of 24 monuments). `reference` and `modern` train the same ResNet-18
 at the same image size for the same number of epochs. `finetune` is unchanged. The recipes' values and each run's best
 epoch were selected on the validation split. The test split is only used here, once per run. Dataset and runs are stored
 in --output, and completed runs are reused. The last line is JSON, saved to benchmarks/results/recipes.json.
@@ -18,7 +18,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
 from monuments import pack_monuments
-from seeds import mean_and_deviation, shown
+from seeds import format_mean, mean_and_deviation
 
 from landmark.config import Recipe, TrainConfig
 from landmark.data.dataset import PackedDataset
@@ -27,8 +27,8 @@ from landmark.recipes import load_recipe
 from landmark.storage import locate
 from landmark.training.run import run_training
 
-SCRATCH = ("deck", "modern")
-SHORT_SIDES = {"deck": 160, "modern": 160, "finetune": 256}
+SCRATCH = ("reference", "modern")
+SHORT_SIDES = {"reference": 160, "modern": 160, "finetune": 256}
 """Short side of the images for each recipe, pixels."""
 
 
@@ -50,7 +50,7 @@ def recipe_of(name: str, seed: int, arguments: argparse.Namespace) -> Recipe:
     )
 
 
-def tested(name: str, seed: int, dataset: PackedDataset, arguments: argparse.Namespace) -> dict[str, Any]:
+def train_and_evaluate(name: str, seed: int, dataset: PackedDataset, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train one run, unless it is complete, and evaluate its best checkpoint on the test split."""
     recipe = recipe_of(name, seed, arguments)
     shared = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
@@ -68,8 +68,8 @@ def tested(name: str, seed: int, dataset: PackedDataset, arguments: argparse.Nam
     found = evaluate_checkpoint(locate(run["run"]) / run["best_checkpoint"], dataset, "test", Settings(quiet=True))
     return {
         "val_top1": run["best"]["val_top1"],
-        "top1": found.tally.top_k(1),
-        "top5": found.tally.top_k(5),
+        "top1": found.accumulator.top_k(1),
+        "top5": found.accumulator.top_k(5),
         "majority": found.summary["majority_top1"],
         "seconds": run["seconds"],
         "recipe": recipe,
@@ -87,7 +87,7 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         figures[f"{key}_seconds"] = statistics.mean(row["seconds"] for row in rows)
         figures[f"{key}_seeds"] = len(rows)
     if set(SCRATCH) <= set(runs):
-        figures["gain"] = figures["modern_top1"] - figures["deck_top1"]
+        figures["gain"] = figures["modern_top1"] - figures["reference_top1"]
     return figures
 
 
@@ -100,10 +100,12 @@ def print_table(runs: dict[str, list[dict[str, Any]]], figures: dict[str, Any]) 
     for name, rows in runs.items():
         key = "lite0" if name == "finetune" else name
         recipe = rows[0]["recipe"]
-        shares = [shown(figures[f"{key}_{metric}"], figures[f"{key}_{metric}_spread"]) for metric in ("top1", "top5")]
+        cells = [
+            format_mean(figures[f"{key}_{metric}"], figures[f"{key}_{metric}_spread"]) for metric in ("top1", "top5")
+        ]
         print(
             f"{name:10}{recipe.model.backbone:28}{recipe.loader.image_size:>5}{recipe.epochs:>8}{len(rows):>7}"
-            f"{statistics.mean(row['val_top1'] for row in rows):>11.1%}{shares[0]:>16}{shares[1]:>16}"
+            f"{statistics.mean(row['val_top1'] for row in rows):>11.1%}{cells[0]:>16}{cells[1]:>16}"
             f"{figures[f'{key}_seconds']:>9.0f}"
         )
     print(f"majority baseline: test top-1 {next(iter(runs.values()))[0]['majority']:.1%}")
@@ -129,7 +131,7 @@ def main() -> None:
         side = SHORT_SIDES[name]
         dataset = PackedDataset.open(pack_monuments(arguments.output / f"dataset-{side}", side))
         seeds = arguments.seeds if name in SCRATCH else arguments.finetune_seeds
-        runs[name] = [tested(name, seed, dataset, arguments) for seed in range(seeds)]
+        runs[name] = [train_and_evaluate(name, seed, dataset, arguments) for seed in range(seeds)]
     figures = summary(runs)
     print_table(runs, figures)
     line = json.dumps({key: None if value is None else round(value, 4) for key, value in figures.items()})

@@ -36,7 +36,7 @@ from landmark.config import (
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading.loader import Loader
 from landmark.data.sources.gldv2 import image_path
-from landmark.data.synthetic import draw_image, plan_images
+from landmark.data.synthetic import plan_images, render_image
 from landmark.data.synthetic.gldv2_files import write_gldv2, write_tar
 from tests.support.seaweed import Seaweed, free_ports
 
@@ -54,25 +54,25 @@ def write_files(folder: Path, config: SyntheticConfig) -> None:
 
 def _write_tar(folder: Path, number: int, rows: list[dict], config: SyntheticConfig) -> None:
     names = (image_path(row["image_id"]).removeprefix("train/") for row in rows)
-    write_tar(folder, number, ((name, draw_image(row, config, 0)) for name, row in zip(names, rows, strict=True)))
+    write_tar(folder, number, ((name, render_image(row, config, 0)) for name, row in zip(names, rows, strict=True)))
 
 
 def read_once(dataset: PackedDataset) -> tuple[int, float, float]:
     """Read an epoch as training does.
 
-    Returns images, seconds, and seconds to the first batch. Checks that each came once.
+    Returns images, seconds, and seconds to the first batch. Checks that each image was read once.
     """
     rows = dataset.split("train").rows
-    seen = np.zeros(rows, dtype=np.int64)
+    uses = np.zeros(rows, dtype=np.int64)
     start, first = time.perf_counter(), 0.0
     with Loader(
         dataset, "train", LoaderConfig(image_size=112, batch_size=BATCH, stream="thread"), augment=AugmentConfig()
     ) as loader:
         for batch in loader.epoch(1):
             first = first or time.perf_counter() - start
-            np.add.at(seen, batch.samples, 1)
-    if not (seen == 1).all():
-        raise SystemExit(f"{(seen == 0).sum()} samples never seen, {(seen > 1).sum()} more than once")
+            np.add.at(uses, batch.samples, 1)
+    if not (uses == 1).all():
+        raise SystemExit(f"{(uses == 0).sum()} samples never read, {(uses > 1).sum()} more than once")
     return rows, time.perf_counter() - start, first
 
 

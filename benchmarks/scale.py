@@ -34,7 +34,7 @@ import torch.distributed
 from peak import Peak
 
 from landmark.data.dataset import PackedDataset
-from landmark.data.loading.progress import Position
+from landmark.data.loading.progress import EpochProgress
 from landmark.data.loading.sampling import EpochRows
 from landmark.storage import Location
 from landmark.training.distributed.restore import restored
@@ -76,9 +76,9 @@ class OneOf64:
 
     def all_gather(self, values: torch.Tensor) -> torch.Tensor:
         """Return the values of all ranks, zeros for those that are not real."""
-        everyones = values.new_zeros(RANKS, *values.shape)
-        everyones[self.rank] = values
-        return everyones
+        all_values = values.new_zeros(RANKS, *values.shape)
+        all_values[self.rank] = values
+        return all_values
 
 
 class Figures:
@@ -101,30 +101,30 @@ class Figures:
 
 
 def plan(folder: Path, width: int) -> None:
-    """A rank's plan and account."""
+    """Measure a rank's plan and its account of used samples."""
     dataset = PackedDataset.open(str(folder / "dataset"))
     figures = Figures()
     time.sleep(0.2)
-    base = figures.peak.most
+    base = figures.peak.peak_mib
     recipe = full_recipe(width)
     rows = EpochRows(dataset, "train", recipe.sampling, recipe.seed)
-    position = Position(epoch=1, division=(RANKS,), length=rows.length)
+    position = EpochProgress(epoch=1, partitioning=(RANKS,), length=rows.length)
     draws = draws_of(figures.timed("plan", lambda: plan_of(rows, position, 0, RANKS)))
     for step in draws[: len(draws) // 2]:
         position.advance(step)
-    shown = sum(len(step) for step in draws[: len(draws) // 2])
+    used = sum(len(step) for step in draws[: len(draws) // 2])
     others = [np.broadcast_to(np.uint8(0), rows.length)] * (RANKS - 1)
-    figures.timed("gather", lambda: position.gather(lambda mine: np.sum([mine, *others], axis=0, dtype=np.uint8)))
-    assert position.known is not None and int(position.known.sum()) == shown
-    rest = position.redivided((RANKS - 8,))
+    figures.timed("gather", lambda: position.gather(lambda local: np.sum([local, *others], axis=0, dtype=np.uint8)))
+    assert position.consumed is not None and int(position.consumed.sum()) == used
+    rest = position.repartitioned((RANKS - 8,))
     figures.timed("plan_rest", lambda: plan_of(rows, rest, 0, RANKS - 8))
-    figures.values["account_bytes_per_rank"] = sum(array.nbytes for array in (position.mine, position.known))
+    figures.values["account_bytes_per_rank"] = sum(array.nbytes for array in (position.local, position.consumed))
     figures.values["base_mib"] = round(base)
     figures.end()
 
 
 def save(folder: Path, width: int) -> None:
-    """Rank 0's checkpoint."""
+    """Measure rank 0's checkpoint."""
     dataset = PackedDataset.open(str(folder / "dataset"))
     figures = Figures()
     state = figures.timed("build", lambda: RunState(full_recipe(width), dataset, OneOf64(0)))
@@ -132,28 +132,28 @@ def save(folder: Path, width: int) -> None:
     snapshot = figures.timed("snapshot", state.snapshot)
     store = new_store(folder / "run")
 
-    def stored() -> None:
+    def store_snapshot() -> None:
         store.save(snapshot)
         store.close()
 
-    figures.timed("store", stored)
+    figures.timed("store", store_snapshot)
     checkpoint = folder / "run" / "checkpoints" / snapshot.name
     figures.values["checkpoint_bytes"] = sum(path.stat().st_size for path in checkpoint.iterdir())
     figures.end()
 
 
 def restore(folder: Path, width: int, rank: int, port: int) -> None:
-    """One of two ranks of a node."""
+    """Measure the restore of one of two ranks of a node."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     dataset = PackedDataset.open(str(folder / "dataset"))
     download, read = Location.download, [0]
 
-    def counted(self: Location, target: Path) -> None:
+    def counting_download(self: Location, target: Path) -> None:
         download(self, target)
         read[0] += target.stat().st_size
 
-    Location.download = counted  # type: ignore[method-assign]
+    Location.download = counting_download  # type: ignore[method-assign]
     figures, member = Figures(), OneOf64(rank)
     state = figures.timed("build", lambda: RunState(full_recipe(width), dataset, member))
     context = restored(new_store(folder / "run"), member, str(folder))
@@ -210,7 +210,7 @@ def measure(width: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Print the figures and save them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "scale.json")

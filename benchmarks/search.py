@@ -37,7 +37,7 @@ from studies import run_together, tune_command
 from landmark.config import SubsetConfig
 
 MONUMENTS, PHOTOS_EACH, SHORT_SIDE = 12, 150, 96
-AT_A_TIME = 2
+MAX_CONCURRENT = 2
 RECIPE = {
     "schedule": {"name": "constant", "warmup_epochs": 0.5},
     "ema": {"decay": 0.98},
@@ -58,7 +58,7 @@ SCHEDULERS = {
 }
 
 
-def studied(name: str, seed: int, grid: dict[str, list[Any]], dataset: str, output: Path) -> dict[str, Any]:
+def run_study(name: str, seed: int, grid: dict[str, list[Any]], dataset: str, output: Path) -> dict[str, Any]:
     """Run or resume one study, unless it is complete. Returns its study.json."""
     summary = output / name / "study.json"
     if not summary.exists() or json.loads(summary.read_text())["interrupted"]:
@@ -68,8 +68,8 @@ def studied(name: str, seed: int, grid: dict[str, list[Any]], dataset: str, outp
             "parameters": {key: {"grid": values} for key, values in grid.items()},
             "scheduler": SCHEDULERS[name],
         }
-        room = ["--max-concurrent", str(AT_A_TIME), "--workers.cpus", "1", "--cluster.cpus", str(AT_A_TIME)]
-        run_together([tune_command(space, dataset, output, name, *room, "--test", "best")])
+        flags = ["--max-concurrent", str(MAX_CONCURRENT), "--workers.cpus", "1", "--cluster.cpus", str(MAX_CONCURRENT)]
+        run_together([tune_command(space, dataset, output, name, *flags, "--test", "best")])
     return json.loads(summary.read_text())
 
 
@@ -136,7 +136,7 @@ def main() -> None:
     for seed in range(1 if quick else arguments.seeds):
         studies = {}
         for name in dict.fromkeys(["grid", *arguments.schedulers]):
-            study = studies[name] = studied(name, seed, grid, dataset, (output / f"seed{seed}").resolve())
+            study = studies[name] = run_study(name, seed, grid, dataset, (output / f"seed{seed}").resolve())
             line = f"{study['epochs_run']} of {study['epochs_grid']} epochs, {study['seconds']:.0f} s"
             print(f"seed {seed}, {name}: {line}", flush=True)
         found.append(figures_of(studies))

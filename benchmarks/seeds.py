@@ -12,6 +12,6 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def shown(mean: float, deviation: float | None, form: str = ".1%") -> str:
+def format_mean(mean: float, deviation: float | None, form: str = ".1%") -> str:
     """Return a mean with its standard deviation as text, such as "57.8% ± 0.7%", or only the mean."""
     return f"{mean:{form}}" if deviation is None else f"{mean:{form}} ± {deviation:{form}}"

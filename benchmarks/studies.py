@@ -30,7 +30,7 @@ def run_together(commands: Sequence[Sequence[str]]) -> tuple[float, list[str]]:
     ]
     outputs = [job.communicate() for job in jobs]
     seconds = time.perf_counter() - start
-    for job, command, (_, said) in zip(jobs, commands, outputs, strict=True):
+    for job, command, (_, errors) in zip(jobs, commands, outputs, strict=True):
         if job.returncode:
-            raise SystemExit(f"{' '.join(command)} ended with {job.returncode}: {said[-2000:]}")
-    return seconds, [printed for printed, _ in outputs]
+            raise SystemExit(f"{' '.join(command)} ended with {job.returncode}: {errors[-2000:]}")
+    return seconds, [output for output, _ in outputs]

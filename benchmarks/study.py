@@ -47,21 +47,21 @@ from tests.support.packed import write_packed
 DEADLINE_S = 600
 MANY, QUICK_MANY = 200, 40
 EPOCHS = 9
-ROOM = ("--workers.cpus", "1", "--max-concurrent", "2", "--cluster.cpus", "2")
-PAIRS = ("--workers.cpus", "1", "--workers.count", "2", "--max-concurrent", "1", "--cluster.cpus", "3")
+SINGLE_WORKER = ("--workers.cpus", "1", "--max-concurrent", "2", "--cluster.cpus", "2")
+TWO_WORKERS = ("--workers.cpus", "1", "--workers.count", "2", "--max-concurrent", "1", "--cluster.cpus", "3")
 """Two workers with one CPU each, and half a CPU for their readers."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class Case:
-    """A kind of study to kill, and the moments."""
+    """A kind of study, and the moments at which it is killed."""
 
     label: str
     scheduler: dict[str, Any]
     moments: tuple[str, ...]
     trials: int = 8
-    at_a_time: int = 2
-    flags: tuple[str, ...] = ROOM
+    max_concurrent: int = 2
+    flags: tuple[str, ...] = SINGLE_WORKER
 
     def space(self) -> dict[str, Any]:
         """Return its search space."""
@@ -88,8 +88,8 @@ CASES = (
         scheduler={"name": "asha"},
         moments=("within an epoch", "half ended"),
         trials=4,
-        at_a_time=1,
-        flags=PAIRS,
+        max_concurrent=1,
+        flags=TWO_WORKERS,
     ),
 )
 
@@ -98,7 +98,7 @@ Moment = Callable[[Ledger, Case], bool]
 MOMENTS: dict[str, Moment] = {
     "early": lambda ledger, case: bool(ledger.proposed),
     "within an epoch": lambda ledger, case: ledger.reports >= case.trials // 2,
-    "some paused": lambda ledger, case: len(ledger.begun) >= case.at_a_time + 2,
+    "some paused": lambda ledger, case: len(ledger.unfinished) >= case.max_concurrent + 2,
     "half ended": lambda ledger, case: len(ledger.ended) >= case.trials // 2,
 }
 """Conditions on the journal for each kill. within an epoch: half an epoch's time after that."""
@@ -142,18 +142,18 @@ class StudyProcess:
     def kill(self) -> list[psutil.Process]:
         """Kill it and its process group. Returns its other descendants, which must end on their own."""
         assert self.job is not None
-        below = psutil.Process(self.job.pid).children(recursive=True)
+        descendants = psutil.Process(self.job.pid).children(recursive=True)
         os.killpg(self.job.pid, signal.SIGKILL)
         self.job.wait()
-        return below
+        return descendants
 
-    def outlived(self, others: list[psutil.Process]) -> float | None:
-        """Return the seconds until the others had ended. None if some survived the study; these are killed."""
+    def wait_for_descendants(self, descendants: list[psutil.Process]) -> float | None:
+        """Return the seconds until all descendants ended, or None if some survive the study. These are killed."""
         assert self.job is not None
         start = time.perf_counter()
-        while any(map(lives, others)):
+        while any(map(is_running, descendants)):
             if self.job.poll() is not None:
-                for process in filter(lives, others):
+                for process in filter(is_running, descendants):
                     process.kill()
                 return None
             time.sleep(0.1)
@@ -175,13 +175,13 @@ class StudyProcess:
         """Return its study.json."""
         return json.loads((self.study / "study.json").read_text())
 
-    def board(self) -> dict[str, tuple[str, str]]:
+    def leaderboard(self) -> dict[str, tuple[str, str]]:
         """Return each trial's epochs and best metric from its leaderboard."""
         rows = csv.DictReader((self.study / "leaderboard.csv").open())
         return {row["trial"]: (row["epochs_run"], row["val_top1"]) for row in rows}
 
 
-def lives(process: psutil.Process) -> bool:
+def is_running(process: psutil.Process) -> bool:
     """Return whether a process exists and is not a zombie."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -189,7 +189,7 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
-def undisturbed(study: StudyProcess) -> float:
+def run_without_kill(study: StudyProcess) -> float:
     """Run a study to its end. Returns its wall time, seconds."""
     start = time.perf_counter()
     study.start()
@@ -197,7 +197,9 @@ def undisturbed(study: StudyProcess) -> float:
     return time.perf_counter() - start
 
 
-def killed(study: StudyProcess, moment: str, case: Case, reference: StudyProcess, seconds: float) -> dict[str, Any]:
+def run_with_kill(
+    study: StudyProcess, moment: str, case: Case, reference: StudyProcess, seconds: float
+) -> dict[str, Any]:
     """Run a study with a kill at a moment. Returns the row of the table."""
     start = time.perf_counter()
     study.start()
@@ -205,15 +207,15 @@ def killed(study: StudyProcess, moment: str, case: Case, reference: StudyProcess
         study.end()
         return {"killed": False}
     at, before = time.time(), read_ledger(study.study)
-    below = study.kill()
+    descendants = study.kill()
     study.start()
-    left_s = study.outlived(below)
+    left_s = study.wait_for_descendants(descendants)
     study.end()
     lost_s = time.perf_counter() - start - seconds
     after, left = read_ledger(study.study), before.proposed - before.ended
-    running = min(case.at_a_time, len(left))
+    running = min(case.max_concurrent, len(left))
     best, best_before = study.summary()["best"], reference.summary()["best"]
-    board, board_before = study.board(), reference.board()
+    board, board_before = study.leaderboard(), reference.leaderboard()
     return {
         "killed": True,
         "running": running,
@@ -242,16 +244,16 @@ def kills(folder: Path, cases: list[Case], *, quick: bool) -> dict[str, dict[str
     for case in cases:
         slug = re.sub(r"\W+", "-", case.label)
         reference = StudyProcess(case.space(), dataset, folder / "studies", slug, *case.flags)
-        seconds = undisturbed(reference)
+        seconds = run_without_kill(reference)
         print(f"{case.label}: undisturbed {seconds:.0f} s", flush=True)
         for number, moment in enumerate(case.moments[-1:] if quick else case.moments):
             study = StudyProcess(case.space(), dataset, folder / "studies", f"{slug}-{number}", *case.flags)
-            row = rows[f"{case.label}, {moment}"] = killed(study, moment, case, reference, seconds)
-            print(f"{case.label}, {moment}: {shown(row)}", flush=True)
+            row = rows[f"{case.label}, {moment}"] = run_with_kill(study, moment, case, reference, seconds)
+            print(f"{case.label}, {moment}: {format_row(row)}", flush=True)
     return rows
 
 
-def shown(row: dict[str, Any]) -> str:
+def format_row(row: dict[str, Any]) -> str:
     """Return a row as text."""
     return ", ".join(
         f"{key} {value:.1f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
@@ -269,10 +271,10 @@ class Memory:
         """Take a sample, unless the driver has ended."""
         try:
             own = self.driver.memory_info().rss
-            below = [self._rss(process) for process in self.driver.children(recursive=True)]
+            descendants = [self._rss(process) for process in self.driver.children(recursive=True)]
         except psutil.NoSuchProcess:
             return
-        self.samples.append((time.time(), own / 2**20, sum(below) / 2**20))
+        self.samples.append((time.time(), own / 2**20, sum(descendants) / 2**20))
 
     def _rss(self, process: psutil.Process) -> int:
         try:
@@ -289,13 +291,13 @@ class Memory:
         return mean(late, 1) - mean(early, 1), mean(late, 2) - mean(early, 2)
 
 
-def many(folder: Path, trials: int) -> dict[str, float]:
+def many_trials(folder: Path, trials: int) -> dict[str, float]:
     """Run a study of many short trials. Returns the changes of memory and time per trial."""
     dataset = write_packed(folder / "tiny", {"train": [64], "val": [32], "test": [24]}).location.uri
     space = {
         "recipe": {
             "epochs": 1,
-            "model": {"backbone": "deck_mlp"},
+            "model": {"backbone": "reference_mlp"},
             "optimizer": {"name": "adam"},
             "schedule": {"name": "constant"},
             "loader": {"image_size": 16, "batch_size": 16, "decode_threads": 1},
@@ -303,7 +305,7 @@ def many(folder: Path, trials: int) -> dict[str, float]:
         "parameters": {"optimizer.lr": {"loguniform": [1e-4, 1e-2]}},
         "samples": trials,
     }
-    study = StudyProcess(space, dataset, folder / "studies", "many", *ROOM, "--test", "none")
+    study = StudyProcess(space, dataset, folder / "studies", "many", *SINGLE_WORKER, "--test", "none")
     memory = Memory(study.start())
     assert study.job is not None
     while study.job.poll() is None:
@@ -315,15 +317,15 @@ def many(folder: Path, trials: int) -> dict[str, float]:
         raise SystemExit(f"{len(ended)} of {trials} trials ended: {study.log.read_text()[-2000:]}")
     quarters = [ended[trials * quarter // 4 - 1] for quarter in (1, 2, 3, 4)]
     early, late = (quarters[0], quarters[1]), (quarters[2], quarters[3])
-    driver, below = memory.growth(early, late)
-    each_s = [(span[1] - span[0]) / (trials / 4) for span in (early, late)]
+    driver, descendants = memory.growth(early, late)
+    trial_s = [(span[1] - span[0]) / (trials / 4) for span in (early, late)]
     return {
         "trials": trials,
         "driver_rss_mib": memory.samples[-1][1],
         "driver_rss_growth_mib": driver,
-        "below_rss_growth_mib": below,
-        "seconds_per_trial": each_s[1],
-        "seconds_per_trial_ratio": each_s[1] / each_s[0],
+        "below_rss_growth_mib": descendants,
+        "seconds_per_trial": trial_s[1],
+        "seconds_per_trial_ratio": trial_s[1] / trial_s[0],
     }
 
 
@@ -335,7 +337,7 @@ def rounded(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def keep(figures: dict[str, Any]) -> None:
+def save_figures(figures: dict[str, Any]) -> None:
     """Write the figures to results/study.json. Figures of parts that were not run are kept."""
     file = Path(__file__).with_name("results") / "study.json"
     before = json.loads(file.read_text()) if file.exists() else {}
@@ -353,13 +355,13 @@ def main() -> None:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         if "many" in arguments.only:
-            figures = many(Path(name), QUICK_MANY if arguments.quick else MANY)
-            print(shown(figures), flush=True)
+            figures = many_trials(Path(name), QUICK_MANY if arguments.quick else MANY)
+            print(format_row(figures), flush=True)
         if cases := [case for case in CASES if case.label in arguments.only]:
             figures["kills"] = kills(Path(name), cases, quick=arguments.quick)
     line = json.dumps(rounded(figures))
     if not arguments.quick:
-        keep(rounded(figures))
+        save_figures(rounded(figures))
     print(line)
 
 

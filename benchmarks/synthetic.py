@@ -29,7 +29,7 @@ from landmark.config import (
 )
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading.loader import Loader
-from landmark.data.synthetic import draw_image, plan_images
+from landmark.data.synthetic import plan_images, render_image
 from landmark.evaluation import majority_top_k
 from landmark.inference.evaluation import evaluate_checkpoint
 from landmark.storage import locate
@@ -40,22 +40,25 @@ LINEAR_SIDE = 32
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
-def drawing_rates(size: int) -> dict[str, float]:
+def drawing_throughput(size: int) -> dict[str, float]:
     """Return images/s of one core: drawing complete images, and, as an upper bound, only resizing and encoding."""
     config = SyntheticConfig(classes=100, images=DRAWN, image_size=size)
     rows = plan_images(config, 0).to_pylist()
     for row in rows[:50]:
-        draw_image(row, config, 0)
+        render_image(row, config, 0)
     start = time.perf_counter()
     for row in rows:
-        data = draw_image(row, config, 0)
-    drawn = DRAWN / (time.perf_counter() - start)
+        data = render_image(row, config, 0)
+    images_per_s = DRAWN / (time.perf_counter() - start)
     canvas = cv2.resize(simplejpeg.decode_jpeg(data), (2 * size, 2 * size))
     start = time.perf_counter()
     for _ in rows:
         pixels = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
         simplejpeg.encode_jpeg(pixels, quality=90, colorspace="RGB", colorsubsampling="420")
-    return {"images_per_s_core": drawn, "over_encoding_alone": drawn * (time.perf_counter() - start) / DRAWN}
+    return {
+        "images_per_s_core": images_per_s,
+        "over_encoding_alone": images_per_s * (time.perf_counter() - start) / DRAWN,
+    }
 
 
 def pixels_of(dataset: PackedDataset, split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,8 +89,10 @@ def linear_top1(dataset: PackedDataset) -> float:
 
         optimizer.step(closure)
         with torch.no_grad():
-            shares = [(layer(a).argmax(1) == b).double().mean().item() for a, b in ((val_x, val_y), (test_x, test_y))]
-        found.append(tuple(shares))
+            accuracies = [
+                (layer(a).argmax(1) == b).double().mean().item() for a, b in ((val_x, val_y), (test_x, test_y))
+            ]
+        found.append(tuple(accuracies))
     return max(found)[1]
 
 
@@ -97,7 +102,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     epochs = parser.parse_args().epochs
     cv2.setNumThreads(1)
-    figures = drawing_rates(128)
+    figures = drawing_throughput(128)
     with tempfile.TemporaryDirectory() as folder:
         prepare(PrepareConfig(output=f"{folder}/dataset", source="synthetic", packing=PackingConfig(short_side=96)))
         dataset = PackedDataset.open(f"{folder}/dataset")
@@ -114,8 +119,8 @@ def main() -> None:
             )
         )
         test = evaluate_checkpoint(locate(run.run) / run.best_checkpoint, dataset, "test")
-        figures["cnn_top1"] = test.tally.top_k(1)
-        figures["majority_top1"] = majority_top_k(test.train_counts, test.tally.support, 1)
+        figures["cnn_top1"] = test.accumulator.top_k(1)
+        figures["majority_top1"] = majority_top_k(test.train_counts, test.accumulator.support, 1)
     print(f"drawing: {figures['images_per_s_core']:.0f} images/s per core at 128 px")
     print(
         f"test top-1: linear {figures['linear_top1']:.1%}, CNN {figures['cnn_top1']:.1%}, majority {figures['majority_top1']:.1%}"

@@ -23,7 +23,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 def folder_loader(folder: str, size: int, batch: int, workers: int, sampler: Sampler | None = None) -> DataLoader:
     """Return the loader of a folder's images, augmented as in landmark: crops, flips, normalized floats."""
-    varied = v2.Compose(
+    transform = v2.Compose(
         [
             v2.RandomResizedCrop(size, scale=(0.35, 1.0), ratio=(3 / 4, 4 / 3)),
             v2.RandomHorizontalFlip(),
@@ -33,7 +33,7 @@ def folder_loader(folder: str, size: int, batch: int, workers: int, sampler: Sam
         ]
     )
     return DataLoader(
-        torchvision.datasets.ImageFolder(folder, varied),
+        torchvision.datasets.ImageFolder(folder, transform),
         batch,
         shuffle=sampler is None,
         sampler=sampler,
@@ -80,26 +80,26 @@ def main() -> None:
     classes = len(os.listdir(arguments.folder))
     model = torchvision.models.get_model(arguments.model, num_classes=classes).to(device)
     step = PlainStep(DistributedDataParallel(model), device)
-    everything = torchvision.datasets.ImageFolder(arguments.folder)
-    sampler = DistributedSampler(everything, num_replicas=world, rank=rank, drop_last=True)
+    dataset = torchvision.datasets.ImageFolder(arguments.folder)
+    sampler = DistributedSampler(dataset, num_replicas=world, rank=rank, drop_last=True)
     loader = folder_loader(arguments.folder, arguments.size, arguments.batch, 1, sampler)
-    rates = []
+    throughput = []
     for epoch in range(arguments.epochs):
         sampler.set_epoch(epoch)
         start, rows = time.perf_counter(), 0
-        for images, labels in mocked(loader, arguments) if arguments.mock else loader:
+        for images, labels in mock_batches(loader, arguments) if arguments.mock else loader:
             step.run(images, labels)
             rows += len(labels)
         if gpu:
             torch.cuda.synchronize()
         torch.distributed.barrier()
-        rates.append(rows * world / (time.perf_counter() - start))
+        throughput.append(rows * world / (time.perf_counter() - start))
     if rank == 0:
-        print(json.dumps(rates))
+        print(json.dumps(throughput))
     torch.distributed.destroy_process_group()
 
 
-def mocked(loader: DataLoader, arguments: argparse.Namespace) -> Iterator[Pair]:
+def mock_batches(loader: DataLoader, arguments: argparse.Namespace) -> Iterator[Pair]:
     """Yield the same batch as often as the loader yields batches."""
     images = torch.randn(arguments.batch, 3, arguments.size, arguments.size)
     labels = torch.zeros(arguments.batch, dtype=torch.int64)

@@ -69,7 +69,7 @@ from tests.support.seaweed import Seaweed, free_ports
 CLASSES = 20
 DEVICE = default_device()
 FP32 = ComputeConfig(amp="off") if DEVICE.type == "cpu" else ComputeConfig()
-Take = Callable[[int], None]
+Method = Callable[[int], None]
 """Trains on, or decodes, this number of batches."""
 
 
@@ -84,7 +84,7 @@ class Case:
     """Steps per turn."""
 
 
-class Alone:
+class SingleProcess:
     """A session of one rank that stores nothing."""
 
     rank = 0
@@ -123,7 +123,7 @@ def make_datasets(folder: Path, images: int, server: Seaweed) -> tuple[PackedDat
     return dataset, PackedDataset.open(bucket.uri)
 
 
-class Contest:
+class Comparison:
     """All methods that alternate on one case."""
 
     def __init__(self, case: Case, local: PackedDataset, remote: PackedDataset, folder: Path) -> None:
@@ -140,11 +140,11 @@ class Contest:
         self.step, self.schedule = self._step()
         self.batches = self._batches(local)
         self.remote = self._batches(remote)
-        self.held = next(self.batches)
+        self.batch_in_memory = next(self.batches)
         self.folder = folder
-        self.takes: dict[str, Take] = {
+        self.methods: dict[str, Method] = {
             "ours": lambda n: self._train(self.batches, n),
-            "mock": lambda n: self._train(self._again(), n),
+            "mock": lambda n: self._train(self._repeat(), n),
             "decode": lambda n: self._decode(8 * n),
             "s3": lambda n: self._train(self.remote, n),
             "plain": self._plain(),
@@ -153,7 +153,7 @@ class Contest:
     def _step(self) -> tuple[TrainStep, Schedule]:
         torch.manual_seed(0)
         model = build_model(self.recipe.model, classes=CLASSES, image_size=self.case.size).to(DEVICE)
-        step = TrainStep(model, self.recipe, model_info(self.case.backbone), Alone())
+        step = TrainStep(model, self.recipe, model_info(self.case.backbone), SingleProcess())
         schedule = Schedule(
             step.optimizer,
             self.recipe.schedule,
@@ -170,9 +170,9 @@ class Contest:
             for epoch in epochs:
                 yield from loader.epoch(epoch)
 
-    def _again(self) -> Iterator[Batch]:
+    def _repeat(self) -> Iterator[Batch]:
         while True:
-            yield self.held
+            yield self.batch_in_memory
 
     def _train(self, batches: Iterator[Batch], steps: int) -> None:
         for batch, _ in zip(to_device(batches, DEVICE), range(steps), strict=False):
@@ -183,18 +183,18 @@ class Contest:
         for _ in range(batches):
             next(self.batches)
 
-    def _plain(self) -> Take:
+    def _plain(self) -> Method:
         model = torchvision.models.get_model(self.case.backbone, num_classes=CLASSES).to(DEVICE)
         step = PlainStep(model, DEVICE)
         loader = folder_loader(str(self.folder / "images"), self.case.size, self.case.batch, CORES)
         batches = (batch for _ in count() for batch in loader)
 
-        def take(steps: int) -> None:
+        def run(steps: int) -> None:
             for _ in range(steps):
                 step.run(*next(batches))
             self._wait()
 
-        return take
+        return run
 
     def _wait(self) -> None:
         if DEVICE.type == "cuda":
@@ -202,16 +202,16 @@ class Contest:
 
     def round(self) -> dict[str, float]:
         """Return the images/s of each method, alternating. One step before the clock starts fills its queues again."""
-        rates = {}
-        for name, take in self.takes.items():
-            take(1)
+        throughput = {}
+        for name, run in self.methods.items():
+            run(1)
             start = time.perf_counter()
-            take(self.case.steps)
+            run(self.case.steps)
             images = self.case.batch * self.case.steps * (8 if name == "decode" else 1)
-            rates[name] = images / (time.perf_counter() - start)
-        by_turns = 1 / (1 / rates["mock"] + 1 / rates["decode"])
-        rates["bound"] = by_turns if DEVICE.type == "cpu" else min(rates["mock"], rates["decode"])
-        return rates
+            throughput[name] = images / (time.perf_counter() - start)
+        sequential = 1 / (1 / throughput["mock"] + 1 / throughput["decode"])
+        throughput["bound"] = sequential if DEVICE.type == "cpu" else min(throughput["mock"], throughput["decode"])
+        return throughput
 
     def profile(self) -> dict[str, float]:
         """Return the seconds per step of each part, and of waiting for batches."""
@@ -232,24 +232,24 @@ class Contest:
 
 def measure(case: Case, rounds: int, datasets: tuple[PackedDataset, PackedDataset], folder: Path) -> dict[str, float]:
     """Run one case's rounds and return its figures."""
-    contest = Contest(case, *datasets, folder)
-    found = [contest.round() for _ in range(rounds)]
+    comparison = Comparison(case, *datasets, folder)
+    found = [comparison.round() for _ in range(rounds)]
     name = case.backbone
-    rates = {key: statistics.median(rates[key] for rates in found) for key in found[0]}
-    figures = {f"{name}_{key}_images_per_s": rate for key, rate in rates.items()}
+    throughput = {key: statistics.median(throughput[key] for throughput in found) for key in found[0]}
+    figures = {f"{name}_{key}_images_per_s": rate for key, rate in throughput.items()}
     for key, top, base in (
         ("over_bound", "ours", "bound"),
         ("s3_over_bound", "s3", "bound"),
         ("over_mock", "ours", "mock"),
         ("over_plain", "ours", "plain"),
     ):
-        figures[f"{name}_{key}"] = statistics.median(rates[top] / rates[base] for rates in found)
-    told = ", ".join(f"{key} {rate:,.1f}" for key, rate in rates.items())
-    print(f"{name} at {case.size} px, batch {case.batch}, images/s: {told}", flush=True)
-    parts = contest.profile()
-    whole = sum(parts.values())
-    told = ", ".join(f"{part} {seconds / whole:.1%}" for part, seconds in sorted(parts.items(), key=lambda p: -p[1]))
-    print(f"  step time: {told}; decoding runs in parallel, {1e3 / rates['decode']:.2f} ms of all cores per image")
+        figures[f"{name}_{key}"] = statistics.median(throughput[top] / throughput[base] for throughput in found)
+    text = ", ".join(f"{key} {rate:,.1f}" for key, rate in throughput.items())
+    print(f"{name} at {case.size} px, batch {case.batch}, images/s: {text}", flush=True)
+    parts = comparison.profile()
+    total = sum(parts.values())
+    text = ", ".join(f"{part} {seconds / total:.1%}" for part, seconds in sorted(parts.items(), key=lambda p: -p[1]))
+    print(f"  step time: {text}; decoding runs in parallel, {1e3 / throughput['decode']:.2f} ms of all cores per image")
     if DEVICE.type == "cuda":
         figures[f"{name}_gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
     return figures
@@ -282,14 +282,15 @@ def two_workers(case: Case, rounds: int, dataset: PackedDataset, folder: Path) -
         for name, extra in (("torchrun", []), ("mock", ["--mock"])):
             found[name].append(torchrun(folder, case, epochs, extra))
         print(
-            f"two workers, images/s: {', '.join(f'{key} {rates[-1]:,.1f}' for key, rates in found.items())}", flush=True
+            f"two workers, images/s: {', '.join(f'{key} {throughput[-1]:,.1f}' for key, throughput in found.items())}",
+            flush=True,
         )
     ray.shutdown()
     ratios = {
         key: statistics.median(a / b for a, b in zip(found["ours"], found[other], strict=True))
         for key, other in (("ddp2_over_torchrun", "torchrun"), ("ddp2_over_torchrun_mock", "mock"))
     }
-    return ratios | {f"ddp2_{key}_images_per_s": statistics.median(rates) for key, rates in found.items()}
+    return ratios | {f"ddp2_{key}_images_per_s": statistics.median(throughput) for key, throughput in found.items()}
 
 
 def torchrun(folder: Path, case: Case, epochs: int, extra: list[str]) -> float:
@@ -335,8 +336,8 @@ def main() -> None:
                 figures |= measure(case, rounds, datasets, folder)
         finally:
             server.stop()
-        alone = dataclasses.replace(cases(quick=arguments.quick)[1], steps=0)
-        figures |= two_workers(alone, 2 if arguments.quick else 3, datasets[0], folder)
+        case = dataclasses.replace(cases(quick=arguments.quick)[1], steps=0)
+        figures |= two_workers(case, 2 if arguments.quick else 3, datasets[0], folder)
     line = json.dumps({key: round(value, 3) for key, value in figures.items()})
     Path(arguments.output).write_text(line + "\n")
     print(line)

@@ -1,7 +1,7 @@
 """Overhead of a study: the same short trials as plain calls, with `landmark tune`, and with a textbook Ray Tune script.
 
 Run: python benchmarks/tune.py [--quick]. The trials differ only in their learning rate: ResNet-18 at 64 px on synthetic
-landmarks, one thread each, two at a time, on CPUs. Each way is timed from the start of its processes to their end:
+landmarks, one thread each, two at a time, on CPUs. Each method is timed from the start of its processes to their end:
 - plain: two processes that import torch once and call run_training for their half of the trials, in sequence;
 - ours: the command `landmark tune`, which starts Ray; that start is also timed separately;
 - textbook: a Ray Tune function that builds a TorchTrainer with Ray Data (benchmarks/tune_peers.py). It runs once, on a
@@ -31,14 +31,14 @@ os.environ.update(
 
 import ray
 from studies import run_together, tune_command
-from tune_peers import AT_A_TIME
+from tune_peers import MAX_CONCURRENT
 
 from landmark.commands.prepare import prepare
 from landmark.config import PackingConfig, PrepareConfig, SyntheticConfig
 
 SIZE, CLASSES, IMAGES = 64, 10, 430
 """Pixels, landmarks, and images of all splits: about 300 are training images."""
-RATES = (0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.003, 0.002)
+LEARNING_RATES = (0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.003, 0.002)
 RECIPE = {
     "epochs": 3,
     "model": {"backbone": "resnet18"},
@@ -50,17 +50,17 @@ RECIPE = {
 PEERS = str(ROOT / "benchmarks" / "tune_peers.py")
 
 
-class Contest:
-    """The three ways on the same trials. Each turn has its own folder."""
+class Comparison:
+    """The three methods on the same trials. Each turn has its own folder."""
 
-    def __init__(self, folder: Path, rates: tuple[float, ...]) -> None:
+    def __init__(self, folder: Path, learning_rates: tuple[float, ...]) -> None:
         self.folder = folder
         self.dataset = str(folder / "dataset")
-        self.rates = rates
-        drawn = SyntheticConfig(classes=CLASSES, images=IMAGES, image_size=80, tail=0.0)
+        self.learning_rates = learning_rates
+        synthetic = SyntheticConfig(classes=CLASSES, images=IMAGES, image_size=80, tail=0.0)
         prepare(
             PrepareConfig(
-                output=self.dataset, source="synthetic", synthetic=drawn, packing=PackingConfig(short_side=80)
+                output=self.dataset, source="synthetic", synthetic=synthetic, packing=PackingConfig(short_side=80)
             )
         )
         ray.shutdown()
@@ -69,8 +69,8 @@ class Contest:
         """Write the trials in the format of the peers. Returns the file."""
         output.mkdir(parents=True)
         trials = {
-            f"trial{number}": {**RECIPE, "optimizer": {**RECIPE["optimizer"], "lr": rate}}
-            for number, rate in enumerate(self.rates, 1)
+            f"trial{number}": {**RECIPE, "optimizer": {**RECIPE["optimizer"], "lr": learning_rate}}
+            for number, learning_rate in enumerate(self.learning_rates, 1)
         }
         values = {"dataset": self.dataset, "classes": CLASSES, "output": str(output), "trials": trials}
         file = output / "job.json"
@@ -79,14 +79,16 @@ class Contest:
 
     def plain(self, output: Path) -> float:
         """Return the seconds of the plain calls."""
-        parts, job = str(AT_A_TIME), self.job(output)
-        return run_together([[sys.executable, PEERS, "plain", job, str(part), parts] for part in range(AT_A_TIME)])[0]
+        parts, job = str(MAX_CONCURRENT), self.job(output)
+        return run_together(
+            [[sys.executable, PEERS, "plain", job, str(part), parts] for part in range(MAX_CONCURRENT)]
+        )[0]
 
-    def ours(self, output: Path) -> tuple[float, dict[str, Any]]:
+    def landmark_tune(self, output: Path) -> tuple[float, dict[str, Any]]:
         """Return the seconds of `landmark tune`, and its study.json."""
-        space = {"recipe": RECIPE, "parameters": {"optimizer.lr": {"grid": list(self.rates)}}}
-        room = ["--max-concurrent", str(AT_A_TIME), "--workers.cpus", "1", "--cluster.cpus", str(AT_A_TIME)]
-        command = tune_command(space, self.dataset, output, "study", *room, "--test", "none")
+        space = {"recipe": RECIPE, "parameters": {"optimizer.lr": {"grid": list(self.learning_rates)}}}
+        flags = ["--max-concurrent", str(MAX_CONCURRENT), "--workers.cpus", "1", "--cluster.cpus", str(MAX_CONCURRENT)]
+        command = tune_command(space, self.dataset, output, "study", *flags, "--test", "none")
         seconds, _ = run_together([command])
         return seconds, json.loads((output / "study" / "study.json").read_text())
 
@@ -95,14 +97,14 @@ class Contest:
         output = self.folder / "textbook"
         seconds, _ = run_together([[sys.executable, PEERS, "textbook", self.job(output), str(trials)]])
         parts = json.loads((output / "times.json").read_text())
-        return seconds + parts["fit_s"] * (len(self.rates) / trials - 1), parts["connect_s"]
+        return seconds + parts["fit_s"] * (len(self.learning_rates) / trials - 1), parts["connect_s"]
 
     def round(self, number: int) -> dict[str, float]:
         """Return the figures of one round."""
-        plain_at, ours_at = (self.folder / f"round{number}-{way}" for way in ("plain", "ours"))
-        plain_s = self.plain(plain_at) if number % 2 else None
-        ours_s, study = self.ours(ours_at)
-        plain_s = self.plain(plain_at) if plain_s is None else plain_s
+        plain_folder, landmark_folder = (self.folder / f"round{number}-{method}" for method in ("plain", "ours"))
+        plain_s = self.plain(plain_folder) if number % 2 else None
+        ours_s, study = self.landmark_tune(landmark_folder)
+        plain_s = self.plain(plain_folder) if plain_s is None else plain_s
         ray_start_s = float(run_together([[sys.executable, PEERS, "connect"]])[1][0])
         timing = study["timing"]
         return {
@@ -114,18 +116,20 @@ class Contest:
             "first_step_s": timing["command_to_first_step_s"],
             "trial_start_s": timing["between_trials_s"]["median"],
             "trial_start_max_s": timing["between_trials_s"]["max"],
-            "same_results": self.same(plain_at, ours_at / "study"),
+            "same_results": self.same(plain_folder, landmark_folder / "study"),
         }
 
     def same(self, plain: Path, study: Path) -> int:
-        """Return how many trials have the same best validation metric in both ways."""
+        """Return how many trials have the same best validation metric with both methods."""
         found = {
             float(row["optimizer.lr"]): float(row["val_top1"])
             for row in csv.DictReader((study / "leaderboard.csv").open())
         }
         runs = [json.loads((plain / f"trial{number}" / "run.json").read_text()) for number in range(1, len(found) + 1)]
-        pairs = zip(self.rates, runs, strict=True)
-        return sum(math.isclose(found[rate], run["best"]["val_top1"], rel_tol=1e-5) for rate, run in pairs)
+        pairs = zip(self.learning_rates, runs, strict=True)
+        return sum(
+            math.isclose(found[learning_rate], run["best"]["val_top1"], rel_tol=1e-5) for learning_rate, run in pairs
+        )
 
 
 def main() -> None:
@@ -135,29 +139,30 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "tune.json")
     arguments = parser.parse_args()
-    rounds, rates = (1, RATES[:4]) if arguments.quick else (arguments.rounds, RATES)
+    rounds, learning_rates = (1, LEARNING_RATES[:4]) if arguments.quick else (arguments.rounds, LEARNING_RATES)
     with tempfile.TemporaryDirectory() as name:
-        contest = Contest(Path(name), rates)
+        comparison = Comparison(Path(name), learning_rates)
         found = []
         for number in range(rounds):
-            found.append(contest.round(number))
+            found.append(comparison.round(number))
             print(", ".join(f"{key} {value:.3g}" for key, value in found[-1].items()), flush=True)
-        trials = 2 if arguments.quick else len(rates)
-        textbook_s, textbook_ray_start_s = contest.textbook(trials)
+        trials = 2 if arguments.quick else len(learning_rates)
+        textbook_s, textbook_ray_start_s = comparison.textbook(trials)
     figures = {key: statistics.median(row[key] for row in found) for key in found[0]}
     figures |= {
         "textbook_s": textbook_s,
         "textbook_ray_start_s": textbook_ray_start_s,
         "textbook_over_ours": textbook_s / figures["ours_s"],
         "textbook_trials": trials,
-        "trials": len(rates),
+        "trials": len(learning_rates),
         "rounds": rounds,
         "quick": float(arguments.quick),
     }
     print(
-        f"{len(rates)} trials, {AT_A_TIME} at a time: plain calls {figures['plain_s']:.1f} s, landmark tune "
-        f"{figures['ours_s']:.1f} s (including Ray's start {figures['ray_start_s']:.1f} s), textbook {textbook_s:.1f} s; "
-        f"start of a trial {figures['trial_start_s']:.2f} s; {figures['same_results']:.0f} trials with equal results"
+        f"{len(learning_rates)} trials, {MAX_CONCURRENT} at a time: plain calls {figures['plain_s']:.1f} s, "
+        f"landmark tune {figures['ours_s']:.1f} s (including Ray's start {figures['ray_start_s']:.1f} s), "
+        f"textbook {textbook_s:.1f} s; start of a trial {figures['trial_start_s']:.2f} s; "
+        f"{figures['same_results']:.0f} trials with equal results"
     )
     line = json.dumps({key: round(value, 3) for key, value in figures.items()})
     arguments.output.write_text(line + "\n")

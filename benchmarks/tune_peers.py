@@ -1,11 +1,10 @@
-"""Baselines for `landmark tune`: the same trials as plain Python calls, and the textbook way of Ray's own guides.
+"""Baselines for `landmark tune`: the same trials as plain Python calls, and the textbook script of Ray's guides.
 
 Run by benchmarks/tune.py, which writes JOB, a JSON file of dataset, output and trials (name -> recipe):
 - python benchmarks/tune_peers.py plain JOB PART PARTS: every PARTS-th trial by run_training, in sequence;
 - python benchmarks/tune_peers.py textbook JOB TRIALS: the first trials by a Ray Tune function that builds a
-  TorchTrainer, with
-Ray Data for the images and TuneReportCallback for the metrics (docs.ray.io, "Hyperparameter Tuning with Ray Tune"), two
-at a time. Its seconds of ray.init and of Tuner.fit are written to times.json in the job's output;
+TorchTrainer, with Ray Data for the images and TuneReportCallback for the metrics (docs.ray.io, "Hyperparameter Tuning
+with Ray Tune"), two at a time. Its seconds of ray.init and of Tuner.fit are written to times.json in the job's output;
 - python benchmarks/tune_peers.py connect: prints the seconds for starting Ray and connecting to it.
 """
 
@@ -18,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-AT_A_TIME = 2
+MAX_CONCURRENT = 2
 TEXTBOOK_CPUS = 8
 """Logical CPUs of the textbook cluster. A trial's function, its worker and its read and decode tasks need one each.
 With only two CPUs nothing would ever start.
@@ -31,8 +30,8 @@ def plain(job: dict[str, Any], part: int, parts: int) -> None:
     from landmark.training.run import run_training
 
     for name in list(job["trials"])[part::parts]:
-        place = {"dataset": job["dataset"], "output": job["output"], "name": name, "tensorboard": False}
-        run_training(from_mapping(TrainConfig, {**job["trials"][name], **place}, name))
+        settings = {"dataset": job["dataset"], "output": job["output"], "name": name, "tensorboard": False}
+        run_training(from_mapping(TrainConfig, {**job["trials"][name], **settings}, name))
 
 
 class Decode:
@@ -140,13 +139,13 @@ def textbook(job: dict[str, Any], trials: int) -> None:
             "dataset": job["dataset"],
             "storage": job["output"],
         },
-        tune_config=ray.tune.TuneConfig(metric="val_top1", mode="max", max_concurrent_trials=AT_A_TIME),
+        tune_config=ray.tune.TuneConfig(metric="val_top1", mode="max", max_concurrent_trials=MAX_CONCURRENT),
         run_config=ray.tune.RunConfig(name="textbook", storage_path=job["output"], verbose=0),
     )
     results = tuner.fit()
-    short = [result for result in results if (result.metrics or {}).get("epoch") != recipes[0]["epochs"]]
-    if results.errors or short:
-        raise SystemExit(f"{len(short)} of {trials} trials did not finish: {results.errors[:1]}")
+    incomplete = [result for result in results if (result.metrics or {}).get("epoch") != recipes[0]["epochs"]]
+    if results.errors or incomplete:
+        raise SystemExit(f"{len(incomplete)} of {trials} trials did not finish: {results.errors[:1]}")
     times = {"connect_s": connected - start, "fit_s": time.perf_counter() - connected}
     (Path(job["output"]) / "times.json").write_text(json.dumps(times))
 
@@ -157,17 +156,17 @@ def connect_s() -> float:
     from landmark.runtime import connect
 
     start = time.perf_counter()
-    connect(ClusterConfig(cpus=AT_A_TIME))
+    connect(ClusterConfig(cpus=MAX_CONCURRENT))
     return time.perf_counter() - start
 
 
-def main(way: str, *arguments: str) -> None:
-    """Run one of the ways."""
-    if way == "connect":
+def main(method: str, *arguments: str) -> None:
+    """Run one of the methods."""
+    if method == "connect":
         print(connect_s())
         return
     job = json.loads(Path(arguments[0]).read_text())
-    {"plain": plain, "textbook": textbook}[way](job, *map(int, arguments[1:]))
+    {"plain": plain, "textbook": textbook}[method](job, *map(int, arguments[1:]))
 
 
 if __name__ == "__main__":

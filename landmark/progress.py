@@ -62,7 +62,7 @@ class Progress:
     def line(self, note: str = "") -> str:
         """Return the current progress line."""
         done = f"{self.done:,}/{self.total:,} {self.unit}"
-        return ", ".join(filter(None, [f"{self.label}: {done}", *self._pace(), note]))
+        return ", ".join(filter(None, [f"{self.label}: {done}", *self._rate(), note]))
 
     def rate(self) -> float:
         """Return the average rate since the start, per second."""
@@ -74,7 +74,7 @@ class Progress:
             self._bar.stop()
             self._bar = None
 
-    def _pace(self) -> tuple[str, str]:
+    def _rate(self) -> tuple[str, str]:
         rate = self.rate()
         left = (self.total - self.done) / rate if rate else 0.0
         return f"{rate:,.0f}/s", f"{clock(left)} left"
@@ -93,7 +93,7 @@ class Progress:
             self._bar = progress.Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
             self._bar.add_task(self.label, total=self.total, text="")
             self._bar.start()
-        text = ", ".join(filter(None, [self.unit, *self._pace(), note]))
+        text = ", ".join(filter(None, [self.unit, *self._rate(), note]))
         self._bar.update(self._bar.task_ids[0], completed=self.done, text=text, refresh=True)
 
 

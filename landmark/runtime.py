@@ -152,7 +152,7 @@ def own_error(error: BaseException) -> UserError | None:
     return None
 
 
-def lost_storage(error: BaseException) -> StorageError | None:
+def storage_error_of(error: BaseException) -> StorageError | None:
     """Return the error of pyarrow's object storage client that Ray raised or quotes in its text. None for other
     errors."""
     if isinstance(error, OSError) and "AWS Error" in str(error):

@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: photographs, object storage, one Ray cluster, a small dataset."""
+"""Shared fixtures: photographs, object storage, a Ray cluster, a small dataset."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 hypothesis.settings.register_profile("landmark", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("landmark")
 
-# Fixed before Ray starts, so that its workers inherit them whenever the server comes up.
+# Set before Ray starts, so that its workers inherit them even if the server starts later.
 S3_PORTS = free_ports(4)
 os.environ.update(
     AWS_ACCESS_KEY_ID="landmark-test",
@@ -27,16 +27,16 @@ os.environ.update(
 
 
 def pytest_configure() -> None:
-    """Give every process two threads at most: the machine is small and the tests are many."""
+    """Limit every process to two threads: the machine is small and there are many tests."""
     os.environ.setdefault("OMP_NUM_THREADS", "2")
-    # Ray lets its workers give way to everything else by 15: beside the tests' own processes they would starve.
+    # Ray starts its workers with niceness 15; they would starve next to the processes of the tests.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Runs take seconds: Ray Train's controller receives each report, and the end of a run, at its next poll.
+    # Test runs take seconds, and Ray Train's controller sees reports and the end of a run only when it polls.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Try a test of several processes a second time: it has time-outs, and a busy machine may stand still for longer."""
+    """Retry integration tests once: they have timeouts, and a busy machine may stall for longer."""
     for item in items:
         if "integration" in item.path.parts:
             item.add_marker(pytest.mark.flaky(reruns=1))
@@ -56,7 +56,7 @@ def photographs() -> Path:
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
-    """A real S3 server with a bucket, for the whole session."""
+    """A real S3 server with a bucket, for the session."""
     server = Seaweed(tmp_path_factory.mktemp("seaweed"), S3_PORTS)
     server.start()
     yield server
@@ -65,7 +65,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One local Ray for the whole session, with more logical CPUs than the machine has."""
+    """One local Ray instance for the session, with more logical CPUs than the machine has."""
     import ray
 
     os.environ["PYTHONPATH"] = str(ROOT)
@@ -83,7 +83,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def small_dataset(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A packed dataset of 300 synthetic images of 6 classes, made by the real job; its path."""
+    """The path of a dataset of 300 synthetic images in 6 classes, packed by the real job."""
     from landmark.config import PrepareConfig, SyntheticConfig
     from landmark.data.packing.job import pack_dataset
     from landmark.data.packing.sources import SyntheticSource
@@ -101,7 +101,7 @@ def small_dataset(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[WebServer]:
-    """A web server over the test's own folder `web`."""
+    """A web server that serves the test's own folder `web`."""
     (tmp_path / "web").mkdir()
     server = WebServer(tmp_path / "web")
     server.start()

@@ -1,4 +1,4 @@
-"""The Python API: what `import landmark` has, and that it gives what the commands give."""
+"""Tests that the Python API exports the documented names and returns the same results as the commands."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def photo(tmp_path) -> Path:
     return path
 
 
-def test_names_are_there_without_torch_or_ray():
+def test_public_names_import_without_torch_or_ray():
     code = (
         "import sys, landmark\n"
         "assert set(landmark.__all__) <= set(dir(landmark)) and 10 <= len(landmark.__all__) <= 14\n"
@@ -47,7 +47,7 @@ def test_names_are_there_without_torch_or_ray():
     assert (ROOT / "landmark" / "py.typed").exists()
 
 
-def test_one_photograph_in_any_form_has_the_same_predictions(run, photo):
+def test_predictions_are_the_same_for_paths_bytes_and_arrays(run, photo):
     model = landmark.load(run)
     assert (model.classes, model.meta.image_size) == (["c0", "c1", "c2", "c3"], 16)
     assert "4 classes" in repr(model)
@@ -61,13 +61,13 @@ def test_one_photograph_in_any_form_has_the_same_predictions(run, photo):
     for form in forms:
         found = model.predict(form, top_k=2)
         assert [each.name for each in found] == [each.name for each in best[:2]]
-        assert found[0].score == pytest.approx(best[0].score, abs=0.02)  # pixels are encoded as JPEG once more
-    together = model.predict([photo, photo.read_bytes()], top_k=1)
-    assert [[each.name for each in row] for row in together] == [["c2"], ["c2"]]
+        assert found[0].score == pytest.approx(best[0].score, abs=0.02)  # pixels are re-encoded as JPEG
+    batch = model.predict([photo, photo.read_bytes()], top_k=1)
+    assert [[each.name for each in row] for row in batch] == [["c2"], ["c2"]]
     assert model.predict([]) == []
 
 
-def test_predictions_are_those_of_the_command(run, photo, tmp_path):
+def test_predictions_equal_those_of_the_predict_command(run, photo, tmp_path):
     import pyarrow.parquet as pq
 
     assert main(["predict", run, str(photo), "-o", str(tmp_path / "out")]) == 0
@@ -86,7 +86,7 @@ def test_module_and_preprocess_give_the_same_logits(run, photo):
     assert scores.max().item() == pytest.approx(model.predict(photo)[0].score, abs=1e-5)
 
 
-def test_embeddings_and_neighbours(run, photo):
+def test_embeddings_and_neighbors(run, photo):
     model = landmark.load(run)
     one, many = model.embed(photo), model.embed([photo, photo])
     assert one.shape == many.shape[1:] and np.linalg.norm(one) == pytest.approx(1, abs=1e-5)
@@ -109,13 +109,13 @@ def test_embeddings_and_neighbours(run, photo):
         (np.zeros((4, 4, 5), np.uint8), "expected uint8"),
     ],
 )
-def test_an_unreadable_image_is_one_line(run, image, message):
+def test_an_unreadable_image_is_a_one_line_error(run, image, message):
     with pytest.raises(landmark.UserError, match=message) as error:
         landmark.load(run).predict(image)
     assert "\n" not in str(error.value)
 
 
-def test_a_dataset_as_a_table_for_ray_and_for_torch(run, ray_cluster):
+def test_a_dataset_converts_to_a_table_ray_and_torch(run, ray_cluster):
     dataset = landmark.Dataset(Path(run).parent / "dataset")
     packed = PackedDataset.open(dataset.uri)
     assert dataset.classes == ["c0", "c1", "c2", "c3"]
@@ -139,7 +139,7 @@ def test_a_dataset_as_a_table_for_ray_and_for_torch(run, ray_cluster):
         dataset.to_ray("tset")
 
 
-def test_a_subset_has_its_rows_and_labels_in_every_form(run, ray_cluster):
+def test_a_subset_has_the_same_rows_and_labels_in_every_format(run, ray_cluster):
     from landmark.config import SubsetConfig
 
     dataset = landmark.Dataset(Path(run).parent / "dataset", SubsetConfig(classes=2))
@@ -152,15 +152,17 @@ def test_a_subset_has_its_rows_and_labels_in_every_form(run, ray_cluster):
 
 
 def test_the_commands_as_functions(ray_cluster, tmp_path):
-    made = landmark.prepare(
+    prepared = landmark.prepare(
         source="synthetic",
         output=tmp_path / "dataset",
         options={"synthetic": {"classes": 3, "images": 90, "image_size": 32}, "packing": {"short_side": 32}},
     )
-    assert made.classes == 3 and sum(made.images.values()) == 90 and made.dataset().splits == made.images
-    same = {"img_size": 16, "batch_size": 16, "model": "deck_mlp", "opt": "adam"}
+    assert (
+        prepared.classes == 3 and sum(prepared.images.values()) == 90 and prepared.dataset().splits == prepared.images
+    )
+    same = {"img_size": 16, "batch_size": 16, "model": "reference_mlp", "opt": "adam"}
     result = landmark.train(
-        made.uri,
+        prepared.uri,
         epochs=2,
         lr=0.003,
         seed=1,
@@ -175,21 +177,21 @@ def test_the_commands_as_functions(ray_cluster, tmp_path):
         landmark.UserError,
         match="a run with this name has different settings: loader.decode_threads: 1 -> unset; add --resume",
     ):
-        landmark.train(made.uri, epochs=2, lr=0.003, seed=1, output=tmp_path, name="run", **same)
+        landmark.train(prepared.uri, epochs=2, lr=0.003, seed=1, output=tmp_path, name="run", **same)
     longer = landmark.train(
-        made.uri, epochs=3, output=tmp_path, name="run", resume=True
-    )  # with the settings of the run
+        prepared.uri, epochs=3, output=tmp_path, name="run", resume=True
+    )  # with the other settings of the run
     assert longer.epochs_run == 3
     evaluated = landmark.evaluate(result.uri, options={"bootstrap": 20})
-    assert evaluated.metrics["rows"] == made.images["test"] and evaluated.uri.endswith("/run/evaluation-test")
+    assert evaluated.metrics["rows"] == prepared.images["test"] and evaluated.uri.endswith("/run/evaluation-test")
     assert Path(landmark.report(result.uri).page).exists()
     space = tmp_path / "space.yaml"
     space.write_text("parameters: {optimizer.lr: {grid: [0.003, 0.001]}}\n")
     study = landmark.tune(
-        made.uri, space, epochs=1, output=tmp_path, name="study", max_concurrent=2, scheduler="none", **same
+        prepared.uri, space, epochs=1, output=tmp_path, name="study", max_concurrent=2, scheduler="none", **same
     )
     assert study.best is not None and len(study.leaderboard()) == 2
-    assert study.model().classes == made.dataset().classes
+    assert study.model().classes == prepared.dataset().classes
 
 
 @pytest.mark.parametrize(
@@ -201,6 +203,6 @@ def test_the_commands_as_functions(ray_cluster, tmp_path):
         ({"recipe": "modrn"}, "recipe 'modrn' is neither a file nor a built-in recipe"),
     ],
 )
-def test_a_mistake_in_python_is_the_same_line(options, message):
+def test_invalid_arguments_raise_the_same_one_line_error(options, message):
     with pytest.raises(landmark.UserError, match=message):
         landmark.train("d", **{"recipe": "modern", **options})

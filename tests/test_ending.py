@@ -1,4 +1,4 @@
-"""The end of a process: the same for every module that is run, whatever still hangs."""
+"""Tests that every entry point exits in the same way, even if a thread hangs."""
 
 import ast
 import os
@@ -9,26 +9,26 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def test_every_module_that_is_run_ends_the_same_way():
-    ends = {}
+def test_every_entry_point_exits_in_the_same_way():
+    exits = {}
     for path in (ROOT / "landmark").rglob("*.py"):
         text = path.read_text()
         if '__name__ == "__main__"' in text:
             guard = ast.parse(text).body[-1]
             assert isinstance(guard, ast.If)
-            ends[str(path.relative_to(ROOT / "landmark"))] = ast.unparse(guard.body)
-    assert ends == {
+            exits[str(path.relative_to(ROOT / "landmark"))] = ast.unparse(guard.body)
+    assert exits == {
         "__main__.py": "main()",
         "train.py": "end(main(['train', *sys.argv[1:]]))",
         "tune.py": "end(main(['tune', *sys.argv[1:]]))",
     }
 
 
-def test_a_call_that_hangs_does_not_keep_the_process():
+def test_a_hanging_call_does_not_keep_the_process_alive():
     code = (
         "import threading; from landmark.cli import end; from landmark.storage import retrying, TransientStorageError\n"
         "def hang():\n"
-        "    threading.Thread(target=threading.Event().wait).start()\n"  # as a client's own thread, which Python waits for
+        "    threading.Thread(target=threading.Event().wait).start()\n"  # Python waits for such threads of a client
         "    threading.Event().wait()\n"
         "try: retrying('s3://bucket/x', hang)\n"
         "except TransientStorageError as error: print(error); end(7)\n"

@@ -1,4 +1,4 @@
-"""What is kept of a run's surroundings: a command that can be typed again, no passwords, versions, the machine."""
+"""Tests the recorded environment of a run: a repeatable command without passwords, versions, the machine."""
 
 import json
 import sys
@@ -23,19 +23,23 @@ from landmark.environment import command_line, describe_environment
         ([], "landmark"),
     ],
 )
-def test_commands_can_be_typed_again_and_hold_no_password(argv, command):
+def test_command_lines_are_repeatable_and_contain_no_password(argv, command):
     assert command_line(argv) == command
 
 
-def test_this_process_is_described(monkeypatch):
+def test_the_environment_of_this_process(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["landmark", "train"])
-    found = json.loads(json.dumps(describe_environment()))
-    assert found["command"] == "landmark train"
-    assert set(found["packages"]) >= {"landmark", "ray", "torch", "pyarrow"}
-    assert found["machine"]["cpus"] >= 1 and found["machine"]["memory_gib"] > 0 and found["machine"]["cpu"]
-    assert found["started"].endswith("+00:00")
+    environment = json.loads(json.dumps(describe_environment()))
+    assert environment["command"] == "landmark train"
+    assert set(environment["packages"]) >= {"landmark", "ray", "torch", "pyarrow"}
+    assert (
+        environment["machine"]["cpus"] >= 1
+        and environment["machine"]["memory_gib"] > 0
+        and environment["machine"]["cpu"]
+    )
+    assert environment["started"].endswith("+00:00")
 
 
-def test_a_connected_cluster_is_described(ray_cluster):
+def test_the_environment_has_the_connected_cluster(ray_cluster):
     cluster = describe_environment()["cluster"]
     assert cluster["nodes"] == 1 and cluster["cpus"] == 4

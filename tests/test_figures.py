@@ -1,4 +1,4 @@
-"""Published figures: a standard deviation is of several numbers, nowhere of one."""
+"""Tests that published figures have a standard deviation only if there is more than one value."""
 
 import json
 import re
@@ -13,21 +13,21 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder of the benchmarks on the path, as it is for its scripts."""
+    """Add the benchmarks folder to `sys.path`, as for the scripts in it."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
 
 
-def test_one_value_has_no_deviation(benchmark: None) -> None:
-    from seeds import mean_and_deviation, shown
+def test_one_value_has_no_standard_deviation(benchmark: None) -> None:
+    from seeds import format_mean, mean_and_deviation
 
-    assert shown(*mean_and_deviation([0.934])) == "93.4%"
+    assert format_mean(*mean_and_deviation([0.934])) == "93.4%"
     assert mean_and_deviation([0.5, 0.7, 0.6]) == (pytest.approx(0.6), pytest.approx(0.1))
-    assert shown(*mean_and_deviation([0.5, 0.7, 0.6]), ".3f") == "0.600 ± 0.100"
+    assert format_mean(*mean_and_deviation([0.5, 0.7, 0.6]), ".3f") == "0.600 ± 0.100"
     with pytest.raises(statistics.StatisticsError):
         mean_and_deviation([])
 
 
-def test_the_recipes_table_shows_no_deviation_of_one_seed(benchmark: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes_table_shows_no_deviation_for_one_seed(benchmark: None, capsys: pytest.CaptureFixture[str]) -> None:
     import recipes
 
     from landmark.recipes import load_recipe
@@ -49,7 +49,7 @@ def test_the_recipes_table_shows_no_deviation_of_one_seed(benchmark: None, capsy
     assert "93.4%" in one and "±" not in one
 
 
-def test_no_document_and_no_result_has_a_deviation_of_zero() -> None:
+def test_no_document_or_result_has_a_deviation_of_zero() -> None:
     documents = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     found = [
         f"{document.name}: {line.strip()}"

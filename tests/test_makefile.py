@@ -1,4 +1,4 @@
-"""The project's own commands delete only what they made."""
+"""Tests that `make clean` and the demo delete only files that they created."""
 
 import shutil
 import subprocess
@@ -16,7 +16,7 @@ def test_make_clean_keeps_the_users_results(tmp_path):
     assert (tmp_path / "runs" / "study").is_dir() and (tmp_path / "datasets" / "photos").is_dir()
 
 
-def test_the_demo_deletes_no_folder_that_it_did_not_make(tmp_path):
+def test_the_demo_deletes_no_folder_that_it_did_not_create(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"mine")
     command = ["bash", str(ROOT / "scripts" / "demo.sh"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)

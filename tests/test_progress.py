@@ -1,4 +1,4 @@
-"""Progress: rate, time left, sparse lines where there is no terminal."""
+"""Tests progress lines: throughput, remaining time, and few lines without a terminal."""
 
 import contextlib
 import os
@@ -14,14 +14,14 @@ from landmark.progress import Progress, clock, set_quiet
 ROOT = Path(__file__).parent.parent
 
 
-def test_a_line_has_count_rate_time_left_and_a_note():
+def test_a_line_has_count_throughput_time_left_and_a_note():
     progress = Progress("packing", 1000, sink=lambda line: None)
     progress.started -= 10
     progress.update(250)
     assert progress.line("2 rejected") == "packing: 250/1,000 images, 25/s, 30s left, 2 rejected"
 
 
-def test_lines_come_now_and_then_and_not_at_the_end():
+def test_lines_are_rate_limited_and_omitted_at_the_end():
     lines: list[str] = []
     progress = Progress("epoch 1/2", 100, sink=lines.append)
     progress.update(10)
@@ -44,7 +44,7 @@ def test_durations_are_short(seconds, text):
     assert clock(seconds) == text
 
 
-def test_a_terminal_has_a_bar_that_goes_away():
+def test_a_terminal_has_a_bar_that_is_cleared():
     code = (
         "import time\nfrom landmark.progress import Progress\n"
         "progress = Progress('packing', 100)\nprogress.shown -= 10\nprogress.update(40)\nprogress.clear()\nprint('done')\n"
@@ -52,18 +52,18 @@ def test_a_terminal_has_a_bar_that_goes_away():
     master, terminal = pty.openpty()
     with subprocess.Popen([sys.executable, "-c", code], stdout=terminal, stderr=terminal, cwd=ROOT) as process:
         os.close(terminal)
-        shown = b""
-        with contextlib.suppress(OSError):  # Linux ends a terminal that nobody writes to with EIO
+        output = b""
+        with contextlib.suppress(OSError):  # Linux raises EIO after the last writer closes
             while part := os.read(master, 4096):
-                shown += part
+                output += part
     os.close(master)
     assert process.returncode == 0
-    text = shown.decode()
+    text = output.decode()
     assert "packing" in text and "40/100 images" in text and "━" in text
     assert text.endswith("done\r\n")
 
 
-def test_quiet_shows_nothing(capsys):
+def test_quiet_prints_nothing(capsys):
     set_quiet(True)
     try:
         progress = Progress("packing", 100)

@@ -1,4 +1,4 @@
-"""The connection to Ray: no traceback if there is no cluster or Ray does not start; Ray started here is closed to others."""
+"""Tests the connection to Ray: one-line errors, and a local Ray that only this machine can reach."""
 
 import http.server
 import os
@@ -31,7 +31,7 @@ print("node", ray.get_runtime_context().gcs_address, ray._private.worker._global
 """
 
 
-def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
+def test_a_missing_cluster_is_a_one_line_error(tmp_path):
     code = (
         "from landmark.cli import main; import sys;"
         f"sys.exit(main(['prepare', '--source', 'synthetic', '--output', {str(tmp_path / 'd')!r}, '--cluster.address', '127.0.0.1:9']))"
@@ -42,17 +42,17 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
     assert "RAY_AUTH_TOKEN" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_an_error_of_a_worker_keeps_its_class_in_rays_text():
+def test_worker_errors_keep_their_class_through_ray():
     wrapped = "ray::map() (pid=1)\n  File ...\n{}: s3://b/x: busy\nThe above exception was ..."
     for kind in (UserError, NotFound, TransientStorageError):
         own = own_error(RuntimeError(wrapped.format(f"{kind.__module__}.{kind.__qualname__}")))
         assert type(own) is kind and str(own) == "s3://b/x: busy"
-    assert own_error(RuntimeError(wrapped.format("landmark.storage.errors.Unanswered"))) is None
+    assert own_error(RuntimeError(wrapped.format("landmark.storage.errors.NoResponse"))) is None
     assert own_error(RuntimeError("ValueError: landmark.x")) is None
 
 
 @pytest.fixture
-def silent(monkeypatch):
+def silent_port(monkeypatch):
     """The port of a server that accepts connections and never answers."""
     monkeypatch.setattr(runtime, "PROBE_TIMEOUT_S", 1)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -68,8 +68,8 @@ def web_port():
     server.server_close()
 
 
-@pytest.mark.parametrize("service", ["silent", "web_port"])
-def test_another_service_at_the_address_is_one_line(service, request, monkeypatch):
+@pytest.mark.parametrize("service", ["silent_port", "web_port"])
+def test_another_service_at_the_address_is_a_one_line_error(service, request, monkeypatch):
     port = request.getfixturevalue(service)
     monkeypatch.setattr(runtime.ray, "is_initialized", lambda: False)
     with pytest.raises(
@@ -78,7 +78,7 @@ def test_another_service_at_the_address_is_one_line(service, request, monkeypatc
         runtime.connect(ClusterConfig(address=f"127.0.0.1:{port}"))
 
 
-def test_ray_started_here_listens_on_this_machine_only_and_takes_a_long_temporary_folder(tmp_path):
+def test_local_ray_listens_on_localhost_with_a_long_temporary_folder(tmp_path):
     long = tmp_path / ("x" * 100)
     long.mkdir()
     environment = os.environ | {"TMPDIR": str(long), "PYTHONPATH": str(ROOT)}
@@ -90,10 +90,10 @@ def test_ray_started_here_listens_on_this_machine_only_and_takes_a_long_temporar
     assert node.startswith("node 127.0.0.1:") and "/tmp/ray/session_" in node
 
 
-def test_ray_that_does_not_start_is_one_line(monkeypatch):
+def test_a_failed_start_of_ray_is_a_one_line_error(monkeypatch):
     starts = []
 
-    def too_busy(**options):
+    def failing_init(**options):
         starts.append(options)
         raise Exception("The current node timed out during startup. This could happen because …")
 
@@ -101,7 +101,7 @@ def test_ray_that_does_not_start_is_one_line(monkeypatch):
     monkeypatch.setenv(constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "1")
     monkeypatch.setattr(constants, "ENABLE_RAY_CLUSTER", True)
     monkeypatch.setattr(runtime.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(runtime.ray, "init", too_busy)
+    monkeypatch.setattr(runtime.ray, "init", failing_init)
     monkeypatch.setattr(runtime.ray, "shutdown", lambda: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError, match="Ray did not start on this machine .The current node timed out") as raised:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from landmark.config import UserError
 from landmark.data.dataset import SPLITS, PackedDataset
-from landmark.data.random_access import Pictures
+from landmark.data.random_access import ImageReader
 
 
 class ShardImages(Dataset[tuple[Any, int]]):
@@ -29,7 +29,7 @@ class ShardImages(Dataset[tuple[Any, int]]):
         self.samples = catalog["sample"].to_numpy()
         self.labels = catalog["label"].to_numpy().astype(np.int64)
         self.image_ids = catalog["image_id"]
-        self._reader: Pictures | None = None
+        self._reader: ImageReader | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -42,7 +42,7 @@ class ShardImages(Dataset[tuple[Any, int]]):
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, int]]:
         """Return several images: what a DataLoader asks for per batch; raises UserError for an image that cannot be read."""
         if self._reader is None:  # in each process of a DataLoader: files are opened there
-            self._reader = Pictures(self.packed, np.full(len(self), SPLITS.index(self.split)), self.samples)
+            self._reader = ImageReader(self.packed, np.full(len(self), SPLITS.index(self.split)), self.samples)
         rows = [index % len(self) for index in indices]
         images = self._reader.read(rows)
         found = []

@@ -22,7 +22,7 @@ RECENT_S, RECENT_EPOCHS = 10.0, 64
 """Maximum age (seconds) and number of epochs whose metrics the index keeps. A study writes its journal every second."""
 
 
-class TakenOver(UserError):
+class Superseded(UserError):
     """Another process resumed the run of this process."""
 
 
@@ -72,7 +72,7 @@ class CheckpointStore:
 
     def _check_claim(self) -> None:
         if self._read_index().get("claims", 0) > self.index.get("claims", 0):
-            raise TakenOver("another process has resumed this run; stop this one")
+            raise Superseded("another process has resumed this run; stop this one")
 
     def save(self, snapshot: Snapshot, metrics: Mapping[str, float] | None = None) -> None:
         """Store a snapshot in a thread, after the previous one. metrics: those of the epoch that the snapshot ends."""
@@ -106,7 +106,7 @@ class CheckpointStore:
             self.tell(
                 f"warning: checkpoint {snapshot.name} was not stored: {error}; training continues with the earlier checkpoints"
             )
-            if not isinstance(error, TakenOver):
+            if not isinstance(error, Superseded):
                 self._forget(snapshot.name)
 
     def _write(self, snapshot: Snapshot, metrics: dict[str, float] | None) -> None:

@@ -56,7 +56,7 @@ class Rows:
 
 
 @dataclass(kw_only=True, eq=False)
-class Verdicts:
+class Decisions:
     """The decision for each row. A row is dropped or relabeled at most once."""
 
     rows: Rows
@@ -132,8 +132,8 @@ class Verdicts:
         reasons, actions = (table[name].to_numpy(zero_copy_only=False) for name in ("reason", "action"))
         return {
             reason: {
-                told: int(((reasons == reason) & (actions == action)).sum())
-                for told, action in (("dropped", "drop"), ("relabelled", "relabel"))
+                key: int(((reasons == reason) & (actions == action)).sum())
+                for key, action in (("dropped", "drop"), ("relabelled", "relabel"))
             }
             for reason in REASONS
         }
@@ -156,8 +156,8 @@ def write_audit(folder: Location, table: pa.Table) -> None:
     (folder / "audit.csv").write_text(text.getvalue())
 
 
-def strongest(table: pa.Table) -> pa.Table:
-    """Return at most EXAMPLES rows of `Verdicts.noted` per reason: those farthest from their threshold."""
+def top_examples(table: pa.Table) -> pa.Table:
+    """Return at most EXAMPLES rows of `Decisions.noted` per reason: those farthest from their threshold."""
     reasons = table["reason"].to_numpy(zero_copy_only=False)
     distance = np.abs(table["score"].to_numpy() - table["threshold"].to_numpy())
     parts = []

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from landmark.cleaning.matching import Sketch, likeness, sketch
+from landmark.cleaning.matching import Keypoints, detect_keypoints, similarity_of
 from landmark.config import DuplicatesConfig
-from landmark.data.random_access import Pictures, decode_grey
+from landmark.data.random_access import ImageReader, decode_grey
 from landmark.progress import Progress
 from landmark.retrieval.knn import nearest_embeddings
 
@@ -57,7 +57,7 @@ def equal_pairs(*hashes: np.ndarray) -> Pairs:
 
 def candidate_pairs(rows: np.ndarray, embeddings: np.ndarray, config: DuplicatesConfig) -> Pairs:
     """Return pairs of rows with similar embeddings. rows: int64 (n,), embeddings: (n, d) of these rows."""
-    near, cosines = nearest_embeddings(embeddings, config.neighbours)
+    near, cosines = nearest_embeddings(embeddings, config.neighbors)
     here = np.repeat(np.arange(len(rows)), near.shape[1])
     there, cosine = near.ravel(), cosines.ravel()
     good = cosine >= config.similarity
@@ -67,7 +67,7 @@ def candidate_pairs(rows: np.ndarray, embeddings: np.ndarray, config: Duplicates
 
 
 def verified_pairs(
-    candidates: Pairs, pictures: Pictures, config: DuplicatesConfig, *, threads: int, quiet: bool = False
+    candidates: Pairs, pictures: ImageReader, config: DuplicatesConfig, *, threads: int, quiet: bool = False
 ) -> Pairs:
     """Return the candidates that are duplicates by their pixels, with their similarity.
 
@@ -80,11 +80,11 @@ def verified_pairs(
             first = candidates.first[start : start + BLOCK_PAIRS].tolist()
             second = candidates.second[start : start + BLOCK_PAIRS].tolist()
             images = pictures.read([*first, *second])
-            sketches = dict(zip(images, pool.map(_sketched, images.values()), strict=True))
+            sketches = dict(zip(images, pool.map(_detected, images.values()), strict=True))
 
-            def compared(pair: tuple[int, int], known: dict[int, Sketch | None] = sketches) -> float:
+            def compared(pair: tuple[int, int], known: dict[int, Keypoints | None] = sketches) -> float:
                 one, other = known.get(pair[0]), known.get(pair[1])
-                return 0.0 if one is None or other is None else likeness(one, other, config)
+                return 0.0 if one is None or other is None else similarity_of(one, other, config)
 
             scores[start : start + BLOCK_PAIRS] = list(pool.map(compared, zip(first, second, strict=True)))
             progress.update(len(first))
@@ -93,9 +93,9 @@ def verified_pairs(
     return Pairs(first=candidates.first[good], second=candidates.second[good], score=scores[good])
 
 
-def _sketched(data: bytes) -> Sketch | None:
+def _detected(data: bytes) -> Keypoints | None:
     grey = decode_grey(data)
-    return None if grey is None else sketch(grey)
+    return None if grey is None else detect_keypoints(grey)
 
 
 def groups_of(rows: int, pairs: Pairs) -> np.ndarray:
@@ -113,7 +113,7 @@ def groups_of(rows: int, pairs: Pairs) -> np.ndarray:
             return parent
 
 
-def drop_copies(pairs: Pairs, rank: np.ndarray) -> Dropped:
+def select_duplicates(pairs: Pairs, rank: np.ndarray) -> Dropped:
     """Return all rows of each group except the one to keep, which has the minimum rank.
 
     rank: int64 (rows,), unique values.
@@ -132,7 +132,7 @@ def drop_copies(pairs: Pairs, rank: np.ndarray) -> Dropped:
     return Dropped(rows=rows[ascending], kept=kept[ascending], score=best[rows[ascending]])
 
 
-def keeping_rank(splits: np.ndarray, labels: np.ndarray, areas: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def retention_priority(splits: np.ndarray, labels: np.ndarray, areas: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Return each row's rank among its duplicates, int64 (n,). The row with the minimum rank is kept.
 
     Test takes precedence over val, and val over train, so that no test image is a training image. Then follow: the

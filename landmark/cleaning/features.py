@@ -15,11 +15,11 @@ import torch
 from landmark.checkpoints.format import load_model, resolve_checkpoint
 from landmark.config import CleanConfig, ModelConfig, UserError
 from landmark.data.dataset import SPLITS, PackedDataset
-from landmark.data.loading.plan import RowGroups, Unit
-from landmark.data.loading.prefetch import run_ahead
-from landmark.data.loading.reader import UnitReader
+from landmark.data.loading.plan import ReadTask, RowGroups
+from landmark.data.loading.prefetch import ordered_prefetch
+from landmark.data.loading.reader import RowGroupReader
 from landmark.data.sources.image_files import fault_of
-from landmark.data.sources.transcode import LARGEST_STORED_PIXELS
+from landmark.data.sources.transcode import MAX_STORED_PIXELS
 from landmark.data.threads import DaemonPool
 from landmark.models import Embedder, build_model, model_info
 from landmark.models.weights import PACKAGED
@@ -41,7 +41,7 @@ class EmbeddingModel:
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    told: str
+    description: str
     """Description for the user."""
 
     @classmethod
@@ -53,7 +53,11 @@ class EmbeddingModel:
             size = image_size or info.image_size
             model = build_model(config, classes=IMAGENET_CLASSES, image_size=size)
             return cls(
-                embedder=Embedder(model), image_size=size, mean=info.mean, std=info.std, told=f"{weights} weights"
+                embedder=Embedder(model),
+                image_size=size,
+                mean=info.mean,
+                std=info.std,
+                description=f"{weights} weights",
             )
         checkpoint = resolve_checkpoint(weights)
         model, meta = load_model(checkpoint)
@@ -62,12 +66,12 @@ class EmbeddingModel:
             image_size=image_size or meta.image_size,
             mean=tuple(meta.mean),
             std=tuple(meta.std),
-            told=checkpoint.uri,
+            description=checkpoint.uri,
         )
 
 
 @dataclass(kw_only=True, frozen=True)
-class Look:
+class ImageStats:
     """Hashes and statistics of one decoded image."""
 
     file_hash: bytes
@@ -84,7 +88,7 @@ class Look:
     """Entropy of the gray values, bits."""
 
 
-def look_at(data: bytes, out: np.ndarray) -> Look:
+def image_stats(data: bytes, out: np.ndarray) -> ImageStats:
     """Decode one JPEG completely and compute its features.
 
     Resized pixels are written to `out`: uint8 (size, size, 3).
@@ -92,17 +96,17 @@ def look_at(data: bytes, out: np.ndarray) -> Look:
     file_hash = hashlib.sha256(data).digest()
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        if width * height > LARGEST_STORED_PIXELS:
+        if width * height > MAX_STORED_PIXELS:
             raise ValueError(f"{width} x {height} pixels: exceeds the maximum image size")
         pixels = simplejpeg.decode_jpeg(data, "RGB")
     except Exception as error:
         out[:] = 0
-        return Look(file_hash=file_hash, pixel_hash=b"", fault=fault_of(error))
+        return ImageStats(file_hash=file_hash, pixel_hash=b"", fault=fault_of(error))
     cv2.resize(pixels, out.shape[:2], dst=out, interpolation=cv2.INTER_AREA)
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     shares = np.bincount(grey.ravel(), minlength=256) / grey.size
     shares = shares[shares > 0]
-    return Look(
+    return ImageStats(
         file_hash=file_hash,
         pixel_hash=hashlib.sha256(np.array(pixels.shape).tobytes() + pixels.tobytes()).digest(),
         fault=None,
@@ -121,7 +125,7 @@ def extract_features(
     Columns: split, sample, those of Look, embedding (float16, fixed size). One part is written per shard. Parts in
     `folder` with the same dataset and settings are reused.
     """
-    settings = {"fingerprint": dataset.content_id, "weights": model.told, "image_size": model.image_size}
+    settings = {"fingerprint": dataset.content_id, "weights": model.description, "image_size": model.image_size}
     _begin(folder, settings)
     total = sum(_rows(dataset, split) for split in SPLITS)
     progress = Progress("embedding", total, enabled=not quiet)
@@ -130,7 +134,7 @@ def extract_features(
         if not _rows(dataset, split):
             continue
         groups = RowGroups.of(dataset, split)
-        reader = UnitReader(dataset.location, [shard.path for shard in dataset.split(split).shards])
+        reader = RowGroupReader(dataset.location, [shard.path for shard in dataset.split(split).shards])
         for shard in np.unique(groups.shard).tolist():
             part = folder / f"{split}-{shard:05d}.parquet"
             indices = np.flatnonzero(groups.shard == shard)
@@ -140,8 +144,8 @@ def extract_features(
             except NotFound:
                 table = None
             if table is None or len(table) != rows:
-                units = (groups.unit(int(i), 0, int(groups.rows[i])) for i in indices)
-                table = pa.concat_tables(_extracted(split, units, reader, model, config, progress))
+                read_tasks = (groups.task(int(i), 0, int(groups.rows[i])) for i in indices)
+                table = pa.concat_tables(_extracted(split, read_tasks, reader, model, config, progress))
                 write_table(part, table)
             else:
                 progress.update(rows)
@@ -171,8 +175,8 @@ def _begin(folder: Location, settings: dict[str, object]) -> None:
 
 def _extracted(
     split: str,
-    units: Iterator[Unit],
-    reader: UnitReader,
+    read_tasks: Iterator[ReadTask],
+    reader: RowGroupReader,
     model: EmbeddingModel,
     config: CleanConfig,
     progress: Progress,
@@ -182,19 +186,21 @@ def _extracted(
     preprocess = Preprocess(model.mean, model.std, device)
     precision = inference_precision(device, embedder, model.image_size)
 
-    def looked(unit: Unit) -> tuple[pa.Table, np.ndarray, list[Look]]:
-        table = reader.read(unit)
+    def looked(task: ReadTask) -> tuple[pa.Table, np.ndarray, list[ImageStats]]:
+        table = reader.read(task)
         pixels = np.zeros((len(table), model.image_size, model.image_size, 3), dtype=np.uint8)
         images = table["image"].to_pylist()
         faults = table["fault"].to_pylist()
         looks = [
-            Look(file_hash=b"", pixel_hash=b"", fault=fault) if data is None else look_at(data, out)
+            ImageStats(file_hash=b"", pixel_hash=b"", fault=fault) if data is None else image_stats(data, out)
             for data, fault, out in zip(images, faults, pixels, strict=True)
         ]
         return table, pixels, looks
 
     with DaemonPool(config.threads, "landmark-look") as pool:
-        for table, pixels, looks in run_ahead(lambda unit: pool.submit(looked, unit), units, config.threads):
+        for table, pixels, looks in ordered_prefetch(
+            lambda task: pool.submit(looked, task), read_tasks, config.threads
+        ):
             with torch.inference_mode(), precision.autocast() if precision is not None else contextlib.nullcontext():
                 embeddings = torch.cat(
                     [
@@ -206,7 +212,7 @@ def _extracted(
             yield _as_table(split, table["sample"], looks, embeddings.numpy().astype(np.float16))
 
 
-def _as_table(split: str, samples: pa.ChunkedArray, looks: list[Look], embeddings: np.ndarray) -> pa.Table:
+def _as_table(split: str, samples: pa.ChunkedArray, looks: list[ImageStats], embeddings: np.ndarray) -> pa.Table:
     columns = {name: pa.array([getattr(look, name) for look in looks], kind) for name, kind in _LOOK.items()}
     flat = pa.array(embeddings.ravel())
     return pa.table(

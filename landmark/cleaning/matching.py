@@ -14,21 +14,21 @@ from landmark.config import DuplicatesConfig
 SIDE = 224
 """Longest side at which images are compared, pixels."""
 KEY_POINTS = 400
-LEAST_MATCHES = 8
+MIN_MATCHES = 8
 REACH = 4.0
 """Maximum distance in pixels between a key point and its transformed counterpart."""
 THUMBNAIL = 32
 SAME = 0.99
 """Correlation of two complete images at THUMBNAIL above which no key points are needed."""
-LEAST_SCALE = 0.2
-MOST_TURN = 5.0
+MIN_SCALE = 0.2
+MAX_ROTATION = 5.0
 """Maximum rotation of a duplicate, degrees."""
 BLUR = 0.8
 """Standard deviation, pixels, of the blur before images are correlated. It removes compression artifacts."""
 
 
 @dataclass(kw_only=True, frozen=True, eq=False)
-class Sketch:
+class Keypoints:
     """The data of one image that comparisons need."""
 
     grey: np.ndarray
@@ -39,19 +39,19 @@ class Sketch:
     """ORB descriptors, uint8 (n, 32)."""
 
 
-def sketch(grey: np.ndarray) -> Sketch:
+def detect_keypoints(grey: np.ndarray) -> Keypoints:
     """Return the comparison data of a grayscale image, uint8 (h, w)."""
     scale = SIDE / max(grey.shape)
     size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
     grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     orb = cv2.ORB.create(KEY_POINTS, scaleFactor=1.2, nlevels=8, edgeThreshold=15, patchSize=31, fastThreshold=8)
     points, descriptors = orb.detectAndCompute(grey, None)
-    return Sketch(
+    return Keypoints(
         grey=grey, points=np.array([p.pt for p in points], dtype=np.float32).reshape(-1, 2), descriptors=descriptors
     )
 
 
-def likeness(one: Sketch, other: Sketch, config: DuplicatesConfig) -> float:
+def similarity_of(one: Keypoints, other: Keypoints, config: DuplicatesConfig) -> float:
     """Return the correlation of two aligned images, -1 to 1, or 0 if they cannot be aligned."""
     whole = correlation(_thumbnail(one.grey), _thumbnail(other.grey))
     if whole >= SAME:
@@ -70,12 +70,12 @@ def likeness(one: Sketch, other: Sketch, config: DuplicatesConfig) -> float:
     return correlation(moved[inside], still[inside])
 
 
-def align(one: Sketch, other: Sketch, inliers: int) -> np.ndarray | None:
+def align(one: Keypoints, other: Keypoints, inliers: int) -> np.ndarray | None:
     """Return the shift, rotation and scale between two images, float64 (2, 3), or None if too few points agree."""
-    if one.descriptors is None or other.descriptors is None or min(len(one.points), len(other.points)) < LEAST_MATCHES:
+    if one.descriptors is None or other.descriptors is None or min(len(one.points), len(other.points)) < MIN_MATCHES:
         return None
     matches = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True).match(one.descriptors, other.descriptors)
-    if len(matches) < max(LEAST_MATCHES, inliers):
+    if len(matches) < max(MIN_MATCHES, inliers):
         return None
     source = one.points[[match.queryIdx for match in matches]]
     target = other.points[[match.trainIdx for match in matches]]
@@ -86,7 +86,7 @@ def align(one: Sketch, other: Sketch, inliers: int) -> np.ndarray | None:
         return None
     scale = float(np.sqrt(abs(np.linalg.det(transform[:, :2]))))
     turn = abs(float(np.degrees(np.arctan2(transform[1, 0], transform[0, 0]))))
-    return transform if LEAST_SCALE < scale < 1 / LEAST_SCALE and turn < MOST_TURN else None
+    return transform if MIN_SCALE < scale < 1 / MIN_SCALE and turn < MAX_ROTATION else None
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:

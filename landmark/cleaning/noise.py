@@ -1,4 +1,4 @@
-"""Label errors and distractors: confident learning on frozen embeddings, and nearest neighbours.
+"""Label errors and distractors: confident learning on frozen embeddings, and nearest neighbors.
 
 Each image has two out-of-fold class distributions. One is from a linear classifier on frozen embeddings (Northcutt et
 al. 2021, the library cleanlab). The other is from the labels of its nearest embeddings, which GLDv2's authors used to
@@ -17,7 +17,7 @@ from landmark.config.extras import install_command
 from landmark.retrieval.knn import nearest_embeddings
 
 SHARPNESS = 10.0
-"""Weight of a neighbour's vote: exp(SHARPNESS * cosine)."""
+"""Weight of a neighbor's vote: exp(SHARPNESS * cosine)."""
 INVERSE_PENALTY = 10.0
 """Inverse regularization strength `C` of scikit-learn's linear classifier, for embeddings of length 1."""
 
@@ -34,24 +34,24 @@ class Findings:
     """Probability of that class, float64."""
     own: np.ndarray
     """Probability of the image's own label, float64."""
-    familiarity: np.ndarray
-    """Mean cosine with the nearest embeddings, float64. Uses class size - 1 neighbours, at most config.neighbours."""
+    mean_neighbor_similarity: np.ndarray
+    """Mean cosine with the nearest embeddings, float64. Uses class size - 1 neighbors, at most config.neighbors."""
 
 
 def find_noise(embeddings: np.ndarray, labels: np.ndarray, config: NoiseConfig, seed: int) -> Findings:
     """Check the labels of images, int64 (n,), by their embeddings (n, d).
 
-    Classes with fewer images than config.min_class_images have no label errors, because their neighbours are mostly of
+    Classes with fewer images than config.min_class_images have no label errors, because their neighbors are mostly of
     other classes. Only classes that occur are used. Memory is O(images x classes). If that exceeds config.max_cells,
-    only neighbours are used, with O(images x neighbours) memory. Raises UserError if a package is missing.
+    only neighbors are used, with O(images x neighbors) memory. Raises UserError if a package is missing.
     """
     classes, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    found = _judged(embeddings, labels, classes, codes, config, seed)
+    found = _decisions(embeddings, labels, classes, codes, config, seed)
     rare = sizes[codes] < config.min_class_images
     return dataclasses.replace(found, wrong=found.wrong & ~rare)
 
 
-def beyond_limit(labels: np.ndarray, certainty: np.ndarray, fraction: float, sizes: np.ndarray) -> np.ndarray:
+def over_fraction(labels: np.ndarray, certainty: np.ndarray, fraction: float, sizes: np.ndarray) -> np.ndarray:
     """Return which images exceed a maximum fraction of their class, bool (n,): those with the lowest certainty.
 
     labels: classes of the images that a detector found, int64 (n,). certainty: float64 (n,). sizes: images per class.
@@ -63,7 +63,7 @@ def beyond_limit(labels: np.ndarray, certainty: np.ndarray, fraction: float, siz
     return place >= np.floor(fraction * sizes[labels] + 1e-9)
 
 
-def _familiarity(codes: np.ndarray, cosines: np.ndarray) -> np.ndarray:
+def _mean_neighbor_similarity(codes: np.ndarray, cosines: np.ndarray) -> np.ndarray:
     """Return the mean cosine with the nearest embeddings, float64 (n,).
 
     A single image of a class uses its nearest one.
@@ -77,17 +77,19 @@ def _familiarity(codes: np.ndarray, cosines: np.ndarray) -> np.ndarray:
     return sums[np.arange(rows), others - 1] / others
 
 
-def _judged(
+def _decisions(
     embeddings: np.ndarray, labels: np.ndarray, classes: np.ndarray, codes: np.ndarray, config: NoiseConfig, seed: int
 ) -> Findings:
-    near, cosines = nearest_embeddings(embeddings, config.neighbours)
-    familiarity = _familiarity(codes, cosines)
+    near, cosines = nearest_embeddings(embeddings, config.neighbors)
+    mean_neighbor_similarity = _mean_neighbor_similarity(codes, cosines)
     weights = np.exp(SHARPNESS * (cosines.astype(np.float64) - 1))
     if len(classes) < 2 or near.shape[1] == 0:
         ones = np.ones(len(labels))
-        return Findings(wrong=ones < 0, best=labels, confidence=ones, own=ones, familiarity=familiarity)
+        return Findings(
+            wrong=ones < 0, best=labels, confidence=ones, own=ones, mean_neighbor_similarity=mean_neighbor_similarity
+        )
     if len(labels) * len(classes) > config.max_cells:
-        return _by_votes(classes, codes, codes[near], weights, familiarity, config)
+        return _by_votes(classes, codes, codes[near], weights, mean_neighbor_similarity, config)
     votes = np.zeros((len(labels), len(classes)))
     np.add.at(votes, (np.arange(len(labels))[:, None], codes[near]), weights)
     votes /= votes.sum(axis=1, keepdims=True)
@@ -100,7 +102,7 @@ def _judged(
         best=classes[best],
         confidence=confidence,
         own=own,
-        familiarity=familiarity,
+        mean_neighbor_similarity=mean_neighbor_similarity,
     )
 
 
@@ -151,10 +153,10 @@ def _by_votes(
     codes: np.ndarray,
     voted: np.ndarray,
     weights: np.ndarray,
-    familiarity: np.ndarray,
+    mean_neighbor_similarity: np.ndarray,
     config: NoiseConfig,
 ) -> Findings:
-    """Check labels only by the neighbours: sparse, O(images x neighbours)."""
+    """Check labels only by the neighbors: sparse, O(images x neighbors)."""
     rows, count = voted.shape
     total = weights.sum(axis=1)
     order = np.argsort(voted, axis=1, kind="stable")
@@ -169,7 +171,13 @@ def _by_votes(
     confidence = sums[np.arange(rows), best_run] / total
     own = (weights * (voted == codes[:, None])).sum(axis=1) / total
     wrong = (best != codes) & _beyond(confidence, own, config)
-    return Findings(wrong=wrong, best=classes[best], confidence=confidence, own=own, familiarity=familiarity)
+    return Findings(
+        wrong=wrong,
+        best=classes[best],
+        confidence=confidence,
+        own=own,
+        mean_neighbor_similarity=mean_neighbor_similarity,
+    )
 
 
 def _sklearn() -> Any:

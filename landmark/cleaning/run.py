@@ -11,22 +11,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from landmark.cleaning.audit import Rows, Verdicts, strongest, write_audit
+from landmark.cleaning.audit import Decisions, Rows, top_examples, write_audit
 from landmark.cleaning.duplicates import (
     Pairs,
     candidate_pairs,
-    drop_copies,
     equal_pairs,
     groups_of,
-    keeping_rank,
+    retention_priority,
+    select_duplicates,
     verified_pairs,
 )
 from landmark.cleaning.features import EmbeddingModel, extract_features
-from landmark.cleaning.noise import Findings, beyond_limit, find_noise
+from landmark.cleaning.noise import Findings, find_noise, over_fraction
 from landmark.config import CleanConfig, UserError, to_mapping
 from landmark.data.cleaned_dataset import KEPT_SCHEMA
 from landmark.data.dataset import SCHEMA_VERSION, SELECTION_KIND, SPLITS, PackedDataset
-from landmark.data.random_access import Pictures, thumbnail
+from landmark.data.random_access import ImageReader, thumbnail
 from landmark.data.subset_view import open_dataset
 from landmark.storage import Location, locate
 from landmark.storage.tables import write_table
@@ -46,7 +46,7 @@ HINTS = {
 class Cleaning:
     """One cleaning run: features and decisions.
 
-    `judge` runs all detectors. Each detector skips the images that earlier ones dropped.
+    `decide` runs all detectors. Each detector skips the images that earlier ones dropped.
     """
 
     def __init__(self, dataset: PackedDataset, features: pa.Table, config: CleanConfig, *, quiet: bool = False) -> None:
@@ -57,13 +57,13 @@ class Cleaning:
         flat = features["embedding"].combine_chunks()
         self.embeddings = flat.flatten().to_numpy().reshape(len(features), -1)
         self.rows = rows_of(dataset, features)
-        self.verdicts = Verdicts(rows=self.rows)
-        self.pictures = Pictures(dataset, self.rows.split, self.rows.sample)
+        self.decisions = Decisions(rows=self.rows)
+        self.pictures = ImageReader(dataset, self.rows.split, self.rows.sample)
         self.seconds: dict[str, float] = {}
-        self.familiarity = np.full(len(features), np.nan)
+        self.mean_neighbor_similarity = np.full(len(features), np.nan)
         """Mean cosine with the nearest embeddings, NaN for images that the noise detector skipped."""
 
-    def judge(self) -> Verdicts:
+    def decide(self) -> Decisions:
         """Run all detectors and return the decision for each row."""
         with self._timed("quality"):
             self._quality()
@@ -76,12 +76,12 @@ class Cleaning:
             self._noise()
         self._small_classes()
         self._check_fraction()
-        return self.verdicts
+        return self.decisions
 
     def _check_fraction(self) -> None:
         """Raise UserError if a detector drops more than the maximum fraction of images, a sign of a wrong threshold."""
         rows, most = len(self.rows.label), self.config.max_drop_fraction
-        for reason, counts in self.verdicts.by_reason().items():
+        for reason, counts in self.decisions.by_reason().items():
             fraction = counts["dropped"] / max(rows, 1)
             if fraction > most:
                 raise UserError(
@@ -110,7 +110,7 @@ class Cleaning:
 
     def _quality(self) -> None:
         unreadable = ~np.array(self.features["fault"].is_null())
-        self.verdicts.drop(np.flatnonzero(unreadable), "unreadable", np.zeros(unreadable.sum()), 0.0)
+        self.decisions.drop(np.flatnonzero(unreadable), "unreadable", np.zeros(unreadable.sum()), 0.0)
         limits = self.config.quality
         seen = {
             "side": np.minimum(self._column("width"), self._column("height")) / limits.min_side,
@@ -119,18 +119,18 @@ class Cleaning:
         }
         # The score is the minimum of the three, as a fraction of the required value.
         worst = np.min(list(seen.values()), axis=0)
-        rows = np.flatnonzero((worst < 1) & ~self.verdicts.dropped & self._in_splits)
-        self.verdicts.drop(rows, "degenerate", worst[rows], 1.0)
+        rows = np.flatnonzero((worst < 1) & ~self.decisions.dropped & self._in_splits)
+        self.decisions.drop(rows, "degenerate", worst[rows], 1.0)
 
     def _copies(self, pairs: Pairs, reason: str, threshold: float) -> None:
         groups = groups_of(len(self.rows.label), pairs)
         areas = self._column("width").astype(np.int64) * self._column("height")
-        rank = keeping_rank(self.rows.split, self.rows.label, areas, groups)
-        copies = drop_copies(pairs, rank)
-        self.verdicts.drop(copies.rows, reason, copies.score, threshold, copies.kept)
+        rank = retention_priority(self.rows.split, self.rows.label, areas, groups)
+        copies = select_duplicates(pairs, rank)
+        self.decisions.drop(copies.rows, reason, copies.score, threshold, copies.kept)
 
     def _exact(self) -> None:
-        left = self.verdicts.left
+        left = self.decisions.left
         hashes = [self._column(name)[left] for name in ("file_hash", "pixel_hash")]
         pairs = equal_pairs(*hashes)
         self._copies(
@@ -138,24 +138,24 @@ class Cleaning:
         )
 
     def _near(self) -> None:
-        left, options = self.verdicts.left, self.config.duplicates
+        left, options = self.decisions.left, self.config.duplicates
         candidates = candidate_pairs(left, self.embeddings[left], options)
         pairs = verified_pairs(candidates, self.pictures, options, threads=self.config.threads, quiet=self.quiet)
         self._copies(pairs, "near_duplicate", options.correlation)
 
     def _noise(self) -> None:
-        left, options = self.verdicts.left, self.config.noise
+        left, options = self.decisions.left, self.config.noise
         found = find_noise(self.embeddings[left], self.rows.label[left], options, self.config.seed)
-        self.familiarity[left] = found.familiarity
+        self.mean_neighbor_similarity[left] = found.mean_neighbor_similarity
         sought = self._in_splits[left]
-        nothing = sought & (found.familiarity < options.distractor)
+        nothing = sought & (found.mean_neighbor_similarity < options.distractor)
         wrong = sought & found.wrong & ~nothing
         self._spare_classes(left, nothing, wrong, found)
-        self.verdicts.drop(left[nothing], "distractor", found.familiarity[nothing], options.distractor)
+        self.decisions.drop(left[nothing], "distractor", found.mean_neighbor_similarity[nothing], options.distractor)
         sure = wrong & (found.confidence >= options.relabel)
         unsure = wrong & ~sure
-        self.verdicts.relabel(left[sure], found.best[sure], found.confidence[sure], options.relabel)
-        self.verdicts.drop(left[unsure], "label_noise", found.confidence[unsure], options.relabel)
+        self.decisions.relabel(left[sure], found.best[sure], found.confidence[sure], options.relabel)
+        self.decisions.drop(left[unsure], "label_noise", found.confidence[unsure], options.relabel)
 
     def _spare_classes(self, left: np.ndarray, nothing: np.ndarray, wrong: np.ndarray, found: Findings) -> None:
         """Remove in place, from both findings, bool (left,), the images beyond the maximum fraction of a class."""
@@ -163,18 +163,18 @@ class Cleaning:
         sizes = np.bincount(labels, minlength=self.dataset.manifest.classes)
         rows = np.flatnonzero(nothing | wrong)
         # Rank distractors first, by dissimilarity. Then label errors, by the probability of another class.
-        certainty = np.where(nothing[rows], 2 - found.familiarity[rows], found.confidence[rows])
-        spared = rows[beyond_limit(labels[rows], certainty, self.config.noise.max_class_fraction, sizes)]
+        certainty = np.where(nothing[rows], 2 - found.mean_neighbor_similarity[rows], found.confidence[rows])
+        spared = rows[over_fraction(labels[rows], certainty, self.config.noise.max_class_fraction, sizes)]
         nothing[spared] = wrong[spared] = False
 
     def _small_classes(self) -> None:
-        left = self.verdicts.left
-        labels = self.verdicts.label
+        left = self.decisions.left
+        labels = self.decisions.label
         training = left[self.rows.split[left] == SPLITS.index("train")]
         counts = np.bincount(labels[training], minlength=self.dataset.manifest.classes)
         small = left[counts[labels[left]] < self.config.min_images]
         score = counts[labels[small]].astype(np.float64)
-        self.verdicts.drop(small, "small_class", score, float(self.config.min_images))
+        self.decisions.drop(small, "small_class", score, float(self.config.min_images))
 
 
 def rows_of(dataset: PackedDataset, features: pa.Table) -> Rows:
@@ -215,21 +215,21 @@ def clean_dataset(config: CleanConfig, *, quiet: bool = False) -> dict[str, Any]
     features = extract_features(dataset, output / "features", model, config, quiet=quiet)
     embedding_s = round(time.monotonic() - start, 2)
     cleaning = Cleaning(dataset, features, config, quiet=quiet)
-    verdicts = cleaning.judge()
-    if not len(verdicts.left):
+    decisions = cleaning.decide()
+    if not len(decisions.left):
         raise UserError(f"{config.dataset}: cleaning would drop all images; use less strict thresholds")
     summary = {
         "dataset": config.dataset,
         "output": output.uri,
-        "rows_before": verdicts.per_split(after=False),
-        "rows_after": verdicts.per_split(after=True),
-        "by_reason": verdicts.by_reason(),
+        "rows_before": decisions.per_split(after=False),
+        "rows_after": decisions.per_split(after=True),
+        "by_reason": decisions.by_reason(),
         "thresholds": {
             **{key: to_mapping(getattr(config, key)) for key in ("quality", "duplicates", "noise")},
             "min_images": config.min_images,
             "splits": list(config.splits),
         },
-        "embeddings": model.told,
+        "embeddings": model.description,
         "seconds": {"embedding": embedding_s, **cleaning.seconds},
     }
     write_cleaned(output, dataset, cleaning, summary)
@@ -238,20 +238,20 @@ def clean_dataset(config: CleanConfig, *, quiet: bool = False) -> dict[str, Any]
 
 def write_cleaned(output: Location, dataset: PackedDataset, cleaning: Cleaning, summary: dict[str, Any]) -> None:
     """Write kept.parquet, audit.parquet, audit.csv, examples.parquet, clean.json and finally manifest.json."""
-    verdicts, rows = cleaning.verdicts, cleaning.rows
-    left = verdicts.left
+    decisions, rows = cleaning.decisions, cleaning.rows
+    left = decisions.left
     kept = pa.table(
         [
             pa.array(SPLITS).take(pa.array(rows.split[left])),
             pa.array(rows.sample[left]),
-            pa.array(verdicts.label[left], pa.int32()),
+            pa.array(decisions.label[left], pa.int32()),
         ],
         schema=KEPT_SCHEMA,
     )
     # Prevents that a reader finds the old manifest with new rows.
     (output / "manifest.json").delete()
     write_table(output / "kept.parquet", kept)
-    noted = verdicts.noted()
+    noted = decisions.noted()
     write_audit(output, noted)
     write_table(output / "examples.parquet", examples(noted, cleaning.pictures))
     (output / "clean.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -267,9 +267,9 @@ def write_cleaned(output: Location, dataset: PackedDataset, cleaning: Cleaning, 
     (output / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def examples(noted: pa.Table, pictures: Pictures) -> pa.Table:
+def examples(noted: pa.Table, pictures: ImageReader) -> pa.Table:
     """Return the clearest rows per reason with thumbnails: examples.parquet."""
-    table = strongest(noted)
+    table = top_examples(noted)
     rows, others = table["row"].to_pylist(), table["other_row"].to_pylist()
     images = pictures.read([row for row in [*rows, *others] if row >= 0])
     columns = table.select(["reason", "action", "image_id", "label", "score", "other_image_id", "other_label"])

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from landmark import __version__
-from landmark.cli.commands import VERBS, Verb
+from landmark.cli.commands import COMMANDS, Command
 from landmark.cli.completion import SHELLS, completion
 from landmark.cli.help import command_help, group_help, long_help, program_help
 from landmark.cli.parsing import Parser
+from landmark.cli.troubleshooting import link_of
 from landmark.config import Stopped, UserError, nearest
 from landmark.out_of_memory import out_of_memory
 from landmark.progress import set_quiet
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments in ([], ["-h"], ["--help"]):
-        print(program_help(VERBS))
+        print(program_help(COMMANDS))
         return 0 if arguments else 2
     if arguments[0] == "--version":
         print(__version__)
@@ -38,18 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, rest = arguments[0], arguments[1:]
     if name == "completion":
         return _completion(rest)
-    actions = [verb.partition(" ")[2] for verb in VERBS if verb.startswith(f"{name} ")]
+    actions = [verb.partition(" ")[2] for verb in COMMANDS if verb.startswith(f"{name} ")]
     if actions:
         if not rest or rest[0] in ("-h", "--help"):
-            print(group_help(name, VERBS))
+            print(group_help(name, COMMANDS))
             return 0 if rest else 2
         if rest[0] not in actions:
             return fail(f"landmark {name}", f"unknown action '{rest[0]}'; {nearest(rest[0], actions)}", 2)
         name, rest = f"{name} {rest[0]}", rest[1:]
-    if name not in VERBS:
-        names = dict.fromkeys(verb.partition(" ")[0] for verb in VERBS)
+    if name not in COMMANDS:
+        names = dict.fromkeys(verb.partition(" ")[0] for verb in COMMANDS)
         return fail("landmark", f"unknown command '{name}'; {nearest(name, names)}", 2)
-    return run(VERBS[name], rest)
+    return run(COMMANDS[name], rest)
 
 
 def _completion(arguments: Sequence[str]) -> int:
@@ -57,13 +58,13 @@ def _completion(arguments: Sequence[str]) -> int:
         print(f"usage: landmark completion {{{','.join(SHELLS)}}}\n\nPrint a completion script for a shell.")
         return 0 if arguments else 2
     try:
-        print(completion(arguments[0], VERBS), end="")
+        print(completion(arguments[0], COMMANDS), end="")
     except UserError as error:
         return fail("landmark", str(error), 2)
     return 0
 
 
-def run(verb: Verb, arguments: Sequence[str]) -> int:
+def run(verb: Command, arguments: Sequence[str]) -> int:
     """Run a command with its arguments; returns the exit code."""
     if {"-h", "--help"} & set(arguments):
         print(command_help(verb))
@@ -86,6 +87,11 @@ def run(verb: Verb, arguments: Sequence[str]) -> int:
         result = getattr(importlib.import_module(module), function)(config)
         if as_json:
             print(json.dumps(_as_object(result)), file=stdout)
+        if isinstance(result, Mapping) and result.get("out_of_time"):
+            raise Stopped(
+                f"stopped because {result['ended_by']}; the results so far are stored. "
+                "Continue with --resume and a larger --budget.seconds"
+            )
 
     stdout = sys.stdout
     with contextlib.ExitStack() as stack:
@@ -148,7 +154,7 @@ def run_with(parser: Parser, function: Callable[[Any], object], arguments: Seque
 
 
 @contextlib.contextmanager
-def _while_ray_starts(verb: Verb, config: Any) -> Iterator[None]:
+def _while_ray_starts(verb: Command, config: Any) -> Iterator[None]:
     """Start Ray, and import what takes seconds meanwhile in a thread: Ray has to start in the main thread, as its processes
     end with the thread that started them."""
     if not verb.imports:
@@ -173,10 +179,10 @@ def _storage_failure(error: Exception) -> UserError | None:
     """Return the failure of storage that another library's error is about, such as Ray's; None for any other error."""
     if "ray" not in sys.modules:
         return None
-    from landmark.runtime import lost_storage, own_error
+    from landmark.runtime import own_error, storage_error_of
     from landmark.storage import StorageError
 
-    own = own_error(error) or lost_storage(error)
+    own = own_error(error) or storage_error_of(error)
     return own if isinstance(own, StorageError) else None
 
 
@@ -195,5 +201,6 @@ def end(code: int) -> NoReturn:
 
 def fail(program: str, message: str, code: int) -> int:
     """Print a mistake as one line on stderr; returns the exit code."""
-    print(f"{program}: error: {message}", file=sys.stderr)
+    link = link_of(message)
+    print(f"{program}: error: {message}{f' (see {link})' if link else ''}", file=sys.stderr)
     return code

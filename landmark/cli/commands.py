@@ -31,7 +31,7 @@ RECIPE = (
 
 
 @dataclass(kw_only=True, frozen=True)
-class Verb:
+class Command:
     """One command."""
 
     name: str
@@ -70,7 +70,7 @@ class Verb:
 TORCH = ("torch", "torchvision")
 
 _ALL = (
-    Verb(
+    Command(
         name="prepare",
         summary="pack photographs and labels into a dataset",
         config=PrepareConfig,
@@ -88,7 +88,7 @@ _ALL = (
             "--images", "--min-images", "--seed", "--verify", "--address",
         ),
     ),
-    Verb(
+    Command(
         name="clean",
         summary="find duplicates, label errors and distractors in a dataset, and leave them out",
         config=CleanConfig,
@@ -105,7 +105,7 @@ _ALL = (
             "--max-drop-fraction", "--threads", "--seed",
         ),
     ),
-    Verb(
+    Command(
         name="train",
         summary="train one model",
         config=TrainConfig,
@@ -113,7 +113,7 @@ _ALL = (
         positional=("--dataset",),
         usage="DATASET",
         default=defaults.train,
-        shown=lambda: defaults.recipe_defaults("modern"),
+        shown=lambda: defaults.shown_defaults("modern"),
         examples=(
             "landmark train datasets/photos",
             "landmark train datasets/photos --recipe finetune --epochs 10 --name tuned",
@@ -121,7 +121,7 @@ _ALL = (
         ),
         common=(*RECIPE, "--num-workers", "--address", "--output", "--name", "--resume", "--classes"),
     ),
-    Verb(
+    Command(
         name="tune",
         summary="search for the best model",
         config=TuneConfig,
@@ -141,7 +141,7 @@ _ALL = (
             "--searcher", "--num-samples", "--budget.seconds", "--address", "--output", "--name", "--resume", "--dry-run",
         ),
     ),
-    Verb(
+    Command(
         name="evaluate",
         summary="evaluate a model, compared with its trivial baselines",
         config=EvaluateConfig,
@@ -151,14 +151,14 @@ _ALL = (
         examples=(
             "landmark evaluate runs/train",
             "landmark evaluate runs/train --against runs/tuned",
-            "landmark evaluate runs/train --by neighbours --distractors photos-without-landmarks",
+            "landmark evaluate runs/train --by knn --distractors photos-without-landmarks",
         ),
         common=(
-            "--split", "--dataset", "--by", "--neighbours", "--against", "--distractors", "--output", "--batch-size",
+            "--split", "--dataset", "--by", "--neighbors", "--against", "--distractors", "--output", "--batch-size",
             "--replicas", "--address",
         ),
     ),
-    Verb(
+    Command(
         name="index",
         summary="build or extend a k-NN gallery of a model",
         config=IndexConfig,
@@ -172,7 +172,7 @@ _ALL = (
         ),
         common=("--add", "--dataset", "--gallery", "--batch-size", "--replicas", "--address"),
     ),
-    Verb(
+    Command(
         name="predict",
         summary="predict the landmarks of images",
         config=PredictConfig,
@@ -185,11 +185,11 @@ _ALL = (
             "landmark predict runs/train s3://bucket/photos -o s3://bucket/predictions --format csv",
         ),
         common=(
-            "--output", "--top-k", "--by", "--neighbours", "--reject", "--format", "--embeddings", "--batch-size",
+            "--output", "--top-k", "--by", "--neighbors", "--reject", "--format", "--embeddings", "--batch-size",
             "--replicas", "--address",
         ),
     ),
-    Verb(
+    Command(
         name="report",
         summary="make a page and tables of a study or a run",
         config=ReportConfig,
@@ -203,7 +203,7 @@ _ALL = (
         ),
         common=("--output", "--cleaned", "--price-per-hour"),
     ),
-    Verb(
+    Command(
         name="status",
         summary="show how far a study or a run is",
         config=ShowConfig,
@@ -212,7 +212,7 @@ _ALL = (
         usage="RUN",
         examples=("landmark status runs/tune", "landmark status s3://bucket/runs/tune", "landmark status runs/tune --json"),
     ),
-    Verb(
+    Command(
         name="models",
         summary="list models, or show the stages of one",
         config=ModelsConfig,
@@ -222,7 +222,7 @@ _ALL = (
         examples=("landmark models", "landmark models resnet --all", "landmark models resnet50 --stages"),
         common=("--all", "--timm", "--classes", "--image-size", "--stages"),
     ),
-    Verb(
+    Command(
         name="recipes",
         summary="list recipes, or print one",
         config=RecipesConfig,
@@ -231,7 +231,7 @@ _ALL = (
         usage="[NAME]",
         examples=("landmark recipes", "landmark recipes finetune", "landmark recipes modern > mine.yaml"),
     ),
-    Verb(
+    Command(
         name="spaces",
         summary="list search spaces, or print one",
         config=SpacesConfig,
@@ -240,7 +240,7 @@ _ALL = (
         usage="[NAME]",
         examples=("landmark spaces", "landmark spaces small", "landmark spaces modern > space.yaml"),
     ),
-    Verb(
+    Command(
         name="doctor",
         summary="check this machine: Python, torch, CUDA, Ray, extras, disk, object storage",
         config=DoctorConfig,
@@ -248,7 +248,7 @@ _ALL = (
         examples=("landmark doctor", "landmark doctor --bucket s3://bucket/folder", "landmark doctor --json"),
         common=("--bucket",),
     ),
-    Verb(
+    Command(
         name="cluster check",
         summary="check what a Ray cluster can run",
         config=CheckConfig,
@@ -260,7 +260,7 @@ _ALL = (
         ),
         common=("--address", "--dataset", "--output", "--num-workers", "--timeout-s"),
     ),
-    Verb(
+    Command(
         name="cluster status",
         summary="show the nodes, jobs, runs and studies of a Ray cluster",
         config=StatusConfig,
@@ -269,5 +269,5 @@ _ALL = (
         common=("--address", "--timeout-s"),
     ),
 )  # fmt: skip
-VERBS = {verb.name: verb for verb in _ALL}
+COMMANDS = {verb.name: verb for verb in _ALL}
 """All commands by name; of two words where the first one groups several."""

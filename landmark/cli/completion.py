@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from landmark.cli.commands import Verb
+from landmark.cli.commands import Command
 from landmark.cli.options import options_of, switched_off
 from landmark.config import UserError, nearest
 
@@ -10,7 +10,7 @@ SHELLS = ("bash", "zsh", "fish")
 GLOBAL = ("--config", "--help", "--help-all", "--json", "--quiet", "--verbose")
 
 
-def completion(shell: str, verbs: Mapping[str, Verb]) -> str:
+def completion(shell: str, verbs: Mapping[str, Command]) -> str:
     """Return the script for a shell; raises UserError for an unknown one."""
     if shell not in SHELLS:
         raise UserError(f"completion: unknown shell {shell!r}; {nearest(shell, SHELLS)}")
@@ -18,7 +18,7 @@ def completion(shell: str, verbs: Mapping[str, Verb]) -> str:
     return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](verbs, flags)
 
 
-def _flags(verb: Verb) -> list[str]:
+def _flags(verb: Command) -> list[str]:
     found = list(GLOBAL) + (["--recipe"] if verb.default is not None else [])
     for option in options_of(verb.config):
         found += [option.flag, *([option.short] if option.short else [])]
@@ -26,11 +26,11 @@ def _flags(verb: Verb) -> list[str]:
     return sorted(found)
 
 
-def _words(verbs: Mapping[str, Verb]) -> list[str]:
+def _words(verbs: Mapping[str, Command]) -> list[str]:
     return [*dict.fromkeys(name.partition(" ")[0] for name in verbs), "completion"]
 
 
-def _bash(verbs: Mapping[str, Verb], flags: Mapping[str, list[str]]) -> str:
+def _bash(verbs: Mapping[str, Command], flags: Mapping[str, list[str]]) -> str:
     cases = "\n".join(f'        "{name}") words="{" ".join(found)}" ;;' for name, found in flags.items())
     groups: dict[str, list[str]] = {}
     for name in verbs:
@@ -64,12 +64,12 @@ complete -o filenames -F _landmark landmark
 """
 
 
-def _zsh(verbs: Mapping[str, Verb], flags: Mapping[str, list[str]]) -> str:
+def _zsh(verbs: Mapping[str, Command], flags: Mapping[str, list[str]]) -> str:
     script = _bash(verbs, flags).split("\n", 1)[1]
     return f"# landmark completion for zsh: source <(landmark completion zsh)\nautoload -U +X bashcompinit && bashcompinit\n{script}"
 
 
-def _fish(verbs: Mapping[str, Verb], flags: Mapping[str, list[str]]) -> str:
+def _fish(verbs: Mapping[str, Command], flags: Mapping[str, list[str]]) -> str:
     lines = [
         "# landmark completion for fish: landmark completion fish | source",
         f"complete -c landmark -n __fish_use_subcommand -f -a '{' '.join(_words(verbs))}'",

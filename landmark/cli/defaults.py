@@ -4,11 +4,12 @@ import contextlib
 import dataclasses
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import tyro
 
-from landmark.cli.parsing import take_option
+from landmark.cli.parsing import file_values, take_option
 from landmark.config import (
     Recipe,
     TrainConfig,
@@ -16,11 +17,9 @@ from landmark.config import (
     UserError,
     from_mapping,
     parse_mapping,
-    parse_yaml,
     to_mapping,
 )
-from landmark.recipes import load_recipe, merged
-from landmark.recipes.files import named_text
+from landmark.recipes import load_recipe, merged, recipe_file
 
 SMALL_DATASET = 100_000
 """Training images up to which pretrained weights are the better start."""
@@ -69,6 +68,24 @@ def recipe_defaults(name: str) -> TrainConfig:
     return TrainConfig(dataset=tyro.MISSING, **values)
 
 
+def shown_defaults(name: str) -> TrainConfig:
+    """Return the defaults of `landmark train` with a built-in recipe, for its help: not validated, which takes longer."""
+    return TrainConfig(dataset=tyro.MISSING, **_built(Recipe, parse_mapping(recipe_file(name), name)))
+
+
+def _built(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a config dataclass's fields, of which some are dataclasses."""
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
+    built: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = types[key]
+        if isinstance(nested, type) and dataclasses.is_dataclass(nested):
+            built[key] = nested(**_built(nested, value))
+        else:
+            built[key] = tuple(value) if isinstance(value, list) else value
+    return built
+
+
 def recipe_for(dataset: str, *, model: str | None, weights: str | None) -> tuple[str, str]:
     """Return the recipe of a run whose user names none, and why: by its model and start weights, as far as they are given."""
     if weights is not None:
@@ -109,12 +126,12 @@ def tune_from_file(file: str, arguments: Sequence[str]) -> TuneConfig:
     """
     from landmark.search.spaces.space import Space
 
-    text = named_text(file, "config file")
-    config = parse_yaml(TuneConfig, text, file)
+    given = file_values(TuneConfig, file, arguments)
+    config = from_mapping(TuneConfig, given, file)
     _, name = take_option(arguments, "--space")
     if name is not None:
         return dataclasses.replace(config, space=name, recipe=Space.load(name).recipe_over(to_mapping(config.recipe)))
-    values = parse_mapping(text, file).get("recipe") or {}
+    values = given.get("recipe") or {}
     recipe = merged(to_mapping(Space.load(config.space).recipe()), values)
     return dataclasses.replace(config, recipe=from_mapping(Recipe, recipe, f"{file}: recipe"))
 

@@ -36,7 +36,7 @@ FOREIGN = {
     "--reprob": "--augment.erasing",
     "--mixup": "--augment.mixup",
     "--cutmix": "--augment.cutmix",
-    "--mixup-prob": "--augment.mix-share",
+    "--mixup-prob": "--augment.mix-prob",
     "--smoothing": "--loss.label-smoothing",
     "--drop": "--model.dropout",
     "--gp": "--model.pooling",

@@ -10,7 +10,7 @@ from landmark.cli.options import Option, options_of
 from landmark.config import UserError, nearest
 
 if TYPE_CHECKING:
-    from landmark.cli.commands import Verb
+    from landmark.cli.commands import Command
 
 WIDTH = 118
 WIDEST = 16
@@ -23,7 +23,7 @@ GLOBAL = (
 """Options that are not fields of a config."""
 
 
-def program_help(verbs: Mapping[str, "Verb"]) -> str:
+def program_help(verbs: Mapping[str, "Command"]) -> str:
     """Return the list of commands."""
     width = max(map(len, verbs)) + 2
     lines = [f"  {name:{width}}{verb.summary}" for name, verb in verbs.items()]
@@ -42,13 +42,13 @@ def program_help(verbs: Mapping[str, "Verb"]) -> str:
     )
 
 
-def group_help(group: str, verbs: Mapping[str, "Verb"]) -> str:
+def group_help(group: str, verbs: Mapping[str, "Command"]) -> str:
     """Return the list of a group's commands, such as those of `landmark cluster`."""
     lines = [f"  {name:18}{verb.summary}" for name, verb in verbs.items() if name.startswith(f"{group} ")]
     return "\n".join([f"usage: landmark {group} ACTION [OPTIONS]", "", *lines])
 
 
-def command_help(verb: "Verb") -> str:
+def command_help(verb: "Command") -> str:
     """Return a command's usage, examples and common options, at most 40 lines."""
     options = shown_options(verb)
     by_name = {name: option for option in options for name in (option.flag, option.short) if name}
@@ -76,7 +76,7 @@ def command_help(verb: "Verb") -> str:
     )
 
 
-def long_help(verb: "Verb", group: str = "") -> str:
+def long_help(verb: "Command", group: str = "") -> str:
     """Return all options of a command, or those of a group; raises UserError for an unknown group."""
     options = shown_options(verb)
     known = groups(options)
@@ -95,7 +95,7 @@ def long_help(verb: "Verb", group: str = "") -> str:
     )
 
 
-def shown_options(verb: "Verb") -> list[Option]:
+def shown_options(verb: "Command") -> list[Option]:
     """Return a command's options with the defaults that it has without any argument."""
     return options_of(verb.config, verb.shown() if verb.shown is not None else None)
 
@@ -135,7 +135,7 @@ def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
     return lines
 
 
-def as_data(verb: "Verb") -> dict[str, Any]:
+def as_data(verb: "Command") -> dict[str, Any]:
     """Return a command's help as plain values, for generated documentation."""
     return {
         "name": verb.name,

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 from landmark.cli.foreign import foreign_option
 from landmark.config import nearest
+from landmark.config.renamed import current_flag
 
 SHOWN = 4
 """Options of a group that a message lists."""
@@ -22,6 +23,8 @@ def unknown_flag(arguments: Sequence[str], known: Collection[str]) -> str | None
             continue
         if (line := foreign_option(flag)) is not None:
             return line
+        if (new := current_flag(flag)) in known:
+            return f"'{given}' is now '{new}'"
         return f"unknown option '{given}'; {_probable(flag, known)}"
     return None
 

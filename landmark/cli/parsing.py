@@ -1,10 +1,10 @@
 """A command line becomes a config: positional arguments, short flags, `--config`, `--recipe`, and tyro for the values."""
 
 import contextlib
+import dataclasses
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import tyro
@@ -12,7 +12,7 @@ import tyro
 from landmark.cli.foreign import FOREIGN
 from landmark.cli.messages import one_line, unknown_flag
 from landmark.cli.options import VARIADIC, Option, options_of, switched_off
-from landmark.config import UserError, parse_yaml
+from landmark.config import UserError, from_mapping, parse_mapping
 from landmark.recipes.files import named_text
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ Defaults = Callable[[str | None, Sequence[str]], Any]
 FromFile = Callable[[str, Sequence[str]], Any]
 
 
-@dataclass(kw_only=True, frozen=True)
+@dataclasses.dataclass(kw_only=True, frozen=True)
 class Parser(Generic[T]):
     """How the arguments of a command become its config."""
 
@@ -52,7 +52,7 @@ class Parser(Generic[T]):
             if self.from_file is not None:
                 base = self.from_file(file, rest)
             else:
-                base = parse_yaml(self.kind, named_text(file, "config file"), file)
+                base = from_mapping(self.kind, file_values(self.kind, file, rest), file)
         elif self.default is not None:
             base = self.default(recipe, rest)
         shown = io.StringIO()
@@ -125,6 +125,18 @@ def parse(
 ) -> T:
     """Parse command-line arguments into a config; raises UserError with one line."""
     return Parser(kind=kind, program=program, default=default, from_file=from_file).parse(arguments)
+
+
+def file_values(kind: type, file: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the values of a config file. Required keys that it lacks are those of the command line."""
+    values = parse_mapping(named_text(file, "config file"), file)
+    for field in dataclasses.fields(kind):
+        flag = f"--{field.name.replace('_', '-')}"
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name not in values and flag in arguments:
+            given = _until_flag(arguments[arguments.index(flag) + 1 :])
+            values[field.name] = given[0] if field.type is str and given else given
+    return values
 
 
 def take_option(arguments: Sequence[str], flag: str) -> tuple[list[str], str | None]:

@@ -21,8 +21,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     for reason, counts in summary["by_reason"].items():
         print(f"{reason:18}{counts['dropped']:>10,}{counts['relabelled']:>12,}")
     before, after = summary["rows_before"], summary["rows_after"]
-    told = ", ".join(f"{split} {after[split]:,} of {before[split]:,}" for split in before)
+    description = ", ".join(f"{split} {after[split]:,} of {before[split]:,}" for split in before)
     took = sum(summary["seconds"].values())
-    print(f"kept {sum(after.values()):,} of {sum(before.values()):,} images ({told}) in {took:.0f}s")
+    print(f"kept {sum(after.values()):,} of {sum(before.values()):,} images ({description}) in {took:.0f}s")
     output = summary["output"]
     print(f"audit: {output}/audit.csv  next: landmark train {output}")

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 from landmark.config import CheckConfig, StatusConfig, UserError
 from landmark.diagnostics.checks import findings_of
-from landmark.diagnostics.dashboard import dashboard_url, door_findings, jobs_of
+from landmark.diagnostics.dashboard import authentication_findings, dashboard_url, jobs_of
 from landmark.diagnostics.inspect import NodeFacts, survey
 from landmark.diagnostics.status import status_text
 from landmark.environment import package_versions
 from landmark.runtime import connect
 from landmark.table import aligned
-from landmark.training.distributed.capacity import cluster_nodes, effective_workers, need_of, room_for
+from landmark.training.distributed.capacity import capacity_for, cluster_nodes, effective_workers, resource_request
 
-MOST_TRIALS = 10_000
+MAX_TRIALS = 10_000
 GIB = 2**30
 
 
@@ -22,15 +22,15 @@ def check(config: CheckConfig) -> None:
     connect(config.cluster)
     nodes = survey(config.timeout_s, read=config.dataset, write=config.output)
     findings = findings_of(nodes, {"python": platform.python_version(), **package_versions()})
-    findings += door_findings(dashboard_url())
+    findings += authentication_findings(dashboard_url())
     print(check_text(nodes))
     for finding in findings:
         print(finding)
-    need = need_of(effective_workers(config.workers, [config.loader]), config.loader)
+    need = resource_request(effective_workers(config.workers, [config.loader]), config.loader)
     cpus, gpus = (sum(parts) for parts in zip(*cluster_nodes(), strict=True))
-    print(f"schedulable: {cpus:g} CPUs and {gpus:g} GPUs; a run or trial requires {need.told()}")
-    room = room_for(need, "a run", MOST_TRIALS)
-    print(f"capacity: {room:,} runs or trials at a time")
+    print(f"schedulable: {cpus:g} CPUs and {gpus:g} GPUs; a run or trial requires {need.describe()}")
+    capacity = capacity_for(need, "a run", MAX_TRIALS)
+    print(f"capacity: {capacity:,} runs or trials at a time")
     if errors := sum(finding.severity == "error" for finding in findings):
         raise UserError(f"{errors} problems can make runs fail; fix the errors listed above")
 

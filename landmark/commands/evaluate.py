@@ -3,7 +3,7 @@
 from typing import Any
 
 from landmark.checkpoints.format import read_meta, resolve_checkpoint
-from landmark.config import EvaluateConfig, UserError
+from landmark.config import NEIGHBORS, EvaluateConfig, UserError
 from landmark.data.dataset import PackedDataset
 from landmark.data.subset_view import open_dataset
 from landmark.evaluation.comparison import compare
@@ -43,7 +43,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         compared = compare(
             found.predictions,
             against.predictions,
-            found.tally.topk,
+            found.accumulator.topk,
             samples=config.bootstrap or 1000,
             groups=found.groups,
         )
@@ -55,7 +55,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def output_of(config: EvaluateConfig) -> Location:
     """Return the output folder of an evaluation."""
-    name = f"evaluation-{config.split}" + ("-neighbours" if config.by == "neighbours" else "")
+    name = f"evaluation-{config.split}" + ("-knn" if config.by == "knn" else "")
     return locate(config.output) if config.output else locate(config.run) / name
 
 
@@ -66,12 +66,12 @@ def _evaluate(
         topk=config.topk,
         batch_size=config.batch_size,
         by=config.by,
-        neighbours=config.neighbours,
+        neighbors=config.neighbors or NEIGHBORS,
         gallery=gallery,
         distractors=locate(config.distractors) if config.distractors else None,
         max_megapixels=config.max_megapixels,
         samples=config.bootstrap,
-        damaged=config.damaged,
+        corrupt=config.corrupt,
         replicas=find_replicas(config),
     )
     found = evaluate_checkpoint(checkpoint, dataset, config.split, settings, output=output)

@@ -6,7 +6,7 @@ from landmark.data.sources.listing import holds_dataset
 from landmark.data.subset_view import open_dataset
 from landmark.inference.job import find_replicas
 from landmark.inference.sources import FolderImages, Images, SplitImages, check_limit
-from landmark.retrieval.gallery import GALLERY, Gallery, made_gallery
+from landmark.retrieval.gallery import GALLERY, Gallery, build_gallery
 from landmark.storage import locate
 
 
@@ -17,7 +17,7 @@ def index(config: IndexConfig) -> Gallery:
     dataset = open_dataset(config.dataset) if config.dataset else None
     replicas = find_replicas(config)
     images = _images(config) if config.add else None
-    gallery = made_gallery(checkpoint, place, dataset, replicas, config.batch_size, config.damaged)
+    gallery = build_gallery(checkpoint, place, dataset, replicas, config.batch_size, config.corrupt)
     if images is not None:
         added = gallery.add(images, replicas, config.batch_size)
         if added.images:
@@ -27,7 +27,7 @@ def index(config: IndexConfig) -> Gallery:
         print(f"added {added.images:,} images and {added.classes:,} new classes{skipped}{lost}")
     assert gallery.index is not None
     print(f"{len(gallery):,} images of {len(gallery.classes):,} classes, {gallery.index.ndim} dimensions")
-    print(f"gallery: {place}  next: landmark predict {config.run} IMAGE --by neighbours")
+    print(f"gallery: {place}  next: landmark predict {config.run} IMAGE --by knn")
     return gallery
 
 
@@ -36,5 +36,5 @@ def _images(config: IndexConfig) -> Images:
     place = locate(config.add)
     if holds_dataset(place):
         check_limit(place, config.max_megapixels)
-        return SplitImages.of(open_dataset(config.add), "train", config.damaged)
+        return SplitImages.of(open_dataset(config.add), "train", config.corrupt)
     return FolderImages.of(place, max_megapixels=config.max_megapixels)

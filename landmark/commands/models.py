@@ -5,7 +5,7 @@ from typing import Any
 from landmark.config import ModelConfig, ModelsConfig, UserError
 from landmark.models.registry import count_parameters, model_info, model_names, stages_of
 
-REFERENCE_MODELS = ("deck_mlp", "deck_cnn_max", "deck_cnn_avg", "resnet50", "resnet101", "inception_v3")
+REFERENCE_MODELS = ("reference_mlp", "reference_cnn_max", "reference_cnn_avg", "resnet50", "resnet101", "inception_v3")
 
 
 def models(config: ModelsConfig) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from landmark.checkpoints.format import CheckpointMeta, read_meta, resolve_checkpoint
-from landmark.config import PredictConfig, UserError
+from landmark.config import NEIGHBORS, PredictConfig, UserError
 from landmark.data.dataset import PackedDataset
 from landmark.data.sources.listing import holds_dataset
 from landmark.data.subset_view import open_dataset
@@ -18,7 +18,7 @@ from landmark.evaluation.predictions import Predictions, as_lists
 from landmark.inference.job import PARTS, Job, Replicas, find_replicas, infer
 from landmark.inference.model import ImageLike, Model, Prediction, load
 from landmark.inference.sources import FolderImages, Images, SplitImages, check_limit
-from landmark.retrieval.gallery import GALLERY, Gallery, made_gallery
+from landmark.retrieval.gallery import GALLERY, Gallery, build_gallery
 from landmark.storage import Location, check_writable, locate
 from landmark.storage.tables import write_csv, write_table
 
@@ -26,7 +26,7 @@ PRINTED = 1000
 """Maximum number of images whose predictions are printed; more images need --output."""
 STDIN = "-"
 TABLE_OPTIONS = (
-    "format", "embeddings", "split", "replicas", "cpus", "batch_size", "damaged", "max_megapixels", "cluster",
+    "format", "embeddings", "split", "replicas", "cpus", "batch_size", "corrupt", "max_megapixels", "cluster",
 )  # fmt: skip
 """Options that apply only to written predictions."""
 
@@ -46,7 +46,7 @@ def print_predictions(config: PredictConfig) -> list[dict[str, Any]]:
     """Print the top-k predictions per image, and whether it probably shows no landmark; returns them."""
     _refuse_tables_options(config)
     model = load(config.run)
-    gallery = model.gallery(config.gallery) if config.by == "neighbours" else None
+    gallery = model.gallery(config.gallery) if config.by == "knn" else None
     found: list[dict[str, Any]] = []
     for name, image in _named_images(config):
         try:
@@ -81,9 +81,9 @@ def _best(model: Model, image: ImageLike, config: PredictConfig, gallery: Galler
     if gallery is None:
         return model.predict(image, config.top_k)
     embeddings = model.embed(image)[None].astype(np.float16)
-    guesses, scores, _, _ = gallery.guesses(embeddings, config.neighbours, config.top_k)
+    top_k_labels, scores, _, _ = gallery.classify(embeddings, config.neighbors or NEIGHBORS, config.top_k)
     names = gallery.names
-    pairs = zip(guesses[0].tolist(), scores[0].tolist(), strict=True)
+    pairs = zip(top_k_labels[0].tolist(), scores[0].tolist(), strict=True)
     return [Prediction(label, names[label], score) for label, score in pairs if score > 0]
 
 
@@ -127,27 +127,27 @@ def write_predictions(config: PredictConfig) -> tuple[pa.Table, dict[str, str]]:
     output = locate(config.output)
     check_writable(output)
     dataset = _trained_on(meta)
-    by_neighbours = config.by == "neighbours"
+    by_knn = config.by == "knn"
     replicas = find_replicas(config)
     images = _images(config, dataset)
-    gallery = _gallery(config, checkpoint, replicas) if by_neighbours else None
+    gallery = _gallery(config, checkpoint, replicas) if by_knn else None
     job = Job(
         checkpoint=checkpoint.uri,
         images=images,
-        guesses=config.top_k,
+        top_k=config.top_k,
         batch_size=config.batch_size,
         labelled=False,
-        embeddings=config.embeddings or by_neighbours,
+        embeddings=config.embeddings or by_knn,
     )
     found = infer(job, output, replicas=replicas, doing="predicting")
     predictions = found.predictions
     if not len(predictions):
         raise UserError(f"{config.images[0]}: no readable image; give a folder of images, or a packed dataset")
     if gallery is not None:
-        table = _by_neighbours(predictions, gallery, config)
+        table = _by_knn(predictions, gallery, config)
     else:
         classes = dataset.labels if dataset is not None else pa.table({"name": meta.classes})
-        table = as_table(predictions.image_ids, predictions.guesses, predictions.scores, classes, config.reject)
+        table = as_table(predictions.image_ids, predictions.top_k_labels, predictions.scores, classes, config.reject)
     places = {"predictions": str(output / f"predictions.{config.format}")}
     (write_csv if config.format == "csv" else write_table)(output / f"predictions.{config.format}", table)
     if config.embeddings:
@@ -168,35 +168,37 @@ def write_predictions(config: PredictConfig) -> tuple[pa.Table, dict[str, str]]:
 
 
 def as_table(
-    image_ids: np.ndarray, guesses: np.ndarray, scores: np.ndarray, classes: pa.Table, reject: float
+    image_ids: np.ndarray, top_k_labels: np.ndarray, scores: np.ndarray, classes: pa.Table, reject: float
 ) -> pa.Table:
     """Return predictions as flat columns: image_id, label, landmark_id, name, score; then name_2, score_2 and so on.
 
-    guesses: predicted labels, int (n, k). scores: float (n, k). classes: one row per label, with the columns name and, if
+    top_k_labels: predicted labels, int (n, k). scores: float (n, k). classes: one row per label, with the columns name and, if
     known, landmark_id. Images with a score below `reject` have label -1, and null as landmark_id and name. Lower-ranked
     predictions that no neighbour voted for have a null name.
     """
     known = pa.array(scores[:, 0] >= reject)
     columns = {
         "image_id": pa.array(image_ids, pa.string()),
-        "label": pc.if_else(known, pa.array(guesses[:, 0]), pa.scalar(-1, pa.int32())),
+        "label": pc.if_else(known, pa.array(top_k_labels[:, 0]), pa.scalar(-1, pa.int32())),
     }
     for name in ("landmark_id", "name"):
         if name in classes.column_names:
-            values = classes[name].combine_chunks().take(pa.array(guesses[:, 0]))
+            values = classes[name].combine_chunks().take(pa.array(top_k_labels[:, 0]))
             columns[name] = pc.if_else(known, values, pa.scalar(None, values.type))
     columns["score"] = pa.array(scores[:, 0])
-    for place in range(1, guesses.shape[1]):
-        voted = pa.array(guesses[:, place], mask=scores[:, place] == 0)
+    for place in range(1, top_k_labels.shape[1]):
+        voted = pa.array(top_k_labels[:, place], mask=scores[:, place] == 0)
         columns[f"name_{place + 1}"] = classes["name"].combine_chunks().take(voted)
         columns[f"score_{place + 1}"] = pa.array(scores[:, place])
     return pa.table(columns)
 
 
-def _by_neighbours(predictions: Predictions, gallery: Gallery, config: PredictConfig) -> pa.Table:
+def _by_knn(predictions: Predictions, gallery: Gallery, config: PredictConfig) -> pa.Table:
     assert predictions.embeddings is not None
-    guesses, scores, nearest, cosines = gallery.guesses(predictions.embeddings, config.neighbours, config.top_k)
-    table = as_table(predictions.image_ids, guesses, scores, gallery.classes, config.reject)
+    top_k_labels, scores, nearest, cosines = gallery.classify(
+        predictions.embeddings, config.neighbors or NEIGHBORS, config.top_k
+    )
+    table = as_table(predictions.image_ids, top_k_labels, scores, gallery.classes, config.reject)
     table = table.append_column("nearest_image", gallery.image_ids.take(pa.array(nearest)))
     return table.append_column("nearest_cosine", pa.array(cosines))
 
@@ -215,10 +217,10 @@ def _images(config: PredictConfig, dataset: PackedDataset | None) -> Images:
     place = locate(given)
     if holds_dataset(place):
         check_limit(place, config.max_megapixels)
-        return SplitImages.of(open_dataset(given), config.split, config.damaged)
+        return SplitImages.of(open_dataset(given), config.split, config.corrupt)
     return FolderImages.of(place, dataset, config.max_megapixels, output=locate(config.output))
 
 
 def _gallery(config: PredictConfig, checkpoint: Location, replicas: Replicas) -> Gallery:
     place = locate(config.gallery) if config.gallery else locate(config.run) / GALLERY
-    return made_gallery(checkpoint, place, None, replicas, config.batch_size, config.damaged)
+    return build_gallery(checkpoint, place, None, replicas, config.batch_size, config.corrupt)

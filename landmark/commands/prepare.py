@@ -27,7 +27,7 @@ def prepare(config: PrepareConfig) -> PackingResult | None:
     result = pack_dataset(locate(config.output), source, config)
     if result.packed:
         (locate(config.output) / "config.yaml").write_text(to_yaml(config))
-    _tell(result)
+    _print_result(result)
     return result
 
 
@@ -65,7 +65,7 @@ def _source(config: PrepareConfig) -> Source:
     return DatasetSource(locate(config.dataset.path).uri, config.subset, config.seed)
 
 
-def _tell(result: PackingResult) -> None:
+def _print_result(result: PackingResult) -> None:
     for note in result.notes:
         print(f"note: {note}")
     manifest = result.dataset.manifest
@@ -80,7 +80,7 @@ def _tell(result: PackingResult) -> None:
     rows = ", ".join(f"{name} {entry.rows:,}" for name, entry in manifest.splits.items())
     print(f"{manifest.classes:,} classes; images: {rows}; {result.bytes_out / 2**20:,.1f} MiB written")
     where = result.dataset.location
-    _tell_classes(result.dataset)
+    _print_classes(result.dataset)
     if result.rejects:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in result.rejects.items())
         print(f"rejected: {reasons}; each is listed in {where / 'rejects.parquet'}")
@@ -97,7 +97,7 @@ def next_command(result: PackingResult) -> str:
     return f"landmark tune {where} --space {'modern' if images >= LARGE else 'small'}, or landmark train {where}"
 
 
-def _tell_classes(dataset: PackedDataset) -> None:
+def _print_classes(dataset: PackedDataset) -> None:
     """Print the number of images per class, and write a plot of it to the dataset's folder."""
     counts, names = dataset.labels["images"].to_numpy(), dataset.class_names
     most, least = int(counts.argmax()), int(counts.argmin())

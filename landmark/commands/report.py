@@ -4,8 +4,8 @@ import json
 
 from landmark.checkpoints.format import INDEX
 from landmark.config import ReportConfig, UserError, mask_credentials
-from landmark.reporting.report import write_deck, write_report
-from landmark.reporting.study.reference_study import deck_text
+from landmark.reporting.report import write_reference, write_report
+from landmark.reporting.study.reference_study import reference_text
 from landmark.reporting.tables import as_text, read_csv
 from landmark.search.state.snapshot import driver_of, is_study, write_snapshot
 from landmark.storage import Location, NotFound, check_writable, locate
@@ -17,14 +17,14 @@ SNAPSHOT = "snapshot"
 
 def report(config: ReportConfig) -> Location:
     """Write the report, print the summary and the location; returns the location of the page or summary."""
-    run = locate(str(config.run or config.deck))
+    run = locate(str(config.run or config.reference))
     output = locate(config.output) if config.output else run / "report"
     if run.exists():
         check_writable(output)
-    if config.deck:
-        place, table = write_deck(run, output)
-        print(deck_text(table))
-        print(f"deck: {place}")
+    if config.reference:
+        place, table = write_reference(run, output)
+        print(reference_text(table))
+        print(f"reference: {place}")
         return place
     page = write_report(_as_now(run, output), output, cleaned=config.cleaned, price_per_hour=config.price_per_hour)
     if (output / "model_summary.csv").exists():

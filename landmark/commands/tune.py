@@ -10,7 +10,7 @@ from landmark.search.loggers import check_loggers
 from landmark.search.results import write_results
 from landmark.search.spaces.samplers import preview
 from landmark.search.state.leaderboard import leaderboard_text
-from landmark.search.state.study_lock import Lease
+from landmark.search.state.study_lock import StudyLock
 from landmark.search.study import Study, plan_study, room_of, run_trials
 from landmark.training.distributed.ray_train import gpus_per_worker
 
@@ -22,7 +22,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     if config.dry_run:
         print(dry_run(study))
         return {}
-    with Lease(study.location) as lease:
+    with StudyLock(study.location) as lease:
         outcome = run_trials(study, lease)
         if outcome.terminated:
             raise Stopped(STOPPED)
@@ -41,15 +41,15 @@ def tune(config: TuneConfig) -> dict[str, Any]:
 def dry_run(study: Study) -> str:
     """Return the trials that a study would run on its cluster, and their estimated cost, as text."""
     connect(study.config.cluster)
-    room = room_of(study)
+    capacity = room_of(study)
     return dry_run_text(
         study.space,
         preview(study.proposals),
         study.datasets,
-        workers=room.workers.most,
-        resources=room.requires(),
-        at_a_time=room.slots,
-        gpu=gpus_per_worker(room.workers.gpus) > 0,
+        workers=capacity.workers.most,
+        resources=capacity.requires(),
+        at_a_time=capacity.slots,
+        gpu=gpus_per_worker(capacity.workers.gpus) > 0,
     )
 
 

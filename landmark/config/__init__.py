@@ -2,7 +2,7 @@
 
 from landmark.config.commands.cleaning import CleanConfig, DuplicatesConfig, NoiseConfig, QualityConfig
 from landmark.config.commands.cluster import CheckConfig, StatusConfig
-from landmark.config.commands.evaluation import EvaluateConfig, IndexConfig, InferenceConfig, PredictConfig
+from landmark.config.commands.evaluation import NEIGHBORS, EvaluateConfig, IndexConfig, InferenceConfig, PredictConfig
 from landmark.config.commands.information import DoctorConfig, ModelsConfig, RecipesConfig, ShowConfig, SpacesConfig
 from landmark.config.commands.prepare import (
     ClusterConfig,
@@ -45,6 +45,7 @@ from landmark.config.subset import (
 )
 
 __all__ = [
+    "NEIGHBORS",
     "STOPPED",
     "AugmentConfig",
     "BudgetConfig",

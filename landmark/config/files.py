@@ -4,18 +4,29 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import pydantic
 import yaml
 
 from landmark.config.errors import UserError, nearest
+from landmark.config.renamed import VALUES, current_key, current_value
 from landmark.config.secrets import mask_credentials
 from landmark.config.text import read_text
 
+if TYPE_CHECKING:
+    import pydantic
+
 T = TypeVar("T")
-# pydantic's validator of a type. Creating one takes ten times as long as using it.
-_adapter: Callable[[Any], pydantic.TypeAdapter[Any]] = functools.cache(pydantic.TypeAdapter)
+
+
+def _new_adapter(kind: Any) -> "pydantic.TypeAdapter[Any]":
+    import pydantic  # a third of the time of `--help`, which does not need it
+
+    return pydantic.TypeAdapter(kind)
+
+
+_adapter: Callable[[Any], "pydantic.TypeAdapter[Any]"] = functools.cache(_new_adapter)
+"""pydantic's validator of a type. Creating one takes ten times as long as using it."""
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -89,22 +100,34 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], source: str) -> T:
 
     Raises UserError with the source, the dotted key, the expected value and the most similar valid key.
     """
-    _refuse_unknown_keys(kind, values, source, "")
+    values = _with_current_names(kind, values, source, "")
+    from pydantic import ValidationError
+
     try:
         return _adapter(kind).validate_python(values)
-    except pydantic.ValidationError as error:
+    except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{source}: {_explain(first)}") from None
 
 
-def _refuse_unknown_keys(kind: Any, values: Mapping[str, Any], source: str, prefix: str) -> None:
+def _with_current_names(kind: Any, values: Mapping[str, Any], source: str, prefix: str) -> dict[str, Any]:
+    """Return the values with the key names of this version. Raises UserError for a key that no version has."""
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
-    for key, value in values.items():
+    current = {}
+    for given, value in values.items():
+        key = given if given in fields else str(current_key(f"{prefix}{given}", source)).removeprefix(prefix)
         if key not in fields:
-            raise UserError(f"{source}: unknown key '{prefix}{key}'; {nearest(str(key), fields)}")
+            raise UserError(f"{source}: unknown key '{prefix}{given}'; {nearest(str(given), fields)}")
+        if key in current or (key != given and key in values):
+            raise UserError(f"{source}: '{prefix}{given}' is now '{prefix}{key}', and both are set; remove the first")
         nested = fields[key]
         if dataclasses.is_dataclass(nested) and isinstance(value, Mapping):
-            _refuse_unknown_keys(nested, value, source, f"{prefix}{key}.")
+            current[key] = _with_current_names(nested, value, source, f"{prefix}{key}.")
+        elif key in VALUES:
+            current[key] = current_value(f"{prefix}{key}", value, source)
+        else:
+            current[key] = value
+    return current
 
 
 def _explain(error: Any) -> str:

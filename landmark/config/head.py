@@ -22,7 +22,7 @@ class HeadConfig:
     margin: float | None = None
     """Additive margin, a cosine (cosface) or radians (arcface, subcenter). In training, cosface subtracts it from the
     cosine of an image's own class. arcface and subcenter add it to the angle. [default: 0.35 for cosface, else 0.5]"""
-    margin_least: float | None = None
+    min_margin: float | None = None
     """Dynamic margin of the class with the most training images. Dynamic margins (arXiv 2010.05350) are a *
     images^-margin_power + b. The class with the fewest training images has the margin model.head.margin. [default: the
     same margin for all classes]"""
@@ -38,7 +38,7 @@ class HeadConfig:
     def __post_init__(self) -> None:
         require(self.scale > 0, f"model.head.scale is {self.scale}; expected above 0")
         if self.name == "linear":
-            for key in ("margin", "margin_least"):
+            for key in ("margin", "min_margin"):
                 require(
                     getattr(self, key) is None,
                     f"model.head.{key} is {getattr(self, key)}, but a linear head has no margin; choose another head, or remove it",
@@ -46,8 +46,8 @@ class HeadConfig:
         else:
             require(0 <= self.own_margin() < 1, f"model.head.margin is {self.margin}; expected 0 to below 1")
             require(
-                self.margin_least is None or 0 <= self.margin_least <= self.own_margin(),
-                f"model.head.margin_least is {self.margin_least}; expected 0 to margin ({self.own_margin()})",
+                self.min_margin is None or 0 <= self.min_margin <= self.own_margin(),
+                f"model.head.min_margin is {self.min_margin}; expected 0 to margin ({self.own_margin()})",
             )
         require(self.margin_power > 0, f"model.head.margin_power is {self.margin_power}; expected above 0")
         require(self.subcenters >= 1, f"model.head.subcenters is {self.subcenters}; expected 1 or more")

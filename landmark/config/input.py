@@ -34,7 +34,7 @@ class LoaderConfig:
     """CPUs that Ray reserves for each decoding actor (decode data)."""
     decoders: int = 1
     """Decoding actors per training process (decode data)."""
-    damaged: Literal["stop", "skip"] = "stop"
+    corrupt: Literal["stop", "skip"] = "stop"
     """Handling of missing or corrupt shards and images that cannot be decoded. stop ends with an error. skip continues
     without these images and counts them as lost_images. In training, images that were read before replace them. In
     evaluation, fewer images count."""
@@ -81,7 +81,7 @@ class AugmentConfig:
     cutmix: float = 0.0
     """CutMix alpha, the parameter of the Beta distribution, 0 for none. Yun et al. 2019 describe the method. If MixUp
     is also on, each batch uses one of the two at random."""
-    mix_share: float = 1.0
+    mix_prob: float = 1.0
     """Fraction of batches that are mixed, if mixup or cutmix is above 0."""
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ class AugmentConfig:
         )
         for name in ("mixup", "cutmix"):
             require(getattr(self, name) >= 0, f"augment.{name} is {getattr(self, name)}; expected 0 or more")
-        for name in ("erasing", "mix_share"):
+        for name in ("erasing", "mix_prob"):
             require(0 <= getattr(self, name) <= 1, f"augment.{name} is {getattr(self, name)}; expected 0 to 1")
 
 

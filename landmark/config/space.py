@@ -103,7 +103,7 @@ class SpaceConfig:
     metric: Literal["val_top1", "val_top5", "val_macro_recall", "val_loss"] = "val_top1"
     """Metric that compares trials, and `monitor` of each trial. For val_loss, lower is better."""
     base: str | None = None
-    """Recipe that all trials start from, deck, modern, finetune or a YAML file. `--recipe` replaces it. [default: the
+    """Recipe that all trials start from, reference, modern, finetune or a YAML file. `--recipe` replaces it. [default: the
     defaults of all options]"""
     recipe: dict[str, Any] = field(default_factory=dict)
     """Options that all trials have in common, as nested keys. They override `base`, and the command line overrides

@@ -37,14 +37,14 @@ class Gldv2Config:
     attribution: bool = False
     """Add the author and license of each image to the catalog. They are read from train_attribution.csv. Filtering by
     license requires them."""
-    max_fault_share: float = 0.01
+    max_fault_fraction: float = 0.01
     """Maximum fraction of malformed, duplicate or missing rows. Above it, the command ends with an error."""
 
     def __post_init__(self) -> None:
         require(self.tars >= 1, f"gldv2.tars is {self.tars}; expected 1 or more")
         require(
-            0 <= self.max_fault_share <= 1,
-            f"gldv2.max_fault_share is {self.max_fault_share}; expected a fraction from 0 to 1",
+            0 <= self.max_fault_fraction <= 1,
+            f"gldv2.max_fault_fraction is {self.max_fault_fraction}; expected a fraction from 0 to 1",
         )
 
 
@@ -91,7 +91,7 @@ class SubsetConfig:
         )
         require(0 <= self.tail <= 2, f"subset.tail is {self.tail}; expected 0 to 2")
 
-    def keeps_all(self) -> bool:
+    def keeps_all_images(self) -> bool:
         """Return whether the subset keeps all images."""
         return dataclasses.replace(self, rule=SubsetConfig.rule) == SubsetConfig()
 

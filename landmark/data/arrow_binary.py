@@ -10,7 +10,7 @@ INLINE = 12
 _VIEW = np.dtype([("size", "<i4"), ("start", "V4"), ("buffer", "<i4"), ("offset", "<i4")])
 
 
-def reordered(table: pa.Table, column: str, order: np.ndarray) -> pa.Table:
+def take_zero_copy(table: pa.Table, column: str, order: np.ndarray) -> pa.Table:
     """Return the table's rows in an order, int64 (n,), without copying the values of one column (large binary, no
     nulls).
 

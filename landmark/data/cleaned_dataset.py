@@ -9,14 +9,14 @@ import pyarrow.compute as pc
 
 from landmark.config import UserError
 from landmark.data.dataset import SCHEMA_VERSION, PackedDataset
-from landmark.data.dataset_view import COLUMNS, Chosen
+from landmark.data.dataset_view import COLUMNS, FilteredDataset
 from landmark.storage import Location, NotFound
 from landmark.storage.tables import read_table
 
 KEPT_SCHEMA = pa.schema([("split", pa.string()), ("sample", pa.int64()), ("label", pa.int32())])
 
 
-class CleanedDataset(Chosen):
+class CleanedDataset(FilteredDataset):
     """A cleaned dataset as `landmark clean` writes it, a filtered view of a packed dataset with some corrected labels.
 
     Pixels, shards, sample numbers, `location` and `manifest` are those of the packed dataset.
@@ -74,9 +74,9 @@ def _joined(base: PackedDataset, kept: pa.Table) -> pa.Table:
     table = base.full_catalog(COLUMNS)
     parts = []
     for split, entry in base.manifest.splits.items():
-        mine = kept.filter(pc.field("split") == split)
+        split_rows = kept.filter(pc.field("split") == split)
         labels = np.full(entry.rows, -1, dtype=np.int32)
-        labels[mine["sample"].to_numpy()] = mine["label"].to_numpy()
+        labels[split_rows["sample"].to_numpy()] = split_rows["label"].to_numpy()
         rows = table.filter(pc.field("split") == split).sort_by("sample").filter(pa.array(labels >= 0))
         new = pa.array(labels[labels >= 0])
         ids = landmark_ids.take(new).cast(rows.schema.field("landmark_id").type)

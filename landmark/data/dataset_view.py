@@ -14,7 +14,7 @@ from landmark.storage.tables import read_table
 COLUMNS = ["sample", "image_id", "landmark_id", "label", "split"]
 
 
-class Chosen(PackedDataset):
+class FilteredDataset(PackedDataset):
     """A filtered view of a packed dataset, with the same interface.
 
     Each image keeps its split and its sample number. Labels are renumbered 0 to k - 1, in the order of the dataset's

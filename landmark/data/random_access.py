@@ -7,15 +7,15 @@ import numpy as np
 import simplejpeg
 
 from landmark.data.dataset import SPLITS, PackedDataset
-from landmark.data.loading.plan import RowGroups, Unit
-from landmark.data.loading.reader import UnitReader
+from landmark.data.loading.plan import ReadTask, RowGroups
+from landmark.data.loading.reader import RowGroupReader
 from landmark.data.sources.image_files import fault_of
 
 THUMBNAIL_SIDE = 112
 THUMBNAIL_QUALITY = 70
 
 
-class Pictures:
+class ImageReader:
     """Reads single images of a dataset. Images of one row group are read together.
 
     splits, samples: the location of each row, as index into SPLITS (n,) and sample number int64 (n,).
@@ -26,7 +26,7 @@ class Pictures:
         self.splits = splits
         self.samples = samples
         self._groups: dict[int, RowGroups] = {}
-        self._readers: dict[int, UnitReader] = {}
+        self._readers: dict[int, RowGroupReader] = {}
 
     def read(self, rows: Iterable[int]) -> dict[int, bytes]:
         """Return the images of rows. Images that cannot be read are left out."""
@@ -34,21 +34,21 @@ class Pictures:
         found: dict[int, bytes] = {}
         for split in np.unique(self.splits[wanted]).tolist():
             groups = self._groups_of(split)
-            mine = wanted[self.splits[wanted] == split]
-            group = np.searchsorted(groups.first_sample, self.samples[mine], side="right") - 1
+            split_rows = wanted[self.splits[wanted] == split]
+            group = np.searchsorted(groups.first_sample, self.samples[split_rows], side="right") - 1
             for index in np.unique(group).tolist():
-                part = mine[group == index]
+                part = split_rows[group == index]
                 part = part[np.argsort(self.samples[part])]
                 first = int(groups.first_sample[index])
                 inside = self.samples[part] - first
-                unit = Unit(
+                task = ReadTask(
                     shard=int(groups.shard[index]),
                     row_group=int(groups.row_group[index]),
                     first_sample=first,
                     rows=inside,
                     draws=self.samples[part],
                 )
-                images = self._readers[split].read(unit)["image"].to_pylist()
+                images = self._readers[split].read(task)["image"].to_pylist()
                 found.update({row: data for row, data in zip(part.tolist(), images, strict=True) if data is not None})
         return found
 
@@ -56,7 +56,7 @@ class Pictures:
         if split not in self._groups:
             name = SPLITS[split]
             self._groups[split] = RowGroups.of(self.dataset, name)
-            self._readers[split] = UnitReader(
+            self._readers[split] = RowGroupReader(
                 self.dataset.location, [shard.path for shard in self.dataset.split(name).shards]
             )
         return self._groups[split]

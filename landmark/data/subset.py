@@ -181,11 +181,11 @@ def _landmark_mask(table: pa.Table, place: Location) -> np.ndarray:
     column = table["landmark_id"]
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     known = pc.unique(column).cast(kind).cast(pa.string())
-    strange = wanted.filter(pc.invert(pc.is_in(wanted, known))).to_pylist()
-    if strange:
-        first = min(strange, key=lines.__getitem__)
+    unknown_ids = wanted.filter(pc.invert(pc.is_in(wanted, known))).to_pylist()
+    if unknown_ids:
+        first = min(unknown_ids, key=lines.__getitem__)
         raise UserError(
-            f"{place}: {len(strange)} of {len(wanted)} landmark ids are not in the dataset, such as {first!r} "
+            f"{place}: {len(unknown_ids)} of {len(wanted)} landmark ids are not in the dataset, such as {first!r} "
             f"(line {lines[first]}); remove them from the file"
         )
     return pc.is_in(column.cast(kind), wanted.cast(kind)).to_numpy(zero_copy_only=False)

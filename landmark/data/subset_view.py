@@ -8,12 +8,12 @@ import pyarrow as pa
 from landmark.config import SubsetConfig, UserError
 from landmark.data.cleaned_dataset import CleanedDataset
 from landmark.data.dataset import SELECTION_KIND, PackedDataset
-from landmark.data.dataset_view import COLUMNS, Chosen
+from landmark.data.dataset_view import COLUMNS, FilteredDataset
 from landmark.data.subset import select_images, tail_images
 from landmark.storage import Damaged, NotFound, locate
 
 
-class Selection(Chosen):
+class Selection(FilteredDataset):
     """A subset of a packed or cleaned dataset. Classes are chosen over all splits, a long tail applies only to the
     train split."""
 
@@ -43,4 +43,4 @@ def open_dataset(uri: str, subset: SubsetConfig | None = None, seed: int = 0) ->
         values = {}
     is_cleaned = isinstance(values, dict) and values.get("kind") == SELECTION_KIND
     dataset = CleanedDataset.of(location, values) if is_cleaned else PackedDataset.open(uri)
-    return dataset if subset is None or subset.keeps_all() else Selection(dataset, subset, seed)
+    return dataset if subset is None or subset.keeps_all_images() else Selection(dataset, subset, seed)

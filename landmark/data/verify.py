@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from landmark.config import UserError
 from landmark.data.dataset import PackedDataset, ShardEntry
-from landmark.data.loading.prefetch import run_ahead
+from landmark.data.loading.prefetch import ordered_prefetch
 from landmark.data.threads import DaemonPool
 from landmark.progress import Progress
 from landmark.storage import NotFound
@@ -48,7 +48,7 @@ def verify_dataset(dataset: PackedDataset) -> Iterator[str]:
     pieces = list(_pieces(dataset, tables.get("catalog")))
     progress = Progress("verifying", sum(piece.entry.bytes for piece in pieces) >> 20, "MiB")
     with DaemonPool(THREADS, "landmark-verify") as pool:
-        checked = run_ahead(lambda piece: pool.submit(_check_shard, dataset, piece), pieces, THREADS)
+        checked = ordered_prefetch(lambda piece: pool.submit(_check_shard, dataset, piece), pieces, THREADS)
         for piece, problems in zip(pieces, checked, strict=True):
             progress.update(piece.entry.bytes >> 20)
             if problems:

@@ -11,7 +11,7 @@ Severity = Literal["error", "warning"]
 MUST_AGREE = ("python", "ray", "torch", "torchvision", "landmark")
 """Packages whose versions must match across a run's processes, which exchange objects, weights and collectives."""
 GIB = 2**30
-LEAST_STORE, LEAST_DISK = GIB // 4, 10 * GIB
+MIN_STORE, MIN_DISK = GIB // 4, 10 * GIB
 CLOCK_WARNING_S, CLOCK_ERROR_S = 2.0, 300.0
 """Clock differences, seconds. S3 rejects requests whose signing time is off by 15 minutes; logs get hard to read earlier."""
 CPUS_A_GPU = 4
@@ -52,13 +52,13 @@ def findings_of(nodes: Sequence[NodeFacts], driver: Mapping[str, str]) -> list[F
 
 
 def _storage(nodes: Iterable[NodeFacts]) -> list[Finding]:
-    def told(node: NodeFacts) -> list[str]:
+    def describe(node: NodeFacts) -> list[str]:
         return [reason for reason in node.storage.values() if reason is not None]
 
     return _grouped(
         nodes,
         "error",
-        lambda node: "; ".join(told(node)),
+        lambda node: "; ".join(describe(node)),
         "{}; give this node credentials and network access to the storage",
     )
 
@@ -73,12 +73,12 @@ def _gpus(nodes: Sequence[NodeFacts]) -> list[Finding]:
     found = _grouped(nodes, "error", lacking, advice)
     kinds = Counter(name for node in nodes for name in node.devices)
     if len(kinds) > 1:
-        told = ", ".join(f"{count} x {name}" for name, count in kinds.most_common())
+        describe = ", ".join(f"{count} x {name}" for name, count in kinds.most_common())
         found.append(
             Finding(
                 severity="warning",
                 where="",
-                text=f"GPU types differ ({told}): each training step waits for the slowest GPU",
+                text=f"GPU types differ ({describe}): each training step waits for the slowest GPU",
             )
         )
     return found
@@ -103,15 +103,15 @@ def _room_for_objects(nodes: Sequence[NodeFacts]) -> list[Finding]:
                 f"its object store of {node.object_store / GIB:.1f} GiB exceeds /dev/shm ({node.shm / GIB:.1f} GiB) and is stored "
                 "on disk, which is much slower; enlarge /dev/shm (Kubernetes: an emptyDir of medium Memory)"
             )
-        if node.object_store < LEAST_STORE:
-            return f"its object store has {node.object_store >> 20} MiB, expected {LEAST_STORE >> 20} or more; raise --object-store-memory"
+        if node.object_store < MIN_STORE:
+            return f"its object store has {node.object_store >> 20} MiB, expected {MIN_STORE >> 20} or more; raise --object-store-memory"
         return ""
 
     def disk(node: NodeFacts) -> str:
-        if node.disk_free >= LEAST_DISK:
+        if node.disk_free >= MIN_DISK:
             return ""
         return (
-            f"{node.disk_free / GIB:.1f} GiB of disk free for spilling and logs, expected {LEAST_DISK // GIB} or more; "
+            f"{node.disk_free / GIB:.1f} GiB of disk free for spilling and logs, expected {MIN_DISK // GIB} or more; "
             "free disk space, or give Ray another --temp-dir"
         )
 
@@ -119,12 +119,12 @@ def _room_for_objects(nodes: Sequence[NodeFacts]) -> list[Finding]:
 
 
 def _feeding(nodes: Iterable[NodeFacts]) -> list[Finding]:
-    def told(node: NodeFacts) -> str:
+    def describe(node: NodeFacts) -> str:
         if not node.gpus or node.cpus >= CPUS_A_GPU * node.gpus:
             return ""
         return f"{node.cpus:g} CPUs for {node.gpus:g} GPUs, expected {CPUS_A_GPU} or more per GPU"
 
-    return _grouped(nodes, "warning", told, "{}; use larger machines, or decode on CPU nodes: --loader.decode data")
+    return _grouped(nodes, "warning", describe, "{}; use larger machines, or decode on CPU nodes: --loader.decode data")
 
 
 def _working_head(nodes: Sequence[NodeFacts]) -> list[Finding]:
@@ -151,12 +151,12 @@ def _versions(nodes: Sequence[NodeFacts], driver: Mapping[str, str]) -> list[Fin
 
 
 def _grouped(
-    nodes: Iterable[NodeFacts], severity: Severity, told: Callable[[NodeFacts], str], text: str
+    nodes: Iterable[NodeFacts], severity: Severity, describe: Callable[[NodeFacts], str], text: str
 ) -> list[Finding]:
-    """Return one finding per distinct text; told: returns a node's text, empty if it has no problem."""
+    """Return one finding per distinct text; describe: returns a node's text, empty if it has no problem."""
     groups: dict[str, list[str]] = {}
     for node in nodes:
-        if said := told(node):
+        if said := describe(node):
             groups.setdefault(said, []).append(node.address)
     return [
         Finding(severity=severity, where=_few(addresses), text=text.format(said)) for said, addresses in groups.items()

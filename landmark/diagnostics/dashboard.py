@@ -12,23 +12,23 @@ from ray.job_submission import JobSubmissionClient
 from landmark.config import UserError
 from landmark.diagnostics.checks import Finding
 
-KNOCK_TIMEOUT_S = 5.0
+PROBE_TIMEOUT_S = 5.0
 
 
 def dashboard_url() -> str | None:
     """Return the URL of the connected cluster's dashboard, or None if it has none."""
-    told = global_worker.gcs_client.internal_kv_get(b"webui:url", b"dashboard")
-    return f"http://{told.decode()}" if told else None
+    dashboard = global_worker.gcs_client.internal_kv_get(b"webui:url", b"dashboard")
+    return f"http://{dashboard.decode()}" if dashboard else None
 
 
-def door_findings(url: str | None) -> list[Finding]:
+def authentication_findings(url: str | None) -> list[Finding]:
     """Return an error if the dashboard answers without a token: it would run anyone's code (CVE-2023-48022)."""
     if url is None:
         return []
     try:
         # ProxyHandler({}) bypasses proxies: the address is inside the cluster.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"{url}/api/jobs/", timeout=KNOCK_TIMEOUT_S):
+        with opener.open(f"{url}/api/jobs/", timeout=PROBE_TIMEOUT_S):
             pass
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):

@@ -13,7 +13,7 @@ from landmark.progress import clock
 from landmark.table import aligned
 
 GIB = 2**30
-LONGEST_COMMAND = 60
+MAX_COMMAND_LENGTH = 60
 
 
 @dataclass(kw_only=True)
@@ -100,7 +100,9 @@ def _node_row(node: NodeFacts) -> tuple[str, ...]:
 def _job_row(job: Any) -> tuple[str, ...]:
     began, ended = (job.start_time or 0) / 1000, (job.end_time or 0) / 1000
     took = clock((ended or time.time()) - began) if began else "-"
-    command = job.entrypoint if len(job.entrypoint) <= LONGEST_COMMAND else f"{job.entrypoint[: LONGEST_COMMAND - 1]}…"
+    command = (
+        job.entrypoint if len(job.entrypoint) <= MAX_COMMAND_LENGTH else f"{job.entrypoint[: MAX_COMMAND_LENGTH - 1]}…"
+    )
     return job.submission_id, str(job.status.value).lower(), took, command
 
 

@@ -16,7 +16,7 @@ from landmark.evaluation.predictions import Predictions
 
 CONFIDENCE = 0.95
 MOVED = "moved"
-"""Key in `Resampled.metrics`: distance of the replicate's calibration gaps from those of all images."""
+"""Key in `BootstrapReplicates.metrics`: distance of the replicate's calibration gaps from those of all images."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -62,30 +62,30 @@ def resample(
     return {name: np.array([one[name] for one in found]) for name in found[0]}
 
 
-class Resampled:
+class BootstrapReplicates:
     """Computes the metrics of bootstrap replicates of one set of predictions. Invariant parts are computed once."""
 
     def __init__(self, predictions: Predictions, topk: tuple[int, ...]) -> None:
-        best, scores = predictions.guesses[:, 0], predictions.scores[:, 0]
-        known = predictions.known
-        right = predictions.top(1) & known
-        self.known = known.astype(np.float64)
-        self.hits = {f"top{k}": (predictions.top(k) & known).astype(np.float64) for k in topk}
+        best, scores = predictions.top_k_labels[:, 0], predictions.scores[:, 0]
+        has_landmark = predictions.has_landmark
+        correct = predictions.top(1) & has_landmark
+        self.has_landmark = has_landmark.astype(np.float64)
+        self.hits = {f"top{k}": (predictions.top(k) & has_landmark).astype(np.float64) for k in topk}
         self.order = gap_order(scores, predictions.image_ids, best)
-        self.right_places = np.flatnonzero(right[self.order])
-        self.stranger_places = np.flatnonzero(~known[self.order])
+        self.correct_places = np.flatnonzero(correct[self.order])
+        self.distractor_places = np.flatnonzero(~has_landmark[self.order])
         self.bins = confidence_bins(scores)
-        self.overconfidence = np.where(known, scores.astype(np.float64) - right, 0.0)
-        self.gaps = self._gaps(np.ones(len(best)), max(float(known.sum()), 1.0))
-        _, classes = np.unique(predictions.labels[known], return_inverse=True)
+        self.overconfidence = np.where(has_landmark, scores.astype(np.float64) - correct, 0.0)
+        self.gaps = self._gaps(np.ones(len(best)), max(float(has_landmark.sum()), 1.0))
+        _, classes = np.unique(predictions.labels[has_landmark], return_inverse=True)
         self.classes = int(classes.max(initial=-1)) + 1
         # Twice the class, plus one if the prediction is correct: one bincount gives both the images and hits per class.
-        self.of_landmarks = np.flatnonzero(known)
-        self.outcomes = 2 * classes + right[known]
+        self.of_landmarks = np.flatnonzero(has_landmark)
+        self.outcomes = 2 * classes + correct[has_landmark]
 
     def metrics(self, weights: np.ndarray) -> dict[str, float]:
         """Return all metrics of one replicate. weights: as returned by `weights_of`."""
-        landmarks = max(float(weights @ self.known), 1.0)
+        landmarks = max(float(weights @ self.has_landmark), 1.0)
         found = {name: float(weights @ hits) / landmarks for name, hits in self.hits.items()}
         found["macro_recall"] = self._macro_recall(weights)
         found |= self._ranked(weights, landmarks)
@@ -109,14 +109,14 @@ class Resampled:
         """Return GAP and, if there are images without a landmark, the rejection AUROC, from one sort of the scores."""
         drawn = weights[self.order]
         seen = np.cumsum(drawn)
-        right = drawn[self.right_places]
-        precision = np.cumsum(right) / np.maximum(seen[self.right_places], 1)
-        found = {"gap": float(precision @ right) / landmarks}
-        if len(self.stranger_places):
-            strangers = drawn[self.stranger_places]
-            total = np.cumsum(strangers)
-            above = seen[self.stranger_places] - total
-            found["rejection_auroc"] = float(above @ strangers) / (landmarks * max(float(total[-1]), 1.0))
+        correct = drawn[self.correct_places]
+        precision = np.cumsum(correct) / np.maximum(seen[self.correct_places], 1)
+        found = {"gap": float(precision @ correct) / landmarks}
+        if len(self.distractor_places):
+            distractors = drawn[self.distractor_places]
+            total = np.cumsum(distractors)
+            above = seen[self.distractor_places] - total
+            found["rejection_auroc"] = float(above @ distractors) / (landmarks * max(float(total[-1]), 1.0))
         return found
 
 
@@ -136,10 +136,12 @@ def intervals(
     """
     if len(np.unique(np.arange(len(predictions)) if groups is None else groups)) < 2:
         return {}
-    resampled = Resampled(predictions, topk)
+    resampled = BootstrapReplicates(predictions, topk)
     found = resample(len(predictions), samples, seed, resampled.metrics, groups)
-    known = predictions.known
-    chance = calibrated_errors(predictions.scores[known, 0], samples, seed, None if groups is None else groups[known])
+    has_landmark = predictions.has_landmark
+    chance = calibrated_errors(
+        predictions.scores[has_landmark, 0], samples, seed, None if groups is None else groups[has_landmark]
+    )
     ece = calibration_interval(resampled.gaps, found.pop(MOVED), chance)
     return {name: ece if name == "ece" else percentile_interval(values) for name, values in found.items()}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from landmark.config import UserError
-from landmark.evaluation.bootstrap import Interval, Resampled, percentile_interval, resample
+from landmark.evaluation.bootstrap import BootstrapReplicates, Interval, percentile_interval, resample
 from landmark.evaluation.metrics import gap, gap_order
 from landmark.evaluation.predictions import Predictions
 
@@ -30,20 +30,22 @@ class Difference:
 class Comparison:
     """Models a and b compared on the same images."""
 
-    both_right: int
+    both_correct: int
     only_a: int
     only_b: int
-    both_wrong: int
+    both_incorrect: int
     mcnemar_p: float
     """p-value: probability of such a difference if both models are equally accurate (McNemar 1947)."""
     differences: dict[str, Difference]
     """By metric: top-k and gap."""
     table: pa.Table
-    """One row per image: sample, image_id, label, guess_a, score_a, guess_b, score_b, right_a, right_b."""
+    """One row per image: sample, image_id, label, predicted_a, score_a, predicted_b, score_b, correct_a, correct_b."""
 
     def summary(self) -> dict[str, Any]:
         """Return the metrics for JSON."""
-        counts = {name: getattr(self, name) for name in ("both_right", "only_a", "only_b", "both_wrong", "mcnemar_p")}
+        counts = {
+            name: getattr(self, name) for name in ("both_correct", "only_a", "only_b", "both_incorrect", "mcnemar_p")
+        }
         differences = {
             name: {"a": d.a, "b": d.b, "difference": d.difference, "low": d.interval.low, "high": d.interval.high}
             for name, d in self.differences.items()
@@ -78,10 +80,10 @@ def compare(
     the interval of the difference.
     """
     _check_images(a, b)
-    known = a.known
-    right_a, right_b = a.top(1) & known, b.top(1) & known
-    cells = [right_a & right_b, right_a & ~right_b, ~right_a & right_b, ~right_a & ~right_b]
-    both, only_a, only_b, neither = (int((cell & known).sum()) for cell in cells)
+    has_landmark = a.has_landmark
+    correct_a, correct_b = a.top(1) & has_landmark, b.top(1) & has_landmark
+    cells = [correct_a & correct_b, correct_a & ~correct_b, ~correct_a & correct_b, ~correct_a & ~correct_b]
+    both, only_a, only_b, neither = (int((cell & has_landmark).sum()) for cell in cells)
     drawn = _paired(a, b, topk, samples, seed, groups)
     whole = [_whole(predictions, topk) for predictions in (a, b)]
     differences = {
@@ -94,14 +96,14 @@ def compare(
         for name in whole[0]
     }
     columns = {"sample": a.samples, "image_id": a.image_ids, "label": a.labels}
-    for letter, predictions, right in (("a", a, right_a), ("b", b, right_b)):
-        columns |= {f"guess_{letter}": predictions.guesses[:, 0], f"score_{letter}": predictions.scores[:, 0]}
-        columns[f"right_{letter}"] = right
+    for letter, predictions, correct in (("a", a, correct_a), ("b", b, correct_b)):
+        columns |= {f"predicted_{letter}": predictions.top_k_labels[:, 0], f"score_{letter}": predictions.scores[:, 0]}
+        columns[f"correct_{letter}"] = correct
     return Comparison(
-        both_right=both,
+        both_correct=both,
         only_a=only_a,
         only_b=only_b,
-        both_wrong=neither,
+        both_incorrect=neither,
         mcnemar_p=mcnemar(only_a, only_b),
         differences=differences,
         table=pa.table({name: pa.array(values) for name, values in columns.items()}),
@@ -109,10 +111,10 @@ def compare(
 
 
 def _whole(predictions: Predictions, topk: tuple[int, ...]) -> dict[str, float]:
-    landmarks = int(predictions.known.sum())
-    found = {f"top{k}": float((predictions.top(k) & predictions.known).sum() / max(landmarks, 1)) for k in topk}
-    order = gap_order(predictions.scores[:, 0], predictions.image_ids, predictions.guesses[:, 0])
-    return found | {"gap": gap((predictions.top(1) & predictions.known)[order], landmarks)}
+    landmarks = int(predictions.has_landmark.sum())
+    found = {f"top{k}": float((predictions.top(k) & predictions.has_landmark).sum() / max(landmarks, 1)) for k in topk}
+    order = gap_order(predictions.scores[:, 0], predictions.image_ids, predictions.top_k_labels[:, 0])
+    return found | {"gap": gap((predictions.top(1) & predictions.has_landmark)[order], landmarks)}
 
 
 def _check_images(a: Predictions, b: Predictions) -> None:
@@ -134,7 +136,7 @@ def _paired(
     a: Predictions, b: Predictions, topk: tuple[int, ...], samples: int, seed: int, groups: np.ndarray | None
 ) -> dict[str, np.ndarray]:
     """Return each metric's difference in each replicate, float (samples,)."""
-    first, second = Resampled(a, topk), Resampled(b, topk)
+    first, second = BootstrapReplicates(a, topk), BootstrapReplicates(b, topk)
     names = [*(f"top{k}" for k in topk), "gap"]
 
     def difference(weights: np.ndarray) -> dict[str, float]:

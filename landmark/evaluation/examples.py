@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from landmark.evaluation.accumulator import Tally
+from landmark.evaluation.accumulator import ConfusionAccumulator
 from landmark.evaluation.predictions import Predictions
 
 MISTAKES = 48
@@ -22,23 +22,23 @@ class Examples:
     """Rows of the predictions, int64 (n,)."""
 
 
-def confused_pairs(tally: Tally, most: int = PAIRS) -> list[tuple[int, int]]:
+def confused_pairs(accumulator: ConfusionAccumulator, most: int = PAIRS) -> list[tuple[int, int]]:
     """Return the most frequent confused pairs (true label, predicted label), most frequent first."""
-    table = tally.confusion()
+    table = accumulator.confusion()
     true, guessed, count = (table[name].to_numpy() for name in ("true", "predicted", "count"))
     wrong = np.flatnonzero(true != guessed)
     first = wrong[np.lexsort((guessed[wrong], true[wrong], -count[wrong]))][:most]
     return list(zip(true[first].tolist(), guessed[first].tolist(), strict=True))
 
 
-def choose_examples(predictions: Predictions, tally: Tally) -> Examples:
+def choose_examples(predictions: Predictions, accumulator: ConfusionAccumulator) -> Examples:
     """Return the rows to show: at most a few hundred images, independent of the number of classes."""
-    scores, best, labels = predictions.scores[:, 0], predictions.guesses[:, 0], predictions.labels
-    wrong = np.flatnonzero(predictions.known & (best != labels))
+    scores, best, labels = predictions.scores[:, 0], predictions.top_k_labels[:, 0], predictions.labels
+    wrong = np.flatnonzero(predictions.has_landmark & (best != labels))
     wrong = wrong[np.argsort(-scores[wrong], kind="stable")]
     kinds, rows = ["mistake"] * len(wrong[:MISTAKES]), wrong[:MISTAKES].tolist()
     named: dict[int, None] = {}
-    for true, guessed in confused_pairs(tally):
+    for true, guessed in confused_pairs(accumulator):
         of_pair = wrong[(labels[wrong] == true) & (best[wrong] == guessed)][:EACH_PAIR]
         rows += of_pair.tolist()
         kinds += ["pair"] * len(of_pair)

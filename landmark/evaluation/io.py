@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from landmark.evaluation import Tally
+from landmark.evaluation import ConfusionAccumulator
 from landmark.evaluation.comparison import Comparison
 from landmark.evaluation.metrics import BANDS, class_bands
 from landmark.evaluation.predictions import Predictions
@@ -19,17 +19,17 @@ from landmark.storage.tables import write_csv, write_table
 def write_evaluation_files(
     folder: Location,
     summary: Mapping[str, Any],
-    tally: Tally,
+    accumulator: ConfusionAccumulator,
     predictions: Predictions,
     names: Sequence[str],
     train_counts: np.ndarray,
 ) -> None:
     """Write an evaluation's tables into a folder. metrics.json is written last."""
     bands = pa.array([BANDS[band] for band in class_bands(train_counts).tolist()])
-    classes = tally.per_class(names, train_counts).append_column("band", bands)
+    classes = accumulator.per_class(names, train_counts).append_column("band", bands)
     write_csv(folder / "per_class.csv", classes)
     write_table(folder / "per_class.parquet", classes)
-    write_csv(folder / "confusion.csv", tally.confusion())
+    write_csv(folder / "confusion.csv", accumulator.confusion())
     write_csv(folder / "calibration.csv", calibration_table(predictions))
     if summary["bands"]:
         write_csv(folder / "bands.csv", pa.Table.from_pylist(summary["bands"]))
@@ -47,13 +47,13 @@ def calibration_table(predictions: Predictions) -> pa.Table:
 def write_comparison(folder: Location, comparison: Comparison, names: Sequence[str], models: tuple[str, str]) -> None:
     """Write the comparison of two models: comparison.json, comparison.parquet (images), comparison_classes.csv."""
     write_table(folder / "comparison.parquet", comparison.table)
-    label, right_a, right_b = (
-        comparison.table[name].to_numpy(zero_copy_only=False) for name in ("label", "right_a", "right_b")
+    label, correct_a, correct_b = (
+        comparison.table[name].to_numpy(zero_copy_only=False) for name in ("label", "correct_a", "correct_b")
     )
-    known = label >= 0
+    has_landmark = label >= 0
     counts = [
-        np.bincount(label[known & rows], minlength=len(names))
-        for rows in (known, right_a & ~right_b, right_b & ~right_a)
+        np.bincount(label[has_landmark & rows], minlength=len(names))
+        for rows in (has_landmark, correct_a & ~correct_b, correct_b & ~correct_a)
     ]
     columns = dict(zip(("images", "only_a", "only_b"), counts, strict=True))
     classes = pa.table({"label": np.arange(len(names), dtype=np.int32), "name": list(names), **columns})

@@ -13,25 +13,25 @@ BINS = 15
 BANDS = ("head", "middle", "tail")
 
 
-def gap_order(scores: np.ndarray, image_ids: np.ndarray, guesses: np.ndarray) -> np.ndarray:
+def gap_order(scores: np.ndarray, image_ids: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Return the order of predictions for GAP: score descending, then image id, then class; int64 (n,).
 
-    scores float (n,), image_ids str (n,), guesses int (n,): one prediction per image. Ties are ordered as in DELF
+    scores float (n,), image_ids str (n,), predicted int (n,): one prediction per image. Ties are ordered as in DELF
     (`delf/python/datasets/google_landmarks_dataset/metrics.py`).
     """
-    return np.lexsort((guesses, image_ids, -scores.astype(np.float64)))
+    return np.lexsort((predicted, image_ids, -scores.astype(np.float64)))
 
 
-def gap(right: np.ndarray, landmarks: int) -> float:
+def gap(correct: np.ndarray, landmarks: int) -> float:
     """Return the global average precision: the sum of precision@i over the correct predictions, divided by `landmarks`.
 
-    right: bool (n,), in `gap_order`. Predictions for images without a landmark are incorrect. landmarks: number of
+    correct: bool (n,), in `gap_order`. Predictions for images without a landmark are incorrect. landmarks: number of
     images that show one. The definition is that of the Google Landmark Recognition challenges (Perronnin et al. 2009,
     "micro AP").
     """
-    right = np.asarray(right, dtype=np.float64)
-    precision = np.cumsum(right) / np.arange(1, len(right) + 1)
-    return float((precision * right).sum() / max(landmarks, 1))
+    correct = np.asarray(correct, dtype=np.float64)
+    precision = np.cumsum(correct) / np.arange(1, len(correct) + 1)
+    return float((precision * correct).sum() / max(landmarks, 1))
 
 
 def gap_by_chance(share: float, others: float, rows: int, landmarks: int) -> float:
@@ -73,45 +73,45 @@ def confidence_bins(scores: np.ndarray) -> np.ndarray:
     return np.clip(np.ceil(scores.astype(np.float64) * BINS).astype(np.int64) - 1, 0, BINS - 1)
 
 
-def calibration(scores: np.ndarray, right: np.ndarray) -> Calibration:
-    """Return the calibration of top-1 predictions: scores float (n,) in [0, 1], right bool (n,)."""
+def calibration(scores: np.ndarray, correct: np.ndarray) -> Calibration:
+    """Return the calibration of top-1 predictions: scores float (n,) in [0, 1], correct bool (n,)."""
     bins = confidence_bins(scores)
     rows = np.bincount(bins, minlength=BINS)
-    sums = [np.bincount(bins, weights=values, minlength=BINS) for values in (scores, right)]
+    sums = [np.bincount(bins, weights=values, minlength=BINS) for values in (scores, correct)]
     with np.errstate(invalid="ignore"):
         confidence, accuracy = (total / rows for total in sums)
     ends = np.linspace(0.0, 1.0, BINS + 1)
     return Calibration(low=ends[:-1], high=ends[1:], rows=rows, confidence=confidence, accuracy=accuracy)
 
 
-def rejection_auroc(scores: np.ndarray, known: np.ndarray) -> float | None:
+def rejection_auroc(scores: np.ndarray, has_landmark: np.ndarray) -> float | None:
     """Return the area under the ROC curve of the score for images with and without a landmark. Ties count half.
 
-    scores float (n,), known bool (n,). None if either kind is missing. Computed from ranks (Mann and Whitney 1947).
+    scores float (n,), has_landmark bool (n,). None if either kind is missing. Computed from ranks (Mann and Whitney 1947).
     """
-    positives = int(known.sum())
-    negatives = len(known) - positives
+    positives = int(has_landmark.sum())
+    negatives = len(has_landmark) - positives
     if not positives or not negatives:
         return None
     _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    return float((ranks[known].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return float((ranks[has_landmark].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def rejection_threshold(scores: np.ndarray, known: np.ndarray) -> dict[str, float] | None:
+def rejection_threshold(scores: np.ndarray, has_landmark: np.ndarray) -> dict[str, float] | None:
     """Return the score threshold that best separates images with and without a landmark (Youden's J).
 
-    scores float (n,), known bool (n,). Keys: threshold; kept (fraction of the images with a landmark whose score is at
+    scores float (n,), has_landmark bool (n,). Keys: threshold; kept (fraction of the images with a landmark whose score is at
     least the threshold); refused (fraction of the others below it). J is the maximum of kept + refused - 1. The lowest
     such threshold is used. None if either kind is missing.
     """
-    positives = int(known.sum())
-    negatives = len(known) - positives
+    positives = int(has_landmark.sum())
+    negatives = len(has_landmark) - positives
     if not positives or not negatives:
         return None
     values, place = np.unique(scores, return_inverse=True)
-    landmarks = np.bincount(place, weights=known, minlength=len(values))
-    others = np.bincount(place, weights=~known, minlength=len(values))
+    landmarks = np.bincount(place, weights=has_landmark, minlength=len(values))
+    others = np.bincount(place, weights=~has_landmark, minlength=len(values))
     kept = (positives - np.cumsum(landmarks) + landmarks) / positives
     refused = (np.cumsum(others) - others) / negatives
     best = int(np.argmax(kept + refused))

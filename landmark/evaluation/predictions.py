@@ -20,7 +20,7 @@ class Predictions:
     """Image ids, str (n,)."""
     labels: np.ndarray
     """int32 (n,). NO_LANDMARK for an image without a landmark."""
-    guesses: np.ndarray
+    top_k_labels: np.ndarray
     """Predicted labels, best first, int32 (n, k)."""
     scores: np.ndarray
     """Their softmax probabilities, float32 (n, k)."""
@@ -33,13 +33,13 @@ class Predictions:
         return len(self.samples)
 
     @property
-    def known(self) -> np.ndarray:
+    def has_landmark(self) -> np.ndarray:
         """Return which images show a landmark, bool (n,)."""
         return self.labels != NO_LANDMARK
 
     def of_landmarks(self) -> "Predictions":
         """Return the images that show a landmark."""
-        return self if self.known.all() else self.take(np.flatnonzero(self.known))
+        return self if self.has_landmark.all() else self.take(np.flatnonzero(self.has_landmark))
 
     def take(self, rows: np.ndarray) -> "Predictions":
         """Return some of the rows."""
@@ -48,10 +48,10 @@ class Predictions:
 
     def top(self, k: int) -> np.ndarray:
         """Return whether each image's label is among its top-k predictions, bool (n,)."""
-        return (self.guesses[:, :k] == self.labels[:, None]).any(axis=1)
+        return (self.top_k_labels[:, :k] == self.labels[:, None]).any(axis=1)
 
     def to_table(self) -> pa.Table:
-        """Return a table: sample, image_id, label, guesses, scores (lists of k), loss (null without a landmark).
+        """Return a table: sample, image_id, label, top_k_labels, scores (lists of k), loss (null without a landmark).
 
         If embeddings are stored, also the column embedding, a list of d float16.
         """
@@ -59,7 +59,7 @@ class Predictions:
             "sample": pa.array(self.samples),
             "image_id": pa.array(self.image_ids, pa.string()),
             "label": pa.array(self.labels),
-            "guesses": as_lists(self.guesses),
+            "top_k_labels": as_lists(self.top_k_labels),
             "scores": as_lists(self.scores),
             "loss": pa.array(self.losses, from_pandas=True),
         }
@@ -69,12 +69,13 @@ class Predictions:
     def from_table(cls, table: pa.Table) -> "Predictions":
         """Return the predictions of a table from `to_table`. Raises KeyError or pa.ArrowInvalid for another table."""
         table = table.combine_chunks()
+        top_k_labels = "top_k_labels" if "top_k_labels" in table.column_names else "guesses"  # in earlier versions
         return cls(
             samples=table["sample"].to_numpy(),
             image_ids=np.asarray(table["image_id"].to_pylist(), dtype=np.str_),
             labels=table["label"].to_numpy(),
             losses=table["loss"].to_numpy().astype(np.float32),
-            guesses=from_lists(table["guesses"]),
+            top_k_labels=from_lists(table[top_k_labels]),
             scores=from_lists(table["scores"]),
             embeddings=from_lists(table["embedding"]) if "embedding" in table.column_names else None,
         )
@@ -107,4 +108,4 @@ def from_lists(column: pa.ChunkedArray) -> np.ndarray:
     return column.combine_chunks().flatten().to_numpy().reshape(-1, column.type.list_size)
 
 
-_NAMES = ("samples", "image_ids", "labels", "guesses", "scores", "losses")
+_NAMES = ("samples", "image_ids", "labels", "top_k_labels", "scores", "losses")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from landmark.evaluation.accumulator import Tally, summarise
+from landmark.evaluation.accumulator import ConfusionAccumulator, summarize
 from landmark.evaluation.baselines import majority_gap, random_gap
 from landmark.evaluation.bootstrap import intervals
 from landmark.evaluation.metrics import (
@@ -21,19 +21,19 @@ from landmark.evaluation.metrics import (
 from landmark.evaluation.predictions import Predictions
 
 
-def tally_of(predictions: Predictions, classes: int, topk: tuple[int, ...]) -> Tally:
+def accumulate(predictions: Predictions, classes: int, topk: tuple[int, ...]) -> ConfusionAccumulator:
     """Return the counts of the images with a landmark."""
-    tally = Tally(classes, topk)
+    accumulator = ConfusionAccumulator(classes, topk)
     of_landmarks = predictions.of_landmarks()
     if len(of_landmarks):
-        guesses = of_landmarks.guesses[:, : tally.guesses]
-        tally.update(of_landmarks.labels, guesses, float(of_landmarks.losses.astype(np.float64).sum()))
-    return tally
+        top_k_labels = of_landmarks.top_k_labels[:, : accumulator.max_k]
+        accumulator.update(of_landmarks.labels, top_k_labels, float(of_landmarks.losses.astype(np.float64).sum()))
+    return accumulator
 
 
 def metrics_of(
     predictions: Predictions,
-    tally: Tally,
+    accumulator: ConfusionAccumulator,
     split: str,
     train_counts: np.ndarray,
     *,
@@ -43,32 +43,32 @@ def metrics_of(
 ) -> dict[str, Any]:
     """Return the metrics of a split, for JSON.
 
-    tally: the split's counts. train_counts: training images per class, int (classes,). samples: bootstrap replicates, 0
+    accumulator: the split's counts. train_counts: training images per class, int (classes,). samples: bootstrap replicates, 0
     for no intervals. groups: values (n,) that are equal within a group of images, None for no groups. Top-k, recall,
     precision, loss and calibration use the images with a landmark. GAP and rejection use all images.
     """
-    known, landmarks = predictions.known, int(predictions.known.sum())
+    has_landmark, landmarks = predictions.has_landmark, int(predictions.has_landmark.sum())
     scores = predictions.scores[:, 0]
-    right = predictions.top(1) & known
-    order = gap_order(scores, predictions.image_ids, predictions.guesses[:, 0])
-    strangers = len(predictions) - landmarks
-    summary = summarise(tally, split, train_counts)
+    correct = predictions.top(1) & has_landmark
+    order = gap_order(scores, predictions.image_ids, predictions.top_k_labels[:, 0])
+    distractors = len(predictions) - landmarks
+    summary = summarize(accumulator, split, train_counts)
     summary |= {
-        "macro_precision": tally.macro_precision(),
-        "gap": gap(right[order], landmarks),
-        "random_gap": random_gap(tally.classes, len(predictions), landmarks),
-        "majority_gap": majority_gap(train_counts, tally.support, len(predictions)),
+        "macro_precision": accumulator.macro_precision(),
+        "gap": gap(correct[order], landmarks),
+        "random_gap": random_gap(accumulator.classes, len(predictions), landmarks),
+        "majority_gap": majority_gap(train_counts, accumulator.support, len(predictions)),
         "ece": calibration_of(predictions).error,
-        "rows_without_landmark": strangers,
+        "rows_without_landmark": distractors,
     }
-    if np.isnan(predictions.losses[known]).all():  # k-NN has no loss
+    if np.isnan(predictions.losses[has_landmark]).all():  # k-NN has no loss
         del summary["loss"]
-    if strangers:
-        summary["rejection_auroc"] = rejection_auroc(scores, known)
-        summary["rejection"] = rejection_threshold(scores, known)
-    summary["bands"] = band_metrics(predictions.of_landmarks(), tally, train_counts)
+    if distractors:
+        summary["rejection_auroc"] = rejection_auroc(scores, has_landmark)
+        summary["rejection"] = rejection_threshold(scores, has_landmark)
+    summary["bands"] = band_metrics(predictions.of_landmarks(), accumulator, train_counts)
     if samples:
-        found = intervals(predictions, tally.topk, samples=samples, seed=seed, groups=groups)
+        found = intervals(predictions, accumulator.topk, samples=samples, seed=seed, groups=groups)
         summary["intervals"] = {name: [interval.low, interval.high] for name, interval in found.items()}
         summary["bootstrap"] = {"samples": samples, "seed": seed}
         if groups is not None:
@@ -82,20 +82,22 @@ def calibration_of(predictions: Predictions) -> Calibration:
     return calibration(of_landmarks.scores[:, 0], of_landmarks.top(1))
 
 
-def band_metrics(predictions: Predictions, tally: Tally, train_counts: np.ndarray) -> list[dict[str, Any]]:
+def band_metrics(
+    predictions: Predictions, accumulator: ConfusionAccumulator, train_counts: np.ndarray
+) -> list[dict[str, Any]]:
     """Return top-k and macro recall per training-frequency band, head first. Bands without images are omitted."""
     bands = class_bands(train_counts)
     of_rows = bands[predictions.labels]
     found: list[dict[str, Any]] = []
     for number, name in enumerate(BANDS):
         rows = of_rows == number
-        present = (bands == number) & (tally.support > 0)
+        present = (bands == number) & (accumulator.support > 0)
         if not rows.any():
             continue
         counts = np.asarray(train_counts)[present]
         row: dict[str, Any] = {"band": name, "classes": int(present.sum()), "rows": int(rows.sum())}
-        row |= {f"top{k}": float(predictions.top(k)[rows].mean()) for k in tally.topk}
-        row["macro_recall"] = float((tally.right[present] / tally.support[present]).mean())
+        row |= {f"top{k}": float(predictions.top(k)[rows].mean()) for k in accumulator.topk}
+        row["macro_recall"] = float((accumulator.correct[present] / accumulator.support[present]).mean())
         found.append(row | {"least_train_images": int(counts.min()), "most_train_images": int(counts.max())})
     return found
 

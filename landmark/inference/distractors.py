@@ -16,7 +16,7 @@ from landmark.inference.sources import FolderImages, Images, SplitImages, check_
 from landmark.storage import Location
 
 
-def infer_strangers(
+def infer_distractors(
     place: Location,
     job: Job,
     output: Location | None,
@@ -53,4 +53,4 @@ def _images_at(place: Location, job: Job, max_megapixels: int | None) -> list[Im
     check_limit(place, max_megapixels)
     dataset = open_dataset(place.uri)
     splits = [split for split, entry in dataset.manifest.splits.items() if entry.rows]
-    return [SplitImages.of(dataset, split, job.images.damaged) for split in splits]
+    return [SplitImages.of(dataset, split, job.images.corrupt) for split in splits]

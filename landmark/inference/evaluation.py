@@ -13,17 +13,17 @@ import pyarrow as pa
 from landmark.checkpoints.format import CheckpointMeta, check_classes, read_meta
 from landmark.config import UserError
 from landmark.data.dataset import SPLITS, PackedDataset
-from landmark.data.random_access import Pictures, thumbnail
-from landmark.evaluation import Tally
+from landmark.data.random_access import ImageReader, thumbnail
+from landmark.evaluation import ConfusionAccumulator
 from landmark.evaluation.examples import choose_examples
 from landmark.evaluation.io import write_evaluation_files
 from landmark.evaluation.predictions import NO_LANDMARK, Predictions
-from landmark.evaluation.summary import baselines_of, metrics_of, tally_of
-from landmark.inference.distractors import infer_strangers
+from landmark.evaluation.summary import accumulate, baselines_of, metrics_of
+from landmark.inference.distractors import infer_distractors
 from landmark.inference.job import PARTS, Job, Replicas, infer
 from landmark.inference.sources import SplitImages
 from landmark.reporting.plots import confusion_png
-from landmark.retrieval.gallery import GALLERY, Gallery, made_gallery
+from landmark.retrieval.gallery import GALLERY, Gallery, build_gallery
 from landmark.storage import Location
 from landmark.storage.tables import write_table
 
@@ -34,7 +34,7 @@ class Evaluation:
 
     summary: dict[str, Any]
     """Metrics and their baselines, as `landmark.evaluation.summary.metrics_of` returns them."""
-    tally: Tally
+    accumulator: ConfusionAccumulator
     """All counts."""
     predictions: Predictions
     """Top-k predictions per image."""
@@ -52,12 +52,12 @@ class Evaluation:
     @property
     def topk(self) -> dict[int, float]:
         """Top-k accuracy by k."""
-        return {k: self.tally.top_k(k) for k in self.tally.topk}
+        return {k: self.accumulator.top_k(k) for k in self.accumulator.topk}
 
     @property
     def baselines(self) -> dict[str, dict[str, float]]:
         """Top-k accuracy of the random and the majority baseline by k (as text, for JSON)."""
-        return baselines_of(self.summary, self.tally.topk)
+        return baselines_of(self.summary, self.accumulator.topk)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -66,9 +66,9 @@ class Settings:
 
     topk: tuple[int, ...] = (1, 5, 10)
     batch_size: int = 128
-    by: Literal["classifier", "neighbours", "both"] = "classifier"
+    by: Literal["classifier", "knn", "both"] = "classifier"
     """Source of the predictions. both: the classifier, with k-NN metrics added."""
-    neighbours: int = 5
+    neighbors: int = 5
     """Number of nearest images that vote."""
     gallery: Location | None = None
     """Location of the gallery for k-NN, built there if missing. None: in the checkpoint's folder."""
@@ -78,7 +78,7 @@ class Settings:
     """Maximum size of decoded distractors in a folder, megapixels. None: the default."""
     samples: int = 1000
     """Number of bootstrap replicates."""
-    damaged: Literal["stop", "skip"] = "stop"
+    corrupt: Literal["stop", "skip"] = "stop"
     """Behavior for a corrupt shard, as in LoaderConfig. The summary reports skipped images as lost_images."""
     replicas: Replicas = field(default_factory=Replicas)
     quiet: bool = False
@@ -100,14 +100,14 @@ def evaluate_checkpoint(
     """
     settings = settings or Settings()
     meta = read_meta(checkpoint)
-    if settings.by != "neighbours":
+    if settings.by != "knn":
         check_classes(checkpoint, meta, dataset)
     job = Job(
         checkpoint=checkpoint.uri,
-        images=SplitImages.of(dataset, split, settings.damaged),
-        guesses=max(settings.topk),
+        images=SplitImages.of(dataset, split, settings.corrupt),
+        top_k=max(settings.topk),
         batch_size=settings.batch_size,
-        labelled=settings.by != "neighbours",
+        labelled=settings.by != "knn",
         embeddings=settings.by != "classifier",
     )
     found = _inferred(job, dataset, output, settings)
@@ -116,16 +116,16 @@ def evaluate_checkpoint(
         return _evaluation(scored, found, meta, dataset, split, settings)
     place = settings.gallery or checkpoint / GALLERY
     base = dataset if dataset.class_names == meta.classes else None
-    gallery = made_gallery(
-        checkpoint, place, base, settings.replicas, settings.batch_size, settings.damaged, quiet=settings.quiet
+    gallery = build_gallery(
+        checkpoint, place, base, settings.replicas, settings.batch_size, settings.corrupt, quiet=settings.quiet
     )
-    near = by_neighbours(found.predictions, gallery, dataset, split, settings)
-    if settings.by == "neighbours":
+    near = by_knn(found.predictions, gallery, dataset, split, settings)
+    if settings.by == "knn":
         return _evaluation(near, found, meta, dataset, split, settings)
     scored = Scored(predictions=found.predictions, classes=meta.classes, counts=dataset.label_counts("train"))
     evaluation = _evaluation(scored, found, meta, dataset, split, settings)
-    beside = _evaluation(near, found, meta, dataset, split, settings).summary
-    return dataclasses.replace(evaluation, summary=evaluation.summary | {"neighbours": beside})
+    next_to = _evaluation(near, found, meta, dataset, split, settings).summary
+    return dataclasses.replace(evaluation, summary=evaluation.summary | {"knn": next_to})
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -154,24 +154,24 @@ def _inferred(job: Job, dataset: PackedDataset, output: Location | None, setting
     predictions = found.predictions
     if not len(predictions):
         raise UserError(
-            f"{dataset.location}: could not read any image of the {job.images.told} split; prepare the dataset again"
+            f"{dataset.location}: could not read any image of the {job.images.description} split; prepare the dataset again"
         )
     refused = 0
     if settings.distractors is not None:
-        strangers, refused = infer_strangers(
+        distractors, refused = infer_distractors(
             settings.distractors,
             job,
             output,
             settings.replicas,
-            first_sample=dataset.manifest.splits[job.images.told].rows,
+            first_sample=dataset.manifest.splits[job.images.description].rows,
             max_megapixels=settings.max_megapixels,
             quiet=settings.quiet,
         )
-        predictions = Predictions.joined([predictions, strangers])
+        predictions = Predictions.joined([predictions, distractors])
     return _Found(predictions=predictions, lost=found.lost, refused=refused)
 
 
-def by_neighbours(
+def by_knn(
     predictions: Predictions, gallery: Gallery, dataset: PackedDataset, split: str, settings: Settings
 ) -> Scored:
     """Return a gallery's k-NN predictions for embeddings, with the labels of its classes.
@@ -191,16 +191,16 @@ def by_neighbours(
     within = predictions.samples < len(theirs)
     labels[within] = own[theirs[predictions.samples[within]]]
     assert predictions.embeddings is not None
-    guesses, scores, _, _ = gallery.guesses(predictions.embeddings, settings.neighbours, max(settings.topk))
+    top_k_labels, scores, _, _ = gallery.classify(predictions.embeddings, settings.neighbors, max(settings.topk))
     scored = dataclasses.replace(
         predictions,
         labels=labels,
-        guesses=guesses,
+        top_k_labels=top_k_labels,
         scores=scores,
         losses=np.full(len(predictions), np.nan, np.float32),
         embeddings=None,
     )
-    extra = {"by": "neighbours", "voting": settings.neighbours, "gallery_images": len(gallery)}
+    extra = {"by": "knn", "voting": settings.neighbors, "gallery_images": len(gallery)}
     return Scored(predictions=scored, classes=gallery.names, counts=gallery.counts, extra=extra)
 
 
@@ -219,9 +219,9 @@ def _evaluation(
     scored: Scored, found: _Found, meta: CheckpointMeta, dataset: PackedDataset, split: str, settings: Settings
 ) -> Evaluation:
     predictions = dataclasses.replace(scored.predictions, embeddings=None)
-    tally = tally_of(predictions, len(scored.classes), settings.topk)
+    accumulator = accumulate(predictions, len(scored.classes), settings.topk)
     groups = groups_of(dataset, split, predictions.samples)
-    summary = metrics_of(predictions, tally, split, scored.counts, samples=settings.samples, groups=groups)
+    summary = metrics_of(predictions, accumulator, split, scored.counts, samples=settings.samples, groups=groups)
     summary |= scored.extra
     if found.refused:
         summary["distractors_refused"] = found.refused
@@ -229,7 +229,7 @@ def _evaluation(
         summary["lost_images"] = found.lost
     return Evaluation(
         summary=summary,
-        tally=tally,
+        accumulator=accumulator,
         predictions=predictions,
         meta=meta,
         classes=scored.classes,
@@ -242,12 +242,12 @@ def _evaluation(
 
 def write_evaluation(evaluation: Evaluation, folder: Location) -> None:
     """Write an evaluation's files, metrics.json last, and delete the prediction shards."""
-    write_examples(folder, evaluation.predictions, evaluation.tally, evaluation.dataset, evaluation.split)
-    (folder / "confusion.png").write_bytes(confusion_png(evaluation.tally.confusion(), evaluation.classes))
+    write_examples(folder, evaluation.predictions, evaluation.accumulator, evaluation.dataset, evaluation.split)
+    (folder / "confusion.png").write_bytes(confusion_png(evaluation.accumulator.confusion(), evaluation.classes))
     write_evaluation_files(
         folder,
         evaluation.summary,
-        evaluation.tally,
+        evaluation.accumulator,
         evaluation.predictions,
         evaluation.classes,
         evaluation.train_counts,
@@ -257,19 +257,19 @@ def write_evaluation(evaluation: Evaluation, folder: Location) -> None:
 
 
 def write_examples(
-    folder: Location, predictions: Predictions, tally: Tally, dataset: PackedDataset, split: str
+    folder: Location, predictions: Predictions, accumulator: ConfusionAccumulator, dataset: PackedDataset, split: str
 ) -> None:
     """Write thumbnails of notable images: kind, image_id, label, predicted, score, thumbnail (JPEG)."""
-    chosen = choose_examples(predictions, tally)
+    chosen = choose_examples(predictions, accumulator)
     shown = predictions.take(chosen.rows)
     places = np.full(len(shown), SPLITS.index(split))
-    images = Pictures(dataset, places, shown.samples).read(range(len(shown))) if len(shown) else {}
+    images = ImageReader(dataset, places, shown.samples).read(range(len(shown))) if len(shown) else {}
     table = pa.table(
         {
             "kind": pa.array(chosen.kinds, pa.string()),
             "image_id": pa.array(shown.image_ids, pa.string()),
             "label": pa.array(shown.labels),
-            "predicted": pa.array(shown.guesses[:, 0]),
+            "predicted": pa.array(shown.top_k_labels[:, 0]),
             "score": pa.array(shown.scores[:, 0]),
             "thumbnail": pa.array([thumbnail(images.get(row)) for row in range(len(shown))], pa.binary()),
         }

@@ -50,7 +50,7 @@ class Job:
     checkpoint: str
     """URI of a checkpoint."""
     images: Images
-    guesses: int
+    top_k: int
     """Predictions that are kept per image, at most one per class."""
     batch_size: int
     labelled: bool = True
@@ -66,7 +66,7 @@ class Job:
     @functools.cached_property
     def folder(self) -> str:
         """Name of the shards' folder, which is unique for weights, images and settings."""
-        values = [type(self.images).__name__, self.parts, self.guesses, self.labelled, self.embeddings]
+        values = [type(self.images).__name__, self.parts, self.top_k, self.labelled, self.embeddings]
         found = hashlib.sha256(json.dumps(values).encode())
         found.update(self.images.digest())
         found.update(weights_digest(locate(self.checkpoint)).encode())
@@ -97,7 +97,7 @@ class Replica:
             self.classifier.gives_embeddings = True  # `ranking` computes predictions in chunks of classes
         self.embedder = Embedder(self.model) if job.embeddings else None
         self.preprocess = Preprocess(self.meta.mean, self.meta.std, self.device)
-        self.guesses = min(job.guesses, len(self.meta.classes))
+        self.top_k = min(job.top_k, len(self.meta.classes))
         self.reader = job.images.open(self.meta.image_size, job.batch_size)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -126,35 +126,35 @@ class Replica:
         """Return the values to keep from a model's output: top-k predictions, probabilities, losses and embeddings."""
         with torch.inference_mode():
             if self.classifier is None:
-                best = ranking_of(output.float(), labels, self.guesses)
+                best = ranking_of(output.float(), labels, self.top_k)
             else:
-                best = ranking(self.classifier, output, labels, self.guesses)
+                best = ranking(self.classifier, output, labels, self.top_k)
         scores = (best.values - best.log_sum[:, None]).exp()
         losses = torch.where(labels == NO_LANDMARK, torch.nan, best.log_sum - best.own)
         return Predictions(
             samples=samples,
             image_ids=self.reader.ids(samples),
             labels=labels.cpu().numpy().astype(np.int32),
-            guesses=best.classes.cpu().numpy().astype(np.int32),
+            top_k_labels=best.classes.cpu().numpy().astype(np.int32),
             scores=scores.cpu().numpy().astype(np.float32),
             losses=losses.cpu().numpy().astype(np.float32),
             embeddings=None if self.embedder is None else self.embedder.last().cpu().numpy().astype(np.float16),
         )
 
     def _nothing(self) -> Predictions:
-        shape = (0, self.guesses)
+        shape = (0, self.top_k)
         return Predictions(
             samples=np.empty(0, np.int64),
             image_ids=np.empty(0, np.str_),
             labels=np.empty(0, np.int32),
-            guesses=np.empty(shape, np.int32),
+            top_k_labels=np.empty(shape, np.int32),
             scores=np.empty(shape, np.float32),
             losses=np.empty(0, np.float32),
         )
 
 
 @dataclass(kw_only=True, frozen=True)
-class Inferred:
+class InferenceResult:
     """Results of a job."""
 
     predictions: Predictions
@@ -171,14 +171,14 @@ def infer(
     replicas: Replicas = Replicas(),
     doing: str = "evaluating",
     quiet: bool = False,
-) -> Inferred:
+) -> InferenceResult:
     """Infer the shards of a job that are not stored yet, and return all predictions. See `infer_parts`."""
     tables, fresh = [], 0
     for table, is_fresh in infer_parts(job, output, replicas=replicas, doing=doing, quiet=quiet):
         tables.append(table)
         fresh += len(table) if is_fresh else 0
     predictions = Predictions.joined([Predictions.from_table(table) for table in tables])
-    return Inferred(predictions=predictions, lost=sum(map(lost_of, tables)), fresh=fresh)
+    return InferenceResult(predictions=predictions, lost=sum(map(lost_of, tables)), fresh=fresh)
 
 
 def infer_parts(
@@ -198,7 +198,7 @@ def infer_parts(
     done = _done(folder) if folder is not None else set()
     missing = [part for part in range(job.parts) if part not in done]
     progress = Progress(
-        f"{doing} {job.images.told}", job.images.rows * len(missing) // max(job.parts, 1), enabled=not quiet
+        f"{doing} {job.images.description}", job.images.rows * len(missing) // max(job.parts, 1), enabled=not quiet
     )
     if done and not quiet:
         print(f"resuming: {len(done)} of {job.parts} shards are complete")
@@ -217,10 +217,10 @@ def infer_parts(
         yield table, True
     progress.clear()
     if rejects and not quiet:
-        print(f"could not read: {_told_rejects(rejects)}")
+        print(f"could not read: {_describe_rejects(rejects)}")
     if seen != job.images.rows:
         raise UserError(
-            f"{job.images.place}: inferred {seen} of {job.images.rows} images of {job.images.told}; check that they did not change"
+            f"{job.images.place}: inferred {seen} of {job.images.rows} images of {job.images.description}; check that they did not change"
         )
 
 
@@ -234,7 +234,7 @@ def _rejects_of(table: pa.Table) -> list[tuple[str, str]]:
     return json.loads((table.schema.metadata or {}).get(REJECTS, b"[]"))
 
 
-def _told_rejects(rejects: list[tuple[str, str]]) -> str:
+def _describe_rejects(rejects: list[tuple[str, str]]) -> str:
     """Return one line with the number of skipped files per reason and the first file names."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in rejects:

@@ -17,7 +17,7 @@ from landmark.checkpoints.format import CheckpointMeta, load_model, resolve_chec
 from landmark.config import PackingConfig, UserError
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading.jpeg import decode_batch
-from landmark.data.sources.image_files import Refused
+from landmark.data.sources.image_files import RejectedImage
 from landmark.data.sources.transcode import pack_image
 from landmark.data.subset_view import open_dataset
 from landmark.inference.sources import SplitImages
@@ -244,7 +244,7 @@ class Model:
         name, data = _image_bytes(image)
         try:
             packed = pack_image(data, self._packing, name=name, option="max_megapixels")
-        except Refused as refused:
+        except RejectedImage as refused:
             raise UserError(f"{name}: {refused}; expected an image file") from None
         pixels, faults = decode_batch([packed.jpeg], np.array([0]), self.meta.image_size)
         if faults:

@@ -13,8 +13,8 @@ from landmark.cpus import available_cpus
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading.jpeg import decode_batch
 from landmark.data.loading.loader import Batch, Loader
-from landmark.data.loading.prefetch import run_ahead
-from landmark.data.sources.image_files import Refused
+from landmark.data.loading.prefetch import ordered_prefetch
+from landmark.data.sources.image_files import RejectedImage
 from landmark.data.sources.listing import list_files
 from landmark.data.sources.transcode import pack_image
 from landmark.data.subset_view import open_dataset
@@ -24,12 +24,12 @@ from landmark.storage import Location, NotFound, locate
 
 PART_ROWS = 2048
 """Approximate images per shard, the maximum loss if a process dies. Larger if PARTS_AT_MOST limits the count."""
-PARTS_AT_MOST = 256
+MAX_PARTS = 256
 
 
 def parts_of(rows: int) -> int:
     """Return the number of shards for this number of images."""
-    return min(PARTS_AT_MOST, -(-rows // PART_ROWS))
+    return min(MAX_PARTS, -(-rows // PART_ROWS))
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -44,10 +44,10 @@ class SplitImages:
     split: str
     rows: int
     """Number of images."""
-    damaged: Literal["stop", "skip"] = "stop"
+    corrupt: Literal["stop", "skip"] = "stop"
 
     @classmethod
-    def of(cls, dataset: PackedDataset, split: str, damaged: Literal["stop", "skip"] = "stop") -> "SplitImages":
+    def of(cls, dataset: PackedDataset, split: str, corrupt: Literal["stop", "skip"] = "stop") -> "SplitImages":
         """Return the images of a split of an open dataset. Raises UserError for an empty split."""
         return cls(
             dataset=dataset.uri,
@@ -55,11 +55,11 @@ class SplitImages:
             subset_seed=dataset.subset_seed,
             split=split,
             rows=dataset.split(split).rows,
-            damaged=damaged,
+            corrupt=corrupt,
         )
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """Display name of these images."""
         return self.split
 
@@ -104,7 +104,7 @@ class SplitReader:
             image_size=self.image_size,
             batch_size=self.batch_size * parts,
             stream="thread",
-            damaged=self.images.damaged,
+            corrupt=self.images.corrupt,
         )
         with Loader(self.dataset, self.images.split, config, rank=part, world_size=parts, tell=tell) as loader:
             yield from loader.epoch(1)
@@ -167,7 +167,7 @@ class FolderImages:
         return len(self.names)
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """Display name of these images."""
         return self.place.rstrip("/").rsplit("/", 1)[-1]
 
@@ -211,7 +211,7 @@ class FolderReader:
             samples, pixels = [], []
             for sample, decoded in zip(
                 range(low, high),
-                run_ahead(lambda row: pool.submit(self._decoded, row), range(low, high), 2 * self.batch_size),
+                ordered_prefetch(lambda row: pool.submit(self._decoded, row), range(low, high), 2 * self.batch_size),
                 strict=True,
             ):
                 if isinstance(decoded, str):
@@ -234,7 +234,7 @@ class FolderReader:
         file = self.folder / self.images.names[row]
         try:
             image = pack_image(file.read_bytes(), self.packing, name=str(file), option="max_megapixels").jpeg
-        except Refused as refused:
+        except RejectedImage as refused:
             return str(refused)
         except NotFound:
             return "missing"

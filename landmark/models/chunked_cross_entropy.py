@@ -15,7 +15,7 @@ GPU_CHUNK_LOGITS = 1 << 24
 
 
 @dataclass(kw_only=True, frozen=True)
-class Shares:
+class PartialSoftmax:
     """Partial results of a softmax over some of the classes, for each image: (n,) each."""
 
     log_sum: torch.Tensor
@@ -30,7 +30,7 @@ class Shares:
     """Sum of the logits."""
 
     @classmethod
-    def none(cls, embeddings: torch.Tensor) -> "Shares":
+    def none(cls, embeddings: torch.Tensor) -> "PartialSoftmax":
         """Return the partial results of no class, for embeddings (n, d)."""
         least, zero = (embeddings.new_full((len(embeddings),), value) for value in (-torch.inf, 0.0))
         return cls(log_sum=least, own=zero, own_plain=zero, most=least, total=zero)
@@ -40,7 +40,7 @@ class Shares:
         return torch.stack([self.log_sum, self.own, self.own_plain, self.most, self.total])
 
     @classmethod
-    def joined(cls, stacked: torch.Tensor) -> "Shares":
+    def joined(cls, stacked: torch.Tensor) -> "PartialSoftmax":
         """Combine the partial results of disjoint sets of classes, given as (sets, 5, n)."""
         log_sum, own, own_plain, most, total = stacked.unbind(1)
         return cls(
@@ -78,7 +78,7 @@ class RowGradient:
         return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
 
 
-class ChunkedLoss:
+class ChunkedCrossEntropy:
     """Softmax cross entropy of embeddings over the classes `ids`, computed in chunks, and its gradient.
 
     embeddings: fp32 (n, d). ids: int64 (c,), sorted, on the CPU. combine: combines the partial results of these classes
@@ -95,7 +95,7 @@ class ChunkedLoss:
         margin: Margin | None,
         label_smoothing: float,
         classes: int,
-        combine: Callable[[Shares], Shares],
+        combine: Callable[[PartialSoftmax], PartialSoftmax],
     ) -> None:
         self.classifier = classifier
         self.embeddings = embeddings.detach().requires_grad_()
@@ -107,7 +107,7 @@ class ChunkedLoss:
         # The graph of a single chunk is kept. Several chunks are recomputed for the gradient to save memory.
         self._kept = self._chunk(ids) if len(self.parts) == 1 else None
         chunks = [chunk.shares().stacked() for chunk in self._chunks()]
-        self.shares = combine(Shares.joined(torch.stack([Shares.none(embeddings).stacked(), *chunks])))
+        self.shares = combine(PartialSoftmax.joined(torch.stack([PartialSoftmax.none(embeddings).stacked(), *chunks])))
 
     def losses(self) -> torch.Tensor:
         """Return each image's loss, (n,), without its weight."""
@@ -186,12 +186,12 @@ class _Chunk:
     places: torch.Tensor
     """Columns of these images' classes."""
 
-    def shares(self) -> Shares:
+    def shares(self) -> PartialSoftmax:
         logits = self.logits.detach()
         own, own_plain = logits.new_zeros(2, len(logits))
         own[self.images] = logits[self.images, self.places]
         own_plain[self.images] = self.plain[self.images, self.places]
-        return Shares(
+        return PartialSoftmax(
             log_sum=logits.logsumexp(1), own=own, own_plain=own_plain, most=self.plain.amax(1), total=logits.sum(1)
         )
 
@@ -210,9 +210,9 @@ class Ranking:
     """Logit of the image's label, (n,); 0 if it has no label."""
 
 
-def ranking_of(logits: torch.Tensor, labels: torch.Tensor, guesses: int) -> Ranking:
+def ranking_of(logits: torch.Tensor, labels: torch.Tensor, top_k: int) -> Ranking:
     """Return the top-k predictions from logits (n, classes). labels: as for `ranking`."""
-    best = logits.topk(guesses, dim=1)
+    best = logits.topk(top_k, dim=1)
     own = logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
     return Ranking(
         values=best.values,
@@ -222,7 +222,7 @@ def ranking_of(logits: torch.Tensor, labels: torch.Tensor, guesses: int) -> Rank
     )
 
 
-def ranking(classifier: Classifier, embeddings: torch.Tensor, labels: torch.Tensor, guesses: int) -> Ranking:
+def ranking(classifier: Classifier, embeddings: torch.Tensor, labels: torch.Tensor, top_k: int) -> Ranking:
     """Return the top-k predictions of the exact softmax over all classes, computed in chunks.
 
     embeddings: (n, d). labels: int64 (n,), negative for an image without a class.
@@ -234,10 +234,10 @@ def ranking(classifier: Classifier, embeddings: torch.Tensor, labels: torch.Tens
         bias = None if classifier.bias is None else classifier.bias[first : first + size]
         logits = classifier.logits(embeddings.float(), weight, bias)
         here = torch.where((labels >= first) & (labels < first + len(weight)), labels - first, -1)
-        part = ranking_of(logits, here, min(guesses, len(weight)))
+        part = ranking_of(logits, here, min(top_k, len(weight)))
         parts.append(dataclasses.replace(part, classes=part.classes + first))
     values, classes = torch.cat([part.values for part in parts], 1), torch.cat([part.classes for part in parts], 1)
-    best = values.topk(guesses, dim=1)
+    best = values.topk(top_k, dim=1)
     return Ranking(
         values=best.values,
         classes=classes.gather(1, best.indices),
@@ -248,6 +248,6 @@ def ranking(classifier: Classifier, embeddings: torch.Tensor, labels: torch.Tens
 
 def _chunk_classes(classifier: Classifier, images: int) -> int:
     """Return the number of classes per chunk for this number of images."""
-    centres = classifier.weight[0].numel() // classifier.weight.shape[-1]
+    prototypes = classifier.weight[0].numel() // classifier.weight.shape[-1]
     logits = GPU_CHUNK_LOGITS if classifier.weight.device.type == "cuda" else CHUNK_LOGITS
-    return max(1, logits // max(1, images * centres))
+    return max(1, logits // max(1, images * prototypes))

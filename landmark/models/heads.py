@@ -13,11 +13,11 @@ from landmark.config import HeadConfig, ModelConfig, UserError
 from landmark.models.stages import TWIN
 
 GEM_POWER = 3.0
-GEM_LEAST = 1e-6
+MIN_GEM = 1e-6
 """Minimum value that GeM raises to its power, as in the authors' code: a power of 0 has no gradient."""
-LENGTH_LEAST = 1e-12
+MIN_NORM = 1e-12
 """Minimum norm by which products with a class prototype are divided, as in torch's normalize."""
-SINE_LEAST = 1e-6
+MIN_SINE = 1e-6
 """Minimum squared sine. The gradient of the angle is infinite if image and class prototype have the same direction."""
 
 
@@ -31,7 +31,7 @@ class GeM(nn.Module):
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """Return (n, d, 1, 1) from maps (n, d, h, w): the root of the mean over positions of the values' powers."""
         with without_autocast(maps):
-            raised = maps.float().clamp(min=GEM_LEAST).pow(self.power)
+            raised = maps.float().clamp(min=MIN_GEM).pow(self.power)
             return raised.mean(dim=(2, 3), keepdim=True).pow(1 / self.power)
 
 
@@ -61,9 +61,9 @@ class Classifier(nn.Module):
         if not self.cosine:
             return functional.linear(embeddings, self.weight, self.bias)
         with without_autocast(embeddings):
-            centres = functional.normalize(self.weight, dim=-1).flatten(0, -2)
-            directions = functional.normalize(embeddings.to(centres.dtype))
-            return self._nearest(functional.linear(directions, centres))
+            prototypes = functional.normalize(self.weight, dim=-1).flatten(0, -2)
+            directions = functional.normalize(embeddings.to(prototypes.dtype))
+            return self._nearest(functional.linear(directions, prototypes))
 
     def logits(self, embeddings: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Return the logits (n, c) of c classes, given their rows of weight and bias.
@@ -74,9 +74,9 @@ class Classifier(nn.Module):
         if not self.cosine:
             return functional.linear(embeddings, weight, bias)
         with without_autocast(embeddings):
-            centres = weight.flatten(0, -2)
-            products = functional.linear(functional.normalize(embeddings.to(weight.dtype)), centres)
-            return self._nearest(products / torch.linalg.vector_norm(centres, dim=1).clamp(min=LENGTH_LEAST))
+            prototypes = weight.flatten(0, -2)
+            products = functional.linear(functional.normalize(embeddings.to(weight.dtype)), prototypes)
+            return self._nearest(products / torch.linalg.vector_norm(prototypes, dim=1).clamp(min=MIN_NORM))
 
     def _nearest(self, cosines: torch.Tensor) -> torch.Tensor:
         """Return scaled cosines, for sub-centers the maximum per class."""
@@ -121,7 +121,7 @@ class Margin:
         self.scale = config.scale
         self.angular = config.name != "cosface"
         self.margins = torch.tensor(config.own_margin(), device=device)
-        if config.margin_least is not None:
+        if config.min_margin is not None:
             assert class_counts is not None, "dynamic margins need the number of training images per class"
             self.margins = torch.from_numpy(margins_by_size(class_counts, config)).to(device)
 
@@ -135,7 +135,7 @@ class Margin:
         if not self.angular:
             return own - self.scale * margin
         cosine = own / self.scale
-        sine = (1 - cosine.square()).clamp(min=SINE_LEAST).sqrt()
+        sine = (1 - cosine.square()).clamp(min=MIN_SINE).sqrt()
         widened = cosine * margin.cos() - sine * margin.sin()
         beyond = cosine <= -margin.cos()
         return self.scale * torch.where(beyond, cosine - margin * margin.sin(), widened)
@@ -157,7 +157,7 @@ def margins_by_size(class_counts: np.ndarray, config: HeadConfig) -> np.ndarray:
     a and b follow from the maximum margin, that of the smallest class, and the minimum margin, that of the largest
     class. A class without images counts as a class with one image.
     """
-    most, least = config.own_margin(), config.margin_least
+    most, least = config.own_margin(), config.min_margin
     assert least is not None
     powers = np.maximum(class_counts, 1).astype(np.float64) ** -config.margin_power
     low, high = powers.min(), powers.max()

@@ -2,7 +2,7 @@
 
 The reference study is the one that this project started from, a slide deck with Keras models. The CNNs reproduce its
 tables layer by layer (valid convolutions, 2x2 pooling). At 299 px and 100 classes they have 12,463,400 parameters; the
-first convolution's 2,800 are frozen. The deck specifies no activation, no dropout rate and no width of the perceptron.
+first convolution's 2,800 are frozen. It specifies no activation, no dropout rate and no width of the perceptron.
 This project chose ReLU, 0.5 and 100.
 """
 

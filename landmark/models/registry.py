@@ -16,13 +16,13 @@ from landmark.models.heads import EmbeddingHead, GeM, graft
 from landmark.models.stages import Stage, classifier_path, stages
 from landmark.models.weights import load_weights
 
-DECK: dict[str, Callable[[int, int], nn.Module]] = {
-    "deck_mlp": reference.feed_forward,
-    "deck_cnn_max": reference.max_pooling_cnn,
-    "deck_cnn_avg": reference.average_pooling_cnn,
+REFERENCE: dict[str, Callable[[int, int], nn.Module]] = {
+    "reference_mlp": reference.feed_forward,
+    "reference_cnn_max": reference.max_pooling_cnn,
+    "reference_cnn_avg": reference.average_pooling_cnn,
 }
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-CENTRED = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+CENTERED = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 TIMM_PREFIX = "timm/"
 INCEPTION_SIZE = 299
 
@@ -34,7 +34,7 @@ class ModelInfo:
     name: str
     """Name in the registry."""
     source: str
-    """deck, torchvision or timm."""
+    """reference, torchvision or timm."""
     image_size: int
     """Width and height of the model's native input, pixels."""
     mean: tuple[float, float, float]
@@ -60,7 +60,7 @@ class ParameterCounts:
 
 def model_names(*, timm: bool = False) -> list[str]:
     """Return the names of all models. timm: include timm's models; raises UserError if timm is not installed."""
-    names = [*DECK, *torchvision.models.list_models(module=torchvision.models)]
+    names = [*REFERENCE, *torchvision.models.list_models(module=torchvision.models)]
     return names + [TIMM_PREFIX + name for name in _timm().list_models()] if timm else names
 
 
@@ -74,8 +74,8 @@ def check_name(name: str) -> None:
 def model_info(name: str) -> ModelInfo:
     """Return a model's properties. Raises UserError for an unknown name."""
     check_name(name)
-    if name in DECK:
-        return ModelInfo(name=name, source="deck", image_size=299, mean=CENTRED[0], std=CENTRED[1])
+    if name in REFERENCE:
+        return ModelInfo(name=name, source="reference", image_size=299, mean=CENTERED[0], std=CENTERED[1])
     if name.startswith(TIMM_PREFIX):
         cfg = _timm().get_pretrained_cfg(name.removeprefix(TIMM_PREFIX))
         size = cfg.input_size[-1] if cfg else 224
@@ -184,8 +184,8 @@ def _construct(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
 
 def _network(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
     name = config.backbone
-    if name in DECK:
-        return DECK[name](classes, image_size)
+    if name in REFERENCE:
+        return REFERENCE[name](classes, image_size)
     if name.startswith(TIMM_PREFIX):
         return _construct_timm(name.removeprefix(TIMM_PREFIX), classes, image_size)
     options = _options(name, image_size)

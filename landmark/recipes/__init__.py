@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from landmark.config import Recipe, UserError, from_mapping, nearest, parse_mapping
+from landmark.config.renamed import current_value
 from landmark.recipes.files import is_named_file, named_text
 
 
@@ -30,6 +31,11 @@ def recipe_text(name: str) -> str:
     return _read(name)[1]
 
 
+def recipe_file(name: str) -> str:
+    """Return the YAML text of a built-in recipe without checking it."""
+    return (importlib.resources.files(__name__) / f"{name}.yaml").read_text(encoding="utf-8")
+
+
 def load_recipe(name: str) -> Recipe:
     """Return a recipe by its name or file. Raises UserError like `recipe_values`."""
     return from_mapping(Recipe, recipe_values(name), name)
@@ -50,6 +56,7 @@ def _files() -> list[Any]:
 
 def _read(name: str) -> tuple[str, str]:
     """Return the location and the text of a recipe."""
+    name = current_value("--recipe", name, "command line")
     for path in _files():
         if path.name == f"{name}.yaml":
             return f"landmark/recipes/{path.name}", path.read_text(encoding="utf-8")

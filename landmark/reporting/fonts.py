@@ -1,4 +1,4 @@
-"""Fonts for class names in PNG plots. Names whose characters no installed font has are replaced by their label.
+"""Fonts for class names in PNG plots. A name that no installed font can render is replaced by its label.
 
 No font is shipped, because Chinese fonts are larger than this package. On the HTML page the browser renders names.
 """
@@ -12,23 +12,23 @@ DEFAULT = "DejaVu Sans"
 LAST_RESORT = "Last Resort"
 """A font that draws a box with the name of the Unicode block for every character."""
 MISSING_GLYPH = r"Glyph .* missing from|Matplotlib currently does not support"
-"""Pattern of matplotlib's warnings for characters that no font has."""
+"""Pattern of matplotlib's warnings about characters that no font contains."""
 
 
-def drawable(names: Sequence[str], labels: Sequence[int]) -> tuple[list[str], list[str]]:
+def drawable_names(names: Sequence[str], labels: Sequence[int]) -> tuple[list[str], list[str]]:
     """Return the text to draw for each name, and the font families that cover the characters, the default first.
 
-    labels: the class labels, same length as names. A name with characters that no font has is drawn as `label 17`, the
-    label in per_class.csv.
+    labels: the class labels, same length as names. A name that no font can render is drawn as `label 17`, the label in
+    per_class.csv.
     """
-    families, left = [DEFAULT], {character for name in names for character in name} - _characters(DEFAULT)
-    for family in _families() if left else ():
-        if found := left & _characters(family):
+    families, missing = [DEFAULT], {character for name in names for character in name} - _characters(DEFAULT)
+    for family in _families() if missing else ():
+        if found := missing & _characters(family):
             families.append(family)
-            left -= found
-        if not left:
+            missing -= found
+        if not missing:
             break
-    shown = [f"label {label}" if left & set(name) else name for name, label in zip(names, labels, strict=True)]
+    shown = [f"label {label}" if missing & set(name) else name for name, label in zip(names, labels, strict=True)]
     return shown, families
 
 

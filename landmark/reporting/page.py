@@ -31,7 +31,7 @@ class Picture:
     """Text alternative."""
     caption: str = ""
     """Text below it."""
-    mark: str = ""
+    badge: str = ""
     """A short label over the image."""
 
     @property
@@ -50,7 +50,7 @@ class Gallery:
 
 @dataclass(kw_only=True)
 class Widget:
-    """A part of the page that a script renders."""
+    """A page element that a script renders."""
 
     name: str
     """compare, matrix or classes."""
@@ -72,16 +72,16 @@ class Section:
     text: str = ""
     table: dict[str, Any] | None = None
     """As returned by `html_table`."""
-    more: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    """More tables: title and table."""
+    extra_tables: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    """Additional tables: title and table."""
     chart: str | None = None
     """SVG, as returned by `landmark.reporting.plots.svg_text`."""
     alt: str = ""
-    """Text alternative of the chart. Empty: the title is used."""
+    """Text alternative of the chart. If empty, the title is used."""
     galleries: list[Gallery] = field(default_factory=list)
     widget: Widget | None = None
-    texts: list[tuple[str, str]] = field(default_factory=list)
-    """Collapsible texts, such as a config: title and text."""
+    collapsibles: list[tuple[str, str]] = field(default_factory=list)
+    """Collapsible text blocks, such as a config: title and text."""
 
     @property
     def anchor(self) -> str:
@@ -89,12 +89,12 @@ class Section:
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-") or "section"
 
     @property
-    def photographs(self) -> int:
+    def photograph_count(self) -> int:
         """Number of photographs in all galleries."""
         return sum(len(gallery.pictures) for gallery in self.galleries)
 
     @property
-    def drawn(self) -> Markup:
+    def chart_html(self) -> Markup:
         """The chart with its text alternative."""
         label = html.escape(self.alt or self.title, quote=True)
         return Markup((self.chart or "").replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))
@@ -110,7 +110,7 @@ class Group:
     @property
     def anchor(self) -> str:
         """The group's id in a link."""
-        return "part-" + re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+        return "group-" + re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
 @dataclass(kw_only=True)
@@ -145,33 +145,33 @@ def render(page: Page) -> str:
     )
 
 
-def html_table(table: pd.DataFrame, shares: Sequence[str] = ()) -> dict[str, Any]:
+def html_table(table: pd.DataFrame, fractions: Sequence[str] = ()) -> dict[str, Any]:
     """Return a table for the template.
 
-    Columns in `shares` are percentages; rows of trials that stopped early are marked.
+    Columns in `fractions` are shown as percentages. Rows of trials that stopped early are marked.
     """
     rows: list[dict[str, Any]] = [
         {
             "early": row.get("status") == STOPPED,
-            "cells": [_cell(row[name], share=name in shares) for name in table.columns],
+            "cells": [_cell(row[name], fraction=name in fractions) for name in table.columns],
         }
         for row in table.to_dict(orient="records")
     ]
-    numbers = [any(row["cells"][place]["number"] for row in rows) for place in range(len(table.columns))]
-    return {"columns": list(zip(map(str, table.columns), numbers, strict=True)), "rows": rows}
+    is_number = [any(row["cells"][index]["number"] for row in rows) for index in range(len(table.columns))]
+    return {"columns": list(zip(map(str, table.columns), is_number, strict=True)), "rows": rows}
 
 
 def within_budget(galleries: Iterable[Gallery], limit: int) -> tuple[list[Gallery], int]:
     """Return the galleries that fit into `limit` bytes, in order, and the number of omitted photographs."""
-    kept, left_out, spent = [], 0, 0
+    kept, omitted, used = [], 0, 0
     for gallery in galleries:
         size = sum(len(picture.data) for picture in gallery.pictures)
-        if spent + size > limit:
-            left_out += len(gallery.pictures)
+        if used + size > limit:
+            omitted += len(gallery.pictures)
             continue
-        spent += size
+        used += size
         kept.append(gallery)
-    return kept, left_out
+    return kept, omitted
 
 
 @cache
@@ -186,10 +186,10 @@ def _template_text(name: str) -> str:
     return resources.files("landmark.reporting").joinpath("templates", name).read_text()
 
 
-def _cell(value: Any, *, share: bool) -> dict[str, Any]:
+def _cell(value: Any, *, fraction: bool) -> dict[str, Any]:
     if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
-        return {"text": "", "number": share}
-    if share:
+        return {"text": "", "number": fraction}
+    if fraction:
         return {"text": f"{value:.2%}", "number": True}
     if isinstance(value, bool):
         return {"text": "yes" if value else "no", "number": False}

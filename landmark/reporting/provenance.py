@@ -14,25 +14,27 @@ UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
 def provenance_sections(
-    run: Location, values: Mapping[str, Any], price_per_hour: float | None, spent: str
+    run: Location, values: Mapping[str, Any], price_per_hour: float | None, purpose: str
 ) -> list[Section]:
-    """Return the sections about how a run or study was made. Missing values are omitted.
+    """Return the provenance sections of a run or study. Missing values are omitted.
 
-    values: run.json or study.json. spent: a phrase that says what the time was used for.
+    values: run.json or study.json. purpose: a phrase such as "for this run", which completes the sentence about time.
     """
     environment = values.get("environment") or {}
     sections = []
-    if time := _time(values, price_per_hour, spent):
+    if time := _time(values, price_per_hour, purpose):
         sections.append(time)
     if environment.get("command"):
         started = f"Started {environment['started']}." if environment.get("started") else ""
-        sections.append(Section(title="Command", text=started, texts=[("The exact command", environment["command"])]))
+        sections.append(Section(title="Command", text=started, collapsibles=[("Command line", environment["command"])]))
     texts = [(name, text) for name in CONFIGS if (text := _text(run / name)) is not None]
     if texts:
-        told = "All resolved settings. To repeat the run, use --config config.yaml."
-        sections.append(Section(title="Configuration", text=told, texts=texts))
+        description = "All resolved options. To repeat the run, use --config config.yaml."
+        sections.append(Section(title="Configuration", text=description, collapsibles=texts))
     if machine := machine_rows(environment):
-        sections.append(Section(title="Hardware", table=html_table(pd.DataFrame(machine, columns=["what", "value"]))))
+        sections.append(
+            Section(title="Hardware", table=html_table(pd.DataFrame(machine, columns=["component", "description"])))
+        )
     if packages := environment.get("packages"):
         rows = [("python", environment.get("python", ""))] if environment.get("python") else []
         rows += list(packages.items())
@@ -56,7 +58,8 @@ def machine_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
             (
                 "Ray cluster",
                 f"{nodes} node{'s' if nodes != 1 else ''}, {cluster.get('cpus', 0):g} CPUs, "
-                f"{cluster.get('gpus', 0):g} GPUs{f' ({kinds})' if kinds else ''}, {cluster.get('memory_gib', 0):g} GiB",
+                f"{cluster.get('gpus', 0):g} GPUs{f' ({kinds})' if kinds else ''}, "
+                f"{cluster.get('memory_gib', 0):g} GiB",
             )
         )
     return rows
@@ -69,27 +72,27 @@ def cost_of(seconds: float, price_per_hour: float) -> float:
 
 def shown_time(seconds: float) -> str:
     """Return a duration as text, in its two largest units."""
-    left = round(seconds)
+    remaining = round(seconds)
     for size, unit in UNITS:
-        if left >= size:
-            small, name = {"d": (3600, "h"), "h": (60, "min"), "min": (1, "s")}[unit]
-            return f"{left // size} {unit} {left % size // small} {name}"
-    return f"{left} s"
+        if remaining >= size:
+            smaller, name = {"d": (3600, "h"), "h": (60, "min"), "min": (1, "s")}[unit]
+            return f"{remaining // size} {unit} {remaining % size // smaller} {name}"
+    return f"{remaining} s"
 
 
-def _time(values: Mapping[str, Any], price_per_hour: float | None, spent: str) -> Section | None:
+def _time(values: Mapping[str, Any], price_per_hour: float | None, purpose: str) -> Section | None:
     seconds = values.get("seconds")
     if not isinstance(seconds, int | float):
         return None
-    text = f"{shown_time(seconds)} of wall time {spent}."
+    text = f"{shown_time(seconds)} of wall time {purpose}."
     if price_per_hour is not None:
         cost = cost_of(seconds, price_per_hour)
         text += f" At {price_per_hour:,.2f} per hour, this cost {cost:,.2f}."
     return Section(title="Time" if price_per_hour is None else "Time and cost", text=text)
 
 
-def _text(place: Location) -> str | None:
+def _text(path: Location) -> str | None:
     try:
-        return mask_credentials(place.read_text())
+        return mask_credentials(path.read_text())
     except NotFound:
         return None

@@ -1,4 +1,4 @@
-"""Shared by the pages of runs and studies: tables with metrics as percentages."""
+"""Tables for the pages of runs and studies, with metrics as percentages."""
 
 import re
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 import pandas as pd
 
 from landmark.reporting.page import html_table
-from landmark.reporting.tables import TOPK
+from landmark.reporting.tables import METRIC_NAMES, TOPK
 
-SHARES = (
-    *("val_top1", "val_top5", "train_top1", "val_macro_recall", "explained", "by chance"),
+FRACTION_COLUMNS = (
+    *("val_top1", "val_top5", "train_top1", "val_macro_recall", "explained variance", "expected by chance"),
     *(f"test_top{k}" for k in TOPK),
     *(f"top{k}" for k in TOPK),
 )
 """Columns that contain fractions, shown as percentages."""
-WORDS = {
-    name: re.sub(r"top(\d+)", r"top-\1", name).replace("val_", "validation ").replace("_", " ")
-    for name in ("train_loss", "val_loss", "epochs_run", "best_epoch", "images_per_s", *SHARES)
+DISPLAY_NAMES = {
+    name: METRIC_NAMES.get(name) or re.sub(r"top(\d+)", r"top-\1", name).replace("_", " ")
+    for name in ("train_loss", "val_loss", "epochs_run", "best_epoch", "images_per_s", *FRACTION_COLUMNS)
 }
 """Display names of columns."""
 
 
 def table_of(table: pd.DataFrame) -> dict[str, Any]:
     """Return a table for the page, with fractions as percentages and display names for columns."""
-    shares = [WORDS.get(name, name) for name in table.columns if name in SHARES]
-    return html_table(table.rename(columns=WORDS), shares)
+    fractions = [DISPLAY_NAMES.get(name, name) for name in table.columns if name in FRACTION_COLUMNS]
+    return html_table(table.rename(columns=DISPLAY_NAMES), fractions)

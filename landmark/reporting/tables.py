@@ -16,7 +16,7 @@ from landmark.storage import Damaged, Location, NotFound
 
 TOPK = (1, 5, 10)
 FINISHED, STOPPED, FAILED, NOT_STARTED = "finished", "stopped early", "failed", "not started"
-"""Trial states."""
+"""Trial statuses."""
 METRIC_NAMES = {
     "val_top1": "validation top-1",
     "val_top5": "validation top-5",
@@ -28,8 +28,8 @@ METRIC_NAMES = {
     "parameters": "model parameters",
 }
 """Display names of metrics."""
-SEARCHED_OF_OLD = ("dataset", "epochs")
-"""Searched keys without a dot, for studies that do not record their searched keys."""
+LEGACY_SEARCHED_KEYS = ("dataset", "epochs")
+"""Searched keys without a dot, for studies from earlier versions that do not record their searched keys."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -51,20 +51,20 @@ class StudyTables:
 
     @property
     def results(self) -> pd.DataFrame:
-        """Leaderboard rows of the trials that did not fail and have a metric."""
+        """Leaderboard rows of the trials that did not fail and have a value of the metric."""
         return self.board[~self.board["status"].isin((FAILED, NOT_STARTED)) & self.board[self.metric].notna()]
 
     @property
     def objectives(self) -> list[str]:
-        """Searched metrics, the study's metric first. Contains only that one if there are no others."""
+        """Metrics that the study optimizes, the ranking metric first."""
         return [name for name in self.summary.get("objectives") or [self.metric] if name in self.board]
 
 
 def read_study(run: Location) -> StudyTables:
     """Read a study's folder. Raises UserError with the file and the missing columns or keys."""
     summary = read_json(run / "study.json")
-    needed = ("name", "metric", "dataset", "trials", "stopped_early", "epochs_run")
-    if missing := [key for key in needed if key not in summary]:
+    required = ("name", "metric", "dataset", "trials", "stopped_early", "epochs_run")
+    if missing := [key for key in required if key not in summary]:
         raise UserError(f"{run / 'study.json'}: missing {', '.join(missing)}; run the study again")
     metric = summary["metric"]
     board, history = read_csv(run / "leaderboard.csv"), read_csv(run / "history.csv")
@@ -76,68 +76,68 @@ def read_study(run: Location) -> StudyTables:
             raise UserError(f"{run / name}: missing column {', '.join(missing)}; run the study again")
         # A table without rows has no dtypes.
         table[metric] = pd.to_numeric(table[metric], errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
-    listed = summary.get("parameters")
-    if listed is None:
-        listed = [name for name in board.columns if "." in name or name in SEARCHED_OF_OLD]
+    keys = summary.get("parameters")
+    if keys is None:
+        keys = [name for name in board.columns if "." in name or name in LEGACY_SEARCHED_KEYS]
     return StudyTables(
         summary=summary,
         board=board,
         history=history,
         metric=metric,
         mode=summary.get("mode") or ("min" if metric.endswith("loss") else "max"),
-        keys=[key for key in listed if key in board],
+        keys=[key for key in keys if key in board],
     )
 
 
-def read_csv(place: Location) -> pd.DataFrame:
+def read_csv(path: Location) -> pd.DataFrame:
     """Read a CSV file of a study or run. Raises UserError if it is missing or not valid CSV."""
     try:
-        return pd.read_csv(io.StringIO(place.read_text()), dtype={"trial": str, "name": str})
+        return pd.read_csv(io.StringIO(path.read_text()), dtype={"trial": str, "name": str})
     except NotFound:
-        raise UserError(f"{place}: file not found; check that the run is complete") from None
+        raise UserError(f"{path}: file not found; check that the run is complete") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, Damaged) as error:
-        raise UserError(f"{place}: not a valid CSV table ({error}); run the study again") from None
+        raise UserError(f"{path}: not a valid CSV table ({error}); run the study again") from None
 
 
-def read_parquet(place: Location, columns: Sequence[str], again: str) -> pa.Table:
-    """Read columns of a Parquet file. Raises UserError with the file, the problem, and `again`: the command to run."""
+def read_parquet(path: Location, columns: Sequence[str], hint: str) -> pa.Table:
+    """Read columns of a Parquet file. Raises UserError with the file, the problem, and `hint`: how to fix it."""
     try:
-        table = pq.read_table(pa.BufferReader(place.read_bytes()))
+        table = pq.read_table(pa.BufferReader(path.read_bytes()))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{place}: not a readable Parquet file ({' '.join(str(error).split())}); {again}") from None
+        raise UserError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())}); {hint}") from None
     if missing := [column for column in columns if column not in table.column_names]:
-        raise UserError(f"{place}: missing column {', '.join(missing)}; {again}")
+        raise UserError(f"{path}: missing column {', '.join(missing)}; {hint}")
     return table.select(list(columns))
 
 
-def require_columns(place: Location, table: pd.DataFrame, columns: Sequence[str], again: str) -> pd.DataFrame:
+def require_columns(path: Location, table: pd.DataFrame, columns: Sequence[str], hint: str) -> pd.DataFrame:
     """Return a table that has these columns. Raises UserError with the file and the missing columns."""
     if missing := [column for column in columns if column not in table]:
-        raise UserError(f"{place}: missing column {', '.join(missing)}; {again}")
+        raise UserError(f"{path}: missing column {', '.join(missing)}; {hint}")
     return table
 
 
-def read_json(place: Location) -> dict[str, Any]:
+def read_json(path: Location) -> dict[str, Any]:
     """Read a JSON file of a study or run. Raises UserError if it is not a JSON object."""
     try:
-        values = json.loads(place.read_text())
+        values = json.loads(path.read_text())
     except (json.JSONDecodeError, Damaged) as error:
-        raise UserError(f"{place}: not valid JSON ({error}); run the study again") from None
+        raise UserError(f"{path}: not valid JSON ({error}); run the study again") from None
     if not isinstance(values, dict):
-        raise UserError(f"{place}: not a JSON object; run the study again")
+        raise UserError(f"{path}: not a JSON object; run the study again")
     return values
 
 
-def require_numbers(place: Location, values: Mapping[str, Any], keys: Sequence[str], again: str) -> None:
+def require_numbers(path: Location, values: Mapping[str, Any], keys: Sequence[str], hint: str) -> None:
     """Check that a JSON file has these keys, each a number.
 
     Raises UserError with the file and the first invalid key.
     """
     if missing := [key for key in keys if key not in values]:
-        raise UserError(f"{place}: missing {', '.join(missing)}; {again}")
+        raise UserError(f"{path}: missing {', '.join(missing)}; {hint}")
     for key in keys:
         if isinstance(values[key], bool) or not isinstance(values[key], int | float):
-            raise UserError(f"{place}: {key} is {values[key]!r}, expected a number; {again}")
+            raise UserError(f"{path}: {key} is {values[key]!r}, expected a number; {hint}")
 
 
 def model_summary(leaderboard: pd.DataFrame, baselines: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
@@ -147,22 +147,22 @@ def model_summary(leaderboard: pd.DataFrame, baselines: Mapping[str, Mapping[str
     on the test split have no test values. Failed trials are omitted. `data` is empty if all trials use the study's
     dataset.
     """
-    done = leaderboard[~leaderboard["status"].isin((FAILED, NOT_STARTED))]
+    completed = leaderboard[~leaderboard["status"].isin((FAILED, NOT_STARTED))]
     rows = pd.DataFrame(
         {
-            "model": done["model.backbone"],
-            "optimizer": done["optimizer.name"],
-            "epochs": done["epochs_run"].astype("Int64"),
-            "data": done["dataset"].fillna("") if "dataset" in done else "",
-            "val_top1": done["val_top1"].astype(float),
-            **{f"test_top{k}": done[f"test_top{k}"].astype(float) for k in TOPK},
+            "model": completed["model.backbone"],
+            "optimizer": completed["optimizer.name"],
+            "epochs": completed["epochs_run"].astype("Int64"),
+            "data": completed["dataset"].fillna("") if "dataset" in completed else "",
+            "val_top1": completed["val_top1"].astype(float),
+            **{f"test_top{k}": completed[f"test_top{k}"].astype(float) for k in TOPK},
         }
     )
-    trivial = [
+    baseline_rows = [
         {"model": f"({kind} baseline)", **{f"test_top{k}": values.get(str(k)) for k in TOPK}}
         for kind, values in baselines.items()
     ]
-    return pd.concat([rows, pd.DataFrame(trivial, columns=rows.columns).astype(rows.dtypes.to_dict())])
+    return pd.concat([rows, pd.DataFrame(baseline_rows, columns=rows.columns).astype(rows.dtypes.to_dict())])
 
 
 def optimizer_epochs(leaderboard: pd.DataFrame) -> pd.DataFrame:
@@ -192,16 +192,16 @@ def write_table(folder: Location, name: str, table: pd.DataFrame) -> None:
     (folder / f"{name}.json").write_text(table.to_json(orient="records", indent=1) + "\n")
 
 
-def as_text(table: pd.DataFrame, shares: Sequence[str]) -> str:
-    """Return a table as aligned text. Columns in `shares` are percentages; columns without values are omitted."""
+def as_text(table: pd.DataFrame, fractions: Sequence[str]) -> str:
+    """Return a table as aligned text. Columns in `fractions` become percentages. Columns without values are omitted."""
     filled = table.dropna(axis=1, how="all").convert_dtypes()
     shown = filled.astype(object)
-    for column in (name for name in shares if name in filled):
+    for column in (name for name in fractions if name in filled):
         shown[column] = ["" if pd.isna(value) else f"{value:.2%}" for value in filled[column]]
     return shown.where(shown.notna(), "").to_string(index=False)
 
 
-def named(metric: str) -> str:
+def metric_label(metric: str) -> str:
     """Return a metric's display name."""
     return METRIC_NAMES.get(metric, metric)
 

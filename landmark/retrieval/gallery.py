@@ -27,7 +27,7 @@ from landmark.data.subset_view import open_dataset
 from landmark.evaluation.predictions import from_lists
 from landmark.inference.job import PARTS, Job, Replicas, infer_parts, lost_of
 from landmark.inference.sources import FolderImages, Images, SplitImages
-from landmark.retrieval.knn import add_embeddings, new_index, search_index, vote
+from landmark.retrieval.knn import add_embeddings, knn_vote, new_index, search_index
 from landmark.storage import Location, NotFound, check_writable, locate
 from landmark.storage.tables import read_table, write_table
 
@@ -132,23 +132,23 @@ class Gallery:
         found = pc.index_in(pa.array(landmark_ids, pa.string()), self.classes["landmark_id"].combine_chunks())
         return pc.fill_null(found, -1).to_numpy().astype(np.int64)
 
-    def guesses(
-        self, embeddings: np.ndarray, neighbours: int, guesses: int
+    def classify(
+        self, embeddings: np.ndarray, neighbors: int, top_k: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return classes and scores from `vote`, and the nearest image, int64 (n,), with its cosine, float32 (n,)."""
+        """Return classes and scores from `knn_vote`, and the nearest image, int64 (n,), with its cosine, float32 (n,)."""
         assert self.index is not None
-        nearest, cosines = search_index(self.index, embeddings, neighbours)
-        found, scores = vote(self.labels[nearest], cosines, len(self.classes), guesses)
+        nearest, cosines = search_index(self.index, embeddings, neighbors)
+        found, scores = knn_vote(self.labels[nearest], cosines, len(self.classes), top_k)
         return found, scores, nearest[:, 0], cosines[:, 0]
 
-    def add(self, images: Images, replicas: Replicas, batch_size: int, *, quiet: bool = False) -> "Added":
+    def add(self, images: Images, replicas: Replicas, batch_size: int, *, quiet: bool = False) -> "AddedImages":
         """Embed images and add those that are new, with their classes. Call `save` to store them.
 
         The class of a file is the name of its top-level folder. Classes are identified by landmark ID.
         """
         place = place_of(images)
         if place in self.places and isinstance(images, SplitImages):  # a split never changes
-            return Added(images=0, skipped=images.rows, lost=0, classes=0)
+            return AddedImages(images=0, skipped=images.rows, lost=0, classes=0)
         if place not in self.places:
             self.places.append(place)
         source = self.places.index(place)
@@ -165,7 +165,7 @@ class Gallery:
         job = Job(
             checkpoint=self.checkpoint.uri,
             images=images,
-            guesses=1,
+            top_k=1,
             batch_size=batch_size,
             labelled=False,
             embeddings=True,
@@ -187,7 +187,7 @@ class Gallery:
             added += len(kept)
         self.labels, self.image_ids = np.concatenate(labels), pa.concat_arrays(ids)
         self.sources = np.concatenate([self.sources, np.full(added, source, np.int32)])
-        return Added(images=added, skipped=skipped, lost=lost, classes=len(self.classes) - before)
+        return AddedImages(images=added, skipped=skipped, lost=lost, classes=len(self.classes) - before)
 
     def _labels_of(self, images: Images) -> np.ndarray:
         """Return the label of each sample, int64, and add new classes."""
@@ -248,7 +248,7 @@ class Gallery:
 
 
 @dataclass(kw_only=True, frozen=True)
-class Added:
+class AddedImages:
     """Counts of one addition to a gallery."""
 
     images: int
@@ -291,22 +291,22 @@ def _home(place: dict[str, Any]) -> tuple[str, ...]:
     return (place["folder"],) if "folder" in place else (place["dataset"], place["split"])
 
 
-def images_of(place: dict[str, Any], damaged: Literal["stop", "skip"]) -> Images:
+def images_of(place: dict[str, Any], corrupt: Literal["stop", "skip"]) -> Images:
     """Return the images of a source that `place_of` returned, in their current state."""
     if "folder" in place:
         found = FolderImages.of(locate(place["folder"]), max_megapixels=place.get("max_megapixels"))
         return dataclasses.replace(found, short_side=place["short_side"], quality=place["quality"])
     subset = from_mapping(SubsetConfig, recorded_subset(place["subset"]), f"the subset of {place['dataset']}")
-    return SplitImages.of(open_dataset(place["dataset"], subset, place["subset_seed"]), place["split"], damaged)
+    return SplitImages.of(open_dataset(place["dataset"], subset, place["subset_seed"]), place["split"], corrupt)
 
 
-def made_gallery(
+def build_gallery(
     checkpoint: Location,
     place: Location,
     dataset: PackedDataset | None,
     replicas: Replicas,
     batch_size: int,
-    damaged: Literal["stop", "skip"] = "stop",
+    corrupt: Literal["stop", "skip"] = "stop",
     *,
     quiet: bool = False,
 ) -> Gallery:
@@ -330,7 +330,7 @@ def made_gallery(
         if not quiet:
             print(f"{place}: built with different weights; embedding its images again")
     for each in places:
-        gallery.add(images_of(each, damaged), replicas, batch_size, quiet=quiet)
+        gallery.add(images_of(each, corrupt), replicas, batch_size, quiet=quiet)
     if not len(gallery):
         raise UserError(f"{place}: could not read any image for the gallery; prepare the dataset again")
     gallery.save()

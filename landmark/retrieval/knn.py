@@ -1,4 +1,4 @@
-"""k-NN over embeddings: exact search for few rows, an HNSW index for many rows, and votes of the neighbours."""
+"""k-NN over embeddings: exact search for few rows, an HNSW index for many rows, and votes of the neighbors."""
 
 import numpy as np
 from usearch.index import Index
@@ -93,33 +93,33 @@ def _exact(embeddings: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     return indices, cosines
 
 
-def vote(labels: np.ndarray, cosines: np.ndarray, classes: int, guesses: int) -> tuple[np.ndarray, np.ndarray]:
+def knn_vote(labels: np.ndarray, cosines: np.ndarray, classes: int, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return k-NN predictions for each image: classes int32 (n, g), best first, and scores float32 (n, g).
 
-    g is `guesses`, or `classes` if smaller. labels int (n, k): the neighbours' classes. cosines float32 (n, k). Each
-    neighbour votes for its class with its cosine. A class's score is the sum of its votes divided by k: 1 if all k are
+    g is `top_k`, or `classes` if smaller. labels int (n, k): the neighbors' classes. cosines float32 (n, k). Each
+    neighbor votes for its class with its cosine. A class's score is the sum of its votes divided by k: 1 if all k are
     duplicates of the image, low if they are distant or disagree (soft voting by the sum of cosines: Ozaki & Yokoo,
     arXiv 1906.04087). If fewer classes received votes than are requested, the lowest other labels follow with score 0.
     """
-    guesses = min(guesses, classes)
-    found = np.empty((len(labels), guesses), np.int32)
-    scores = np.zeros((len(labels), guesses), np.float32)
+    top_k = min(top_k, classes)
+    found = np.empty((len(labels), top_k), np.int32)
+    scores = np.zeros((len(labels), top_k), np.float32)
     for start in range(0, len(labels), VOTING_ROWS):
         part = slice(start, start + VOTING_ROWS)
-        found[part], scores[part] = _vote(labels[part], np.clip(cosines[part], 0, 1), classes, guesses)
+        found[part], scores[part] = _vote(labels[part], np.clip(cosines[part], 0, 1), classes, top_k)
     return found, scores
 
 
-def _vote(labels: np.ndarray, votes: np.ndarray, classes: int, guesses: int) -> tuple[np.ndarray, np.ndarray]:
-    rows, neighbours = labels.shape
+def _vote(labels: np.ndarray, votes: np.ndarray, classes: int, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    rows, neighbors = labels.shape
     same = labels[:, :, None] == labels[:, None, :]
     totals = (same * votes[:, None, :]).sum(axis=2)
-    # A class is at its first neighbour's position. Its other neighbours, and fillers with votes, come last.
+    # A class is at its first neighbor's position. Its other neighbors, and fillers with votes, come last.
     first = same.cumsum(axis=2).diagonal(axis1=1, axis2=2) == 1
-    fillers = np.broadcast_to(np.arange(min(classes, guesses + neighbours)), (rows, min(classes, guesses + neighbours)))
+    fillers = np.broadcast_to(np.arange(min(classes, top_k + neighbors)), (rows, min(classes, top_k + neighbors)))
     spare = ~(fillers[:, :, None] == labels[:, None, :]).any(axis=2)
     named = np.concatenate([labels, fillers], axis=1)
     ranked = np.concatenate([np.where(first, totals, -2.0), np.where(spare, -1.0, -2.0)], axis=1)
-    order = np.lexsort((named, -ranked), axis=1)[:, :guesses]
+    order = np.lexsort((named, -ranked), axis=1)[:, :top_k]
     found = np.take_along_axis(named, order, axis=1)
-    return found, np.maximum(np.take_along_axis(ranked, order, axis=1), 0) / max(neighbours, 1)
+    return found, np.maximum(np.take_along_axis(ranked, order, axis=1), 0) / max(neighbors, 1)

@@ -8,7 +8,7 @@ from ray.tune import Stopper
 
 from landmark.config import BudgetConfig
 from landmark.evaluation.ranking import score
-from landmark.search.state.state import StudyRecord
+from landmark.search.state.state import StudyState
 
 
 class BudgetStopper(Stopper):
@@ -17,7 +17,7 @@ class BudgetStopper(Stopper):
     def __init__(
         self,
         config: BudgetConfig,
-        record: StudyRecord,
+        record: StudyState,
         metric: str,
         mode: str,
         lost: Callable[[], bool] = lambda: False,
@@ -42,11 +42,15 @@ class BudgetStopper(Stopper):
         config, record = self.config, self.record
         if config.epochs is not None and record.epochs_run >= config.epochs:
             return f"its budget of {config.epochs} epochs is used up"
-        if config.seconds is not None and self.seconds() >= config.seconds:
+        if self.out_of_time():
             return f"its budget of {config.seconds:g} s is used up"
         if config.target is not None and self._reached(config.target):
             return f"a trial reached its target, {self.metric} {config.target:g}"
         return None
+
+    def out_of_time(self) -> bool:
+        """Return whether the wall time is used up. A study with a larger budget then resumes."""
+        return self.config.seconds is not None and self.seconds() >= self.config.seconds
 
     def seconds(self) -> float:
         """Return the wall time in seconds of all processes that drove the study."""

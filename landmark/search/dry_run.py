@@ -14,7 +14,7 @@ from landmark.config import SchedulerConfig
 from landmark.data.dataset import PackedDataset
 from landmark.progress import clock
 from landmark.search.schedulers import Bracket, brackets, rungs
-from landmark.search.spaces.space import Space, TrialPlan
+from landmark.search.spaces.space import Space, TrialSpec
 from landmark.search.trials.resource_estimates import trial_footprint, trial_memory
 from landmark.table import aligned, shown_value
 from landmark.training.distributed.local import default_device
@@ -30,7 +30,7 @@ RATE_S = 1.0
 class TrialCost:
     """The cost of one trial that runs to its last epoch."""
 
-    plan: TrialPlan
+    plan: TrialSpec
     images: int
     """Training images, summed over all epochs."""
     memory: int
@@ -43,7 +43,7 @@ class TrialCost:
 
 def dry_run_text(
     space: Space,
-    plans: Sequence[TrialPlan],
+    plans: Sequence[TrialSpec],
     datasets: Mapping[str | None, PackedDataset],
     *,
     workers: int,
@@ -68,7 +68,7 @@ def dry_run_text(
     return "\n".join(lines)
 
 
-def trial_cost(plan: TrialPlan, dataset: PackedDataset, workers: int, *, gpu: bool) -> TrialCost:
+def trial_cost(plan: TrialSpec, dataset: PackedDataset, workers: int, *, gpu: bool) -> TrialCost:
     """Return the cost of a trial; progressive resizing counts by the pixels of each epoch."""
     recipe, classes = plan.recipe, dataset.num_classes
     train, val = dataset.split("train").rows, dataset.split("val").rows
@@ -84,7 +84,7 @@ def trial_cost(plan: TrialPlan, dataset: PackedDataset, workers: int, *, gpu: bo
     )
 
 
-def kept_share(scheduler: SchedulerConfig, epochs: Sequence[int]) -> float | None:
+def kept_fraction(scheduler: SchedulerConfig, epochs: Sequence[int]) -> float | None:
     """Return the expected fraction of all epochs that a scheduler runs; None if it depends only on results.
 
     epochs: the epochs of each trial. asha: 1 / reduction_factor of the trials pass each rung (Li et al. 2020). The actual
@@ -163,14 +163,14 @@ def _totals(space: Space, costs: Sequence[TrialCost], devices: int, rate: float,
         f"at that throughput: {clock(flops / rate)} on one such device; {clock(flops / rate / devices)} on {devices}, one per worker of "
         "the concurrent trials",
     ]
-    share = kept_share(scheduler, epochs)
+    share = kept_fraction(scheduler, epochs)
     if share is None:
         lines.append(
             f"{scheduler.name} stops trials by comparison with the others: the number of epochs that this saves is unknown in advance"
         )
     elif share < 1:
         lines.append(
-            f"{scheduler.name} runs about {share:.0%} of the epochs ({_told(scheduler, max(epochs))}): "
+            f"{scheduler.name} runs about {share:.0%} of the epochs ({_description(scheduler, max(epochs))}): "
             f"{math.ceil(share * sum(epochs)):,} epochs, {clock(share * flops / rate / devices)} on {devices} devices"
         )
     budget = space.config.budget
@@ -179,7 +179,7 @@ def _totals(space: Space, costs: Sequence[TrialCost], devices: int, rate: float,
     return lines + ([f"the space's budget ends the study after {' or '.join(limits)}"] if limits else [])
 
 
-def _told(scheduler: SchedulerConfig, longest: int) -> str:
+def _description(scheduler: SchedulerConfig, longest: int) -> str:
     factor = scheduler.reduction_factor
     if scheduler.name == "hyperband":
         return f"1 of {factor:g} trials continues at each milestone of a bracket"

@@ -264,7 +264,7 @@ def _wandb_callback(project: str, group: str, say: Say) -> LoggerCallback:
                 try:
                     reason = "the server did not answer; trials were logged to files" if ray.get(future) else ""
                 except ray.exceptions.RayError as error:
-                    reason = background.told(error)
+                    reason = background.describe_error(error)
                 if reason and not self.said:
                     self.said = True
                     say(f"warning: Weights & Biases: {reason}; `wandb sync FOLDER/wandb/offline-run-*` uploads them")

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from landmark.config import Recipe, UserError
-from landmark.search.spaces.domains import Domain, Point, ancestors, combinations
-from landmark.search.spaces.space import Space, TrialPlan
-from landmark.search.state.state import Exploit, StudyRecord, TrialRecord
+from landmark.search.spaces.domains import Domain, Params, ancestors, combinations
+from landmark.search.spaces.space import Space, TrialSpec
+from landmark.search.state.state import Exploit, StudyState, TrialState
 
 GROUPS = ("optimizer.", "schedule.", "loss.", "augment.")
 """Groups of settings that may change between epochs; all others determine the weights or the data."""
@@ -38,7 +38,7 @@ def _free(space: Space) -> list[str]:
     return [key for key in free if key not in kept]
 
 
-def explored(space: Space, point: Mapping[str, Any], resample: float, draws: random.Random) -> Point:
+def explore(space: Space, point: Mapping[str, Any], resample: float, draws: random.Random) -> Params:
     """Return a point of the space near another one, changed key by key.
 
     A value is perturbed or, with probability `resample`, sampled again. It is always sampled again if its domain has
@@ -64,8 +64,8 @@ def moved(domain: Domain, value: Any, draws: random.Random) -> Any:
         return min(high, max(low, value * draws.choice(FACTORS)))
     values = list(domain.all())
     place = values.index(value)
-    neighbours = [values[near] for near in (place - 1, place + 1) if 0 <= near < len(values)]
-    return draws.choice(neighbours or values)
+    neighbors = [values[near] for near in (place - 1, place + 1) if 0 <= near < len(values)]
+    return draws.choice(neighbors or values)
 
 
 def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -76,12 +76,12 @@ def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, 
 class Population:
     """Plans the exploits of a study's trials."""
 
-    def __init__(self, space: Space, recipe: Recipe, record: StudyRecord) -> None:
+    def __init__(self, space: Space, recipe: Recipe, record: StudyState) -> None:
         self.space = space
         self.recipe = recipe
         self.record = record
 
-    def take_over(self, trial: TrialRecord, source: TrialRecord, draws: random.Random) -> None:
+    def exploit(self, trial: TrialState, source: TrialState, draws: random.Random) -> None:
         """Plan that a trial continues with the source's weights and perturbed settings.
 
         The trial's next process copies the weights and reports whether they still existed.
@@ -98,10 +98,10 @@ class Population:
         )
         self.record.plan_exploit(exploit, plan)
 
-    def _changed(self, source: TrialPlan, trial: TrialPlan, draws: random.Random) -> TrialPlan:
+    def _changed(self, source: TrialSpec, trial: TrialSpec, draws: random.Random) -> TrialSpec:
         """Return a plan near the source's, or the source's plan if no attempt gives a valid recipe."""
         for _ in range(TRIES):
-            point = explored(self.space, source.point, self.space.config.scheduler.resample, draws)
+            point = explore(self.space, source.point, self.space.config.scheduler.resample, draws)
             with contextlib.suppress(UserError):
                 return dataclasses.replace(self.space.plan(trial.number, point, self.recipe), name=trial.name)
         return dataclasses.replace(source, number=trial.number, name=trial.name)

@@ -9,7 +9,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from landmark.progress import clock, is_quiet
-from landmark.search.state.state import StudyRecord, TrialRecord
+from landmark.search.state.state import StudyState, TrialState
 from landmark.table import aligned, shown_metric, shown_value
 
 SHOWN_TRIALS = 24
@@ -20,7 +20,7 @@ LOG_INTERVAL_S = 20.0
 class LiveTable(Callback):
     """Prints the trials to stderr periodically: in place on a terminal, else less often and only after changes."""
 
-    def __init__(self, name: str, record: StudyRecord, metric: str, mode: str, total: int) -> None:
+    def __init__(self, name: str, record: StudyState, metric: str, mode: str, total: int) -> None:
         self.name = name
         self.total = total
         self.record = record
@@ -94,7 +94,7 @@ class LiveTable(Callback):
         more = f"\n  … and {len(started) - len(shown)} more" if len(started) > len(shown) else ""
         return aligned([header, *(self._row(trial, keys) for trial in shown)]) + more
 
-    def _row(self, trial: TrialRecord, keys: list[str]) -> list[str]:
+    def _row(self, trial: TrialState, keys: list[str]) -> list[str]:
         state = trial.status() if trial.state == "ended" else trial.state
         if state == "not started":
             state = "stopped early"

@@ -9,14 +9,14 @@ from landmark.data.packing.job import pack_dataset
 from landmark.data.packing.repack import DatasetSource
 from landmark.storage import Location
 
-LEAST_AREA = 0.25
+MIN_AREA = 0.25
 """Crops with a smaller fraction of an image's area may be upscaled."""
 
 
-def needed_short_side(recipes: Iterable[Recipe]) -> int:
+def required_short_side(recipes: Iterable[Recipe]) -> int:
     """Return the short side in pixels at which no recipe upscales a crop, except for crops below LEAST_AREA."""
     return max(
-        math.ceil(recipe.loader.image_size / math.sqrt(max(recipe.augment.crop_area[0], LEAST_AREA)))
+        math.ceil(recipe.loader.image_size / math.sqrt(max(recipe.augment.crop_area[0], MIN_AREA)))
         for recipe in recipes
     )
 

@@ -15,15 +15,15 @@ from landmark.config import Recipe, TrainConfig, UserError, mask_credentials
 from landmark.environment import describe_environment
 from landmark.runtime import connect
 from landmark.search.state.leaderboard import (
-    Standing,
+    LeaderboardEntry,
     history_rows,
     leaderboard_columns,
     leaderboard_rows,
     rank_trials,
     to_csv,
 )
-from landmark.search.state.state import METRICS, StudyRecord, TrialRecord
-from landmark.search.study import Outcome, Study
+from landmark.search.state.state import METRICS, StudyState, TrialState
+from landmark.search.study import Study, StudyResult
 from landmark.search.trials.model_tests import ModelTest, result_of, run_tests
 from landmark.search.trials.trial import store_of
 from landmark.storage import Location, locate
@@ -40,10 +40,10 @@ RETRAINED = "retrained"
 
 
 @dataclass(kw_only=True)
-class Best:
+class BestModel:
     """The best model of a study."""
 
-    standing: Standing
+    standing: LeaderboardEntry
     """Its trial."""
     checkpoint: Location
     """Its checkpoint in the folder of the trial or run that trained it."""
@@ -55,7 +55,7 @@ class Best:
     """Top-k accuracies of trivial baselines on the test split."""
 
 
-def write_results(study: Study, outcome: Outcome) -> tuple[dict[str, Any], list[Standing]]:
+def write_results(study: Study, outcome: StudyResult) -> tuple[dict[str, Any], list[LeaderboardEntry]]:
     """Select the best model, test it and write all files; returns the values of study.json and the leaderboard.
 
     Raises UserError, after all files are written, if no trial completed an epoch.
@@ -69,25 +69,25 @@ def write_results(study: Study, outcome: Outcome) -> tuple[dict[str, Any], list[
         space.searcher.objectives,
     )
     write_tables(study, outcome, standings)  # kept even if exporting the best model fails
-    best = settle_best(study, outcome, standings)
+    best = select_best(study, outcome, standings)
     summary = write_summary(study, outcome, best)  # kept even if the test fails
     if best is not None and not outcome.interrupted:
         add_test_figures(study, best, standings)
         summary = write_summary(study, outcome, best)
     write_tables(study, outcome, standings)
     if best is None and not outcome.interrupted:
-        raise UserError(why_none(study, outcome))
+        raise UserError(no_best_reason(study, outcome))
     return summary, standings
 
 
-def write_summary(study: Study, outcome: Outcome, best: Best | None) -> dict[str, Any]:
+def write_summary(study: Study, outcome: StudyResult, best: BestModel | None) -> dict[str, Any]:
     """Write study.json; returns its values."""
-    summary = summarise(study, outcome, best)
+    summary = summarize(study, outcome, best)
     (study.location / "study.json").write_text(mask_credentials(json.dumps(summary, indent=1)) + "\n")
     return summary
 
 
-def write_tables(study: Study, outcome: Outcome, standings: list[Standing]) -> None:
+def write_tables(study: Study, outcome: StudyResult, standings: list[LeaderboardEntry]) -> None:
     """Write the leaderboard and the history."""
     keys = study.space.keys
     board = to_csv(leaderboard_rows(standings, keys), leaderboard_columns(keys))
@@ -96,19 +96,19 @@ def write_tables(study: Study, outcome: Outcome, standings: list[Standing]) -> N
     (study.location / "history.csv").write_text(history)
 
 
-def best_of(study: Study, trial: TrialRecord) -> tuple[int, str] | None:
+def best_of(study: Study, trial: TrialState) -> tuple[int, str] | None:
     """Return a trial's best epoch and its checkpoint's path relative to the study; None if no checkpoint is kept."""
     store = store_of(study.location, trial.plan)
     path = store.path("best")
     return None if path is None else (int(store.index["metrics"]["epoch"]), f"{TRIALS}/{trial.plan.name}/{path}")
 
 
-def settle_best(study: Study, outcome: Outcome, standings: list[Standing]) -> Best | None:
+def select_best(study: Study, outcome: StudyResult, standings: list[LeaderboardEntry]) -> BestModel | None:
     """Select or retrain the best model and export it; returns None if there is no model."""
     standing = next((s for s in standings if s.rank is not None and s.checkpoint is not None), None)
     if standing is None:
         return None
-    best = Best(standing=standing, checkpoint=study.location / str(standing.checkpoint), metrics=standing.best)
+    best = BestModel(standing=standing, checkpoint=study.location / str(standing.checkpoint), metrics=standing.best)
     if outcome.interrupted:
         return best
     if study.config.best == "retrained":
@@ -120,7 +120,7 @@ def settle_best(study: Study, outcome: Outcome, standings: list[Standing]) -> Be
     return best
 
 
-def retrain(study: Study, standing: Standing) -> RunResult:
+def retrain(study: Study, standing: LeaderboardEntry) -> RunResult:
     """Train a trial's recipe from scratch to its last epoch, or resume that, on the resources of a trial."""
     recipe, dataset, config = standing.record.plan.recipe, study.datasets[standing.record.plan.dataset], study.config
     training = TrainConfig(
@@ -142,7 +142,7 @@ def retrain(study: Study, standing: Standing) -> RunResult:
     return result_of(task.remote(training), f"training of {training.output}/{training.name}")
 
 
-def add_test_figures(study: Study, best: Best, standings: list[Standing]) -> None:
+def add_test_figures(study: Study, best: BestModel, standings: list[LeaderboardEntry]) -> None:
     """Test the best model and, with `test: all`, the models of all other ranked trials; stores top-k accuracies."""
     if study.config.test == "none":
         return
@@ -161,7 +161,7 @@ def add_test_figures(study: Study, best: Best, standings: list[Standing]) -> Non
     best.baselines = found[0]["baselines"]
 
 
-def summarise(study: Study, outcome: Outcome, best: Best | None) -> dict[str, Any]:
+def summarize(study: Study, outcome: StudyResult, best: BestModel | None) -> dict[str, Any]:
     """Return the values of study.json."""
     record, space = outcome.record, study.space.config
     counts = record.counts()
@@ -180,12 +180,13 @@ def summarise(study: Study, outcome: Outcome, best: Best | None) -> dict[str, An
         "not_started": study.proposals.total - len(record.trials) + counts["not started"],
         "interrupted": outcome.interrupted,
         "ended_by": outcome.ended_by,
+        "out_of_time": outcome.out_of_time,
         "epochs_run": record.epochs_run,
         "epochs_repeated": record.epochs_repeated,
         "epochs_grid": study.epochs_grid,
         "drivers": record.drivers,
         "seconds": round(outcome.seconds, 2),
-        "best": _told(best, space.metric),
+        "best": _best_values(best, space.metric),
         "baselines": best.baselines if best is not None else {},
         "exploits": [dataclasses.asdict(exploit) for exploit in record.exploits],
         "dataset": study.config.dataset,
@@ -194,7 +195,7 @@ def summarise(study: Study, outcome: Outcome, best: Best | None) -> dict[str, An
     }
 
 
-def _told(best: Best | None, metric: str) -> dict[str, Any] | None:
+def _best_values(best: BestModel | None, metric: str) -> dict[str, Any] | None:
     if best is None:
         return None
     plan = best.standing.record.plan
@@ -209,7 +210,7 @@ def _told(best: Best | None, metric: str) -> dict[str, Any] | None:
     }
 
 
-def timing(record: StudyRecord) -> dict[str, Any]:
+def timing(record: StudyState) -> dict[str, Any]:
     """Return the time of the first step and the idle time of processes between trials.
 
     first_step_at is a unix time. first_step_s counts from the study's start, and command_to_first_step_s from the start of
@@ -237,7 +238,7 @@ def timing(record: StudyRecord) -> dict[str, Any]:
     }
 
 
-def why_none(study: Study, outcome: Outcome) -> str:
+def no_best_reason(study: Study, outcome: StudyResult) -> str:
     """Return why a study has no best model."""
     errors = [trial.error for trial in outcome.record.trials.values() if trial.error]
     if errors:

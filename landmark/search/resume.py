@@ -35,7 +35,7 @@ def recorded_config(location: Location) -> TuneConfig | None:
     return from_mapping(TuneConfig, with_recorded_subset(parse_mapping(text, place)), place)
 
 
-def as_begun(config: TuneConfig, location: Location) -> TuneConfig:
+def with_recorded_settings(config: TuneConfig, location: Location) -> TuneConfig:
     """Return the config with the subset rule with which the study in a folder was started.
 
     Raises UserError if the study exists and is not to be resumed.

@@ -18,38 +18,38 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from landmark.config import SchedulerConfig, UserError
 from landmark.evaluation.ranking import score
-from landmark.search.state.state import ERROR, StudyRecord, TrialRecord, Verdict, death_of
+from landmark.search.state.state import ERROR, Decision, StudyState, TrialState, death_of
 
 
-class Rule:
+class Scheduler:
     """Base class of the schedulers' rules; lets every trial run to its end."""
 
-    def __init__(self, record: StudyRecord, config: SchedulerConfig, metric: str, mode: str) -> None:
+    def __init__(self, record: StudyState, config: SchedulerConfig, metric: str, mode: str) -> None:
         self.record = record
         self.config = config
         self.metric = metric
         self.mode = mode
 
-    def judge(self, trial: TrialRecord) -> Verdict:
+    def on_result(self, trial: TrialState) -> Decision:
         """Return the decision about a trial that has completed an epoch other than its last."""
-        return "go on"
+        return "continue"
 
-    def judge_again(self, trial: TrialRecord) -> Verdict:
+    def on_restore(self, trial: TrialState) -> Decision:
         """Return the decision about a resumed trial if an older version wrote the journal, without decisions."""
-        return self.judge(trial)
+        return self.on_result(trial)
 
-    def settle(self) -> None:
+    def resolve_paused(self) -> None:
         """Decide on paused trials: set those that continue to waiting, and end the others."""
 
-    def score(self, trial: TrialRecord, epoch: int) -> float:
+    def score(self, trial: TrialState, epoch: int) -> float:
         """Return a trial's score at an epoch: higher is better, -inf for a metric that is not finite."""
         return score(trial.rows[epoch][self.metric], self.mode)
 
-    def best_epoch(self, trial: TrialRecord) -> int:
+    def best_epoch(self, trial: TrialState) -> int:
         """Return a trial's best epoch; the first one in a tie."""
         return trial.best_epochs(self.metric, self.mode)[0]
 
-    def others_at(self, trial: TrialRecord, epoch: int) -> list[TrialRecord]:
+    def others_at(self, trial: TrialState, epoch: int) -> list[TrialState]:
         """Return the other trials that have reached an epoch."""
         return [other for other in self.record.trials.values() if other is not trial and epoch in other.rows]
 
@@ -63,26 +63,26 @@ def rungs(grace_epochs: int, reduction_factor: float, max_epochs: int) -> list[i
     return list(dict.fromkeys(found))
 
 
-class SuccessiveHalving(Rule):
+class SuccessiveHalving(Scheduler):
     """ASHA (Li et al. 2020): at each rung, a trial stops unless its score is in the top 1/reduction_factor of earlier ones."""
 
     def __init__(self, *arguments: Any, max_epochs: int) -> None:
         super().__init__(*arguments)
         self.rungs = rungs(self.config.grace_epochs, self.config.reduction_factor, max_epochs)
 
-    def judge(self, trial: TrialRecord) -> Verdict:
+    def on_result(self, trial: TrialState) -> Decision:
         """Compare with trials that reported the same rung earlier; the first trial at a rung continues."""
         epoch = trial.epochs_run
         if epoch not in self.rungs:
-            return "go on"
+            return "continue"
         before = [
             self.score(other, epoch)
             for other in self.others_at(trial, epoch)
             if other.arrivals[epoch] < trial.arrivals[epoch]
         ]
         if not before:
-            return "go on"
-        return "stop" if self.score(trial, epoch) < self._cutoff(before) else "go on"
+            return "continue"
+        return "stop" if self.score(trial, epoch) < self._cutoff(before) else "continue"
 
     def _cutoff(self, scores: Sequence[float]) -> float:
         """Return the minimum score of the top 1/reduction_factor, interpolated unless the lower score is -inf."""
@@ -91,20 +91,20 @@ class SuccessiveHalving(Rule):
         return float(np.percentile(scores, percent, method="linear" if interpolated else "higher"))
 
 
-class MedianStopping(Rule):
+class MedianStopping(Scheduler):
     """Vizier's median rule (Golovin et al. 2017): stops a trial whose best score is below the median of the others' means."""
 
-    def judge(self, trial: TrialRecord) -> Verdict:
+    def on_result(self, trial: TrialState) -> Decision:
         """Compare with the other trials that have reached this epoch, if there are at least min_trials."""
         epoch = trial.epochs_run
         others = self.others_at(trial, epoch)
         if epoch < self.config.grace_epochs or len(others) < self.config.min_trials:
-            return "go on"
+            return "continue"
         means = [
             statistics.mean(self.score(other, before) for before in other.rows if before <= epoch) for other in others
         ]
         best = max(self.score(trial, before) for before in trial.rows)
-        return "stop" if best < statistics.median(means) else "go on"
+        return "stop" if best < statistics.median(means) else "continue"
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -121,7 +121,7 @@ def brackets(config: SchedulerConfig, max_epochs: int, totals: Sequence[int], se
     """Return HyperBand's brackets for a study's trials (Li et al. 2018, algorithm 1), filled in order.
 
     The first bracket gives grace_epochs to many trials. Each further one gives reduction_factor times as many epochs to
-    fewer trials. After config.brackets kinds, the sequence repeats. The trials of a bracket are sampled, because neighbours
+    fewer trials. After config.brackets kinds, the sequence repeats. The trials of a bracket are sampled, because neighbors
     in a grid are similar. totals: number of trials at each start of the study. A larger number fills the last bracket and
     adds others; earlier trials keep their brackets.
     """
@@ -144,19 +144,19 @@ def brackets(config: SchedulerConfig, max_epochs: int, totals: Sequence[int], se
     return found
 
 
-class HyperBand(Rule):
+class HyperBand(Scheduler):
     """HyperBand (Li et al. 2018): the trials of a bracket wait for each other at milestones, where the best continue."""
 
     def __init__(self, *arguments: Any, max_epochs: int, totals: Sequence[int], seed: int) -> None:
         super().__init__(*arguments)
         self.brackets = brackets(self.config, max_epochs, totals, seed)
 
-    def judge(self, trial: TrialRecord) -> Verdict:
+    def on_result(self, trial: TrialState) -> Decision:
         """Pause a trial at its bracket's milestones."""
         bracket = next(bracket for bracket in self.brackets if trial.plan.number in bracket.numbers)
-        return "pause" if trial.epochs_run in bracket.milestones else "go on"
+        return "pause" if trial.epochs_run in bracket.milestones else "continue"
 
-    def settle(self) -> None:
+    def resolve_paused(self) -> None:
         """When all trials of a bracket have reached a milestone or ended, let its best 1/reduction_factor continue."""
         by_number = {trial.plan.number: trial for trial in self.record.trials.values()}
         for bracket in self.brackets:
@@ -171,36 +171,36 @@ class HyperBand(Rule):
                 best = max(1, int(len(there) / self.config.reduction_factor))
                 for place, trial in enumerate(there):
                     if trial.state == "paused" and trial.epochs_run == milestone:
-                        self.record.decide(trial, "go on" if place < best else "stop")
+                        self.record.decide(trial, "continue" if place < best else "stop")
                         if place < best:
                             trial.state = "waiting"
                         else:
                             self.record.end(trial)
 
 
-TakeOver = Callable[[TrialRecord, TrialRecord, random.Random], object]
+TakeOver = Callable[[TrialState, TrialState, random.Random], object]
 """Plans that the first trial continues with the second trial's weights and perturbed settings."""
 
 
-class PopulationBased(Rule):
+class PopulationBased(Scheduler):
     """Population-based training (Jaderberg et al. 2017).
 
     Every interval_epochs, the worst trials copy the weights and settings of the best, and perturb the settings. If not all
     trials can run at once, those with the fewest epochs run first.
     """
 
-    def __init__(self, *arguments: Any, take_over: TakeOver, seed: int) -> None:
+    def __init__(self, *arguments: Any, exploit: TakeOver, seed: int) -> None:
         super().__init__(*arguments)
-        self.take_over = take_over
+        self.exploit = exploit
         self.seed = seed
 
-    def judge(self, trial: TrialRecord) -> Verdict:
+    def on_result(self, trial: TrialState) -> Decision:
         """Compare with all trials that have reached the same epoch."""
         if trial.planned is not None:  # planned by a process that died before it recorded the decision
             return "restart"
         epoch = trial.epochs_run
         if epoch % self.config.interval_epochs:
-            return "go on"
+            return "continue"
         peers = [t for t in [trial, *self.others_at(trial, epoch)] if t.error is None]
         count = min(math.ceil(len(peers) * self.config.quantile), len(peers) // 2)
         peers.sort(key=lambda peer: (self.score(peer, epoch), -peer.plan.number))
@@ -209,17 +209,17 @@ class PopulationBased(Rule):
         best = [peer for peer in best if peer.state != "ended" and self.score(peer, epoch) > -math.inf]
         if best and trial in peers[:count]:
             draws = random.Random(f"{self.seed}-{trial.plan.number}-{epoch}")
-            self.take_over(trial, draws.choice(best), draws)
+            self.exploit(trial, draws.choice(best), draws)
             return "restart"
         return self._yield(epoch)
 
-    def judge_again(self, trial: TrialRecord) -> Verdict:
+    def on_restore(self, trial: TrialState) -> Decision:
         """Let the trial continue until its next interval."""
-        return "go on"
+        return "continue"
 
-    def _yield(self, epoch: int) -> Verdict:
+    def _yield(self, epoch: int) -> Decision:
         behind = any(t.state == "waiting" and t.epochs_run < epoch for t in self.record.trials.values())
-        return "restart" if behind else "go on"
+        return "restart" if behind else "continue"
 
 
 class StudyScheduler(FIFOScheduler):
@@ -229,7 +229,7 @@ class StudyScheduler(FIFOScheduler):
     a new Ray Tune trial.
     """
 
-    def __init__(self, record: StudyRecord, rule: Rule) -> None:
+    def __init__(self, record: StudyState, rule: Scheduler) -> None:
         super().__init__()
         self.record = record
         self.rule = rule
@@ -240,7 +240,7 @@ class StudyScheduler(FIFOScheduler):
         if not self.record.add(record, result):
             return TrialScheduler.CONTINUE
         if ERROR in result:
-            self.rule.settle()
+            self.rule.resolve_paused()
             return TrialScheduler.STOP
         if record.epochs_run >= record.plan.recipe.epochs:  # ends by itself
             return TrialScheduler.CONTINUE
@@ -248,14 +248,14 @@ class StudyScheduler(FIFOScheduler):
             record.decisions.get(record.epochs_run) is not None
         ):  # an epoch trained again, because its checkpoint was lost
             return TrialScheduler.CONTINUE
-        return TrialScheduler.CONTINUE if self.decide(record, self.rule.judge(record)) else TrialScheduler.STOP
+        return TrialScheduler.CONTINUE if self.decide(record, self.rule.on_result(record)) else TrialScheduler.STOP
 
-    def decide(self, trial: TrialRecord, verdict: Verdict) -> bool:
+    def decide(self, trial: TrialState, decision: Decision) -> bool:
         """Record and apply a decision about a running trial; returns whether it continues without a stop."""
-        self.record.decide(trial, verdict)
-        return self.carry_out(trial, verdict)
+        self.record.decide(trial, decision)
+        return self.carry_out(trial, decision)
 
-    def take_up(self) -> None:
+    def restore_trials(self) -> None:
         """Apply the decisions of a restored record; decide now if a trial's newest epoch has no decision."""
         for trial in self.record.trials.values():
             epoch = trial.epochs_run
@@ -265,25 +265,25 @@ class StudyScheduler(FIFOScheduler):
             if (decided := trial.decisions.get(epoch)) is not None:
                 running = self.carry_out(trial, decided)
             else:
-                judge = self.rule.judge_again if epoch in trial.decisions else self.rule.judge
-                running = self.decide(trial, judge(trial))
+                on_result = self.rule.on_restore if epoch in trial.decisions else self.rule.on_result
+                running = self.decide(trial, on_result(trial))
             if running:
                 trial.state = "waiting"
-        self.rule.settle()
+        self.rule.resolve_paused()
 
-    def carry_out(self, trial: TrialRecord, verdict: Verdict) -> bool:
+    def carry_out(self, trial: TrialState, decision: Decision) -> bool:
         """Set a running trial's state to the decision; returns whether it continues without a stop."""
-        if verdict == "go on":
+        if decision == "continue":
             return True
-        if verdict == "stop":
+        if decision == "stop":
             self.record.end(trial)
         else:
-            trial.state = "paused" if verdict == "pause" else "waiting"
-        self.rule.settle()
-        if verdict == "pause" and trial.state == "waiting":
+            trial.state = "paused" if decision == "pause" else "waiting"
+        self.rule.resolve_paused()
+        if decision == "pause" and trial.state == "waiting":
             trial.state = "running"
             return True
-        trial.handed = False
+        trial.submitted = False
         return False
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
@@ -291,16 +291,16 @@ class StudyScheduler(FIFOScheduler):
         record = self.record.of(trial)
         if record.state == "running":
             self.record.end(record)
-        self.rule.settle()
+        self.rule.resolve_paused()
 
     def failed(self, trial: Trial) -> None:
         """Record a trial whose process died too often. Ray Tune's on_trial_error also runs for trials that are retried."""
         self.record.fail(self.record.of(trial), death_of(trial))
-        self.rule.settle()
+        self.rule.resolve_paused()
 
 
 def build_rule(
-    record: StudyRecord,
+    record: StudyState,
     config: SchedulerConfig,
     metric: str,
     mode: str,
@@ -308,8 +308,8 @@ def build_rule(
     max_epochs: int,
     totals: Sequence[int],
     seed: int,
-    take_over: TakeOver,
-) -> Rule:
+    exploit: TakeOver,
+) -> Scheduler:
     """Return the rule of a scheduler's config.
 
     max_epochs: maximum epochs of any trial. totals: number of trials at each start of the study. Raises UserError if the
@@ -324,8 +324,8 @@ def build_rule(
     if config.name == "median_stopping":
         return MedianStopping(*common)
     if config.name == "pbt":
-        return PopulationBased(*common, take_over=take_over, seed=seed)
-    return Rule(*common)
+        return PopulationBased(*common, exploit=exploit, seed=seed)
+    return Scheduler(*common)
 
 
 def check_grace(config: SchedulerConfig, max_epochs: int) -> None:

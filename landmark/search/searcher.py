@@ -8,16 +8,16 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from landmark.search.schedulers import Rule, StudyScheduler
-from landmark.search.spaces.samplers import Proposals
-from landmark.search.state.state import TrialRecord
+from landmark.search.schedulers import Scheduler, StudyScheduler
+from landmark.search.spaces.samplers import Sampler
+from landmark.search.state.state import TrialState
 
 
-class TrialQueue(Searcher):
+class StudySearcher(Searcher):
     """Gives waiting trials to Ray Tune, those with the fewest epochs first, then new trials, until all have ended."""
 
     def __init__(
-        self, rule: Rule, proposals: Proposals, values_of: Callable[[TrialRecord], dict[str, Any]], most: int
+        self, rule: Scheduler, proposals: Sampler, values_of: Callable[[TrialState], dict[str, Any]], most: int
     ) -> None:
         """values_of: returns the values for a trial's process. most: maximum number of concurrent trials."""
         super().__init__()
@@ -26,7 +26,7 @@ class TrialQueue(Searcher):
         self.proposals = proposals
         self.values_of = values_of
         self.most = most
-        self._told = set[str]()
+        self._reported = set[str]()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the study's config: Ray Tune stores it with the study, which must hold no credentials."""
@@ -34,29 +34,29 @@ class TrialQueue(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial's config; None if the maximum runs or all wait for others; FINISHED if all have ended."""
-        self._tell_ended()
-        if sum(trial.handed and trial.state != "ended" for trial in self.record.trials.values()) >= self.most:
+        self._report_ended()
+        if sum(trial.submitted and trial.state != "ended" for trial in self.record.trials.values()) >= self.most:
             return None
         trial = self._waiting() or self._new() or self._waiting()
         if trial is None:
             ended = all(trial.state == "ended" for trial in self.record.trials.values())
             return Searcher.FINISHED if ended else None
-        trial.handed = True
+        trial.submitted = True
         return {"trial": self.values_of(trial)}
 
-    def _waiting(self) -> TrialRecord | None:
-        waiting = [trial for trial in self.record.trials.values() if trial.state == "waiting" and not trial.handed]
+    def _waiting(self) -> TrialState | None:
+        waiting = [trial for trial in self.record.trials.values() if trial.state == "waiting" and not trial.submitted]
         # Among equals, a trial with a planned exploit comes first: the source's checkpoint exists until the source continues.
         return min(waiting, key=lambda t: (t.epochs_run, t.planned is None, t.plan.number), default=None)
 
-    def _new(self) -> TrialRecord | None:
+    def _new(self) -> TrialState | None:
         """Return a new trial; if none is left, let the scheduler resolve paused trials and return None."""
         plan = self.proposals.next()
         if plan is not None:
             return self.record.propose(plan)
         if not self.record.complete:
             self.record.complete = True
-            self.rule.settle()
+            self.rule.resolve_paused()
         return None
 
     def propose_all(self) -> None:
@@ -64,15 +64,15 @@ class TrialQueue(Searcher):
         while self._new() is not None:
             pass
 
-    def _tell_ended(self) -> None:
+    def _report_ended(self) -> None:
         """Report the results of newly ended trials to the searcher."""
         for trial in self.record.trials.values():
-            if trial.state == "ended" and trial.plan.name not in self._told:
-                self._told.add(trial.plan.name)
+            if trial.state == "ended" and trial.plan.name not in self._reported:
+                self._reported.add(trial.plan.name)
                 found = None
                 if trial.rows and trial.error is None:
                     found = trial.rows[self.rule.best_epoch(trial)] | {"parameters": float(trial.weights or 0)}
-                self.proposals.told(trial.plan, found)
+                self.proposals.tell(trial.plan, found)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Do nothing: the scheduler has updated the record."""
@@ -85,7 +85,7 @@ class TrialQueue(Searcher):
         """Do nothing: see save."""
 
 
-class Keeper(Callback):
+class StudyCallback(Callback):
     """Updates the trials' states when Ray Tune starts trials or loses processes, and writes the journal."""
 
     def __init__(self, scheduler: StudyScheduler) -> None:

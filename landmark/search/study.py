@@ -26,21 +26,21 @@ from landmark.search.budget import BudgetStopper
 from landmark.search.loggers import logger_callbacks
 from landmark.search.pbt import Population, changeable
 from landmark.search.progress import LiveTable
-from landmark.search.resized_datasets import needed_short_side, resized
-from landmark.search.resume import DATASETS, absolute, as_begun, check_same_study, content_ids
+from landmark.search.resized_datasets import required_short_side, resized
+from landmark.search.resume import DATASETS, absolute, check_same_study, content_ids, with_recorded_settings
 from landmark.search.schedulers import StudyScheduler, build_rule, check_grace
-from landmark.search.searcher import Keeper, TrialQueue
-from landmark.search.spaces.representatives import greatest, kinds_of_trials, unequal_schedules
-from landmark.search.spaces.samplers import Listed, Proposals, build_proposals
-from landmark.search.spaces.space import Space, TrialPlan
+from landmark.search.searcher import StudyCallback, StudySearcher
+from landmark.search.spaces.representatives import different_schedules, most_demanding, representative_specs
+from landmark.search.spaces.samplers import ListSampler, Sampler, build_sampler
+from landmark.search.spaces.space import Space, TrialSpec
 from landmark.search.state.journal import Journal
-from landmark.search.state.state import StudyRecord, TrialRecord
-from landmark.search.state.study_lock import Lease
+from landmark.search.state.state import StudyState, TrialState
+from landmark.search.state.study_lock import StudyLock
 from landmark.search.termination import Termination
-from landmark.search.trials.capacity import Room, find_room
+from landmark.search.trials.capacity import StudyCapacity, find_capacity
 from landmark.search.trials.resource_estimates import trial_memory
 from landmark.search.trials.trial import TrialProcess, exploit_values, trial_values
-from landmark.search.trials.trial_metrics import TrialStates
+from landmark.search.trials.trial_metrics import TrialStateMetrics
 from landmark.search.waiting import WaitingNotice
 from landmark.storage import Location, check_writable, locate
 from landmark.training.distributed.backends import check_backend
@@ -58,10 +58,10 @@ class Study:
 
     config: TuneConfig
     space: Space
-    proposals: Proposals
+    proposals: Sampler
     """The source of its trials."""
-    kinds: list[TrialPlan]
-    """All trials of a list; for proposals, one representative per combination that `kinds_of_trials` describes."""
+    representatives: list[TrialSpec]
+    """All trials of a list; for proposals, one representative per combination that `representative_specs` describes."""
     epochs_grid: int
     """Total epochs if every trial of the space ran to its end."""
     datasets: dict[str | None, PackedDataset]
@@ -74,14 +74,14 @@ class Study:
     @property
     def max_epochs(self) -> int:
         """Maximum number of epochs of any trial."""
-        return max(plan.recipe.epochs for plan in self.kinds)
+        return max(plan.recipe.epochs for plan in self.representatives)
 
 
 @dataclass(kw_only=True, frozen=True)
-class Outcome:
+class StudyResult:
     """The result of running a study's trials."""
 
-    record: StudyRecord
+    record: StudyState
     seconds: float
     """Wall time of all driver processes, until the last trial ended."""
     ended_by: str | None
@@ -90,25 +90,27 @@ class Outcome:
     """Whether the user interrupted the study."""
     terminated: bool = False
     """Whether SIGTERM ended the study."""
+    out_of_time: bool = False
+    """Whether the budget of wall time ended the study before all trials ended."""
 
 
 def plan_study(config: TuneConfig) -> Study:
     """Check everything that can be checked without a cluster; raises UserError for the first mistake."""
     space = Space.load(config.space, config.space_changes())
-    proposals = build_proposals(space, config.recipe, space.config.budget.trials)
-    listed = isinstance(proposals, Listed)
-    kinds = kinds_of_trials(space, config.recipe, proposals)
-    for plan in kinds:
+    proposals = build_sampler(space, config.recipe, space.config.budget.trials)
+    listed = isinstance(proposals, ListSampler)
+    representatives = representative_specs(space, config.recipe, proposals)
+    for plan in representatives:
         check_backend(config.workers, plan.recipe.compute)
-    max_epochs = max(plan.recipe.epochs for plan in kinds)
+    max_epochs = max(plan.recipe.epochs for plan in representatives)
     check_grace(space.config.scheduler, max_epochs)
-    if (warning := unequal_schedules(space, kinds)) is not None:
+    if (warning := different_schedules(space, representatives)) is not None:
         print(warning, file=sys.stderr, flush=True)
     if space.config.scheduler.name == "pbt":
         changeable(space)
     location = locate(config.output) / config.name
-    config = as_begun(config, location)
-    datasets = open_datasets(config, space, [plan.dataset for plan in kinds])
+    config = with_recorded_settings(config, location)
+    datasets = open_datasets(config, space, [plan.dataset for plan in representatives])
     if not config.dry_run:
         check_writable(location)
     check_same_study(location, config, space, datasets)
@@ -116,8 +118,8 @@ def plan_study(config: TuneConfig) -> Study:
         config=config,
         space=space,
         proposals=proposals,
-        kinds=kinds,
-        epochs_grid=sum(plan.recipe.epochs for plan in kinds) if listed else proposals.total * max_epochs,
+        representatives=representatives,
+        epochs_grid=sum(plan.recipe.epochs for plan in representatives) if listed else proposals.total * max_epochs,
         datasets=datasets,
         location=location,
     )
@@ -140,14 +142,14 @@ def open_datasets(config: TuneConfig, space: Space, names: Iterable[str | None])
     return opened
 
 
-def run_trials(study: Study, lease: Lease) -> Outcome:
+def run_trials(study: Study, lease: StudyLock) -> StudyResult:
     """Run the trials of a study, or those that an earlier process left unfinished, and show a live table.
 
     lease: the held lease of the study. Raises UserError if another process takes the study over.
     """
     space, termination = study.space.config, Termination()
     journal = Journal(study.location, lambda: lease.lost)
-    record = StudyRecord(journal)
+    record = StudyState(journal)
     record.restore(journal.read(), lambda number, point: study.space.plan(number, point, study.config.recipe))
     if study.config.retry_failed:
         print(f"{study.config.name}: {record.retry_failed()} failed trials will run again", file=sys.stderr, flush=True)
@@ -160,13 +162,13 @@ def run_trials(study: Study, lease: Lease) -> Outcome:
         max_epochs=study.max_epochs,
         totals=[*record.totals, study.proposals.total],
         seed=space.seed,
-        take_over=population.take_over,
+        exploit=population.exploit,
     )
     stopper = BudgetStopper(space.budget, record, space.metric, space.mode(), lambda: lease.lost)
     scheduler = StudyScheduler(record, rule)
     for trial in record.trials.values():
-        study.proposals.adopt(trial.plan)
-    scheduler.take_up()
+        study.proposals.restore(trial.plan)
+    scheduler.restore_trials()
     left = any(trial.state != "ended" for trial in record.trials.values()) or len(record.trials) < study.proposals.total
     if left and not stopper.stop_all():
         _run(study, scheduler, stopper, termination)
@@ -174,17 +176,26 @@ def run_trials(study: Study, lease: Lease) -> Outcome:
     seconds, reason = stopper.seconds(), stopper.reason()
     record.flush(final=True)
     open_ones = [trial for trial in record.trials.values() if trial.state != "ended"]
+    all_started = len(record.trials) == study.proposals.total
+    out_of_time = stopper.out_of_time() and (bool(open_ones) or not all_started)
     for trial in open_ones if reason else []:
         trial.state = "ended"  # only in this process: with a larger budget they resume
     interrupted = bool(open_ones) and not reason
     terminated = interrupted and termination.requested
-    return Outcome(record=record, seconds=seconds, ended_by=reason, interrupted=interrupted, terminated=terminated)
+    return StudyResult(
+        record=record,
+        seconds=seconds,
+        ended_by=reason,
+        interrupted=interrupted,
+        terminated=terminated,
+        out_of_time=out_of_time,
+    )
 
 
 def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper, termination: Termination) -> None:
     config, space, record = study.config, study.space.config, scheduler.record
     connect(config.cluster)
-    room = room_of(study)
+    capacity = room_of(study)
     if config.resize_once:
         study = dataclasses.replace(study, trained_on=resize_datasets(study))
     (study.location / "config.yaml").write_text(to_stored_yaml(absolute(config)))
@@ -192,20 +203,20 @@ def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper, termin
     (study.location / DATASETS).write_text(json.dumps(content_ids(study.datasets), indent=1) + "\n")
     # All processes start at once. No trial is submitted in advance: Ray Tune would start a process for it and wait for that
     # process at the end.
-    queue = TrialQueue(scheduler.rule, study.proposals, lambda trial: values_of(study, trial), room.slots)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(room.slots)
+    queue = StudySearcher(scheduler.rule, study.proposals, lambda trial: values_of(study, trial), capacity.slots)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(capacity.slots)
     if not is_quiet():
-        print(_headline(study, record, room.slots), file=sys.stderr, flush=True)
+        print(_headline(study, record, capacity.slots), file=sys.stderr, flush=True)
     record.begin(study.proposals.total)
     if space.scheduler.name == "pbt":
         queue.propose_all()
     record.flush()
     table = LiveTable(config.name, record, space.metric, space.mode(), study.proposals.total)
-    states = TrialStates(config.name, record, study.proposals.total)
+    states = TrialStateMetrics(config.name, record, study.proposals.total)
     loggers = logger_callbacks(config, study.location / _tune_folder(record), table.say)
-    waiting = WaitingNotice(record, room.requires(), in_process=config.workers.in_process, say=table.say)
-    callbacks = [Keeper(scheduler), table, states, waiting, *loggers]
-    tuner = _tuner(study, room, scheduler, queue, callbacks, stopper)
+    waiting = WaitingNotice(record, capacity.requires(), in_process=config.workers.in_process, say=table.say)
+    callbacks = [StudyCallback(scheduler), table, states, waiting, *loggers]
+    tuner = _tuner(study, capacity, scheduler, queue, callbacks, stopper)
     with termination.ends_tune():
         tuner.fit()
     states.tell()
@@ -216,12 +227,12 @@ def resize_datasets(study: Study) -> dict[str | None, PackedDataset]:
     """Write each dataset, resized to what its trials need, into the study's folder, unless it exists already."""
     found = {}
     for number, (name, dataset) in enumerate(study.datasets.items()):
-        side = needed_short_side(plan.recipe for plan in study.kinds if plan.dataset == name)
+        side = required_short_side(plan.recipe for plan in study.representatives if plan.dataset == name)
         found[name] = resized(dataset, side, study.location / RESIZED / f"{number:02d}-{side}px")
     return found
 
 
-def _headline(study: Study, record: StudyRecord, slots: int) -> str:
+def _headline(study: Study, record: StudyState, slots: int) -> str:
     text = (
         f"{study.config.name}: {study.proposals.total} trials, {slots} at a time, {study.epochs_grid} epochs in a full grid, "
         f"scheduler {study.space.config.scheduler.name}"
@@ -232,7 +243,7 @@ def _headline(study: Study, record: StudyRecord, slots: int) -> str:
     return f"{text}; resuming after {record.epochs_run} epochs, {ended} trials ended"
 
 
-def room_of(study: Study) -> Room:
+def room_of(study: Study) -> StudyCapacity:
     """Return the capacity of the connected cluster for the study's trials; raises UserError if no trial fits."""
     classes = max(dataset.num_classes for dataset in study.datasets.values())
     config = study.config
@@ -240,13 +251,13 @@ def room_of(study: Study) -> Room:
     def memory(recipe: Recipe) -> int:
         return trial_memory(recipe, classes, config.workers.most)
 
-    recipes = [plan.recipe for plan in study.kinds]
-    if not isinstance(study.proposals, Listed):
-        recipes.append(greatest(study.space, config.recipe, memory))
-    return find_room(config.workers, recipes, classes, study.proposals.total, config.max_concurrent)
+    recipes = [plan.recipe for plan in study.representatives]
+    if not isinstance(study.proposals, ListSampler):
+        recipes.append(most_demanding(study.space, config.recipe, memory))
+    return find_capacity(config.workers, recipes, classes, study.proposals.total, config.max_concurrent)
 
 
-def values_of(study: Study, trial: TrialRecord) -> dict[str, Any]:
+def values_of(study: Study, trial: TrialState) -> dict[str, Any]:
     """Return the values that Ray Tune passes to a trial's process, including a planned exploit."""
     values = _values(study, trial.plan)
     if trial.planned is not None:
@@ -255,7 +266,7 @@ def values_of(study: Study, trial: TrialRecord) -> dict[str, Any]:
     return values
 
 
-def _values(study: Study, plan: TrialPlan) -> dict[str, Any]:
+def _values(study: Study, plan: TrialSpec) -> dict[str, Any]:
     recipe = dataclasses.replace(plan.recipe, model=absolute_weights(plan.recipe.model))
     dataset = study.trained_on.get(plan.dataset, study.datasets[plan.dataset])
     return trial_values(dataclasses.replace(plan, recipe=recipe), dataset, study.location)
@@ -263,9 +274,9 @@ def _values(study: Study, plan: TrialPlan) -> dict[str, Any]:
 
 def _tuner(
     study: Study,
-    room: Room,
+    capacity: StudyCapacity,
     scheduler: StudyScheduler,
-    queue: TrialQueue,
+    queue: StudySearcher,
     callbacks: list[tune.Callback],
     stopper: BudgetStopper,
 ) -> tune.Tuner:
@@ -274,8 +285,8 @@ def _tuner(
     config = study.config
     local = study.location.local_path()
     return tune.Tuner(
-        tune.with_resources(TrialProcess, room.placement),
-        param_space={"workers": to_mapping(room.workers)},
+        tune.with_resources(TrialProcess, capacity.placement),
+        param_space={"workers": to_mapping(capacity.workers)},
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
             search_alg=queue,
@@ -298,7 +309,7 @@ def _tuner(
     )
 
 
-def _tune_folder(record: StudyRecord) -> str:
+def _tune_folder(record: StudyState) -> str:
     return f"{TUNE_FOLDER}-{record.drivers:03d}"
 
 

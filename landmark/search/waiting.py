@@ -8,7 +8,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.util import placement_group_table
 
-from landmark.search.state.state import StudyRecord
+from landmark.search.state.state import StudyState
 from landmark.tracking.background import Say
 
 AFTER_S = 30.0
@@ -21,7 +21,7 @@ class WaitingNotice(Callback):
     """Prints the resources that trials require and those that are free while no trial can start."""
 
     def __init__(
-        self, record: StudyRecord, requires: str, *, in_process: bool, say: Say, after_s: float = AFTER_S
+        self, record: StudyState, requires: str, *, in_process: bool, say: Say, after_s: float = AFTER_S
     ) -> None:
         """requires: description of a trial's resources. in_process: whether a trial is one process, started by Ray Tune."""
         self.record = record

@@ -46,7 +46,7 @@ class Damaged(PermanentStorageError):
     """A text file that is not UTF-8."""
 
 
-class Unanswered(OSError):
+class NoResponse(OSError):
     """Storage made no progress until the deadline."""
 
     def __init__(self, text: str, since: float) -> None:
@@ -59,7 +59,7 @@ def storage_error(uri: str, error: OSError) -> StorageError:
     """Return a failure of an operation on `uri` as the error to raise."""
     if isinstance(error, FileNotFoundError):
         return NotFound(f"{uri}: no such file or folder; check the path")
-    if isinstance(error, Unanswered):
+    if isinstance(error, NoResponse):
         return TransientStorageError(
             f"{uri}: {error} from the object storage at {endpoint()}; check that the server is running, then run the same command again"
         )
@@ -155,7 +155,7 @@ _FAILURES: tuple[tuple[type[StorageError], tuple[str, ...], Callable[[str], str]
             "AccessDenied",
             "InvalidAccessKeyId",
             "SignatureDoesNotMatch",
-            "Forbidden",
+            "AccessDenied",
             "HTTP status 403",
         ),
         _denied,

@@ -230,11 +230,11 @@ def check_writable(location: Location) -> None:
         probe.write_bytes(b"")
         probe.delete()
     except UserError as error:
-        reason = "no such folder; check the path" if isinstance(error, NotFound) else _told(error, probe)
+        reason = "no such folder; check the path" if isinstance(error, NotFound) else _explained(error, probe)
         raise UserError(f"{location}: cannot be written to: {reason}") from None
 
 
-def _told(error: UserError, location: Location) -> str:
+def _explained(error: UserError, location: Location) -> str:
     """Return an error's text without its location."""
     return str(error).removeprefix(f"{location}: ")
 

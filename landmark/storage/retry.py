@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from landmark.storage.errors import TransientStorageError, Unanswered, endpoint, storage_error
+from landmark.storage.errors import NoResponse, TransientStorageError, endpoint, storage_error
 from landmark.storage.uri import scheme_of
 
 T = TypeVar("T")
@@ -18,8 +18,8 @@ DEADLINE_S = 90
 """Seconds without any data or response after which an operation fails. LANDMARK_STORAGE_DEADLINE_S overrides it."""
 OUTAGE_S = 1800
 """Maximum outage of storage that this process has used before, seconds. LANDMARK_STORAGE_OUTAGE_S overrides it."""
-LONGEST_PAUSE_S = 8
-LONGEST_WORK_PAUSE_S = 60
+MAX_PAUSE_S = 8
+MAX_WORK_PAUSE_S = 60
 LONG_WORK_S = 600
 WARN_S = 15
 """Seconds of an outage before a warning is printed, once per outage."""
@@ -80,7 +80,7 @@ def resuming(work: Callable[[], T], stopping: threading.Event | None = None) -> 
             print(f"warning: {error}; retrying in {pause_s:.0f} s", file=sys.stderr, flush=True)
         if (stopping or threading.Event()).wait(pause_s):
             return None
-        pause_s = min(2 * pause_s, LONGEST_WORK_PAUSE_S)
+        pause_s = min(2 * pause_s, MAX_WORK_PAUSE_S)
 
 
 class _Outage:
@@ -102,7 +102,7 @@ class _Outage:
             raise failure from (None if isinstance(error, FileNotFoundError) else error)
         now = time.monotonic()
         if self.since is None:
-            self.since = error.since if isinstance(error, Unanswered) else now
+            self.since = error.since if isinstance(error, NoResponse) else now
         patience = outage_s() if self.place in _answered else deadline_s()
         if now + self.pause_s > self.since + patience:
             raise failure from error
@@ -117,7 +117,7 @@ class _Outage:
     def pause(self) -> None:
         """Wait, with exponential backoff."""
         time.sleep(self.pause_s * random.uniform(0.5, 1.0))
-        self.pause_s = min(2 * self.pause_s, LONGEST_PAUSE_S)
+        self.pause_s = min(2 * self.pause_s, MAX_PAUSE_S)
 
 
 _answered: set[tuple[str, str]] = set()
@@ -164,7 +164,7 @@ def _watched(operation: Callable[[], T], patience: float) -> T:
         left = call.seen + patience - time.monotonic()
         if left <= 0:
             _left_behind.append(call)
-            raise Unanswered(f"no response for {patience:g} s", since=call.seen)
+            raise NoResponse(f"no response for {patience:g} s", since=call.seen)
         call.join(left)
     if call.error is not None:
         raise call.error

@@ -374,12 +374,12 @@ def _answer_error(error: Any) -> OSError:
     code, status = _code(error), _status(error)
     headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     region = error.response["Error"].get("Region") or headers.get("x-amz-bucket-region")
-    told = f"; x-amz-bucket-region: {region}" if region else ""
+    hint = f"; x-amz-bucket-region: {region}" if region else ""
     if status == http.HTTPStatus.NOT_FOUND and code != "NoSuchBucket":
         return FileNotFoundError(str(error))
     if status == http.HTTPStatus.PRECONDITION_FAILED:
         return FileChanged("changed while it was read")
-    return OSError(f"AWS Error {code} (HTTP status {status}): {error}{told}")
+    return OSError(f"AWS Error {code} (HTTP status {status}): {error}{hint}")
 
 
 def _code(error: Any) -> str:

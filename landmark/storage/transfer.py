@@ -20,7 +20,7 @@ T = TypeVar("T")
 CHUNK_BYTES = 8 << 20
 """Bytes per read."""
 PART_BYTES = 8 << 20
-MOST_PARTS = 10_000
+MAX_PARTS = 10_000
 AT_A_TIME = 4
 """Concurrent parts of one upload."""
 
@@ -33,7 +33,7 @@ def upload(uri: str, opener: Opener, size: int) -> None:
     if size <= 2 * PART_BYTES:
         retrying(uri, lambda: _send(opener, 0, size, functools.partial(s3.put, uri)))
         return
-    part_bytes = max(PART_BYTES, -(-size // MOST_PARTS))
+    part_bytes = max(PART_BYTES, -(-size // MAX_PARTS))
     starts = range(0, size, part_bytes)
     identity = retrying(uri, lambda: s3.begin_parts(uri))
 

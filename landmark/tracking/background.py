@@ -11,7 +11,7 @@ from landmark.config import UserError, mask_credentials
 CAPACITY = 20_000
 """Maximum queued entries. When the queue is full, further entries that are not essential are dropped and counted."""
 FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 30.0
+MAX_PAUSE_S = 30.0
 """Seconds between two attempts while a tracker fails: the first pause, and the maximum after doubling."""
 CLOSE_TIMEOUT_S = 60.0
 """Seconds without progress after which `close` abandons the rest."""
@@ -26,7 +26,7 @@ def passes(error: Exception) -> bool:
     return not isinstance(error, LASTING)
 
 
-def say_on_stderr(text: str) -> None:
+def print_on_stderr(text: str) -> None:
     """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
@@ -39,7 +39,7 @@ class Background:
         self,
         name: str,
         *,
-        say: Say = say_on_stderr,
+        say: Say = print_on_stderr,
         passes: Callable[[Exception], bool] = passes,
         capacity: int = CAPACITY,
         first_pause_s: float = FIRST_PAUSE_S,
@@ -118,13 +118,13 @@ class Background:
                     return True
                 if not down:
                     self.say(
-                        f"warning: {self.name}: {told(error)}; entries are queued until it works again, and training continues"
+                        f"warning: {self.name}: {describe_error(error)}; entries are queued until it works again, and training continues"
                     )
                 if closing:
                     return False
                 down = True
                 self._pause(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_S)
+                pause = min(2 * pause, MAX_PAUSE_S)
             else:
                 if down:
                     self.say(f"note: {self.name} works again; the queued entries are written")
@@ -138,10 +138,10 @@ class Background:
         self.dropped += 1
         if not self._skipped:
             self._skipped = True
-            self.say(f"warning: {self.name}: an entry was dropped: {told(error)}")
+            self.say(f"warning: {self.name}: an entry was dropped: {describe_error(error)}")
 
 
-def told(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return an error as one line."""
     text = mask_credentials(" ".join(str(error).split()))[:300]
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

@@ -37,7 +37,7 @@ RESUMABLE = (
     "profile_steps",
     "tensorboard",
     "workers.",
-    *(f"loader.{key}" for key in ("stream", "reader", "decode", "data_cpus", "prefetch_batches", "damaged")),
+    *(f"loader.{key}" for key in ("stream", "reader", "decode", "data_cpus", "prefetch_batches", "corrupt")),
 )
 """Prefixes of keys that --resume accepts. They change results at most by rounding. More epochs are accepted, too."""
 SHOWN = 12

@@ -66,7 +66,7 @@ def run_training(config: TrainConfig) -> RunResult:
     user can fix.
     """
     start = time.monotonic()
-    config = _as_begun(absolute_paths(config))
+    config = _with_recorded_settings(absolute_paths(config))
     if not config.workers.in_process:
         # Ray is imported only if several workers need it. One worker trains without it.
         from landmark.training.distributed.backends import check_backend
@@ -139,17 +139,17 @@ def _fit_here(config: TrainConfig, dataset: PackedDataset, run: Location) -> Non
 
 def _fit_workers(config: TrainConfig, run: Location) -> None:
     from landmark.runtime import connect
-    from landmark.training.distributed.capacity import check_room, effective_workers
+    from landmark.training.distributed.capacity import check_capacity, effective_workers
     from landmark.training.distributed.ray_train import fit_workers
 
     connect(config.cluster)
     config = dataclasses.replace(config, workers=effective_workers(config.workers, [config.loader]))
-    check_room(config)
+    check_capacity(config)
     with ray_errors():  # Ray may kill its own controller of the run, also for lack of memory
         resuming(lambda: fit_workers(config, run, shown=True))
 
 
-def _as_begun(config: TrainConfig) -> TrainConfig:
+def _with_recorded_settings(config: TrainConfig) -> TrainConfig:
     """Return the config with the subset rule with which a run of the same name started."""
     before = recorded_config(locate(config.output) / config.name)
     if before is None:

@@ -1,25 +1,25 @@
-"""Duplicates: groups are those of a graph's components, one of each stays, and it is the one that should."""
+"""Duplicates: groups are connected components, and the preferred image of each group is kept."""
 
 import hypothesis
 import numpy as np
 from hypothesis import strategies as st
 
-from landmark.cleaning.duplicates import Pairs, drop_copies, equal_pairs, groups_of, keeping_rank
+from landmark.cleaning.duplicates import Pairs, equal_pairs, groups_of, retention_priority, select_duplicates
 
 
 def pairs_of(pairs: list[tuple[int, int]]) -> Pairs:
-    """Return pairs of likeness 1."""
+    """Return pairs with similarity 1."""
     array = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return Pairs(first=array[:, 0], second=array[:, 1], score=np.ones(len(array)))
 
 
 def components(rows: int, pairs: list[tuple[int, int]]) -> list[int]:
-    """Return the least row of each row's component, by plain search."""
-    least = list(range(rows))
+    """Return the lowest row of the component of each row, by plain search."""
+    lowest = list(range(rows))
     for _ in range(rows):
         for one, other in pairs:
-            least[one] = least[other] = min(least[one], least[other])
-    return least
+            lowest[one] = lowest[other] = min(lowest[one], lowest[other])
+    return lowest
 
 
 @hypothesis.given(
@@ -27,15 +27,15 @@ def components(rows: int, pairs: list[tuple[int, int]]) -> list[int]:
         lambda n: st.tuples(st.just(n), st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=40))
     )
 )
-def test_groups_are_components_and_one_of_each_stays(drawn: tuple[int, list[tuple[int, int]]]) -> None:
-    rows, pairs = drawn
+def test_groups_are_components_and_one_image_of_each_is_kept(case: tuple[int, list[tuple[int, int]]]) -> None:
+    rows, pairs = case
     expected = components(rows, pairs)
     groups = groups_of(rows, pairs_of(pairs))
     assert groups.tolist() == expected
     rank = np.random.default_rng(rows).permutation(rows)
-    dropped = drop_copies(pairs_of(pairs), rank)
-    stays = np.setdiff1d(np.arange(rows), dropped.rows)
-    assert sorted(groups[stays].tolist()) == sorted(set(expected))
+    dropped = select_duplicates(pairs_of(pairs), rank)
+    kept = np.setdiff1d(np.arange(rows), dropped.rows)
+    assert sorted(groups[kept].tolist()) == sorted(set(expected))
     assert (groups[dropped.rows] == groups[dropped.kept]).all() and (rank[dropped.kept] < rank[dropped.rows]).all()
 
 
@@ -45,17 +45,17 @@ def test_a_chain_of_a_hundred_thousand_is_one_group() -> None:
     assert not groups_of(len(rows), chain).any()
 
 
-def test_equal_hashes_are_joined_by_either_and_empty_ones_by_none() -> None:
+def test_equal_file_or_pixel_hashes_join_images_and_empty_ones_do_not() -> None:
     files = np.array([b"a", b"b", b"a", b"c", b"d", b"e"], dtype=object)
     pixels = np.array([b"p", b"q", b"r", b"q", b"", b""], dtype=object)
     assert groups_of(6, equal_pairs(files, pixels)).tolist() == [0, 1, 0, 1, 4, 5]
 
 
-def test_test_stays_before_val_before_train_then_the_common_label_then_pixels() -> None:
+def test_the_kept_image_depends_on_split_then_common_label_then_size() -> None:
     splits = np.array([0, 2, 1, 0, 0, 0, 0, 0])
     labels = np.array([5, 5, 5, 1, 2, 2, 3, 3])
     areas = np.array([9, 1, 5, 9, 5, 7, 4, 4])
     groups = np.array([0, 0, 0, 3, 3, 3, 6, 6])
-    rank = keeping_rank(splits, labels, areas, groups)
+    rank = retention_priority(splits, labels, areas, groups)
     assert [min(np.flatnonzero(groups == group), key=lambda row: rank[row]) for group in (0, 3, 6)] == [1, 5, 6]
     assert sorted(rank.tolist()) == list(range(8))

@@ -1,4 +1,4 @@
-"""The command line: arguments, help, one line for a mistake, exit codes, no traceback."""
+"""Tests the command line: arguments, help, one-line errors, exit codes, no tracebacks."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from landmark.cli import VERBS, Parser, main
+from landmark.cli import COMMANDS, Parser, main
 from landmark.cli.app import SWITCHES, run_with
 from landmark.cli.completion import SHELLS, completion
 from landmark.cli.foreign import FOREIGN
@@ -60,7 +60,7 @@ def train(*arguments: str) -> TrainConfig:
         (["--config", "none.yaml"], "none.yaml: cannot read the config file"),
     ],
 )
-def test_a_wrong_command_line_is_one_line_and_exit_code_2(arguments, message, capsys):
+def test_an_invalid_command_line_is_a_one_line_error_and_exit_code_2(arguments, message, capsys):
     code, error = run(TRAIN, arguments, capsys)
     assert code == 2
     assert error.startswith("landmark train: error: ")
@@ -101,13 +101,13 @@ def test_short_flags_and_positional_arguments_set_the_same_fields():
     assert tune.parse(["d", "--space", "small", "--lr", "0.3"]).recipe.optimizer.lr == 0.3
 
 
-def test_the_last_positional_argument_takes_all_images_wherever_they_are():
+def test_positional_images_may_be_mixed_with_options():
     parser = Parser(kind=PredictConfig, program="landmark predict", positional=("--run", "--images"))
     found = parser.parse(["r", "a.jpg", "--top-k", "3", "b.jpg", "-", "--format=csv"])
     assert (found.run, found.images, found.top_k, found.format) == ("r", ("a.jpg", "b.jpg", "-"), 3, "csv")
 
 
-FLAGS_OF_OTHERS = """
+FOREIGN_FLAGS = """
     --pretrained --data-dir --workers -j -b --weight-decay --momentum --clip-grad --warmup-epochs --smoothing --model-ema
     --experiment --checkpoint-hist --amp-dtype --data-path --device --lr-scheduler --label-smoothing --output-dir --test-only
     --max-epochs --accelerator --devices --num-nodes --precision --gradient-clip-val --learning-rate --num-train-epochs
@@ -116,16 +116,16 @@ FLAGS_OF_OTHERS = """
 """
 
 
-@pytest.mark.parametrize("flag", FLAGS_OF_OTHERS.split())
-def test_a_flag_of_another_program_names_landmarks(flag, capsys):
+@pytest.mark.parametrize("flag", FOREIGN_FLAGS.split())
+def test_the_error_for_a_foreign_flag_names_the_landmark_flag(flag, capsys):
     code, error = run(TRAIN, ["d", flag, "1"], capsys)
     assert code == 2 and "\n" not in error
     assert error.startswith(f"landmark train: error: unknown option '{flag}'; in landmark: ")
 
 
-def test_what_foreign_flags_are_answered_with_exists():
+def test_flags_suggested_for_foreign_flags_exist():
     known = {"--help", "--recipe", "--config"}
-    for verb in VERBS.values():
+    for verb in COMMANDS.values():
         for option in options_of(verb.config):
             known |= {option.flag, option.short or option.flag}
             if option.values == 0:
@@ -154,7 +154,7 @@ def test_exit_codes(capsys):
         code_of(ZeroDivisionError())
 
 
-def test_commands_are_listed_and_an_unknown_one_has_a_nearest(capsys):
+def test_commands_are_listed_and_unknown_ones_get_a_suggestion(capsys):
     assert main(["--help"]) == 0
     assert "tune" in capsys.readouterr().out
     assert main(["tun"]) == 2
@@ -165,14 +165,14 @@ def test_commands_are_listed_and_an_unknown_one_has_a_nearest(capsys):
     assert "unknown action 'chek'; did you mean 'check'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", VERBS.values(), ids=list(VERBS))
+@pytest.mark.parametrize("verb", COMMANDS.values(), ids=list(COMMANDS))
 def test_help_fits_one_screen_and_help_all_has_every_option(verb):
     text = command_help(verb)
     assert len(text.splitlines()) <= 40
     assert all(len(line) <= 120 for line in text.splitlines())
     assert text.count("\n  landmark ") == len(verb.examples) >= 1
-    whole, options = long_help(verb), shown_options(verb)
-    assert all((option.short or option.flag) in whole for option in options)
+    complete_help, options = long_help(verb), shown_options(verb)
+    assert all((option.short or option.flag) in complete_help for option in options)
     for group in groups(options):
         assert f"{group} options:" in long_help(verb, group) or f"{group}." in long_help(verb, group)
     if groups(options):
@@ -180,18 +180,18 @@ def test_help_fits_one_screen_and_help_all_has_every_option(verb):
             long_help(verb, "nothing")
 
 
-@pytest.mark.parametrize("verb", VERBS.values(), ids=list(VERBS))
-def test_every_option_says_what_it_is_and_its_default(verb):
+@pytest.mark.parametrize("verb", COMMANDS.values(), ids=list(COMMANDS))
+def test_every_option_has_a_description_and_a_default(verb):
     for option in options_of(verb.config):
         assert option.text, option.flag
         assert option.default is not None or "[default: " in option.text, option.flag
 
 
-@pytest.mark.parametrize("verb", VERBS.values(), ids=list(VERBS))
-def test_the_examples_of_help_are_commands(verb, tmp_path):
+@pytest.mark.parametrize("verb", COMMANDS.values(), ids=list(COMMANDS))
+def test_help_examples_are_valid_commands(verb, tmp_path):
     for example in verb.examples:
         words = example.partition(" > ")[0].split()[1 + len(verb.name.split()) :]
-        if verb.name == "train":  # which recipe it takes depends on the dataset, which is not there
+        if verb.name == "train":  # the default recipe depends on the dataset, which does not exist
             words += [] if "--recipe" in words else ["--recipe", "modern"]
         words = [word for word in words if word not in SWITCHES]
         words = ["demo" if word == "space.yaml" else word for word in words]
@@ -201,9 +201,9 @@ def test_the_examples_of_help_are_commands(verb, tmp_path):
 def test_help_version_and_usage_errors_import_neither_torch_nor_ray():
     code = (
         "import sys, contextlib, io\n"
-        "from landmark.cli import VERBS, main\n"
+        "from landmark.cli import COMMANDS, main\n"
         "with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n"
-        "    for name in VERBS:\n"
+        "    for name in COMMANDS:\n"
         "        assert main([*name.split(), '--help']) == 0\n"
         "        assert main([*name.split(), '--help-all']) == 0\n"
         "        assert main([*name.split(), '--no-such-option']) == 2\n"
@@ -213,7 +213,7 @@ def test_help_version_and_usage_errors_import_neither_torch_nor_ray():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_json_is_one_object_on_stdout_and_nothing_else():
+def test_json_output_is_exactly_one_object_on_stdout():
     command = [sys.executable, "-m", "landmark", "spaces", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
@@ -223,7 +223,7 @@ def test_json_is_one_object_on_stdout_and_nothing_else():
 
 
 @pytest.mark.parametrize("module", ["train", "tune"])
-def test_train_and_tune_are_modules_that_run(module):
+def test_train_and_tune_run_as_modules(module):
     done = subprocess.run(
         [sys.executable, "-m", f"landmark.{module}", "--help"], cwd=ROOT, capture_output=True, text=True
     )
@@ -233,17 +233,17 @@ def test_train_and_tune_are_modules_that_run(module):
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_completion_has_every_command_and_option(shell):
-    script = completion(shell, VERBS)
-    for name, verb in VERBS.items():
+    script = completion(shell, COMMANDS)
+    for name, verb in COMMANDS.items():
         assert name.split()[0] in script
         for option in options_of(verb.config):
             assert option.flag.removeprefix("--") in script
     with pytest.raises(UserError, match="unknown shell 'bsh'; did you mean 'bash'"):
-        completion("bsh", VERBS)
+        completion("bsh", COMMANDS)
 
 
 def test_bash_completes_commands_and_options(tmp_path):
-    (tmp_path / "script").write_text(completion("bash", VERBS))
+    (tmp_path / "script").write_text(completion("bash", COMMANDS))
     code = (
         f"source {tmp_path}/script\n"
         'complete_for() { COMP_WORDS=(landmark "$@"); COMP_CWORD=$#; COMPREPLY=(); _landmark; echo "${COMPREPLY[@]}"; }\n'

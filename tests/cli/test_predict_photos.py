@@ -1,4 +1,4 @@
-"""`landmark predict RUN IMAGE...`: predictions of single photographs on the terminal, and as JSON."""
+"""Tests `landmark predict RUN IMAGE...`: predictions for single photographs, in the terminal and as JSON."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def photos(tmp_path) -> Path:
     return folder
 
 
-def test_one_photograph_has_its_best_classes_with_scores(run, photos, capsys):
+def test_one_photograph_gets_top_k_classes_with_scores(run, photos, capsys):
     assert main(["predict", run, str(photos / "1.jpg")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == str(photos / "1.jpg")
@@ -51,15 +51,15 @@ def test_files_folders_and_stdin_are_predicted_together(run, photos):
     assert {type(result["probably_no_landmark"]) for result in results} == {bool}
 
 
-def test_an_image_without_a_landmark_is_named(run, photos, capsys):
+def test_an_image_without_a_landmark_is_reported(run, photos, capsys):
     (Path(run) / "no_landmark.json").unlink(missing_ok=True)
     assert main(["predict", run, str(photos / "0.jpg"), "--reject", "1.0"]) == 0
     assert "probably no landmark: the top score is below 100.00%" in capsys.readouterr().out
     assert not (Path(run) / "no_landmark.json").exists()  # --reject replaces the run's own threshold
     assert main(["predict", run, str(photos / "0.jpg")]) == 0
-    kept = json.loads((Path(run) / "no_landmark.json").read_text())
-    assert 0 < kept["threshold"] < 1
-    assert main(["predict", run, str(photos / "0.jpg"), "--by", "neighbours"]) == 1  # there is no gallery yet
+    stored = json.loads((Path(run) / "no_landmark.json").read_text())
+    assert 0 < stored["threshold"] < 1
+    assert main(["predict", run, str(photos / "0.jpg"), "--by", "knn"]) == 1  # there is no gallery yet
     assert "no gallery; build one with" in capsys.readouterr().err
 
 
@@ -74,14 +74,14 @@ def test_an_image_without_a_landmark_is_named(run, photos, capsys):
         (["{photos}/0.jpg", "--batch-size", "4"], 1, "batch_size applies only to written predictions; add --output"),
         (["{photos}/0.jpg", "--address", "auto"], 1, "cluster applies only to written predictions; add --output"),
         (
-            ["{photos}", "--by", "neighbours", "--gallery", "{photos}/none"],
+            ["{photos}", "--by", "knn", "--gallery", "{photos}/none"],
             1,
             "photos/none: no gallery; build one with",
         ),
         (["{photos}/0.jpg", "{photos}/1.jpg", "-o", "{photos}/out"], 1, "with --output, give one folder"),
     ],
 )
-def test_mistakes_are_one_line(run, photos, capsys, arguments, code, message):
+def test_invalid_arguments_are_one_line_errors(run, photos, capsys, arguments, code, message):
     (photos / "broken.jpg").write_bytes(b"no picture")
     filled = [argument.format(photos=photos, run=run) for argument in arguments]
     assert main(["predict", run, *filled]) == code
@@ -89,29 +89,29 @@ def test_mistakes_are_one_line(run, photos, capsys, arguments, code, message):
     assert message in error and error.count("\n") == 1
 
 
-def test_one_unreadable_file_of_several_stops_nothing(run, photos, capsys):
+def test_one_unreadable_file_does_not_stop_the_others(run, photos, capsys):
     (photos / "broken.jpg").write_bytes(b"no picture")
     assert main(["predict", run, str(photos)]) == 0
-    shown = capsys.readouterr()
-    assert "broken.jpg: not an image" in shown.err and shown.out.count(".jpg\n") == 3
+    output = capsys.readouterr()
+    assert "broken.jpg: not an image" in output.err and output.out.count(".jpg\n") == 3
 
 
-def test_printed_predictions_by_neighbours_use_the_gallery_that_is_named(run, photos, tmp_path, capsys):
-    place = str(tmp_path / "gallery")
-    assert main(["index", run, "--gallery", place]) == 0
+def test_printed_knn_predictions_use_the_given_gallery(run, photos, tmp_path, capsys):
+    gallery = str(tmp_path / "gallery")
+    assert main(["index", run, "--gallery", gallery]) == 0
     capsys.readouterr()
-    assert main(["predict", run, str(photos), "--by", "neighbours", "--gallery", place, "--top-k", "1"]) == 0
-    shown = capsys.readouterr()
-    assert [line.split()[-1] for line in shown.out.splitlines() if "%" in line] == ["c0", "c1", "c2"]
-    assert "a check for images without a landmark needs --reject" in shown.err
+    assert main(["predict", run, str(photos), "--by", "knn", "--gallery", gallery, "--top-k", "1"]) == 0
+    output = capsys.readouterr()
+    assert [line.split()[-1] for line in output.out.splitlines() if "%" in line] == ["c0", "c1", "c2"]
+    assert "a check for images without a landmark needs --reject" in output.err
     record = tmp_path / "gallery" / "gallery.json"
     values = json.loads(record.read_text())
     record.write_text(json.dumps(values | {"weights": "of another model"}))
-    assert main(["predict", run, str(photos), "--by", "neighbours", "--gallery", place]) == 1
+    assert main(["predict", run, str(photos), "--by", "knn", "--gallery", gallery]) == 1
     assert "built with different weights; build it again with" in capsys.readouterr().err
 
 
-def test_validation_images_that_cannot_be_read_leave_the_check_out(run, photos, tmp_path, capsys):
+def test_unreadable_validation_images_disable_the_no_landmark_check(run, photos, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(Path(run).parent, copy)
     for meta in (copy / "train").rglob("meta.json"):
@@ -120,5 +120,5 @@ def test_validation_images_that_cannot_be_read_leave_the_check_out(run, photos, 
     for shard in (copy / "dataset" / "val").glob("*.parquet"):
         shard.unlink()
     assert main(["predict", str(copy / "train"), str(photos / "1.jpg"), "--top-k", "1"]) == 0
-    shown = capsys.readouterr()
-    assert shown.out.splitlines()[1].endswith("c1") and "needs --reject" in shown.err
+    output = capsys.readouterr()
+    assert output.out.splitlines()[1].endswith("c1") and "needs --reject" in output.err

@@ -1,4 +1,4 @@
-"""Configs: what is written is read back, and a mistake is named by file, key and nearest neighbour."""
+"""Configs: YAML round trips, and errors that name the file, the key and the closest valid name."""
 
 import dataclasses
 import re
@@ -40,7 +40,7 @@ recipes = st.builds(
 
 
 @given(recipes)
-def test_yaml_is_read_back(recipe):
+def test_recipes_round_trip_through_yaml(recipe):
     assert parse_yaml(Recipe, to_yaml(recipe), "x.yaml") == recipe
 
 
@@ -55,7 +55,7 @@ def test_yaml_is_read_back(recipe):
         SubsetConfig(licenses=("CC BY",), classes=3),
     ],
 )
-def test_every_config_is_read_back_from_yaml(config):
+def test_every_config_round_trips_through_yaml(config):
     assert parse_yaml(type(config), to_yaml(config), "x.yaml") == config
 
 
@@ -75,27 +75,27 @@ def test_every_config_is_read_back_from_yaml(config):
         ("schedule: {warmup_epochs: 30}", "x.yaml: schedule.warmup_epochs is 30"),
     ],
 )
-def test_a_mistake_in_yaml_is_one_line_with_file_and_key(text, message):
+def test_a_yaml_error_is_one_line_with_file_and_key(text, message):
     with pytest.raises(UserError) as error:
         parse_yaml(Recipe, text, "x.yaml")
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_file_and_a_missing_key_are_named(tmp_path: Path):
+def test_a_missing_file_and_a_missing_key_are_reported(tmp_path: Path):
     with pytest.raises(UserError, match=r"none\.yaml: cannot read the config file"):
         load_yaml(Recipe, tmp_path / "none.yaml")
     with pytest.raises(UserError, match="key 'dataset' is missing"):
         parse_yaml(TrainConfig, "epochs: 3", "x.yaml")
 
 
-def test_the_nearest_word_is_named_or_a_short_list():
+def test_an_unknown_name_gets_the_closest_one_or_a_short_list():
     assert nearest("resnt50", ["resnet50", "vgg16"]) == "did you mean 'resnet50'?"
     assert nearest("zzz", ["a", "b"]) == "expected one of: a, b"
     assert nearest("zzz", [f"name{i}" for i in range(30)]).startswith("there are 30 valid names")
 
 
-def test_every_field_has_help_and_is_reachable_from_the_command_line(capsys: pytest.CaptureFixture[str]):
+def test_every_field_is_a_documented_flag(capsys: pytest.CaptureFixture[str]):
     assert main(["train", "--help-all"]) == 0
     text = capsys.readouterr().out
     short = {full: flag for flag, full in short_flags(TrainConfig).items()}
@@ -114,7 +114,7 @@ def test_every_field_has_help_and_is_reachable_from_the_command_line(capsys: pyt
     assert "Peak learning rate" in text
 
 
-def test_the_command_line_equals_yaml(tmp_path: Path):
+def test_flags_and_yaml_give_the_same_config(tmp_path: Path):
     arguments = ["--dataset", "d", "--epochs", "7", "--optimizer.name", "adam", "--augment.no-flip"]
     config = parse(TrainConfig, arguments, "landmark train")
     path = tmp_path / "config.yaml"
@@ -128,7 +128,7 @@ PREPARE = ["--output", "o"]
 
 
 @pytest.mark.parametrize(
-    ("given", "source"),
+    ("arguments", "source"),
     [
         (["--folders.path", "photos"], "folders"),
         (["--gldv2.path", "g", "--gldv2.attribution"], "gldv2"),
@@ -138,14 +138,14 @@ PREPARE = ["--output", "o"]
         (["--verify"], None),
     ],
 )
-def test_the_source_is_the_one_whose_options_are_given(given, source):
-    config = parse(PrepareConfig, PREPARE + given, "landmark prepare")
+def test_the_source_is_inferred_from_its_options(arguments, source):
+    config = parse(PrepareConfig, PREPARE + arguments, "landmark prepare")
     assert config.source == source
     assert parse_yaml(PrepareConfig, to_yaml(config), "x.yaml") == config
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("arguments", "message"),
     [
         ([], "no source is set; add --folders.path, --gldv2.path or --dataset.path, or --source synthetic"),
         (["--synthetic.classes", "3"], "synthetic.classes is set; add --source synthetic"),
@@ -164,7 +164,7 @@ def test_the_source_is_the_one_whose_options_are_given(given, source):
         ),
     ],
 )
-def test_a_source_that_is_not_clear_or_an_option_of_another_one_is_one_line(given, message):
+def test_an_ambiguous_source_or_unrelated_option_is_a_one_line_error(arguments, message):
     with pytest.raises(UserError, match=re.escape(message)) as error:
-        parse(PrepareConfig, PREPARE + given, "landmark prepare")
+        parse(PrepareConfig, PREPARE + arguments, "landmark prepare")
     assert "\n" not in str(error.value)

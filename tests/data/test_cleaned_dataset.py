@@ -1,4 +1,4 @@
-"""Cleaned datasets: each image kept is read once with its new label, through the loader, subsets and packing anew."""
+"""Cleaned datasets: the loader, subsets and repacking see each kept image once, with its new label."""
 
 import json
 from collections.abc import Callable
@@ -23,11 +23,11 @@ KEPT = {
     "val": {sample: sample % 4 for sample in range(1, 10)},
     "test": {sample: sample % 4 for sample in range(10)},
 }
-"""New label by sample: every third training image dropped, every fifth relabelled."""
+"""New label by sample: every third training image is dropped and every fifth is relabeled."""
 
 
 def write_cleaned(folder: Path, base: PackedDataset, kept: dict[str, dict[int, int]]) -> str:
-    """Write a cleaned dataset directly; returns its path."""
+    """Write a cleaned dataset directly and return its path."""
     rows = [(split, sample, label) for split, labels in kept.items() for sample, label in labels.items()]
     columns = [list(column) for column in zip(*rows, strict=True)]
     write_table(locate(folder) / "kept.parquet", pa.table(columns, schema=KEPT_SCHEMA))
@@ -44,13 +44,13 @@ def write_cleaned(folder: Path, base: PackedDataset, kept: dict[str, dict[int, i
 
 @pytest.fixture
 def cleaned(tmp_path: Path) -> str:
-    """A cleaned dataset over a packed one of four classes."""
+    """A cleaned dataset that is based on a packed dataset of four classes."""
     base = write_packed(tmp_path / "base", {"train": [24, 16], "val": [10], "test": [10]})
     return write_cleaned(tmp_path / "cleaned", base, KEPT)
 
 
-def shown(dataset: PackedDataset, split: str, **options: object) -> list[tuple[int, int]]:
-    """Return sample and label of all that a loader shows of one epoch, sorted."""
+def loaded_pairs(dataset: PackedDataset, split: str, **options: object) -> list[tuple[int, int]]:
+    """Return the (sample, label) pairs that a loader yields in one epoch, sorted."""
     config = LoaderConfig(image_size=16, batch_size=7)
     pairs: list[tuple[int, int]] = []
     with Loader(dataset, split, config, **options) as loader:  # type: ignore[arg-type]
@@ -60,11 +60,11 @@ def shown(dataset: PackedDataset, split: str, **options: object) -> list[tuple[i
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_each_image_kept_is_shown_once_with_its_new_label(cleaned: str, split: str) -> None:
+def test_each_kept_image_is_loaded_once_with_its_new_label(cleaned: str, split: str) -> None:
     dataset = open_dataset(cleaned)
     assert isinstance(dataset, CleanedDataset)
     augment = AugmentConfig() if split == "train" else None
-    assert shown(dataset, split, augment=augment) == sorted(KEPT[split].items())
+    assert loaded_pairs(dataset, split, augment=augment) == sorted(KEPT[split].items())
     labels = list(KEPT[split].values())
     assert dataset.label_counts(split).tolist() == np.bincount(labels, minlength=4).tolist()
     catalog = dataset.catalog(split)
@@ -72,32 +72,32 @@ def test_each_image_kept_is_shown_once_with_its_new_label(cleaned: str, split: s
     assert catalog["landmark_id"].to_pylist() == [f"c{label}" for label in catalog["label"].to_pylist()]
 
 
-def test_every_rank_together_shows_the_images_kept(cleaned: str) -> None:
+def test_all_ranks_together_load_the_kept_images(cleaned: str) -> None:
     dataset = open_dataset(cleaned)
-    ranks = [shown(dataset, "train", augment=AugmentConfig(), rank=rank, world_size=2) for rank in range(2)]
+    ranks = [loaded_pairs(dataset, "train", augment=AugmentConfig(), rank=rank, world_size=2) for rank in range(2)]
     assert sorted(ranks[0] + ranks[1]) == sorted(KEPT["train"].items())
 
 
-def test_balanced_sampling_goes_by_the_new_labels(cleaned: str) -> None:
+def test_balanced_sampling_uses_the_new_labels(cleaned: str) -> None:
     sampling = SamplingConfig(name="balanced")
-    pairs = shown(open_dataset(cleaned), "train", augment=AugmentConfig(), sampling=sampling)
+    pairs = loaded_pairs(open_dataset(cleaned), "train", augment=AugmentConfig(), sampling=sampling)
     assert all(KEPT["train"][sample] == label for sample, label in pairs) and len(pairs) == len(KEPT["train"])
 
 
-def test_a_class_without_an_image_leaves_and_a_subset_goes_by_the_new_labels(cleaned: str, tmp_path: Path) -> None:
+def test_empty_classes_are_removed_and_subsets_use_the_new_labels(cleaned: str, tmp_path: Path) -> None:
     base = PackedDataset.open(str(tmp_path / "base"))
     without = {split: {sample: label for sample, label in rows.items() if label != 1} for split, rows in KEPT.items()}
     dataset = open_dataset(write_cleaned(tmp_path / "three", base, without))
     assert dataset.class_names == ["c0", "c2", "c3"] and dataset.num_classes == 3
     dense = {0: 0, 2: 1, 3: 2}
     expected = sorted((sample, dense[label]) for sample, label in without["train"].items())
-    assert shown(dataset, "train", augment=AugmentConfig()) == expected
+    assert loaded_pairs(dataset, "train", augment=AugmentConfig()) == expected
     subset = open_dataset(cleaned, SubsetConfig(where="landmark_id == 'c2'"))
     assert subset.class_names == ["c2"]
-    assert shown(subset, "train") == sorted((sample, 0) for sample, label in KEPT["train"].items() if label == 2)
+    assert loaded_pairs(subset, "train") == sorted((sample, 0) for sample, label in KEPT["train"].items() if label == 2)
 
 
-def test_packing_a_cleaned_dataset_anew_takes_the_new_labels(cleaned: str) -> None:
+def test_repacking_a_cleaned_dataset_uses_the_new_labels(cleaned: str) -> None:
     source = DatasetSource(cleaned, SubsetConfig(), 0)
     items = source.items()
     train = items.filter(pa.compute.equal(items["split"], "train"))
@@ -107,46 +107,49 @@ def test_packing_a_cleaned_dataset_anew_takes_the_new_labels(cleaned: str) -> No
     assert source.listing().names["name"].to_pylist() == ["c0", "c1", "c2", "c3"]
 
 
-def _lose_base(folder: Path) -> None:
+def _delete_base(folder: Path) -> None:
     (folder / "base" / "manifest.json").unlink()
 
 
-def _other_base(folder: Path) -> None:
+def _replace_base(folder: Path) -> None:
     write_packed(folder / "base", {"train": [24, 15], "val": [10], "test": [10]})
 
 
-def _lose_rows(folder: Path) -> None:
+def _delete_rows(folder: Path) -> None:
     (folder / "cleaned" / "kept.parquet").unlink()
 
 
-def _cut_rows(folder: Path) -> None:
+def _empty_rows(folder: Path) -> None:
     write_table(locate(folder) / "cleaned" / "kept.parquet", KEPT_SCHEMA.empty_table())
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_lose_base, "cleaned/manifest.json: the dataset that was cleaned cannot be opened: .*base: no manifest.json"),
-        (_other_base, "was packed again after cleaning; clean it again"),
-        (_lose_rows, "kept.parquet: missing; clean the dataset again"),
-        (_cut_rows, "kept.parquet: does not match manifest.json; clean the dataset again"),
+        (
+            _delete_base,
+            "cleaned/manifest.json: the dataset that was cleaned cannot be opened: .*base: no manifest.json",
+        ),
+        (_replace_base, "was packed again after cleaning; clean it again"),
+        (_delete_rows, "kept.parquet: missing; clean the dataset again"),
+        (_empty_rows, "kept.parquet: does not match manifest.json; clean the dataset again"),
     ],
 )
-def test_damage_is_one_line(cleaned: str, tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+def test_damage_is_a_one_line_error(cleaned: str, tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(tmp_path)
     with pytest.raises(UserError, match=message) as error:
         open_dataset(cleaned)
     assert "\n" not in str(error.value)
 
 
-def test_a_split_without_an_image_is_told(cleaned: str, tmp_path: Path) -> None:
+def test_a_split_without_kept_images_is_an_error(cleaned: str, tmp_path: Path) -> None:
     base = PackedDataset.open(str(tmp_path / "base"))
     dataset = open_dataset(write_cleaned(tmp_path / "none", base, {**KEPT, "val": {}}))
     with pytest.raises(UserError, match="cleaning kept no image in the val split"):
         dataset.split("val")
 
 
-def test_what_is_trained_on_it_is_opened_by_its_own_address(cleaned: str) -> None:
+def test_a_cleaned_dataset_and_its_subsets_keep_their_uri(cleaned: str) -> None:
     dataset = open_dataset(cleaned)
     assert dataset.uri == str(Path(cleaned).resolve()) or dataset.uri.endswith(cleaned)
     assert open_dataset(cleaned, SubsetConfig(where="landmark_id == 'c2'")).uri == dataset.uri

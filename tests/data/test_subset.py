@@ -1,4 +1,4 @@
-"""Subsets: the conditions hold, and the same seed gives the same rows in any order of the table."""
+"""Subsets: the conditions hold, and a seed selects the same rows for any row order of the table."""
 
 from pathlib import Path
 
@@ -37,29 +37,31 @@ counts_strategy = st.lists(st.integers(1, 30), min_size=1, max_size=12)
     st.sampled_from(["frequent", "random"]),
     st.randoms(use_true_random=False),
 )
-def test_conditions_hold_and_row_order_does_not_matter(counts, least, classes, most, total, choose, shuffler):
-    available = sum(count >= least for count in counts)
+def test_conditions_hold_and_row_order_does_not_matter(
+    counts, min_images, classes, max_images, total, choose, shuffler
+):
+    available = sum(count >= min_images for count in counts)
     if available < (classes or 1):
         return
-    config = SubsetConfig(min_images=least, classes=classes, max_images=most, images=total, choose=choose)
+    config = SubsetConfig(min_images=min_images, classes=classes, max_images=max_images, images=total, choose=choose)
     table = images(counts)
     mask = select_images(table, config, seed=5)
     kept = kept_counts(table, mask)
     assert len(kept) == (classes or available)
-    assert all(counts[int(name[1:])] >= least for name in kept)
-    assert all(count <= (most or 99) for count in kept.values())
-    expected = sum(min(counts[int(name[1:])], most or 99) for name in kept)
+    assert all(counts[int(name[1:])] >= min_images for name in kept)
+    assert all(count <= (max_images or 99) for count in kept.values())
+    expected = sum(min(counts[int(name[1:])], max_images or 99) for name in kept)
     assert mask.sum() == min(expected, total or expected)
     if choose == "frequent" and classes is not None:
         dropped = [count for number, count in enumerate(counts) if f"L{number}" not in kept]
         assert min(counts[int(name[1:])] for name in kept) >= max(dropped, default=0)
     order = list(range(len(table)))
     shuffler.shuffle(order)
-    moved = select_images(table.take(order), config, seed=5)
-    assert set(np.array(order)[moved]) == set(np.flatnonzero(mask))
+    reordered = select_images(table.take(order), config, seed=5)
+    assert set(np.array(order)[reordered]) == set(np.flatnonzero(mask))
 
 
-def test_a_seed_is_a_choice():
+def test_the_seed_determines_the_selection():
     table = images([20] * 30)
     config = SubsetConfig(classes=5, choose="random", max_images=7)
     first, again, other = (select_images(table, config, seed) for seed in (1, 1, 2))
@@ -98,7 +100,7 @@ def test_where_compares_columns(where, expected):
         ("width > 'a'", "cannot be compared"),
     ],
 )
-def test_where_mistakes_are_named(where, message):
+def test_invalid_where_expressions_are_reported(where, message):
     with pytest.raises(UserError, match=message):
         select_images(images([2], width=[1, 2]), SubsetConfig(where=where), 0)
 
@@ -124,7 +126,7 @@ def test_too_few_classes_or_images_are_refused():
 
 
 def split_images(train: list[int], others: list[int]) -> pa.Table:
-    """A table of classes with so many training images, and so many of val and of test."""
+    """A table of classes with the given numbers of training images, and of val and test images."""
     counts = [("train", train), ("val", others), ("test", others)]
     rows = [(split, f"L{number}") for split, each in counts for number, count in enumerate(each) for _ in range(count)]
     splits, landmarks = zip(*rows, strict=True)
@@ -136,12 +138,12 @@ def split_images(train: list[int], others: list[int]) -> pa.Table:
     ("tail", "expected"),
     [
         (0.0, [60, 100, 3, 40, 100]),
-        (0.5, [58, 100, 3, 40, 71]),  # 100 n^-1/2: 100, 70.7, 57.7, 50, 44.7; by the classes' order L1 L4 L0 L3 L2
+        (0.5, [58, 100, 3, 40, 71]),  # limits 100 n^-1/2: 100, 70.7, 57.7, 50, 44.7 for L1 L4 L0 L3 L2
         (1.0, [33, 100, 3, 25, 50]),
         (2.0, [11, 100, 3, 6, 25]),
     ],
 )
-def test_a_long_tail_keeps_a_power_of_the_rank_of_what_a_class_has(tail, expected):
+def test_a_long_tail_limits_classes_by_a_power_of_their_rank(tail, expected):
     table = split_images([60, 100, 3, 40, 100], [5, 4, 3, 2, 1])
     mask = tail_images(table, SubsetConfig(tail=tail), seed=0)
     assert mask[303:].all() and len(mask) == 303 + 30
@@ -149,7 +151,7 @@ def test_a_long_tail_keeps_a_power_of_the_rank_of_what_a_class_has(tail, expecte
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.floats(0, 2), st.randoms(use_true_random=False))
-def test_a_long_tail_loses_no_class_and_goes_by_the_images_alone(counts, tail, shuffler):
+def test_a_long_tail_keeps_every_class_and_ignores_the_row_order(counts, tail, shuffler):
     table = split_images(counts, [1] * len(counts))
     mask = tail_images(table, SubsetConfig(tail=tail), seed=3)
     assert set(kept_counts(table, mask)) == {f"L{number}" for number in range(len(counts))}
@@ -163,7 +165,7 @@ def test_a_long_tail_loses_no_class_and_goes_by_the_images_alone(counts, tail, s
     )
 
 
-def test_a_longer_tail_is_a_part_of_a_shorter_one_and_a_seed_is_a_choice():
+def test_a_longer_tail_is_a_subset_of_a_shorter_one_with_the_same_seed():
     table = split_images([50, 40, 30, 20], [2] * 4)
     short, long, other = (
         tail_images(table, SubsetConfig(tail=tail), seed) for tail, seed in ((0.5, 0), (1.5, 0), (1.5, 1))
@@ -173,7 +175,7 @@ def test_a_longer_tail_is_a_part_of_a_shorter_one_and_a_seed_is_a_choice():
 
 
 @pytest.mark.parametrize("tail", ["-0.1", "2.5", "nan"])
-def test_a_tail_out_of_range_is_one_line(tail):
+def test_a_tail_out_of_range_is_a_one_line_error(tail):
     with pytest.raises(UserError, match=f"subset.tail is {tail}; expected 0 to 2") as error:
         parse(TrainConfig, ["--dataset", "d", "--subset.tail", tail], "landmark train")
     assert "\n" not in str(error.value)
@@ -181,7 +183,7 @@ def test_a_tail_out_of_range_is_one_line(tail):
 
 
 @given(st.lists(st.text(max_size=20), max_size=20), st.integers(0, 2**40))
-def test_a_hash_is_of_the_text_alone(texts, seed):
+def test_a_hash_depends_only_on_the_text(texts, seed):
     together = hash_strings(pa.array(texts, pa.string()), seed, HashStream.SPLIT)
     assert together.tolist() == [int(hash_strings(pa.array([text]), seed, HashStream.SPLIT)[0]) for text in texts]
     assert len(set(together.tolist())) == len(set(texts))

@@ -1,4 +1,4 @@
-"""Selections: exactly the rows of the subset, once, labels dense, untouched row groups never read."""
+"""Subset views: the loader yields each selected row once with dense labels and reads no other row group."""
 
 import dataclasses
 from pathlib import Path
@@ -34,45 +34,45 @@ subsets = st.builds(
 
 @given(subsets, st.integers(0, 5), st.integers(1, 3), st.booleans())
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_loader_shows_the_selected_samples_once_with_dense_labels(dataset, subset, seed, world, train):
+def test_a_loader_yields_selected_samples_once_with_dense_labels(dataset, subset, seed, world, train):
     if subset.where and "!=" in subset.where and subset.classes == CLASSES:
         subset = dataclasses.replace(subset, classes=CLASSES - 1)
     selection = Selection(dataset, subset, seed)
     split = "train" if train else "val"
-    whole = dataset.catalog(split)
-    chosen = set(selection.catalog(split)["image_id"].to_pylist())
-    if len(chosen) < world:
+    catalog = dataset.catalog(split)
+    selected_ids = set(selection.catalog(split)["image_id"].to_pylist())
+    if len(selected_ids) < world:
         return
     names = selection.class_names
     config = LoaderConfig(image_size=16, batch_size=8, stream="thread", decode_threads=1)
-    shown = []
+    loaded = []
     for rank in range(world):
         options = {"rank": rank, "world_size": world, "augment": AugmentConfig() if train else None}
         with Loader(selection, split, config, **options) as loader:
-            touched = {(unit.shard, unit.row_group) for unit in loader.plan(1).units}
+            touched = {(task.shard, task.row_group) for task in loader.plan(1).read_tasks}
             for batch in loader.epoch(1):
-                shown += batch.samples.tolist()
+                loaded += batch.samples.tolist()
                 assert [names[label] for label in batch.labels] == [f"c{s % CLASSES}" for s in batch.samples]
-        rows = [row for row in whole.to_pylist() if row["image_id"] in chosen]
+        rows = [row for row in catalog.to_pylist() if row["image_id"] in selected_ids]
         assert touched <= {(row["shard"], row["row_group"]) for row in rows}
-    assert sorted(shown) == sorted(row["sample"] for row in rows)
+    assert sorted(loaded) == sorted(row["sample"] for row in rows)
 
 
-def test_classes_are_dense_in_the_old_order_and_all_counts_agree(dataset):
-    chosen = Selection(dataset, SubsetConfig(where="landmark_id in ['c5', 'c1', 'c2']"), 0)
-    assert (chosen.num_classes, chosen.class_names) == (3, ["c1", "c2", "c5"])
-    assert chosen.labels["label"].to_pylist() == [0, 1, 2]
+def test_labels_are_dense_in_their_original_order_and_all_counts_agree(dataset):
+    view = Selection(dataset, SubsetConfig(where="landmark_id in ['c5', 'c1', 'c2']"), 0)
+    assert (view.num_classes, view.class_names) == (3, ["c1", "c2", "c5"])
+    assert view.labels["label"].to_pylist() == [0, 1, 2]
     total = np.zeros(3, dtype=int)
     for split in ("train", "val", "test"):
         rows = dataset.catalog(split)["landmark_id"].to_pylist()
-        expected = [rows.count(name) for name in chosen.class_names]
-        assert chosen.label_counts(split).tolist() == expected
-        assert chosen.split(split).rows == sum(expected) == len(chosen.catalog(split))
+        expected = [rows.count(name) for name in view.class_names]
+        assert view.label_counts(split).tolist() == expected
+        assert view.split(split).rows == sum(expected) == len(view.catalog(split))
         total += expected
-    assert chosen.labels["images"].to_pylist() == total.tolist()
+    assert view.labels["images"].to_pylist() == total.tolist()
 
 
-def test_the_same_seed_chooses_the_same_and_every_image_keeps_its_split(dataset):
+def test_a_seed_is_reproducible_and_every_image_keeps_its_split(dataset):
     subset = SubsetConfig(classes=3, choose="random", images=40)
     ids = [
         {split: Selection(dataset, subset, seed).catalog(split)["image_id"].to_pylist() for split in ("train", "val")}
@@ -82,25 +82,25 @@ def test_the_same_seed_chooses_the_same_and_every_image_keeps_its_split(dataset)
     assert all(image_id.startswith(split) for split, found in ids[0].items() for image_id in found)
 
 
-def test_a_long_tail_thins_the_training_split_alone_and_keeps_the_labels(dataset):
-    chosen = open_dataset(dataset.location.uri, SubsetConfig(tail=1.0), 0)
-    assert (chosen.num_classes, chosen.class_names) == (CLASSES, dataset.class_names)
+def test_a_long_tail_reduces_only_the_training_split_and_keeps_labels(dataset):
+    view = open_dataset(dataset.location.uri, SubsetConfig(tail=1.0), 0)
+    assert (view.num_classes, view.class_names) == (CLASSES, dataset.class_names)
     assert dataset.label_counts("train").tolist() == [17, 16, 16, 16, 16, 16, 16]
-    assert chosen.label_counts("train").tolist() == [17, 8, 6, 4, 3, 3, 2]  # 17 / n
-    assert chosen.split("train").rows == 43 == len(chosen.catalog("train"))
+    assert view.label_counts("train").tolist() == [17, 8, 6, 4, 3, 3, 2]  # 17 / n
+    assert view.split("train").rows == 43 == len(view.catalog("train"))
     for split in ("val", "test"):
-        assert chosen.catalog(split).equals(dataset.catalog(split))
-    assert chosen.labels["images"].to_pylist() == sum(chosen.label_counts(s) for s in ("train", "val", "test")).tolist()
+        assert view.catalog(split).equals(dataset.catalog(split))
+    assert view.labels["images"].to_pylist() == sum(view.label_counts(s) for s in ("train", "val", "test")).tolist()
 
 
-def test_a_long_tail_comes_after_the_other_conditions(dataset):
+def test_a_long_tail_is_applied_after_the_other_conditions(dataset):
     subset = SubsetConfig(where="landmark_id != 'c0'", classes=4, tail=1.0)
-    chosen = open_dataset(dataset.location.uri, subset, 0)
-    assert chosen.class_names == ["c1", "c2", "c3", "c4"]
-    assert chosen.label_counts("train").tolist() == [16, 8, 5, 4]
+    view = open_dataset(dataset.location.uri, subset, 0)
+    assert view.class_names == ["c1", "c2", "c3", "c4"]
+    assert view.label_counts("train").tolist() == [16, 8, 5, 4]
 
 
-def test_a_subset_that_keeps_all_is_the_dataset_itself(dataset):
+def test_an_unrestricted_subset_is_the_dataset_itself(dataset):
     assert type(open_dataset(dataset.location.uri, SubsetConfig())) is PackedDataset
 
 
@@ -114,13 +114,13 @@ def test_a_subset_that_keeps_all_is_the_dataset_itself(dataset):
         (SubsetConfig(licenses=("BY",)), "requires the licenses"),
     ],
 )
-def test_a_subset_that_cannot_be_is_one_line(dataset, subset, message):
+def test_an_impossible_subset_is_a_one_line_error(dataset, subset, message):
     with pytest.raises(UserError, match=message) as error:
         open_dataset(dataset.location.uri, subset).split("val")
     assert "\n" not in str(error.value)
 
 
-def test_a_list_of_landmarks_is_remembered_by_its_absolute_path(dataset, tmp_path: Path, monkeypatch):
+def test_the_landmarks_file_is_stored_as_an_absolute_path(dataset, tmp_path: Path, monkeypatch):
     (tmp_path / "ids.txt").write_text("c4\nc0\n")
     monkeypatch.chdir(tmp_path)
     selection = Selection(dataset, SubsetConfig(landmarks="ids.txt"), 0)
@@ -137,7 +137,7 @@ def test_a_list_of_landmarks_is_remembered_by_its_absolute_path(dataset, tmp_pat
         ({"source": "dataset", "split": {"val": 0.15}}, "it is also empty in the packed source or subset"),
     ],
 )
-def test_an_empty_split_is_told_with_its_reason(tmp_path: Path, source, message):
+def test_an_empty_split_is_an_error_with_its_reason(tmp_path: Path, source, message):
     dataset = write_packed(tmp_path, {"train": [9], "val": []}, classes=CLASSES)
     manifest = dataclasses.replace(dataset.manifest, source=source)
     with pytest.raises(UserError, match=f"the val split is empty; .*{message}"):

@@ -1,4 +1,4 @@
-"""Synthetic landmarks: planned exactly, drawn the same everywhere, faults recorded."""
+"""Synthetic landmarks: exact plans, reproducible images and recorded faults."""
 
 import hashlib
 import io
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from landmark.config import SyntheticConfig
-from landmark.data.synthetic import draw_image, plan_images
-from landmark.data.synthetic.plan import LEAST_IMAGES, class_counts
+from landmark.data.synthetic import plan_images, render_image
+from landmark.data.synthetic.plan import MIN_IMAGES, class_counts
 
 FAULTY = SyntheticConfig(
     classes=8, images=400, image_size=64, label_noise=0.1, near_duplicates=0.1, nothing=0.05, broken=0.05
@@ -23,15 +23,15 @@ FAULTY = SyntheticConfig(
 
 
 @given(st.integers(2, 60), st.integers(0, 500), st.floats(0, 2))
-def test_counts_sum_up_fall_and_leave_no_class_out(classes, spare, tail):
+def test_class_counts_add_up_decrease_and_cover_every_class(classes, spare, tail):
     config = SyntheticConfig(classes=classes, images=classes + spare, tail=tail)
     counts = class_counts(config)
     assert counts.sum() == config.images
-    assert counts.min() >= min(LEAST_IMAGES, config.images // classes)
+    assert counts.min() >= min(MIN_IMAGES, config.images // classes)
     assert (np.diff(counts) <= 1).all()
 
 
-def test_one_image_a_class_is_the_least():
+def test_the_minimum_is_one_image_per_class():
     assert class_counts(SyntheticConfig(classes=9, images=9)).tolist() == [1] * 9
     with pytest.raises(ValueError, match=r"synthetic.images is 8; expected at least one per class \(9\)"):
         SyntheticConfig(classes=9, images=8)
@@ -49,56 +49,56 @@ def test_ids_are_sixteen_hexadecimal_digits_and_distinct():
     assert all(len(i) == 16 and int(i, 16) >= 0 for i in ids)
 
 
-def test_injected_faults_are_recorded_in_their_shares():
+def test_injected_faults_are_recorded_in_the_configured_fractions():
     rows = plan_images(FAULTY, 3).to_pylist()
     by_id = {row["image_id"]: row for row in rows}
     assert sum(row["kind"] == "nothing" for row in rows) == 20
     assert sum(row["kind"] == "broken" for row in rows) == 20
-    copies = [row for row in rows if row["duplicate_of"]]
-    assert len(copies) == 40
-    for row in copies:
+    duplicates = [row for row in rows if row["duplicate_of"]]
+    assert len(duplicates) == 40
+    for row in duplicates:
         source = by_id[row["duplicate_of"]]
         assert row["group"] == source["group"] == source["image_id"]
         assert row["true_landmark_id"] == source["true_landmark_id"]
         assert row["view_seed"] == source["view_seed"]
         assert source["duplicate_of"] is None and source["kind"] == "landmark"
-    wrong = [row for row in rows if row["true_landmark_id"] not in (None, row["landmark_id"])]
-    assert len(wrong) == 40
+    mislabeled = [row for row in rows if row["true_landmark_id"] not in (None, row["landmark_id"])]
+    assert len(mislabeled) == 40
     assert all((row["true_landmark_id"] is None) == (row["kind"] == "nothing") for row in rows)
 
 
-def test_a_second_process_draws_the_same_bytes():
+def test_another_process_generates_the_same_bytes():
     rows = plan_images(FAULTY, 3).to_pylist()[:40]
-    here = hashlib.sha256(b"".join(draw_image(row, FAULTY, 3) for row in rows)).hexdigest()
+    expected = hashlib.sha256(b"".join(render_image(row, FAULTY, 3) for row in rows)).hexdigest()
     code = (
-        "import hashlib\nfrom tests.data.test_synthetic import FAULTY, draw_image, plan_images\n"
+        "import hashlib\nfrom tests.data.test_synthetic import FAULTY, render_image, plan_images\n"
         "rows = plan_images(FAULTY, 3).to_pylist()[:40]\n"
-        "print(hashlib.sha256(b''.join(draw_image(row, FAULTY, 3) for row in rows[::-1][::-1])).hexdigest())"
+        "print(hashlib.sha256(b''.join(render_image(row, FAULTY, 3) for row in rows[::-1][::-1])).hexdigest())"
     )
     root = Path(__file__).parent.parent.parent
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
-    assert there.stdout.strip() == here
+    other_process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    assert other_process.stdout.strip() == expected
 
 
 def pixels_of(row: dict, config: SyntheticConfig = FAULTY) -> np.ndarray:
-    return simplejpeg.decode_jpeg(draw_image(row, config, 3)).astype(float)
+    return simplejpeg.decode_jpeg(render_image(row, config, 3)).astype(float)
 
 
-def test_copies_look_like_their_source_and_are_other_bytes():
+def test_near_duplicates_look_like_their_source_but_differ_in_bytes():
     rows = plan_images(FAULTY, 3).to_pylist()
     by_id = {row["image_id"]: row for row in rows}
     near, far = [], []
     for row in [row for row in rows if row["duplicate_of"] and row["kind"] == "landmark"][:15]:
         source = by_id[row["duplicate_of"]]
-        assert draw_image(row, FAULTY, 3) != draw_image(source, FAULTY, 3)
+        assert render_image(row, FAULTY, 3) != render_image(source, FAULTY, 3)
         near.append(np.abs(pixels_of(row) - pixels_of(source)).mean())
         far.append(np.abs(pixels_of(rows[0]) - pixels_of(source)).mean())
     assert np.mean(near) < 0.6 * np.mean(far)
 
 
-def test_broken_files_are_refused_by_a_full_decode():
+def test_broken_files_fail_to_decode():
     for row in [row for row in plan_images(FAULTY, 3).to_pylist() if row["kind"] == "broken"]:
-        with pytest.raises((OSError, SyntaxError)), Image.open(io.BytesIO(draw_image(row, FAULTY, 3))) as image:
+        with pytest.raises((OSError, SyntaxError)), Image.open(io.BytesIO(render_image(row, FAULTY, 3))) as image:
             image.load()
 
 

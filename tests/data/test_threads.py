@@ -1,4 +1,4 @@
-"""The pool whose end waits for no hung call."""
+"""DaemonPool: a thread pool whose close() does not wait for hung calls."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from landmark.data import threads
 from landmark.data.threads import DaemonPool
 
 
-def test_results_and_errors_come_back_and_idle_threads_are_used_again():
+def test_results_and_errors_are_returned_and_idle_threads_are_reused():
     with DaemonPool(3, "pool") as pool:
         assert [pool.submit(pow, n, exp=2).result() for n in range(20)] == [n * n for n in range(20)]
         assert len({pool.submit(threading.get_ident).result() for _ in range(5)}) <= 3
@@ -21,20 +21,23 @@ def test_results_and_errors_come_back_and_idle_threads_are_used_again():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("pool-")]
 
 
-def test_a_hung_call_is_left_behind_and_those_that_wait_are_cancelled(monkeypatch):
+def test_close_abandons_a_hung_call_and_cancels_queued_calls(monkeypatch):
     monkeypatch.setattr(threads, "GRACE_S", 0.1)
     hang = threading.Event()
     pool = DaemonPool(1, "pool")
     hung = pool.submit(hang.wait)
     while not hung.running():
         pass
-    waiting = pool.submit(pow, 2, 2)
+    queued = pool.submit(pow, 2, 2)
     pool.close()
-    assert waiting.cancelled() and not hung.done()
+    assert queued.cancelled() and not hung.done()
     hang.set()
     assert hung.result(60)
 
 
-def test_a_process_ends_without_its_hung_calls():
-    code = "import threading; from landmark.data.threads import DaemonPool; DaemonPool(1, 'x').submit(threading.Event().wait)"
+def test_a_process_exits_without_waiting_for_hung_calls():
+    code = (
+        "import threading; from landmark.data.threads import DaemonPool\n"
+        "DaemonPool(1, 'x').submit(threading.Event().wait)"
+    )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

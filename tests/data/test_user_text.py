@@ -1,4 +1,4 @@
-"""Text files of users: whatever their encoding and mistakes, they are read as they are meant or yield one line that says where."""
+"""Text files from users: any encoding is read, and any mistake is a one-line error with its position."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from landmark.config import SpaceConfig, SubsetConfig, TrainConfig, UserError, load_yaml
 from landmark.data.packing.sources import read_groups
 from landmark.data.sources.gldv2 import (
-    Faults,
+    SourceFaults,
     published_md5,
     read_attribution,
     read_categories,
@@ -38,7 +38,7 @@ def encoded(text: str, encoding: str) -> bytes:
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_encodings_and_line_ends_of_other_systems_are_read(tmp_path: Path, encoding, newline):
+def test_encodings_and_line_endings_of_all_platforms_are_read(tmp_path: Path, encoding, newline):
     def write(name: str, text: str) -> str:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(encoded(text.replace("\n", newline), encoding))
@@ -55,7 +55,7 @@ def test_encodings_and_line_ends_of_other_systems_are_read(tmp_path: Path, encod
     assert load_yaml(TrainConfig, write("run.yaml", "dataset: Straße\n")).dataset == "Straße"
     root, one = locate(tmp_path / "gldv2"), "0123456789abcdef"
     write("gldv2/train.csv", f"id,url,landmark_id\n{one},http://ü,7\n")
-    assert read_images(root, Faults()).to_pylist() == [{"image_id": one, "landmark_id": 7}]
+    assert read_images(root, SourceFaults()).to_pylist() == [{"image_id": one, "landmark_id": 7}]
     write("gldv2/md5sum/train/md5.images_000.txt", "0" * 32 + " images_000.tar\n")
     assert published_md5(root, "train/images_000.tar") == "0" * 32
 
@@ -80,7 +80,7 @@ def test_encodings_and_line_ends_of_other_systems_are_read(tmp_path: Path, encod
         (b"id,group\n1," + b"x" * 200_000 + b"\n", "line 2: field larger than field limit"),
     ],
 )
-def test_a_groups_file_with_a_mistake_names_its_line(tmp_path: Path, data, message):
+def test_an_error_in_a_groups_file_names_the_line(tmp_path: Path, data, message):
     file = tmp_path / "groups.csv"
     file.write_bytes(data)
     with pytest.raises(UserError, match=re.escape(f"{file}: ") + message) as error:
@@ -88,7 +88,7 @@ def test_a_groups_file_with_a_mistake_names_its_line(tmp_path: Path, data, messa
     assert "\n" not in str(error.value)
 
 
-def test_quotes_and_equal_rows_of_a_groups_file_are_read(tmp_path: Path):
+def test_quotes_and_repeated_rows_of_a_groups_file_are_read(tmp_path: Path):
     (tmp_path / "groups.csv").write_text('group,id\n"a, ""b""",1\n"a, ""b""",1\n" c ",2,\n')
     assert read_groups(locate(tmp_path / "groups.csv")) == {"1": 'a, "b"', "2": "c"}
 
@@ -102,7 +102,7 @@ def test_quotes_and_equal_rows_of_a_groups_file_are_read(tmp_path: Path):
         (b"a\nb\n\nc\n", r"2 of 3 landmark ids are not in the dataset, such as 'b' \(line 2\)"),
     ],
 )
-def test_a_landmarks_file_with_a_mistake_names_its_line(tmp_path: Path, data, message):
+def test_an_error_in_a_landmarks_file_names_the_line(tmp_path: Path, data, message):
     file = tmp_path / "ids.txt"
     file.write_bytes(data)
     for landmarks in (["a", "x"], pa.array([1, 2], pa.int64())):
@@ -126,7 +126,7 @@ def test_a_landmarks_file_with_a_mistake_names_its_line(tmp_path: Path, data, me
         ("", "expected 'key: value' lines at the top, got NoneType"),
     ],
 )
-def test_yaml_with_a_mistake_names_its_line(tmp_path: Path, text, message):
+def test_an_error_in_a_yaml_file_names_the_line(tmp_path: Path, text, message):
     file = tmp_path / "x.yaml"
     file.write_text(text)
     for read in (lambda: load_yaml(TrainConfig, file), lambda: recipe_values(str(file)), lambda: Space.load(str(file))):
@@ -143,14 +143,14 @@ def test_yaml_with_a_mistake_names_its_line(tmp_path: Path, text, message):
         (b"image,url\n1,2\n", "expected the columns id, landmark_id"),
     ],
 )
-def test_a_csv_file_of_gldv2_with_a_mistake_is_named(tmp_path: Path, text, message):
+def test_an_error_in_a_gldv2_csv_file_names_the_file(tmp_path: Path, text, message):
     (tmp_path / "train.csv").write_bytes(text)
     with pytest.raises(UserError, match=message) as error:
-        read_images(locate(tmp_path), Faults())
+        read_images(locate(tmp_path), SourceFaults())
     assert str(error.value).startswith(f"{tmp_path}/train.csv: ") and "\n" not in str(error.value)
 
 
-def test_rows_of_gldv2_with_a_mistake_are_counted(tmp_path: Path):
+def test_malformed_rows_of_gldv2_are_counted(tmp_path: Path):
     rows = [
         b"id,url,landmark_id",
         b"0123456789abcdef,caf\xe9,1",
@@ -159,7 +159,7 @@ def test_rows_of_gldv2_with_a_mistake_are_counted(tmp_path: Path):
         b"",
     ]
     (tmp_path / "train.csv").write_bytes(b"\n".join(rows))
-    faults = Faults()
+    faults = SourceFaults()
     assert len(read_images(locate(tmp_path), faults)) == 1
     assert faults.counts["malformed id"] == 1 and faults.counts["malformed row"] >= 1
 
@@ -203,8 +203,8 @@ MANGLED = st.builds(
 
 @given(MANGLED)
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_text_is_a_traceback(tmp_path: Path, data):
-    """Each file is read or is an error of one line that begins with its name."""
+def test_arbitrary_text_never_causes_a_traceback(tmp_path: Path, data):
+    """Each file is read, or raises a one-line error that starts with its name."""
     root = locate(tmp_path)
     names = ["groups.csv", "ids.txt", "x.yaml", "train.csv", "train_clean.csv", "train_attribution.csv"]
     names += ["train_label_to_category.csv", "recognition_solution_v2.1.csv", "md5sum/train/md5.images_000.txt"]
@@ -221,7 +221,7 @@ def test_no_text_is_a_traceback(tmp_path: Path, data):
         lambda: recipe_values(yaml),
         lambda: published_md5(root, "train/images_000.tar"),
         *(
-            lambda read=read: read(root, Faults())
+            lambda read=read: read(root, SourceFaults())
             for read in (read_images, read_clean_ids, read_attribution, read_categories, read_solution)
         ),
     ]
@@ -231,4 +231,4 @@ def test_no_text_is_a_traceback(tmp_path: Path, data):
         except UserError as error:
             lines = str(error).splitlines()
             if not lines[0].startswith(str(tmp_path)) or len(lines) > 1:
-                pytest.fail(f"not one line that names the file: {error}")
+                pytest.fail(f"expected one line that starts with the file name: {error}")

@@ -1,4 +1,4 @@
-"""Verification: each kind of damage is named with its file, and a whole dataset is silent."""
+"""Verification: each kind of damage is reported with its file, and a complete dataset has no problems."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def swapped(values: list) -> list:
     return [values[1], values[0], *values[2:]]
 
 
-def test_a_whole_dataset_is_silent(dataset):
+def test_a_complete_dataset_has_no_problems(dataset):
     assert list(verify_dataset(dataset)) == []
 
 
@@ -67,16 +67,16 @@ def flip(path: Path) -> None:
         ),
     ],
 )
-def test_each_fault_is_named_with_its_file(dataset, file, fault, message, capsys):
+def test_each_fault_is_reported_with_its_file(dataset, file, fault, message, capsys):
     fault(Path(dataset.location.uri) / file)
     assert main(["prepare", "--output", dataset.location.uri, "--verify"]) == 1
-    shown = capsys.readouterr()
-    assert any(f"/{file}: " in line and message in line for line in shown.out.splitlines()), shown.out
-    assert shown.err.splitlines()[-1].startswith("landmark prepare: error: ") and "listed above" in shown.err
+    captured = capsys.readouterr()
+    assert any(f"/{file}: " in line and message in line for line in captured.out.splitlines()), captured.out
+    assert captured.err.splitlines()[-1].startswith("landmark prepare: error: ") and "listed above" in captured.err
 
 
-def test_a_shard_of_other_rows_is_told_though_its_sum_is_right(dataset):
-    """The manifest itself is wrong: the shard has fewer rows than it says."""
+def test_a_shard_with_a_wrong_row_count_is_reported_despite_its_checksum(dataset):
+    """The manifest itself is wrong: the shard has fewer rows than the manifest records."""
     manifest = Path(dataset.location.uri) / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"rows": 24', '"rows": 25', 1))
     problems = list(verify_dataset(PackedDataset.open(dataset.location.uri)))
@@ -84,11 +84,11 @@ def test_a_shard_of_other_rows_is_told_though_its_sum_is_right(dataset):
     assert np.any(["catalog.parquet: 64 rows of train" not in p for p in problems])
 
 
-def test_verify_says_that_all_is_well_and_counts(dataset, capsys):
+def test_verify_prints_the_counts_of_a_valid_dataset(dataset, capsys):
     assert main(["prepare", "--output", dataset.location.uri, "--verify"]) == 0
     assert "77 images in 3 shards" in capsys.readouterr().out
 
 
-def test_a_dataset_that_is_not_there_is_one_line(tmp_path, capsys):
+def test_a_missing_dataset_is_an_error(tmp_path, capsys):
     assert main(["prepare", "--output", str(tmp_path / "none"), "--verify"]) == 1
     assert "no manifest.json" in capsys.readouterr().err

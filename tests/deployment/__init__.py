@@ -1,1 +1,1 @@
-"""Manifests, cluster files and the image: built, validated, and held against named policies."""
+"""Tests of the manifests, the cluster files and the image: built, validated, and checked by named policies."""

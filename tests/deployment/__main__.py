@@ -1,4 +1,4 @@
-"""`python -m tests.deployment`: the tables of what is checked: overlays x checks, policies, broken manifests."""
+"""Prints tables of the checks with `python -m tests.deployment`: overlay x check, policies, and broken manifests."""
 
 import copy
 import sys
@@ -17,35 +17,35 @@ COLUMNS = {
 
 
 def validation(built: dict[str, list[Manifest]]) -> list[str]:
-    """Return the table overlay x check, a cell the number of findings."""
+    """Return the table overlay x check. Each cell has the number of findings."""
     lines = [f"{'overlay':12}{'objects':>9}" + "".join(f"{name:>15}" for name in COLUMNS)]
     for name, manifests in built.items():
         found = [len(list(check(copy.deepcopy(manifests)))) for check in COLUMNS.values()]
-        cells = "".join(f"{f'{count} wrong' if count else 'ok':>15}" for count in found)
+        cells = "".join(f"{f'{count} errors' if count else 'ok':>15}" for count in found)
         lines.append(f"{name:12}{len(manifests):>9}{cells}")
     return lines
 
 
 def broken(built: dict[str, list[Manifest]]) -> list[str]:
-    """Return what is broken on purpose, by which check it is found, and the first finding."""
+    """Return one line per broken manifest: the fault, the check that finds it, and the first finding."""
     lines = []
-    for one in BROKEN:
-        manifests = copy.deepcopy(built[one.overlay])
-        one.mutate(manifests)
-        found = list(CHECKS[one.check](manifests))
-        lines.append(f"{one.what:48}{one.check:42}{found[0] if found else 'NOT FOUND'}")
+    for item in BROKEN:
+        manifests = copy.deepcopy(built[item.overlay])
+        item.mutate(manifests)
+        found = list(CHECKS[item.check](manifests))
+        lines.append(f"{item.fault:48}{item.check:42}{found[0] if found else 'NOT FOUND'}")
     return lines
 
 
 def main() -> int:
-    """Print the tables; returns 1 where something is wrong with an overlay or a broken one is not found."""
+    """Print the tables. Return 1 if an overlay has errors or a check misses a broken manifest."""
     built = {name: overlay(name) for name in OVERLAYS}
-    table, caught = validation(built), broken(built)
+    table, detected = validation(built), broken(built)
     print("\n".join(table), f"\n{len(POLICIES)} policies:", sep="\n")
     for name, policy in POLICIES.items():
         print(f"{name:42}{(policy.__doc__ or '').strip()}")
-    print(f"\n{len(caught)} broken manifests:", "\n".join(caught), sep="\n")
-    return int(any("wrong" in line for line in table) or any("NOT FOUND" in line for line in caught))
+    print(f"\n{len(detected)} broken manifests:", "\n".join(detected), sep="\n")
+    return int(any("errors" in line for line in table) or any("NOT FOUND" in line for line in detected))
 
 
 if __name__ == "__main__":

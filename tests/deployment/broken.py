@@ -1,4 +1,4 @@
-"""Manifests that are broken on purpose, and the check that has to find each."""
+"""Manifests with deliberate faults, and the check that must find each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ Mutation = Callable[[list[Manifest]], Any]
 
 @dataclass
 class Broken:
-    """A mutation of an overlay."""
+    """An overlay with a fault."""
 
-    what: str
+    fault: str
     check: str
     """Name of the check that must find it."""
     mutate: Mutation
     overlay: str = "gpu"
 
 
-def one(manifests: list[Manifest], kind: str, name: str) -> Manifest:
+def find(manifests: list[Manifest], kind: str, name: str) -> Manifest:
     return next(item for item in manifests if item["kind"] == kind and item["metadata"]["name"] == name)
 
 
 def tune(manifests: list[Manifest]) -> Manifest:
-    return one(manifests, "RayJob", "tune")["spec"]
+    return find(manifests, "RayJob", "tune")["spec"]
 
 
 def cluster(manifests: list[Manifest]) -> Manifest:
@@ -40,7 +40,7 @@ def worker(manifests: list[Manifest]) -> Manifest:
     return cluster(manifests)["workerGroupSpecs"][0]["template"]["spec"]
 
 
-def box(manifests: list[Manifest]) -> Manifest:
+def container(manifests: list[Manifest]) -> Manifest:
     return worker(manifests)["containers"][0]
 
 
@@ -49,7 +49,7 @@ def submitter(manifests: list[Manifest]) -> Manifest:
 
 
 def network(manifests: list[Manifest], name: str) -> Manifest:
-    return one(manifests, "NetworkPolicy", name)["spec"]
+    return find(manifests, "NetworkPolicy", name)["spec"]
 
 
 def volume(spec: Manifest, name: str) -> Manifest:
@@ -67,38 +67,40 @@ def command(manifests: list[Manifest], old: str, new: str) -> None:
 
 
 def drop(manifests: list[Manifest], kind: str, name: str) -> None:
-    manifests.remove(one(manifests, kind, name))
+    manifests.remove(find(manifests, kind, name))
 
 
-def board(manifests: list[Manifest], old: str, new: str) -> None:
-    data = one(manifests, "ConfigMap", "landmark-dashboard")["data"]
+def replace_in_dashboard(manifests: list[Manifest], old: str, new: str) -> None:
+    data = find(manifests, "ConfigMap", "landmark-dashboard")["data"]
     data["landmark.json"] = data["landmark.json"].replace(old, new)
 
 
 BROKEN = [
-    # What the schemas find.
+    # Found by the schemas.
     Broken("a misspelt key of a job", "crd-schema", lambda m: rename(tune(m), "ttlSecondsAfterFinished", "ttlSeconds")),
     Broken("a misspelt key of a cluster", "crd-schema", lambda m: rename(cluster(m), "authOptions", "authOption")),
     Broken(
         "a misspelt key deep in a pod", "crd-schema", lambda m: rename(worker(m), "securityContext", "securityContxt")
     ),
-    Broken("text for a truth value", "crd-schema", lambda m: cluster(m).update(enableInTreeAutoscaling="false")),
+    Broken("text instead of a boolean", "crd-schema", lambda m: cluster(m).update(enableInTreeAutoscaling="false")),
     Broken(
-        "a number for text", "crd-schema", lambda m: cluster(m)["headGroupSpec"].update(rayStartParams={"num-cpus": 0})
+        "a number instead of text",
+        "crd-schema",
+        lambda m: cluster(m)["headGroupSpec"].update(rayStartParams={"num-cpus": 0}),
     ),
-    Broken("an unknown mode of authentication", "crd-schema", lambda m: cluster(m)["authOptions"].update(mode="basic")),
-    Broken("a quantity that is none", "crd-schema", lambda m: box(m)["resources"]["limits"].update(memory="32GB!")),
-    Broken("a port named twice", "crd-schema", lambda m: box(m)["ports"].append(dict(box(m)["ports"][0]))),
+    Broken("an unknown authentication mode", "crd-schema", lambda m: cluster(m)["authOptions"].update(mode="basic")),
+    Broken("an invalid quantity", "crd-schema", lambda m: container(m)["resources"]["limits"].update(memory="32GB!")),
+    Broken("a port named twice", "crd-schema", lambda m: container(m)["ports"].append(dict(container(m)["ports"][0]))),
     Broken("a head without a template", "crd-schema", lambda m: cluster(m)["headGroupSpec"].pop("template"), "queue"),
     Broken(
-        "a misspelt key of a budget",
+        "a misspelt key of a disruption budget",
         "native-schema",
-        lambda m: rename(one(m, "PodDisruptionBudget", "tune-head")["spec"], "minAvailable", "minAvailble"),
+        lambda m: rename(find(m, "PodDisruptionBudget", "tune-head")["spec"], "minAvailable", "minAvailble"),
     ),
     Broken(
         "a misspelt key of metadata",
         "native-schema",
-        lambda m: rename(one(m, "RayCluster", "landmark")["metadata"], "namespace", "namespce"),
+        lambda m: rename(find(m, "RayCluster", "landmark")["metadata"], "namespace", "namespce"),
     ),
     Broken(
         "a policy without a selector",
@@ -106,180 +108,210 @@ BROKEN = [
         lambda m: network(m, "tune-head").update(podSelectr={}),
     ),
     Broken(
-        "a monitor of no port",
+        "a monitor without a port",
         "foreign-schema",
-        lambda m: one(m, "PodMonitor", "landmark")["spec"]["podMetricsEndpoints"][0].pop("port"),
+        lambda m: find(m, "PodMonitor", "landmark")["spec"]["podMetricsEndpoints"][0].pop("port"),
     ),
     Broken(
         "a quota under a wrong key",
         "foreign-schema",
-        lambda m: one(m, "ClusterQueue", "landmark")["spec"].update(quota=[]),
+        lambda m: find(m, "ClusterQueue", "landmark")["spec"].update(quota=[]),
         "queue",
     ),
-    # What a pod may do.
-    Broken("a pod that may be root", "non-root", lambda m: worker(m)["securityContext"].pop("runAsNonRoot")),
-    Broken("a container that is root", "non-root", lambda m: box(m)["securityContext"].update(runAsUser=0)),
+    # Permissions of pods.
+    Broken("a pod that may run as root", "non-root", lambda m: worker(m)["securityContext"].pop("runAsNonRoot")),
+    Broken("a container that runs as root", "non-root", lambda m: container(m)["securityContext"].update(runAsUser=0)),
     Broken(
         "a container that may gain privileges",
         "no-privilege-escalation",
-        lambda m: box(m)["securityContext"].pop("allowPrivilegeEscalation"),
+        lambda m: container(m)["securityContext"].pop("allowPrivilegeEscalation"),
     ),
     Broken(
         "a privileged submitter",
         "no-privilege-escalation",
         lambda m: submitter(m)["containers"][0]["securityContext"].update(privileged=True),
     ),
-    Broken("a capability kept", "capabilities-dropped", lambda m: box(m)["securityContext"].pop("capabilities")),
+    Broken("a capability kept", "capabilities-dropped", lambda m: container(m)["securityContext"].pop("capabilities")),
     Broken(
         "a capability added",
         "capabilities-dropped",
-        lambda m: box(m)["securityContext"]["capabilities"].update(add=["NET_ADMIN"]),
+        lambda m: container(m)["securityContext"]["capabilities"].update(add=["NET_ADMIN"]),
     ),
     Broken("no seccomp profile", "seccomp", lambda m: head(m)["securityContext"].pop("seccompProfile")),
     Broken(
-        "a root file system that is written",
+        "a writable root file system",
         "read-only-root",
-        lambda m: box(m)["securityContext"].update(readOnlyRootFilesystem=False),
+        lambda m: container(m)["securityContext"].update(readOnlyRootFilesystem=False),
     ),
-    Broken("nothing mounted at /tmp", "read-only-root", lambda m: box(m)["volumeMounts"].pop(1)),
-    Broken("the machine's network", "no-host-access", lambda m: worker(m).update(hostNetwork=True)),
+    Broken("nothing mounted at /tmp", "read-only-root", lambda m: container(m)["volumeMounts"].pop(1)),
+    Broken("the host network", "no-host-access", lambda m: worker(m).update(hostNetwork=True)),
     Broken(
-        "the machine's disk",
+        "a host path",
         "no-host-access",
         lambda m: worker(m)["volumes"].append({"name": "docker", "hostPath": {"path": "/var/run"}}),
     ),
-    # What a pod may take.
+    # Resources of pods.
     Broken(
-        "less memory requested", "requests-are-limits", lambda m: box(m)["resources"]["requests"].update(memory="8Gi")
+        "less memory requested",
+        "requests-are-limits",
+        lambda m: container(m)["resources"]["requests"].update(memory="8Gi"),
     ),
     Broken(
         "no storage requested",
         "requests-are-limits",
-        lambda m: [box(m)["resources"][kind].pop("ephemeral-storage") for kind in ("requests", "limits")],
+        lambda m: [container(m)["resources"][kind].pop("ephemeral-storage") for kind in ("requests", "limits")],
     ),
-    Broken("a folder without a size", "storage-fits", lambda m: volume(worker(m), "ray-logs").pop("sizeLimit")),
+    Broken("a volume without a size limit", "storage-fits", lambda m: volume(worker(m), "ray-logs").pop("sizeLimit")),
     Broken(
-        "folders beyond the limit", "storage-fits", lambda m: volume(worker(m), "ray-logs").update(sizeLimit="80Gi")
+        "volumes larger than the storage limit",
+        "storage-fits",
+        lambda m: volume(worker(m), "ray-logs").update(sizeLimit="80Gi"),
     ),
     Broken("/dev/shm on a disk", "shm-sized", lambda m: volume(worker(m), "shared-mem").pop("medium")),
     Broken("/dev/shm too small", "shm-sized", lambda m: volume(worker(m), "shared-mem").update(sizeLimit="64Mi")),
-    Broken("one CPU for a GPU", "gpu-fed", lambda m: box(m)["resources"]["requests"].update(cpu="1")),
-    Broken("kept off machines with GPUs", "gpu-fed", lambda m: worker(m).pop("tolerations")),
-    Broken("killed while it drains", "grace-fits-drain", lambda m: worker(m).update(terminationGracePeriodSeconds=30)),
-    Broken("no drain", "grace-fits-drain", lambda m: box(m)["env"].pop(0)),
-    Broken("any version of the image", "image-pinned", lambda m: box(m).update(image="registry.example.com/landmark")),
-    # Who starts what.
-    Broken("no token", "token-authentication", lambda m: cluster(m)["authOptions"].update(mode="disabled")),
-    Broken("nothing said of a token", "token-authentication", lambda m: cluster(m).pop("authOptions")),
-    Broken("another Ray", "token-authentication", lambda m: cluster(m).update(rayVersion="2.46.0")),
-    Broken("work on the head", "head-does-no-work", lambda m: cluster(m)["headGroupSpec"].update(rayStartParams={})),
-    Broken("a job that starts by itself", "starts-nothing", lambda m: tune(m).pop("suspend")),
+    Broken("one CPU per GPU", "gpus-have-cpus", lambda m: container(m)["resources"]["requests"].update(cpu="1")),
+    Broken("no toleration for GPU nodes", "gpus-have-cpus", lambda m: worker(m).pop("tolerations")),
     Broken(
-        "a submitter that may be lost once",
-        "survives-a-lost-submitter",
+        "a grace period shorter than the drain",
+        "grace-fits-drain",
+        lambda m: worker(m).update(terminationGracePeriodSeconds=30),
+    ),
+    Broken("no drain", "grace-fits-drain", lambda m: container(m)["env"].pop(0)),
+    Broken(
+        "an image without a version",
+        "image-pinned",
+        lambda m: container(m).update(image="registry.example.com/landmark"),
+    ),
+    # Jobs and clusters.
+    Broken(
+        "token authentication disabled",
+        "token-authentication",
+        lambda m: cluster(m)["authOptions"].update(mode="disabled"),
+    ),
+    Broken("no authentication options", "token-authentication", lambda m: cluster(m).pop("authOptions")),
+    Broken("another version of Ray", "token-authentication", lambda m: cluster(m).update(rayVersion="2.46.0")),
+    Broken("work on the head", "head-runs-no-work", lambda m: cluster(m)["headGroupSpec"].update(rayStartParams={})),
+    Broken("a job that starts by itself", "suspended-when-applied", lambda m: tune(m).pop("suspend")),
+    Broken(
+        "a submitter without retries",
+        "survives-lost-submitters",
         lambda m: tune(m).update(submitterConfig={"backoffLimit": 0}),
     ),
-    Broken("a submitter by KubeRay's default", "survives-a-lost-submitter", lambda m: tune(m).pop("submitterConfig")),
+    Broken(
+        "a submitter with KubeRay's default retries",
+        "survives-lost-submitters",
+        lambda m: tune(m).pop("submitterConfig"),
+    ),
     Broken(
         "a submitter that is restarted",
-        "survives-a-lost-submitter",
+        "survives-lost-submitters",
         lambda m: submitter(m).update(restartPolicy="OnFailure"),
     ),
-    Broken("a retry without a name", "a-retry-goes-on", lambda m: command(m, "--name study", "")),
-    Broken("results that go with the pod", "a-retry-goes-on", lambda m: command(m, "s3://my-bucket/runs", "runs")),
-    Broken("two jobs in one folder", "a-retry-goes-on", lambda m: command(m, "--name study", "--name run")),
-    Broken("a cluster that stays", "cluster-ends-with-its-job", lambda m: tune(m).pop("shutdownAfterJobFinishes")),
-    Broken("a flag that is none", "command-is-one", lambda m: command(m, "--workers.cpus", "--workers.cpu")),
-    Broken("a module that is none", "command-is-one", lambda m: command(m, "landmark.tune", "landmark.tuning")),
-    Broken("more CPUs than a worker", "command-fits-the-workers", lambda m: command(m, "cpus 7", "cpus 9")),
-    Broken("GPUs forgotten", "command-fits-the-workers", lambda m: command(m, "--workers.gpus 1", "")),
-    # Who reaches what.
+    Broken("a retry without a name", "retries-resume", lambda m: command(m, "--name study", "")),
+    Broken("results on the disk of the pod", "retries-resume", lambda m: command(m, "s3://my-bucket/runs", "runs")),
+    Broken("two jobs with one output folder", "retries-resume", lambda m: command(m, "--name study", "--name run")),
     Broken(
-        "no policy of the namespace", "network-denies-by-default", lambda m: drop(m, "NetworkPolicy", "default-deny")
+        "a cluster that outlives its job",
+        "cluster-ends-with-its-job",
+        lambda m: tune(m).pop("shutdownAfterJobFinishes"),
+    ),
+    Broken("an unknown flag", "command-is-valid", lambda m: command(m, "--workers.cpus", "--workers.cpu")),
+    Broken("an unknown module", "command-is-valid", lambda m: command(m, "landmark.tune", "landmark.tuning")),
+    Broken("more CPUs than a worker has", "command-fits-the-workers", lambda m: command(m, "cpus 7", "cpus 9")),
+    Broken("a command without GPUs", "command-fits-the-workers", lambda m: command(m, "--workers.gpus 1", "")),
+    # Network access and credentials.
+    Broken(
+        "no default policy of the namespace",
+        "network-denies-by-default",
+        lambda m: drop(m, "NetworkPolicy", "default-deny"),
     ),
     Broken("a head without its policy", "network-open-where-needed", lambda m: drop(m, "NetworkPolicy", "tune-head")),
     Broken(
         "the dashboard open to all",
-        "network-closed-to-strangers",
+        "network-closed-to-unrelated-peers",
         lambda m: network(m, "tune-head")["ingress"].append({"ports": [{"protocol": "TCP", "port": 8265}]}),
     ),
     Broken(
         "the GCS open to the namespace",
-        "network-closed-to-strangers",
+        "network-closed-to-unrelated-peers",
         lambda m: network(m, "tune-head")["ingress"].append({"from": [{"podSelector": {}}], "ports": [{"port": 6379}]}),
     ),
     Broken(
         "open to the other job",
-        "network-closed-to-strangers",
+        "network-closed-to-unrelated-peers",
         lambda m: [
             peer["podSelector"]["matchLabels"].pop("app.kubernetes.io/instance")
             for peer in network(m, "tune-workers")["ingress"][0]["from"]
         ],
     ),
     Broken(
-        "open to every Prometheus's neighbour",
-        "network-closed-to-strangers",
+        "open to every pod in the namespace of Prometheus",
+        "network-closed-to-unrelated-peers",
         lambda m: network(m, "tune-workers")["ingress"][1]["from"][0].pop("podSelector"),
     ),
     Broken(
-        "a worker kept from its head",
+        "a worker that cannot reach its head",
         "network-open-where-needed",
         lambda m: network(m, "tune-workers")["egress"].pop(0),
     ),
     Broken(
-        "a node's DNS cache out of reach",
+        "an unreachable DNS cache of a node",
         "network-open-where-needed",
         lambda m: network(m, "tune-submitter")["egress"][1]["to"].pop(),
     ),
     Broken(
-        "all ports of a node's DNS cache",
-        "network-keeps-the-machines-credentials",
+        "all ports of a node's DNS cache open",
+        "network-protects-node-credentials",
         lambda m: network(m, "tune-workers")["egress"][1].pop("ports"),
     ),
     Broken(
-        "credentials of the machine within reach",
-        "network-keeps-the-machines-credentials",
+        "the node's metadata service reachable",
+        "network-protects-node-credentials",
         lambda m: network(m, "tune-workers")["egress"][2]["to"][0]["ipBlock"].pop("except"),
     ),
     Broken(
         "a key in the manifest",
         "no-credentials",
-        lambda m: box(m)["env"].append({"name": "AWS_SECRET_ACCESS_KEY", "value": "wJalrXUtnFEMI"}),
+        lambda m: container(m)["env"].append({"name": "AWS_SECRET_ACCESS_KEY", "value": "wJalrXUtnFEMI"}),
     ),
-    Broken(
-        "a password in an address", "no-credentials", lambda m: command(m, "s3://my-bucket", "s3://me:word@my-bucket")
-    ),
+    Broken("a password in a URL", "no-credentials", lambda m: command(m, "s3://my-bucket", "s3://me:word@my-bucket")),
     Broken(
         "a secret in the manifest",
         "no-credentials",
         lambda m: m.append({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "x"}, "stringData": {"a": "b"}}),
     ),
-    Broken("an account that is not there", "own-account", lambda m: worker(m).update(serviceAccountName="default")),
     Broken(
-        "a token of Kubernetes for a worker",
-        "no-token-of-kubernetes",
+        "a service account that does not exist", "own-account", lambda m: worker(m).update(serviceAccountName="default")
+    ),
+    Broken(
+        "a Kubernetes token for a worker",
+        "no-kubernetes-token",
         lambda m: worker(m).pop("automountServiceAccountToken"),
     ),
     Broken(
         "the autoscaler's token in the head's container",
-        "no-token-of-kubernetes",
+        "no-kubernetes-token",
         lambda m: head(m)["containers"][0]["volumeMounts"].append({"name": "kubernetes", "mountPath": "/token"}),
         "autoscale",
     ),
     Broken(
-        "a namespace that takes any pod",
+        "a namespace that accepts any pod",
         "namespace-is-restricted",
-        lambda m: one(m, "Namespace", "landmark")["metadata"].pop("labels"),
+        lambda m: find(m, "Namespace", "landmark")["metadata"].pop("labels"),
     ),
-    # How it runs.
-    Broken("a head without a budget", "disruption-is-limited", lambda m: drop(m, "PodDisruptionBudget", "tune-head")),
+    # Operation.
     Broken(
-        "a share in a budget",
+        "a head without a disruption budget",
         "disruption-is-limited",
-        lambda m: one(m, "PodDisruptionBudget", "tune-workers")["spec"].update(minAvailable="50%"),
+        lambda m: drop(m, "PodDisruptionBudget", "tune-head"),
     ),
     Broken(
-        "an autoscaler of the first version",
+        "a percentage in a disruption budget",
+        "disruption-is-limited",
+        lambda m: find(m, "PodDisruptionBudget", "tune-workers")["spec"].update(minAvailable="50%"),
+    ),
+    Broken(
+        "autoscaler version 1",
         "autoscaler-is-confined",
         lambda m: cluster(m)["autoscalerOptions"].update(version="v1"),
         "autoscale",
@@ -291,36 +323,38 @@ BROKEN = [
         "autoscale",
     ),
     Broken(
-        "room to grow and nothing that does",
+        "a replica range without an autoscaler",
         "autoscaler-is-confined",
         lambda m: cluster(m)["workerGroupSpecs"][0].update(maxReplicas=9),
     ),
     Broken(
-        "a priority that pushes others out",
-        "priority-is-modest",
-        lambda m: one(m, "PriorityClass", "landmark-training").update(preemptionPolicy="PreemptLowerPriority"),
+        "a priority class that preempts other pods",
+        "priority-does-not-preempt",
+        lambda m: find(m, "PriorityClass", "landmark-training").update(preemptionPolicy="PreemptLowerPriority"),
     ),
-    Broken("a pod without the priority", "priority-is-modest", lambda m: worker(m).pop("priorityClassName")),
+    Broken(
+        "a pod without the priority class", "priority-does-not-preempt", lambda m: worker(m).pop("priorityClassName")
+    ),
     Broken(
         "a quota that is too small",
         "queue-admits",
-        lambda m: one(m, "ClusterQueue", "landmark")["spec"]["resourceGroups"][0]["flavors"][0]["resources"][3].update(
+        lambda m: find(m, "ClusterQueue", "landmark")["spec"]["resourceGroups"][0]["flavors"][0]["resources"][3].update(
             nominalQuota=2
         ),
         "queue",
     ),
-    Broken("a queue that is not there", "queue-admits", lambda m: drop(m, "LocalQueue", "landmark"), "queue"),
-    Broken("no port of metrics", "everything-is-watched", lambda m: box(m).pop("ports")),
+    Broken("a queue that does not exist", "queue-admits", lambda m: drop(m, "LocalQueue", "landmark"), "queue"),
+    Broken("no metrics port", "everything-is-monitored", lambda m: container(m).pop("ports")),
     Broken(
-        "a dashboard that shows one rank's rate as the run's",
-        "everything-is-watched",
-        lambda m: board(
+        "a dashboard with the throughput of one rank",
+        "everything-is-monitored",
+        lambda m: replace_in_dashboard(
             m, "max by (run, trial, rank) (ray_landmark_images", "max by (run, trial) (ray_landmark_images"
         ),
     ),
     Broken(
-        "a dashboard of metrics that are not ours",
-        "everything-is-watched",
-        lambda m: board(m, "ray_landmark_epoch", "ray_landmark_epochs"),
+        "a dashboard of unknown metrics",
+        "everything-is-monitored",
+        lambda m: replace_in_dashboard(m, "ray_landmark_epoch", "ray_landmark_epochs"),
     ),
 ]

@@ -1,4 +1,4 @@
-"""What a built overlay is held against: KubeRay's schema, Kubernetes' own, small ones for other kinds, and the policies."""
+"""The checks of a built overlay: KubeRay's schemas, Kubernetes' schemas, small ones for other kinds, and policies."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -11,11 +11,11 @@ from tests.deployment.manifests import Manifest, all_pods, crd_schema
 from tests.deployment.policies import POLICIES
 
 VERSIONS = ("1.31", "1.37")
-"""Of Kubernetes: the oldest that KubeRay's own documentation still names, and the newest known."""
+"""Kubernetes versions: the oldest one in KubeRay's documentation, and the newest one."""
 
 
 def crd_findings(manifests: list[Manifest]) -> list[str]:
-    """Return what KubeRay's schemas refuse, pods' templates included; fills their defaults into the manifests."""
+    """Return the errors by KubeRay's schemas, also in pod templates; fills their defaults into the manifests."""
     found = []
     for manifest in manifests:
         if manifest["apiVersion"].startswith("ray.io/"):
@@ -26,7 +26,7 @@ def crd_findings(manifests: list[Manifest]) -> list[str]:
 
 
 def foreign_findings(manifests: list[Manifest]) -> list[str]:
-    """Return what the schemas of Prometheus' and Kueue's kinds refuse."""
+    """Return the errors by the schemas of Prometheus' and Kueue's kinds."""
     found = []
     for manifest in manifests:
         if manifest["kind"] in foreign.SCHEMAS:
@@ -36,12 +36,12 @@ def foreign_findings(manifests: list[Manifest]) -> list[str]:
 
 
 def native_findings(manifests: list[Manifest]) -> list[str]:
-    """Return what Kubernetes' schemas refuse: native kinds, pods' templates as pods, and the metadata of all."""
+    """Return the errors by Kubernetes' schemas in native kinds, in pod templates, and in all metadata."""
     found = []
     for manifest in manifests:
         where = f"{manifest['kind']} {manifest['metadata'].get('name')}"
         if manifest["kind"] in foreign.SCHEMAS or manifest["apiVersion"].startswith("ray.io/"):
-            # Custom schemas leave metadata open.
+            # Custom schemas do not describe metadata.
             manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": manifest["metadata"]}
         found += _native(manifest, where)
     for pod in all_pods(manifests):
@@ -52,12 +52,12 @@ def native_findings(manifests: list[Manifest]) -> list[str]:
 
 def _native(manifest: Manifest, where: str) -> Iterator[str]:
     text = json.dumps(manifest, sort_keys=True)
-    return (f"{where}: {line}" for version in VERSIONS if (line := _refusal(text, version)))
+    return (f"{where}: {line}" for version in VERSIONS if (line := _native_error(text, version)))
 
 
 @cache
-def _refusal(text: str, version: str) -> str | None:
-    """Return why Kubernetes refuses a manifest, or None; overlays have many in common."""
+def _native_error(text: str, version: str) -> str | None:
+    """Return the error of Kubernetes for a manifest, or None. Cached: overlays have many manifests in common."""
     manifest = json.loads(text)
     try:
         kubernetes_validate.validate(manifest, version, strict=True)
@@ -74,4 +74,4 @@ CHECKS: dict[str, Callable[[list[Manifest]], Iterable[str]]] = {
     "native-schema": native_findings,
     **POLICIES,
 }
-"""By name. Policies are for manifests that the schemas accept."""
+"""Checks by name. Policies expect manifests that the schemas accept."""

@@ -1,4 +1,4 @@
-"""What the tests of the manifests need: kubectl and KubeRay's schemas; in continuous integration their absence is a failure."""
+"""Fixtures of the manifest tests: kubectl and KubeRay's schemas. In CI, tests fail without them."""
 
 import copy
 import os
@@ -9,7 +9,7 @@ import pytest
 from tests.deployment.manifests import CRDS, Manifest, has_kubectl, overlay
 
 
-def _need(found: bool, reason: str) -> None:
+def _require(found: bool, reason: str) -> None:
     if not found and os.environ.get("CI"):
         pytest.fail(reason)
     if not found:
@@ -18,12 +18,12 @@ def _need(found: bool, reason: str) -> None:
 
 @pytest.fixture(scope="session")
 def kustomize() -> None:
-    _need(has_kubectl(), "no kubectl of version 1.21 or newer; bash scripts/kubectl.sh installs one")
+    _require(has_kubectl(), "no kubectl of version 1.21 or newer; bash scripts/kubectl.sh installs one")
 
 
 @pytest.fixture(scope="session")
 def crds(kustomize: None) -> None:
-    _need(CRDS.is_dir(), f"no schemas of KubeRay at {CRDS}; set LANDMARK_CRDS")
+    _require(CRDS.is_dir(), f"no schemas of KubeRay at {CRDS}; set LANDMARK_CRDS")
 
 
 @cache
@@ -33,5 +33,5 @@ def _built(name: str) -> list[Manifest]:
 
 @pytest.fixture
 def built(kustomize: None):
-    """Return a function of an overlay's name: a copy of what it builds."""
+    """Return a function that takes the name of an overlay and returns a copy of its manifests."""
     return lambda name: copy.deepcopy(_built(name))

@@ -1,4 +1,4 @@
-"""Schemas of the few kinds that neither Kubernetes nor KubeRay defines, as far as the manifests use them."""
+"""Schemas of the kinds that neither Kubernetes nor KubeRay defines, for the fields that the manifests use."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def _kind(version: str, name: str, **rest: Any) -> dict[str, Any]:
     return _object(["apiVersion", "kind", "metadata", *rest], **fixed, metadata={"type": "object"}, **rest)
 
 
-# Prometheus operator's API reference, PodMonitorSpec.
+# From the API reference of the Prometheus operator, PodMonitorSpec.
 POD_MONITOR = _kind(
     "monitoring.coreos.com/v1",
     "PodMonitor",
@@ -40,7 +40,7 @@ POD_MONITOR = _kind(
         ),
     ),
 )
-# Kueue's API reference, v1beta2.
+# From the API reference of Kueue, v1beta2.
 KUEUE = "kueue.x-k8s.io/v1beta2"
 _QUOTA = _object(["name", "nominalQuota"], name=TEXT, nominalQuota=AMOUNT)
 CLUSTER_QUEUE = _kind(

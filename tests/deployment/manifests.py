@@ -1,4 +1,4 @@
-"""The manifests as kubectl builds them, and what is in them: Ray clusters, pods, quantities."""
+"""Builds the manifests with kubectl and reads them: Ray clusters, pods, quantities."""
 
 import os
 import re
@@ -22,10 +22,10 @@ UNITS = {"": 0, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12}
 
 @dataclass
 class Pod:
-    """A pod that a manifest describes."""
+    """A pod in a manifest."""
 
     where: str
-    """Whose it is, in words: `RayJob tune, group gpu`."""
+    """A description of its owner: `RayJob tune, group gpu`."""
     role: str
     """head, worker, submitter or autoscaler (a container that the operator adds to the head)."""
     spec: Manifest
@@ -35,7 +35,7 @@ class Pod:
 
 @dataclass
 class Cluster:
-    """A Ray cluster that a RayCluster or a RayJob describes."""
+    """A Ray cluster in a RayCluster or a RayJob."""
 
     owner: Manifest
     spec: Manifest
@@ -49,7 +49,7 @@ class Cluster:
         return self.spec.get("workerGroupSpecs", [])
 
     def pods(self) -> list[Pod]:
-        """Return the head and one pod a group of workers."""
+        """Return the head and one pod per worker group."""
         head = self.spec["headGroupSpec"]["template"]
         found = [Pod(f"{self.name}, head", "head", head["spec"], labels_of(head))]
         for group in self.groups:
@@ -60,7 +60,7 @@ class Cluster:
 
 
 def has_kubectl() -> bool:
-    """Return whether there is a kubectl that knows kustomize's components (1.21 or newer)."""
+    """Return whether there is a kubectl that supports kustomize components (1.21 or newer)."""
     if not shutil.which("kubectl"):
         return False
     help_text = subprocess.run(["kubectl", "kustomize", "--help"], capture_output=True, text=True, timeout=60).stdout
@@ -68,7 +68,7 @@ def has_kubectl() -> bool:
 
 
 def build(folder: Path) -> list[Manifest]:
-    """Return what kubectl makes out of a folder of kustomize."""
+    """Return the manifests that kubectl builds from a kustomize folder."""
     done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -120,7 +120,7 @@ def all_pods(manifests: list[Manifest]) -> list[Pod]:
 
 
 def containers(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest, Manifest]]:
-    """Yield every container, the autoscaler's too, with where it is and its pod's spec."""
+    """Yield every container, including the autoscaler: its location, its spec, and the spec of its pod."""
     for pod in all_pods(manifests):
         for container in [*pod.spec.get("initContainers", []), *pod.spec["containers"]]:
             yield f"{pod.where}, container {container['name']}", container, pod.spec
@@ -134,7 +134,7 @@ def quantity(text: str | int | float) -> Decimal:
     """Return a Kubernetes quantity as a number."""
     found = re.fullmatch(r"([\d.]+)([KMGT]i|[mkMGT]?)", str(text))
     if not found:
-        raise ValueError(f"{text!r} is no quantity")
+        raise ValueError(f"{text!r} is not a quantity")
     number, unit = found.groups()
     if unit.endswith("i"):
         return Decimal(number) * 1024 ** ("KMGT".index(unit[0]) + 1)
@@ -142,6 +142,6 @@ def quantity(text: str | int | float) -> Decimal:
 
 
 def resource(container: Manifest, kind: str, name: str) -> Decimal | None:
-    """Return what a container requests (`requests`) or may have (`limits`) of a resource, or None."""
+    """Return the request (`requests`) or the limit (`limits`) of a container for a resource, or None."""
     found = container.get("resources", {}).get(kind, {}).get(name)
     return None if found is None else quantity(found)

@@ -1,4 +1,4 @@
-"""Who reaches whom: NetworkPolicies evaluated by Kubernetes' rules."""
+"""Evaluates NetworkPolicies by Kubernetes' rules: which connections are allowed."""
 
 import ipaddress
 from dataclasses import dataclass, field
@@ -8,53 +8,59 @@ from tests.deployment.manifests import Manifest, of_kind
 
 
 @dataclass
-class End:
-    """One end of a connection: a pod, or a machine outside."""
+class Endpoint:
+    """One end of a connection: a pod, or a machine outside of the cluster."""
 
-    what: str
+    name: str
     namespace: str | None = "landmark"
-    """None: no pod of the cluster, known by its address alone."""
+    """None: not a pod of the cluster, known only by its address."""
     labels: dict[str, str] = field(default_factory=dict)
     address: str = "10.9.8.7"
 
 
-def open_between(manifests: list[Manifest], source: End, target: End, port: int, protocol: str = "TCP") -> bool:
-    """Return whether a connection is let out of its source and into its target."""
-    return _lets(manifests, "Egress", source, target, port, protocol) and let_in(
+def is_allowed(manifests: list[Manifest], source: Endpoint, target: Endpoint, port: int, protocol: str = "TCP") -> bool:
+    """Return whether the policies of both source and target allow a connection."""
+    return _allows(manifests, "Egress", source, target, port, protocol) and is_ingress_allowed(
         manifests, source, target, port, protocol
     )
 
 
-def let_in(manifests: list[Manifest], source: End, target: End, port: int, protocol: str = "TCP") -> bool:
-    """Return whether a target's own policies let a connection in, whatever the source's let out."""
-    return _lets(manifests, "Ingress", target, source, port, protocol)
+def is_ingress_allowed(
+    manifests: list[Manifest], source: Endpoint, target: Endpoint, port: int, protocol: str = "TCP"
+) -> bool:
+    """Return whether the target's policies allow a connection, without regard to the source's policies."""
+    return _allows(manifests, "Ingress", target, source, port, protocol)
 
 
-def _lets(manifests: list[Manifest], way: str, pod: End, other: End, port: int, protocol: str) -> bool:
-    """Return whether a pod's policies of one way let a connection through; without any, everything is."""
-    chosen = [
+def _allows(
+    manifests: list[Manifest], direction: str, pod: Endpoint, other: Endpoint, port: int, protocol: str
+) -> bool:
+    """Return whether a pod's policies for one direction allow a connection. A pod without any allows all."""
+    specs = [
         policy["spec"]
         for policy in of_kind(manifests, "NetworkPolicy")
         if policy["metadata"].get("namespace") == pod.namespace
-        and way in policy["spec"]["policyTypes"]
+        and direction in policy["spec"]["policyTypes"]
         and selects(policy["spec"]["podSelector"], pod.labels)
     ]
-    rules = [rule for spec in chosen for rule in spec.get(way.lower(), [])]
-    return not chosen or any(_rule_lets(rule, way, pod, other, port, protocol) for rule in rules)
+    rules = [rule for spec in specs for rule in spec.get(direction.lower(), [])]
+    return not specs or any(_rule_allows(rule, direction, pod, other, port, protocol) for rule in rules)
 
 
-def _rule_lets(rule: dict[str, Any], way: str, pod: End, other: End, port: int, protocol: str) -> bool:
-    peers = rule.get("from" if way == "Ingress" else "to")
+def _rule_allows(
+    rule: dict[str, Any], direction: str, pod: Endpoint, other: Endpoint, port: int, protocol: str
+) -> bool:
+    peers = rule.get("from" if direction == "Ingress" else "to")
     ports = rule.get("ports")
     return (not peers or any(_is_peer(peer, pod, other) for peer in peers)) and (
         not ports or any(one["port"] == port and one.get("protocol", "TCP") == protocol for one in ports)
     )
 
 
-def _is_peer(peer: dict[str, Any], pod: End, other: End) -> bool:
+def _is_peer(peer: dict[str, Any], pod: Endpoint, other: Endpoint) -> bool:
     if block := peer.get("ipBlock"):
         address = ipaddress.ip_address(other.address)
-        return _within(address, block["cidr"]) and not any(_within(address, one) for one in block.get("except", []))
+        return _in_block(address, block["cidr"]) and not any(_in_block(address, one) for one in block.get("except", []))
     if other.namespace is None:
         return False
     if "namespaceSelector" in peer:
@@ -65,12 +71,12 @@ def _is_peer(peer: dict[str, Any], pod: End, other: End) -> bool:
     return selects(peer.get("podSelector", {}), other.labels)
 
 
-def _within(address: ipaddress.IPv4Address | ipaddress.IPv6Address, block: str) -> bool:
+def _in_block(address: ipaddress.IPv4Address | ipaddress.IPv6Address, block: str) -> bool:
     return address in ipaddress.ip_network(block)
 
 
 def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
-    """Return whether a selector (matchLabels, matchExpressions with In) selects labels; an empty one selects all."""
+    """Return whether a selector (matchLabels, matchExpressions with In) selects labels. An empty one selects all."""
     for expression in selector.get("matchExpressions", []):
         if expression["operator"] != "In" or labels.get(expression["key"]) not in expression["values"]:
             return False

@@ -1,6 +1,6 @@
-"""Strict validation by a structural schema, as Kubernetes' API server does it with `fieldValidation: Strict`.
+"""Validates by a structural schema as strictly as Kubernetes' API server with `fieldValidation: Strict`.
 
-Defaults are filled in, an unknown key is an error where the API server would drop it in silence.
+Defaults are filled in. An unknown key, which the API server drops silently by default, is an error.
 """
 
 import re
@@ -17,16 +17,16 @@ TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 def check(schema: dict[str, Any], value: Any, path: str = "") -> list[str]:
-    """Return what is wrong with a value, one line each; fills the schema's defaults into it."""
+    """Return the errors of a value, one line each; fills the schema's defaults into it."""
     if value is None:
         return [] if schema.get("nullable") else [f"{path}: empty"]
     if schema.get("x-kubernetes-int-or-string"):
         if isinstance(value, bool) or not isinstance(value, int | str):
-            return [f"{path}: {value!r} is no number or text"]
+            return [f"{path}: {value!r} is neither an integer nor text"]
         return _check_text(schema, value, path) if isinstance(value, str) else []
     kind = schema.get("type")
     if kind and (not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != "boolean")):
-        return [f"{path}: {value!r} is no {kind}"]
+        return [f"{path}: {value!r} is not of type {kind}"]
     found = []
     if isinstance(value, dict):
         found = _check_object(schema, value, path)
@@ -35,10 +35,10 @@ def check(schema: dict[str, Any], value: Any, path: str = "") -> list[str]:
     elif isinstance(value, str):
         found = _check_text(schema, value, path)
     if "enum" in schema and value not in schema["enum"]:
-        found.append(f"{path}: {value!r} is none of {schema['enum']}")
+        found.append(f"{path}: {value!r} is not one of {schema['enum']}")
     if "minimum" in schema and value < schema["minimum"]:
         found.append(f"{path}: {value} is below {schema['minimum']}")
-    # Rules in CEL are not evaluated here; those about a change of a value cannot be broken by a new object.
+    # CEL rules are not evaluated here. A new object cannot violate a rule about the change of a value.
     rules = [rule["rule"] for rule in schema.get("x-kubernetes-validations", []) if "oldSelf" not in rule["rule"]]
     return found + [f"{path}: has a rule that only a cluster can check: {rule}" for rule in rules]
 
@@ -50,7 +50,7 @@ def _check_object(schema: dict[str, Any], value: dict[str, Any], path: str) -> l
             value.setdefault(key, field["default"])
     found = [f"{path}.{key}: missing" for key in schema.get("required", []) if key not in value]
     others = schema.get("additionalProperties")
-    # An object without any property in the schema is one that the schema leaves open: metadata.
+    # A schema without properties, as for metadata, accepts any key.
     free = (
         schema.get("x-kubernetes-preserve-unknown-fields")
         or others is True
@@ -72,8 +72,8 @@ def _check_list(schema: dict[str, Any], value: list[Any], path: str) -> list[str
         found.append(f"{path}: fewer than {schema['minItems']} entries")
     if keys := schema.get("x-kubernetes-list-map-keys"):
         names = [tuple(entry.get(key) for key in keys) for entry in value if isinstance(entry, dict)]
-        twice = sorted({str(name) for name in names if names.count(name) > 1})
-        found += [f"{path}: {name} twice" for name in twice]
+        duplicates = sorted({str(name) for name in names if names.count(name) > 1})
+        found += [f"{path}: {name} is not unique" for name in duplicates]
     return found
 
 

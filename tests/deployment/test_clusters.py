@@ -1,4 +1,4 @@
-"""`ray up` files and the SLURM script: valid by Ray's own schema, closed, and their commands are ones that Ray and we take."""
+"""Tests the `ray up` files and the SLURM script: valid by Ray's schema, secure, and with valid commands."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def ray_starts(commands: list[str]) -> list[tuple[dict[str, str], dict[str, Any]]]:
-    """Return the environment and the parsed options of each `ray start` among commands; raises where Ray refuses one."""
+    """Return the environment and the parsed options of each `ray start`; raises if Ray refuses a command."""
     found = []
     for command in commands:
         environment: dict[str, str] = {}
@@ -46,10 +46,10 @@ def ray_starts(commands: list[str]) -> list[tuple[dict[str, str], dict[str, Any]
 
 
 def findings(config: dict[str, Any]) -> list[str]:
-    """Return what leaves a cluster of `ray up` open or unfit."""
+    """Return the faults in the security and the resources of a `ray up` cluster."""
     found = []
     if config["file_mounts"].get("~/.ray/auth_token") != "~/.ray/auth_token":
-        found.append("no token on the machines")
+        found.append("no token on the nodes")
     if SECRET_TEXT.search(yaml.dump(config)) or re.search(r"RAY_AUTH_TOKEN=", yaml.dump(config)):
         found.append("a credential in the file")
     heads = ray_starts(config["head_start_ray_commands"])
@@ -58,10 +58,10 @@ def findings(config: dict[str, Any]) -> list[str]:
         if environment.get("RAY_AUTH_MODE") != "token":
             found.append("Ray starts without token authentication")
         if environment.get("RAY_USAGE_STATS_ENABLED") != "0":
-            found.append("Ray sends figures home")
+            found.append("Ray sends usage statistics")
     for _, options in heads:
         if options["dashboard_host"] != "127.0.0.1":
-            found.append("the dashboard listens to the network")
+            found.append("the dashboard listens on the network")
         if options["num_cpus"] != 0:
             found.append("trials run on the head")
     if "security_group" in config["provider"]:
@@ -71,17 +71,17 @@ def findings(config: dict[str, Any]) -> list[str]:
         if config["provider"]["type"] == "aws" and not (machine.get("SecurityGroupIds") and machine.get("SubnetIds")):
             found.append(f"{name}: SSH is open to the internet: Ray creates its security group")
         if config["provider"]["type"] == "aws" and machine["MetadataOptions"]["HttpTokens"] != "required":
-            found.append(f"{name}: gives its credentials to any request")
+            found.append(f"{name}: its metadata service returns credentials without a session token")
         if kind["resources"].get("GPU", 0) * 6 > kind["resources"]["CPU"]:
-            found.append(f"{name}: its GPU starves")
+            found.append(f"{name}: too few CPUs per GPU")
         profile = machine.get("IamInstanceProfile", {}).get("Name") or machine["serviceAccounts"][0]["email"]
         if profile.partition("@")[0] != ("landmark-head" if name == config["head_node_type"] else "landmark-worker"):
-            found.append(f"{name}: has rights that it does not need")
+            found.append(f"{name}: has permissions that it does not need")
     return found
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_is_valid_to_ray_and_closed(name):
+def test_a_cluster_file_is_valid_and_secure(name):
     config = load(name)
     jsonschema.validate(config, SCHEMA)
     prepared = prepare_config(copy.deepcopy(config))
@@ -108,9 +108,9 @@ def _replace(config: dict[str, Any], key: str, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("expected", "mutate"),
     [
-        ("no token on the machines", lambda c: c["file_mounts"].pop("~/.ray/auth_token")),
+        ("no token on the nodes", lambda c: c["file_mounts"].pop("~/.ray/auth_token")),
         ("Ray starts without token", lambda c: _replace(c, WORKER, "RAY_AUTH_MODE=token", "")),
-        ("Ray sends figures home", lambda c: _replace(c, HEAD, "RAY_USAGE_STATS_ENABLED=0", "")),
+        ("Ray sends usage statistics", lambda c: _replace(c, HEAD, "RAY_USAGE_STATS_ENABLED=0", "")),
         (
             "a credential in the file",
             lambda c: _replace(c, HEAD, "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=token RAY_AUTH_TOKEN=a"),
@@ -126,25 +126,25 @@ def _replace(config: dict[str, Any], key: str, old: str, new: str) -> None:
             lambda c: c["provider"].update(security_group={"GroupName": "landmark"}),
         ),
         (
-            "credentials to any request",
+            "returns credentials without a session token",
             lambda c: c["available_node_types"]["gpu"]["node_config"]["MetadataOptions"].update(HttpTokens="optional"),
         ),
-        ("its GPU starves", lambda c: c["available_node_types"]["gpu"]["resources"].update(CPU=4)),
+        ("too few CPUs per GPU", lambda c: c["available_node_types"]["gpu"]["resources"].update(CPU=4)),
         (
-            "rights that it does not need",
+            "permissions that it does not need",
             lambda c: c["available_node_types"]["cpu"]["node_config"].update(
                 IamInstanceProfile={"Name": "landmark-head"}
             ),
         ),
     ],
 )
-def test_an_open_cluster_is_found(expected, mutate):
+def test_an_insecure_cluster_file_is_detected(expected, mutate):
     config = copy.deepcopy(load("aws"))
     mutate(config)
     assert any(expected in line for line in findings(config)), findings(config)
 
 
-def test_ray_s_own_checks_refuse_what_it_does_not_know():
+def test_unknown_options_and_keys_are_refused_by_ray():
     config = load("aws")
     with pytest.raises(jsonschema.ValidationError, match="idle_timeout"):
         jsonschema.validate(config | {"idle_timeout": 10}, SCHEMA)
@@ -156,7 +156,7 @@ def test_ray_s_own_checks_refuse_what_it_does_not_know():
 
 
 def script_commands() -> list[list[str]]:
-    """Return the commands of the SLURM script, a `\\` at a line's end joined."""
+    """Return the commands of the SLURM script. Lines that end with `\\` are joined with the next one."""
     text = SLURM.read_text().replace("\\\n", " ")
     ports = " ".join(re.search(r"^ports=\((.+?)\)\n\n", text, re.MULTILINE | re.DOTALL)[1].split("\n"))
     ports = re.sub(r"\$\(\(port \+ (\d)\)\)", lambda match: str(20070 + int(match[1])), ports)
@@ -174,27 +174,27 @@ def script_commands() -> list[list[str]]:
     return [shlex.split(line) for line in lines]
 
 
-def test_the_slurm_script_starts_ray_with_a_token_and_runs_our_command():
+def test_the_slurm_script_starts_ray_with_a_token_and_runs_landmark_tune():
     text = SLURM.read_text()
     assert text.index("export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=") < text.index("ray start")
     assert "umask 077" in text and "RAY_AUTH_TOKEN=" not in text and 'rm -rf "$secrets"' in text
     starts = []
     for words in script_commands():
-        for place in [at for at, word in enumerate(words) if word == "ray"]:
-            end = next((at for at, word in enumerate(words) if at > place and word in (">", "&")), len(words))
-            name, arguments = words[place + 1], words[place + 2 : end]
+        for start in [index for index, word in enumerate(words) if word == "ray"]:
+            end = next((index for index, word in enumerate(words) if index > start and word in (">", "&")), len(words))
+            name, arguments = words[start + 1], words[start + 2 : end]
             starts.append((name, cli.commands[name].make_context(name, arguments).params))
     (head,) = [options for name, options in starts if name == "start" and options["head"]]
     (worker,) = [options for name, options in starts if name == "start" and not options["head"]]
     assert head["dashboard_host"] == "127.0.0.1" and head["block"] and worker["block"]
     assert worker["address"] == f"{head['node_ip_address']}:{head['port']}"
     assert head["temp_dir"] == worker["temp_dir"] == "/tmp/landmark-7"
-    ours = {f"{name}_port" for name in ("ray_client_server", "runtime_env_agent", "metrics_export")}
-    ours |= {f"dashboard_agent_{name}_port" for name in ("listen", "grpc")}
-    assert sorted(head[name] for name in ours) == list(range(20071, 20076))
-    assert {worker[name] for name in ours - {"ray_client_server_port"}} == set(range(20072, 20076))
+    service_ports = {f"{name}_port" for name in ("ray_client_server", "runtime_env_agent", "metrics_export")}
+    service_ports |= {f"dashboard_agent_{name}_port" for name in ("listen", "grpc")}
+    assert sorted(head[name] for name in service_ports) == list(range(20071, 20076))
+    assert {worker[name] for name in service_ports - {"ray_client_server_port"}} == set(range(20072, 20076))
     assert head["min_worker_port"] == worker["min_worker_port"] == head["max_worker_port"] == 0
-    # SLURM 22.05 and later: a step does not inherit the CPUs of its job.
+    # Since SLURM 22.05, a step does not inherit the CPUs of its job.
     assert text.index('export SRUN_CPUS_PER_TASK="$cpus"') < text.index("ray start")
     usage = next(line for line in text.splitlines() if "sbatch" in line and "--dataset" in line)
     words = shlex.split(usage.lstrip("# "))

@@ -1,4 +1,4 @@
-"""The image: linted, pinned, not root; what it is built from is there, and the wheel that it installs is whole."""
+"""Tests the image: linted, pinned, not root, with existing sources, and with a complete wheel."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from landmark import __version__
-from landmark.cli import VERBS
+from landmark.cli import COMMANDS
 from tests.deployment.manifests import ROOT
 
 DOCKERFILE = ROOT / "cluster" / "Dockerfile"
@@ -21,7 +21,7 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
 
 
 def copied(text: str) -> list[tuple[str, str]]:
-    """Return source and target of what is copied from the context."""
+    """Return source and target of each path that is copied from the build context."""
     found = []
     for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE):
         *sources, target = line.split()
@@ -35,15 +35,15 @@ def stages() -> list[str]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """A folder with what the stage `project` copies, as it does."""
+    """A folder with the files that the stage `project` copies."""
     folder = tmp_path_factory.mktemp("project")
     for source, target in copied(stages()[0]):
-        place = folder / target / (source.rpartition("/")[2] if target.endswith("/") else "")
+        path = folder / target / (source.rpartition("/")[2] if target.endswith("/") else "")
         if (ROOT / source).is_dir():
             shutil.copytree(ROOT / source, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / source, place)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / source, path)
     return folder
 
 
@@ -51,13 +51,13 @@ def test_the_image_has_the_compiler_that_torch_compile_needs():
     assert re.search(r"^ +&& apt-get install .*\bg\+\+=", stages()[-1], re.MULTILINE)
 
 
-def test_the_linter_has_nothing_to_say():
+def test_the_linter_reports_no_problems():
     done = subprocess.run([SCRIPTS / "hadolint", str(DOCKERFILE)], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
     assert "hadolint ignore" not in DOCKERFILE.read_text()
 
 
-def test_the_linter_finds_what_is_wrong(tmp_path):
+def test_the_linter_reports_unpinned_versions(tmp_path):
     broken = DOCKERFILE.read_text().replace("g++=4:12.2.*", "g++").replace(":3.11.11-slim-bookworm", ":latest")
     (tmp_path / "Dockerfile").write_text(broken)
     done = subprocess.run([SCRIPTS / "hadolint", str(tmp_path / "Dockerfile")], capture_output=True, text=True)
@@ -74,22 +74,22 @@ def test_the_image_is_pinned_and_not_root():
     assert 'CMD ["landmark", "--help"]' in last
 
 
-def test_what_it_copies_is_there_and_in_the_context():
+def test_copied_files_exist_and_are_in_the_build_context():
     rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert rules[0] == "*"
-    kept = {line[1:] for line in rules if line.startswith("!")}
+    included = {line[1:] for line in rules if line.startswith("!")}
     sources = {source for source, _ in copied(DOCKERFILE.read_text())}
-    assert sources == kept
+    assert sources == included
     assert all((ROOT / source).exists() for source in sources)
-    assert not any(fnmatch(".git", name) or fnmatch(".venv", name) for name in kept)
+    assert not any(fnmatch(".git", name) or fnmatch(".venv", name) for name in included)
 
 
 @pytest.mark.parametrize(
     ("variant", "code", "index"),
     [("gpu", 0, "pypi.org/simple"), ("cpu", 0, "download.pytorch.org/whl/cpu"), ("tpu", 1, None)],
 )
-def test_the_variant_chooses_torch(variant, code, index, tmp_path):
-    """The step runs as it stands, with an `echo` in pip's place."""
+def test_the_variant_selects_the_torch_index(variant, code, index, tmp_path):
+    """The step runs unchanged, except that `echo` replaces pip."""
     step = re.search(r'^RUN (case "\${VARIANT}" in (?:[^\n]*\\\n)*[^\n]*)', DOCKERFILE.read_text(), re.MULTILINE)[1]
     script = step.replace("&& pip install", "&& echo pip install")
     done = subprocess.run(["sh", "-c", script], env={"VARIANT": variant}, capture_output=True, text=True)
@@ -100,12 +100,12 @@ def test_the_variant_chooses_torch(variant, code, index, tmp_path):
         assert done.stderr == "VARIANT is 'tpu'; expected gpu or cpu\n"
 
 
-def test_its_list_of_requirements_is_what_the_project_requires(project):
+def test_the_listed_requirements_are_those_of_the_project(project):
     extras = re.search(r"cluster/requirements.py (.+) > requirements.txt", DOCKERFILE.read_text())[1].split()
     command = [sys.executable, "cluster/requirements.py", *extras]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
     listed = [Requirement(line) for line in done.stdout.splitlines()]
-    names = {one.name for one in listed}
+    names = {requirement.name for requirement in listed}
     assert {"ray", "torch", "s3fs", "timm", "optuna", "cleanlab", "mlflow-skinny", "wandb"} <= names and len(
         names
     ) == len(listed)
@@ -113,7 +113,7 @@ def test_its_list_of_requirements_is_what_the_project_requires(project):
     assert {name.lower() for name in names} <= pinned
 
 
-def test_the_wheel_it_installs_has_the_command_and_its_files(project, tmp_path):
+def test_the_installed_wheel_has_the_command_and_its_files(project, tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run(
         [*command, "--wheel-dir", str(tmp_path), "."], cwd=project, check=True, capture_output=True, timeout=200
@@ -123,9 +123,9 @@ def test_the_wheel_it_installs_has_the_command_and_its_files(project, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
         names = archive.namelist()
-    for data in ("landmark/recipes/*.yaml", "landmark/reporting/templates/*", "tune_spaces/*.yaml"):
-        wanted = {str(path.relative_to(ROOT)) for path in ROOT.glob(data) if path.is_file()}
-        assert wanted and wanted <= set(names)
+    for data in ("landmark/recipes/*.yaml", "landmark/reporting/templates/*", "landmark/tune_spaces/*.yaml"):
+        expected = {str(path.relative_to(ROOT)) for path in ROOT.glob(data) if path.is_file()}
+        assert expected and expected <= set(names)
     entry = (tmp_path / "site" / f"landmark_ray-{__version__}.dist-info" / "entry_points.txt").read_text()
     module, _, function = re.search(r"landmark = (.+)", entry)[1].partition(":")
     code = f"import sys, {module} as m; assert m.__file__.startswith({str(tmp_path)!r}); sys.exit(m.{function}())"
@@ -134,4 +134,4 @@ def test_the_wheel_it_installs_has_the_command_and_its_files(project, tmp_path):
         [sys.executable, "-c", code, "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert all(f"  {verb}" in done.stdout for verb in VERBS)
+    assert all(f"  {verb}" in done.stdout for verb in COMMANDS)

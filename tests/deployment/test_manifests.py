@@ -1,4 +1,4 @@
-"""Every overlay is built, valid to Kubernetes and KubeRay, and breaks no policy; broken ones are found by the check for it."""
+"""Tests that every overlay is valid and violates no policy, and that the checks find broken manifests."""
 
 import copy
 
@@ -13,7 +13,7 @@ from tests.deployment.policies.jobs import parsed_jobs
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_an_overlay_is_valid_to_the_letter(name, built, crds):
+def test_an_overlay_is_strictly_valid(name, built, crds):
     manifests = built(name)
     kinds = {(one["kind"], one["metadata"]["name"]) for one in manifests}
     assert {("RayCluster", "landmark"), ("RayJob", "tune"), ("RayJob", "train")} <= kinds
@@ -23,37 +23,37 @@ def test_an_overlay_is_valid_to_the_letter(name, built, crds):
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_an_overlay_breaks_no_policy(name, built):
+def test_an_overlay_violates_no_policy(name, built):
     assert findings(built(name)) == []
 
 
-def test_overlays_have_what_they_are_for(built):
-    has = {name: {one["kind"] for one in built(name)} for name in OVERLAYS}
+def test_overlays_have_the_expected_components(built):
+    kinds_by_overlay = {name: {one["kind"] for one in built(name)} for name in OVERLAYS}
     assert set(OVERLAYS) == {"minimal", "cpu", "gpu", "autoscale", "queue"}
-    assert all(("PriorityClass" in kinds) == (name != "minimal") for name, kinds in has.items())
-    assert all(("PodMonitor" in kinds) == (name != "minimal") for name, kinds in has.items())
-    assert [name for name, kinds in has.items() if "LocalQueue" in kinds] == ["queue"]
-    grows = [name for name in OVERLAYS if clusters(built(name))[0].spec["enableInTreeAutoscaling"]]
-    assert grows == ["autoscale"]
+    assert all(("PriorityClass" in kinds) == (name != "minimal") for name, kinds in kinds_by_overlay.items())
+    assert all(("PodMonitor" in kinds) == (name != "minimal") for name, kinds in kinds_by_overlay.items())
+    assert [name for name, kinds in kinds_by_overlay.items() if "LocalQueue" in kinds] == ["queue"]
+    autoscaled = [name for name in OVERLAYS if clusters(built(name))[0].spec["enableInTreeAutoscaling"]]
+    assert autoscaled == ["autoscale"]
     for name in OVERLAYS:
         groups = {group["groupName"] for cluster in clusters(built(name)) for group in cluster.groups}
         assert groups == ({"cpu"} if name in ("minimal", "cpu") else {"cpu", "gpu"})
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_jobs_run_on_copies_of_the_standing_cluster(name, built):
+def test_jobs_have_the_same_cluster_as_the_persistent_one(name, built):
     manifests = built(name)
-    standing = of_kind(manifests, "RayCluster")[0]["spec"]
+    persistent = of_kind(manifests, "RayCluster")[0]["spec"]
     for job in of_kind(manifests, "RayJob"):
         copied = copy.deepcopy(job["spec"]["rayClusterSpec"])
         for pod in (copied["headGroupSpec"], *copied["workerGroupSpecs"]):
             labels = pod["template"]["metadata"]["labels"]
             assert labels["app.kubernetes.io/instance"] == job["metadata"]["name"]
             labels["app.kubernetes.io/instance"] = "landmark"
-        assert copied | {"suspend": True} == standing
+        assert copied | {"suspend": True} == persistent
 
 
-def test_the_search_of_the_deck_runs_on_gpus_and_a_run_by_several_processes(built):
+def test_tuning_uses_gpus_and_training_several_processes(built):
     configs = {job["metadata"]["name"]: config for job, config in parsed_jobs(built("gpu"))}
     assert configs["tune"].space == "backbone_optimizer_epochs" and configs["tune"].workers.gpus == 1
     assert configs["train"].workers.least == 4
@@ -61,8 +61,8 @@ def test_the_search_of_the_deck_runs_on_gpus_and_a_run_by_several_processes(buil
     assert (elastic["train"].workers.least, elastic["train"].workers.most) == (2, 8)
 
 
-@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.what.replace(" ", "-"))
-def test_a_broken_manifest_is_found(broken, built, crds):
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.fault.replace(" ", "-"))
+def test_a_broken_manifest_is_detected(broken, built, crds):
     manifests = built(broken.overlay)
     broken.mutate(manifests)
     assert manifests != built(broken.overlay)
@@ -74,7 +74,7 @@ def test_every_check_has_a_broken_manifest():
     assert len(BROKEN) >= 15
 
 
-def test_the_validator_fills_defaults_in_and_refuses_what_the_server_would_drop():
+def test_the_validator_fills_in_defaults_and_refuses_unknown_keys():
     spec = {
         "type": "object",
         "required": ["name"],
@@ -95,7 +95,7 @@ def test_the_validator_fills_defaults_in_and_refuses_what_the_server_would_drop(
     good = {"name": "a", "size": 3, "labels": {"any": "text"}, "open": {"any": [1]}, "ports": [{"port": 1}]}
     assert schema.check(spec, good) == []
     assert good["count"] == 1
-    for wrong in (
+    for invalid in (
         {},
         {"name": "abcdef"},
         {"name": 1},
@@ -108,4 +108,4 @@ def test_the_validator_fills_defaults_in_and_refuses_what_the_server_would_drop(
         {"name": "a", "closed": {"any": 1}},
         {"name": "a", "ports": [{"port": 1}, {"port": 1}]},
     ):
-        assert len(schema.check(spec, wrong)) == 1, wrong
+        assert len(schema.check(spec, invalid)) == 1, invalid

@@ -1,4 +1,4 @@
-"""Shell scripts: no complaint of the linter, no error of the shell's."""
+"""Tests shell scripts with shellcheck and `bash -n`."""
 
 import subprocess
 import sysconfig
@@ -12,7 +12,7 @@ SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("cluster/*.sh"), ROOT /
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_a_script_is_clean(script):
+def test_a_script_has_no_shellcheck_findings(script):
     shellcheck = Path(sysconfig.get_path("scripts")) / "shellcheck"
     done = subprocess.run([shellcheck, str(script)], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")

@@ -1,4 +1,4 @@
-"""What is wrong with a cluster, from what its nodes tell."""
+"""Tests the cluster checks that find problems in the facts that nodes report."""
 
 import dataclasses
 
@@ -23,12 +23,12 @@ WORKER = dataclasses.replace(HEAD, address="10.0.0.2", host="worker", head=False
 GPU = dataclasses.replace(WORKER, address="10.0.0.3", gpus=1.0, devices=["A100"])
 
 
-def told(*nodes: NodeFacts) -> list[str]:
+def findings(*nodes: NodeFacts) -> list[str]:
     return [str(finding) for finding in findings_of(nodes, VERSIONS)]
 
 
-def test_a_sound_cluster_has_no_findings():
-    assert told(HEAD, WORKER, GPU) == []
+def test_a_healthy_cluster_has_no_findings():
+    assert findings(HEAD, WORKER, GPU) == []
 
 
 @pytest.mark.parametrize(
@@ -48,39 +48,39 @@ def test_a_sound_cluster_has_no_findings():
         ({"gpus": 4.0, "devices": ["A100"] * 4}, "warning: 10.0.0.2: 8 CPUs for 4 GPUs", "--loader.decode data"),
     ],
 )
-def test_each_fault_is_one_line_that_names_the_node_and_the_way_out(change, start, part):
-    (line,) = told(HEAD, dataclasses.replace(WORKER, **change))
+def test_each_fault_is_one_line_that_names_the_node_and_the_fix(change, start, part):
+    (line,) = findings(HEAD, dataclasses.replace(WORKER, **change))
     assert line.startswith(start) and part in line and "\n" not in line
 
 
-def test_errors_come_first_and_nodes_that_tell_the_same_share_a_line():
+def test_errors_come_first_and_equal_findings_share_a_line():
     others = [dataclasses.replace(WORKER, address=f"10.0.1.{i}", clock_s=3.0, disk_free=0) for i in range(6)]
     others[0] = dataclasses.replace(others[0], storage={"s3://b": "s3://b: no such bucket"})
-    lines = told(HEAD, *others)
+    lines = findings(HEAD, *others)
     assert lines[0].startswith("error: 10.0.1.0: s3://b")
     assert sum("GiB of disk" in line and "and 2 more nodes" in line for line in lines) == 1
 
 
-def test_gpus_of_two_kinds_and_a_head_that_works_are_told():
+def test_mixed_gpu_types_and_a_head_with_cpus_are_reported():
     other = dataclasses.replace(GPU, address="10.0.0.4", devices=["T4"])
-    assert told(HEAD, GPU, other) == [
+    assert findings(HEAD, GPU, other) == [
         "warning: GPU types differ (1 x A100, 1 x T4): each training step waits for the slowest GPU"
     ]
-    (line,) = told(dataclasses.replace(HEAD, cpus=4.0), WORKER)
+    (line,) = findings(dataclasses.replace(HEAD, cpus=4.0), WORKER)
     assert line.startswith("warning: 10.0.0.1: the head node offers 4 CPUs for work")
 
 
-def test_a_dead_node_is_shown_and_found_nowhere_else():
+def test_a_dead_node_is_shown_only_in_the_status():
     dead = dataclasses.replace(WORKER, address="10.0.0.9", alive=False, versions={})
-    assert told(HEAD, WORKER, dead) == []
+    assert findings(HEAD, WORKER, dead) == []
     assert "10.0.0.9" in status_text([HEAD, WORKER, dead], []) and "dead" in status_text([dead], [])
 
 
 def test_runs_and_studies_are_read_from_the_metrics_of_all_nodes():
-    def metrics(rank: int, rate: float, trial: str = "") -> str:
+    def metrics(rank: int, images_per_s: float, trial: str = "") -> str:
         tags = f'{{run="r",trial="{trial}",rank="{rank}"}}'
         return (
-            f"# TYPE ray_landmark_images_per_second gauge\nray_landmark_images_per_second{tags} {rate}\n"
+            f"# TYPE ray_landmark_images_per_second gauge\nray_landmark_images_per_second{tags} {images_per_s}\n"
             f"# TYPE ray_landmark_data_wait_share gauge\nray_landmark_data_wait_share{tags} 0.25\n"
             f"# TYPE ray_landmark_epoch gauge\nray_landmark_epoch{tags} 3.0\n"
         )

@@ -1,4 +1,4 @@
-"""Every landmark command line in README.md and docs/ is one that the command line accepts."""
+"""Tests that the command line accepts every landmark command in README.md and docs/."""
 
 import re
 import shlex
@@ -9,23 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from landmark.cli import VERBS, defaults
+from landmark.cli import COMMANDS, defaults
 from landmark.cli.completion import SHELLS
 from landmark.config import UserError
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHELL = ("", "sh", "bash", "console", "shell")
-"""Languages of code blocks that may hold command lines."""
+"""Languages of code blocks that may contain command lines."""
 COMMAND = re.compile(r"(?:^(?:\$ )?landmark|\bpython -m landmark(?=[. ]))(?P<rest>.*)$")
-ENDS = {"|", "||", "&&", ";", "&", ">", ">>", "<", "2>&1"}
-"""Words at which the shell ends a command's arguments."""
+TERMINATORS = {"|", "||", "&&", ";", "&", ">", ">>", "<", "2>&1"}
+"""Words that end the arguments of a command in a shell."""
 ELLIPSES = ("…", "...")
 GLOBAL = ("--help", "-h", "--help-all", "--version", "--json", "-q", "-v", "--quiet", "--verbose")
 
 
 def blocks(text: str) -> Iterator[tuple[int, str]]:
-    """Yield each line of the shell code blocks of a page with its number; continued lines are joined."""
+    """Yield the line number and text of each line in shell code blocks; continued lines are joined."""
     language, number, joined, first = None, 0, "", 0
     for number, line in enumerate(text.splitlines(), 1):
         fence = re.match(r"\s*```\s*([\w-]*)", line)
@@ -58,14 +58,16 @@ def words_of(line: str) -> list[str] | None:
         words = shlex.split(rest, comments=True)
     except ValueError:
         return None
-    words = words[: next((place for place, word in enumerate(words) if word in ENDS or word.startswith(">")), None)]
+    words = words[
+        : next((index for index, word in enumerate(words) if word in TERMINATORS or word.startswith(">")), None)
+    ]
     if words and words[0].endswith(":"):  # landmark train: error: ...
         return None
     return words
 
 
 def command_lines() -> Iterator[tuple[str, list[str]]]:
-    """Yield each command line with its place."""
+    """Yield the file and line of each command line, and its arguments."""
     for file in FILES:
         if file.is_file():
             for number, line in blocks(file.read_text()):
@@ -75,13 +77,13 @@ def command_lines() -> Iterator[tuple[str, list[str]]]:
 
 
 def problem(words: list[str]) -> str | None:
-    """Return what the command line says of these arguments, None if it accepts them."""
+    """Return the error of the command line for these arguments, or None if it accepts them."""
     if not words or words[0] in (*GLOBAL, "COMMAND"):
         return None
     if words[0] == "completion":
         return None if words[1:] in [[shell] for shell in SHELLS] else "completion needs the name of a shell"
-    name = " ".join(words[:2]) if " ".join(words[:2]) in VERBS else words[0]
-    if name not in VERBS:
+    name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
+    if name not in COMMANDS:
         return f"no such command: {name}"
     arguments, shortened = [], False
     pending = iter(words[len(name.split()) :])
@@ -99,7 +101,7 @@ def problem(words: list[str]) -> str | None:
         else:
             arguments.append(word)
     try:
-        VERBS[name].parser().parse(arguments)
+        COMMANDS[name].parser().parse(arguments)
     except UserError as error:
         missing = re.search(r"is missing|no source is set|expected --run FOLDER", str(error))
         return None if shortened and missing else str(error)
@@ -107,18 +109,20 @@ def problem(words: list[str]) -> str | None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Datasets and runs of the examples do not exist."""
+def no_files_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the functions that read datasets and runs: those of the examples do not exist."""
     monkeypatch.setattr(defaults, "recipe_for", lambda *_, **__: ("modern", "an example"))
     resume = types.SimpleNamespace(recorded_config=lambda run: None)
     monkeypatch.setitem(sys.modules, "landmark.training.resume", resume)
 
 
-def test_every_command_line_of_the_documents_is_accepted() -> None:
+def test_every_documented_command_line_is_accepted() -> None:
     found = list(command_lines())
     assert len(found) > 30
-    wrong = [f"{place}: landmark {' '.join(words)}: {text}" for place, words in found if (text := problem(words))]
-    assert wrong == []
+    errors = [
+        f"{location}: landmark {' '.join(words)}: {text}" for location, words in found if (text := problem(words))
+    ]
+    assert errors == []
 
 
 @pytest.mark.parametrize(
@@ -133,14 +137,14 @@ def test_every_command_line_of_the_documents_is_accepted() -> None:
         ("landmark recipes modern > mine.yaml  # a copy", None),
     ],
 )
-def test_a_line_is_parsed_as_the_shell_would(line: str, expected: str | None) -> None:
+def test_a_line_is_parsed_as_in_a_shell(line: str, expected: str | None) -> None:
     words = words_of(line)
     assert words is not None
     text = problem(words)
     assert (text is None) == (expected is None) and (expected or "") in (text or "")
 
 
-def test_continued_lines_are_one_and_output_is_none() -> None:
+def test_continued_lines_are_joined_and_output_is_ignored() -> None:
     text = "```sh\nlandmark train d \\\n    --epochs 3\n```\n```yaml\nlandmark train\n```\n"
     assert list(blocks(text)) == [(2, "landmark train d --epochs 3")]
     assert words_of("landmark train: error: no resources") is None and words_of("see landmark train") is None

@@ -1,4 +1,4 @@
-"""The documentation's site: built in strict mode, without a request to another server, without barriers in its pages."""
+"""Tests the documentation site: a strict build, no requests to other servers, no accessibility violations."""
 
 import functools
 import http.server
@@ -25,7 +25,7 @@ PAGES = ("index.html", "how-to/kubernetes.html", "reference/exit-codes-and-envir
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built once; a warning is an error."""
+    """The folder of the site, which is built once. A warning fails the build."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
@@ -43,7 +43,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def address(site: Path) -> Iterator[str]:
-    """The address of a server of the site: a page that is opened from a file may not start the search's worker."""
+    """The address of a server for the site: browsers do not start the search worker of a page from a file."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"

@@ -1,4 +1,4 @@
-"""Intervals hold the truth as often as they say: of the calibration error too, and where images come in groups."""
+"""Confidence intervals cover the true value at their stated rate, also for calibration error and for groups."""
 
 import numpy as np
 import pytest
@@ -10,60 +10,61 @@ from landmark.evaluation.predictions import Predictions
 from tests.support.predicted import random_predictions
 
 SETS = 100
-ENOUGH = 90
-"""Of SETS intervals at 95% so many hold the truth at least: fewer have a probability of 1% (binomial)."""
+MIN_COVERED = 90
+"""Minimum number of SETS intervals at 95% that cover the true value. Fewer have a probability of 1% (binomial)."""
 
 
-def scored(scores: np.ndarray, right: np.ndarray) -> Predictions:
-    """Predictions with these scores of the best class, of two, right or not."""
-    labels = np.where(right, 1, 0).astype(np.int32)
+def scored(scores: np.ndarray, correct: np.ndarray) -> Predictions:
+    """Return predictions of two classes with these top-1 scores, correct or not."""
+    labels = np.where(correct, 1, 0).astype(np.int32)
     both = np.stack([scores, 1 - scores], axis=1).astype(np.float32)
     return Predictions(
         samples=np.arange(len(scores)),
         image_ids=np.array([f"{row:08x}" for row in range(len(scores))]),
         labels=labels,
-        guesses=np.tile(np.array([1, 0], np.int32), (len(scores), 1)),
+        top_k_labels=np.tile(np.array([1, 0], np.int32), (len(scores), 1)),
         scores=both,
         losses=np.full(len(scores), np.nan, np.float32),
     )
 
 
 def scores_of(random: np.random.Generator, rows: int, kind: str) -> np.ndarray:
-    """Scores of a model that is sure of most images, or as often of any."""
-    return random.beta(8, 1, rows) if kind == "sure" else random.uniform(0.2, 1, rows)
+    """Return scores of a model that is confident for most images, or uniformly distributed scores."""
+    return random.beta(8, 1, rows) if kind == "confident" else random.uniform(0.2, 1, rows)
 
 
-def chance_of(scores: np.ndarray, shift: float) -> np.ndarray:
-    """Probability that a prediction is correct: the score itself for a calibrated model."""
+def probability_of_correct(scores: np.ndarray, shift: float) -> np.ndarray:
+    """Return the probability that a prediction is correct. For a calibrated model, it is the score."""
     return np.clip(scores - shift, 0, 1)
 
 
-def held(interval: Interval, value: float) -> bool:
+def covers(interval: Interval, value: float) -> bool:
     return interval.low <= value <= interval.high
 
 
 @pytest.mark.parametrize(
-    ("kind", "shift", "rows"), [("sure", 0.0, 120), ("any", 0.0, 600), ("sure", 0.05, 600), ("any", 0.25, 300)]
+    ("kind", "shift", "rows"),
+    [("confident", 0.0, 120), ("uniform", 0.0, 600), ("confident", 0.05, 600), ("uniform", 0.25, 300)],
 )
-def test_the_calibration_error_s_interval_holds_the_true_value(kind: str, shift: float, rows: int):
+def test_the_calibration_error_interval_covers_the_true_value(kind: str, shift: float, rows: int):
     large = scores_of(np.random.default_rng(0), 1_000_000, kind)
-    true = calibration(large, chance_of(large, shift)).error  # accuracy without its noise
+    true = calibration(large, probability_of_correct(large, shift)).error  # the accuracy without sampling noise
     assert (true < 0.001) == (shift == 0)
     count, estimates = 0, 0
     for seed in range(SETS):
         random = np.random.default_rng([1, seed])
         scores = scores_of(random, rows, kind)
-        found = scored(scores, random.random(rows) < chance_of(scores, shift))
+        found = scored(scores, random.random(rows) < probability_of_correct(scores, shift))
         interval = intervals(found, (1,), samples=100, seed=seed)["ece"]
         estimate = calibration(found.scores[:, 0], found.top(1)).error
-        estimates += held(interval, estimate)
-        count += held(interval, true)
-    assert estimates == SETS and count >= ENOUGH
-    if shift == 0.25:  # and it says something: such a model is known to be badly calibrated
+        estimates += covers(interval, estimate)
+        count += covers(interval, true)
+    assert estimates == SETS and count >= MIN_COVERED
+    if shift == 0.25:  # the interval shows that the model is badly calibrated
         assert interval.low > 0.08 and interval.high < 0.45
 
 
-def test_groups_are_sampled_as_groups():
+def test_the_bootstrap_samples_whole_groups():
     groups = np.array([0, 0, 0, 1, 2, 2])
     for number in range(20):
         weights = weights_of(6, number, 0, groups)
@@ -72,34 +73,34 @@ def test_groups_are_sampled_as_groups():
     assert weights_of(6, 3, 0).sum() == 6
 
 
-def test_intervals_of_groups_hold_the_truth():
-    """Images of a group of ten are copies: all are right or all are wrong, at one score."""
+def test_intervals_of_groups_cover_the_true_value():
+    """The ten images of a group are duplicates: all are correct or all are incorrect, with the same score."""
     counts = dict.fromkeys(("top1", "gap", "ece"), 0)
-    alone = 0
-    # The GAP that is expected of so few groups is the mean of many such sets.
-    drawn = [_grouped(seed) for seed in range(1000, 1300)]
-    truth = {"top1": 0.6, "ece": 0.0, "gap": float(np.mean([_gap(found) for found, _ in drawn]))}
+    ungrouped = 0
+    # The expected GAP of so few groups is the mean over many such sets.
+    sets = [_grouped(seed) for seed in range(1000, 1300)]
+    truth = {"top1": 0.6, "ece": 0.0, "gap": float(np.mean([_gap(found) for found, _ in sets]))}
     for seed in range(SETS):
         found, groups = _grouped(seed)
         got = intervals(found, (1,), samples=100, seed=seed, groups=groups)
         for name, value in truth.items():
-            counts[name] += held(got[name], value)
-        alone += held(intervals(found, (1,), samples=100, seed=seed)["top1"], 0.6)
-    # Percentile intervals of 40 groups hold a little less often than 95%.
+            counts[name] += covers(got[name], value)
+        ungrouped += covers(intervals(found, (1,), samples=100, seed=seed)["top1"], 0.6)
+    # Percentile intervals of 40 groups cover the true value slightly less often than 95%.
     assert min(counts[name] for name in truth) >= 86, counts
-    assert alone < 60  # as if each image were an observation of its own, they are far too narrow
+    assert ungrouped < 60  # far too narrow if images count as independent observations
 
 
 def _grouped(seed: int, count: int = 40, size: int = 10) -> tuple[Predictions, np.ndarray]:
     random = np.random.default_rng([2, seed])
     scores = random.uniform(0.4, 0.8, count)
-    right = random.random(count) < scores
+    correct = random.random(count) < scores
     groups = np.repeat(np.arange(count), size)
-    return scored(scores[groups], right[groups]), groups
+    return scored(scores[groups], correct[groups]), groups
 
 
 def _gap(found: Predictions) -> float:
-    order = gap_order(found.scores[:, 0], found.image_ids, found.guesses[:, 0])
+    order = gap_order(found.scores[:, 0], found.image_ids, found.top_k_labels[:, 0])
     return gap(found.top(1)[order], len(found))
 
 
@@ -110,16 +111,16 @@ def test_one_image_or_one_group_has_no_interval():
     assert set(intervals(found, (1,), samples=20)) == {"top1", "macro_recall", "gap", "ece"}
 
 
-def test_a_comparison_samples_groups_too():
-    a, b = (random_predictions(120, 4, right=right, seed=5) for right in (0.5, 0.7))
+def test_a_comparison_samples_whole_groups():
+    a, b = (random_predictions(120, 4, correct=correct, seed=5) for correct in (0.5, 0.7))
     groups = np.arange(120) // 12
     wide, narrow = (
         compare(a, b, (1,), samples=300, groups=each).differences["top1"].interval for each in (groups, None)
     )
     assert (wide.low, wide.high) != (narrow.low, narrow.high)
-    copies = a.take(np.repeat(np.arange(12), 10)), b.take(np.repeat(np.arange(12), 10))
+    duplicates = a.take(np.repeat(np.arange(12), 10)), b.take(np.repeat(np.arange(12), 10))
     wide, narrow = (
-        compare(*copies, (1,), samples=300, groups=each).differences["top1"].interval
+        compare(*duplicates, (1,), samples=300, groups=each).differences["top1"].interval
         for each in (np.repeat(np.arange(12), 10), None)
     )
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low) > 0

@@ -1,4 +1,4 @@
-"""The order of values: NaN and infinity are the worst of a metric in both directions, for every choice of a best one."""
+"""Ranking of metric values: NaN and infinity are the worst in both directions, wherever a best value is selected."""
 
 import math
 
@@ -14,24 +14,24 @@ from landmark.training.compute.optim import Schedule
 
 NOT_FINITE = [math.nan, math.inf, -math.inf]
 DIRECTIONS = [("val_top1", "max", 0.2, 0.7), ("val_loss", "min", 7.0, 2.0)]
-"""Metric, mode, a poor and a good value."""
+"""Metric, mode, a poor value and a good value."""
 
 
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize(("metric", "mode", "poor", "good"), DIRECTIONS)
-def test_values_that_are_not_finite_are_the_worst(value, metric, mode, poor, good):
+def test_non_finite_values_rank_worst(value, metric, mode, poor, good):
     assert sorted([good, value, poor], key=lambda found: -score(found, mode))[:2] == [good, poor]
     assert score(value, mode) == -math.inf
 
 
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize(("metric", "mode", "poor", "good"), DIRECTIONS)
-def test_a_first_epoch_that_is_not_finite_does_not_stay_the_best_checkpoint(value, metric, mode, poor, good, tmp_path):
+def test_a_non_finite_first_epoch_does_not_stay_the_best_checkpoint(value, metric, mode, poor, good, tmp_path):
     store = CheckpointStore(locate(tmp_path), metric, mode, CheckpointConfig(keep=1))
     best = []
     for epoch, found in enumerate((value, poor, good, value, poor), 1):
         meta = CheckpointMeta(
-            backbone="deck_mlp",
+            backbone="reference_mlp",
             classes=["a"],
             image_size=16,
             mean=(0, 0, 0),
@@ -52,7 +52,7 @@ def test_a_first_epoch_that_is_not_finite_does_not_stay_the_best_checkpoint(valu
 
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize(("metric", "mode", "poor", "good"), DIRECTIONS)
-def test_plateau_lowers_the_rate_when_the_metric_is_not_finite(value, metric, mode, poor, good):
+def test_plateau_lowers_the_learning_rate_if_the_metric_is_not_finite(value, metric, mode, poor, good):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = Schedule(
         optimizer,

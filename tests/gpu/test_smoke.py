@@ -1,6 +1,6 @@
-"""The smoke suite of `make test-gpu`: what a GPU must show, in under three minutes on one or two of them.
+"""GPU smoke tests of `make test-gpu`, which take less than three minutes on one or two GPUs.
 
-Tests of both devices run the same code on the CPU in every run of the suite, so that only the device is new on a GPU.
+Tests for both devices also run on the CPU in the normal test suite, so that only the device differs on a GPU.
 """
 
 import contextlib
@@ -36,21 +36,19 @@ from landmark.training.distributed.backends import Ddp
 from landmark.training.loop.step import TrainStep
 from landmark.training.loop.validation import predict
 from tests.training.loop.test_step import recipe
-from tests.training.observe.test_waiting import VARIED
+from tests.training.observe.test_waiting import RECIPES
 
-os.environ.setdefault(
-    "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-)  # read when the first test uses cuBLAS, deterministic or not
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once, at its first use
 CLASSES = 4
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 NEEDS_TWO = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 ON_GPU = pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_GPU])
-BOTH = pytest.mark.parametrize("kind", ["cpu", ON_GPU])
+ON_BOTH = pytest.mark.parametrize("kind", ["cpu", ON_GPU])
 SGD = OptimizerConfig(name="sgd", lr=0.05)
 
 
 class OneRank:
-    """A session of one rank on a device."""
+    """A session with one rank on a device."""
 
     rank, world_size = 0, 1
 
@@ -64,7 +62,7 @@ class OneRank:
         return values
 
 
-class Rank(OneRank):
+class DistributedRank(OneRank):
     """One of two ranks."""
 
     world_size = 2
@@ -87,8 +85,8 @@ class Rank(OneRank):
 
 
 @pytest.fixture(autouse=True)
-def settings_of_the_process() -> Iterator[None]:
-    """Put back what `set_up_device` chooses for the whole process."""
+def restore_settings() -> Iterator[None]:
+    """Restore the process-wide settings that `set_up_device` changes."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     tf32, benchmark = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
     torch.set_num_threads(1)
@@ -103,7 +101,7 @@ def settings_of_the_process() -> Iterator[None]:
 def step_on(
     device: torch.device, run: Recipe, session: OneRank | None = None, seed: int = 0
 ) -> tuple[TrainStep, Schedule]:
-    """Return a step of a recipe's network, its weights made on the CPU: the same on every device."""
+    """Return a training step of a recipe. The weights are initialized on the CPU, so they are equal on every device."""
     torch.manual_seed(seed)
     model = build_model(run.model, classes=CLASSES, image_size=run.loader.image_size).to(device)
     counts = np.arange(1, CLASSES + 1)
@@ -140,14 +138,14 @@ def weights_of(step: TrainStep) -> dict[str, torch.Tensor]:
 @pytest.mark.gpu
 @NEEDS_GPU
 @pytest.mark.parametrize("amp", ["off", "auto"])
-@pytest.mark.parametrize("name", VARIED)
+@pytest.mark.parametrize("name", RECIPES)
 def test_no_call_in_a_step_synchronizes(name, amp):
-    compute = dataclasses.replace(VARIED[name].compute, amp=amp)
+    compute = dataclasses.replace(RECIPES[name].compute, amp=amp)
     device = torch.device("cuda", 0)
-    step, schedule = step_on(device, dataclasses.replace(VARIED[name], compute=compute))
+    step, schedule = step_on(device, dataclasses.replace(RECIPES[name], compute=compute))
     if step.precision.scaler.is_enabled():
-        pytest.skip("this GPU has no bf16: fp16 asks once a step whether its gradients are finite")
-    train(step, schedule, range(2), size=16)  # libraries are loaded, algorithms are chosen
+        pytest.skip("this GPU has no bf16: fp16 checks once per step whether its gradients are finite")
+    train(step, schedule, range(2), size=16)  # warm-up: load libraries and choose algorithms
     torch.cuda.set_sync_debug_mode("error")
     try:
         for batch in to_device((batch_of(number) for number in range(2, 6)), device):
@@ -157,12 +155,14 @@ def test_no_call_in_a_step_synchronizes(name, amp):
     assert step.take_totals().rows == 48
 
 
-@BOTH
-def test_fp16_with_clipping_and_accumulation_learns_what_fp32_does(kind):
+@ON_BOTH
+def test_fp16_with_clipping_and_accumulation_learns_as_fp32(kind):
     device = torch.device(kind)
     optimizer = dataclasses.replace(SGD, clip_norm=1.0)
-    backbone, size = ("timm/resnet10t", 64) if kind == "cuda" else ("deck_mlp", 16)  # CPUs emulate fp16 in convolutions
-    losses, moved = [], []
+    backbone, size = (
+        ("timm/resnet10t", 64) if kind == "cuda" else ("reference_mlp", 16)
+    )  # CPUs emulate fp16 in convolutions
+    losses, updates = [], []
     for amp in ("off", "fp16"):
         run = small(backbone, size, compute=ComputeConfig(amp=amp, accumulate=2))
         step, schedule = step_on(device, dataclasses.replace(run, optimizer=optimizer))
@@ -171,13 +171,13 @@ def test_fp16_with_clipping_and_accumulation_learns_what_fp32_does(kind):
         totals = step.take_totals()
         assert totals.skipped <= 4 and totals.rows == 96 - 8 * totals.skipped
         losses.append(totals.loss / totals.rows)
-        moved.append(
+        updates.append(
             torch.cat(
                 [(value - before[name]).flatten() for name, value in weights_of(step).items() if "norm" not in name]
             )
         )
     assert losses[0] < 1.6 and losses[1] == pytest.approx(losses[0], rel=0.15)
-    assert nn.functional.cosine_similarity(moved[0], moved[1], dim=0) > 0.8
+    assert nn.functional.cosine_similarity(updates[0], updates[1], dim=0) > 0.8
 
 
 @pytest.mark.parametrize(
@@ -185,27 +185,27 @@ def test_fp16_with_clipping_and_accumulation_learns_what_fp32_does(kind):
     [
         ("cpu", "timm/resnet10t"),
         pytest.param("cuda", "timm/resnet10t", marks=[pytest.mark.gpu, NEEDS_GPU]),
-        pytest.param("cuda", "alexnet", marks=[pytest.mark.gpu, NEEDS_GPU]),  # whose pooling is replaced
+        pytest.param("cuda", "alexnet", marks=[pytest.mark.gpu, NEEDS_GPU]),  # its pooling is replaced
     ],
 )
-def test_a_resumed_run_is_the_same_bit_for_bit(kind, backbone):
+def test_a_resumed_run_is_bitwise_identical(kind, backbone):
     device = torch.device(kind)
     run = small(backbone, compute=ComputeConfig(deterministic=True))
-    whole, schedule = step_on(device, run)
-    train(whole, schedule, range(3))
-    kept = copied({"weights": whole.model.state_dict(), "state": whole.state()})
-    assert all(value.device.type == "cpu" for value in kept["weights"].values())
-    train(whole, schedule, range(3, 6))
+    uninterrupted, schedule = step_on(device, run)
+    train(uninterrupted, schedule, range(3))
+    saved = copied({"weights": uninterrupted.model.state_dict(), "state": uninterrupted.state()})
+    assert all(value.device.type == "cpu" for value in saved["weights"].values())
+    train(uninterrupted, schedule, range(3, 6))
     resumed, again = step_on(device, run, seed=1)
-    resumed.model.load_state_dict(kept["weights"])
-    resumed.load_state(kept["state"])
+    resumed.model.load_state_dict(saved["weights"])
+    resumed.load_state(saved["state"])
     train(resumed, again, range(3, 6))
-    expected = weights_of(whole)
+    expected = weights_of(uninterrupted)
     assert all(torch.equal(value, expected[name]) for name, value in weights_of(resumed).items())
 
 
-def held(device: torch.device) -> int:
-    """Return what the process holds on a device: bytes that a GPU's allocator has taken, or the number of tensors on a CPU."""
+def memory_in_use(device: torch.device) -> int:
+    """Return the memory in use: the bytes that the GPU allocator has reserved, or the number of tensors on a CPU."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -213,23 +213,23 @@ def held(device: torch.device) -> int:
     return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
 
 
-@BOTH
+@ON_BOTH
 def test_memory_is_flat_over_200_steps(kind):
     device = torch.device(kind)
-    step, schedule = step_on(device, recipe(optimizer=SGD, model=ModelConfig(backbone="deck_mlp")))
+    step, schedule = step_on(device, recipe(optimizer=SGD, model=ModelConfig(backbone="reference_mlp")))
     sizes = []
-    for passing in range(20):
-        loaded = (batch_of(number) for number in range(10 * passing, 10 * passing + 10))
+    for round_number in range(20):
+        loaded = (batch_of(number) for number in range(10 * round_number, 10 * round_number + 10))
         for batch in to_device(loaded, device):
             step.run(batch, schedule, step.steps, 8)
         step.take_totals()
-        sizes.append(held(device))
+        sizes.append(memory_in_use(device))
     assert step.steps == 200
     assert sizes[-1] <= sizes[4] and max(sizes[4:]) == sizes[4], sizes
 
 
-@BOTH
-def test_inference_finds_what_training_finds(kind):
+@ON_BOTH
+def test_inference_matches_the_trained_model(kind):
     device = torch.device(kind)
     step, schedule = step_on(device, small())
     train(step, schedule, range(12))
@@ -239,9 +239,12 @@ def test_inference_finds_what_training_finds(kind):
     assert (precision is None) == (kind == "cpu")
     found = [
         torch.cat(
-            [output.float().cpu() for _, output, _ in predict(model.to(where), [batch_of(99, size=64)], prepared, used)]
+            [
+                output.float().cpu()
+                for _, output, _ in predict(model.to(target), [batch_of(99, size=64)], prepared, used_precision)
+            ]
         )
-        for where, used, prepared in (
+        for target, used_precision, prepared in (
             (device, precision, Preprocess(info.mean, info.std, device)),
             (torch.device("cpu"), None, Preprocess(info.mean, info.std, torch.device("cpu"))),
         )
@@ -249,11 +252,11 @@ def test_inference_finds_what_training_finds(kind):
     assert nn.functional.cosine_similarity(found[0], found[1]).min() > 0.99
 
 
-EXCHANGED = {
-    "plain": small("deck_mlp", 16, compute=ComputeConfig(amp="off")),
+DISTRIBUTED_RECIPES = {
+    "plain": small("reference_mlp", 16, compute=ComputeConfig(amp="off")),
     "sampled": recipe(
         optimizer=dataclasses.replace(SGD, clip_norm=1.0),
-        model=ModelConfig(backbone="deck_mlp", head=HeadConfig(name="arcface", sample=0.7)),
+        model=ModelConfig(backbone="reference_mlp", head=HeadConfig(name="arcface", sample=0.7)),
         loader=LoaderConfig(batch_size=8, image_size=16),
     ),
 }
@@ -268,41 +271,41 @@ def _rank(rank: int, kind: str, port: int, folder: str) -> None:
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, rank=rank, world_size=2)
     rows, part = [(5, slice(0, 5)), (3, slice(5, 8))][rank]
-    runs = dict(EXCHANGED)
+    runs = dict(DISTRIBUTED_RECIPES)
     if kind == "cuda":  # torch has no SyncBatchNorm for CPUs
         runs["synced"] = small(compute=ComputeConfig(amp="off", sync_batchnorm=True))
     for name, run in runs.items():
-        step, schedule = step_on(device, run, Rank(device, rank))
+        step, schedule = step_on(device, run, DistributedRank(device, rank))
         size = run.loader.image_size
         for number in range(4):
             step.run(batch_of(number, size=size, part=part, share=rows * 2 / 8), schedule, number, 8)
-        if step.centres is not None:
-            step.centres.gather()
+        if step.partial_fc is not None:
+            step.partial_fc.gather()
         torch.save(weights_of(step), f"{folder}/{name}-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("kind", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_TWO])])
-def test_two_ranks_learn_what_one_does(kind, tmp_path: Path):
-    """By Gloo on CPUs, by NCCL on GPUs; with SyncBatchNorm on GPUs also networks with batch norms."""
+def test_two_ranks_train_the_same_weights_as_one(kind, tmp_path: Path):
+    """Uses Gloo on CPUs and NCCL on GPUs. GPUs also test SyncBatchNorm."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     torch.multiprocessing.spawn(_rank, (kind, port, str(tmp_path)), nprocs=2)
-    runs = dict(EXCHANGED) | ({"synced": small(compute=ComputeConfig(amp="off"))} if kind == "cuda" else {})
+    runs = dict(DISTRIBUTED_RECIPES) | ({"synced": small(compute=ComputeConfig(amp="off"))} if kind == "cuda" else {})
     for name, run in runs.items():
-        one, schedule = step_on(torch.device(kind), run)
-        train(one, schedule, range(4), size=run.loader.image_size)
+        one_rank, schedule = step_on(torch.device(kind), run)
+        train(one_rank, schedule, range(4), size=run.loader.image_size)
         ranks = [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1)]
-        for key, value in weights_of(one).items():
+        for key, value in weights_of(one_rank).items():
             torch.testing.assert_close(
                 ranks[0][key], value, rtol=2e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
             )
             assert torch.equal(ranks[0][key], ranks[1][key])
 
 
-def rate(step: TrainStep, schedule: Schedule, batches: Iterator[Any], device: torch.device, rows: int) -> float:
-    """Return the images a second of steps on batches."""
+def images_per_s(step: TrainStep, schedule: Schedule, batches: Iterator[Any], device: torch.device, rows: int) -> float:
+    """Return the images per second of training steps on batches."""
     start, count = time.perf_counter(), 0
     for batch in batches:
         step.run(batch, schedule, count, rows)
@@ -312,9 +315,9 @@ def rate(step: TrainStep, schedule: Schedule, batches: Iterator[Any], device: to
     return rows * count / (time.perf_counter() - start)
 
 
-@BOTH
-def test_the_input_path_is_compared_with_the_device(kind, capsys):
-    """Copies hide behind the steps of a GPU; how many threads decode for it is printed, as it depends on the machine."""
+@ON_BOTH
+def test_input_throughput_is_compared_with_the_device(kind, capsys):
+    """Copies overlap with the steps of a GPU. The required number of decoding threads is printed, not checked."""
     device = torch.device(kind)
     gpu = kind == "cuda"
     backbone, rows, size, steps = ("resnet50", 128, 224, 20) if gpu else ("timm/resnet10t", 8, 32, 2)
@@ -322,19 +325,22 @@ def test_the_input_path_is_compared_with_the_device(kind, capsys):
     step, schedule = step_on(device, run)
     loaded = [batch_of(number, rows, size) for number in range(4)]
     ready = place(loaded[0], device)
-    rate(step, schedule, iter([ready] * 3), device, rows)  # the first steps choose algorithms
-    alone = rate(step, schedule, iter([ready] * steps), device, rows)
-    fed = rate(step, schedule, to_device((loaded[number % 4] for number in range(steps)), device), device, rows)
+    images_per_s(step, schedule, iter([ready] * 3), device, rows)  # warm-up: the first steps choose algorithms
+    without_copies = images_per_s(step, schedule, iter([ready] * steps), device, rows)
+    with_copies = images_per_s(
+        step, schedule, to_device((loaded[number % 4] for number in range(steps)), device), device, rows
+    )
     jpeg = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (288, 288, 3), np.uint8))[1].tobytes()
     start = time.perf_counter()
     pixels, faults = decode_batch([jpeg] * 64, np.arange(64), size)
-    decoded = 64 / (time.perf_counter() - start)
+    decoded_per_s = 64 / (time.perf_counter() - start)
     assert not faults and pixels.shape == (64, size, size, 3)
     with capsys.disabled() if gpu else contextlib.nullcontext():
         print(
-            f"{backbone} at {size} px: {alone:,.0f} images/s computed, {fed:,.0f} fed from main memory; one thread decodes "
-            f"{decoded:,.0f}: {alone / decoded:.1f} threads per device"
+            f"{backbone} at {size} px: {without_copies:,.0f} images/s on the device, "
+            f"{with_copies:,.0f} images/s with copies; one thread decodes {decoded_per_s:,.0f} images/s: "
+            f"{without_copies / decoded_per_s:.1f} threads required per device"
         )
-    assert min(alone, fed, decoded) > 0
+    assert min(without_copies, with_copies, decoded_per_s) > 0
     if gpu:
-        assert fed > 0.7 * alone
+        assert with_copies > 0.7 * without_copies

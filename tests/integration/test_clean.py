@@ -1,4 +1,4 @@
-"""Cleaning end to end: a faulty dataset is cleaned by the command line, and trained on and evaluated where it lies."""
+"""Tests cleaning end to end: the command cleans a faulty dataset, which is then trained on and evaluated."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ FAULTS = SyntheticConfig(
 
 @pytest.fixture(scope="module")
 def faulty(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a packed dataset that has faults, cleaned."""
+    """Return a folder with a faulty packed dataset and its cleaned view."""
     folder = tmp_path_factory.mktemp("clean")
     config = PrepareConfig(output=str(folder / "dataset"), source="synthetic", synthetic=FAULTS)
     pack_dataset(locate(config.output), SyntheticSource(config.synthetic, config.seed), config)
@@ -35,7 +35,7 @@ def faulty(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_audit_and_the_rows_kept_are_all_rows(faulty: Path) -> None:
+def test_audited_and_kept_rows_cover_all_rows(faulty: Path) -> None:
     cleaned = faulty / "cleaned"
     audit, kept = pq.read_table(cleaned / "audit.parquet"), pq.read_table(cleaned / "kept.parquet")
     assert audit.schema.equals(AUDIT_SCHEMA)
@@ -61,27 +61,29 @@ def test_the_audit_and_the_rows_kept_are_all_rows(faulty: Path) -> None:
     assert not (base.location / "kept.parquet").exists()
 
 
-def test_copies_that_were_drawn_are_found(faulty: Path) -> None:
-    drawn = pq.read_table(faulty / "dataset" / "synthetic.parquet").to_pylist()
-    copies = {line["image_id"]: line["duplicate_of"] for line in drawn if line["duplicate_of"] is not None}
+def test_synthetic_near_duplicates_are_found(faulty: Path) -> None:
+    plan = pq.read_table(faulty / "dataset" / "synthetic.parquet").to_pylist()
+    duplicates = {line["image_id"]: line["duplicate_of"] for line in plan if line["duplicate_of"] is not None}
     audit = pq.read_table(faulty / "cleaned" / "audit.parquet").to_pylist()
-    told = {line["image_id"]: line for line in audit if line["reason"] == "near_duplicate"}
-    found = [copy in told or original in told for copy, original in copies.items()]
+    reported = {line["image_id"]: line for line in audit if line["reason"] == "near_duplicate"}
+    found = [duplicate in reported or original in reported for duplicate, original in duplicates.items()]
     assert len(found) >= 10 and np.mean(found) >= 0.7
-    assert all(line["score"] >= line["threshold"] and line["other_image_id"] for line in told.values())
-    # Of a pair over two splits the one that is tested on stays.
+    assert all(line["score"] >= line["threshold"] and line["other_image_id"] for line in reported.values())
+    # If a pair spans two splits, the image in the evaluation split is kept.
     order = ("train", "val", "test")
-    assert all(order.index(line["split"]) <= order.index(line["other_split"]) for line in told.values())
+    assert all(order.index(line["split"]) <= order.index(line["other_split"]) for line in reported.values())
 
 
-def test_examples_have_pictures(faulty: Path) -> None:
+def test_examples_have_thumbnails(faulty: Path) -> None:
     examples = pq.read_table(faulty / "cleaned" / "examples.parquet").to_pylist()
     assert examples and all(line["thumbnail"][:2] == b"\xff\xd8" for line in examples if line["reason"] != "unreadable")
     pairs = [line for line in examples if line["reason"] == "near_duplicate"]
     assert 0 < len(pairs) <= 12 and all(line["other_thumbnail"][:2] == b"\xff\xd8" for line in pairs)
 
 
-def test_it_is_trained_on_and_evaluated_and_cleaned_again(faulty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cleaned_dataset_can_be_trained_evaluated_and_cleaned_again(
+    faulty: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cleaned = str(faulty / "cleaned")
     train = ["train", "--dataset", cleaned, "--output", str(faulty), "--epochs", "1", "--model.backbone", "resnet18"]
     assert main([*train, "--loader.image-size", "32", "--no-tensorboard"]) == 0
@@ -110,7 +112,7 @@ def test_it_is_trained_on_and_evaluated_and_cleaned_again(faulty: Path, capsys: 
         ),
     ],
 )
-def test_mistakes_are_one_line(
+def test_user_errors_print_one_line(
     faulty: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert main(["clean", *(argument.format(faulty) for argument in arguments)]) in (1, 2)

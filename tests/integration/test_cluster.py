@@ -1,4 +1,4 @@
-"""`landmark cluster check` against a real cluster of two nodes: what it tells of each, what fits, what is wrong."""
+"""Tests `landmark cluster check` on a real cluster of two nodes: reachability, capacity and errors."""
 
 import os
 import subprocess
@@ -17,9 +17,9 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Nodes]:
-    found = Nodes(2)
-    yield found
-    found.cluster.shutdown()
+    nodes = Nodes(2)
+    yield nodes
+    nodes.cluster.shutdown()
 
 
 def cluster_command(cluster: Nodes, *words: str) -> subprocess.CompletedProcess[str]:
@@ -27,7 +27,7 @@ def cluster_command(cluster: Nodes, *words: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=200)
 
 
-def test_every_node_is_asked_and_what_fits_is_told(cluster, s3: Seaweed, tmp_path):
+def test_every_node_is_checked_and_the_capacity_is_reported(cluster, s3: Seaweed, tmp_path):
     dataset = write_packed(tmp_path / "dataset", {"train": [8], "val": [4], "test": [4]}, classes=2)
     words = ["--dataset", dataset.location.uri, "--output", s3.uri("check"), "--num-workers", "2"]
     done = cluster_command(cluster, "check", *words, "--workers.cpus", "0.5", "--loader.reader-cpus", "0.5")
@@ -40,18 +40,18 @@ def test_every_node_is_asked_and_what_fits_is_told(cluster, s3: Seaweed, tmp_pat
     assert lines[-1] == "capacity: 1 runs or trials at a time"
 
 
-def test_storage_that_a_node_cannot_reach_and_a_run_too_large_are_one_line_each(cluster, tmp_path):
+def test_unreachable_storage_and_a_run_too_large_print_one_line_each(cluster, tmp_path):
     done = cluster_command(cluster, "check", "--dataset", str(tmp_path / "none"), "--workers.cpus", "3")
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
-    (told,) = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
-    assert "manifest.json" in told and "credentials" in told
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
+    assert "manifest.json" in line and "credentials" in line
     assert done.stderr.startswith(
         "landmark cluster check: error: not enough resources for a run: it requires 1 x 3 CPUs"
     )
     assert done.stderr.count("\n") == 1
 
 
-def test_an_unknown_action_names_the_nearest():
+def test_an_unknown_action_suggests_the_closest_one():
     done = subprocess.run(
         [sys.executable, "-m", "landmark", "cluster", "chek"], cwd=ROOT, capture_output=True, text=True, timeout=100
     )

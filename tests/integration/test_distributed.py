@@ -1,4 +1,4 @@
-"""Two workers for real: equal weights on both ranks, the gradient of the joined batch, mistakes told in one line."""
+"""Tests training on two Ray Train workers: equal weights, the gradient of the joint batch, one-line errors."""
 
 import csv
 import dataclasses
@@ -46,7 +46,7 @@ def config(packed: PackedDataset, folder: Path, **changes) -> TrainConfig:
         dataset=packed.location.uri,
         output=str(folder),
         epochs=2,
-        model=ModelConfig(backbone="deck_mlp"),
+        model=ModelConfig(backbone="reference_mlp"),
         optimizer=OptimizerConfig(name="sgd", lr=0.01, momentum=0.0),
         schedule=ScheduleConfig(name="constant"),
         loader=LoaderConfig(image_size=16, batch_size=16, decode_threads=1, stream="thread"),
@@ -57,11 +57,11 @@ def config(packed: PackedDataset, folder: Path, **changes) -> TrainConfig:
     return dataclasses.replace(base, **changes)
 
 
-class WitnessSession(TrainWorkerSession):
-    """A Ray Train session that writes down each rank's weights and samples."""
+class RecordingSession(TrainWorkerSession):
+    """A Ray Train session that saves the weights and metrics of each rank."""
 
     def __init__(self, run: TrainConfig, folder: str) -> None:
-        super().__init__(locate(folder), run, tell=print, pulse=None, relay=None)
+        super().__init__(locate(folder), run, tell=print, heartbeat_sender=None, relay=None)
         self.folder = folder
 
     def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -76,15 +76,15 @@ class WitnessSession(TrainWorkerSession):
         super().report(metrics, snapshot)
 
 
-def _witnessed(values: dict) -> None:
+def _recording_work(values: dict) -> None:
     torch.set_num_threads(1)
-    _one_gradient(from_mapping(TrainConfig, values["gradient"], "the test"), values["folder"])
+    _save_gradient(from_mapping(TrainConfig, values["gradient"], "the test"), values["folder"])
     run = from_mapping(TrainConfig, values["config"], "the test")
-    fit(run, PackedDataset.open(run.dataset), WitnessSession(run, values["folder"]))
+    fit(run, PackedDataset.open(run.dataset), RecordingSession(run, values["folder"]))
 
 
-def _one_gradient(run: TrainConfig, folder: str) -> None:
-    session = TrainWorkerSession(locate(folder), run, tell=print, pulse=None, relay=None)
+def _save_gradient(run: TrainConfig, folder: str) -> None:
+    session = TrainWorkerSession(locate(folder), run, tell=print, heartbeat_sender=None, relay=None)
     torch.manual_seed(0)
     model = session.prepare(build_model(run.model, classes=4, image_size=16))
     placed = {"rank": session.rank, "world_size": session.world_size, "augment": AugmentConfig()}
@@ -102,12 +102,12 @@ def gradient_config(dataset: PackedDataset, folder: Path) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def written(dataset: PackedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what two workers wrote down: the gradient of one batch, then weights and metrics of two epochs."""
+def saved_by_two_workers(dataset: PackedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with files of two workers: the gradient of one batch, then weights and metrics of two epochs."""
     folder = tmp_path_factory.mktemp("written")
     run = config(dataset, folder, model=ModelConfig(backbone="resnet18"))
     trainer = Trainer(
-        _witnessed,
+        _recording_work,
         train_loop_config={
             "config": to_mapping(run),
             "gradient": to_mapping(gradient_config(dataset, folder)),
@@ -120,9 +120,9 @@ def written(dataset: PackedDataset, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-def test_weights_are_equal_on_both_ranks_and_metrics_are_reduced(written):
+def test_weights_are_equal_on_both_ranks_and_metrics_are_reduced(saved_by_two_workers):
     for epoch in (1, 2):
-        first, second = (torch.load(written / f"rank{rank}-epoch{epoch}.pt") for rank in (0, 1))
+        first, second = (torch.load(saved_by_two_workers / f"rank{rank}-epoch{epoch}.pt") for rank in (0, 1))
         assert set(first["weights"]) == set(second["weights"])
         for name, tensor in first["weights"].items():
             assert torch.equal(tensor, second["weights"][name]), name
@@ -130,32 +130,34 @@ def test_weights_are_equal_on_both_ranks_and_metrics_are_reduced(written):
             assert first["metrics"][key] == second["metrics"][key]
 
 
-def test_the_gradient_is_that_of_one_process_with_the_joined_batch(dataset, written):
-    saved = [torch.load(written / f"gradient{rank}.pt", weights_only=False) for rank in (0, 1)]
-    batches = [part["batch"] for part in saved]
+def test_the_gradient_equals_that_of_one_process_with_the_joint_batch(dataset, saved_by_two_workers):
+    saved = [torch.load(saved_by_two_workers / f"gradient{rank}.pt", weights_only=False) for rank in (0, 1)]
+    batches = [rank_saved["batch"] for rank_saved in saved]
     assert not set(batches[0].samples.tolist()) & set(batches[1].samples.tolist())
     torch.manual_seed(0)
-    model = build_model(gradient_config(dataset, written).model, classes=4, image_size=16)
+    model = build_model(gradient_config(dataset, saved_by_two_workers).model, classes=4, image_size=16)
     preprocess = Preprocess((0.5,) * 3, (0.5,) * 3, torch.device("cpu"))
     placed = [place(batch, preprocess.device) for batch in batches]
     inputs = torch.cat([preprocess(batch.images, batch.flip) for batch in placed])
     labels = torch.cat([torch.from_numpy(batch.labels) for batch in batches])
     classification_loss(model(inputs), labels).backward()
     for name, parameter in model.named_parameters():
-        for part in saved:
-            assert torch.allclose(part["gradient"][name], parameter.grad, rtol=1e-4, atol=1e-6), name
+        for rank_saved in saved:
+            assert torch.allclose(rank_saved["gradient"][name], parameter.grad, rtol=1e-4, atol=1e-6), name
 
 
-def test_two_workers_over_ray_data_learn_and_go_on_though_they_fill_the_cluster(dataset, tmp_path, monkeypatch):
-    # Paths of the user's folder, which the workers do not share, and not a share of a CPU left for anything else.
+def test_two_workers_that_use_all_cpus_learn_and_resume(dataset, tmp_path, monkeypatch):
+    # The dataset path is relative to a folder that the workers do not share. No CPU is left over.
     monkeypatch.chdir(dataset.location.local_path().parent)
     loader = LoaderConfig(image_size=16, batch_size=16, decode_threads=1, stream="ray", reader_cpus=0.25)
-    shared = {
+    changes = {
         "loader": loader,
         "workers": WorkersConfig(count=2, cpus=1.75),
         "optimizer": OptimizerConfig(name="adam", lr=0.003),
     }
-    run = dataclasses.replace(config(dataset, tmp_path, epochs=4, **shared), dataset=dataset.location.local_path().name)
+    run = dataclasses.replace(
+        config(dataset, tmp_path, epochs=4, **changes), dataset=dataset.location.local_path().name
+    )
     result = run_training(run)
     assert result.best["val_top1"] > 0.5
     assert result.epochs_run == 4
@@ -165,7 +167,7 @@ def test_two_workers_over_ray_data_learn_and_go_on_though_they_fill_the_cluster(
     assert run_training(dataclasses.replace(run, epochs=5, resume=True)).epochs_run == 5
 
 
-def test_a_workers_mistake_is_one_line(dataset, tmp_path):
+def test_an_error_in_a_worker_is_one_line(dataset, tmp_path):
     bad = config(dataset, tmp_path, optimizer=OptimizerConfig(name="sgd", lr=1e12), epochs=3)
     bad = dataclasses.replace(bad, workers=WorkersConfig(count=2, cpus=1, max_failures=0))
     with pytest.raises(UserError, match="training failed: .*the loss became") as error:
@@ -179,14 +181,14 @@ def test_more_workers_than_cpus_are_refused_before_anything_starts(dataset, tmp_
         run_training(many)
 
 
-def test_a_sampled_head_trains_on_two_workers_and_goes_on_on_one(dataset, tmp_path):
-    # Without a norm over the batch, which each worker takes over its own images.
-    model = ModelConfig(backbone="deck_mlp", head=HeadConfig(name="arcface", scale=16.0, sample=0.5))
+def test_a_sampled_head_trains_on_two_workers_and_resumes_on_one(dataset, tmp_path):
+    # A model without batch norm, because each worker normalizes over its own images.
+    model = ModelConfig(backbone="reference_mlp", head=HeadConfig(name="arcface", scale=16.0, sample=0.5))
     run = config(dataset, tmp_path / "two", model=model, optimizer=OptimizerConfig(name="adamw", lr=0.002), epochs=6)
-    two = run_training(run)
-    assert two.best["val_top1"] > 0.9
-    goes_on = dataclasses.replace(run, epochs=8, resume=True, workers=WorkersConfig(count=1))
-    assert run_training(goes_on).epochs_run == 8
+    result = run_training(run)
+    assert result.best["val_top1"] > 0.9
+    resumed = dataclasses.replace(run, epochs=8, resume=True, workers=WorkersConfig(count=1))
+    assert run_training(resumed).epochs_run == 8
     rows = list(csv.DictReader((tmp_path / "two" / "train" / "history.csv").open()))
     losses = [float(row["train_loss"]) for row in rows]
     assert len(losses) == 8 and max(losses[6:]) < min(losses[:3])

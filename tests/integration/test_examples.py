@@ -1,4 +1,4 @@
-"""The notebooks in examples/ run from their first cell to their last, as they are."""
+"""Tests that the notebooks in examples/ run unchanged from the first to the last cell."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.ipynb")))
 def test_a_notebook_runs(name, tmp_path, monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)  # as a reader runs it: with a Ray of its own
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)  # readers run it with a new local Ray
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
     notebook = nbformat.read(EXAMPLES / name, as_version=4)

@@ -1,6 +1,6 @@
-"""Faults of object storage for real: its server killed, frozen or refusing, shards damaged; as a user sees them.
+"""Tests faults of object storage as users see them: a killed or frozen server, denied access, corrupt shards.
 
-What is disturbed on its way is a process of its own. The server belongs to this module.
+Commands that are disturbed run in separate processes. The server is used only by this module.
 """
 
 import csv
@@ -27,12 +27,20 @@ from tests.support.seaweed import Seaweed, free_ports
 ROOT = Path(__file__).parent.parent.parent
 DEADLINE_S = 90
 IMAGES = SyntheticConfig(images=1200, classes=5, image_size=48)
-FAST = ["--model.backbone", "deck_mlp", "--loader.image-size", "32", "--loader.decode-threads", "1", "--no-tensorboard"]
+FAST = [
+    "--model.backbone",
+    "reference_mlp",
+    "--loader.image-size",
+    "32",
+    "--loader.decode-threads",
+    "1",
+    "--no-tensorboard",
+]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
-    """A server of this module alone."""
+    """Return a server that only this module uses."""
     found = Seaweed(tmp_path_factory.mktemp("seaweed-faults"), free_ports(4))
     found.start()
     yield found
@@ -41,12 +49,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
 
 
 def environment(server: Seaweed, **changes: str) -> dict[str, str]:
-    own = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.ports[3]}", "PYTHONPATH": str(ROOT)}
-    return os.environ | own | changes
+    server_environment = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.ports[3]}", "PYTHONPATH": str(ROOT)}
+    return os.environ | server_environment | changes
 
 
 @pytest.fixture(scope="module", autouse=True)
-def this_process_sees_the_server(server: Seaweed) -> Iterator[None]:
+def use_server_in_this_process(server: Seaweed) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.ports[3]}")
         yield
@@ -54,7 +62,7 @@ def this_process_sees_the_server(server: Seaweed) -> Iterator[None]:
 
 @contextmanager
 def started(server: Seaweed, *arguments: str, **changes: str) -> Iterator[subprocess.Popen[str]]:
-    """Run `landmark …` beside the test; it and the Ray it started end with the block."""
+    """Run `landmark …` in parallel to the test. It and the Ray it started are killed at the end of the block."""
     command = [sys.executable, "-m", "landmark", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environ = environment(server, **changes)
@@ -67,7 +75,7 @@ def started(server: Seaweed, *arguments: str, **changes: str) -> Iterator[subpro
 
 
 def error_line(err: str) -> str:
-    """Return the one line of error; a traceback is none."""
+    """Return the only error line. A traceback fails the test."""
     assert "Traceback" not in err, err
     lines = [line for line in err.splitlines() if ": error: " in line]
     assert len(lines) == 1, err
@@ -78,13 +86,13 @@ def error_line(err: str) -> str:
 def wait_for(condition, job: subprocess.Popen[str], seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline and job.poll() is None, "the job did not come that far"
+        assert time.monotonic() < deadline and job.poll() is None, "the job did not reach the condition"
         time.sleep(0.05)
 
 
 def prepare(server: Seaweed, name: str) -> list[str]:
-    drawn = {"images": IMAGES.images, "classes": IMAGES.classes, "image-size": IMAGES.image_size}
-    options = [word for key, value in drawn.items() for word in (f"--synthetic.{key}", str(value))]
+    settings = {"images": IMAGES.images, "classes": IMAGES.classes, "image-size": IMAGES.image_size}
+    options = [word for key, value in settings.items() for word in (f"--synthetic.{key}", str(value))]
     return [
         "prepare",
         "--output",
@@ -105,7 +113,7 @@ def parts_done(server: Seaweed, name: str) -> int:
 
 
 def check_every_image_once(uri: str) -> None:
-    """Every synthetic image lies in the shards exactly once."""
+    """Check that every synthetic image is in the shards exactly once."""
     dataset = PackedDataset.open(uri)
     ids: list[str] = []
     for entry in dataset.manifest.splits.values():
@@ -117,7 +125,7 @@ def check_every_image_once(uri: str) -> None:
 
 @pytest.fixture(scope="module")
 def dataset(server: Seaweed) -> str:
-    """A packed dataset on the server, made while it is killed and started again in the middle."""
+    """Pack a dataset to the server, which is killed and restarted meanwhile. Returns its URI."""
     uri = server.uri("packed")
     with started(server, *prepare(server, "packed"), LANDMARK_STORAGE_DEADLINE_S=str(DEADLINE_S)) as job:
         wait_for(lambda: parts_done(server, "packed") > 1, job)
@@ -131,14 +139,14 @@ def dataset(server: Seaweed) -> str:
     return uri
 
 
-def test_packing_outlasts_a_killed_and_restarted_server(dataset, capfd):
+def test_packing_survives_a_killed_and_restarted_server(dataset, capfd):
     check_every_image_once(dataset)
     assert main(["prepare", "--output", dataset, "--verify"]) == 0
     assert "1,200 images" in capfd.readouterr().out
 
 
-def test_training_outlasts_a_killed_and_restarted_server(dataset, server, tmp_path):
-    """Reading shards and writing checkpoints and history, all to the server, all over its restart."""
+def test_training_survives_a_killed_and_restarted_server(dataset, server, tmp_path):
+    """Shards, checkpoints and history are all stored on the server that restarts."""
     run = ["train", "--dataset", dataset, "--output", server.uri("runs"), "--name", "killed", "--epochs", "12", *FAST]
     history = locate(server.uri("runs/killed/history.csv"))
     with started(server, *run, LANDMARK_STORAGE_DEADLINE_S=str(DEADLINE_S)) as job:
@@ -155,7 +163,7 @@ def test_training_outlasts_a_killed_and_restarted_server(dataset, server, tmp_pa
     assert main(["evaluate", "--run", server.uri("runs/killed")]) == 0
 
 
-def test_a_frozen_server_is_an_error_in_time_and_the_same_command_finishes_after_thaw(server):
+def test_packing_fails_when_the_server_freezes_and_resumes_later(server):
     with started(server, *prepare(server, "frozen"), LANDMARK_STORAGE_DEADLINE_S="4") as job:
         wait_for(lambda: parts_done(server, "frozen") > 0, job)
         server.freeze()
@@ -167,14 +175,14 @@ def test_a_frozen_server_is_an_error_in_time_and_the_same_command_finishes_after
     line = error_line(err)
     assert "packing stopped" in line and "object storage at http://127.0.0.1" in line and "run the same" in line
     assert not (locate(server.uri("frozen")) / "manifest.json").exists()
-    # In a process of its own: workers of the session's Ray have another server in their environment.
+    # In a separate process: workers of the session's Ray have another server in their environment.
     with started(server, *prepare(server, "frozen")) as job:
         _, err = job.communicate(timeout=90)
     assert job.returncode == 0, err
     check_every_image_once(server.uri("frozen"))
 
 
-def test_a_server_frozen_while_training_is_an_error_in_time(dataset, server):
+def test_training_fails_in_time_when_the_server_freezes_and_resumes(dataset, server):
     run = ["train", "--dataset", dataset, "--output", server.uri("runs"), "--name", "frozen", *FAST]
     history = locate(server.uri("runs/frozen/history.csv"))
     with started(server, *run, "--epochs", "400", LANDMARK_STORAGE_DEADLINE_S="4") as job:
@@ -204,7 +212,7 @@ READER = {"AWS_ACCESS_KEY_ID": "read-only", "AWS_SECRET_ACCESS_KEY": "read-only-
     ],
     ids=["wrong secret", "bucket missing", "read-only bucket"],
 )
-def test_refusals_are_one_line_before_the_work(
+def test_denied_access_prints_one_line_before_any_work(
     dataset, server, ray_cluster, changes, output, message, monkeypatch, capfd
 ):
     for name, value in changes.items():
@@ -214,44 +222,44 @@ def test_refusals_are_one_line_before_the_work(
     for command in (["train", "--dataset", source, *FAST], ["prepare", "--source", "synthetic"]):
         capfd.readouterr()
         assert main([*command, "--output", target]) == 1
-        shown = capfd.readouterr()
-        assert message in error_line(shown.err)
-        assert "quite-wrong" not in shown.out + shown.err
+        captured = capfd.readouterr()
+        assert message in error_line(captured.err)
+        assert "quite-wrong" not in captured.out + captured.err
 
 
 @contextmanager
-def damaged(dataset: str, fault: str) -> Iterator[tuple[str, int]]:
-    """Damage the dataset's first shard of train while the block runs; gives its URI and the images lost by it."""
+def corrupted(dataset: str, fault: str) -> Iterator[tuple[str, int]]:
+    """Corrupt the first training shard during the block. Yields its URI and the number of lost images."""
     entry = PackedDataset.open(dataset).split("train").shards[0]
-    place = locate(dataset) / entry.path
-    whole = place.read_bytes()
+    shard = locate(dataset) / entry.path
+    intact = shard.read_bytes()
     if fault == "deleted":
-        place.delete()
+        shard.delete()
     elif fault == "truncated":
-        place.write_bytes(whole[: len(whole) // 2])
+        shard.write_bytes(intact[: len(intact) // 2])
     else:
-        place.write_bytes(bytes(byte ^ (0x10 * (i == 9999)) for i, byte in enumerate(whole)))
+        shard.write_bytes(bytes(byte ^ (0x10 * (i == 9999)) for i, byte in enumerate(intact)))
     try:
-        yield place.uri, 16 if fault == "flipped byte" else entry.rows
+        yield shard.uri, 16 if fault == "flipped byte" else entry.rows
     finally:
-        place.write_bytes(whole)
+        shard.write_bytes(intact)
 
 
 @pytest.mark.parametrize("fault", ["deleted", "truncated", "flipped byte"])
-def test_a_damaged_shard_is_found_named_and_by_option_skipped(dataset, fault, tmp_path, capfd):
+def test_a_corrupt_shard_is_named_and_skipped_on_request(dataset, fault, tmp_path, capfd):
     run = ["train", "--dataset", dataset, "--output", str(tmp_path), "--epochs", "2", *FAST]
-    with damaged(dataset, fault) as (uri, lost):
+    with corrupted(dataset, fault) as (uri, lost):
         assert main(["prepare", "--output", dataset, "--verify"]) == 1
-        shown = capfd.readouterr()
-        assert shown.out and all(line.startswith(f"{uri}: ") for line in shown.out.splitlines())
-        assert "listed above" in error_line(shown.err)
+        output = capfd.readouterr()
+        assert output.out and all(line.startswith(f"{uri}: ") for line in output.out.splitlines())
+        assert "listed above" in error_line(output.err)
         assert main(run) == 1
-        stopped = error_line(capfd.readouterr().err)
-        assert uri in stopped and "damaged: skip" in stopped
-        assert main([*run, "--loader.damaged", "skip", "--resume"]) == 0
+        error = error_line(capfd.readouterr().err)
+        assert uri in error and "corrupt: skip" in error
+        assert main([*run, "--loader.corrupt", "skip", "--resume"]) == 0
         out = capfd.readouterr().out
-    told = [line for line in out.splitlines() if "warning" in line]
-    assert len(told) == 1 and uri in told[0]
+    messages = [line for line in out.splitlines() if "warning" in line]
+    assert len(messages) == 1 and uri in messages[0]
     rows = list(csv.DictReader((tmp_path / "train" / "history.csv").open()))
     assert [row["lost_images"] for row in rows] == [str(lost)] * 2
     assert f"{lost:,} images lost" in out
@@ -260,8 +268,8 @@ def test_a_damaged_shard_is_found_named_and_by_option_skipped(dataset, fault, tm
 def test_no_secret_is_in_logs_configs_or_records(dataset, tmp_path, capfd):
     secret = os.environ["AWS_SECRET_ACCESS_KEY"]
     assert main(["train", "--dataset", dataset, "--output", str(tmp_path), "--epochs", "1", *FAST]) == 0
-    shown = capfd.readouterr()
-    assert secret not in shown.out + shown.err
+    output = capfd.readouterr()
+    assert secret not in output.out + output.err
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or secret.encode() not in path.read_bytes()
     for name in locate(dataset).walk():

@@ -1,4 +1,4 @@
-"""Horovod for real: the weights that DDP gives, a killed rank, nested in a trial, and what a user sees where it is missing."""
+"""Tests Horovod: the same weights as DDP, a killed rank, trials of a study, and errors if it is not installed."""
 
 import csv
 import dataclasses
@@ -40,7 +40,7 @@ from landmark.training.run import run_training
 from tests.integration.test_worker_faults import at_step
 from tests.support.packed import write_packed
 from tests.support.studies import COMMON, epochs_of, study
-from tests.support.witness import consumed, witnessed_work
+from tests.support.witness import consumed, recording_work
 
 ROOT = Path(__file__).parent.parent.parent
 TRAIN, BATCH, EPOCHS = 112, 16, 2
@@ -48,7 +48,7 @@ TRAIN, BATCH, EPOCHS = 112, 16, 2
 
 @pytest.fixture(scope="session")
 def horovod() -> Any:
-    """Horovod, as scripts/install-horovod.sh installs it."""
+    """Return the Horovod module that scripts/install-horovod.sh installs."""
     try:
         import horovod.torch as hvd
 
@@ -67,7 +67,7 @@ def dataset(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Pack
 
 
 def config(packed: PackedDataset, folder: Path, backend: str, **changes: Any) -> TrainConfig:
-    """A run of all that meets gradients or running statistics: parts, clipping, averages, momentum, batch norms."""
+    """Return a run that uses all options that affect gradients or running statistics, such as accumulation and EMA."""
     base = TrainConfig(
         dataset=packed.location.uri,
         output=str(folder),
@@ -101,110 +101,111 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
 
 
 @pytest.fixture(scope="module")
-def ddp(horovod: Any, dataset: PackedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the same run by DDP."""
+def ddp_run(horovod: Any, dataset: PackedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the same run with DDP."""
     folder = tmp_path_factory.mktemp("ddp")
     run_training(config(dataset, folder, "ddp"))
     return folder
 
 
-class Witness(ray_train.TrainWorkerSession):
-    """A session that writes down what a rank's backend did."""
+class RecordingSession(ray_train.TrainWorkerSession):
+    """A session that records what the backend of a rank did."""
 
     def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
         with torch.no_grad():
-            next(model.parameters()).add_(float(self.rank))  # rank 0's weights must win
-        self.seen: dict[str, Any] = {"before": next(model.parameters()).clone()}
+            next(model.parameters()).add_(float(self.rank))  # the weights of rank 0 must be broadcast
+        self.record: dict[str, Any] = {"before": next(model.parameters()).clone()}
         prepared = super().prepare(model)
-        sums = {str(kind): self.all_reduce(torch.tensor([self.rank + 1], dtype=kind)) for kind in KINDS}
-        self.seen |= {"after": next(model.parameters()).clone(), "sums": sums, "wrapper": type(prepared).__name__}
-        self.seen["process group"] = torch.distributed.is_initialized()
+        sums = {str(dtype): self.all_reduce(torch.tensor([self.rank + 1], dtype=dtype)) for dtype in DTYPES}
+        self.record |= {"after": next(model.parameters()).clone(), "sums": sums, "wrapper": type(prepared).__name__}
+        self.record["process group"] = torch.distributed.is_initialized()
         self.prepared = prepared
         return prepared
 
     def report(self, metrics: dict[str, float], snapshot: Any) -> None:
-        self.seen["weights"] = self.prepared.module.state_dict()
+        self.record["weights"] = self.prepared.module.state_dict()
         folder = self.store.run.local_path()
-        torch.save(self.seen, folder / f"rank{self.rank}.pt")
+        torch.save(self.record, folder / f"rank{self.rank}.pt")
         super().report(metrics, snapshot)
 
 
-KINDS = (torch.uint8, torch.int64, torch.float32, torch.float64)
+DTYPES = (torch.uint8, torch.int64, torch.float32, torch.float64)
 
 
-def _witnessed(values: dict[str, Any]) -> None:
-    work, ray_train.TrainWorkerSession = ray_train._work, Witness  # type: ignore[misc]
+def _recording_work(values: dict[str, Any]) -> None:
+    work, ray_train.TrainWorkerSession = ray_train._work, RecordingSession  # type: ignore[misc]
     work(values)
 
 
 @pytest.fixture(scope="module")
-def by_horovod(horovod: Any, dataset: PackedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the same run by Horovod, whose ranks begin with weights of their own and write down what they did."""
+def horovod_run(horovod: Any, dataset: PackedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the same run with Horovod. Its ranks start with different weights and record the backend."""
     folder = tmp_path_factory.mktemp("horovod")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_train, "_work", _witnessed)
+        patch.setattr(ray_train, "_work", _recording_work)
         run_training(config(dataset, folder, "horovod"))
     return folder
 
 
-def test_the_weights_are_those_of_ddp(ddp, by_horovod):
-    assert largest_difference(weights(by_horovod), weights(ddp)) < 1e-5
-    for ours, theirs in zip(history(by_horovod), history(ddp), strict=True):
+def test_the_weights_equal_those_of_ddp(ddp_run, horovod_run):
+    assert largest_difference(weights(horovod_run), weights(ddp_run)) < 1e-5
+    for row, expected in zip(history(horovod_run), history(ddp_run), strict=True):
         for key in ("train_loss", "val_loss", "val_top1", "val_macro_recall"):
-            assert float(ours[key]) == pytest.approx(float(theirs[key]), abs=1e-4), key
+            assert float(row[key]) == pytest.approx(float(expected[key]), abs=1e-4), key
 
 
-def test_ranks_begin_with_the_weights_of_the_first_and_end_with_equal_ones(by_horovod):
-    first, second = (torch.load(by_horovod / "train" / f"rank{rank}.pt", weights_only=False) for rank in (0, 1))
+def test_all_ranks_start_with_weights_of_rank_0_and_end_equal(horovod_run):
+    first, second = (torch.load(horovod_run / "train" / f"rank{rank}.pt", weights_only=False) for rank in (0, 1))
     assert not torch.equal(first["before"], second["before"])
     assert torch.equal(first["after"], second["after"])
     assert torch.equal(first["after"], first["before"])
     for seen in (first, second):
         assert seen["wrapper"] == HorovodModel.__name__
         assert not seen["process group"]
-        for kind in KINDS:
-            assert seen["sums"][str(kind)].tolist() == [3], kind
-            assert seen["sums"][str(kind)].dtype == kind
+        for dtype in DTYPES:
+            assert seen["sums"][str(dtype)].tolist() == [3], dtype
+            assert seen["sums"][str(dtype)].dtype == dtype
     assert largest_difference(first["weights"], second["weights"]) == 0
 
 
-def test_a_killed_rank_meets_the_others_again_and_the_run_finishes(ddp, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_train, "_work", witnessed_work)
+def test_the_run_finishes_after_a_rank_is_killed(ddp_run, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_train, "_work", recording_work)
     run = config(dataset, tmp_path, "horovod")
     thread = at_step(tmp_path / "train", 2 * 9, lambda pid: os.kill(pid, signal.SIGKILL))
     result = run_training(run)
     thread.join()
     assert result.epochs_run == EPOCHS
-    assert len(list((tmp_path / "train" / "witness").glob("*.log"))) > 2  # processes: those before and after the kill
+    # There is one file per process, before and after the kill.
+    assert len(list((tmp_path / "train" / "witness").glob("*.log"))) > 2
     counts = consumed(tmp_path / "train")
     assert all(set(counts[epoch]) == set(range(TRAIN)) for epoch in range(1, EPOCHS + 1))
-    assert largest_difference(weights(tmp_path), weights(ddp)) < 1e-5
+    assert largest_difference(weights(tmp_path), weights(ddp_run)) < 1e-5
 
 
-def _hidden(values: dict[str, Any]) -> None:
+def _work_without_horovod(values: dict[str, Any]) -> None:
     sys.modules["horovod"] = None  # type: ignore[assignment]
     ray_train._work(values)
 
 
 def test_a_node_without_horovod_is_named(horovod, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_train, "_work", _hidden)
+    monkeypatch.setattr(ray_train, "_work", _work_without_horovod)
     with pytest.raises(UserError, match=f"Horovod does not load on {socket.gethostname()} .*install-horovod") as error:
         run_training(config(dataset, tmp_path, "horovod"))
     assert "\n" not in str(error.value)
 
 
-def test_trials_of_two_workers_stop_and_go_on(horovod, dataset, tmp_path):
+def test_asha_stops_trials_of_two_workers(horovod, dataset, tmp_path):
     text = COMMON.replace("decode_threads: 1", "decode_threads: 1, stream: thread")
     text += "parameters:\n  optimizer.lr: {grid: [0.003, 1.0e-9]}\n  epochs: {grid: [2]}\n"
     text += "scheduler: {name: asha, reduction_factor: 2}\n"
-    two = WorkersConfig(count=2, backend="horovod")
+    workers = WorkersConfig(count=2, backend="horovod")
     uri = dataset.location.uri
-    summary, folder = study(text, uri, tmp_path, test="none", workers=two, max_concurrent=1)
+    summary, folder = study(text, uri, tmp_path, test="none", workers=workers, max_concurrent=1)
     assert (summary["finished"], summary["stopped_early"], summary["failed"]) == (1, 1, 0)
     assert sorted(map(len, epochs_of(folder).values())) == [1, 2]
 
 
-def test_where_it_is_missing_nothing_starts_and_one_line_says_what_to_do(dataset, tmp_path):
+def test_without_horovod_nothing_starts_and_the_error_names_the_fix(dataset, tmp_path):
     hidden = "import sys; sys.modules['horovod'] = None; from landmark.cli import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["train", "--dataset", dataset.location.uri, "--output", str(tmp_path), "--num-workers", "2"]
     command = [sys.executable, "-c", hidden, *arguments, "--backend", "horovod", "--recipe", "modern"]
@@ -216,7 +217,7 @@ def test_where_it_is_missing_nothing_starts_and_one_line_says_what_to_do(dataset
     assert not list(tmp_path.iterdir())
 
 
-def test_a_study_is_refused_as_early(dataset, tmp_path, monkeypatch):
+def test_a_study_without_horovod_is_refused_before_it_starts(dataset, tmp_path, monkeypatch):
     study = TuneConfig(
         dataset=dataset.location.uri,
         space="demo",
@@ -226,11 +227,11 @@ def test_a_study_is_refused_as_early(dataset, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "horovod", None)
     with pytest.raises(UserError, match="Horovod is not installed"):
         plan_study(study)
-    same = Recipe(compute=ComputeConfig(deterministic=True))
+    deterministic = Recipe(compute=ComputeConfig(deterministic=True))
     with pytest.raises(
         UserError, match="deterministic requires bitwise identical results .* set workers.backend to ddp"
     ):
-        plan_study(dataclasses.replace(study, recipe=same))
+        plan_study(dataclasses.replace(study, recipe=deterministic))
 
 
 def test_the_flag_has_a_short_name():
@@ -241,18 +242,18 @@ def test_the_flag_has_a_short_name():
         parse(TrainConfig, ["--dataset", "d", "--backend", "horovd"], "landmark train")
 
 
-def test_the_meeting_place_listens_on_one_address_until_it_is_stopped(horovod):
-    place = Rendezvous("127.0.0.1", [])
-    socket.create_connection(("127.0.0.1", place.port), timeout=5).close()
+def test_the_rendezvous_server_listens_on_one_address_until_stopped(horovod):
+    rendezvous = Rendezvous("127.0.0.1", [])
+    socket.create_connection(("127.0.0.1", rendezvous.port), timeout=5).close()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.2", place.port), timeout=5)
-    place.stop()
+        socket.create_connection(("127.0.0.2", rendezvous.port), timeout=5)
+    rendezvous.stop()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", place.port), timeout=5)
+        socket.create_connection(("127.0.0.1", rendezvous.port), timeout=5)
 
 
-def test_ranks_know_their_places_across_nodes():
-    places = [(0, 0, 0), (1, 1, 0), (2, 0, 1), (3, 0, 2), (4, 1, 2)]  # rank, rank on its node, node
+def test_slots_hold_the_cross_rank_and_cross_size_of_each_rank():
+    places = [(0, 0, 0), (1, 1, 0), (2, 0, 1), (3, 0, 2), (4, 1, 2)]  # rank, local rank, node rank
     sizes = {0: 2, 1: 1, 2: 2}
     workers = [
         Worker(
@@ -271,20 +272,20 @@ def test_ranks_know_their_places_across_nodes():
 
 def test_an_interface_is_found_by_its_address():
     assert interface_of("127.0.0.1") == "lo"
-    assert interface_of("192.0.2.1") is None  # of documentation, nobody's
+    assert interface_of("192.0.2.1") is None  # reserved for documentation (RFC 5737)
 
 
 @pytest.mark.parametrize("shape", [(4,), (6, 5), (8, 3, 3, 3), (8, 3, 1, 1)])
-def test_memory_is_exchanged_as_it_lies(shape):
+def test_dense_view_shares_memory_for_any_layout(shape):
     tensor = torch.arange(torch.Size(shape).numel(), dtype=torch.float32).reshape(shape)
-    laid_out = [tensor.clone(), tensor.flip(0).clone().T.contiguous().T if len(shape) == 2 else tensor.clone()]
+    layouts = [tensor.clone(), tensor.flip(0).clone().T.contiguous().T if len(shape) == 2 else tensor.clone()]
     if len(shape) == 4:
-        laid_out.append(tensor.to(memory_format=torch.channels_last))
-    for one in laid_out:
-        before, view = one.clone(), dense_view(one)
+        layouts.append(tensor.to(memory_format=torch.channels_last))
+    for layout in layouts:
+        before, view = layout.clone(), dense_view(layout)
         assert view.is_contiguous()
-        assert view.data_ptr() == one.data_ptr()
+        assert view.data_ptr() == layout.data_ptr()
         view.mul_(2)
-        assert torch.equal(one, 2 * before)
+        assert torch.equal(layout, 2 * before)
     gaps = torch.zeros(4, 6)[:, ::2]
     assert dense_view(gaps).is_contiguous()

@@ -1,4 +1,4 @@
-"""`ray job submit` for real: a head node with token authentication runs the study; without the token nothing is let in."""
+"""Tests `ray job submit` on a head node that requires token authentication."""
 
 import json
 import os
@@ -22,11 +22,11 @@ from tests.support.seaweed import free_ports
 
 ROOT = Path(__file__).parent.parent.parent
 RAY = str(Path(sysconfig.get_path("scripts")) / "ray")
-TOKEN = "a-token-for-this-test-alone-0123456789abcdef"
+TOKEN = "a-token-only-for-this-test-0123456789abcdef"
 SPACE = """
 metric: val_top1
 recipe:
-  model: {backbone: deck_mlp}
+  model: {backbone: reference_mlp}
   optimizer: {name: adam}
   loader: {image_size: 16, batch_size: 16, decode_threads: 1}
 parameters:
@@ -37,19 +37,19 @@ parameters:
 
 @dataclass
 class Head:
-    """A head node's dashboard, its own address, and the environments of a client with and of one without the token."""
+    """Addresses of a head node, and environments of clients with and without the token."""
 
     address: str
     gcs: str
     folder: Path
-    """Where Ray keeps its sessions."""
+    """Folder of Ray's sessions."""
     allowed: dict[str, str]
-    stranger: dict[str, str]
+    unauthenticated: dict[str, str]
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    # A home of its own, so that no token file of this machine's user lets the stranger in.
+    # A separate home, so that no token file of this machine's user grants access.
     home = tmp_path_factory.mktemp("home")
     gcs, dashboard, client, agent, metrics = free_ports(5)
     plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {"HOME": str(home)}
@@ -62,7 +62,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
     command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
-    # Short, as the sockets in it may have 107 characters.
+    # Short, because paths of sockets may have at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="landmark-ray-"))
     command += ["--object-store-memory=200000000", "--disable-usage-stats", f"--temp-dir={folder}"]
     log = home / "head.log"
@@ -102,12 +102,12 @@ def submit(head: Head, environment: dict[str, str], *command: str) -> subprocess
     )
 
 
-def test_a_submitted_study_runs_on_the_cluster_and_its_result_is_read(head, tmp_path):
+def test_a_submitted_study_runs_on_the_cluster_and_stores_its_result(head, tmp_path):
     dataset = write_packed(tmp_path / "dataset", {"train": [64, 40], "val": [32], "test": [24]}, classes=4)
     space = tmp_path / "space.yaml"
     space.write_text(SPACE)
-    where = ["--dataset", dataset.location.uri, "--output", str(tmp_path), "--name", "job"]
-    done = submit(head, head.allowed, "python", "-m", "landmark.tune", "--space", str(space), *where)
+    options = ["--dataset", dataset.location.uri, "--output", str(tmp_path), "--name", "job"]
+    done = submit(head, head.allowed, "python", "-m", "landmark.tune", "--space", str(space), *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout and "rank" in done.stdout
     study = json.loads((tmp_path / "job" / "study.json").read_text())
@@ -116,7 +116,7 @@ def test_a_submitted_study_runs_on_the_cluster_and_its_result_is_read(head, tmp_
     assert (tmp_path / "job" / "leaderboard.csv").exists()
 
 
-def test_a_failing_study_is_a_failed_job_with_one_line(head, tmp_path):
+def test_a_failing_study_is_a_failed_job_with_a_one_line_error(head, tmp_path):
     done = submit(head, head.allowed, "python", "-m", "landmark.tune", str(tmp_path / "none"), "--space", "demo")
     assert done.returncode != 0
     assert "landmark tune: error: " in done.stdout and "no manifest.json" in done.stdout
@@ -124,26 +124,26 @@ def test_a_failing_study_is_a_failed_job_with_one_line(head, tmp_path):
 
 
 def test_without_the_token_a_submission_is_refused(head, tmp_path):
-    witness = tmp_path / "ran"
-    done = submit(head, head.stranger, "touch", str(witness))
+    marker = tmp_path / "ran"
+    done = submit(head, head.unauthenticated, "touch", str(marker))
     assert done.returncode != 0
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{head.address}/api/jobs/", timeout=10)
     assert refused.value.code == 401
-    wrong = submit(head, head.stranger | {"RAY_AUTH_TOKEN": "wrong" * 8}, "touch", str(witness))
+    wrong = submit(head, head.unauthenticated | {"RAY_AUTH_TOKEN": "wrong" * 8}, "touch", str(marker))
     assert wrong.returncode != 0
     time.sleep(2)
-    assert not witness.exists()
+    assert not marker.exists()
 
 
-def test_what_the_cluster_is_at_is_shown_while_a_study_runs(head, tmp_path):
+def test_cluster_status_shows_a_running_study(head, tmp_path):
     dataset = write_packed(tmp_path / "dataset", {"train": [64, 40], "val": [32], "test": [24]}, classes=4)
     space = tmp_path / "space.yaml"
     space.write_text(SPACE.replace("[2]", "[4000]"))
-    where = ["--dataset", dataset.location.uri, "--output", str(tmp_path), "--name", "shown"]
+    options = ["--dataset", dataset.location.uri, "--output", str(tmp_path), "--name", "shown"]
     job = tmp_path.name
     submission = [RAY, "job", "submit", "--no-wait", "--submission-id", job, "--address", head.address]
-    command = ["python", "-m", "landmark.tune", "--space", str(space), "--max-concurrent", "1", *where]
+    command = ["python", "-m", "landmark.tune", "--space", str(space), "--max-concurrent", "1", *options]
     subprocess.run(
         [*submission, "--", *command], cwd=ROOT, env=head.allowed, check=True, capture_output=True, timeout=60
     )
@@ -162,10 +162,10 @@ def test_what_the_cluster_is_at_is_shown_while_a_study_runs(head, tmp_path):
     finally:
         subprocess.run([RAY, "job", "stop", "--address", head.address, job], env=head.allowed, check=True, timeout=60)
     logs = [RAY, "job", "logs", "--address", head.address, job]
-    ended = subprocess.run(logs, env=head.allowed, capture_output=True, text=True, timeout=60).stdout
+    job_log = subprocess.run(logs, env=head.allowed, capture_output=True, text=True, timeout=60).stdout
     # Ray sends SIGTERM, and SIGKILL three seconds later.
-    assert f"landmark tune: error: {STOPPED}" in ended.splitlines()
-    assert "Traceback" not in ended and "SIGTERM received at" not in ended
+    assert f"landmark tune: error: {STOPPED}" in job_log.splitlines()
+    assert "Traceback" not in job_log and "SIGTERM received at" not in job_log
     rows = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
     assert "running" in rows[job]
     runs = [line.split() for line in text.splitlines() if line.split()[:1] == ["shown"] and " 001-" in line]

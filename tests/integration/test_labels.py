@@ -1,4 +1,4 @@
-"""Thousands of classes of one image or two, end to end by the command line: each image once, and nothing as large as images x classes."""
+"""Tests thousands of classes with one or two images each, end to end, without tensors as large as images x classes."""
 
 import collections
 import json
@@ -12,28 +12,28 @@ from torch.utils._pytree import tree_leaves
 
 from landmark.cli import main
 from landmark.data.dataset import PackedDataset
-from landmark.data.loading.progress import Position
+from landmark.data.loading.progress import EpochProgress
 from landmark.models import chunked_cross_entropy
 
 CLASSES, IMAGES, WIDTH, BATCH = 2000, 2400, 16, 64
 PAGE_BYTES = 600_000
-"""More than the page without its table of classes (0.3 MB), and less than with a line of HTML for each."""
+"""More than the page without its class table (0.3 MB), and less than with a line of HTML per class."""
 
 
 class Shapes(TorchDispatchMode):
-    """Notes the shape of every tensor that torch makes in this thread."""
+    """Records the shape of every tensor that torch creates in this thread."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: set[tuple[int, ...]] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        self.seen |= {tuple(leaf.shape) for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)}
-        return made
+        output = func(*args, **(kwargs or {}))
+        self.seen |= {tuple(leaf.shape) for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)}
+        return output
 
     def dense(self) -> list[tuple[int, ...]]:
-        """Return those that have all classes beside more than an embedding's values."""
+        """Return the shapes that have all classes as one dimension and more values than the class weights."""
         return [
             shape for shape in self.seen if CLASSES in shape and torch.Size(shape).numel() > CLASSES * max(WIDTH, 2)
         ]
@@ -42,7 +42,7 @@ class Shapes(TorchDispatchMode):
 @pytest.fixture(scope="module")
 def packed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
     output = str(tmp_path_factory.mktemp("labels") / "dataset")
-    drawn = [
+    options = [
         "--source",
         "synthetic",
         "--synthetic.classes",
@@ -52,11 +52,11 @@ def packed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Packe
         "--synthetic.image-size",
         "16",
     ]
-    assert main(["prepare", "--output", output, *drawn]) == 0
+    assert main(["prepare", "--output", output, *options]) == 0
     return PackedDataset.open(output)
 
 
-def test_every_class_is_trained_on_and_the_other_splits_have_images(packed):
+def test_train_has_every_class_and_the_other_splits_have_images(packed):
     assert packed.num_classes == CLASSES
     assert (packed.label_counts("train") > 0).all()
     assert sum(packed.split(name).rows for name in ("train", "val", "test")) == IMAGES
@@ -64,22 +64,22 @@ def test_every_class_is_trained_on_and_the_other_splits_have_images(packed):
 
 
 def test_an_epoch_with_a_sampled_head_is_evaluated_and_reported(packed, tmp_path: Path, monkeypatch, capsys):
-    shown: collections.Counter[int] = collections.Counter()
-    advance = Position.advance
+    draw_counts: collections.Counter[int] = collections.Counter()
+    advance = EpochProgress.advance
     monkeypatch.setattr(
-        Position, "advance", lambda self, draws: (shown.update(draws.tolist()), advance(self, draws))[1]
+        EpochProgress, "advance", lambda self, draws: (draw_counts.update(draws.tolist()), advance(self, draws))[1]
     )
-    # Chunks as much smaller than the logits of all classes as they are at 203,094.
+    # Chunks are smaller than the logits of all classes by the same factor as with 203,094 classes.
     monkeypatch.setattr(chunked_cross_entropy, "CHUNK_LOGITS", BATCH * CLASSES // 20)
-    where = ["--dataset", packed.uri, "--output", str(tmp_path), "--name", "run", "--epochs", "1"]
-    head = ["--model.head.name", "subcenter", "--model.head.subcenters", "1", "--model.head.margin-least", "0.05"]
-    model = ["--model.backbone", "deck_mlp", "--model.neck", str(WIDTH), *head, "--model.head.sample", "0.1"]
+    run = ["--dataset", packed.uri, "--output", str(tmp_path), "--name", "run", "--epochs", "1"]
+    head = ["--model.head.name", "subcenter", "--model.head.subcenters", "1", "--model.head.min-margin", "0.05"]
+    model = ["--model.backbone", "reference_mlp", "--model.neck", str(WIDTH), *head, "--model.head.sample", "0.1"]
     loader = ["--loader.image-size", "16", "--loader.batch-size", str(BATCH)]
     with Shapes() as shapes:
-        assert main(["train", *where, *model, *loader]) == 0
+        assert main(["train", *run, *model, *loader]) == 0
         assert main(["evaluate", "--run", str(tmp_path / "run"), "--bootstrap", "50"]) == 0
     assert main(["report", "--run", str(tmp_path / "run")]) == 0
-    assert shown == collections.Counter(range(packed.split("train").rows))
+    assert draw_counts == collections.Counter(range(packed.split("train").rows))
     assert (CLASSES, WIDTH) in shapes.seen or (CLASSES, 1, WIDTH) in shapes.seen
     assert not shapes.dense()
     rows = packed.split("test").rows

@@ -1,4 +1,4 @@
-"""Mistakes that users make, each by the command line: one line that names it and the mend, nothing lost, no traceback."""
+"""Tests that each user error prints one line with the cause and the fix, and no traceback."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.support.seaweed import Seaweed
 
 @pytest.fixture
 def files(ray_cluster: None, tmp_path: Path) -> Path:
-    """A folder with a dataset, a run of a dataset with other classes, and files with mistakes."""
+    """Return a folder with two datasets of different classes and with invalid files."""
     write_packed(tmp_path / "dataset", {"train": [40], "val": [10], "test": [10]}, classes=4)
     write_packed(tmp_path / "three", {"train": [40], "val": [10], "test": [10]}, classes=3)
     for name, text in (
@@ -74,15 +74,15 @@ FOLDERS = ["prepare", "--output", "{}/out", "--source", "folders"]
         ),
     ],
 )
-def test_a_mistake_is_one_line(files, capsys, arguments, code, message):
-    filled = [argument.format(files) for argument in arguments]
-    assert main(filled) == code
+def test_a_user_error_prints_one_line(files, capsys, arguments, code, message):
+    command = [argument.format(files) for argument in arguments]
+    assert main(command) == code
     error = capsys.readouterr().err.strip()
     assert error == f"landmark {message.format(files)}"
 
 
-def test_a_checkpoint_for_other_classes_is_one_line(files, capsys):
-    small = ["--model.backbone", "deck_mlp", "--loader.image-size", "16", "--epochs", "1", "--name", "run"]
+def test_a_checkpoint_for_other_classes_prints_one_line(files, capsys):
+    small = ["--model.backbone", "reference_mlp", "--loader.image-size", "16", "--epochs", "1", "--name", "run"]
     assert main(["train", "--dataset", f"{files}/three", "--output", f"{files}/runs", *small]) == 0
     capsys.readouterr()
     assert main(["evaluate", "--run", f"{files}/runs/run", "--dataset", f"{files}/dataset"]) == 1
@@ -91,7 +91,7 @@ def test_a_checkpoint_for_other_classes_is_one_line(files, capsys):
     assert error.count("\n") == 1
 
 
-def test_wrong_credentials_and_an_unwritable_bucket_are_one_line(s3: Seaweed, capsys, monkeypatch):
+def test_wrong_credentials_and_an_unwritable_bucket_print_one_line(s3: Seaweed, capsys, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "read-only")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "read-only-secret")
     assert main(["prepare", "--source", "synthetic", "--output", s3.uri("mistakes/denied")]) == 1

@@ -1,4 +1,4 @@
-"""The packing job for real: folders and drawings, to disk and S3, killed and run again, every image once."""
+"""Tests the packing job: class folders and synthetic images, disk and S3, and killed workers."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ from landmark.data.packing.job import pack_dataset
 from landmark.data.packing.shards import file_sha256
 from landmark.data.packing.sources import SyntheticSource, folder_source
 from landmark.data.subset_view import open_dataset
-from landmark.data.synthetic import draw_image, plan_images
+from landmark.data.synthetic import plan_images, render_image
 from landmark.data.verify import verify_dataset
 from landmark.storage import locate
 from landmark.storage.tables import read_table
@@ -49,8 +49,8 @@ def pack(config: PrepareConfig):
     return pack_dataset(locate(config.output), SyntheticSource(config.synthetic, config.seed), config)
 
 
-def check_whole(dataset: PackedDataset, expected_ids: set[str]) -> None:
-    """Catalog, shards and manifest agree, and each expected image is there once."""
+def check_complete(dataset: PackedDataset, expected_ids: set[str]) -> None:
+    """Check that catalog, shards and manifest agree, and that each expected image is present once."""
     found = []
     for split, entry in dataset.manifest.splits.items():
         if not entry.rows:
@@ -78,13 +78,13 @@ def check_whole(dataset: PackedDataset, expected_ids: set[str]) -> None:
     assert not any(path.startswith("_work") for path in dataset.location.walk())
 
 
-@pytest.mark.parametrize("where", ["disk", "s3"])
-def test_drawings_are_packed_and_faults_listed(where, ray_cluster, tmp_path, request):
-    output = str(tmp_path / "d") if where == "disk" else request.getfixturevalue("s3").uri("packed/d")
+@pytest.mark.parametrize("storage", ["disk", "s3"])
+def test_synthetic_images_are_packed_and_faults_listed(storage, ray_cluster, tmp_path, request):
+    output = str(tmp_path / "d") if storage == "disk" else request.getfixturevalue("s3").uri("packed/d")
     result = pack(synthetic(output))
     plan = plan_images(SMALL, 0)
     broken = {row["image_id"] for row in plan.to_pylist() if row["kind"] == "broken"}
-    check_whole(result.dataset, set(plan["image_id"].to_pylist()) - broken)
+    check_complete(result.dataset, set(plan["image_id"].to_pylist()) - broken)
     rejects = read_table(result.dataset.location / "rejects.parquet")
     assert set(rejects["image_id"].to_pylist()) == broken and None not in rejects["reason"].to_pylist()
     assert result.dataset.manifest.rejects == len(broken) == 3
@@ -95,19 +95,19 @@ def test_drawings_are_packed_and_faults_listed(where, ray_cluster, tmp_path, req
         pack(synthetic(output, seed=1))
 
 
-def test_groups_never_straddle_and_sums_match(ray_cluster, tmp_path):
+def test_groups_stay_in_one_split_and_checksums_match(ray_cluster, tmp_path):
     result = pack(synthetic(str(tmp_path / "d")))
     group_of = {row["image_id"]: row["group"] for row in plan_images(SMALL, 0).to_pylist()}
-    sides: dict[str, set[str]] = {}
+    splits_of: dict[str, set[str]] = {}
     for split in result.dataset.manifest.splits:
         for image_id in result.dataset.catalog(split)["image_id"].to_pylist():
-            sides.setdefault(group_of[image_id], set()).add(split)
-        # Evaluation samples the groups that the catalog keeps.
+            splits_of.setdefault(group_of[image_id], set()).add(split)
+        # Evaluation resamples the groups that the catalog stores.
         expected = [group_of[image_id] for image_id in result.dataset.catalog(split)["image_id"].to_pylist()]
         codes = result.dataset.sample_groups(split)
         assert codes is not None and len(codes) == len(expected)
         assert len(set(zip(codes.tolist(), expected, strict=True))) == len(set(expected)) == codes.max() + 1
-    assert all(len(splits) == 1 for splits in sides.values())
+    assert all(len(splits) == 1 for splits in splits_of.values())
     for entry in result.dataset.manifest.splits.values():
         for shard in entry.shards:
             path = tmp_path / "d" / shard.path
@@ -119,7 +119,7 @@ def folders(root: Path, images: SyntheticConfig) -> set[str]:
     for row in plan_images(images, 0).to_pylist():
         path = root / row["landmark_id"] / f"{row['image_id']}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(draw_image(row, images, 0))
+        path.write_bytes(render_image(row, images, 0))
         if row["kind"] != "broken":
             ids.add(row["image_id"])
     return ids
@@ -132,19 +132,19 @@ def test_class_folders_on_s3_are_packed_to_s3(ray_cluster, s3: Seaweed, tmp_path
     source = FoldersConfig(path=s3.uri("source"))
     config = PrepareConfig(output=s3.uri("packed/folders"), source="folders", folders=source)
     result = pack_dataset(locate(config.output), folder_source(source.path or "", None), config)
-    check_whole(result.dataset, ids)
+    check_complete(result.dataset, ids)
 
 
-def test_too_many_rejects_stop_the_job_with_the_breakdown(ray_cluster, tmp_path):
-    many = SyntheticConfig(classes=5, images=150, image_size=48, broken=0.3)
+def test_too_many_rejects_stop_the_job_with_counts_per_reason(ray_cluster, tmp_path):
+    images = SyntheticConfig(classes=5, images=150, image_size=48, broken=0.3)
     with pytest.raises(UserError, match=r"45 of 150 images were rejected \(.*truncated.*\); the maximum is 5\.0%"):
-        pack(synthetic(str(tmp_path / "d"), many))
-    allowed = PackingConfig(row_group_rows=16, max_reject_share=0.4)
-    config = PrepareConfig(output=str(tmp_path / "d"), source="synthetic", synthetic=many, packing=allowed)
+        pack(synthetic(str(tmp_path / "d"), images))
+    allowed = PackingConfig(row_group_rows=16, max_reject_fraction=0.4)
+    config = PrepareConfig(output=str(tmp_path / "d"), source="synthetic", synthetic=images, packing=allowed)
     assert pack(config).dataset.manifest.rejects == 45
 
 
-def test_an_image_that_vanished_is_a_reject(ray_cluster, tmp_path):
+def test_a_vanished_image_is_rejected(ray_cluster, tmp_path):
     ids = folders(tmp_path / "source", SMALL)
 
     class Vanishing(type(folder_source("x", None))):
@@ -161,11 +161,11 @@ def test_an_image_that_vanished_is_a_reject(ray_cluster, tmp_path):
         split=SplitConfig(val=0.2),
     )
     result = pack_dataset(locate(config.output), source, config)
-    check_whole(result.dataset, ids - {min(ids)})
+    check_complete(result.dataset, ids - {min(ids)})
     assert result.rejects["missing"] == 1
 
 
-def test_a_job_whose_worker_is_killed_ends_with_every_image_once(tmp_path):
+def test_a_job_whose_worker_is_killed_packs_every_image_once(tmp_path):
     output = tmp_path / "d"
     images = [
         "--source",
@@ -187,11 +187,11 @@ def test_a_job_whose_worker_is_killed_ends_with_every_image_once(tmp_path):
         os.kill(_packing_worker(job.pid), signal.SIGKILL)
         assert job.wait(90) == 0
     ids = plan_images(SyntheticConfig(images=2600, classes=5, image_size=96), 0)["image_id"].to_pylist()
-    check_whole(PackedDataset.open(str(output)), set(ids))
+    check_complete(PackedDataset.open(str(output)), set(ids))
 
 
 def _packing_worker(session: int) -> int:
-    """Return the pid of a Ray worker of the job's session that is packing."""
+    """Return the PID of a Ray worker in the job's session that is packing."""
     for _ in range(200):
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -206,27 +206,27 @@ def _packing_worker(session: int) -> int:
     raise AssertionError("no worker was packing")
 
 
-def test_shards_are_fair_samples(ray_cluster, tmp_path):
-    many = SyntheticConfig(classes=4, images=2000, image_size=16, tail=0)
+def test_shards_are_random_samples_of_the_classes(ray_cluster, tmp_path):
+    images = SyntheticConfig(classes=4, images=2000, image_size=16, tail=0)
     config = PrepareConfig(
-        output=str(tmp_path / "d"), source="synthetic", synthetic=many, packing=PackingConfig(row_group_rows=64)
+        output=str(tmp_path / "d"), source="synthetic", synthetic=images, packing=PackingConfig(row_group_rows=64)
     )
     dataset = pack(config).dataset
     catalog = dataset.catalog("train")
     labels, shard = catalog["label"].to_numpy(), catalog["shard"].to_numpy()
     assert len(dataset.split("train").shards) >= 4
     for number in np.unique(shard):
-        shares = np.bincount(labels[shard == number], minlength=4) / (shard == number).sum()
-        assert shares == pytest.approx([0.25] * 4, abs=0.1)
+        fractions = np.bincount(labels[shard == number], minlength=4) / (shard == number).sum()
+        assert fractions == pytest.approx([0.25] * 4, abs=0.1)
 
 
-def test_a_class_without_a_readable_image_is_left_out_and_a_changed_source_is_told(ray_cluster, tmp_path):
-    """The labels in the shards were given before any image was read: the catalog's count."""
+def test_unreadable_classes_are_dropped_and_source_changes_reported(ray_cluster, tmp_path):
+    """The labels in the shards are assigned before any image is read, so the catalog's labels count."""
     photos = tmp_path / "photos"
     for number in range(24):
-        place = photos / "ad"[number % 2] / f"{number}.jpg"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(picture(number % 2, number, 24))
+        path = photos / "ad"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number % 2, number, 24))
     (photos / "b").mkdir(exist_ok=True)
     (photos / "b" / "notes.txt").write_text("no picture")
     config = PrepareConfig(output=str(photos / "out"), folders=FoldersConfig(path=str(photos)))
@@ -247,8 +247,8 @@ def test_a_class_without_a_readable_image_is_left_out_and_a_changed_source_is_to
         expected = {sample: int(name) % 2 for sample, name in zip(samples, names, strict=True)}
         with Loader(opened, "train", loader) as batches:
             pairs = [(batch.samples.tolist(), batch.labels.tolist()) for batch in batches.epoch(1)]
-        shown = {sample: label for samples, labels in pairs for sample, label in zip(samples, labels, strict=True)}
-        assert shown == expected
+        loaded = {sample: label for samples, labels in pairs for sample, label in zip(samples, labels, strict=True)}
+        assert loaded == expected
     assert packed().notes == []
     (photos / "d" / "more.jpg").write_bytes(picture(1, 99, 24))
     again = packed()

@@ -1,4 +1,4 @@
-"""Packing GLDv2's own files for real: tars and tree, disk, S3 and web, faults, kills; every image once."""
+"""Tests packing of GLDv2 files: tars and tree, disk, S3 and web, faults and killed jobs."""
 
 import hashlib
 import io
@@ -24,16 +24,16 @@ from landmark.data.packing.join import drop_duplicates
 from landmark.data.packing.plan import load_or_make
 from landmark.data.packing.sources import Listing, SyntheticSource
 from landmark.data.packing.worker import Packer
-from landmark.data.synthetic import draw_image, plan_images
+from landmark.data.synthetic import plan_images, render_image
 from landmark.data.synthetic.gldv2_files import write_gldv2, write_tar
 from landmark.storage import locate
 from landmark.storage.tables import read_table
-from tests.integration.test_prepare import ROOT, check_whole
+from tests.integration.test_prepare import ROOT, check_complete
 from tests.support.seaweed import Seaweed
 from tests.support.web import WebServer
 
 IMAGES = SyntheticConfig(classes=5, images=150, image_size=32, broken=0.02)
-PICTURE = draw_image(plan_images(SyntheticConfig(), 0).slice(0, 1).to_pylist()[0], SyntheticConfig(image_size=32), 0)
+JPEG = render_image(plan_images(SyntheticConfig(), 0).slice(0, 1).to_pylist()[0], SyntheticConfig(image_size=32), 0)
 
 
 def pack(path: str, output: str, subset: SubsetConfig | None = None, **gldv2) -> PackingResult:
@@ -42,7 +42,7 @@ def pack(path: str, output: str, subset: SubsetConfig | None = None, **gldv2) ->
         source="gldv2",
         gldv2=Gldv2Config(path=path, **gldv2),
         subset=subset or SubsetConfig(),
-        packing=PackingConfig(row_group_rows=16, max_reject_share=0.15),
+        packing=PackingConfig(row_group_rows=16, max_reject_fraction=0.15),
     )
     source = gldv2_source(config.gldv2, clean=config.subset.clean)
     return pack_dataset(locate(config.output), source, config)
@@ -61,24 +61,24 @@ def content(dataset: PackedDataset) -> dict[str, tuple]:
     return {row["image_id"]: tuple(row.values()) for row in rows}
 
 
-def test_every_fault_of_tars_and_tables_is_listed_and_every_other_image_packed(ray_cluster, tmp_path: Path):
+def test_faults_in_tars_and_tables_are_listed_and_the_rest_is_packed(ray_cluster, tmp_path: Path):
     ids = plan_images(IMAGES, 0)["image_id"].to_pylist()
-    gone, twice, thrice = ids[0], ids[4], ids[9]
-    strange = "00000000000000ff"
+    missing, twice, thrice = ids[0], ids[4], ids[9]
+    unknown = "00000000000000ff"
     extra = {
-        0: [("README.txt", b"x"), (f"x/{strange}.jpg", PICTURE), (f"again/{twice}.jpg", PICTURE)],
-        2: [(f"again/{twice}.jpg", PICTURE), (f"again/{thrice}.jpg", PICTURE), ("a/b/c/UPPER0123456789A.jpg", b"x")],
-        3: [(f"again/{thrice}.jpg", PICTURE)],
+        0: [("README.txt", b"x"), (f"x/{unknown}.jpg", JPEG), (f"again/{twice}.jpg", JPEG)],
+        2: [(f"again/{twice}.jpg", JPEG), (f"again/{thrice}.jpg", JPEG), ("a/b/c/UPPER0123456789A.jpg", b"x")],
+        3: [(f"again/{thrice}.jpg", JPEG)],
     }
-    table = write_gldv2(tmp_path / "in", IMAGES, tars=4, left_out=frozenset([gone]), extra=extra)
+    table = write_gldv2(tmp_path / "in", IMAGES, tars=4, left_out=frozenset([missing]), extra=extra)
     with (tmp_path / "in/train.csv").open("a") as stream:
         stream.write("bad id,u,11\n")
     broken = {row["image_id"] for row in table.to_pylist() if row["kind"] == "broken"}
     result = pack(str(tmp_path / "in"), str(tmp_path / "out"), attribution=True)
-    check_whole(result.dataset, set(ids) - broken - {gone})
+    check_complete(result.dataset, set(ids) - broken - {missing})
     found = reasons(result.dataset)
-    assert found.pop("missing") == {gone}
-    assert found.pop("no row") == {strange}
+    assert found.pop("missing") == {missing}
+    assert found.pop("no row") == {unknown}
     assert found.pop("malformed id") == {"bad id"}
     assert found.pop("duplicate") == {twice, thrice}
     assert set().union(*found.values()) == broken
@@ -102,7 +102,7 @@ def test_disk_s3_web_and_tree_give_the_same_dataset(ray_cluster, s3: Seaweed, we
         if path.is_file():
             locate(s3.uri(f"gldv2/{path.relative_to(web.folder)}")).upload(path)
     on_s3 = pack(s3.uri("gldv2"), s3.uri("packed/gldv2"), subset).dataset
-    check_whole(on_s3, set(expected))
+    check_complete(on_s3, set(expected))
     assert content(on_s3) == expected
     (web.folder / "metadata").mkdir()
     for path in web.folder.glob("*.csv"):
@@ -112,45 +112,45 @@ def test_disk_s3_web_and_tree_give_the_same_dataset(ray_cluster, s3: Seaweed, we
     from_web = pack(web.uri(), str(tmp_path / "web-out"), subset, tars=3)
     assert not web.breaks and content(from_web.dataset) == expected
     write_gldv2(tmp_path / "tree", IMAGES, tars=0)
-    lost = min(expected)
-    next((tmp_path / "tree" / "train").rglob(f"{lost}.jpg")).unlink()
+    deleted = min(expected)
+    next((tmp_path / "tree" / "train").rglob(f"{deleted}.jpg")).unlink()
     tree = pack(str(tmp_path / "tree"), str(tmp_path / "tree-out"), subset)
-    check_whole(tree.dataset, set(expected) - {lost})
-    assert reasons(tree.dataset)["missing"] == {lost}
+    check_complete(tree.dataset, set(expected) - {deleted})
+    assert reasons(tree.dataset)["missing"] == {deleted}
 
 
-def test_a_damaged_tar_stops_the_job_and_what_is_done_stays(ray_cluster, tmp_path: Path):
+def test_a_corrupt_tar_stops_the_job_and_finished_work_is_kept(ray_cluster, tmp_path: Path):
     write_gldv2(tmp_path / "in", IMAGES, tars=4)
     tar = tmp_path / "in/train/images_002.tar"
-    whole = tar.read_bytes()
-    tar.write_bytes(whole[:5000] + b"\0" + whole[5001:])
+    intact = tar.read_bytes()
+    tar.write_bytes(intact[:5000] + b"\0" + intact[5001:])
     with pytest.raises(
         UserError, match=r"packing stopped: .*images_002\.tar: its MD5 is .*; run the same command again"
     ):
         pack(str(tmp_path / "in"), str(tmp_path / "out"))
     parts = sorted(path.name for path in (tmp_path / "out/_work/parts").glob("*.json"))
     assert "000002.json" not in parts and not list((tmp_path / "out").glob("*/00002*.parquet"))
-    tar.write_bytes(whole[:-20_000])
+    tar.write_bytes(intact[:-20_000])
     (tmp_path / "in/md5sum/train/md5.images_002.txt").unlink()
     with pytest.raises(UserError, match=r"images_002\.tar: truncated after"):
         pack(str(tmp_path / "in"), str(tmp_path / "out"))
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out/_work/parts").glob("*.json")}
-    tar.write_bytes(whole)
+    tar.write_bytes(intact)
     result = pack(str(tmp_path / "in"), str(tmp_path / "out"))
     packable = set(plan_images(IMAGES, 0)["image_id"].to_pylist()) - set().union(*reasons(result.dataset).values())
-    check_whole(result.dataset, packable)
+    check_complete(result.dataset, packable)
     assert len(packable) == 147
     assert result.packed < 147 or not kept
     assert any("1 tars have no file md5sum" in note for note in result.notes)
 
 
-def test_too_many_strangers_or_missing_images_stop_the_job_with_the_breakdown(ray_cluster, tmp_path: Path):
-    strangers = [(f"x/{number:016x}.jpg", PICTURE) for number in range(40)]
-    write_gldv2(tmp_path / "a", IMAGES, tars=2, extra={1: strangers})
+def test_too_many_unknown_or_missing_images_stop_the_job_with_counts(ray_cluster, tmp_path: Path):
+    unknown_files = [(f"x/{number:016x}.jpg", JPEG) for number in range(40)]
+    write_gldv2(tmp_path / "a", IMAGES, tars=2, extra={1: unknown_files})
     with pytest.raises(UserError, match=r"40 of 190 files in the tars match no image of the plan \(40 no row\)"):
         pack(str(tmp_path / "a"), str(tmp_path / "a-out"))
-    gone = frozenset(plan_images(IMAGES, 0)["image_id"].to_pylist()[:30])
-    write_gldv2(tmp_path / "b", IMAGES, tars=2, left_out=gone)
+    missing = frozenset(plan_images(IMAGES, 0)["image_id"].to_pylist()[:30])
+    write_gldv2(tmp_path / "b", IMAGES, tars=2, left_out=missing)
     with pytest.raises(UserError, match=r"3\d of 150 images were rejected \(30 missing, .*the maximum is 15\.0%"):
         pack(str(tmp_path / "b"), str(tmp_path / "b-out"))
 
@@ -165,8 +165,8 @@ def test_a_subset_applies_to_any_source(ray_cluster, tmp_path: Path):
 
 
 @dataclass
-class Placed(SyntheticSource):
-    """Drawings that bring their splits, their order and their names."""
+class PresplitSource(SyntheticSource):
+    """Synthetic images with predefined splits, order and class names."""
 
     def listing(self) -> Listing:
         items = super().items()
@@ -176,19 +176,19 @@ class Placed(SyntheticSource):
         return Listing(items=items.append_column("split", splits), notes=["placed"], names=names)
 
 
-def test_a_source_may_bring_its_splits_and_names(ray_cluster, tmp_path: Path):
+def test_a_source_can_provide_splits_and_class_names(ray_cluster, tmp_path: Path):
     images = SyntheticConfig(classes=4, images=60, image_size=32)
     config = PrepareConfig(output=str(tmp_path / "d"), source="synthetic", synthetic=images)
-    result = pack_dataset(locate(config.output), Placed(images, 0), config)
+    result = pack_dataset(locate(config.output), PresplitSource(images, 0), config)
     ids = plan_images(images, 0)["image_id"].to_pylist()
-    for place, split in enumerate(("test", "train", "val")):
-        assert result.dataset.catalog(split)["image_id"].to_pylist() == ids[place::3]
+    for offset, split in enumerate(("test", "train", "val")):
+        assert result.dataset.catalog(split)["image_id"].to_pylist() == ids[offset::3]
     assert result.dataset.class_names[2] == "Name of synthetic-000002"
     assert result.notes == ["placed"]
 
 
 def slow_files(folder: Path, images: int = 560, tars: int = 40) -> set[str]:
-    """Write files of which each image takes long to pack; some images lie in two tars. Returns the ids."""
+    """Write images that take long to pack. Some images are in two tars. Returns the IDs."""
     rng = np.random.default_rng(0)
     buffer = io.BytesIO()
     Image.fromarray(rng.integers(0, 255, (1000, 1400, 3), dtype=np.uint8)).save(buffer, "JPEG", quality=80)
@@ -202,30 +202,30 @@ def slow_files(folder: Path, images: int = 560, tars: int = 40) -> set[str]:
     return set(ids)
 
 
-@pytest.mark.parametrize("figures_left", [False, True])
-def test_a_job_killed_while_it_drops_duplicates_drops_them_all_the_same(figures_left, ray_cluster, tmp_path: Path):
+@pytest.mark.parametrize("reports_left", [False, True])
+def test_a_job_killed_while_dropping_duplicates_still_drops_all_of_them(reports_left, ray_cluster, tmp_path: Path):
     ids = plan_images(IMAGES, 0)["image_id"].to_pylist()
     packable = [row["image_id"] for row in plan_images(IMAGES, 0).to_pylist() if row["kind"] != "broken"]
-    extra = {number: [(f"again/{packable[0]}.jpg", PICTURE)] for number in range(3)}
+    extra = {number: [(f"again/{packable[0]}.jpg", JPEG)] for number in range(3)}
     write_gldv2(tmp_path / "in", IMAGES, tars=3, extra=extra)
     config = PrepareConfig(output=str(tmp_path / "out"), source="gldv2", gldv2=Gldv2Config(path=str(tmp_path / "in")))
     source, output = gldv2_source(config.gldv2, clean=False), locate(config.output)
     plan = load_or_make(output, source, config)
     packer = Packer(output, source, config.packing, plan.plan_id)
-    figures = {unit.number: packer.pack(unit) for unit in plan.units}
+    reports = {task.number: packer.pack(task) for task in plan.tasks}
     written = {path: path.read_bytes() for path in (tmp_path / "out/_work/parts").glob("*.json")}
-    assert drop_duplicates(output, plan, figures)
-    assert len(figures) < 3
-    if figures_left:
+    assert drop_duplicates(output, plan, reports)
+    assert len(reports) < 3
+    if reports_left:
         for path, data in written.items():
             path.write_bytes(data)
     result = pack_dataset(output, source, config)
-    check_whole(result.dataset, set(packable))
+    check_complete(result.dataset, set(packable))
     assert result.rejects["duplicate"] == 3
     assert len(ids) - len(packable) == sum(result.rejects.values()) - 3
 
 
-def test_a_killed_job_goes_on_and_ends_with_every_image_once(tmp_path: Path):
+def test_a_killed_job_resumes_and_packs_every_image_once(tmp_path: Path):
     ids = slow_files(tmp_path / "in")
     output = tmp_path / "out"
     source = ["--source", "gldv2", "--gldv2.path", str(tmp_path / "in"), "--packing.short-side", "64"]
@@ -242,7 +242,7 @@ def test_a_killed_job_goes_on_and_ends_with_every_image_once(tmp_path: Path):
     assert 0 < len(list(parts.glob("*.json"))) < 14
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     dataset = PackedDataset.open(str(output))
-    check_whole(dataset, ids)
+    check_complete(dataset, ids)
     duplicates = Counter(read_table(dataset.location / "rejects.parquet")["reason"].to_pylist())
     assert duplicates == {"duplicate": 4}
     for entry in dataset.manifest.splits.values():

@@ -1,4 +1,4 @@
-"""Searches for real: populations, proposals, several workers a trial, studies that are taken up, lost processes, loggers."""
+"""Tests studies: PBT, Optuna, several workers per trial, resumed studies, killed processes, loggers."""
 
 import json
 import os
@@ -19,9 +19,9 @@ from landmark.commands.report import report
 from landmark.config import ReportConfig, TrainConfig, UserError, WorkersConfig, load_yaml
 from landmark.data.dataset import PackedDataset
 from landmark.storage import locate
-from tests.support.event_files import written
+from tests.support.event_files import read_events
 from tests.support.packed import write_packed
-from tests.support.studies import COMMON, RATES, epochs_of, events, rows, study
+from tests.support.studies import COMMON, LEARNING_RATES, epochs_of, events, rows, study
 
 PBT = "scheduler: {name: pbt, interval_epochs: 2, quantile: 0.5, resample: 0.0}\n"
 LRS = """
@@ -38,12 +38,12 @@ def dataset(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_packed(folder, {"train": [64, 40], "val": [32], "test": [24]}, classes=4).location.uri
 
 
-def took_over(folder: Path, summary: dict) -> None:
-    """Check that exploits happened, and that each trial went on from the other's weights with changed settings."""
+def check_exploits(folder: Path, summary: dict) -> None:
+    """Check that exploits happened, and that each trial continued from the source's weights with perturbed settings."""
     assert summary["exploits"]
     reports, distinct = events(folder, "report"), 0
     for exploit in summary["exploits"]:
-        assert exploit["explored"], "a setting is changed with the weights"
+        assert exploit["explored"], "a setting is perturbed when weights are copied"
         after = [
             e["row"] for e in reports if e["trial"] == exploit["trial"] and e["row"]["epoch"] == exploit["epoch"] + 1
         ]
@@ -51,9 +51,9 @@ def took_over(folder: Path, summary: dict) -> None:
             e["row"] for e in reports if e["trial"] == exploit["source"] and e["row"]["epoch"] == exploit["epoch"]
         ]
         own = [e["row"] for e in reports if e["trial"] == exploit["trial"] and e["row"]["epoch"] <= exploit["epoch"]]
-        # The weights are the other's: the loss goes on from its, not from the trial's own.
+        # The weights are the source's: the loss continues from the source's loss, not from the trial's own.
         assert after and source
-        # A trial that took over from the same one earlier, with equal settings, has equal weights: nothing can be seen there.
+        # A trial that copied the same source earlier, with equal settings, has equal weights and shows no difference.
         if own[-1]["train_loss"] != source[0]["train_loss"]:
             distinct += 1
             assert abs(after[0]["train_loss"] - source[0]["train_loss"]) < abs(
@@ -66,30 +66,30 @@ def took_over(folder: Path, summary: dict) -> None:
     assert distinct
 
 
-def test_a_population_takes_over_weights_and_changes_settings(dataset, tmp_path):
+def test_pbt_copies_weights_and_perturbs_settings(dataset, tmp_path):
     summary, folder = study(COMMON + POPULATION + PBT, dataset, tmp_path, test="none", max_concurrent=2)
     assert summary["finished"] == 4 and summary["failed"] == 0
-    took_over(folder, summary)
+    check_exploits(folder, summary)
     page = report(ReportConfig(run=str(folder))).read_text()
     assert "took over from" in page and summary["exploits"][0]["source"] in page
     starts = [event["row"]["epoch"] for event in events(folder, "report")][:4]
-    assert sorted(starts) == [1, 1, 2, 2]  # those behind run first: nobody is a whole study ahead
+    assert sorted(starts) == [1, 1, 2, 2]  # trials that are behind run first
 
 
-def test_a_study_that_was_left_ends_like_an_undisturbed_one(dataset, tmp_path):
-    text = COMMON + RATES + "scheduler: {name: hyperband, brackets: 1}\n"
-    (tmp_path / "whole").mkdir()
-    whole, _ = study(text, dataset, tmp_path / "whole", test="none", max_concurrent=1)
-    part, folder = study(text + "budget: {epochs: 9}\n", dataset, tmp_path, test="none", max_concurrent=1)
-    assert part["epochs_run"] >= 9 and part["ended_by"]
+def test_a_resumed_study_ends_like_an_uninterrupted_one(dataset, tmp_path):
+    text = COMMON + LEARNING_RATES + "scheduler: {name: hyperband, brackets: 1}\n"
+    (tmp_path / "uninterrupted").mkdir()
+    uninterrupted, _ = study(text, dataset, tmp_path / "uninterrupted", test="none", max_concurrent=1)
+    first, folder = study(text + "budget: {epochs: 9}\n", dataset, tmp_path, test="none", max_concurrent=1)
+    assert first["epochs_run"] >= 9 and first["ended_by"]
     done, folder = study(text, dataset, tmp_path, test="none", max_concurrent=1)
     assert done["epochs_repeated"] == 0 and done["drivers"] == 2
-    assert done["epochs_run"] == whole["epochs_run"]
-    assert epochs_of(folder) == epochs_of(tmp_path / "whole" / "study")
-    assert done["best"]["val_top1"] == whole["best"]["val_top1"]
+    assert done["epochs_run"] == uninterrupted["epochs_run"]
+    assert epochs_of(folder) == epochs_of(tmp_path / "uninterrupted" / "study")
+    assert done["best"]["val_top1"] == uninterrupted["best"]["val_top1"]
 
 
-def test_proposals_follow_results_and_go_on_after_a_stop(dataset, tmp_path):
+def test_optuna_suggestions_use_results_and_continue_after_a_stop(dataset, tmp_path):
     text = COMMON + (
         "parameters:\n  optimizer.name: {choice: [sgd, adam]}\n"
         "  optimizer.lr: {by: optimizer.name, sgd: {loguniform: [0.001, 0.3]}, adam: {loguniform: [1.0e-5, 1.0e-2]}}\n"
@@ -109,38 +109,40 @@ def test_proposals_follow_results_and_go_on_after_a_stop(dataset, tmp_path):
 
 
 def test_a_target_ends_the_study(dataset, tmp_path):
-    summary, _ = study(COMMON + RATES + "budget: {target: 0.3}\n", dataset, tmp_path, test="none", max_concurrent=1)
+    summary, _ = study(
+        COMMON + LEARNING_RATES + "budget: {target: 0.3}\n", dataset, tmp_path, test="none", max_concurrent=1
+    )
     assert summary["ended_by"] == "a trial reached its target, val_top1 0.3"
     assert summary["epochs_run"] < summary["epochs_grid"]
 
 
-def test_trials_share_images_of_the_size_they_need(small_dataset, tmp_path):
+def test_trials_share_one_resized_copy_of_the_dataset(small_dataset, tmp_path):
     text = COMMON + "parameters:\n  optimizer.lr: {grid: [0.003, 0.001]}\n  epochs: {grid: [1]}\n"
     summary, folder = study(text, small_dataset, tmp_path, resize_once=True)
-    (made,) = (folder / "resized").iterdir()
-    shared, whole = PackedDataset.open(str(made)), PackedDataset.open(small_dataset)
-    # A crop of 0.35 of the image, the smallest, is 16 px wide then.
-    assert made.name == "00-28px" and shared.manifest.short_side == 28
-    assert shared.split("train").rows == whole.split("train").rows
+    (resized,) = (folder / "resized").iterdir()
+    shared, original = PackedDataset.open(str(resized)), PackedDataset.open(small_dataset)
+    # The smallest crop, 0.35 of the image, is then 16 px wide.
+    assert resized.name == "00-28px" and shared.manifest.short_side == 28
+    assert shared.split("train").rows == original.split("train").rows
     meta = read_meta(locate(summary["best"]["trained_at"]))
-    assert meta.dataset == shared.location.uri and meta.classes == whole.class_names
+    assert meta.dataset == shared.location.uri and meta.classes == original.class_names
     assert summary["finished"] == 2 and summary["best"]["test"]["1"] > 0
 
 
-def test_the_best_recipe_is_trained_anew_and_exported(dataset, tmp_path):
-    text = COMMON + RATES + "scheduler: {name: asha, reduction_factor: 2}\nbudget: {epochs: 8}\n"
+def test_the_best_recipe_is_retrained_and_exported(dataset, tmp_path):
+    text = COMMON + LEARNING_RATES + "scheduler: {name: asha, reduction_factor: 2}\nbudget: {epochs: 8}\n"
     summary, folder = study(text, dataset, tmp_path, best="retrained")
     assert summary["best"]["checkpoint"] == "best"
     run = load_yaml(TrainConfig, folder / "retrained" / summary["best"]["trial"] / "config.yaml")
     assert run.optimizer.lr == summary["best"]["parameters"]["optimizer.lr"]
     history = rows(folder / "retrained" / summary["best"]["trial"] / "history.csv")
-    assert len(history) == 6  # to its last epoch, whatever the scheduler granted
+    assert len(history) == 6  # to the last epoch, even if the scheduler stopped the trial early
     exported, trained = read_weights(folder / "best"), read_weights(Path(summary["best"]["trained_at"]))
     assert all(torch.equal(exported[name], trained[name]) for name in trained)
     assert summary["best"]["test"]["1"] > 0 and (folder / "evaluation-test" / "metrics.json").exists()
 
 
-def test_a_lost_process_is_replaced_and_its_trial_goes_on(dataset, tmp_path):
+def test_a_killed_trial_process_is_replaced_and_its_trial_resumes(dataset, tmp_path):
     text = COMMON + "parameters:\n  optimizer.lr: {grid: [0.003]}\n  epochs: {grid: [30]}\n"
     killed = []
 
@@ -161,11 +163,11 @@ def test_a_lost_process_is_replaced_and_its_trial_goes_on(dataset, tmp_path):
     assert len({event["process"] for event in events(folder, "report")}) == 2
 
 
-# Two processes a trial, which read by threads: fewer processes to start.
+# Two processes per trial that read with threads, so that fewer processes start.
 NESTED = COMMON.replace("decode_threads: 1", "decode_threads: 1, stream: thread")
 
 
-def test_trials_of_two_workers_pause_stop_and_go_on(dataset, tmp_path):
+def test_trials_of_two_workers_pause_stop_and_resume(dataset, tmp_path):
     text = NESTED + "parameters:\n  optimizer.lr: {grid: [1.0e-9, 0.003]}\n  epochs: {grid: [2]}\n"
     halving = "scheduler: {name: hyperband, reduction_factor: 2, brackets: 1}\n"
     summary, folder = study(text + halving, dataset, tmp_path, workers=WorkersConfig(count=2))
@@ -179,8 +181,8 @@ def test_trials_of_two_workers_pause_stop_and_go_on(dataset, tmp_path):
 def test_a_poor_trial_of_two_workers_is_stopped(dataset, tmp_path):
     text = NESTED + "parameters:\n  optimizer.lr: {grid: [0.003, 1.0e-9]}\n  epochs: {grid: [2]}\n"
     text += "scheduler: {name: asha, reduction_factor: 2}\n"
-    two = WorkersConfig(count=2)
-    summary, folder = study(text, dataset, tmp_path, test="none", workers=two, max_concurrent=1)
+    workers = WorkersConfig(count=2)
+    summary, folder = study(text, dataset, tmp_path, test="none", workers=workers, max_concurrent=1)
     assert (summary["finished"], summary["stopped_early"], summary["failed"]) == (1, 1, 0)
     board = rows(folder / "leaderboard.csv")
     assert [(float(row["optimizer.lr"]), row["status"]) for row in board] == [
@@ -190,22 +192,24 @@ def test_a_poor_trial_of_two_workers_is_stopped(dataset, tmp_path):
     assert sorted(map(len, epochs_of(folder).values())) == [1, 2]
 
 
-def test_trials_of_two_workers_take_over(dataset, tmp_path):
+def test_pbt_copies_weights_between_trials_of_two_workers(dataset, tmp_path):
     text = NESTED + LRS.replace("[6]", "[2]") + "samples: 2\nseed: 6\n" + PBT.replace("epochs: 2", "epochs: 1")
-    two = WorkersConfig(count=2)
-    summary, folder = study(text, dataset, tmp_path, test="none", workers=two, max_concurrent=1)
+    workers = WorkersConfig(count=2)
+    summary, folder = study(text, dataset, tmp_path, test="none", workers=workers, max_concurrent=1)
     assert summary["finished"] == 2
-    took_over(folder, summary)
+    check_exploits(folder, summary)
 
 
 @pytest.fixture
 def command(dataset: str, tmp_path: Path) -> list[str]:
-    """The command of a study whose driver has a Ray of its own."""
+    """Return the command of a study whose driver starts its own Ray."""
     file = tmp_path / "space.yaml"
     file.write_text(
-        COMMON + RATES.replace("[6]", "[24]") + "scheduler: {name: asha, grace_epochs: 4, reduction_factor: 2}\n"
+        COMMON
+        + LEARNING_RATES.replace("[6]", "[24]")
+        + "scheduler: {name: asha, grace_epochs: 4, reduction_factor: 2}\n"
     )
-    place = ["--dataset", dataset, "--output", str(tmp_path), "--name", "study"]
+    options = ["--dataset", dataset, "--output", str(tmp_path), "--name", "study"]
     return [
         sys.executable,
         "-m",
@@ -214,7 +218,7 @@ def command(dataset: str, tmp_path: Path) -> list[str]:
         "--resume",
         "--space",
         str(file),
-        *place,
+        *options,
         "--cluster.cpus",
         "2",
         "--test",
@@ -222,18 +226,18 @@ def command(dataset: str, tmp_path: Path) -> list[str]:
     ]
 
 
-def test_a_killed_driver_s_study_goes_on(command, tmp_path):
+def test_a_study_resumes_after_its_driver_is_killed(command, tmp_path):
     folder = tmp_path / "study"
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while len(events(folder, "report")) < 15:
         assert driver.poll() is None and time.monotonic() < deadline, driver.stderr.read()
         time.sleep(0.1)
-    # Ray's agents stay up for more than 30 s after the driver was killed; they do not train.
-    family = [p for p in psutil.Process(driver.pid).children(recursive=True) if "Agent" not in p.name()]
+    # Ray's agents run for more than 30 s after the driver was killed, but they do not train.
+    processes = [p for p in psutil.Process(driver.pid).children(recursive=True) if "Agent" not in p.name()]
     driver.kill()
     driver.wait()
-    psutil.wait_procs(family, timeout=30)
+    psutil.wait_procs(processes, timeout=30)
     ended = {event["trial"] for event in events(folder, "ended")}
     reports = len(events(folder, "report"))
     again = subprocess.run(command, capture_output=True, text=True, timeout=240)
@@ -247,30 +251,30 @@ def test_a_killed_driver_s_study_goes_on(command, tmp_path):
     assert not ended & {event["trial"] for event in events(folder, "report")[reports:]}
 
 
-TOP1 = "ray/tune/val_top1"
+TOP1_TAG = "ray/tune/val_top1"
 
 
 def test_loggers_write_each_epoch_under_its_trial(dataset, tmp_path):
     text = COMMON + "parameters:\n  optimizer.lr: {grid: [0.003, 0.001]}\n  epochs: {grid: [2]}\n"
     study(text, dataset, tmp_path, test="none", tensorboard=True, mlflow=str(tmp_path / "tracked"))
     files = list((tmp_path / "study").glob("ray-001/*/events.out.tfevents.*"))
-    tags = [[event.step for event in written(file) if event.summary.value[0].tag == TOP1] for file in files]
+    tags = [[event.step for event in read_events(file) if event.summary.value[0].tag == TOP1_TAG] for file in files]
     assert tags == [[1, 2], [1, 2]]
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/tracked/mlflow.db")
     runs = mlflow.search_runs(experiment_names=["study"])
     assert len(runs) == 2 and (runs["metrics.val_top1"] > 0).all() and set(runs["status"]) == {"FINISHED"}
 
 
-def test_a_logger_that_is_not_installed_is_named(dataset, tmp_path, monkeypatch):
+def test_a_missing_logger_package_is_named(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"--wandb: the package wandb is not installed; pip install '(wandb|\.\[wandb\])"
     ):
-        study(COMMON + RATES, dataset, tmp_path, wandb="project")
+        study(COMMON + LEARNING_RATES, dataset, tmp_path, wandb="project")
 
 
 def test_dry_run_starts_nothing(dataset, tmp_path, capsys):
-    study(COMMON + RATES, dataset, tmp_path, dry_run=True)
-    told = capsys.readouterr().out
-    assert "003" in told and "36" in told
+    study(COMMON + LEARNING_RATES, dataset, tmp_path, dry_run=True)
+    output = capsys.readouterr().out
+    assert "003" in output and "36" in output
     assert not (tmp_path / "study").exists()

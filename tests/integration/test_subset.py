@@ -1,4 +1,4 @@
-"""Subsets end to end: trained on without repacking, evaluated on the same rows, searched, written out."""
+"""Tests subsets end to end: training without repacking, evaluation on the same rows, studies, export."""
 
 import csv
 import dataclasses
@@ -17,13 +17,13 @@ from landmark.data.subset_view import Selection
 from landmark.search.study import plan_study
 from tests.support.packed import write_packed
 
-SUBSET = ["--subset.classes", "4", "--subset.choose", "random", "--subset.max-images", "45"]
-SAME = SubsetConfig(classes=4, choose="random", max_images=45)
-FAST = ["--model.backbone", "deck_mlp", "--loader.image-size", "16", "--epochs", "1", "--no-tensorboard"]
+SUBSET_FLAGS = ["--subset.classes", "4", "--subset.choose", "random", "--subset.max-images", "45"]
+SUBSET_CONFIG = SubsetConfig(classes=4, choose="random", max_images=45)
+FAST = ["--model.backbone", "reference_mlp", "--loader.image-size", "16", "--epochs", "1", "--no-tensorboard"]
 
 
 def images_of(dataset: PackedDataset) -> dict[str, tuple[str, bytes]]:
-    """Split and bytes of every image of a dataset, by its id."""
+    """Return the split and bytes of every image of a dataset by image ID."""
     found = {}
     for split, entry in dataset.manifest.splits.items():
         for shard in entry.shards:
@@ -35,22 +35,22 @@ def images_of(dataset: PackedDataset) -> dict[str, tuple[str, bytes]]:
 
 
 def test_a_run_on_a_subset_is_evaluated_on_the_same_rows(small_dataset, tmp_path, capsys):
-    run = ["train", "--dataset", small_dataset, "--output", str(tmp_path), *SUBSET, "--subset-seed", "3", *FAST]
+    run = ["train", "--dataset", small_dataset, "--output", str(tmp_path), *SUBSET_FLAGS, "--subset-seed", "3", *FAST]
     assert main(run) == 0
     assert main([*run, "--subset-seed", "4"]) == 1
     assert (
         "cannot resume with different settings: subset_seed: 3 -> 4; choose another --name" in capsys.readouterr().err
     )
-    chosen = Selection(PackedDataset.open(small_dataset), SAME, 3)
+    selection = Selection(PackedDataset.open(small_dataset), SUBSET_CONFIG, 3)
     meta = read_meta(resolve_checkpoint(str(tmp_path / "train")))
-    assert (meta.classes, meta.subset, meta.subset_seed) == (chosen.class_names, SAME, 3)
+    assert (meta.classes, meta.subset, meta.subset_seed) == (selection.class_names, SUBSET_CONFIG, 3)
     assert main(["evaluate", "--run", str(tmp_path / "train")]) == 0
     metrics = json.loads((tmp_path / "train" / "evaluation-test" / "metrics.json").read_text())
-    assert (metrics["rows"], metrics["classes"]) == (chosen.split("test").rows, 4)
+    assert (metrics["rows"], metrics["classes"]) == (selection.split("test").rows, 4)
 
 
 def test_a_run_of_an_older_version_keeps_its_subset(tmp_path, capsys):
-    """It records no rule: its images were chosen by rule 1, whatever a new run would choose."""
+    """It records no rule: its images were selected by rule 1, independent of the rule for new runs."""
     dataset = write_packed(tmp_path / "d", {"train": [80, 40], "val": [40], "test": [40]}, classes=6)
     run = ["train", "--dataset", dataset.location.uri, "--output", str(tmp_path), "--images", "60", *FAST]
     run += ["--recipe", "modern"]
@@ -69,7 +69,7 @@ def test_a_run_of_an_older_version_keeps_its_subset(tmp_path, capsys):
     assert rows == old.split("test").rows != new.split("test").rows
     assert main([*run, "--resume"]) == 0
     assert "train: its subset was chosen by rule 1" in capsys.readouterr().out
-    # The run is finished: its config.yaml stays as it is until it is trained again.
+    # The run is finished: its config.yaml stays unchanged until it is trained again.
     assert config.read_text() == recorded.replace("  rule: 1\n", "")
     assert main([*run, "--epochs", "2", "--resume"]) == 0
     assert config.read_text() == recorded.replace("epochs: 1\n", "epochs: 2\n", 1).replace(
@@ -88,65 +88,67 @@ def test_a_study_of_an_older_version_keeps_its_subset(small_dataset, tmp_path, c
         subset=SubsetConfig(images=300),
         test="none",
     )
-    begun = dataclasses.replace(config, subset=SubsetConfig(images=300, rule=1))
+    older = dataclasses.replace(config, subset=SubsetConfig(images=300, rule=1))
     (tmp_path / "tune").mkdir()
-    (tmp_path / "tune" / "config.yaml").write_text(to_yaml(begun).replace("  rule: 1\n", ""))
-    assert plan_study(config).datasets[None].subset == begun.subset
+    (tmp_path / "tune" / "config.yaml").write_text(to_yaml(older).replace("  rule: 1\n", ""))
+    assert plan_study(config).datasets[None].subset == older.subset
     assert "tune: its subset was chosen by rule 1" in capsys.readouterr().out
     assert plan_study(dataclasses.replace(config, name="fresh")).datasets[None].subset == config.subset
 
 
-def test_several_workers_train_on_a_subset_and_count_what_a_damaged_shard_loses(ray_cluster, tmp_path, capfd):
-    """Both ranks go through equal steps, or DDP would hang; the losses of both are summed."""
+def test_several_workers_train_on_a_subset_and_count_lost_images(ray_cluster, tmp_path, capfd):
+    """Both ranks take the same number of steps, or DDP would hang. The lost images of both are summed."""
     dataset = write_packed(tmp_path / "d", {"train": [80, 40], "val": [20]}, classes=6)
-    chosen = Selection(dataset, SAME, 0)
-    shard = chosen.split("train").shards[1]
+    selection = Selection(dataset, SUBSET_CONFIG, 0)
+    shard = selection.split("train").shards[1]
     (tmp_path / "d" / shard.path).unlink()
-    lost = chosen.catalog("train")["shard"].to_pylist().count(1)
-    several = ["--workers.count", "2", "--workers.cpus", "0.5", "--loader.reader-cpus", "0.1"]
-    run = ["train", "--dataset", str(tmp_path / "d"), "--output", str(tmp_path), *SUBSET, *FAST, *several]
-    assert main([*run, "--loader.damaged", "skip"]) == 0
-    assert read_meta(resolve_checkpoint(str(tmp_path / "train"))).classes == chosen.class_names
+    lost = selection.catalog("train")["shard"].to_pylist().count(1)
+    workers = ["--workers.count", "2", "--workers.cpus", "0.5", "--loader.reader-cpus", "0.1"]
+    run = ["train", "--dataset", str(tmp_path / "d"), "--output", str(tmp_path), *SUBSET_FLAGS, *FAST, *workers]
+    assert main([*run, "--loader.corrupt", "skip"]) == 0
+    assert read_meta(resolve_checkpoint(str(tmp_path / "train"))).classes == selection.class_names
     rows = list(csv.DictReader((tmp_path / "train" / "history.csv").open()))
     assert [row["lost_images"] for row in rows] == [str(lost)] and lost > 0
     assert f"{shard.path}: missing" in capfd.readouterr().out
 
 
-def test_all_trials_of_a_study_see_the_subset(small_dataset, tmp_path):
+def test_all_trials_of_a_study_use_the_subset(small_dataset, tmp_path):
     (tmp_path / "space.yaml").write_text(
-        "recipe: {epochs: 1, model: {backbone: deck_mlp}, loader: {image_size: 16, decode_threads: 1}}\n"
+        "recipe: {epochs: 1, model: {backbone: reference_mlp}, loader: {image_size: 16, decode_threads: 1}}\n"
         "parameters: {optimizer.lr: {grid: [0.01, 0.02]}}\n"
     )
     run = ["tune", "--dataset", small_dataset, "--output", str(tmp_path), "--space", str(tmp_path / "space.yaml")]
-    assert main([*run, *SUBSET]) == 0
-    chosen = Selection(PackedDataset.open(small_dataset), SAME, 0)
-    assert read_meta(resolve_checkpoint(str(tmp_path / "tune"))).classes == chosen.class_names
+    assert main([*run, *SUBSET_FLAGS]) == 0
+    selection = Selection(PackedDataset.open(small_dataset), SUBSET_CONFIG, 0)
+    assert read_meta(resolve_checkpoint(str(tmp_path / "tune"))).classes == selection.class_names
     study = json.loads((tmp_path / "tune" / "study.json").read_text())
     assert study["failed"] == 0 and study["finished"] == 2
     metrics = json.loads((tmp_path / "tune" / "evaluation-test" / "metrics.json").read_text())
-    assert metrics["rows"] == chosen.split("test").rows
+    assert metrics["rows"] == selection.split("test").rows
 
 
-def test_a_subset_is_written_out_with_its_bytes_and_splits(small_dataset, tmp_path, capsys):
+def test_a_subset_is_exported_with_unchanged_bytes_and_splits(small_dataset, tmp_path, capsys):
     output = str(tmp_path / "d")
     command = ["prepare", "--source", "dataset", "--dataset.path", small_dataset, "--output", output]
-    assert main([*command, *SUBSET, "--seed", "5"]) == 0
-    shown = capsys.readouterr().out
+    assert main([*command, *SUBSET_FLAGS, "--seed", "5"]) == 0
+    printed = capsys.readouterr().out
     before, after = PackedDataset.open(small_dataset), PackedDataset.open(output)
-    chosen = Selection(before, SAME, 5)
-    ids = {image_id for split in ("train", "val", "test") for image_id in chosen.catalog(split)["image_id"].to_pylist()}
-    every = images_of(before)
-    assert images_of(after) == {image_id: every[image_id] for image_id in ids}
-    assert after.class_names == chosen.class_names
-    assert f"packed {len(ids)} images" in shown and "images per class: maximum 45" in shown
+    selection = Selection(before, SUBSET_CONFIG, 5)
+    ids = {
+        image_id for split in ("train", "val", "test") for image_id in selection.catalog(split)["image_id"].to_pylist()
+    }
+    images = images_of(before)
+    assert images_of(after) == {image_id: images[image_id] for image_id in ids}
+    assert after.class_names == selection.class_names
+    assert f"packed {len(ids)} images" in printed and "images per class: maximum 45" in printed
     assert (Path(output) / "classes.png").read_bytes().startswith(b"\x89PNG")
     assert main(["prepare", "--output", output, "--verify"]) == 0
 
 
 @pytest.mark.parametrize("path", ["", "/none"])
-def test_a_source_that_is_no_dataset_is_named(path, tmp_path, capsys):
+def test_a_source_that_is_not_a_dataset_is_named(path, tmp_path, capsys):
     command = ["prepare", "--source", "dataset", "--output", str(tmp_path / "d")]
     code = main([*command, "--dataset.path", path] if path else command)
-    shown = capsys.readouterr().err
-    assert (code, "/none: no manifest.json" in shown) == ((1, True) if path else (2, False))
-    assert len(shown.strip().splitlines()) == 1
+    error = capsys.readouterr().err
+    assert (code, "/none: no manifest.json" in error) == ((1, True) if path else (2, False))
+    assert len(error.strip().splitlines()) == 1

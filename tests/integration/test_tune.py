@@ -1,9 +1,10 @@
-"""Studies for real: early stopping, pausing, failures, several workers, the files that are left, S3."""
+"""Tests studies: early stopping, pausing, failures, budgets, output files, S3."""
 
 import json
 
 import pytest
 
+from landmark.cli import main
 from landmark.commands.evaluate import evaluate
 from landmark.commands.report import report
 from landmark.commands.tune import tune
@@ -11,7 +12,7 @@ from landmark.config import ClusterConfig, EvaluateConfig, ReportConfig, TuneCon
 from landmark.search.spaces.space import Space
 from tests.support.packed import write_packed
 from tests.support.seaweed import Seaweed
-from tests.support.studies import COMMON, RATES, epochs_of, events, rows, study
+from tests.support.studies import COMMON, LEARNING_RATES, epochs_of, events, rows, study
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +21,9 @@ def dataset(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_packed(folder, {"train": [64, 40], "val": [32], "test": [24]}, classes=4).location.uri
 
 
-def test_asha_stops_poor_trials_and_the_study_leaves_its_files(dataset, tmp_path, capsys):
+def test_asha_stops_poor_trials_and_the_study_writes_its_files(dataset, tmp_path, capsys):
     scheduler = "scheduler: {name: asha, grace_epochs: 2, reduction_factor: 2}\n"
-    summary, folder = study(COMMON + RATES + scheduler, dataset, tmp_path, test="all")
+    summary, folder = study(COMMON + LEARNING_RATES + scheduler, dataset, tmp_path, test="all")
     assert summary["epochs_grid"] == 36
     assert summary["epochs_run"] < 36
     assert summary["stopped_early"] >= 1 and summary["finished"] >= 1 and summary["failed"] == 0
@@ -44,31 +45,31 @@ def test_asha_stops_poor_trials_and_the_study_leaves_its_files(dataset, tmp_path
     assert best["trial"] in page.read_text()
     assert "stopped early" in capsys.readouterr().out
     reports = len(events(folder, "report"))
-    again, _ = study(COMMON + RATES + scheduler, dataset, tmp_path, test="all")
-    assert (again["best"], again["epochs_run"]) == (best, summary["epochs_run"])
-    assert len(events(folder, "report")) == reports  # nothing is run, and nothing is tested, again
+    repeated, _ = study(COMMON + LEARNING_RATES + scheduler, dataset, tmp_path, test="all")
+    assert (repeated["best"], repeated["epochs_run"]) == (best, summary["epochs_run"])
+    assert len(events(folder, "report")) == reports  # nothing is trained or tested again
     with pytest.raises(UserError, match="a study of this name exists, with another recipe, space; choose"):
-        study(COMMON.replace("16", "24") + RATES, dataset, tmp_path)
+        study(COMMON.replace("16", "24") + LEARNING_RATES, dataset, tmp_path)
 
 
-def test_hyperband_pauses_trials_and_they_go_on_from_their_checkpoint(dataset, tmp_path):
+def test_hyperband_pauses_trials_and_resumes_them_from_checkpoints(dataset, tmp_path):
     scheduler = "scheduler: {name: hyperband, reduction_factor: 3}\n"
-    summary, folder = study(COMMON + RATES.replace("[6]", "[9]") + scheduler, dataset, tmp_path, test="none")
+    summary, folder = study(COMMON + LEARNING_RATES.replace("[6]", "[9]") + scheduler, dataset, tmp_path, test="none")
     assert summary["epochs_run"] < summary["epochs_grid"] == 54
     for epochs in epochs_of(folder).values():
         assert epochs == list(range(1, len(epochs) + 1))
     assert summary["epochs_repeated"] == 0
 
 
-def test_median_stopping_ends_a_trial_below_the_others(dataset, tmp_path):
+def test_median_stopping_stops_a_trial_below_the_median(dataset, tmp_path):
     scheduler = "scheduler: {name: median_stopping, grace_epochs: 2, min_trials: 2}\n"
-    text = COMMON + RATES.replace("[6]", "[8]") + scheduler
+    text = COMMON + LEARNING_RATES.replace("[6]", "[8]") + scheduler
     summary, _ = study(text, dataset, tmp_path, test="none")
     assert summary["stopped_early"] >= 1
     assert summary["epochs_run"] < summary["epochs_grid"]
 
 
-def test_a_failing_trial_is_marked_and_the_rest_goes_on(dataset, tmp_path):
+def test_a_failing_trial_is_marked_and_the_others_continue(dataset, tmp_path):
     text = COMMON + "parameters:\n  optimizer.lr: {grid: [1.0e+30, 0.003]}\n  epochs: {grid: [2]}\n"
     summary, folder = study(text, dataset, tmp_path)
     assert (summary["failed"], summary["finished"]) == (1, 1)
@@ -77,7 +78,7 @@ def test_a_failing_trial_is_marked_and_the_rest_goes_on(dataset, tmp_path):
     assert board[0]["test_top1"]
 
 
-def test_when_all_fail_the_first_reason_is_told(dataset, tmp_path):
+def test_when_all_trials_fail_the_first_error_is_reported(dataset, tmp_path):
     text = COMMON + "parameters:\n  optimizer.lr: {grid: [1.0e+30, 2.0e+30]}\n"
     with pytest.raises(UserError, match="all 2 trials that started failed; the first: the loss became"):
         study(text, dataset, tmp_path)
@@ -85,12 +86,14 @@ def test_when_all_fail_the_first_reason_is_told(dataset, tmp_path):
 
 
 def test_a_budget_of_epochs_ends_the_study(dataset, tmp_path):
-    summary, _ = study(COMMON + RATES + "budget: {epochs: 9}\n", dataset, tmp_path, test="none", max_concurrent=1)
+    summary, _ = study(
+        COMMON + LEARNING_RATES + "budget: {epochs: 9}\n", dataset, tmp_path, test="none", max_concurrent=1
+    )
     assert 9 <= summary["epochs_run"] <= 12
     assert summary["ended_by"] == "its budget of 9 epochs is used up"
 
 
-def test_no_room_is_said_before_anything_starts(dataset, tmp_path):
+def test_insufficient_resources_are_reported_before_anything_starts(dataset, tmp_path):
     text = COMMON + "parameters: {epochs: {grid: [2]}}\n"
     with pytest.raises(UserError, match="not enough resources for a trial: it requires 9 x 1 CPUs"):
         study(text, dataset, tmp_path, workers=WorkersConfig(count=9))
@@ -100,7 +103,7 @@ def test_no_room_is_said_before_anything_starts(dataset, tmp_path):
     assert not (tmp_path / "study" / "config.yaml").exists()
 
 
-def test_a_study_lives_on_s3(dataset, s3: Seaweed, tmp_path):
+def test_a_study_is_stored_on_s3(dataset, s3: Seaweed, tmp_path):
     text = COMMON + "parameters:\n  optimizer.lr: {grid: [0.003, 0.001]}\n  epochs: {grid: [2]}\n"
     file = tmp_path / "space.yaml"
     file.write_text(text)
@@ -111,3 +114,17 @@ def test_a_study_lives_on_s3(dataset, s3: Seaweed, tmp_path):
     assert summary["finished"] == 2
     assert evaluate(EvaluateConfig(run=s3.uri("studies/s")))["top1"] == summary["best"]["test"]["1"]
     assert report(ReportConfig(run=s3.uri("studies/s"))).exists()
+
+
+def test_a_budget_of_time_stops_the_study_which_resumes_with_more(dataset, tmp_path, capsys):
+    space = tmp_path / "space.yaml"
+    space.write_text(COMMON + LEARNING_RATES)
+    command = ["tune", dataset, "--space", str(space), "-o", str(tmp_path), "--name", "study"]
+    command += ["--no-tensorboard", "--test", "none", "--max-concurrent", "1"]
+    assert main([*command, "--budget.seconds", "1"]) == 75
+    printed = capsys.readouterr()
+    assert "error: stopped because its budget of 1 s is used up" in printed.err and "--budget.seconds" in printed.err
+    assert json.loads((tmp_path / "study" / "study.json").read_text())["out_of_time"]
+    assert main([*command, "--budget.seconds", "600", "--resume"]) == 0
+    summary = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert not summary["out_of_time"] and summary["finished"] == summary["trials"]

@@ -1,4 +1,4 @@
-"""Workers that die or hang, and workers that become more: nothing skipped, what is repeated counted, the same weights."""
+"""Tests that runs recover from dead or hung workers and resume on a different number of workers."""
 
 import csv
 import dataclasses
@@ -24,14 +24,14 @@ from landmark.config import (
     WorkersConfig,
 )
 from landmark.data.dataset import PackedDataset
-from landmark.data.loading.progress import Position
+from landmark.data.loading.progress import EpochProgress
 from landmark.training.distributed import ray_train
 from landmark.training.run import run_training
 from tests.support.dying import dying_work, validating_work
 from tests.support.packed import write_packed
-from tests.support.witness import consumed, steps_seen, witnessed_work, write_down
+from tests.support.witness import consumed, record_steps, recording_work, steps_seen
 
-TRAIN, BATCH, EVERY, EPOCHS = 160, 16, 4, 3
+TRAIN, BATCH, CHECKPOINT_STEPS, EPOCHS = 160, 16, 4, 3
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,11 @@ def config(packed: PackedDataset, folder: Path, **changes) -> TrainConfig:
         dataset=packed.location.uri,
         output=str(folder),
         epochs=EPOCHS,
-        model=ModelConfig(backbone="deck_cnn_max", dropout=0.2),
+        model=ModelConfig(backbone="reference_cnn_max", dropout=0.2),
         optimizer=OptimizerConfig(name="adam", lr=0.001),
         loader=LoaderConfig(image_size=32, batch_size=BATCH, decode_threads=1, stream="thread"),
         compute=ComputeConfig(deterministic=True),
-        checkpoint=CheckpointConfig(steps=EVERY),
+        checkpoint=CheckpointConfig(steps=CHECKPOINT_STEPS),
         workers=WorkersConfig(count=2, cpus=1, max_failures=2, stall_s=12),
         tensorboard=False,
         resume=True,
@@ -57,11 +57,11 @@ def config(packed: PackedDataset, folder: Path, **changes) -> TrainConfig:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _witnessed() -> Iterator[None]:
+def _record_all_steps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_train, "_work", witnessed_work)
-        # This process's own steps are written down by one test, and undone with the module.
-        patch.setattr(Position, "advance", Position.advance)
+        patch.setattr(ray_train, "_work", recording_work)
+        # One test records the steps of this process; the patch is undone after the module.
+        patch.setattr(EpochProgress, "advance", EpochProgress.advance)
         yield
 
 
@@ -71,16 +71,16 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    _witnessed: None, dataset: PackedDataset, tmp_path_factory: pytest.TempPathFactory
+    _record_all_steps: None, dataset: PackedDataset, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, torch.Tensor]:
-    """The weights of a run that nothing happens to."""
+    """Return the weights of an undisturbed run."""
     folder = tmp_path_factory.mktemp("undisturbed")
     run_training(config(dataset, folder))
     return weights(folder)
 
 
 def at_step(run: Path, step: int, act: Callable[[int], None]) -> threading.Thread:
-    """Do something to the worker that took the last step when so many steps were taken over all processes."""
+    """Call a function with the PID of the worker that took the last step when all processes have taken `step` steps."""
 
     def wait() -> None:
         while steps_seen(run) < step:
@@ -93,7 +93,7 @@ def at_step(run: Path, step: int, act: Callable[[int], None]) -> threading.Threa
     return thread
 
 
-def test_workers_that_die_and_hang_are_replaced_inside_the_epoch(dataset, tmp_path, undisturbed, capfd):
+def test_dead_and_hung_workers_are_replaced_within_the_epoch(dataset, tmp_path, undisturbed, capfd):
     killed = at_step(tmp_path / "train", 2 * 15, lambda pid: os.kill(pid, signal.SIGKILL))
     hung = at_step(tmp_path / "train", 2 * 24, lambda pid: os.kill(pid, signal.SIGSTOP))
     result = run_training(config(dataset, tmp_path))
@@ -103,7 +103,7 @@ def test_workers_that_die_and_hang_are_replaced_inside_the_epoch(dataset, tmp_pa
     counts = consumed(tmp_path / "train")
     assert all(set(counts[epoch]) == set(range(TRAIN)) for epoch in range(1, EPOCHS + 1))
     repeated = sum(count - 1 for epoch in counts.values() for count in epoch.values())
-    assert repeated <= 2 * 2 * EVERY * BATCH
+    assert repeated <= 2 * 2 * CHECKPOINT_STEPS * BATCH
     # Two processes at first, two after the kill, two after the hang.
     assert len(list((tmp_path / "train" / "witness").glob("*.log"))) == 6
     assert capfd.readouterr().out.count("made no progress for 12 s") == 1
@@ -111,7 +111,7 @@ def test_workers_that_die_and_hang_are_replaced_inside_the_epoch(dataset, tmp_pa
         assert torch.equal(tensor, undisturbed[name]), name
 
 
-def test_an_epoch_that_was_stored_is_not_lost_with_its_report(dataset, tmp_path, monkeypatch):
+def test_a_stored_epoch_is_not_lost_when_its_report_is(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_train, "_work", dying_work)
     run_training(config(dataset, tmp_path))
     assert (tmp_path / "train" / "died").exists()
@@ -119,9 +119,7 @@ def test_an_epoch_that_was_stored_is_not_lost_with_its_report(dataset, tmp_path,
         assert [int(row["epoch"]) for row in csv.DictReader(history)] == list(range(1, EPOCHS + 1))
 
 
-def test_a_long_validation_is_not_taken_for_a_hang_and_a_kill_in_it_repeats_no_step(
-    ray_cluster, tmp_path, monkeypatch, capfd
-):
+def test_a_long_validation_is_no_hang_and_a_kill_in_it_repeats_no_step(ray_cluster, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(ray_train, "_work", validating_work)
     packed = write_packed(tmp_path / "packed", {"train": [100, 60], "val": [160], "test": [9]}, classes=4)
     workers = WorkersConfig(count=2, cpus=1, max_failures=1, stall_s=3)
@@ -129,17 +127,17 @@ def test_a_long_validation_is_not_taken_for_a_hang_and_a_kill_in_it_repeats_no_s
     result = run_training(config(packed, tmp_path, epochs=2, workers=workers, checkpoint=checkpoint))
     assert result.epochs_run == 2 and (tmp_path / "train" / "died").exists()
     assert "made no progress" not in capfd.readouterr().out
-    assert len(list((tmp_path / "train" / "witness").glob("*.log"))) == 2  # those that came after took no step
+    assert len(list((tmp_path / "train" / "witness").glob("*.log"))) == 2  # the workers after the kill took no step
     counts = consumed(tmp_path / "train")
     assert all(counts[epoch] == dict.fromkeys(range(TRAIN), 1) for epoch in (1, 2))
 
 
-def test_another_number_of_workers_goes_on_with_what_is_left(dataset, tmp_path):
-    alone = dataclasses.replace(config(dataset, tmp_path), workers=WorkersConfig(count=1))
-    write_down(tmp_path / "train" / "witness")
+def test_a_different_number_of_workers_trains_the_remaining_samples(dataset, tmp_path):
+    one_worker = dataclasses.replace(config(dataset, tmp_path), workers=WorkersConfig(count=1))
+    record_steps(tmp_path / "train" / "witness")
     thread = at_step(tmp_path / "train", 14, lambda pid: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(UserError, match="terminated; saved as checkpoints/epoch-0002-image-"):
-        run_training(alone)
+        run_training(one_worker)
     thread.join()
     run_training(config(dataset, tmp_path, resume=True))
     counts = consumed(tmp_path / "train")

@@ -1,4 +1,4 @@
-"""Embeddings: of length 1, of every kind of network, and what the classifier sees."""
+"""Embeddings: unit length for each kind of backbone, and equal to the input of the classifier."""
 
 import pytest
 import torch
@@ -8,9 +8,9 @@ from landmark.config import ModelConfig
 from landmark.models import Embedder, build_model
 from landmark.models.embeddings import classifier_of
 
-NETWORKS = {
-    "deck_mlp": 100,
-    "deck_cnn_avg": 100,
+WIDTHS = {
+    "reference_mlp": 100,
+    "reference_cnn_avg": 100,
     "resnet18": 512,
     "squeezenet1_1": 512,
     "mobilenet_v3_small": 1024,
@@ -21,8 +21,8 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_embeddings_have_length_one_and_the_networks_width(name: str) -> None:
+@pytest.mark.parametrize("name", WIDTHS)
+def test_embeddings_have_unit_length_and_the_width_of_the_backbone(name: str) -> None:
     size = 224 if "vit" in name or "swin" in name else 64
     model = build_model(ModelConfig(backbone=name), classes=7, image_size=size)
     embedder = Embedder(model)
@@ -31,7 +31,7 @@ def test_embeddings_have_length_one_and_the_networks_width(name: str) -> None:
         embeddings, logits = embedder.with_logits(images)
         torch.testing.assert_close(logits, model(images))
         torch.testing.assert_close(embedder(images), embeddings)
-    assert embeddings.shape == (2, NETWORKS[name]) and embeddings.dtype == torch.float32
+    assert embeddings.shape == (2, WIDTHS[name]) and embeddings.dtype == torch.float32
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2))
 
 

@@ -1,4 +1,4 @@
-"""The registry: the deck's counts, heads of the right size, mistakes named."""
+"""The registry: parameter counts of the reference study, heads of the right size, and clear errors."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from landmark.models import (
 from landmark.models.reference import feature_side
 
 FAMILIES = [
-    "deck_mlp",
+    "reference_mlp",
     "resnet18",
     "densenet121",
     "mobilenet_v3_small",
@@ -36,14 +36,14 @@ FAMILIES = [
 ]
 
 
-@pytest.mark.parametrize("name", ["deck_cnn_max", "deck_cnn_avg"])
-def test_the_decks_cnns_have_the_decks_parameters(name):
+@pytest.mark.parametrize("name", ["reference_cnn_max", "reference_cnn_avg"])
+def test_the_reference_cnns_have_the_parameter_counts_of_the_study(name):
     counts = count_parameters(ModelConfig(backbone=name), classes=100, image_size=299)
     assert (counts.total, counts.trainable, counts.frozen) == (12_463_400, 12_460_600, 2_800)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("deck_cnn_max", "MaxPool2d"), ("deck_cnn_avg", "AvgPool2d")])
-def test_the_decks_cnns_have_the_decks_layers(name, kind):
+@pytest.mark.parametrize(("name", "kind"), [("reference_cnn_max", "MaxPool2d"), ("reference_cnn_avg", "AvgPool2d")])
+def test_the_reference_cnns_have_the_layers_of_the_study(name, kind):
     with torch.device("meta"):
         model = build_model(ModelConfig(backbone=name), classes=100, image_size=299)
         shapes, x = [], torch.empty(1, 3, 299, 299)
@@ -70,15 +70,15 @@ def test_the_decks_cnns_have_the_decks_layers(name, kind):
 
 @given(st.integers(22, 400))
 @settings(max_examples=20)
-def test_the_decks_cnn_takes_any_size(size):
+def test_the_reference_cnn_accepts_any_image_size(size):
     with torch.device("meta"):
-        model = build_model(ModelConfig(backbone="deck_cnn_max"), classes=3, image_size=size)
+        model = build_model(ModelConfig(backbone="reference_cnn_max"), classes=3, image_size=size)
         assert model(torch.empty(1, 3, size, size)).shape == (1, 3)
     assert feature_side(299) == 35
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_networks_of_every_family_answer_with_a_logit_a_class(name):
+def test_models_of_every_family_return_one_logit_per_class(name):
     size = 224 if "vit" in name or "swin" in name else 64
     model = build_model(ModelConfig(backbone=name), classes=7, image_size=size)
     train_mode(model)
@@ -92,7 +92,7 @@ def test_networks_of_every_family_answer_with_a_logit_a_class(name):
         assert model(torch.randn(1, 3, size, size)).shape == (1, 7)
 
 
-def test_inception_trains_with_its_auxiliary_head_at_its_own_size_and_without_below():
+def test_inception_uses_its_auxiliary_head_only_at_its_default_size():
     model = build_model(ModelConfig(backbone="inception_v3"), classes=5, image_size=299)
     train_mode(model)
     output = model(torch.randn(2, 3, 299, 299))
@@ -106,14 +106,14 @@ def test_inception_trains_with_its_auxiliary_head_at_its_own_size_and_without_be
     assert small(torch.randn(2, 3, 96, 96)).shape == (2, 5)
 
 
-def test_an_unknown_name_has_a_nearest_one():
+def test_an_unknown_name_gets_a_suggestion():
     with pytest.raises(UserError, match="did you mean 'resnet50'"):
         build_model(ModelConfig(backbone="resnt50"), classes=3, image_size=64)
     with pytest.raises(UserError, match="did you mean 'timm/resnet18'"):
         model_info("timm/resnet18_")
 
 
-def test_an_image_too_small_is_refused_with_the_networks_size():
+def test_an_image_that_is_too_small_is_refused_with_the_default_size():
     with pytest.raises(UserError, match=r"loader\.image_size is 16: vgg11 does not accept .* 224"):
         build_model(ModelConfig(backbone="vgg11"), classes=3, image_size=16)
 
@@ -138,9 +138,9 @@ def test_a_frozen_backbone_does_not_change():
     assert counts.trainable == 3 * 513
 
 
-def test_normalisation_and_size_are_the_networks_own():
+def test_normalization_and_image_size_are_those_of_the_model():
     assert model_info("inception_v3").image_size == 299
     assert model_info("resnet50").mean == (0.485, 0.456, 0.406)
     assert model_info("timm/tf_efficientnet_lite0").mean == (0.5, 0.5, 0.5)
-    assert model_info("deck_cnn_max").image_size == 299
+    assert model_info("reference_cnn_max").image_size == 299
     assert len(model_names()) > 80

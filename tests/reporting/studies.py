@@ -1,4 +1,4 @@
-"""Studies' folders for tests, in the form that `landmark tune` leaves them."""
+"""Study folders for tests, in the format that `landmark tune` writes."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import pandas as pd
 from landmark.reporting.tables import StudyTables, read_study
 from landmark.storage import locate
 
-TESTED = ("test_top1", "test_top5", "test_top10")
+TEST_METRICS = ("test_top1", "test_top5", "test_top10")
 
 
 def write_study(
@@ -20,14 +20,15 @@ def write_study(
     reported_at: Mapping[tuple[str, int], float] | None = None,
     **summary: Any,
 ) -> Path:
-    """Write a study: its leaderboard's rows, each trial's val_top1 by epoch, and what study.json says besides.
+    """Write a study.
 
-    reported_at: unix seconds by trial and epoch; None: a study from before that column.
+    trials: leaderboard rows. history: metric per epoch, by trial. summary: additional keys of study.json. reported_at:
+    Unix seconds by trial and epoch. None: the column is missing, as in studies of earlier versions.
     """
     folder.mkdir(parents=True, exist_ok=True)
     metric = summary.get("metric", "val_top1")
-    usual = {"model.backbone": "resnet18", "optimizer.name": "adam", "epochs": 4, **dict.fromkeys(TESTED)}
-    board = pd.DataFrame([usual | dict(trial) for trial in trials])
+    defaults = {"model.backbone": "resnet18", "optimizer.name": "adam", "epochs": 4, **dict.fromkeys(TEST_METRICS)}
+    board = pd.DataFrame([defaults | dict(trial) for trial in trials])
     board["val_top1"] = board.get("val_top1", float("nan"))
     board["epochs_run"] = [len(history.get(name, ())) for name in board["trial"]]
     board.insert(0, "rank", [n if s != "failed" else None for n, s in enumerate(board["status"], 1)])

@@ -1,4 +1,4 @@
-"""The report: the deck's tables, one self-contained page, hostile names escaped, half studies named."""
+"""The report: reference tables, one self-contained page, escaped names, errors for incomplete folders."""
 
 import dataclasses
 import json
@@ -7,11 +7,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from landmark.config import UserError
 from landmark.evaluation.io import write_evaluation_files
-from landmark.evaluation.summary import metrics_of, tally_of
+from landmark.evaluation.summary import accumulate, metrics_of
+from landmark.reporting.plots import confusion_png
 from landmark.reporting.report import write_report
 from landmark.reporting.tables import optimizer_epochs, read_csv
 from landmark.storage import locate
@@ -31,7 +33,7 @@ HISTORY = "trial,epoch,val_top1\nt1-<b>,1,0.2\nt1-<b>,2,0.4\nt2,1,0.37\nt3,1,0.3
 
 def write_study(folder: Path) -> Path:
     study = {
-        "name": "deck <script>",
+        "name": "study <script>",
         "metric": "val_top1",
         "trials": 4,
         "stopped_early": 1,
@@ -51,29 +53,29 @@ def write_study(folder: Path) -> Path:
     return folder
 
 
-def evaluated(folder: Path, labels: np.ndarray, logits: np.ndarray, names: list[str]) -> None:
-    """Write the files of an evaluation of these labels and logits."""
+def write_evaluation_of(folder: Path, labels: np.ndarray, logits: np.ndarray, names: list[str]) -> None:
+    """Write the evaluation files for these labels and logits."""
     predictions, counts = predictions_of(labels, logits), np.arange(len(names), 0, -1)
-    tally = tally_of(predictions, len(names), (1, 5))
-    summary = metrics_of(predictions, tally, "test", counts, samples=20)
-    write_evaluation_files(locate(folder), summary, tally, predictions, names, counts)
+    accumulator = accumulate(predictions, len(names), (1, 5))
+    summary = metrics_of(predictions, accumulator, "test", counts, samples=20)
+    write_evaluation_files(locate(folder), summary, accumulator, predictions, names, counts)
 
 
-def test_the_page_of_an_evaluation_by_neighbours_has_no_loss(tmp_path):
+def test_page_of_a_knn_evaluation_shows_no_loss(tmp_path):
     folder = write_run(tmp_path / "run")
     names, random = [f"c{label}" for label in range(6)], np.random.default_rng(0)
     predictions = predictions_of(random.integers(0, 6, 80), random.normal(size=(80, 6)))
-    near = dataclasses.replace(predictions, losses=np.full(80, np.nan, np.float32))
-    tally, counts = tally_of(near, 6, (1, 5)), np.arange(6, 0, -1)
-    summary = metrics_of(near, tally, "test", counts, samples=20, groups=np.arange(80) // 2)
+    without_loss = dataclasses.replace(predictions, losses=np.full(80, np.nan, np.float32))
+    accumulator, counts = accumulate(without_loss, 6, (1, 5)), np.arange(6, 0, -1)
+    summary = metrics_of(without_loss, accumulator, "test", counts, samples=20, groups=np.arange(80) // 2)
     assert "loss" not in summary
-    write_evaluation_files(locate(folder / "evaluation-test"), summary, tally, near, names, counts)
+    write_evaluation_files(locate(folder / "evaluation-test"), summary, accumulator, without_loss, names, counts)
     page = Path(write_report(locate(folder), locate(tmp_path / "report")).path).read_text()
     assert "80 images of 6 classes. Intervals: 20 bootstrap replicates that sample 40 complete groups." in page
 
 
 class Checker(HTMLParser):
-    """Notes what a page refers to, whether its tags are closed, and ids that are there twice."""
+    """Collects the references, ids and tags of a page, and checks that each tag is closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +95,8 @@ class Checker(HTMLParser):
         assert self.open.pop() == tag
 
 
-def checked(page: str) -> Checker:
+def check_html(page: str) -> Checker:
+    """Check that the page is well formed and refers only to itself."""
     checker = Checker()
     checker.feed(page)
     assert not checker.open
@@ -103,19 +106,19 @@ def checked(page: str) -> Checker:
     return checker
 
 
-def test_a_studys_page_is_whole_and_escaped(tmp_path: Path):
+def test_page_of_a_study_is_well_formed_and_escaped(tmp_path: Path):
     study = write_study(tmp_path / "study")
-    evaluated(study / "evaluation-test", np.array([0, 1, 2]), np.eye(3)[[0, 1, 0]], ["a", "<i>", "$c$ & d"])
+    write_evaluation_of(study / "evaluation-test", np.array([0, 1, 2]), np.eye(3)[[0, 1, 0]], ["a", "<i>", "$c$ & d"])
     page = (Path(write_report(locate(study), locate(study / "report")).path)).read_text()
-    checked(page)
+    check_html(page)
     assert page.count('<svg role="img"') == 7
-    assert "deck &lt;script&gt;" in page and "t1-&lt;b&gt;" in page
+    assert "study &lt;script&gt;" in page and "t1-&lt;b&gt;" in page
     assert re.search(r'<tr class="early"><td class="number">2', page)
     assert "no memory" in page
     assert "40.25%" in page and "4.73%" in page
 
 
-def test_the_decks_tables_come_out_of_a_study(tmp_path: Path):
+def test_reference_tables_of_a_study(tmp_path: Path):
     study = write_study(tmp_path / "study")
     write_report(locate(study), locate(tmp_path / "out"))
     summary = json.loads((tmp_path / "out" / "model_summary.json").read_text())
@@ -126,7 +129,7 @@ def test_the_decks_tables_come_out_of_a_study(tmp_path: Path):
     assert (tmp_path / "out" / "optimizer_epochs.csv").read_text().startswith("model,optimizer/epochs,top1,top5,top10")
 
 
-def test_shares_that_are_whole_numbers_are_shares_all_the_same(tmp_path: Path):
+def test_integer_fractions_are_written_as_fractions(tmp_path: Path):
     study = write_study(tmp_path / "study")
     board = BOARD.splitlines()
     best = "1,t1,finished,resnet101,adam,,20,20,19,0,1,1,1,1,1,1,100,60,ray/t1,"
@@ -137,16 +140,16 @@ def test_shares_that_are_whole_numbers_are_shares_all_the_same(tmp_path: Path):
     assert [row["val_top1"] for row in summary] == [1.0, None, None]
 
 
-def test_a_single_runs_page(tmp_path: Path):
+def test_page_of_a_run(tmp_path: Path):
     best = {"epoch": 2, "val_top1": 0.5}
     values = {"name": "r", "dataset": "d", "best": best, "epochs_run": 2, "best_checkpoint": "c"}
     (tmp_path / "run.json").write_text(json.dumps(values))
     (tmp_path / "history.csv").write_text("epoch,train_loss,val_loss,val_top1\n1,2,2,0.3\n2,1,1,0.5\n")
     page = Path(write_report(locate(tmp_path), locate(tmp_path / "report")).path).read_text()
-    assert checked(page).tags.count("svg") == 2
+    assert check_html(page).tags.count("svg") == 2
 
 
-def test_half_studies_are_named(tmp_path: Path):
+def test_incomplete_folders_are_named_in_errors(tmp_path: Path):
     with pytest.raises(UserError, match="none: does not exist"):
         write_report(locate(tmp_path / "none"), locate(tmp_path / "out"))
     with pytest.raises(UserError, match=r"contains neither study\.json nor run\.json"):
@@ -160,9 +163,10 @@ def test_half_studies_are_named(tmp_path: Path):
         write_report(locate(study), locate(tmp_path / "out"))
 
 
-def test_very_many_classes_are_drawn_as_the_most_confused(tmp_path: Path):
+def test_confusion_plot_of_many_classes(tmp_path: Path):
     rng = np.random.default_rng(0)
     names = [f"class {i}" for i in range(500)]
-    evaluated(tmp_path, rng.integers(0, 500, 2000), rng.random((2000, 500)), names)
-    assert (tmp_path / "confusion.png").read_bytes()[:4] == b"\x89PNG"
+    write_evaluation_of(tmp_path, rng.integers(0, 500, 2000), rng.random((2000, 500)), names)
+    confusion = pa.Table.from_pandas(read_csv(locate(tmp_path / "confusion.csv")))
+    assert confusion_png(confusion, names)[:4] == b"\x89PNG"
     assert (tmp_path / "per_class.csv").read_text().count("\n") == 501

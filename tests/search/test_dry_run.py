@@ -1,10 +1,10 @@
-"""What a dry run tells: the trials, what they take, and what a scheduler leaves of them."""
+"""Tests the dry run: the trials, their resources, and the fraction of epochs that a scheduler runs."""
 
 import pytest
 
 from landmark.config import SchedulerConfig
-from landmark.search.dry_run import dry_run_text, kept_share, measured_rate, trial_cost
-from landmark.search.spaces.samplers import build_proposals, preview
+from landmark.search.dry_run import dry_run_text, kept_fraction, measured_rate, trial_cost
+from landmark.search.spaces.samplers import build_sampler, preview
 from landmark.search.spaces.space import Space
 from landmark.search.trials.resource_estimates import trial_flops
 from tests.support.packed import write_packed
@@ -12,7 +12,7 @@ from tests.support.packed import write_packed
 TEXT = """
 recipe: {loader: {image_size: 32, batch_size: 16}}
 parameters:
-  model.backbone: {grid: [resnet18, deck_mlp]}
+  model.backbone: {grid: [resnet18, reference_mlp]}
   optimizer.lr: {grid: [0.1, 0.01]}
   epochs: {grid: [9]}
 scheduler: {name: asha, grace_epochs: 1, reduction_factor: 3}
@@ -33,7 +33,7 @@ def load(text: str, tmp_path) -> Space:
 
 def test_the_text_has_every_trial_and_the_totals(dataset, tmp_path):
     space = load(TEXT, tmp_path)
-    plans = preview(build_proposals(space, space.recipe()))
+    plans = preview(build_sampler(space, space.recipe()))
     lines = dry_run_text(
         space, plans, {None: dataset}, workers=1, resources="1 CPU", at_a_time=2, gpu=False
     ).splitlines()
@@ -53,28 +53,30 @@ def test_the_text_has_every_trial_and_the_totals(dataset, tmp_path):
     assert "GFLOP/s" in text
 
 
-def test_proposals_that_follow_results_are_said_to_be_random(dataset, tmp_path):
+def test_adaptive_samplers_are_previewed_with_random_points(dataset, tmp_path):
     searched = TEXT.replace("budget: {epochs: 20}", "samples: 3\nsearcher: {name: optuna}")
     space = load(searched, tmp_path)
-    plans = preview(build_proposals(space, space.recipe()))
+    plans = preview(build_sampler(space, space.recipe()))
     text = dry_run_text(space, plans, {None: dataset}, workers=1, resources="1 CPU", at_a_time=1, gpu=False)
     assert text.startswith("3 trials of ") and "random points" in text.splitlines()[0]
 
 
-def test_small_images_of_progressive_resizing_cost_less(dataset, tmp_path):
+def test_progressive_resizing_lowers_the_cost(dataset, tmp_path):
     space = load(TEXT, tmp_path)
-    plan = preview(build_proposals(space, space.recipe()))[0]
+    plan = preview(build_sampler(space, space.recipe()))[0]
     cost = trial_cost(plan, dataset, 1, gpu=False)
     assert cost.images == 900
     assert cost.total_flops == pytest.approx(trial_flops(plan.recipe, 4) * 9 * (3 * 100 + 20))
-    changed = TEXT.replace("batch_size: 16}", "batch_size: 16}, resizing: {start_size: 16}").replace(", deck_mlp", "")
+    changed = TEXT.replace("batch_size: 16}", "batch_size: 16}, resizing: {start_size: 16}").replace(
+        ", reference_mlp", ""
+    )
     resized = load(changed, tmp_path)
-    smaller = trial_cost(preview(build_proposals(resized, resized.recipe()))[0], dataset, 1, gpu=False)
+    smaller = trial_cost(preview(build_sampler(resized, resized.recipe()))[0], dataset, 1, gpu=False)
     assert smaller.total_flops < 0.9 * cost.total_flops
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "epochs", "share"),
+    ("scheduler", "epochs", "fraction"),
     [
         (SchedulerConfig(), [9, 9], 1.0),
         (SchedulerConfig(name="asha", grace_epochs=1), [9], (1 + 2 / 3 + 6 / 9) / 9),
@@ -89,10 +91,10 @@ def test_small_images_of_progressive_resizing_cost_less(dataset, tmp_path):
         (SchedulerConfig(name="median_stopping"), [9], None),
     ],
 )
-def test_what_schedulers_leave(scheduler, epochs, share):
-    assert kept_share(scheduler, epochs) == (None if share is None else pytest.approx(share))
+def test_fraction_of_epochs_that_schedulers_run(scheduler, epochs, fraction):
+    assert kept_fraction(scheduler, epochs) == (None if fraction is None else pytest.approx(fraction))
 
 
-def test_the_rate_is_measured():
-    name, rate = measured_rate(0.1)
-    assert name and 1e8 < rate < 1e16
+def test_compute_throughput_is_measured():
+    name, throughput = measured_rate(0.1)
+    assert name and 1e8 < throughput < 1e16

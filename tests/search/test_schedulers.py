@@ -1,4 +1,4 @@
-"""Rules decide by the record alone: who stops, who waits for whom, who takes over, and the same when a study is taken up."""
+"""Tests that schedulers decide only by the recorded trials, and decide the same when a study is resumed."""
 
 import dataclasses
 import itertools
@@ -11,36 +11,36 @@ from landmark.search.schedulers import (
     HyperBand,
     MedianStopping,
     PopulationBased,
-    Rule,
+    Scheduler,
     SuccessiveHalving,
     brackets,
     build_rule,
     rungs,
 )
-from landmark.search.spaces.space import TrialPlan
-from landmark.search.state.state import StudyRecord, TrialRecord
+from landmark.search.spaces.space import TrialSpec
+from landmark.search.state.state import StudyState, TrialState
 
 MAX = ("val_top1", "max")
 ARRIVALS = itertools.count()
 
 
-def record(count: int, epochs: int = 9) -> StudyRecord:
-    made = StudyRecord()
+def record(count: int, epochs: int = 9) -> StudyState:
+    state = StudyState()
     for number in range(1, count + 1):
-        plan = TrialPlan(
+        plan = TrialSpec(
             number=number, name=f"{number:03d}", point={}, parameters={}, recipe=Recipe(epochs=epochs), dataset=None
         )
-        made.propose(plan).state = "running"
-    return made
+        state.propose(plan).state = "running"
+    return state
 
 
-def come(trial: TrialRecord, epoch: int, value: float) -> TrialRecord:
+def report(trial: TrialState, epoch: int, value: float) -> TrialState:
     trial.rows[epoch] = {"val_top1": value, "val_loss": -value}
     trial.arrivals[epoch] = next(ARRIVALS)
     return trial
 
 
-def test_rungs_multiply_from_the_grace_to_below_the_longest_trial():
+def test_rungs_grow_from_the_grace_period_to_below_the_longest_trial():
     assert rungs(1, 3.0, 9) == [1, 3]
     assert rungs(2, 3.0, 60) == [2, 6, 18, 54]
     assert rungs(2, 1.5, 7) == [2, 3, 4]
@@ -48,73 +48,73 @@ def test_rungs_multiply_from_the_grace_to_below_the_longest_trial():
 
 
 @pytest.mark.parametrize(("metric", "mode", "sign"), [("val_top1", "max", 1), ("val_loss", "min", 1)])
-def test_asha_stops_below_the_best_third_of_those_before(metric, mode, sign):
+def test_asha_stops_trials_below_the_best_third_of_earlier_trials(metric, mode, sign):
     found = record(4)
     rule = SuccessiveHalving(found, SchedulerConfig(name="asha"), metric, mode, max_epochs=9)
     first, second, third, fourth = found.trials.values()
-    assert rule.judge(come(first, 1, 0.5)) == "go on"  # nobody before it
-    assert rule.judge(come(second, 1, 0.4)) == "stop"
-    assert rule.judge(come(third, 1, 0.6)) == "go on"
-    assert rule.judge(come(fourth, 1, 0.52)) == "stop"  # the best third begins at 0.5 + 2/3 · …
-    assert rule.judge(come(third, 2, 0.0)) == "go on"  # no rung
-    # Judged again, as when the study's process was lost meanwhile, a trial is compared with those before it alone.
-    assert rule.judge(first) == "go on"
+    assert rule.on_result(report(first, 1, 0.5)) == "continue"  # no earlier trial
+    assert rule.on_result(report(second, 1, 0.4)) == "stop"
+    assert rule.on_result(report(third, 1, 0.6)) == "continue"
+    assert rule.on_result(report(fourth, 1, 0.52)) == "stop"  # the best third begins at 0.5 + 2/3 · …
+    assert rule.on_result(report(third, 2, 0.0)) == "continue"  # no rung
+    # Evaluated again, as after the loss of the study's process, a trial is compared only with earlier ones.
+    assert rule.on_result(first) == "continue"
 
 
-def test_median_stopping_compares_the_best_with_the_others_means():
+def test_median_stopping_compares_the_best_value_with_mean_values():
     found = record(4)
     rule = MedianStopping(found, SchedulerConfig(name="median_stopping", grace_epochs=2, min_trials=2), *MAX)
     good, fair, poor, late = found.trials.values()
     for epoch in (1, 2, 3):
-        come(good, epoch, 0.6)
-        come(fair, epoch, 0.4)
-    assert rule.judge(come(poor, 1, 0.1)) == "go on"  # in its grace
-    assert rule.judge(come(poor, 2, 0.2)) == "stop"
-    come(late, 1, 0.7)
-    assert rule.judge(come(late, 2, 0.1)) == "go on"  # its best is above the median
+        report(good, epoch, 0.6)
+        report(fair, epoch, 0.4)
+    assert rule.on_result(report(poor, 1, 0.1)) == "continue"  # in its grace period
+    assert rule.on_result(report(poor, 2, 0.2)) == "stop"
+    report(late, 1, 0.7)
+    assert rule.on_result(report(late, 2, 0.1)) == "continue"  # its best is above the median
 
 
-def test_brackets_hold_every_trial_once_and_begin_with_the_shortest():
-    made = brackets(SchedulerConfig(name="hyperband"), 9, [30], seed=0)
-    assert [len(bracket.numbers) for bracket in made] == [9, 5, 3, 9, 4]
-    assert sorted(number for bracket in made for number in bracket.numbers) == list(range(1, 31))
-    assert [bracket.milestones for bracket in made] == [[1, 3], [3], [], [1, 3], [3]]
+def test_brackets_have_every_trial_once_and_start_with_the_shortest():
+    created = brackets(SchedulerConfig(name="hyperband"), 9, [30], seed=0)
+    assert [len(bracket.numbers) for bracket in created] == [9, 5, 3, 9, 4]
+    assert sorted(number for bracket in created for number in bracket.numbers) == list(range(1, 31))
+    assert [bracket.milestones for bracket in created] == [[1, 3], [3], [], [1, 3], [3]]
     halving = brackets(SchedulerConfig(name="hyperband", brackets=1), 9, [18], seed=0)
     assert [(len(b.numbers), b.milestones) for b in halving] == [(9, [1, 3]), (9, [1, 3])]
     longer = brackets(SchedulerConfig(name="hyperband", grace_epochs=2), 9, [4], seed=0)
     assert longer[0].milestones == [3]
 
 
-def test_hyperband_lets_the_best_go_on_when_all_have_come_and_never_before():
+def test_hyperband_promotes_trials_only_after_all_have_reported():
     found = record(9)
     rule = HyperBand(found, SchedulerConfig(name="hyperband"), *MAX, max_epochs=9, totals=[9], seed=0)
     trials = list(found.trials.values())
-    for place, trial in enumerate(trials[:-1]):
-        assert rule.judge(come(trial, 1, 0.1 * place)) == "pause"
+    for index, trial in enumerate(trials[:-1]):
+        assert rule.on_result(report(trial, 1, 0.1 * index)) == "pause"
         trial.state = "paused"
-        rule.settle()
+        rule.resolve_paused()
         assert trial.state == "paused"
-    come(trials[-1], 1, 0.05).state = "paused"
-    rule.settle()
+    report(trials[-1], 1, 0.05).state = "paused"
+    rule.resolve_paused()
     assert [trial.state for trial in trials] == ["ended"] * 5 + ["waiting"] * 3 + ["ended"]
     for value, trial in zip((0.3, 0.2, 0.1), trials[5:8], strict=True):
-        assert rule.judge(come(trial, 2, 0.5)) == "go on"
-        assert rule.judge(come(trial, 3, value)) == "pause"
+        assert rule.on_result(report(trial, 2, 0.5)) == "continue"
+        assert rule.on_result(report(trial, 3, value)) == "pause"
         trial.state = "paused"
-    rule.settle()
+    rule.resolve_paused()
     assert [trial.state for trial in trials[5:8]] == ["waiting", "ended", "ended"]
-    rule.settle()  # what was decided stays
+    rule.resolve_paused()  # decisions do not change
     assert trials[5].state == "waiting"
 
 
-def test_of_equals_hyperband_keeps_the_longer():
+def test_hyperband_keeps_the_longer_of_equal_trials():
     found = record(2)
     short, long = found.trials.values()
     short.plan = dataclasses.replace(short.plan, recipe=Recipe(epochs=3))
     rule = HyperBand(found, SchedulerConfig(name="hyperband", brackets=1), *MAX, max_epochs=9, totals=[2], seed=0)
     for trial in (short, long):
-        come(trial, 1, 0.4).state = "paused"
-    rule.settle()
+        report(trial, 1, 0.4).state = "paused"
+    rule.resolve_paused()
     assert (short.state, long.state) == ("ended", "waiting")
 
 
@@ -123,43 +123,43 @@ def test_hyperband_does_not_wait_for_trials_that_failed():
     rule = HyperBand(found, SchedulerConfig(name="hyperband"), *MAX, max_epochs=9, totals=[9], seed=0)
     trials = list(found.trials.values())
     found.fail(trials[0], "no memory")
-    for place, trial in enumerate(trials[1:]):
-        come(trial, 1, 0.1 * place).state = "paused"
-    rule.settle()
-    assert sum(trial.state == "waiting" for trial in trials) == 2  # a third of the eight that came
+    for index, trial in enumerate(trials[1:]):
+        report(trial, 1, 0.1 * index).state = "paused"
+    rule.resolve_paused()
+    assert sum(trial.state == "waiting" for trial in trials) == 2  # a third of the eight that reported
 
 
-def test_the_worst_of_a_population_take_over_the_best_at_the_same_epoch():
-    found, taken = record(4), []
+def test_pbt_exploits_the_best_trial_at_the_same_epoch():
+    found, exploits = record(4), []
 
-    def take_over(trial, source, draws: random.Random) -> None:
-        taken.append((trial.plan.name, source.plan.name))
+    def exploit(trial, source, rng: random.Random) -> None:
+        exploits.append((trial.plan.name, source.plan.name))
 
     config = SchedulerConfig(name="pbt", interval_epochs=2, quantile=0.25)
-    rule = PopulationBased(found, config, *MAX, take_over=take_over, seed=0)
+    rule = PopulationBased(found, config, *MAX, exploit=exploit, seed=0)
     one, two, three, four = found.trials.values()
     for trial, value in ((one, 0.5), (two, 0.4), (three, 0.9)):
-        come(trial, 1, value)
-        come(trial, 2, value)
-    assert rule.judge(come(four, 1, 0.0)) == "go on"  # no interval
-    assert rule.judge(come(four, 2, 0.1)) == "restart"
-    assert taken == [("004", "003")]
-    assert rule.judge(three) == "go on"
-    found.end(three)  # nobody takes over from a trial that is over: the weights would have nothing to learn with
-    assert rule.judge(two) == "go on"
+        report(trial, 1, value)
+        report(trial, 2, value)
+    assert rule.on_result(report(four, 1, 0.0)) == "continue"  # not the end of an interval
+    assert rule.on_result(report(four, 2, 0.1)) == "restart"
+    assert exploits == [("004", "003")]
+    assert rule.on_result(three) == "continue"
+    found.end(three)  # an ended trial is not exploited: its weights have no epochs left
+    assert rule.on_result(two) == "continue"
     found.trials["001"].state = "waiting"
     one.rows.pop(2)
-    assert rule.judge(come(two, 4, 0.4)) == "restart"  # it makes room for the one that is behind
-    assert rule.judge_again(four) == "go on"
+    assert rule.on_result(report(two, 4, 0.4)) == "restart"  # it frees resources for the trial that is behind
+    assert rule.on_restore(four) == "continue"
 
 
-def test_a_grace_beyond_the_longest_trial_is_a_mistake():
-    def build(**config) -> Rule:
+def test_a_grace_period_beyond_the_longest_trial_is_an_error():
+    def build(**config) -> Scheduler:
         return build_rule(
-            record(1), SchedulerConfig(**config), *MAX, max_epochs=3, totals=[1], seed=0, take_over=lambda *_: None
+            record(1), SchedulerConfig(**config), *MAX, max_epochs=3, totals=[1], seed=0, exploit=lambda *_: None
         )
 
-    assert type(build(name="none")) is Rule
+    assert type(build(name="none")) is Scheduler
     assert type(build(name="asha")) is SuccessiveHalving
     with pytest.raises(UserError, match="scheduler.grace_epochs is 4, but the longest trial has 3 epochs"):
         build(name="asha", grace_epochs=4)

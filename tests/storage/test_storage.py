@@ -1,4 +1,4 @@
-"""Storage: whole files or none, the same behaviour on disk and on S3, mistakes in one line."""
+"""Storage: atomic writes, the same behavior on disk and on S3, and one-line errors."""
 
 import http.client
 import os
@@ -29,55 +29,55 @@ from tests.support.seaweed import Seaweed
 
 
 @pytest.fixture(params=["disk", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     if request.param == "disk":
         return locate(tmp_path)
     server: Seaweed = request.getfixturevalue("s3")
     return locate(server.uri(f"storage/{tmp_path.name}"))
 
 
-def test_files_are_written_listed_copied_and_deleted(place: Location, tmp_path: Path):
-    (place / "a/b.txt").write_text("grüße")
-    (place / "a/c/d.bin").write_bytes(b"\0\1")
-    (place / "e").write_bytes(b"")
-    assert (place / "a/b.txt").read_text() == "grüße"
-    assert place.walk() == ["a/b.txt", "a/c/d.bin", "e"]
-    assert (place / "a").names() == ["b.txt", "c"]
-    assert (place / "a").exists() and (place / "e").exists() and not (place / "x").exists()
-    (place / "a/b.txt").download(tmp_path / "copy")
-    (place / "f").upload(tmp_path / "copy")
-    assert (place / "f").read_text() == "grüße"
-    (place / "a").delete()
-    (place / "not there").delete()
-    assert "a/b.txt" not in place.walk()
-    check_writable(place)
+def test_files_are_written_listed_copied_and_deleted(location: Location, tmp_path: Path):
+    (location / "a/b.txt").write_text("grüße")
+    (location / "a/c/d.bin").write_bytes(b"\0\1")
+    (location / "e").write_bytes(b"")
+    assert (location / "a/b.txt").read_text() == "grüße"
+    assert location.walk() == ["a/b.txt", "a/c/d.bin", "e"]
+    assert (location / "a").names() == ["b.txt", "c"]
+    assert (location / "a").exists() and (location / "e").exists() and not (location / "x").exists()
+    (location / "a/b.txt").download(tmp_path / "copy")
+    (location / "f").upload(tmp_path / "copy")
+    assert (location / "f").read_text() == "grüße"
+    (location / "a").delete()
+    (location / "not there").delete()
+    assert "a/b.txt" not in location.walk()
+    check_writable(location)
 
 
-def test_what_is_not_there_is_named(place: Location):
+def test_a_missing_file_is_an_error_with_its_path(location: Location):
     for action in (lambda p: p.read_bytes(), lambda p: p.open_input(), lambda p: p.names()):
-        with pytest.raises(NotFound, match=f"{place.uri}/none: no such file or folder"):
-            action(place / "none")
+        with pytest.raises(NotFound, match=f"{location.uri}/none: no such file or folder"):
+            action(location / "none")
 
 
-def test_a_text_file_that_is_damaged_is_named(place: Location):
-    (place / "record.json").write_bytes(b'{"a": "\xff"}')
+def test_a_corrupt_text_file_is_an_error_with_its_path(location: Location):
+    (location / "record.json").write_bytes(b'{"a": "\xff"}')
     with pytest.raises(PermanentStorageError, match=r"record\.json: byte 7 is not UTF-8 text, so the file is corrupt"):
-        (place / "record.json").read_text()
+        (location / "record.json").read_text()
 
 
-def test_an_unwritable_place_is_named(tmp_path: Path):
+def test_an_unwritable_location_is_an_error_with_its_path(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PermanentStorageError, match="file/below: Not a directory|file/below"):
         (locate(tmp_path) / "file/below/x").write_text("")
 
 
-def test_a_pickle_carries_no_credentials(s3: Seaweed):
+def test_a_pickle_contains_no_credentials(s3: Seaweed):
     location = locate(s3.uri("x"))
     location.exists()
     assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in pickle.dumps(location)
 
 
-def test_wrong_secret_missing_bucket_and_read_only_are_told_apart(s3: Seaweed, monkeypatch: pytest.MonkeyPatch):
+def test_wrong_secret_missing_bucket_and_read_only_are_distinguished(s3: Seaweed, monkeypatch: pytest.MonkeyPatch):
     (locate(s3.uri("given"))).write_text("x")
     with pytest.raises(PermanentStorageError, match="no such bucket|no such file"):
         locate("s3://no-such-bucket-here/x").read_bytes()
@@ -92,7 +92,7 @@ def test_wrong_secret_missing_bucket_and_read_only_are_told_apart(s3: Seaweed, m
     assert "\n" not in str(error.value)
 
 
-def test_a_server_that_is_not_there_is_an_error_after_the_deadline(monkeypatch: pytest.MonkeyPatch):
+def test_an_unreachable_server_is_an_error_after_the_deadline(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("LANDMARK_STORAGE_DEADLINE_S", "1")
     with pytest.raises(TransientStorageError, match=r"cannot reach the object storage at http://127\.0\.0\.1:9"):
@@ -100,11 +100,11 @@ def test_a_server_that_is_not_there_is_an_error_after_the_deadline(monkeypatch: 
 
 
 class Throttle(ThreadingHTTPServer):
-    """Stands before a server and answers the first requests as object storage does that is asked too often."""
+    """A proxy that answers the first requests with 503 SlowDown, like overloaded object storage."""
 
-    def __init__(self, behind: int, refusals: int) -> None:
+    def __init__(self, upstream_port: int, refusals: int) -> None:
         super().__init__(("127.0.0.1", 0), _ThrottleHandler)
-        self.behind, self.refusals, self.refused = behind, refusals, 0
+        self.upstream_port, self.refusals, self.refused = upstream_port, refusals, 0
 
 
 class _ThrottleHandler(BaseHTTPRequestHandler):
@@ -116,7 +116,7 @@ class _ThrottleHandler(BaseHTTPRequestHandler):
             self.server.refused += 1
             self.answer(503, {}, b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>")
             return
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.behind)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.upstream_port)
         connection.request(self.command, self.path, headers=dict(self.headers))
         found = connection.getresponse()
         self.answer(found.status, dict(found.getheaders()), found.read())
@@ -137,7 +137,7 @@ class _ThrottleHandler(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("refusals", [5, 10_000])
-def test_throttling_is_backed_off_until_the_deadline(s3: Seaweed, monkeypatch: pytest.MonkeyPatch, refusals: int):
+def test_throttled_requests_are_retried_until_the_deadline(s3: Seaweed, monkeypatch: pytest.MonkeyPatch, refusals: int):
     (locate(s3.uri("throttled"))).write_text("x")
     monkeypatch.setenv("LANDMARK_STORAGE_DEADLINE_S", "60" if refusals < 100 else "2")
     with Throttle(s3.ports[3], refusals) as throttle:
@@ -155,8 +155,8 @@ def test_throttling_is_backed_off_until_the_deadline(s3: Seaweed, monkeypatch: p
 
 @pytest.mark.parametrize("action", ["read", "write", "upload"])
 def test_a_frozen_server_is_an_error_at_the_deadline(s3: Seaweed, monkeypatch: pytest.MonkeyPatch, tmp_path, action):
-    place = locate(s3.uri("frozen"))
-    place.write_text("x")
+    location = locate(s3.uri("frozen"))
+    location.write_text("x")
     (tmp_path / "file").write_bytes(b"y" * 1000)
     monkeypatch.setenv("LANDMARK_STORAGE_DEADLINE_S", "2")
     s3.freeze()
@@ -164,19 +164,19 @@ def test_a_frozen_server_is_an_error_at_the_deadline(s3: Seaweed, monkeypatch: p
         start = time.monotonic()
         with pytest.raises(TransientStorageError, match=r"frozen: no response for 2 s from the object storage at http"):
             {
-                "read": place.read_bytes,
-                "write": lambda: place.write_text("z"),
-                "upload": lambda: place.upload(tmp_path / "file"),
+                "read": location.read_bytes,
+                "write": lambda: location.write_text("z"),
+                "upload": lambda: location.upload(tmp_path / "file"),
             }[action]()
         assert time.monotonic() - start < 30
     finally:
         s3.thaw()
     monkeypatch.setenv("LANDMARK_STORAGE_DEADLINE_S", "60")
-    place.write_text("again")
-    assert place.read_text() == "again"
+    location.write_text("again")
+    assert location.read_text() == "again"
 
 
-def test_an_operation_that_goes_on_is_never_given_up(monkeypatch: pytest.MonkeyPatch):
+def test_an_operation_that_makes_progress_never_times_out(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LANDMARK_STORAGE_DEADLINE_S", "0.5")
 
     def slow(beats: int) -> str:
@@ -190,17 +190,18 @@ def test_an_operation_that_goes_on_is_never_given_up(monkeypatch: pytest.MonkeyP
         retrying("s3://bucket/x", lambda: time.sleep(3))
 
 
-def test_s3_without_a_bucket_is_refused():
+def test_an_s3_uri_without_a_bucket_is_an_error():
     with pytest.raises(UserError, match="no bucket"):
         locate("s3:///x").exists()
 
 
-def test_a_killed_writer_leaves_the_old_file_whole(tmp_path: Path):
+def test_a_killed_writer_leaves_the_old_file_intact(tmp_path: Path):
     target = tmp_path / "file"
     target.write_bytes(b"o" * 1000)
     code = (
         "import sys; from landmark.storage import locate\n"
-        f"for i in range(100000): locate({str(target)!r}).write_bytes(bytes([97 + i % 26]) * 3_000_000); print(i, flush=True)"
+        f"for i in range(100000): locate({str(target)!r}).write_bytes(bytes([97 + i % 26]) * 3_000_000); "
+        "print(i, flush=True)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent.parent
@@ -218,7 +219,7 @@ def test_a_killed_writer_leaves_the_old_file_whole(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "line"),
+    ("text", "error_type", "message"),
     [
         (
             "ExpiredToken (HTTP status 400): The provided token has expired.",
@@ -243,13 +244,13 @@ def test_a_killed_writer_leaves_the_old_file_whole(tmp_path: Path):
         ("InternalError (HTTP status 500): We encountered an internal error", TransientStorageError, "failed"),
     ],
 )
-def test_the_words_of_clients_name_the_cause(text, kind, line):
-    with pytest.raises(kind, match=line):
+def test_client_errors_are_mapped_to_their_cause(text, error_type, message):
+    with pytest.raises(error_type, match=message):
         raise storage_error("s3://b/x", OSError(f"AWS Error {text}"))
 
 
 class Refusing(ThreadingHTTPServer):
-    """Refuses every request as S3 does, with one reason."""
+    """A server that rejects every request with one reason, like S3."""
 
     def __init__(self, status: int, headers: dict[str, str], body: str) -> None:
         super().__init__(("127.0.0.1", 0), _RefusingHandler)
@@ -265,7 +266,7 @@ class _RefusingHandler(_ThrottleHandler):
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "body", "line"),
+    ("status", "headers", "body", "message"),
     [
         (
             400,
@@ -281,12 +282,18 @@ class _RefusingHandler(_ThrottleHandler):
         ),
     ],
 )
-def test_expired_credentials_and_a_wrong_region_are_named(monkeypatch, status, headers, body, line):
+def test_expired_credentials_and_a_wrong_region_are_reported(monkeypatch, status, headers, body, message):
     with Refusing(status, headers, body) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        place = locate("s3://bucket/folder")
-        for action in (place.exists, place.names, place.read_bytes, place.open_input, lambda: check_writable(place)):
-            with pytest.raises(UserError, match=line):
+        location = locate("s3://bucket/folder")
+        for action in (
+            location.exists,
+            location.names,
+            location.read_bytes,
+            location.open_input,
+            lambda: check_writable(location),
+        ):
+            with pytest.raises(UserError, match=message):
                 action()
         server.shutdown()

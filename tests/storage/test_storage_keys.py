@@ -1,4 +1,4 @@
-"""Keys and file names: each legal one is read, written, listed and deleted as it is."""
+"""Keys and file names: each valid name is read, written, listed and deleted unchanged."""
 
 import string
 import uuid
@@ -35,7 +35,7 @@ NAME = st.text(CHARACTERS, min_size=1, max_size=12).filter(lambda name: name.str
 
 
 @pytest.fixture(params=["disk", "s3", "file uri"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     if request.param == "s3":
         server: Seaweed = request.getfixturevalue("s3")
         return locate(server.uri(f"keys #1?/{tmp_path.name}"))
@@ -45,8 +45,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(NAME, min_size=1, max_size=3, unique=True))
-def test_any_name(place: Location, names: list[str]):
-    folder = place / uuid.uuid4().hex
+def test_any_name_is_stored_unchanged(location: Location, names: list[str]):
+    folder = location / uuid.uuid4().hex
     for number, name in enumerate(names):
         (folder / name / f"{name}.jpg").write_bytes(b"%d" % number)
     paths = sorted(f"{name}/{name}.jpg" for name in names)
@@ -59,20 +59,20 @@ def test_any_name(place: Location, names: list[str]):
     assert not folder.exists()
 
 
-def test_folders_of_photographs_and_tables_under_odd_names(place: Location, tmp_path: Path):
+def test_images_and_tables_under_unusual_names_are_read(location: Location, tmp_path: Path):
     for name in NAMES:
-        (place / "photos" / name / f"{name} 1.jpg").write_text(name)
-    source = FolderSource(root=place / "photos")
+        (location / "photos" / name / f"{name} 1.jpg").write_text(name)
+    source = FolderSource(root=location / "photos")
     rows = source.items().to_pylist()
     assert sorted(row["landmark_id"] for row in rows) == sorted(NAMES)
     assert all(source.read(row).decode() == row["landmark_id"] for row in rows)
     pq.write_table(pa.table({"a": [1]}), tmp_path / "table")
-    (place / "exp#1?" / "table").upload(tmp_path / "table")
-    assert read_table(place / "exp#1?" / "table").to_pylist() == [{"a": 1}]
-    assert place.names() == ["exp#1?", "photos"]
+    (location / "exp#1?" / "table").upload(tmp_path / "table")
+    assert read_table(location / "exp#1?" / "table").to_pylist() == [{"a": 1}]
+    assert location.names() == ["exp#1?", "photos"]
 
 
-def test_a_key_is_what_follows_the_bucket(s3: Seaweed):
+def test_a_key_is_the_literal_text_after_the_bucket(s3: Seaweed):
     import botocore.session
 
     client = botocore.session.get_session().create_client("s3", endpoint_url=f"http://127.0.0.1:{s3.ports[3]}")
@@ -96,6 +96,6 @@ def test_file_uris_name_local_paths(tmp_path: Path):
     assert locate(odd).read_text() == "y"
 
 
-def test_names_below_a_web_address_are_quoted():
+def test_names_appended_to_an_http_uri_are_quoted():
     assert (locate("https://host/a%20b") / "Gate #3?.jpg").uri == "https://host/a%20b/Gate%20%233%3F.jpg"
     assert all((locate("https://host") / c).uri.isascii() for c in string.printable.strip() + "ü😀")

@@ -1,4 +1,4 @@
-"""Several hosts on one machine: network namespaces on a bridge, each with its own name, address, firewall and disk."""
+"""Simulate several hosts on one machine: network namespaces, each with a name, address, firewall and disk."""
 
 import contextlib
 import json
@@ -20,23 +20,23 @@ ROOT = Path(__file__).parent.parent.parent
 RAY = str(Path(sysconfig.get_path("scripts")) / "ray")
 CLUSTER_NET, OTHER_NET = "10.77.0", "10.78.0"
 ROUTER = 254
-"""Last byte of the router's address in both nets."""
+"""Last byte of the router's address in both networks."""
 GCS, DASHBOARD, CLIENT = 6379, 8265, 10001
-"""Ports of a Ray head: its control store, the dashboard with the jobs API, Ray Client."""
+"""Ports of a Ray head: GCS, dashboard with the jobs API, Ray Client."""
 STORE_PORTS = [9333, 8080, 8888, 8333]
-TOKEN = "a-token-for-these-hosts-alone-0123456789abcdef"
+TOKEN = "a-token-only-for-these-hosts-0123456789abcdef"
 NODE = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # 15 by default: where others are busy, too, nothing moves
-    "RAY_memory_monitor_refresh_ms": "0",  # the hosts share a memory: each would end its own processes for what others use
+    "RAY_worker_niceness": "0",  # 15 by default, which starves the workers on a busy machine
+    "RAY_memory_monitor_refresh_ms": "0",  # all hosts share one memory: each would kill its own processes
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
 }
-"""Environment of the nodes: a host that is silent is taken for lost within 9 s (docs/explanation/faults.md)."""
-WITNESSED = {"worker_process_setup_hook": "tests.support.witness.write_down_by_run"}
-"""Runtime environment of a job whose workers write down their steps."""
+"""Environment of the nodes: Ray declares an unreachable host dead within 9 s (docs/explanation/faults.md)."""
+RECORD_STEPS = {"worker_process_setup_hook": "tests.support.witness.record_steps_by_run"}
+"""Runtime environment of a job whose workers record their steps."""
 FIREWALL = f"""
 table inet cluster {{
     chain input {{
@@ -48,8 +48,8 @@ table inet cluster {{
     }}
 }}
 """
-"""What a host of the cluster lets in: the cluster's net alone."""
-# A host's own name leads to loopback, as Debian's installer writes it.
+"""Firewall of the cluster's hosts: it accepts connections only from the cluster's network."""
+# A host's own name resolves to loopback, as Debian's installer writes it.
 NAMES = "127.0.0.1 localhost\n127.0.1.1 {name}\n"
 ALIVE = """
 import json, os, sys, urllib.request
@@ -69,17 +69,17 @@ GET = "import sys; from landmark.storage import locate; print(locate(sys.argv[1]
 ENTER = 'mount --bind "$1" /etc/hosts && hostname "$2" && shift 2 && exec "$@"'
 
 
-def missing() -> str | None:
-    """Return why there can be no hosts here, or None where there can."""
-    lacking = [name for name in ("ip", "nft", "unshare") if shutil.which(name) is None]
-    if lacking:
-        return f"no {', '.join(lacking)} (scripts/hosts.sh installs it)"
+def unavailable_reason() -> str | None:
+    """Return why hosts cannot be simulated here, or None if they can."""
+    missing_tools = [name for name in ("ip", "nft", "unshare") if shutil.which(name) is None]
+    if missing_tools:
+        return f"no {', '.join(missing_tools)} (scripts/hosts.sh installs it)"
     if os.geteuid() != 0:
         return "network namespaces need root"
     probe = f"landmark-{os.getpid()}-probe"
-    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True)
-    if made.returncode:
-        return f"network namespaces are not allowed here ({made.stderr.strip()})"
+    created = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True)
+    if created.returncode:
+        return f"network namespaces are not allowed here ({created.stderr.strip()})"
     try:
         rules = subprocess.run(
             ["ip", "netns", "exec", probe, "nft", "-f", "-"], input=FIREWALL, capture_output=True, text=True
@@ -90,46 +90,46 @@ def missing() -> str | None:
 
 
 def _ip(*words: str) -> None:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True)
-    assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
+    completed = subprocess.run(["ip", *words], capture_output=True, text=True)
+    assert completed.returncode == 0, f"ip {' '.join(words)}: {completed.stderr}"
 
 
 class Host:
-    """One host: a namespace with one address, whose processes have a host name and a folder for files of their own."""
+    """One host: a network namespace with one address, a host name and a folder for files."""
 
-    def __init__(self, name: str, space: str, address: str, folder: Path) -> None:
+    def __init__(self, name: str, namespace: str, address: str, folder: Path) -> None:
         self.name = name
-        self.space = space
+        self.namespace = namespace
         self.address = address
         self.folder = folder
-        """Its disk: TMPDIR and HOME of its processes."""
+        """The host's disk: TMPDIR and HOME of its processes."""
         folder.mkdir()
         (folder / "hosts").write_text(NAMES.format(name=name))
         self.environment: dict[str, str] = {}
 
     def command(self, *words: str) -> list[str]:
-        """Return a command as it is run on this host."""
-        inside = ["ip", "netns", "exec", self.space, "unshare", "--uts", "sh", "-c", ENTER, "sh"]
+        """Return the command line that runs a command on this host."""
+        inside = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "sh", "-c", ENTER, "sh"]
         return [*inside, str(self.folder / "hosts"), self.name, *words]
 
     def environment_with(self, changes: Mapping[str, str | None]) -> dict[str, str]:
-        """Return the environment of its processes; None takes a variable away."""
+        """Return the environment of the host's processes. None removes a variable."""
         plain = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "AWS_"))}
         plain |= {"PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-        # A home of its own, so that no token file of this machine's user lets anybody in.
+        # A separate home, so that no token file of this machine's user grants access.
         found = plain | {"TMPDIR": str(self.folder), "HOME": str(self.folder)} | self.environment | dict(changes)
         return {key: value for key, value in found.items() if value is not None}
 
     def run(self, *words: str, timeout: float = 120, **changes: str | None) -> subprocess.CompletedProcess[str]:
-        """Run a command on this host to its end; changes: of its environment, None takes a variable away."""
+        """Run a command on this host and wait for it. changes: environment variables; None removes one."""
         environment = self.environment_with(changes)
         return subprocess.run(
             self.command(*words), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
         )
 
-    def start(self, *words: str, said: Path | None = None) -> subprocess.Popen[bytes]:
-        """Start a command on this host; what it says goes to a file."""
-        with (said or self.folder / "said.txt").open("ab") as out:
+    def start(self, *words: str, output: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start a command on this host. Its output goes to a file."""
+        with (output or self.folder / "output.txt").open("ab") as out:
             return subprocess.Popen(
                 self.command(*words),
                 cwd=ROOT,
@@ -139,20 +139,20 @@ class Host:
                 start_new_session=True,
             )
 
-    def said(self) -> str:
-        """Return what its servers said."""
-        file = self.folder / "said.txt"
+    def output(self) -> str:
+        """Return the output of the host's servers."""
+        file = self.folder / "output.txt"
         return file.read_text(errors="replace") if file.exists() else ""
 
     def end(self) -> None:
-        """End every process on this host."""
-        end_processes(self.space)
+        """Kill every process on this host."""
+        end_processes(self.namespace)
 
 
-def end_processes(space: str) -> None:
-    """End every process in a namespace."""
+def end_processes(namespace: str) -> None:
+    """Kill every process in a namespace."""
     for _ in range(100):
-        found = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True).stdout.split()
+        found = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True).stdout.split()
         if not found:
             return
         for pid in found:
@@ -161,32 +161,32 @@ def end_processes(space: str) -> None:
         time.sleep(0.1)
 
 
-def sweep() -> None:
-    """Take away what is left of hosts whose process was killed before it could."""
+def remove_stale_hosts() -> None:
+    """Remove the namespaces and folders of test processes that were killed."""
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
-    for space, pid in re.findall(r"^(landmark-(\d+)-\w+)", listed, re.MULTILINE):
+    for namespace, pid in re.findall(r"^(landmark-(\d+)-\w+)", listed, re.MULTILINE):
         if not Path(f"/proc/{pid}").exists():
-            end_processes(space)
-            _ip("netns", "delete", space)
+            end_processes(namespace)
+            _ip("netns", "delete", namespace)
             for folder in Path("/tmp").glob(f"lm-{pid}-*"):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 class Hosts:
-    """A Ray head, workers of one CPU each, a bucket and a place to submit from in one net; a stranger in another.
+    """A Ray head, workers with one CPU each, a bucket and a client in one network; an outside host in another.
 
-    The switch between them is a namespace of its own that routes between both nets and leads nowhere else.
+    The switch is a separate namespace that routes between both networks and nowhere else.
     """
 
     def __init__(self, workers: int) -> None:
-        sweep()
-        # Short: the paths of Ray's sockets are below it, and have 107 bytes at most.
+        remove_stale_hosts()
+        # Short, because the paths of Ray's sockets are below it and may have at most 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix=f"lm-{os.getpid()}-", dir="/tmp"))
         self.switch = f"landmark-{os.getpid()}-switch"
-        self._spaces: list[str] = []
+        self._namespaces: list[str] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self.hosts: list[Host] = []
-        self._cut_off: list[Host] = []
+        self._disconnected: list[Host] = []
         self.bucket: Seaweed | None = None
         try:
             self._build(workers)
@@ -195,7 +195,7 @@ class Hosts:
             raise
 
     def _build(self, workers: int) -> None:
-        self._add_space(self.switch)
+        self._add_namespace(self.switch)
         for bridge, net in (("cluster", CLUSTER_NET), ("other", OTHER_NET)):
             self._in_switch("ip", "link", "add", bridge, "type", "bridge")
             self._in_switch("ip", "address", "add", f"{net}.{ROUTER}/24", "dev", bridge)
@@ -204,9 +204,9 @@ class Hosts:
         self.head = self._add_host("head", CLUSTER_NET, 1)
         self.workers = [self._add_host(f"worker{number}", CLUSTER_NET, 10 + number) for number in range(1, workers + 1)]
         self.store = self._add_host("store", CLUSTER_NET, 100)
-        self.desk = self._add_host("desk", CLUSTER_NET, 200)
-        """Where the person who submits sits: in the allowed net, no node of the cluster."""
-        self.stranger = self._add_host("stranger", OTHER_NET, 1)
+        self.client = self._add_host("client", CLUSTER_NET, 200)
+        """The host that submits jobs: in the allowed network, but not a node of the cluster."""
+        self.outsider = self._add_host("outsider", OTHER_NET, 1)
         for host in (self.head, *self.workers, self.store):
             loaded = subprocess.run(host.command("nft", "-f", "-"), input=FIREWALL, capture_output=True, text=True)
             assert loaded.returncode == 0, loaded.stderr
@@ -220,30 +220,30 @@ class Hosts:
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
         for host in (self.head, *self.workers):
             host.environment = bucket | token | NODE
-        self.desk.environment = bucket | token
+        self.client.environment = bucket | token
         self.store.environment = bucket
-        # The stranger knows the token, too: only the firewall keeps it out.
-        self.stranger.environment = token
+        # The outside host also knows the token: only the firewall keeps it out.
+        self.outsider.environment = token
 
-    def _add_space(self, name: str) -> None:
+    def _add_namespace(self, name: str) -> None:
         _ip("netns", "add", name)
-        self._spaces.append(name)
+        self._namespaces.append(name)
         _ip("-netns", name, "link", "set", "lo", "up")
 
     def _in_switch(self, *words: str) -> None:
-        done = subprocess.run(["ip", "netns", "exec", self.switch, *words], capture_output=True, text=True)
-        assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
+        completed = subprocess.run(["ip", "netns", "exec", self.switch, *words], capture_output=True, text=True)
+        assert completed.returncode == 0, f"{' '.join(words)}: {completed.stderr}"
 
     def _add_host(self, name: str, net: str, number: int) -> Host:
-        space = f"landmark-{os.getpid()}-{name}"
-        self._add_space(space)
-        _ip("link", "add", "eth0", "netns", space, "type", "veth", "peer", "name", name, "netns", self.switch)
+        namespace = f"landmark-{os.getpid()}-{name}"
+        self._add_namespace(namespace)
+        _ip("link", "add", "eth0", "netns", namespace, "type", "veth", "peer", "name", name, "netns", self.switch)
         bridge = "cluster" if net == CLUSTER_NET else "other"
         self._in_switch("ip", "link", "set", name, "master", bridge, "up")
-        _ip("-netns", space, "address", "add", f"{net}.{number}/24", "dev", "eth0")
-        _ip("-netns", space, "link", "set", "eth0", "up")
-        _ip("-netns", space, "route", "add", "default", "via", f"{net}.{ROUTER}")
-        self.hosts.append(Host(name, space, f"{net}.{number}", self.folder / name))
+        _ip("-netns", namespace, "address", "add", f"{net}.{number}/24", "dev", "eth0")
+        _ip("-netns", namespace, "link", "set", "eth0", "up")
+        _ip("-netns", namespace, "route", "add", "default", "via", f"{net}.{ROUTER}")
+        self.hosts.append(Host(name, namespace, f"{net}.{number}", self.folder / name))
         return self.hosts[-1]
 
     @property
@@ -252,23 +252,23 @@ class Hosts:
         return f"http://{self.head.address}:{DASHBOARD}"
 
     def start(self) -> None:
-        """Start the bucket, the head and the workers; returns when all of them are there."""
-        at = {"inside": self.store.command(), "environment": self.store.environment_with({})}
-        self.bucket = Seaweed(self.store.folder, STORE_PORTS, self.store.address, **at)
+        """Start the bucket, the head and the workers. Returns when all of them are up."""
+        options = {"prefix": self.store.command(), "environment": self.store.environment_with({})}
+        self.bucket = Seaweed(self.store.folder, STORE_PORTS, self.store.address, **options)
         self._start_node(
             self.head,
             *("--head", f"--port={GCS}", f"--dashboard-host={self.head.address}", f"--dashboard-port={DASHBOARD}"),
             *(f"--ray-client-server-port={CLIENT}", "--num-cpus=0"),
         )
         self.bucket.start()
-        wait_for(lambda: self.nodes() == {self.head.address}, self.head.said)
+        wait_for(lambda: self.nodes() == {self.head.address}, self.head.output)
         for worker in self.workers:
             self.join(worker)
-        everyone = {host.address for host in (self.head, *self.workers)}
-        wait_for(lambda: self.nodes() == everyone, lambda: "".join(host.said() for host in self.hosts))
+        all_addresses = {host.address for host in (self.head, *self.workers)}
+        wait_for(lambda: self.nodes() == all_addresses, lambda: "".join(host.output() for host in self.hosts))
 
     def join(self, worker: Host) -> None:
-        """Start a worker's node."""
+        """Start the Ray node of a worker host."""
         self._start_node(worker, f"--address={self.head.address}:{GCS}", "--num-cpus=1")
 
     def _start_node(self, host: Host, *options: str) -> None:
@@ -277,56 +277,55 @@ class Hosts:
         self._processes.append(host.start(RAY, "start", *common, *options))
 
     def nodes(self) -> set[str]:
-        """Return the addresses of the nodes that the head takes for alive; none while it does not answer."""
-        done = self.desk.run(sys.executable, "-c", ALIVE, f"{self.dashboard}/api/v0/nodes")
-        return set(done.stdout.split())
+        """Return the addresses of the nodes that the head considers alive; empty while the head does not answer."""
+        completed = self.client.run(sys.executable, "-c", ALIVE, f"{self.dashboard}/api/v0/nodes")
+        return set(completed.stdout.split())
 
-    def cut(self, host: Host) -> None:
-        """Pull a host's cable: what it sends goes nowhere, and nobody is told."""
+    def disconnect(self, host: Host) -> None:
+        """Disconnect a host: its packets are dropped without notice."""
         self._in_switch("ip", "link", "set", host.name, "down")
-        self._cut_off.append(host)
+        self._disconnected.append(host)
 
-    def mend(self) -> None:
-        """Put all cables back, and start the nodes of those hosts anew."""
-        while self._cut_off:
-            host = self._cut_off.pop()
+    def reconnect(self) -> None:
+        """Reconnect all hosts and restart their Ray nodes."""
+        while self._disconnected:
+            host = self._disconnected.pop()
             host.end()
             self._in_switch("ip", "link", "set", host.name, "up")
             self.join(host)
-            wait_for(lambda host=host: host.address in self.nodes(), host.said)
+            wait_for(lambda host=host: host.address in self.nodes(), host.output)
 
-    def dropped(self, host: Host) -> int:
-        """Return how many packets a host's firewall has kept out."""
+    def dropped_packets(self, host: Host) -> int:
+        """Return how many packets a host's firewall has dropped."""
         rules = host.run("nft", "list", "chain", "inet", "cluster", "input").stdout
         return int(re.findall(r"counter packets (\d+)", rules)[0])
 
     def put(self, folder: Path, uri: str) -> None:
         """Copy a folder to the bucket."""
-        done = self.desk.run(sys.executable, "-c", PUT, str(folder), uri)
-        assert done.returncode == 0, done.stderr
+        completed = self.client.run(sys.executable, "-c", PUT, str(folder), uri)
+        assert completed.returncode == 0, completed.stderr
 
     def get(self, uri: str) -> str:
-        """Return a file's text out of the bucket."""
-        done = self.desk.run(sys.executable, "-c", GET, uri)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        """Return the text of a file in the bucket."""
+        completed = self.client.run(sys.executable, "-c", GET, uri)
+        assert completed.returncode == 0, completed.stderr
+        return completed.stdout
 
     @property
     def code(self) -> Path:
-        """The working directory that jobs bring: this checkout's packages, and what is put beside them."""
-        folder = self.desk.folder / "code"
+        """The working directory of jobs: this checkout's packages and additional files."""
+        folder = self.client.folder / "code"
         if not folder.exists():
-            for package in ("landmark", "tune_spaces"):
-                shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-            (folder / "tests").mkdir()
-            for name in ("__init__.py", "witness.py"):
+            shutil.copytree(ROOT / "landmark", folder / "landmark", ignore=shutil.ignore_patterns("__pycache__"))
+            for name in ("__init__.py", "support/__init__.py", "support/witness.py"):
+                (folder / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / "tests" / name, folder / "tests" / name)
         return folder
 
     def submission(self, *command: str) -> list[str]:
-        """Return the command that submits a job from the desk and waits for its end; its workers write down their steps."""
+        """Return the command that submits a job and waits for it. The job's workers record their steps."""
         words = [RAY, "job", "submit", "--address", self.dashboard, "--working-dir", str(self.code)]
-        return [*words, "--runtime-env-json", json.dumps(WITNESSED), "--", *command]
+        return [*words, "--runtime-env-json", json.dumps(RECORD_STEPS), "--", *command]
 
     def __enter__(self) -> "Hosts":
         try:
@@ -340,21 +339,21 @@ class Hosts:
         self.close()
 
     def close(self) -> None:
-        """End every process, and take the namespaces away with their links."""
+        """Kill every process, and delete the namespaces with their links."""
         for host in self.hosts:
             host.end()
         for process in self._processes:
             process.wait(10)
         if self.bucket is not None:
             self.bucket.stop()
-        for space in reversed(self._spaces):
-            _ip("netns", "delete", space)
+        for namespace in reversed(self._namespaces):
+            _ip("netns", "delete", namespace)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def wait_for(come: Callable[[], bool], told: Callable[[], str], seconds: float = 120) -> None:
-    """Wait until something has come; fails with what is told."""
+def wait_for(condition: Callable[[], bool], message: Callable[[], str], seconds: float = 120) -> None:
+    """Wait until a condition holds. Fails with a message after a timeout."""
     deadline = time.monotonic() + seconds
-    while not come():
-        assert time.monotonic() < deadline, told()
+    while not condition():
+        assert time.monotonic() < deadline, message()
         time.sleep(0.05)

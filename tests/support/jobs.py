@@ -1,4 +1,4 @@
-"""Jobs of a cluster of several hosts, one of which is cut off meanwhile, and the account of it: for tests and benchmarks."""
+"""Run jobs on several hosts and make one host unreachable meanwhile, for tests and benchmarks."""
 
 import subprocess
 import time
@@ -8,16 +8,16 @@ from pathlib import Path
 
 from tests.support.hosts import Host, Hosts
 from tests.support.packed import write_packed
-from tests.support.witness import BY_RUN, consumed, steps_seen
+from tests.support.witness import STEPS_FOLDER, consumed, steps_seen
 
-TRAIN, BATCH, EVERY, EPOCHS = 160, 16, 4, 2
-EACH = TRAIN // BATCH
-"""Steps of an epoch."""
+TRAIN, BATCH, CHECKPOINT_STEPS, EPOCHS = 160, 16, 4, 2
+EPOCH_STEPS = TRAIN // BATCH
+"""Steps per epoch."""
 DATASET = "s3://landmark/dataset"
 SPACE = f"""
 metric: val_top1
 recipe:
-  model: {{backbone: deck_mlp}}
+  model: {{backbone: reference_mlp}}
   optimizer: {{name: adam}}
   loader: {{image_size: 16, batch_size: {BATCH}, decode_threads: 1, stream: thread}}
 parameters:
@@ -25,20 +25,20 @@ parameters:
   epochs: {{grid: [{EPOCHS}]}}
 """
 TRIAL = "001-0.003-2"
-LONGEST_S = 280
+TIMEOUT_S = 280
 
 
 @dataclass(kw_only=True)
-class Cut:
-    """A host that was cut off while a run was training, and what came of it."""
+class Disconnection:
+    """A host that became unreachable while a run was training, and how the run recovered."""
 
     host: Host
     before: list[Host]
-    """Hosts of the run's workers until then."""
+    """Hosts of the workers before the host was unreachable."""
     after: list[Host]
-    """Hosts of those that went on."""
+    """Hosts of the workers after the run resumed."""
     seconds: float
-    """From the cut to the next step."""
+    """Time from the disconnection to the next step."""
 
 
 def put_dataset(hosts: Hosts, folder: Path) -> None:
@@ -47,15 +47,15 @@ def put_dataset(hosts: Hosts, folder: Path) -> None:
     hosts.put(folder, DATASET)
 
 
-def cut_in_study(hosts: Hosts, place: str, said: Path) -> Cut:
-    """Search with one trial of two workers, and cut a host off in its second epoch.
+def disconnect_in_study(hosts: Hosts, place: str, output: Path) -> Disconnection:
+    """Run a study with one trial of two workers, and disconnect a host in the second epoch.
 
-    place: folder in the bucket, below which `study` lies. said: file for what the job says.
+    place: folder in the bucket in which `study` is stored. output: file for the output of the job.
     """
     (hosts.code / "space.yaml").write_text(SPACE)
-    where = ["--space", "space.yaml", "--dataset", DATASET, "--output", f"s3://{place}", "--name", "study"]
-    command = ["python", "-m", "landmark.tune", *where, "--workers.count", "2"]
-    return _cut(hosts, command, trial_path(place, TRIAL), 2 * (EACH + 2), said)
+    options = ["--space", "space.yaml", "--dataset", DATASET, "--output", f"s3://{place}", "--name", "study"]
+    command = ["python", "-m", "landmark.tune", *options, "--workers.count", "2"]
+    return _disconnect(hosts, command, trial_path(place, TRIAL), 2 * (EPOCH_STEPS + 2), output)
 
 
 def trial_path(place: str, trial: str) -> str:
@@ -63,58 +63,66 @@ def trial_path(place: str, trial: str) -> str:
     return f"{place}/study/trials/{trial}"
 
 
-def cut_in_run(hosts: Hosts, place: str, said: Path) -> Cut:
-    """Train by two workers with a checkpoint every few steps, and cut a host off late in the second epoch; the run: `run`."""
+def disconnect_in_run(hosts: Hosts, place: str, output: Path) -> Disconnection:
+    """Train with two workers and frequent checkpoints, and disconnect a host late in the second epoch."""
     command = [
         *("python", "-m", "landmark.train", "--dataset", DATASET, "--output", f"s3://{place}", "--name", "run"),
-        *("--epochs", str(EPOCHS), "--model.backbone", "deck_mlp", "--loader.image-size", "16", "--no-tensorboard"),
+        *(
+            "--epochs",
+            str(EPOCHS),
+            "--model.backbone",
+            "reference_mlp",
+            "--loader.image-size",
+            "16",
+            "--no-tensorboard",
+        ),
         *("--loader.batch-size", str(BATCH), "--loader.decode-threads", "1", "--loader.stream", "thread"),
-        *("--checkpoint.steps", str(EVERY), "--workers.count", "2"),
+        *("--checkpoint.steps", str(CHECKPOINT_STEPS), "--workers.count", "2"),
     ]
-    return _cut(hosts, command, f"{place}/run", 2 * (EACH + 8), said)
+    return _disconnect(hosts, command, f"{place}/run", 2 * (EPOCH_STEPS + 8), output)
 
 
-def _cut(hosts: Hosts, command: list[str], run: str, steps: int, said: Path) -> Cut:
-    job = hosts.desk.start(*hosts.submission(*command), said=said)
+def _disconnect(hosts: Hosts, command: list[str], run: str, steps: int, output: Path) -> Disconnection:
+    job = hosts.client.start(*hosts.submission(*command), output=output)
     try:
-        _wait_until(lambda: steps_seen(*folders(hosts, run)) >= steps, job, said)
-        before = witnesses(hosts, run)
-        lost = list(before.values())[-1]
-        hosts.cut(lost)
+        _wait_until(lambda: steps_seen(*folders(hosts, run)) >= steps, job, output)
+        before = step_files(hosts, run)
+        unreachable = list(before.values())[-1]
+        hosts.disconnect(unreachable)
         start = time.monotonic()
-        _wait_until(lambda: len(witnesses(hosts, run)) > len(before), job, said)
+        _wait_until(lambda: len(step_files(hosts, run)) > len(before), job, output)
         seconds = time.monotonic() - start
-        assert job.wait(LONGEST_S) == 0, said.read_text()
+        assert job.wait(TIMEOUT_S) == 0, output.read_text()
     finally:
         job.kill()
         job.wait()
-    after = [host for path, host in witnesses(hosts, run).items() if path not in before]
-    return Cut(host=lost, before=list(before.values()), after=after, seconds=seconds)
+    after = [host for path, host in step_files(hosts, run).items() if path not in before]
+    return Disconnection(host=unreachable, before=list(before.values()), after=after, seconds=seconds)
 
 
-def _wait_until(come: Callable[[], bool], job: subprocess.Popen[bytes], said: Path) -> None:
-    deadline = time.monotonic() + LONGEST_S
-    while not come():
-        assert job.poll() is None and time.monotonic() < deadline, said.read_text()
+def _wait_until(condition: Callable[[], bool], job: subprocess.Popen[bytes], output: Path) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert job.poll() is None and time.monotonic() < deadline, output.read_text()
         time.sleep(0.02)
 
 
 def folders(hosts: Hosts, run: str) -> list[Path]:
-    """Return where the workers' processes of a run wrote their steps down, one folder for each host."""
-    return [host.folder / BY_RUN / run for host in hosts.workers]
+    """Return the folders in which the workers of a run recorded their steps, one per host."""
+    return [host.folder / STEPS_FOLDER / run for host in hosts.workers]
 
 
-def witnesses(hosts: Hosts, run: str) -> dict[Path, Host]:
-    """Return what each process of a run wrote down, and its host."""
-    return {path: host for host in hosts.workers for path in host.folder.glob(f"{BY_RUN}/{run}/witness/*.log")}
+def step_files(hosts: Hosts, run: str) -> dict[Path, Host]:
+    """Return the step file of each process of a run, and its host."""
+    return {path: host for host in hosts.workers for path in host.folder.glob(f"{STEPS_FOLDER}/{run}/witness/*.log")}
 
 
 def skipped(hosts: Hosts, run: str) -> int:
-    """Return how many samples of all epochs were never shown."""
+    """Return how many samples of all epochs were never used."""
     counts = consumed(*folders(hosts, run))
     return sum(TRAIN - len(counts[epoch]) for epoch in range(1, EPOCHS + 1))
 
 
 def repeated(hosts: Hosts, run: str) -> int:
-    """Return how often a sample was shown again."""
+    """Return how often samples were used again."""
     return sum(count - 1 for epoch in consumed(*folders(hosts, run)).values() for count in epoch.values())

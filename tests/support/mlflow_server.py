@@ -1,4 +1,4 @@
-"""A small real server of MLflow's REST interface for tests: it answers over HTTP, and can die, come back and refuse."""
+"""A small server of MLflow's REST API for tests that can stop, restart and reject requests."""
 
 import http.server
 import json
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 
 class MLflowServer:
-    """Keeps what clients log; `stop` and `start` keep it and the port, as a server that is restarted does."""
+    """Stores what clients log. `stop` and `start` keep the data and the port, like a restarted server."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -18,7 +18,7 @@ class MLflowServer:
         self.runs: dict[str, dict[str, Any]] = {}
         """Each run's tags, params, status and metrics: lists of [key, step, value]."""
         self.refused: set[str] = set()
-        """Keys of metrics for which a batch is a bad request."""
+        """Keys of metrics that make a batch a bad request."""
         self.server: http.server.ThreadingHTTPServer | None = None
 
     @property
@@ -35,7 +35,7 @@ class MLflowServer:
         self.server.server_close()
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Return status and body for a request of the client."""
+        """Return the status and body for a request."""
         name = path.removeprefix("/api/2.0/mlflow/")
         if name == "experiments/get-by-name":
             if body["experiment_name"] not in self.experiments:
@@ -66,7 +66,7 @@ class MLflowServer:
 def _handler(mlflow: MLflowServer) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def log_message(self, *arguments: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
         def _answer(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")

@@ -1,4 +1,4 @@
-"""A cluster of several nodes on this machine, which are taken away and given: for tests and benchmarks of faults."""
+"""A Ray cluster of several nodes on this machine that can be added and removed, for tests and benchmarks of faults."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from ray.cluster_utils import Cluster
 
 
 class Nodes:
-    """A head that the drivers use, and nodes of one CPU each."""
+    """A head node for the drivers, and nodes with one CPU each."""
 
     def __init__(self, nodes: int) -> None:
         self.cluster = Cluster(
@@ -30,9 +30,9 @@ class Nodes:
         self.cluster.remove_node(node, allow_graceful=False)
 
     def drain(self, pid: int) -> None:
-        """Give notice that the node of a process will be taken away, as a cloud does for a preempted machine."""
+        """Announce that the node of a process will be removed, as a cloud does for a preempted machine."""
         ray = str(Path(sys.executable).with_name("ray"))
-        said = [
+        options = [
             "--reason",
             "DRAIN_NODE_REASON_PREEMPTION",
             "--reason-message",
@@ -41,7 +41,7 @@ class Nodes:
             "600",
         ]
         node_id = self._of(pid).node_id  # type: ignore[attr-defined]
-        command = [ray, "drain-node", "--address", self.address, "--node-id", node_id, *said]
+        command = [ray, "drain-node", "--address", self.address, "--node-id", node_id, *options]
         subprocess.run(command, check=True, capture_output=True)
 
     def _of(self, pid: int) -> object:
@@ -49,6 +49,6 @@ class Nodes:
 
 
 def _is_below(pid: int, node: object) -> bool:
-    """Return whether a process was started by a node's raylet."""
+    """Return whether a node's raylet started a process."""
     raylets = {info.process.pid for info in node.all_processes["raylet"]}  # type: ignore[attr-defined]
     return any(parent.pid in raylets for parent in psutil.Process(pid).parents())

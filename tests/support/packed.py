@@ -1,4 +1,4 @@
-"""A tiny packed dataset written directly, for tests of what reads one."""
+"""Write a tiny packed dataset directly, for tests of code that reads datasets."""
 
 import hashlib
 import io
@@ -24,10 +24,10 @@ from landmark.storage.tables import write_table
 
 
 def picture(label: int, sample: int, size: int) -> bytes:
-    """A JPEG whose colour tells the label, with noise by the sample."""
+    """Return a JPEG whose color depends on the label, with noise seeded by the sample."""
     rng = np.random.default_rng([label, sample])
-    colour = np.random.default_rng(label).integers(40, 216, 3)
-    pixels = np.clip(colour + rng.integers(-30, 30, (size, size, 3)), 0, 255).astype(np.uint8)
+    color = np.random.default_rng(label).integers(40, 216, 3)
+    pixels = np.clip(color + rng.integers(-30, 30, (size, size, 3)), 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
@@ -36,7 +36,7 @@ def picture(label: int, sample: int, size: int) -> bytes:
 def write_packed(
     folder: Path, splits: dict[str, list[int]], *, classes: int = 4, row_group_rows: int = 8, size: int = 32
 ) -> PackedDataset:
-    """Write a dataset whose splits have shards of the given numbers of rows; labels go round the classes."""
+    """Write a dataset whose splits have shards with the given numbers of rows. Labels cycle through the classes."""
     entries, catalog = {}, []
     for split, shard_rows in splits.items():
         shards, sample = [], 0

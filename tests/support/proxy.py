@@ -1,6 +1,6 @@
-"""A proxy before the object storage: it delays, limits, stalls and breaks connections, as a network between them does.
+"""A proxy in front of object storage that delays, throttles, stalls and breaks connections.
 
-It passes bytes on as they are, so that signatures hold. What it does is changed while it runs, by assigning its fields.
+It forwards bytes unchanged, so that signatures stay valid. Assign its fields to change its behavior while it runs.
 """
 
 import asyncio
@@ -12,23 +12,23 @@ BLOCK_BYTES = 16 << 10
 
 
 class Proxy:
-    """Listens on a free port of this machine before one of this machine's servers, in a thread of its own."""
+    """Listens on a free port in front of a local server, in a separate thread."""
 
-    def __init__(self, behind: int) -> None:
-        self.behind = behind
+    def __init__(self, server_port: int) -> None:
+        self.server_port = server_port
         self.port = 0
         self.delay_s = 0.0
-        """Added to each request."""
+        """Delay added to each request."""
         self.bytes_per_s: float | None = None
-        """Limit of each connection, in each direction."""
+        """Bandwidth limit of each connection, per direction."""
         self.stall_after: int | None = None
-        """Bytes of a connection's requests after which nothing more passes on it; for `stalls` connections."""
+        """Number of request bytes after which a connection stalls. It applies to the next `stalls` connections."""
         self.stalls = 0
         self.stalled = 0
         self.requests = 0
-        """Requests, and answers of "100 Continue" that a request's body waited for."""
+        """Requests, plus the "100 Continue" responses that a request body waited for."""
         self.bytes_up = 0
-        self._away = False
+        self._broken = False
         self._loop = asyncio.new_event_loop()
         self._writers: set[asyncio.StreamWriter] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="test-proxy", daemon=True)
@@ -40,16 +40,16 @@ class Proxy:
 
     def __enter__(self) -> "Proxy":
         self._thread.start()
-        listening = socket.create_server(("127.0.0.1", 0))
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)  # what is sent is not in a buffer here
-        server = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, sock=listening), self._loop)
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)  # buffer little of an upload
+        server = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, sock=listener), self._loop)
         self._server = server.result(10)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     def __exit__(self, *error: object) -> None:
         self._loop.call_soon_threadsafe(self._server.close)
-        self.go_away()
+        self.start_outage()
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
@@ -60,20 +60,20 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def go_away(self) -> None:
-        """Break all connections, and every new one at once, until `come_back`."""
-        self._away = True
-        done = asyncio.run_coroutine_threadsafe(self._break_all(), self._loop)
-        done.result(10)
+    def start_outage(self) -> None:
+        """Break all connections, and each new one immediately, until `end_outage`."""
+        self._broken = True
+        result = asyncio.run_coroutine_threadsafe(self._break_all(), self._loop)
+        result.result(10)
 
-    def come_back(self) -> None:
-        """Pass connections on again."""
-        self._away = False
+    def end_outage(self) -> None:
+        """Accept connections again."""
+        self._broken = False
 
     def outage(self, seconds: float) -> threading.Timer:
-        """Go away now, and come back by itself; returns the timer."""
-        self.go_away()
-        timer = threading.Timer(seconds, self.come_back)
+        """Break all connections now, and accept them again after some seconds. Returns the timer."""
+        self.start_outage()
+        timer = threading.Timer(seconds, self.end_outage)
         timer.daemon = True
         timer.start()
         return timer
@@ -83,14 +83,17 @@ class Proxy:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._away:
+        if self._broken:
             writer.transport.abort()
             return
-        answers, requests = await asyncio.open_connection("127.0.0.1", self.behind)
+        responses, requests = await asyncio.open_connection("127.0.0.1", self.server_port)
         self._writers |= {writer, requests}
-        turn = _Turn()
-        both = [self._pass(reader, requests, turn, up=True), self._pass(answers, writer, turn, up=False)]
-        tasks = [asyncio.ensure_future(each) for each in both]
+        direction = _Direction()
+        directions = [
+            self._forward(reader, requests, direction, up=True),
+            self._forward(responses, writer, direction, up=False),
+        ]
+        tasks = [asyncio.ensure_future(each) for each in directions]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -101,18 +104,18 @@ class Proxy:
                 self._writers.discard(each)
                 each.close()
 
-    async def _pass(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, turn: "_Turn", *, up: bool
+    async def _forward(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: "_Direction", *, up: bool
     ) -> None:
-        passed = 0
+        forwarded = 0
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(BLOCK_BYTES):
-                if up and not turn.asked:
+                if up and not direction.client_sent:
                     self.requests += 1
                     await asyncio.sleep(self.delay_s)
-                turn.asked = up
-                passed += len(data)
-                if up and self.stall_after is not None and passed > self.stall_after and self.stalls > 0:
+                direction.client_sent = up
+                forwarded += len(data)
+                if up and self.stall_after is not None and forwarded > self.stall_after and self.stalls > 0:
                     self.stalls -= 1
                     self.stalled += 1
                     await asyncio.sleep(3600)
@@ -124,7 +127,7 @@ class Proxy:
                     await asyncio.sleep(len(data) / self.bytes_per_s)
 
 
-class _Turn:
-    """Whose bytes came last on a connection: a request begins where the server's did."""
+class _Direction:
+    """Which side of a connection sent last. A request begins when the client sends after the server."""
 
-    asked = False
+    client_sent = False

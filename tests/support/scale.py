@@ -1,4 +1,4 @@
-"""The full Google Landmarks training set for tests of scale: its metadata without a pixel, and the recipe of many classes."""
+"""Metadata of the full Google Landmarks training set without images, and a recipe for its many classes."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from landmark.config import (
 )
 from landmark.data.dataset import LABELS_SCHEMA, SCHEMA_VERSION, Manifest, PackedDataset, ShardEntry, SplitEntry
 from landmark.data.loading.plan import RankPlan, plan_training_epoch
-from landmark.data.loading.progress import Position
+from landmark.data.loading.progress import EpochProgress
 from landmark.data.loading.sampling import EpochRows
 from landmark.storage import locate
 from landmark.storage.tables import write_table
@@ -30,7 +30,7 @@ BATCH = 64 * RANKS
 
 
 def write_metadata(folder: Path, samples: int = SAMPLES, classes: int = CLASSES) -> PackedDataset:
-    """Write manifest and labels of a packed dataset of that many training images."""
+    """Write the manifest and labels of a packed dataset with the given number of training images."""
     sizes = [min(SHARD_ROWS, samples - first) for first in range(0, samples, SHARD_ROWS)]
     shards = [
         ShardEntry(
@@ -59,10 +59,10 @@ def write_metadata(folder: Path, samples: int = SAMPLES, classes: int = CLASSES)
 
 
 def full_recipe(width: int, subcenters: int = 3, optimizer: str = "adamw") -> Recipe:
-    """Sub-center ArcFace with sampled classes on embeddings of that width; the backbone is next to nothing."""
+    """Return a recipe of sub-center ArcFace with sampled classes on embeddings of a width, with a tiny backbone."""
     head = HeadConfig(name="subcenter", sample=0.1, subcenters=subcenters)
     return Recipe(
-        model=ModelConfig(backbone="deck_mlp", neck=width, head=head),
+        model=ModelConfig(backbone="reference_mlp", neck=width, head=head),
         optimizer=OptimizerConfig(name=optimizer, lr=0.001),
         schedule=ScheduleConfig(name="constant"),
         compute=ComputeConfig(amp="off"),
@@ -72,12 +72,12 @@ def full_recipe(width: int, subcenters: int = 3, optimizer: str = "adamw") -> Re
 
 
 def new_store(run: Path) -> CheckpointStore:
-    """A run's store of checkpoints."""
+    """Return the checkpoint store of a run."""
     return CheckpointStore(locate(run), "val_top1", "max", CheckpointConfig(keep=1), lambda line: None)
 
 
-def plan_of(rows: EpochRows, position: Position, rank: int, world_size: int) -> RankPlan:
-    """A rank's plan of the epoch, or of what was left of it when it was last divided."""
+def plan_of(rows: EpochRows, position: EpochProgress, rank: int, world_size: int) -> RankPlan:
+    """Return a rank's plan of the epoch, or of the samples that remained when it was last partitioned."""
     placed = {"rank": rank, "world_size": world_size, "batch_size": BATCH, "seed": 0, "epoch": position.epoch}
     return plan_training_epoch(
         rows.left(position.epoch, position.before), **placed, resumed=position.before is not None
@@ -85,6 +85,6 @@ def plan_of(rows: EpochRows, position: Position, rank: int, world_size: int) -> 
 
 
 def draws_of(plan: RankPlan) -> list[np.ndarray]:
-    """The draws of each of a rank's steps."""
-    draws = np.concatenate([unit.draws for unit in plan.units]) if plan.units else np.zeros(0, dtype=np.int64)
+    """Return the draws of each step of a rank."""
+    draws = np.concatenate([task.draws for task in plan.read_tasks]) if plan.read_tasks else np.zeros(0, dtype=np.int64)
     return np.split(draws, np.cumsum(plan.batch_rows)[:-1]) if plan.steps else []

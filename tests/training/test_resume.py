@@ -1,4 +1,4 @@
-"""A run that is cut off inside an epoch goes on as if it had not been: the same weights, each image once."""
+"""Tests that a run interrupted within an epoch resumes with the same weights and uses each image once."""
 
 import dataclasses
 import os
@@ -25,7 +25,7 @@ from landmark.config import (
     UserError,
 )
 from landmark.data.dataset import PackedDataset
-from landmark.data.loading.progress import Position
+from landmark.data.loading.progress import EpochProgress
 from landmark.training.run import run_training
 from tests.support.packed import write_packed
 from tests.support.witness import consumed, steps_seen
@@ -44,7 +44,7 @@ def config(packed: PackedDataset, output: Path, **changes) -> TrainConfig:
         dataset=packed.location.uri,
         output=str(output),
         epochs=3,
-        model=ModelConfig(backbone="deck_cnn_max", dropout=0.3),
+        model=ModelConfig(backbone="reference_cnn_max", dropout=0.3),
         optimizer=OptimizerConfig(name="adam", lr=0.003),
         loader=LoaderConfig(image_size=32, batch_size=16, decode_threads=1),
         checkpoint=CheckpointConfig(steps=2, minutes=None),
@@ -59,24 +59,24 @@ def last_weights(output: Path, epoch: int = 3) -> dict[str, torch.Tensor]:
     return read_weights(output / "train" / "checkpoints" / f"epoch-{epoch:04d}")
 
 
-class CutOff(Exception):
-    """The end of a process, as far as one test process can end."""
+class Interrupted(Exception):
+    """Simulates the end of a process within the test process."""
 
 
-def cut_off_after(steps: list[int], monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
-    """End a run after as many steps as comes next in the list; returns the draws of all steps, with their epochs."""
-    advance, seen, left = Position.advance, [], list(steps)
+def interrupt_after(steps: list[int], monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
+    """Interrupt runs after the given numbers of steps. Returns the epoch and draws of all steps."""
+    advance, seen, remaining = EpochProgress.advance, [], list(steps)
 
-    def advanced(self: Position, draws: np.ndarray) -> None:
+    def advanced(self: EpochProgress, draws: np.ndarray) -> None:
         advance(self, draws)
         seen.append((self.epoch, draws.tolist()))
-        if left and (cut := left[0]) is not None:
-            left[0] = cut - 1
-            if cut == 1:
-                left.pop(0)
-                raise CutOff
+        if remaining and (steps_left := remaining[0]) is not None:
+            remaining[0] = steps_left - 1
+            if steps_left == 1:
+                remaining.pop(0)
+                raise Interrupted
 
-    monkeypatch.setattr(Position, "advance", advanced)
+    monkeypatch.setattr(EpochProgress, "advance", advanced)
     return seen
 
 
@@ -92,26 +92,28 @@ def cut_off_after(steps: list[int], monkeypatch: pytest.MonkeyPatch) -> list[tup
     ],
     ids=["uniform", "balanced", "resizing"],
 )
-def test_a_run_cut_off_inside_epochs_equals_an_undisturbed_one(dataset, tmp_path, monkeypatch, changes):
-    whole, parts = (config(dataset, tmp_path / name, **changes) for name in ("whole", "parts"))
-    run_training(whole)
-    seen = cut_off_after([3, 4, 5], monkeypatch)
+def test_a_run_interrupted_within_epochs_equals_an_uninterrupted_one(dataset, tmp_path, monkeypatch, changes):
+    uninterrupted, interrupted = (
+        config(dataset, tmp_path / name, **changes) for name in ("uninterrupted", "interrupted")
+    )
+    run_training(uninterrupted)
+    seen = interrupt_after([3, 4, 5], monkeypatch)
     for _ in range(3):
-        with pytest.raises(CutOff):
-            run_training(parts)
-    result = run_training(parts)
+        with pytest.raises(Interrupted):
+            run_training(interrupted)
+    result = run_training(interrupted)
     assert result.epochs_run == 3
-    undisturbed = last_weights(tmp_path / "whole")
-    for name, tensor in last_weights(tmp_path / "parts").items():
-        assert torch.equal(tensor, undisturbed[name]), name
+    expected = last_weights(tmp_path / "uninterrupted")
+    for name, tensor in last_weights(tmp_path / "interrupted").items():
+        assert torch.equal(tensor, expected[name]), name
     for epoch in (1, 2, 3):
         draws = [draw for number, step in seen if number == epoch for draw in step]
-        # Nothing is left out; only steps after the last checkpoint of every second step come again.
+        # No image is skipped. With a checkpoint every two steps, only steps after the last one are repeated.
         assert set(draws) == set(range(TRAIN))
-        assert len(draws) - TRAIN <= 3 * 2 * parts.shape(epoch)[1]
+        assert len(draws) - TRAIN <= 3 * 2 * interrupted.shape(epoch)[1]
 
 
-def test_one_line_and_a_checkpoint_before_it_where_the_loss_is_not_finite(dataset, tmp_path):
+def test_a_non_finite_loss_is_a_one_line_error(dataset, tmp_path):
     bad = config(dataset, tmp_path, optimizer=OptimizerConfig(name="sgd", lr=1e12), epochs=1)
     with pytest.raises(
         UserError, match=r"the loss became (nan|inf) in epoch 1 \(step \d+\); lower optimizer.lr"
@@ -127,11 +129,11 @@ def started(arguments: list[str]) -> subprocess.Popen:
 
 @pytest.fixture
 def arguments(dataset: PackedDataset, tmp_path: Path) -> list[str]:
-    (tmp_path / "plain.yaml").write_text("epochs: 3\n")  # a recipe of defaults, as `config` has them
+    (tmp_path / "plain.yaml").write_text("epochs: 3\n")  # a recipe with the defaults that `config` uses
     return [
         *("train", "--dataset", dataset.location.uri, "--output", str(tmp_path), "--name", "train", "--resume"),
         *("--recipe", str(tmp_path / "plain.yaml")),
-        *("--model.backbone", "deck_mlp", "--loader.image-size", "16", "--loader.batch-size", "8"),
+        *("--model.backbone", "reference_mlp", "--loader.image-size", "16", "--loader.batch-size", "8"),
         *("--checkpoint.steps", "5", "--no-tensorboard", "--loader.decode-threads", "1", "--compute.deterministic"),
     ]
 
@@ -147,13 +149,13 @@ def wait_for_steps(run: Path, steps: int, job: subprocess.Popen) -> None:
 @pytest.mark.parametrize(
     ("number", "line"), [(signal.SIGKILL, ""), (signal.SIGTERM, "terminated; saved as checkpoints/")]
 )
-def test_a_process_killed_at_a_step_goes_on_without_losing_an_image(dataset, tmp_path, arguments, number, line):
-    run, whole = tmp_path / "train", tmp_path / "whole"
+def test_a_killed_process_resumes_without_losing_an_image(dataset, tmp_path, arguments, number, line):
+    run, uninterrupted = tmp_path / "train", tmp_path / "uninterrupted"
     run_training(
         config(
             dataset,
-            whole,
-            model=ModelConfig(backbone="deck_mlp"),
+            uninterrupted,
+            model=ModelConfig(backbone="reference_mlp"),
             optimizer=OptimizerConfig(),
             loader=LoaderConfig(image_size=16, batch_size=8, decode_threads=1),
             checkpoint=CheckpointConfig(steps=5),
@@ -171,8 +173,8 @@ def test_a_process_killed_at_a_step_goes_on_without_losing_an_image(dataset, tmp
     for counts in consumed(run).values():
         assert set(counts) == set(range(TRAIN))
     repeated = sum(count - 1 for counts in consumed(run).values() for count in counts.values())
-    # SIGTERM saves the step that it finds; SIGKILL loses what came after the checkpoint of every fifth step, at most
-    # one of which was still being stored.
+    # SIGTERM saves the current step. SIGKILL loses the steps since the last stored checkpoint, at most two intervals of
+    # five steps.
     assert repeated == 0 if number == signal.SIGTERM else repeated <= 10 * 8
     for name, tensor in last_weights(tmp_path).items():
-        assert torch.equal(tensor, last_weights(whole)[name]), name
+        assert torch.equal(tensor, last_weights(uninterrupted)[name]), name

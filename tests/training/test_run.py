@@ -1,4 +1,4 @@
-"""One worker, start to end: it learns, goes on where it stopped, stops early, and names mistakes."""
+"""Tests training with one worker end to end: learning, resuming, early stopping, output files and errors."""
 
 import csv
 import dataclasses
@@ -45,7 +45,7 @@ def config(packed: PackedDataset, folder: Path, **changes) -> TrainConfig:
         dataset=packed.location.uri,
         output=str(folder),
         epochs=4,
-        model=ModelConfig(backbone="deck_mlp"),
+        model=ModelConfig(backbone="reference_mlp"),
         optimizer=OptimizerConfig(name="adam", lr=0.003),
         schedule=ScheduleConfig(name="constant"),
         loader=LoaderConfig(image_size=16, batch_size=16, decode_threads=2),
@@ -63,7 +63,7 @@ def weights(output: Path, name: str = "train") -> dict[str, torch.Tensor]:
     return read_weights(output / name / found)
 
 
-def test_a_run_learns_and_leaves_everything_that_is_promised(dataset, tmp_path, capsys):
+def test_a_run_learns_and_writes_all_documented_files(dataset, tmp_path, capsys):
     result = run_training(config(dataset, tmp_path, epochs=8, tensorboard=True, profile_steps=2, compute=FP32))
     assert result.best["val_top1"] > 0.9
     run = tmp_path / "train"
@@ -76,22 +76,22 @@ def test_a_run_learns_and_leaves_everything_that_is_promised(dataset, tmp_path, 
     assert meta.classes == ["c0", "c1", "c2", "c3"] and not model.training
     again = evaluate_checkpoint(resolve_checkpoint(str(run)), dataset, "val", Settings(topk=(1, 5), batch_size=7))
     assert again.summary["top1"] == pytest.approx(result.best["val_top1"])
-    # Validation computes as training does, which would be in bf16 on CPUs that have it; evaluation there in fp32.
+    # Validation uses the precision of training, which would be bf16 on some CPUs. Evaluation on CPUs uses fp32.
     assert again.summary["loss"] == pytest.approx(result.best["val_loss"], rel=1e-4)
     assert again.summary["rows"] == 21
 
 
-def test_a_resumed_run_equals_an_undisturbed_one(dataset, tmp_path):
-    whole = config(dataset, tmp_path / "whole")
-    run_training(whole)
-    run_training(config(dataset, tmp_path / "parts", epochs=2))
-    run_training(config(dataset, tmp_path / "parts", resume=True))
-    for name, tensor in weights(tmp_path / "whole").items():
-        assert torch.equal(tensor, weights(tmp_path / "parts")[name])
-    assert [row["epoch"] for row in history(tmp_path / "parts")] == ["1", "2", "3", "4"]
+def test_a_resumed_run_equals_an_uninterrupted_one(dataset, tmp_path):
+    uninterrupted = config(dataset, tmp_path / "uninterrupted")
+    run_training(uninterrupted)
+    run_training(config(dataset, tmp_path / "resumed", epochs=2))
+    run_training(config(dataset, tmp_path / "resumed", resume=True))
+    for name, tensor in weights(tmp_path / "uninterrupted").items():
+        assert torch.equal(tensor, weights(tmp_path / "resumed")[name])
+    assert [row["epoch"] for row in history(tmp_path / "resumed")] == ["1", "2", "3", "4"]
 
 
-def test_the_same_seed_is_the_same_run_and_another_is_not(dataset, tmp_path):
+def test_a_seed_reproduces_the_run_and_another_seed_does_not(dataset, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run_training(config(dataset, tmp_path, name=name, seed=seed, epochs=1))
     first, same, other = (next(iter(weights(tmp_path, name).values())) for name in "abc")
@@ -111,7 +111,7 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(dataset, tmp_path):
     assert run_training(dataclasses.replace(stale, resume=True)).epochs_run == 3
 
 
-def test_the_saved_config_repeats_the_run(dataset, tmp_path):
+def test_the_saved_config_equals_the_config_of_the_run(dataset, tmp_path):
     from landmark.config import load_yaml
 
     first = config(dataset, tmp_path)
@@ -119,7 +119,7 @@ def test_the_saved_config_repeats_the_run(dataset, tmp_path):
     assert load_yaml(TrainConfig, tmp_path / "train" / "config.yaml") == first
 
 
-def test_the_best_checkpoint_is_kept_though_later_ones_are_worse(dataset, tmp_path):
+def test_the_best_checkpoint_is_kept_when_later_ones_are_worse(dataset, tmp_path):
     result = run_training(config(dataset, tmp_path, epochs=6, monitor="val_loss"))
     rows = history(tmp_path)
     best = min(rows, key=lambda row: float(row["val_loss"]))
@@ -131,22 +131,25 @@ def test_the_best_checkpoint_is_kept_though_later_ones_are_worse(dataset, tmp_pa
     ("changes", "message"),
     [
         ({"dataset": "/none"}, "/none: no manifest.json"),
-        ({"model": ModelConfig(backbone="deck_mpl")}, "model.backbone is 'deck_mpl'; did you mean 'deck_mlp'"),
+        (
+            {"model": ModelConfig(backbone="reference_mpl")},
+            "model.backbone is 'reference_mpl'; did you mean 'reference_mlp'",
+        ),
         ({"output": "/proc/none"}, "/proc/none"),
         (
             {"resizing": ResizingConfig(start_size=16), "loader": LoaderConfig(image_size=32)},
-            "resizing.start_size is 16: deck_mlp built for 32 pixels does not accept it",
+            "resizing.start_size is 16: reference_mlp built for 32 pixels does not accept it",
         ),
         ({"optimizer": OptimizerConfig(name="sgd", lr=1e12)}, "the loss became .* lower optimizer.lr"),
     ],
 )
-def test_mistakes_are_one_line(dataset, tmp_path, changes, message):
+def test_user_errors_are_one_line(dataset, tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as error:
         run_training(config(dataset, tmp_path, **changes))
     assert "\n" not in str(error.value)
 
 
-def test_a_run_on_a_long_tail_is_another_run_and_learns_from_its_rows(dataset, tmp_path):
+def test_a_long_tailed_subset_makes_a_different_run(dataset, tmp_path):
     tail = config(dataset, tmp_path, epochs=1, subset=SubsetConfig(tail=1.0))
     run_training(tail)
     with pytest.raises(
@@ -186,20 +189,20 @@ def test_evaluate_writes_its_files(dataset, tmp_path, capsys):
     assert locate(folder).exists()
 
 
-SAMPLED = ModelConfig(backbone="deck_mlp", neck=16, head=HeadConfig(name="subcenter", margin_least=0.1, sample=0.5))
+SAMPLED = ModelConfig(backbone="reference_mlp", neck=16, head=HeadConfig(name="subcenter", min_margin=0.1, sample=0.5))
 
 
-def test_a_sampled_head_learns_is_evaluated_and_goes_on_where_it_stopped(dataset, tmp_path):
-    shared = {"model": SAMPLED, "optimizer": OptimizerConfig(name="adam", lr=0.003)}
-    whole = run_training(config(dataset, tmp_path / "whole", epochs=8, **shared))
-    assert whole.best["val_top1"] > 0.9
-    settings = Settings(topk=(1, 2), batch_size=7, by="both", neighbours=3)
-    found = evaluate_checkpoint(resolve_checkpoint(whole.run), dataset, "val", settings)
-    assert found.summary["top1"] == pytest.approx(whole.best["val_top1"])
-    assert found.summary["loss"] == pytest.approx(whole.best["val_loss"], abs=1e-3)
-    assert found.summary["neighbours"]["top1"] > 0.9
-    run_training(config(dataset, tmp_path / "parts", epochs=3, **shared))
-    run_training(config(dataset, tmp_path / "parts", epochs=8, resume=True, **shared))
-    one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
-    assert all(torch.equal(value, two[name]) for name, value in one.items())
-    assert one["5.classifier.weight"].shape == (4, 3, 16)
+def test_a_sampled_head_learns_resumes_and_is_evaluated(dataset, tmp_path):
+    settings = {"model": SAMPLED, "optimizer": OptimizerConfig(name="adam", lr=0.003)}
+    uninterrupted = run_training(config(dataset, tmp_path / "uninterrupted", epochs=8, **settings))
+    assert uninterrupted.best["val_top1"] > 0.9
+    evaluation = Settings(topk=(1, 2), batch_size=7, by="both", neighbors=3)
+    found = evaluate_checkpoint(resolve_checkpoint(uninterrupted.run), dataset, "val", evaluation)
+    assert found.summary["top1"] == pytest.approx(uninterrupted.best["val_top1"])
+    assert found.summary["loss"] == pytest.approx(uninterrupted.best["val_loss"], abs=1e-3)
+    assert found.summary["knn"]["top1"] > 0.9
+    run_training(config(dataset, tmp_path / "resumed", epochs=3, **settings))
+    run_training(config(dataset, tmp_path / "resumed", epochs=8, resume=True, **settings))
+    expected, resumed = weights(tmp_path / "uninterrupted"), weights(tmp_path / "resumed")
+    assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
+    assert expected["5.classifier.weight"].shape == (4, 3, 16)

@@ -29,7 +29,7 @@ class DuplicatesConfig:
 
     near: bool = True
     """Find near-duplicates in addition to exact duplicates."""
-    neighbours: int = 12
+    neighbors: int = 12
     """Number of nearest embeddings that each image is compared with."""
     similarity: float = 0.75
     """Minimum cosine similarity of two embeddings to compare their images."""
@@ -41,7 +41,7 @@ class DuplicatesConfig:
     """Minimum fraction of the larger image that the other image covers."""
 
     def __post_init__(self) -> None:
-        require(self.neighbours >= 1, f"duplicates.neighbours is {self.neighbours}; expected 1 or more")
+        require(self.neighbors >= 1, f"duplicates.neighbors is {self.neighbors}; expected 1 or more")
         require(self.inliers >= 4, f"duplicates.inliers is {self.inliers}; expected 4 or more")
         for name in ("similarity", "correlation", "overlap"):
             value = getattr(self, name)
@@ -54,7 +54,7 @@ class NoiseConfig:
 
     folds: int = 5
     """Cross-validation folds for out-of-fold probabilities."""
-    neighbours: int = 10
+    neighbors: int = 10
     """Number of nearest embeddings that vote on an image's class."""
     own: float = 0.1
     """Probability of an image's label, below which it may be a label error."""
@@ -76,7 +76,7 @@ class NoiseConfig:
 
     def __post_init__(self) -> None:
         require(self.folds >= 2, f"noise.folds is {self.folds}; expected 2 or more")
-        require(self.neighbours >= 1, f"noise.neighbours is {self.neighbours}; expected 1 or more")
+        require(self.neighbors >= 1, f"noise.neighbors is {self.neighbors}; expected 1 or more")
         for name in ("own", "confidence", "relabel"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"noise.{name} is {value}; expected 0 to 1")

@@ -6,6 +6,9 @@ from typing import Literal
 from landmark.config.commands.prepare import ClusterConfig, require_megapixels
 from landmark.config.errors import require
 
+NEIGHBORS = 5
+"""Default number of nearest images that vote."""
+
 
 @dataclass(kw_only=True, frozen=True)
 class InferenceConfig:
@@ -22,7 +25,7 @@ class InferenceConfig:
     """CPUs that each replica reserves."""
     batch_size: int = 128
     """Images per batch, for each replica."""
-    damaged: Literal["stop", "skip"] = "stop"
+    corrupt: Literal["stop", "skip"] = "stop"
     """Handling of a missing or corrupt shard. stop ends with an error. skip continues without its images and reports
     their number as lost_images."""
     max_megapixels: int | None = None
@@ -42,12 +45,12 @@ class InferenceConfig:
 class EvaluateConfig(InferenceConfig):
     """Evaluate a model on a split, compared with its trivial baselines or with a second model."""
 
-    by: Literal["classifier", "neighbours", "both"] = "classifier"
-    """How classes are predicted, by the classifier or nearest images (k-NN). neighbours uses the nearest training
+    by: Literal["classifier", "knn", "both"] = "classifier"
+    """How classes are predicted, by the classifier or nearest images (k-NN). knn uses the nearest training
     images, and includes classes that were added to the gallery. both reports the classifier and k-NN next to each
     other."""
-    neighbours: int = 5
-    """Number of nearest images that vote on the class (k-NN)."""
+    neighbors: int | None = None
+    """Number of nearest images that vote on the class (k-NN). [default: 5]"""
     against: str | None = None
     """Second run, study or checkpoint to compare on the same images. The comparison uses McNemar's test and a paired
     bootstrap. [default: none]"""
@@ -59,7 +62,7 @@ class EvaluateConfig(InferenceConfig):
     """Folder or packed dataset of distractors (non-landmark images). The folder may have any structure. GAP and the
     rejection metrics include these images. [default: none]"""
     output: str | None = None
-    """Folder or URI for the results. With --by neighbours, the default is evaluation-SPLIT-neighbours. [default:
+    """Folder or URI for the results. With --by knn, the default is evaluation-SPLIT-knn. [default:
     evaluation-SPLIT in the folder of the run]"""
     topk: tuple[int, ...] = (1, 5, 10)
     """Values of k for top-k accuracy. A top-k prediction is correct if it includes the label."""
@@ -76,7 +79,7 @@ class EvaluateConfig(InferenceConfig):
             "max_megapixels applies only to a folder of distractors; add --distractors, or remove max_megapixels",
         )
         require(self.bootstrap >= 0, f"bootstrap is {self.bootstrap}; expected 0 or more")
-        require(self.neighbours >= 1, f"neighbours is {self.neighbours}; expected 1 or more")
+        _check_knn(self.by, self.gallery, self.neighbors)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -108,11 +111,11 @@ class PredictConfig(InferenceConfig):
     """Folder or URI for predictions.parquet (or .csv) and embeddings.parquet. [default: print the predictions]"""
     split: Literal["train", "val", "test"] = "test"
     """Split of a packed dataset."""
-    by: Literal["classifier", "neighbours"] = "classifier"
-    """How classes are predicted, by the classifier or nearest images (k-NN). neighbours uses the nearest images of the
+    by: Literal["classifier", "knn"] = "classifier"
+    """How classes are predicted, by the classifier or nearest images (k-NN). knn uses the nearest images of the
     gallery, and includes classes that were added to it."""
-    neighbours: int = 5
-    """Number of nearest images that vote on the class (k-NN)."""
+    neighbors: int | None = None
+    """Number of nearest images that vote on the class (k-NN). [default: 5]"""
     top_k: int = 5
     """Predicted classes per image."""
     reject: float = 0.0
@@ -125,6 +128,13 @@ class PredictConfig(InferenceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("neighbours", "top_k"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected 1 or more")
+        _check_knn(self.by, self.gallery, self.neighbors)
+        require(self.top_k >= 1, f"top_k is {self.top_k}; expected 1 or more")
         require(0 <= self.reject <= 1, f"reject is {self.reject}; expected a score from 0 to 1")
+
+
+def _check_knn(by: str, gallery: str | None, neighbors: int | None) -> None:
+    """Raise ValueError for options of k-NN that do not apply or are out of range."""
+    for name, value in (("gallery", gallery), ("neighbors", neighbors)):
+        require(value is None or by != "classifier", f"{name} applies only to k-NN; add --by knn, or remove {name}")
+    require(neighbors is None or neighbors >= 1, f"neighbors is {neighbors}; expected 1 or more")

@@ -87,7 +87,7 @@ def require_megapixels(name: str, value: int) -> None:
     require(1 <= value <= 4000, f"{name} is {value}; expected 1 to 4000")
 
 
-LARGEST_SHORT_SIDE = 4096
+MAX_SHORT_SIDE = 4096
 """Pixels."""
 MAX_MEGAPIXELS = 100
 """Default limit of an image's size, millions of pixels."""
@@ -105,7 +105,7 @@ class PackingConfig:
     """Target size of a shard, MiB."""
     row_group_rows: int = 128
     """Images per row group, the unit that training reads."""
-    max_reject_share: float = 0.05
+    max_reject_fraction: float = 0.05
     """Maximum fraction of unreadable images. Above it, the command ends with an error."""
     max_megapixels: int = MAX_MEGAPIXELS
     """Maximum size of an image that is decoded, millions of pixels. Larger images are rejected. Decoding takes about 12
@@ -113,8 +113,8 @@ class PackingConfig:
 
     def __post_init__(self) -> None:
         require(
-            16 <= self.short_side <= LARGEST_SHORT_SIDE,
-            f"packing.short_side is {self.short_side}; expected 16 to {LARGEST_SHORT_SIDE}",
+            16 <= self.short_side <= MAX_SHORT_SIDE,
+            f"packing.short_side is {self.short_side}; expected 16 to {MAX_SHORT_SIDE}",
         )
         require(1 <= self.quality <= 100, f"packing.quality is {self.quality}; expected 1 to 100")
         require(1 <= self.shard_mib <= 1024, f"packing.shard_mib is {self.shard_mib}; expected 1 to 1024")
@@ -122,8 +122,8 @@ class PackingConfig:
             1 <= self.row_group_rows <= 4096, f"packing.row_group_rows is {self.row_group_rows}; expected 1 to 4096"
         )
         require(
-            0 <= self.max_reject_share <= 1,
-            f"packing.max_reject_share is {self.max_reject_share}; expected a fraction from 0 to 1",
+            0 <= self.max_reject_fraction <= 1,
+            f"packing.max_reject_fraction is {self.max_reject_fraction}; expected a fraction from 0 to 1",
         )
         require_megapixels("packing.max_megapixels", self.max_megapixels)
 

@@ -13,7 +13,7 @@ class ReportConfig:
 
     run: str | None = None
     """Folder or URI of a study or a run. [default: none]"""
-    deck: str | None = None
+    reference: str | None = None
     """Folder or URI of a study to compare with the reference study. The command makes no page. [default: none]"""
     output: str | None = None
     """Folder or URI for the page and tables. [default: report in the folder of the run]"""
@@ -23,7 +23,7 @@ class ReportConfig:
     """Price per hour of the machine or cluster, in any currency. The page then shows the cost. [default: none]"""
 
     def __post_init__(self) -> None:
-        require(bool(self.run) != bool(self.deck), "expected --run FOLDER or --deck STUDY (exactly one)")
+        require(bool(self.run) != bool(self.reference), "expected --run FOLDER or --reference STUDY (exactly one)")
         price = self.price_per_hour
         require(
             price is None or (math.isfinite(price) and price >= 0),

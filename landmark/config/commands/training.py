@@ -104,7 +104,7 @@ class TrainConfig(Recipe):
     """Train one model.
 
     --recipe NAME sets the defaults that all other options override. NAME is modern (from scratch), finetune (pretrained
-    weights), deck (as in the reference study), or a YAML file with the keys of a recipe. Without --recipe, the dataset
+    weights), reference (as in the reference study), or a YAML file with the keys of a recipe. Without --recipe, the dataset
     and the start weights decide between modern and finetune.
     """
 
@@ -145,7 +145,7 @@ class TuneConfig:
     """Search for the best model: many trials, early stopping, a leaderboard.
 
     --recipe NAME is the recipe that all trials start from. The space's own recipe overrides it. NAME is modern,
-    finetune, deck, or a YAML file.
+    finetune, reference, or a YAML file.
     """
 
     dataset: str

@@ -16,7 +16,7 @@ GRACE_S = 3.0
 """Seconds that `close` waits for outstanding calls."""
 
 
-class Actors:
+class ActorPool:
     """Actors of one class, called round-robin, on any node with available CPUs.
 
     Ray restarts an actor that died and repeats its calls. Each call has one result, however often it runs. The actors
@@ -37,18 +37,18 @@ class Actors:
             # actors.
             "scheduling_strategy": "SPREAD" if spread else "DEFAULT",
         }
-        self.told = f"{count} x {cpus:g} CPUs for {purpose}"
+        self.description = f"{count} x {cpus:g} CPUs for {purpose}"
         self._actors: list[Any] = [ray.remote(made).options(**options).remote(*arguments) for _ in range(count)]
         self._turns: Iterator[Any] = itertools.cycle(self._actors)
         self._under_way: dict[Any, Any] = {}
         """The actor of each outstanding call, by object reference."""
 
-    def submit(self, method: str, *arguments: Any) -> "Call":
+    def submit(self, method: str, *arguments: Any) -> "RemoteFuture":
         """Call a method of the next actor. Large arguments go through the object store."""
         actor = next(self._turns)
         reference = getattr(actor, method).remote(*arguments)
         self._under_way[reference] = actor
-        return Call(reference, self)
+        return RemoteFuture(reference, self)
 
     def answered(self, reference: Any) -> None:
         """Remove a call from the outstanding calls."""
@@ -72,10 +72,10 @@ class Actors:
         self._turns = itertools.cycle([])
 
 
-class Call:
+class RemoteFuture:
     """An outstanding call of an actor."""
 
-    def __init__(self, reference: Any, actors: Actors) -> None:
+    def __init__(self, reference: Any, actors: ActorPool) -> None:
         self._reference = reference
         self._actors = actors
         self._until: float | None = None
@@ -100,7 +100,7 @@ class Call:
             if timeout is not None and timeout < patience:
                 raise TimeoutError from None
             raise UserError(
-                f"no response from a Ray actor for {PATIENCE_S} s; check that the cluster has {self._actors.told} available"
+                f"no response from a Ray actor for {PATIENCE_S} s; check that the cluster has {self._actors.description} available"
             ) from None
         except ray.exceptions.RayError as error:
             self._actors.answered(self._reference)
@@ -115,4 +115,4 @@ class Call:
         return bool(ray.wait([self._reference], timeout=0, fetch_local=False)[0])
 
     def cancel(self) -> None:
-        """Do nothing. `Actors.close` ends the call."""
+        """Do nothing. `ActorPool.close` ends the call."""

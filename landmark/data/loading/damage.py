@@ -10,15 +10,15 @@ import pyarrow.compute as pc
 from landmark.config import UserError
 from landmark.storage import Location
 
-MEND = "restore the shard, prepare the dataset again, or set `damaged: skip` to continue without its images"
-MEND_IMAGE = "prepare the dataset again, or set `damaged: skip` to continue without such images"
+HINT_DAMAGE = "restore the shard, prepare the dataset again, or set `corrupt: skip` to continue without its images"
+HINT_IMAGE = "prepare the dataset again, or set `corrupt: skip` to continue without such images"
 DECODING = "decoding"
 
 Spares = Callable[[], Iterator[pa.Table]]
 """Reads other rows of the split, as tables without faults."""
 
 
-class Losses:
+class DamagePolicy:
     """Reports rows that cannot be read or decoded, and replaces their images by others.
 
     A replaced row keeps its position and its `draw`. Only image, label and sample come from another row. The accounting
@@ -28,15 +28,15 @@ class Losses:
     def __init__(
         self,
         split: Location,
-        damaged: Literal["stop", "skip"],
+        corrupt: Literal["stop", "skip"],
         spares: Spares,
         tell: Callable[[str], object] | None,
     ) -> None:
         self.split = split
-        self.damaged = damaged
+        self.corrupt = corrupt
         self.spares = spares
         self.tell = tell
-        self.told: set[str] = set()
+        self.reported: set[str] = set()
         self.spare: pa.Table | None = None
 
     def checked(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -46,12 +46,12 @@ class Losses:
         """
         for table in tables:
             for fault in pc.unique(table["fault"].drop_null()).to_pylist():
-                if self.damaged == "stop":
-                    raise UserError(f"{fault}; {MEND}")
+                if self.corrupt == "stop":
+                    raise UserError(f"{fault}; {HINT_DAMAGE}")
                 shard = fault.split(": ")[0]
-                if self.tell is not None and shard not in self.told:
+                if self.tell is not None and shard not in self.reported:
                     self.tell(f"warning: {fault}; its images are skipped and counted as lost_images")
-                self.told.add(shard)
+                self.reported.add(shard)
             yield table
 
     def replaced(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -83,7 +83,7 @@ class Losses:
         lost = np.flatnonzero(table["fault"].is_valid().to_numpy(zero_copy_only=False))
         rows = np.arange(len(table))
         rows[lost] = len(table) + np.arange(len(lost)) % len(spare)
-        return with_images_of(table, pa.concat_tables([table, spare]).take(rows))
+        return replacement_rows(table, pa.concat_tables([table, spare]).take(rows))
 
     def report_undecoded(self, table: pa.Table, faults: dict[int, str]) -> str:
         """Report the run's first image that cannot be decoded. Returns a description of the batch's first one.
@@ -92,11 +92,11 @@ class Losses:
         """
         row, fault = next(iter(faults.items()))
         line = f"{self.split}: sample {table['sample'][row]} cannot be decoded ({fault})"
-        if self.damaged == "stop":
-            raise UserError(f"{line}; {MEND_IMAGE}")
-        if self.tell is not None and DECODING not in self.told:
+        if self.corrupt == "stop":
+            raise UserError(f"{line}; {HINT_IMAGE}")
+        if self.tell is not None and DECODING not in self.reported:
             self.tell(f"warning: {line}; such images are skipped and counted as lost_images")
-        self.told.add(DECODING)
+        self.reported.add(DECODING)
         return line
 
     def candidates(self) -> Iterator[pa.Table]:
@@ -106,7 +106,7 @@ class Losses:
         yield from self.spares()
 
 
-def with_images_of(table: pa.Table, other: pa.Table) -> pa.Table:
+def replacement_rows(table: pa.Table, other: pa.Table) -> pa.Table:
     """Return the table with the images, labels and samples of another table of equal length. Draws and faults stay."""
     for name in ("image", "label", "sample"):
         if name in table.column_names:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from landmark.config import AugmentConfig, LoaderConfig
 from landmark.cpus import available_cpus
 from landmark.data.arrow_binary import values
-from landmark.data.loading.actors import Actors
+from landmark.data.loading.actors import ActorPool
 from landmark.data.loading.jpeg import decode_batch
 from landmark.data.loading.prefetch import Pending
 from landmark.data.threads import DaemonPool
@@ -32,7 +32,7 @@ class TableDecoder:
     def __init__(self, augment: AugmentConfig | None, seed: int) -> None:
         self.augment = augment
         self.seed = seed
-        self._buffers = Buffers()
+        self._buffers = BufferPool()
 
     def decode(self, table: pa.Table, epoch: int, size: int) -> Decoded:
         """Decode the column image (no nulls). Randomness comes from the column draw."""
@@ -135,7 +135,7 @@ class ActorDecoder:
     def __init__(
         self, config: LoaderConfig, augment: AugmentConfig | None, seed: int, *, largest: tuple[int, int]
     ) -> None:
-        self._actors = Actors(
+        self._actors = ActorPool(
             TableDecoder,
             augment,
             seed,
@@ -158,7 +158,7 @@ class ActorDecoder:
         self._actors.close()
 
 
-class Buffers:
+class BufferPool:
     """Memory for arrays that is reused when nobody holds the array. New memory costs a page fault per 4 KiB."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from landmark.config import AugmentConfig
 from landmark.data.loading.randaugment import randaugment
 from landmark.data.randomness import uniforms
 from landmark.data.sources.image_files import fault_of
-from landmark.data.sources.transcode import LARGEST_STORED_PIXELS
+from landmark.data.sources.transcode import MAX_STORED_PIXELS
 
 cv2.setNumThreads(0)
 
@@ -97,7 +97,7 @@ def _read_headers(images: Sequence[bytes | memoryview]) -> tuple[np.ndarray, dic
         except Exception as error:
             faults[row] = fault_of(error)
             continue
-        if width * height > LARGEST_STORED_PIXELS:
+        if width * height > MAX_STORED_PIXELS:
             faults[row] = f"{width} x {height} pixels, more than any packed image has"
             continue
         sizes[row] = width, height

@@ -14,17 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from landmark.config import AugmentConfig, LoaderConfig, SamplingConfig, UserError
-from landmark.data.arrow_binary import reordered, values
+from landmark.data.arrow_binary import values
 from landmark.data.dataset import PackedDataset
-from landmark.data.loading.damage import Losses, count_lost, with_images_of
+from landmark.data.loading.damage import DamagePolicy, count_lost, replacement_rows
 from landmark.data.loading.decoders import ActorDecoder, Decoded, ThreadDecoder
 from landmark.data.loading.jpeg import decode_batch, flips
-from landmark.data.loading.plan import RankPlan, Unit, plan_evaluation, plan_training_epoch
-from landmark.data.loading.prefetch import Pending, Stopped, run_ahead
-from landmark.data.loading.progress import Position
-from landmark.data.loading.reader import UnitReader, read_by_ray, read_by_thread
+from landmark.data.loading.plan import RankPlan, plan_evaluation, plan_training_epoch
+from landmark.data.loading.prefetch import Pending, Stopped, ordered_prefetch
+from landmark.data.loading.progress import EpochProgress
+from landmark.data.loading.reader import RowGroupReader, read_by_ray, read_by_thread
 from landmark.data.loading.sampling import EpochRows
-from landmark.data.randomness import Stream, generator
+from landmark.data.loading.schedule import ReadSchedule, rebatch, shuffle_windows
 
 Shape = Callable[[int], tuple[int, int]]
 """Image size (pixels) and batch size (images over all ranks) of an epoch."""
@@ -68,7 +68,7 @@ class Loader:
     position: the position at which the first of `epochs` resumes. With the same number of ranks, the batches are those
     of an uninterrupted epoch. Otherwise, the remaining rows are redistributed.
 
-    With config.damaged "skip", images of missing or corrupt shards and images that cannot be decoded are lost. In
+    With config.corrupt "skip", images of missing or corrupt shards and images that cannot be decoded are lost. In
     training, rows that were read before, or others of the batch, replace them, so that all ranks have equally many
     steps. In evaluation, batches are smaller. `lost` counts the lost images of the batches that were yielded, by epoch.
     `tell` receives one line per shard.
@@ -87,7 +87,7 @@ class Loader:
         sampling: SamplingConfig | None = None,
         epochs: range = range(1, 2),
         shape: Shape | None = None,
-        position: Position | None = None,
+        position: EpochProgress | None = None,
         tell: Callable[[str], object] | None = None,
     ) -> None:
         self.config = config
@@ -102,9 +102,9 @@ class Loader:
         self.label_map = dataset.label_map
         self.sample_labels = dataset.sample_labels(split) if dataset.relabelled else None
         paths = [shard.path for shard in dataset.split(split).shards]
-        self.reader = UnitReader(dataset.location, paths)
+        self.reader = RowGroupReader(dataset.location, paths)
         self.lost: collections.Counter[int] = collections.Counter()
-        self._losses = Losses(dataset.location / split, config.damaged, self._spares, tell)
+        self._losses = DamagePolicy(dataset.location / split, config.corrupt, self._spares, tell)
         self._next = epochs.start
         self._queue: queue.Queue[tuple[int, Batch | int | BaseException | None]] = queue.Queue(config.prefetch_batches)
         self._stop = threading.Event()
@@ -178,7 +178,7 @@ class Loader:
                 contextlib.closing(made(self.config, self.augment, self.seed, largest=self._largest())) as decoder,
                 contextlib.closing(self._jobs()) as jobs,
                 contextlib.closing(
-                    run_ahead(lambda job: _Decoding(self, decoder, job), jobs, decoder.ahead, stop)
+                    ordered_prefetch(lambda job: _Decoding(self, decoder, job), jobs, decoder.ahead, stop)
                 ) as done,
             ):
                 for job, batch in done:
@@ -196,49 +196,49 @@ class Loader:
         size, batch = max(shapes, key=lambda shape: shape[0] ** 2 * shape[1])
         return -(-batch // self.world_size), size
 
-    def _course(self, epoch: int) -> "_Course":
+    def _schedule(self, epoch: int) -> "ReadSchedule":
         begun = self.position if self.position is not None and self.position.epoch == epoch else None
         window = self.config.shuffle_row_groups if self.augment is not None else 1
-        return _Course.of(epoch, self.plan(epoch), begun.step if begun else 0, window)
+        return ReadSchedule.of(epoch, self.plan(epoch), begun.step if begun else 0, window)
 
-    def _jobs(self) -> Generator["_Job", None, None]:
+    def _jobs(self) -> Generator["_DecodeRequest", None, None]:
         """Yield the batches to decode of all epochs, and a marker after each epoch."""
-        courses: dict[int, _Course] = {}
+        schedules: dict[int, ReadSchedule] = {}
 
-        def course_of(epoch: int) -> _Course:
-            if epoch not in courses:
-                courses[epoch] = self._course(epoch)
-            return courses[epoch]
+        def schedule_of(epoch: int) -> ReadSchedule:
+            if epoch not in schedules:
+                schedules[epoch] = self._schedule(epoch)
+            return schedules[epoch]
 
         read = read_by_ray if self.config.stream == "ray" else read_by_thread
-        units = (unit for epoch in self.epochs for unit in course_of(epoch).units)
-        with contextlib.closing(read(self.reader, units, self.config, self._stop)) as tables:
+        read_tasks = (task for epoch in self.epochs for task in schedule_of(epoch).read_tasks)
+        with contextlib.closing(read(self.reader, read_tasks, self.config, self._stop)) as tables:
             for epoch in self.epochs:
-                course = course_of(epoch)
-                yield from self._jobs_of(course, itertools.islice(tables, len(course.units)))
-                yield _Job(epoch=epoch)
-                del courses[epoch]
+                schedule = schedule_of(epoch)
+                yield from self._jobs_of(schedule, itertools.islice(tables, len(schedule.read_tasks)))
+                yield _DecodeRequest(epoch=epoch)
+                del schedules[epoch]
 
-    def _jobs_of(self, course: "_Course", tables: Iterable[pa.Table]) -> Iterator["_Job"]:
+    def _jobs_of(self, schedule: "ReadSchedule", tables: Iterable[pa.Table]) -> Iterator["_DecodeRequest"]:
         checked = self._losses.checked(tables)
         if self.augment is not None:
             checked = self._losses.replaced(checked)
-        size, _ = self.shape(course.epoch)
-        rows = _mixed(checked, course, self.seed if self.augment is not None else None)
-        for whole, share in zip(_rebatched(rows, course.batch_rows), course.shares, strict=True):
+        size, _ = self.shape(schedule.epoch)
+        rows = shuffle_windows(checked, schedule, self.seed if self.augment is not None else None)
+        for whole, share in zip(rebatch(rows, schedule.batch_rows), schedule.shares, strict=True):
             table = whole if self.augment is not None else whole.filter(pc.is_null(whole["fault"]))
             unread = len(whole) - len(table)
-            yield _Job(epoch=course.epoch, table=table, unread=unread, size=size, share=float(share))
+            yield _DecodeRequest(epoch=schedule.epoch, table=table, unread=unread, size=size, share=float(share))
 
     def _spares(self) -> Iterator[pa.Table]:
         """Read row groups spread over the split, and yield the readable ones."""
         groups = self.rows.groups
         for index in np.unique(np.linspace(0, len(groups.rows) - 1, SPARE_READS).astype(np.int64)):
-            table = self.reader.read(groups.unit(int(index), 0, int(groups.rows[index])))
+            table = self.reader.read(groups.task(int(index), 0, int(groups.rows[index])))
             if table["fault"].null_count == len(table):
                 yield table
 
-    def batch(self, job: "_Job", table: pa.Table, pixels: np.ndarray, faults: dict[int, str]) -> Batch | int:
+    def batch(self, job: "_DecodeRequest", table: pa.Table, pixels: np.ndarray, faults: dict[int, str]) -> Batch | int:
         """Assemble a decoded batch. If no image of it is left, return the number of lost images."""
         lost = job.unread + count_lost(table, faults)
         if faults:
@@ -265,7 +265,7 @@ class Loader:
         )
 
     def _without(
-        self, faults: dict[int, str], job: "_Job", table: pa.Table, pixels: np.ndarray
+        self, faults: dict[int, str], job: "_DecodeRequest", table: pa.Table, pixels: np.ndarray
     ) -> tuple[pa.Table, np.ndarray]:
         """Return a batch without images that cannot be decoded. In training, other images replace them.
 
@@ -280,7 +280,7 @@ class Loader:
         if len(good):
             rows = np.arange(len(table))
             rows[bad] = good[np.arange(len(bad)) % len(good)]
-            return with_images_of(table, table.take(rows)), pixels[rows]
+            return replacement_rows(table, table.take(rows)), pixels[rows]
         for spare in self._losses.candidates():
             draws = spare["draw"].to_numpy()
             others, undecoded = decode_batch(
@@ -289,14 +289,14 @@ class Loader:
             good = np.delete(np.arange(len(spare)), list(undecoded))
             if len(good):
                 rows = good[np.arange(len(table)) % len(good)]
-                return with_images_of(table, spare.take(rows)), others[rows]
+                return replacement_rows(table, spare.take(rows)), others[rows]
         raise UserError(
             f"{line}; none of the images tried as a replacement can be decoded either; prepare the dataset again"
         )
 
 
 @dataclass(kw_only=True, frozen=True)
-class _Job:
+class _DecodeRequest:
     """A batch to decode, or the end of an epoch if it has no table."""
 
     epoch: int
@@ -310,14 +310,14 @@ class _Job:
 class _Decoding:
     """A batch that is being decoded. Its result is the job and the batch."""
 
-    def __init__(self, loader: Loader, decoder: ThreadDecoder | ActorDecoder, job: _Job) -> None:
+    def __init__(self, loader: Loader, decoder: ThreadDecoder | ActorDecoder, job: _DecodeRequest) -> None:
         self.loader = loader
         self.job = job
         self.call: Pending[Decoded] | None = None
         if job.table is not None and len(job.table):
             self.call = decoder.submit(job.table, job.epoch, job.size)
 
-    def result(self, timeout: float | None = None) -> tuple[_Job, Batch | int | None]:
+    def result(self, timeout: float | None = None) -> tuple[_DecodeRequest, Batch | int | None]:
         if self.job.table is None:
             return self.job, None
         if self.call is None:
@@ -330,73 +330,3 @@ class _Decoding:
     def cancel(self) -> None:
         if self.call is not None:
             self.call.cancel()
-
-
-@dataclass(kw_only=True, frozen=True)
-class _Course:
-    """The remainder of a rank's plan after its first batches."""
-
-    epoch: int
-    units: list[Unit]
-    """Units to read, in complete windows."""
-    window: int
-    """Number of units whose rows are shuffled together."""
-    first_window: int
-    """Index of the first window to read."""
-    skipped: int
-    """Rows of that window that are already done."""
-    batch_rows: np.ndarray
-    shares: np.ndarray
-
-    @classmethod
-    def of(cls, epoch: int, plan: RankPlan, done: int, window: int) -> "_Course":
-        """Skip the first `done` batches. Windows that they cover completely are not read."""
-        skipped, first = int(plan.batch_rows[:done].sum()), 0
-        sizes = [
-            sum(len(unit.rows) for unit in plan.units[at : at + window]) for at in range(0, len(plan.units), window)
-        ]
-        while first < len(sizes) and skipped >= sizes[first]:
-            skipped -= sizes[first]
-            first += 1
-        return cls(
-            epoch=epoch,
-            units=plan.units[first * window :],
-            window=window,
-            first_window=first,
-            skipped=skipped,
-            batch_rows=plan.batch_rows[done:],
-            shares=plan.shares[done:],
-        )
-
-
-def _mixed(tables: Iterable[pa.Table], course: _Course, seed: int | None) -> Iterator[pa.Table]:
-    """Yield the rows of each window of tables, shuffled unless seed is None. The rows of the first window that are
-    already done are left out."""
-    source = iter(tables)
-    number, skipped = course.first_window, course.skipped
-    while gathered := list(itertools.islice(source, course.window)):
-        table = pa.concat_tables(gathered)
-        if seed is not None:
-            table = reordered(
-                table, "image", generator(seed, Stream.WINDOW_ORDER, course.epoch, number).permutation(len(table))
-            )
-        yield table.slice(skipped)
-        number, skipped = number + 1, 0
-
-
-def _rebatched(tables: Iterable[pa.Table], sizes: np.ndarray) -> Iterator[pa.Table]:
-    """Regroup tables into tables of the given sizes. Raises ValueError if rows are missing."""
-    source = iter(tables)
-    rest: list[pa.Table] = []
-    have = 0
-    for size in sizes:
-        while have < size:
-            table = next(source, None)
-            if table is None:
-                raise ValueError(f"the stream ended {size - have} rows before the end of its plan")
-            rest.append(table)
-            have += len(table)
-        joined = pa.concat_tables(rest)
-        yield joined.slice(0, int(size))
-        have -= int(size)
-        rest = [joined.slice(int(size))] if have else []

@@ -1,4 +1,4 @@
-"""Plans: the rows that a rank reads in an epoch, and their division into batches."""
+"""Plans: the rows that a rank reads in an epoch, and their partitioning into batches."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -57,12 +57,12 @@ class RowGroups:
             selected=selected,
         )
 
-    def unit(self, index: int, start: int, stop: int) -> "Unit":
+    def task(self, index: int, start: int, stop: int) -> "ReadTask":
         """Return rows [start, stop) of the rows to read of one row group."""
         first, size = int(self.first_sample[index]), int(self.size[index])
         mine = None if self.selected is None else self.selected[first : first + size]
         rows = (np.arange(size) if mine is None else np.flatnonzero(mine))[start:stop]
-        return Unit(
+        return ReadTask(
             shard=int(self.shard[index]),
             row_group=int(self.row_group[index]),
             first_sample=first,
@@ -72,7 +72,7 @@ class RowGroups:
 
 
 @dataclass(kw_only=True, frozen=True, eq=False)
-class Unit:
+class ReadTask:
     """Rows to read from one row group."""
 
     shard: int
@@ -96,7 +96,7 @@ class Rows(Protocol):
         """Rows per chunk, int64 (chunks,)."""
         ...
 
-    def unit(self, index: int, start: int, stop: int) -> Unit:
+    def task(self, index: int, start: int, stop: int) -> ReadTask:
         """Return rows [start, stop) of a chunk."""
         ...
 
@@ -105,7 +105,7 @@ class Rows(Protocol):
 class RankPlan:
     """The rows that one rank reads in one epoch, or in the rest of one."""
 
-    units: list[Unit]
+    read_tasks: list[ReadTask]
     """Reads, in order. Together they are exactly this rank's rows."""
     batch_rows: np.ndarray
     """Rows of each of this rank's batches, int64 (steps,)."""
@@ -137,22 +137,22 @@ def plan_training_epoch(
     if total < world_size and not resumed:
         raise UserError(f"{total} training images for {world_size} workers; use at most {total} workers")
     if not total:
-        return RankPlan(units=[], batch_rows=np.zeros(0, dtype=np.int64), shares=np.zeros(0))
+        return RankPlan(read_tasks=[], batch_rows=np.zeros(0, dtype=np.int64), shares=np.zeros(0))
     order = generator(seed, Stream.EPOCH_ORDER, epoch).permutation(len(left.rows))
     steps = training_steps(total, world_size, batch_size, resumed=resumed)
-    least = least_rows(world_size, batch_size, resumed)
+    least = min_rows(world_size, batch_size, resumed)
     bounds = _cuts(total, world_size)
     start, stop = int(bounds[rank]), int(bounds[rank + 1])
     if start == stop:
-        row = _repeated(left.unit(int(order[0]), 0, 1), least)
-        units = [dataclasses.replace(row, draws=np.full(least, -1))]
-        return RankPlan(units=units, batch_rows=np.array([least]), shares=np.zeros(1))
+        row = _repeated(left.task(int(order[0]), 0, 1), least)
+        read_tasks = [dataclasses.replace(row, draws=np.full(least, -1))]
+        return RankPlan(read_tasks=read_tasks, batch_rows=np.array([least]), shares=np.zeros(1))
     parts = np.stack([np.diff(_cuts(int(n), steps)) for n in np.diff(bounds)])
     shares = parts[rank] * world_size / parts.sum(axis=0)
-    units = _slice_units(left, order, start, stop)
+    read_tasks = _slice_tasks(left, order, start, stop)
     if stop - start < least:
-        return RankPlan(units=[_repeated(units[0], least)], batch_rows=np.array([least]), shares=shares)
-    return RankPlan(units=units, batch_rows=parts[rank], shares=shares)
+        return RankPlan(read_tasks=[_repeated(read_tasks[0], least)], batch_rows=np.array([least]), shares=shares)
+    return RankPlan(read_tasks=read_tasks, batch_rows=parts[rank], shares=shares)
 
 
 def training_steps(total: int, world_size: int, batch_size: int, *, resumed: bool = False) -> int:
@@ -162,16 +162,16 @@ def training_steps(total: int, world_size: int, batch_size: int, *, resumed: boo
     """
     if resumed and not total:
         return 0
-    least = least_rows(world_size, batch_size, resumed)
+    least = min_rows(world_size, batch_size, resumed)
     return max(1, min(-(-total // batch_size), total // (least * world_size)))
 
 
-def least_rows(world_size: int, batch_size: int, resumed: bool) -> int:
+def min_rows(world_size: int, batch_size: int, resumed: bool) -> int:
     """Return the minimum rows per rank and step."""
     return 2 if resumed and batch_size >= 2 * world_size else 1
 
 
-def smallest_batch(total: int, world_size: int, batch_size: int) -> int:
+def min_batch_rows(total: int, world_size: int, batch_size: int) -> int:
     """Return the minimum rows of a rank in any step of an epoch."""
     return total // world_size // training_steps(total, world_size, batch_size)
 
@@ -187,14 +187,14 @@ def plan_evaluation(groups: RowGroups, *, rank: int, world_size: int, batch_size
     size = max(1, batch_size // world_size)
     full, rest = divmod(stop - start, size)
     batches = np.array([size] * full + [rest] * bool(rest), dtype=np.int64)
-    units = _slice_units(groups, np.arange(len(groups.rows)), start, stop)
-    return RankPlan(units=units, batch_rows=batches, shares=np.ones(len(batches)))
+    read_tasks = _slice_tasks(groups, np.arange(len(groups.rows)), start, stop)
+    return RankPlan(read_tasks=read_tasks, batch_rows=batches, shares=np.ones(len(batches)))
 
 
-def _repeated(unit: Unit, times: int) -> Unit:
-    """Return a unit of one row with that row repeated. The accounting counts it once."""
-    draws = np.append(unit.draws, np.full(times - 1, -1))
-    return dataclasses.replace(unit, rows=np.repeat(unit.rows, times), draws=draws)
+def _repeated(task: ReadTask, times: int) -> ReadTask:
+    """Return a task of one row with that row repeated. The accounting counts it once."""
+    draws = np.append(task.draws, np.full(times - 1, -1))
+    return dataclasses.replace(task, rows=np.repeat(task.rows, times), draws=draws)
 
 
 def _cuts(total: int, parts: int) -> np.ndarray:
@@ -202,9 +202,9 @@ def _cuts(total: int, parts: int) -> np.ndarray:
     return np.arange(parts + 1, dtype=np.int64) * total // parts
 
 
-def _slice_units(left: Rows, order: np.ndarray, start: int, stop: int) -> list[Unit]:
-    """Return the units that contain rows [start, stop) of the chunks, concatenated in `order`."""
+def _slice_tasks(left: Rows, order: np.ndarray, start: int, stop: int) -> list[ReadTask]:
+    """Return the tasks that contain rows [start, stop) of the chunks, concatenated in `order`."""
     ends = np.cumsum(left.rows[order])
     begins = ends - left.rows[order]
     touched = np.flatnonzero((ends > start) & (begins < stop))
-    return [left.unit(int(order[i]), max(start - int(begins[i]), 0), stop - int(begins[i])) for i in touched]
+    return [left.task(int(order[i]), max(start - int(begins[i]), 0), stop - int(begins[i])) for i in touched]

@@ -30,7 +30,7 @@ class Pending(Protocol[Result_co]):
         """Cancel the call if it has not started."""
 
 
-def run_ahead(
+def ordered_prefetch(
     submit: Callable[[Item], Pending[Result]],
     items: Iterable[Item],
     ahead: int,

@@ -14,7 +14,7 @@ Sum = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(kw_only=True, eq=False)
-class Position:
+class EpochProgress:
     """An epoch in progress: how its remaining rows were divided among the ranks, and the rows consumed since.
 
     The consumed draws are a bitmap of the epoch's length. With the same division, a run resumes at the next batch. With
@@ -24,7 +24,7 @@ class Position:
 
     epoch: int
     """Number of the epoch, from 1."""
-    division: tuple[int, ...]
+    partitioning: tuple[int, ...]
     """Values that determine the division: number of ranks, global batch size, row groups that are shuffled together."""
     length: int
     """Upper bound (exclusive) of the epoch's draw numbers."""
@@ -32,13 +32,13 @@ class Position:
     """Draws consumed before this division, bool (length,). None for none."""
     step: int = 0
     """Steps since this division."""
-    known: np.ndarray | None = None
+    consumed: np.ndarray | None = None
     """Draws known to be consumed on any rank, bool (length,), including `before`. None for none."""
-    mine: np.ndarray = field(init=False)
-    """Draws that this rank consumed since the last update of `known`."""
+    local: np.ndarray = field(init=False)
+    """Draws that this rank consumed since the last update of `consumed`."""
 
     def __post_init__(self) -> None:
-        self.mine = np.zeros(self.length, dtype=bool)
+        self.local = np.zeros(self.length, dtype=bool)
 
     @functools.cached_property
     def begun(self) -> int:
@@ -47,7 +47,7 @@ class Position:
 
     def advance(self, draws: np.ndarray) -> None:
         """Record one step and the draws that it consumed on this rank, int64 (n,). Negative draws are not counted."""
-        self.mine[draws[draws >= 0]] = True
+        self.local[draws[draws >= 0]] = True
         self.step += 1
 
     def gather(self, total: Sum) -> np.ndarray:
@@ -56,46 +56,52 @@ class Position:
         One byte per draw is summed instead of a packed bitmap, so that a draw that two ranks consumed does not affect
         others. Raises UserError for such a draw, because the ranks did not divide the same epoch.
         """
-        counts = total(self.mine.view(np.uint8))
+        counts = total(self.local.view(np.uint8))
         if shared := int((counts > 1).sum()):
             raise UserError(
                 f"{shared:,} images of epoch {self.epoch} were used by more than one worker; check that all nodes read "
                 "the same dataset with the same version of landmark"
             )
-        everyones = counts > 0
-        self.known = everyones if self.known is None else self.known | everyones
-        self.mine[:] = False
-        return self.known
+        all_counts = counts > 0
+        self.consumed = all_counts if self.consumed is None else self.consumed | all_counts
+        self.local[:] = False
+        return self.consumed
 
-    def redivided(self, division: tuple[int, ...]) -> "Position":
+    def repartitioned(self, partitioning: tuple[int, ...]) -> "EpochProgress":
         """Return the position from which a run with that division resumes. It is this position if the division is the
         same."""
-        if division == self.division:
+        if partitioning == self.partitioning:
             return self
-        return Position(epoch=self.epoch, division=division, length=self.length, before=self.known, known=self.known)
+        return EpochProgress(
+            epoch=self.epoch,
+            partitioning=partitioning,
+            length=self.length,
+            before=self.consumed,
+            consumed=self.consumed,
+        )
 
     def state(self) -> dict[str, Any]:
         """Return the position as plain values and packed bitmaps, uint8 arrays. Call `gather` directly before."""
         return {
             "epoch": self.epoch,
-            "division": self.division,
+            "division": self.partitioning,
             "length": self.length,
             "step": self.step,
             "before": _packed(self.before),
-            "known": _packed(self.known),
+            "known": _packed(self.consumed),
         }
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> "Position":
+    def of(cls, state: dict[str, Any]) -> "EpochProgress":
         """Return the position from a result of `state`, with arrays or tensors."""
         length = int(state["length"])
         return cls(
             epoch=int(state["epoch"]),
-            division=tuple(int(number) for number in state["division"]),
+            partitioning=tuple(int(number) for number in state["division"]),
             length=length,
             step=int(state["step"]),
             before=_unpacked(state["before"], length),
-            known=_unpacked(state["known"], length),
+            consumed=_unpacked(state["known"], length),
         )
 
 

@@ -13,7 +13,7 @@ cv2.setNumThreads(0)
 
 FIRST_DRAW = 5
 """Index of the first random number of a sample for RandAugment. Crop and flip use the numbers before it."""
-GREATEST_MAGNITUDE = 30.0
+MAX_MAGNITUDE = 30.0
 FILL = (128, 128, 128)
 """Color of the area that a shift uncovers, as in the paper's code."""
 
@@ -34,7 +34,7 @@ def randaugment(
     for image, indices, image_signs in zip(pixels, chosen.astype(np.int64).tolist(), signs, strict=True):
         changed = image
         for index, sign in zip(indices, image_signs, strict=True):
-            changed = OPERATIONS[names[index]](changed, magnitude / GREATEST_MAGNITUDE, sign)
+            changed = OPERATIONS[names[index]](changed, magnitude / MAX_MAGNITUDE, sign)
         if changed is not image:
             image[:] = changed
 

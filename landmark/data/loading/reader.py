@@ -1,4 +1,4 @@
-"""Readers of plan units: threads or Ray actors return Arrow tables of compressed images."""
+"""Readers of plan tasks: threads or Ray actors return Arrow tables of compressed images."""
 
 import contextlib
 import threading
@@ -9,24 +9,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from landmark.config import LoaderConfig
-from landmark.data.loading.actors import Actors
-from landmark.data.loading.plan import Unit
-from landmark.data.loading.prefetch import run_ahead
+from landmark.data.loading.actors import ActorPool
+from landmark.data.loading.plan import ReadTask
+from landmark.data.loading.prefetch import ordered_prefetch
 from landmark.data.threads import DaemonPool
 from landmark.storage import Location, NotFound, retrying
 from landmark.storage.tables import damage_marked
 
 OPEN_FILES = 16
-LEAST_AHEAD = 4
+MIN_AHEAD = 4
 """Minimum reads in progress."""
 CALL_ROWS = 256
 """Minimum rows per call of a reader actor."""
 
 
-class UnitReader:
-    """Reads units of one split: columns image (large binary), label int32, sample and draw int64, fault string.
+class RowGroupReader:
+    """Reads tasks of one split: columns image (large binary), label int32, sample and draw int64, fault string.
 
-    fault is null for readable rows. A unit of a missing or corrupt shard is returned with its planned rows, without
+    fault is null for readable rows. A task of a missing or corrupt shard is returned with its planned rows, without
     images. fault then contains the shard and the error, and the caller decides what to do. Thread-safe.
     """
 
@@ -36,44 +36,44 @@ class UnitReader:
         self._idle: list[tuple[int, pq.ParquetFile]] = []
         self._lock = threading.Lock()
 
-    def read(self, unit: Unit) -> pa.Table:
-        """Return the unit's rows. Raises UserError if the storage fails."""
-        path = self.split / self.shard_paths[unit.shard]
+    def read(self, task: ReadTask) -> pa.Table:
+        """Return the task's rows. Raises UserError if the storage fails."""
+        path = self.split / self.shard_paths[task.shard]
         try:
-            table = retrying(path.uri, damage_marked(lambda: self._read_row_group(unit)))
-            if unit.rows[-1] >= len(table):
-                raise pa.ArrowInvalid(f"row group {unit.row_group} has {len(table)} rows, fewer than planned")
+            table = retrying(path.uri, damage_marked(lambda: self._read_row_group(task)))
+            if task.rows[-1] >= len(table):
+                raise pa.ArrowInvalid(f"row group {task.row_group} has {len(table)} rows, fewer than planned")
         except NotFound:
-            return _lost(unit, f"{path}: missing")
+            return _lost(task, f"{path}: missing")
         except pa.ArrowInvalid as error:
-            return _lost(unit, f"{path}: corrupt ({' '.join(str(error).split())})")
-        if not np.array_equal(unit.rows, np.arange(len(table))):
-            table = table.take(unit.rows)
+            return _lost(task, f"{path}: corrupt ({' '.join(str(error).split())})")
+        if not np.array_equal(task.rows, np.arange(len(table))):
+            table = table.take(task.rows)
         return pa.table(
             {
                 "image": table["image"].cast(pa.large_binary()),
                 "label": table["label"],
-                "sample": pa.array(unit.rows + unit.first_sample),
-                "draw": pa.array(unit.draws),
+                "sample": pa.array(task.rows + task.first_sample),
+                "draw": pa.array(task.draws),
                 "fault": pa.nulls(len(table), pa.string()),
             }
         )
 
-    def read_all(self, units: list[Unit]) -> list[pa.Table]:
-        """Return the rows of several units."""
-        return [self.read(unit) for unit in units]
+    def read_all(self, read_tasks: list[ReadTask]) -> list[pa.Table]:
+        """Return the rows of several tasks."""
+        return [self.read(task) for task in read_tasks]
 
-    def _read_row_group(self, unit: Unit) -> pa.Table:
-        known = self._take(unit.shard)
+    def _read_row_group(self, task: ReadTask) -> pa.Table:
+        known = self._take(task.shard)
         try:
-            file = known or self._open(unit.shard)
-            table = file.read_row_group(unit.row_group, columns=["label", "image"])
+            file = known or self._open(task.shard)
+            table = file.read_row_group(task.row_group, columns=["label", "image"])
         except (OSError, pa.ArrowInvalid):
             # After a broken connection or a replaced file, an open file is unusable. Retry with a newly opened one.
             if known is not None:
-                return self._read_row_group(unit)
+                return self._read_row_group(task)
             raise
-        self._keep(unit.shard, file)
+        self._keep(task.shard, file)
         return table
 
     def _open(self, shard: int) -> pq.ParquetFile:
@@ -88,7 +88,7 @@ class UnitReader:
             return None if index is None else self._idle.pop(index)[1]
 
     def _keep(self, shard: int, file: pq.ParquetFile) -> None:
-        """Keep a file open for the next unit of its shard, and close the least recently used one."""
+        """Keep a file open for the next task of its shard, and close the least recently used one."""
         with self._lock:
             self._idle.append((shard, file))
             oldest = self._idle.pop(0)[1] if len(self._idle) > OPEN_FILES else None
@@ -96,41 +96,41 @@ class UnitReader:
             oldest.close()
 
 
-def _lost(unit: Unit, fault: str) -> pa.Table:
-    """Return the rows of a unit whose images cannot be read."""
-    rows = len(unit.rows)
+def _lost(task: ReadTask, fault: str) -> pa.Table:
+    """Return the rows of a task whose images cannot be read."""
+    rows = len(task.rows)
     return pa.table(
         {
             "image": pa.nulls(rows, pa.large_binary()),
             "label": pa.nulls(rows, pa.int32()),
-            "sample": pa.array(unit.rows + unit.first_sample),
-            "draw": pa.array(unit.draws),
+            "sample": pa.array(task.rows + task.first_sample),
+            "draw": pa.array(task.draws),
             "fault": pa.array([fault] * rows, pa.string()),
         }
     )
 
 
 def read_by_thread(
-    reader: UnitReader, units: Iterable[Unit], config: LoaderConfig, stop: threading.Event | None = None
+    reader: RowGroupReader, read_tasks: Iterable[ReadTask], config: LoaderConfig, stop: threading.Event | None = None
 ) -> Generator[pa.Table, None, None]:
-    """Yield the units' tables in order, reading ahead in threads of this process. `close` it if it is not exhausted.
+    """Yield the tasks' tables in order, reading ahead in threads of this process. `close` it if it is not exhausted.
 
     stop: an event. If it is set, Stopped is raised instead of waiting for a read.
     """
     with DaemonPool(config.readers, "landmark-read") as pool:
-        yield from run_ahead(lambda unit: pool.submit(reader.read, unit), units, reads_ahead(config), stop)
+        yield from ordered_prefetch(lambda task: pool.submit(reader.read, task), read_tasks, reads_ahead(config), stop)
 
 
 def read_by_ray(
-    reader: UnitReader, units: Iterable[Unit], config: LoaderConfig, stop: threading.Event | None = None
+    reader: RowGroupReader, read_tasks: Iterable[ReadTask], config: LoaderConfig, stop: threading.Event | None = None
 ) -> Generator[pa.Table, None, None]:
-    """Yield the units' tables in order, reading ahead in Ray actors. `close` it if it is not exhausted.
+    """Yield the tasks' tables in order, reading ahead in Ray actors. `close` it if it is not exhausted.
 
-    The object store contains only the units that are read ahead. A table's buffers occupy the store until the table is
-    released. Units are taken from `units` on demand. stop: as for `read_by_thread`.
+    The object store contains only the tasks that are read ahead. A table's buffers occupy the store until the table is
+    released. Units are taken from `read_tasks` on demand. stop: as for `read_by_thread`.
     """
-    actors = Actors(
-        UnitReader,
+    actors = ActorPool(
+        RowGroupReader,
         reader.split,
         reader.shard_paths,
         count=config.readers,
@@ -138,21 +138,23 @@ def read_by_ray(
         purpose="data readers",
     )
     with contextlib.closing(actors):
-        parts = run_ahead(lambda part: actors.submit("read_all", part), _parts(units), reads_ahead(config), stop)
+        parts = ordered_prefetch(
+            lambda part: actors.submit("read_all", part), _parts(read_tasks), reads_ahead(config), stop
+        )
         for tables in parts:
             yield from tables
 
 
 def reads_ahead(config: LoaderConfig) -> int:
     """Return the number of reads in progress, in addition to the one that is waited for."""
-    return max(LEAST_AHEAD, 2 * config.readers)
+    return max(MIN_AHEAD, 2 * config.readers)
 
 
-def _parts(units: Iterable[Unit]) -> Iterator[list[Unit]]:
-    """Yield batches of units that justify a call of an actor, which takes some milliseconds in Ray."""
-    part: list[Unit] = []
-    for unit in units:
-        part.append(unit)
+def _parts(read_tasks: Iterable[ReadTask]) -> Iterator[list[ReadTask]]:
+    """Yield batches of tasks that justify a call of an actor, which takes some milliseconds in Ray."""
+    part: list[ReadTask] = []
+    for task in read_tasks:
+        part.append(task)
         if sum(len(each.rows) for each in part) >= CALL_ROWS:
             yield part
             part = []

@@ -6,7 +6,7 @@ import numpy as np
 
 from landmark.config import SamplingConfig
 from landmark.data.dataset import PackedDataset
-from landmark.data.loading.plan import RowGroups, Rows, Unit
+from landmark.data.loading.plan import ReadTask, RowGroups, Rows
 from landmark.data.randomness import Stream, generator
 
 PASSES = 4
@@ -80,8 +80,8 @@ def expected_draws(labels: np.ndarray, sampling: SamplingConfig) -> np.ndarray:
         free = present & ~capped
         if not free.any():
             break
-        room = total - float((counts * sampling.max_repeats)[capped].sum())
-        draws = np.where(capped, counts * sampling.max_repeats, weights * room / weights[free].sum())
+        rest = total - float((counts * sampling.max_repeats)[capped].sum())
+        draws = np.where(capped, counts * sampling.max_repeats, weights * rest / weights[free].sum())
         over = free & (draws > counts * sampling.max_repeats)
         if not over.any():
             break
@@ -126,13 +126,13 @@ class RepeatedDraws:
         """Rows per chunk, int64 (chunks,)."""
         return np.diff(self.bounds)
 
-    def unit(self, index: int, start: int, stop: int) -> Unit:
+    def task(self, index: int, start: int, stop: int) -> ReadTask:
         """Return rows [start, stop) of a chunk."""
         begin, end = int(self.bounds[index]), int(self.bounds[index + 1])
         draws = self.order[begin + start : min(begin + stop, end)]
         group = int(self.group[index])
         first = int(self.groups.first_sample[group])
-        return Unit(
+        return ReadTask(
             shard=int(self.groups.shard[group]),
             row_group=int(self.groups.row_group[group]),
             first_sample=first,

@@ -15,7 +15,7 @@ from landmark.data.subset import select_images, tail_images
 
 
 @dataclass(kw_only=True, frozen=True)
-class Wanted:
+class RequestedImages:
     """The images to pack."""
 
     items: pa.Table
@@ -36,7 +36,7 @@ class Wanted:
         return self.items["split"].combine_chunks().indices.to_numpy()
 
 
-def wanted_images(source: Source, config: PrepareConfig) -> Wanted:
+def request_images(source: Source, config: PrepareConfig) -> RequestedImages:
     """List a source's images, apply the subset, and assign labels and splits.
 
     The same seed gives the same subset and splits on any machine and in any order of the source's rows. A source with
@@ -45,7 +45,7 @@ def wanted_images(source: Source, config: PrepareConfig) -> Wanted:
     listing = list_source(source)
     items, notes = listing.items, list(listing.notes)
     brought = "split" in items.column_names
-    if not brought and not config.subset.keeps_all():
+    if not brought and not config.subset.keeps_all_images():
         kept = select_images(items, config.subset, config.seed)
         notes.append(f"the subset keeps {int(kept.sum()):,} of {len(items):,} images")
         items = items.filter(pa.array(kept))
@@ -55,14 +55,14 @@ def wanted_images(source: Source, config: PrepareConfig) -> Wanted:
         items = items.drop_columns(["split"])
     else:
         splits = split_images(labels, items["group"], config.split, config.seed)
-        notes += _lone_classes(labels) + _empty_splits(splits, config)
+        notes += _single_image_classes(labels) + _empty_splits(splits, config)
     items = items.append_column("label", pa.array(labels, pa.int32()))
     items = items.append_column("split", pa.DictionaryArray.from_arrays(pa.array(splits, pa.int8()), list(SPLITS)))
     if not brought and config.subset.tail:
         kept = tail_images(items, config.subset, config.seed)
         notes.append(f"the long tail keeps {int(kept.sum()):,} of {len(items):,} images, including all of val and test")
         items = items.filter(pa.array(kept))
-    return Wanted(
+    return RequestedImages(
         items=items,
         in_order=brought,
         landmark_ids=landmark_ids,
@@ -79,10 +79,10 @@ def list_source(source: Source) -> Listing:
     return Listing(items=source.items(), notes=source.notes())
 
 
-def _lone_classes(labels: np.ndarray) -> list[str]:
+def _single_image_classes(labels: np.ndarray) -> list[str]:
     """Return a note on the classes with one image, which only train can contain."""
-    lone = int((np.bincount(labels) == 1).sum())
-    return [f"{lone:,} classes have only one image, which is in the train split"] if lone else []
+    single = int((np.bincount(labels) == 1).sum())
+    return [f"{single:,} classes have only one image, which is in the train split"] if single else []
 
 
 def _empty_splits(splits: np.ndarray, config: PrepareConfig) -> list[str]:

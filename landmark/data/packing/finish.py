@@ -22,7 +22,7 @@ from landmark.data.dataset import (
 from landmark.data.packing.join import Figures, part_rejects
 from landmark.data.packing.plan import Plan, fingerprint, read_faults, read_plan
 from landmark.data.packing.sources import Source, SyntheticSource
-from landmark.data.packing.tasks import WORK_FOLDER, Unit
+from landmark.data.packing.tasks import WORK_FOLDER, PackingTask
 from landmark.data.packing.worker import PART_SCHEMA, part_file
 from landmark.storage import Location
 from landmark.storage.tables import read_table, write_table
@@ -75,7 +75,7 @@ def finish(
         source_state=plan.source_state,
         relabelled=len(used) < len(plan.names),
         rejects=refused + plan.faults,
-        splits={split: _split_entry(split, plan.units, figures) for split in SPLITS},
+        splits={split: _split_entry(split, plan.tasks, figures) for split in SPLITS},
     )
     (output / "manifest.json").write_text(manifest.to_json())
     (output / WORK_FOLDER).delete()
@@ -85,17 +85,17 @@ def finish(
 def _rejects(output: Location, plan: Plan, figures: Figures, missing: pa.Table) -> pa.Table:
     """Return all rejects: skipped rows of the source's tables first, then images."""
     numbers = [
-        unit.number for unit in plan.units if figures[unit.number]["rejects"] + figures[unit.number]["strangers"]
+        task.number for task in plan.tasks if figures[task.number]["rejects"] + figures[task.number]["strangers"]
     ]
     parts = [part_rejects(output, number).drop_columns(["plan_row"]) for number in numbers]
     return pa.concat_tables([REJECTS_SCHEMA.empty_table(), read_faults(output / WORK_FOLDER), *parts, missing])
 
 
-def _split_entry(split: str, units: list[Unit], figures: Figures) -> SplitEntry:
-    """Return a split's shards, in the order of the units and of the shards in each unit."""
+def _split_entry(split: str, tasks: list[PackingTask], figures: Figures) -> SplitEntry:
+    """Return a split's shards, in the order of the tasks and of the shards in each task."""
     shards = []
-    for unit in units:
-        for shard in figures[unit.number]["shards"]:
+    for task in tasks:
+        for shard in figures[task.number]["shards"]:
             if shard["split"] == split:
                 shards.append(ShardEntry(**{key: value for key, value in shard.items() if key != "split"}))
     return SplitEntry(rows=sum(shard.rows for shard in shards), shards=shards)
@@ -105,9 +105,9 @@ def _catalog(output: Location, plan: Plan, figures: Figures) -> pa.Table:
     """Join the parts with the plan: one row per packed image, split by split, numbered within its split."""
     work = output / WORK_FOLDER
     parts: dict[str, list[pa.Table]] = {split: [] for split in SPLITS}
-    for unit in plan.units:
-        part, start = read_table(part_file(work, unit.number, ".parquet")), 0
-        for shard in figures[unit.number]["shards"]:
+    for task in plan.tasks:
+        part, start = read_table(part_file(work, task.number, ".parquet")), 0
+        for shard in figures[task.number]["shards"]:
             number = np.full(shard["rows"], len(parts[shard["split"]]), dtype=np.int32)
             rows = part.slice(start, shard["rows"]).set_column(1, "shard", pa.array(number))
             parts[shard["split"]].append(rows)

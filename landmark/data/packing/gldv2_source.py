@@ -10,7 +10,7 @@ import pyarrow as pa
 from landmark.config import Gldv2Config, UserError
 from landmark.data.packing.sources import Listing
 from landmark.data.sources.gldv2 import (
-    Faults,
+    SourceFaults,
     id_keys,
     image_path,
     image_paths,
@@ -54,14 +54,14 @@ class Gldv2Source:
         - author and license, dictionary-encoded, if gldv2.attribution is set
         - category and supercategory, dictionary-encoded, if published
 
-        Raises UserError if more than gldv2.max_fault_share of the rows are faulty.
+        Raises UserError if more than gldv2.max_fault_fraction of the rows are faulty.
         """
-        faults = Faults()
+        faults = SourceFaults()
         table = read_images(self.root, faults)
         rows = len(table) + faults.total()
         keys = id_keys(table["image_id"])
         names = read_categories(self.root, faults)
-        notes = [f"{self.tars_told()}; the images of missing tars are counted as rejects"] if self.missing else []
+        notes = [f"{self.describe_tars()}; the images of missing tars are counted as rejects"] if self.missing else []
         columns: dict[str, Any] = {name: table[name].combine_chunks() for name in table.column_names}
         if self.config.attribution:
             columns |= self._attribution(keys, faults, notes)
@@ -70,7 +70,7 @@ class Gldv2Source:
         if self.clean:
             items = items.filter(pa.array(self._clean_mask(keys, faults)))
             notes.append(f"the clean list keeps {len(items):,} of {len(table):,} images")
-        faults.check(rows, self.config.max_fault_share, self.root.uri)
+        faults.check(rows, self.config.max_fault_fraction, self.root.uri)
         if faults.total():
             notes.append(f"{faults.total():,} rows of the CSV files were skipped ({faults.breakdown()})")
         items = items.append_column("group", items["image_id"])
@@ -78,7 +78,7 @@ class Gldv2Source:
             items = items.append_column("origin", image_paths(items["image_id"].combine_chunks()))
         return Listing(items=items, notes=notes, faults=faults, names=names, known=np.sort(keys) if self.tars else None)
 
-    def tars_told(self) -> str:
+    def describe_tars(self) -> str:
         """Return a description of the tars that exist and of those that are missing."""
         first = ", ".join(self.missing[:5]) + (", …" if len(self.missing) > 5 else "")
         lacking = f"{len(self.missing):,} tars are missing from {self.root}: {first}; " if self.missing else ""
@@ -101,7 +101,7 @@ class Gldv2Source:
         """Return the published MD5 of a tar. None if there is none or the check is off."""
         return published_md5(self.root, tar) if self.config.check_md5 else None
 
-    def _attribution(self, keys: np.ndarray, faults: Faults, notes: list[str]) -> dict[str, pa.Array]:
+    def _attribution(self, keys: np.ndarray, faults: SourceFaults, notes: list[str]) -> dict[str, pa.Array]:
         """Return author and license of each image, null if they are not published."""
         table = read_attribution(self.root, faults)
         found, rows = _look_up(keys, id_keys(table["image_id"]))
@@ -110,7 +110,7 @@ class Gldv2Source:
             notes.append(f"{missing:,} images have no author and license")
         return {name: _taken(table[name].combine_chunks(), rows, found) for name in ("author", "license")}
 
-    def _clean_mask(self, keys: np.ndarray, faults: Faults) -> np.ndarray:
+    def _clean_mask(self, keys: np.ndarray, faults: SourceFaults) -> np.ndarray:
         """Return a mask of the rows in the clean list: bool (rows,)."""
         wanted = read_clean_ids(self.root, faults)
         kept, _ = _look_up(keys, wanted)

@@ -1,4 +1,4 @@
-"""The packing job: runs Ray Data over the units of the plan until each image is packed once, then finishes the
+"""The packing job: runs Ray Data over the tasks of the plan until each image is packed once, then finishes the
 dataset."""
 
 import collections
@@ -24,7 +24,7 @@ from landmark.runtime import own_error
 from landmark.storage import Location, NotFound, check_writable, restated
 from landmark.storage.tables import read_table
 
-JUDGED_ROWS = 1000
+MIN_CHECKED_ROWS = 1000
 """Minimum rows before too many rejects stop a job early."""
 
 
@@ -64,7 +64,7 @@ def pack_dataset(output: Location, source: Source, config: PrepareConfig) -> Pac
     """Pack a source into `output`, or resume an interrupted call.
 
     Requires a connected Ray. A finished dataset with the same options is not changed. One with other options raises
-    UserError, and so do more than packing.max_reject_share rejected images.
+    UserError, and so do more than packing.max_reject_fraction rejected images.
     """
     start = time.monotonic()
     if (done := _finished(output, source, config)) is not None:
@@ -79,7 +79,7 @@ def pack_dataset(output: Location, source: Source, config: PrepareConfig) -> Pac
         bytes_in += _run(output, source, config, plan, figures)
     packed = max(0, sum(part["rows"] for part in figures.values()) - before)
     missing = find_missing(output, plan)
-    _judge(output, config, figures, source, missing=len(missing), final=True)
+    _check_rejects(output, config, figures, source, missing=len(missing), final=True)
     dataset = finish(output, source, config, plan, figures, missing)
     return PackingResult(
         dataset=dataset,
@@ -118,27 +118,27 @@ def _finished(output: Location, source: Source, config: PrepareConfig) -> Packin
 
 
 def _read_figures(output: Location, plan: Plan) -> Figures:
-    """Return the figures of completed units."""
+    """Return the figures of completed tasks."""
     parts = output / WORK_FOLDER / PARTS_FOLDER
     try:
         names = [name for name in parts.names() if name.endswith(".json")]
     except NotFound:
         return {}
     figures = {int(name.removesuffix(".json")): json.loads((parts / name).read_text()) for name in names}
-    return {unit.number: figures[unit.number] for unit in plan.units if unit.number in figures}
+    return {task.number: figures[task.number] for task in plan.tasks if task.number in figures}
 
 
 def _run(output: Location, source: Source, config: PrepareConfig, plan: Plan, figures: Figures) -> int:
-    """Pack the remaining units and add their figures. Returns the number of bytes read."""
-    missing = [unit for unit in plan.units if unit.number not in figures]
+    """Pack the remaining tasks and add their figures. Returns the number of bytes read."""
+    missing = [task for task in plan.tasks if task.number not in figures]
     if not missing:
         return 0
-    progress = Progress("packing", sum(unit.rows for unit in missing))
-    rows = [{"unit": json.dumps(vars(unit))} for unit in missing]
+    progress = Progress("packing", sum(task.rows for task in missing))
+    rows = [{"unit": json.dumps(vars(task))} for task in missing]
     stream = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         Packer(output, source, config.packing, plan.plan_id), batch_size=1, num_cpus=1
     )
-    bytes_in, by_number = 0, {unit.number: unit for unit in missing}
+    bytes_in, by_number = 0, {task.number: task for task in missing}
     try:
         for done in stream.iter_rows():
             if done["error"]:
@@ -148,7 +148,7 @@ def _run(output: Location, source: Source, config: PrepareConfig, plan: Plan, fi
             figures[number] = _read_part(output, number)
             rejects = sum(part["rejects"] + part["strangers"] for part in figures.values())
             progress.update(by_number[number].rows, f"{rejects} rejected" if rejects else "")
-            _judge(output, config, figures, source)
+            _check_rejects(output, config, figures, source)
     except ray.exceptions.RayError as error:
         raise _explain(error) from error
     progress.clear()
@@ -156,7 +156,7 @@ def _run(output: Location, source: Source, config: PrepareConfig, plan: Plan, fi
 
 
 def _read_part(output: Location, number: int) -> dict[str, Any]:
-    """Return the figures of a unit that was just packed."""
+    """Return the figures of a task that was just packed."""
     try:
         return json.loads(part_file(output / WORK_FOLDER, number, ".json").read_text())
     except UserError as error:
@@ -180,28 +180,30 @@ def _check_tars(source: Source, config: PrepareConfig) -> None:
     """Raise UserError before reading if the fraction of missing tars is above the maximum fraction of rejects."""
     if isinstance(source, Gldv2Source) and source.missing:
         share = len(source.missing) / (len(source.missing) + len(source.tars))
-        if share > config.packing.max_reject_share:
-            raise UserError(f"{source.tars_told()}; download the missing tars, or increase packing.max_reject_share")
+        if share > config.packing.max_reject_fraction:
+            raise UserError(
+                f"{source.describe_tars()}; download the missing tars, or increase packing.max_reject_fraction"
+            )
 
 
-def _judge(
+def _check_rejects(
     output: Location, config: PrepareConfig, figures: Figures, source: Source, *, missing: int = 0, final: bool = False
 ) -> None:
     """Stop the job if too many images are rejected, or too many files in tars match none of them."""
     refused = sum(part["rejects"] for part in figures.values()) + missing
     seen = refused + sum(part["rows"] for part in figures.values())
-    strangers, members = (sum(part[key] for part in figures.values()) for key in ("strangers", "members"))
-    limit = config.packing.max_reject_share
+    unplanned, members = (sum(part[key] for part in figures.values()) for key in ("strangers", "members"))
+    limit = config.packing.max_reject_fraction
     for count, total, what, kind in (
         (refused, seen, "images were rejected", "rejects"),
-        (strangers, members, "files in the tars match no image of the plan", "strangers"),
+        (unplanned, members, "files in the tars match no image of the plan", "strangers"),
     ):
-        if count > limit * total and (final or total >= JUDGED_ROWS):
+        if count > limit * total and (final or total >= MIN_CHECKED_ROWS):
             breakdown = _breakdown(output, figures, kind, missing)
-            tars = f" ({source.tars_told()})" if missing and isinstance(source, Gldv2Source) else ""
+            tars = f" ({source.describe_tars()})" if missing and isinstance(source, Gldv2Source) else ""
             raise UserError(
                 f"{count} of {total} {what} ({breakdown}); the maximum is {limit:.1%}; check the source{tars}, or "
-                "increase packing.max_reject_share and run again"
+                "increase packing.max_reject_fraction and run again"
             )
 
 

@@ -14,16 +14,16 @@ from landmark.storage import Location
 from landmark.storage.tables import read_table
 
 Figures = dict[int, dict[str, Any]]
-"""The figures of completed units, by unit number."""
+"""The figures of completed tasks, by task number."""
 
 
 def part_rejects(output: Location, number: int) -> pa.Table:
-    """Return a unit's rejects: plan_row and REJECTS_SCHEMA."""
+    """Return a task's rejects: plan_row and REJECTS_SCHEMA."""
     return read_table(part_file(output / WORK_FOLDER, number, ".rejects.parquet"))
 
 
 def drop_duplicates(output: Location, plan: Plan, figures: Figures) -> bool:
-    """Find images that several units packed, and reset the later units so that they are packed again without them.
+    """Find images that several tasks packed, and reset the later tasks so that they are packed again without them.
 
     Returns whether there were any. Their figures are removed from `figures`, so that the next run packs them.
     """
@@ -32,18 +32,18 @@ def drop_duplicates(output: Location, plan: Plan, figures: Figures) -> bool:
     work = output / WORK_FOLDER
     taken = np.zeros(plan.planned, dtype=bool)
     again = False
-    for unit in plan.units:
-        rows = _packed_rows(work, unit.number)
+    for task in plan.tasks:
+        rows = _packed_rows(work, task.number)
         twice = rows[taken[rows]]
         taken[rows] = True
         if not len(twice):
             continue
         again = True
-        without = sorted(read_without(work, unit.number) | set(twice.tolist()))
-        # The order matters. A unit without figures is packed again, and reads this file.
-        without_file(work, unit.number).write_text(json.dumps(without))
-        part_file(work, unit.number, ".json").delete()
-        for shard in figures.pop(unit.number)["shards"]:
+        without = sorted(read_without(work, task.number) | set(twice.tolist()))
+        # The order matters. A task without figures is packed again, and reads this file.
+        without_file(work, task.number).write_text(json.dumps(without))
+        part_file(work, task.number, ".json").delete()
+        for shard in figures.pop(task.number)["shards"]:
             (output / shard["path"]).delete()
     return again
 
@@ -54,10 +54,10 @@ def find_missing(output: Location, plan: Plan) -> pa.Table:
         return REJECTS_SCHEMA.empty_table()
     work = output / WORK_FOLDER
     seen = np.zeros(plan.planned, dtype=bool)
-    for unit in plan.units:
-        refused = part_rejects(output, unit.number)["plan_row"].to_numpy()
+    for task in plan.tasks:
+        refused = part_rejects(output, task.number)["plan_row"].to_numpy()
         seen[refused[refused != NO_ROW]] = True
-        seen[_packed_rows(work, unit.number)] = True
+        seen[_packed_rows(work, task.number)] = True
     rows = np.flatnonzero(~seen)
     ids = read_plan(work, ["image_id"])["image_id"].take(pa.array(rows))
     reasons = pa.array(np.full(len(rows), "missing"), pa.string())

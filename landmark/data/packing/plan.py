@@ -25,20 +25,20 @@ from landmark.config import (
 )
 from landmark.config.commands.prepare import MAX_MEGAPIXELS
 from landmark.data.dataset import REJECTS_SCHEMA, SPLITS
-from landmark.data.packing.catalog import Wanted, wanted_images
+from landmark.data.packing.catalog import RequestedImages, request_images
 from landmark.data.packing.gldv2_source import Gldv2Source
 from landmark.data.packing.sources import Source, changes, source_state
 from landmark.data.packing.tar_plan import plan_tars
-from landmark.data.packing.tasks import SIZE_SAMPLES, UNITS_AT_LEAST, WORK_FOLDER, Unit
+from landmark.data.packing.tasks import MIN_TASKS, SIZE_SAMPLES, WORK_FOLDER, PackingTask
 from landmark.data.randomness import Stream, generator
-from landmark.data.sources.image_files import Refused, told_reasons
+from landmark.data.sources.image_files import RejectedImage, describe_reasons
 from landmark.data.sources.transcode import pack_image
 from landmark.storage import Location, NotFound
 from landmark.storage.tables import read_parquet, read_table, write_table
 
 PLAN_FILE = "plan.parquet"
 FAULTS_FILE = "faults.parquet"
-SMALLEST_SHARD_ROWS = 256
+MIN_SHARD_ROWS = 256
 TAR_ROW_GROUP_ROWS = 1 << 16
 
 
@@ -46,8 +46,8 @@ TAR_ROW_GROUP_ROWS = 1 << 16
 class Plan:
     """The plan of a packing job."""
 
-    units: list[Unit]
-    """All packing units."""
+    tasks: list[PackingTask]
+    """All packing tasks."""
     landmark_ids: list[str]
     """Landmark ids, in the order of the labels."""
     names: list[str]
@@ -65,7 +65,7 @@ class Plan:
 
     def in_tars(self) -> bool:
         """Return whether the images are in tars."""
-        return bool(self.units) and bool(self.units[0].tars)
+        return bool(self.tasks) and bool(self.tasks[0].tars)
 
 
 def fingerprint(config: PrepareConfig) -> dict[str, Any]:
@@ -73,9 +73,9 @@ def fingerprint(config: PrepareConfig) -> dict[str, Any]:
     values = to_mapping(config)
     sources = ("folders", "synthetic", "gldv2", "dataset")
     left_out = {"output", "cluster", "verify", *(name for name in sources if name != config.source)}
-    if config.subset.keeps_all():
+    if config.subset.keeps_all_images():
         left_out.add("subset")
-    checks = {"packing": ("max_reject_share",), "gldv2": ("max_fault_share", "check_md5")}
+    checks = {"packing": ("max_reject_fraction",), "gldv2": ("max_fault_fraction", "check_md5")}
     if config.packing.max_megapixels == MAX_MEGAPIXELS:
         checks["packing"] += ("max_megapixels",)  # for datasets that are older than this option
     for name, keys in checks.items():
@@ -123,13 +123,13 @@ def load_or_make(output: Location, source: Source, config: PrepareConfig) -> Pla
     return plan
 
 
-def read_unit(work: Location, unit: Unit) -> pa.Table:
-    """Return the planned rows of a unit."""
-    return read_parquet(work / PLAN_FILE, lambda file: file.read_row_group(unit.number))
+def read_task(work: Location, task: PackingTask) -> pa.Table:
+    """Return the planned rows of a task."""
+    return read_parquet(work / PLAN_FILE, lambda file: file.read_row_group(task.number))
 
 
 def read_plan(work: Location, columns: list[str]) -> pa.Table:
-    """Return the existing columns of `columns` of all planned rows, unit by unit, or sorted by id for tars."""
+    """Return the existing columns of `columns` of all planned rows, task by task, or sorted by id for tars."""
     return read_parquet(
         work / PLAN_FILE, lambda file: file.read([name for name in columns if name in file.schema_arrow.names])
     )
@@ -141,24 +141,24 @@ def read_faults(work: Location) -> pa.Table:
 
 
 def _plan(saved: dict[str, Any]) -> Plan:
-    values = {key: value for key, value in saved.items() if key != "config"}
-    return Plan(**values | {"units": [Unit(**unit) for unit in saved["units"]]})
+    values = {key: value for key, value in saved.items() if key not in ("config", "units")}
+    return Plan(**values, tasks=[PackingTask(**task) for task in saved["units"]])
 
 
 def _make(work: Location, source: Source, config: PrepareConfig) -> Plan:
-    wanted = wanted_images(source, config)
+    wanted = request_images(source, config)
     if isinstance(source, Gldv2Source) and source.tars:
-        rows, units, index = plan_tars(source, wanted, config)
+        rows, tasks, index = plan_tars(source, wanted, config)
         index.save(work)
         _save_rows(work, rows, [np.arange(start, stop) for start, stop in _bounds(len(rows), TAR_ROW_GROUP_ROWS)])
     else:
-        units, order = _plan_rows(source, wanted, config)
+        tasks, order = _plan_rows(source, wanted, config)
         _save_rows(work, wanted.items, order)
     listed = [list(column) for column in zip(*wanted.listing.faults.listed, strict=True)] or [[]] * len(REJECTS_SCHEMA)
     write_table(work / FAULTS_FILE, pa.table(listed, schema=REJECTS_SCHEMA))
     values = {
         "config": fingerprint(config),
-        "units": [to_mapping(unit) for unit in units],
+        "units": [to_mapping(task) for task in tasks],
         "landmark_ids": wanted.landmark_ids,
         "names": wanted.names,
         "notes": wanted.notes,
@@ -171,20 +171,22 @@ def _make(work: Location, source: Source, config: PrepareConfig) -> Plan:
     return _plan(values)
 
 
-def _plan_rows(source: Source, wanted: Wanted, config: PrepareConfig) -> tuple[list[Unit], list[np.ndarray]]:
-    """Divide the shuffled images of each split into shards. Returns the units and the items' rows of each."""
+def _plan_rows(
+    source: Source, wanted: RequestedImages, config: PrepareConfig
+) -> tuple[list[PackingTask], list[np.ndarray]]:
+    """Divide the shuffled images of each split into shards. Returns the tasks and the items' rows of each."""
     shard_rows = rows_per_shard(source, wanted.items, config.packing, config.seed)
     splits = wanted.splits()
     order: list[np.ndarray] = []
-    units: list[Unit] = []
+    tasks: list[PackingTask] = []
     for number, split in enumerate(SPLITS):
         rows = np.flatnonzero(splits == number)
         if not wanted.in_order:
             rows = generator(config.seed, Stream.PACKING_ORDER, number).permutation(rows)
         for shard, part in enumerate(_even_parts(rows, shard_rows, config.packing.row_group_rows)):
-            units.append(Unit(number=len(units), name=f"{shard:05d}", split=split, rows=len(part)))
+            tasks.append(PackingTask(number=len(tasks), name=f"{shard:05d}", split=split, rows=len(part)))
             order.append(part)
-    return units, order
+    return tasks, order
 
 
 def _bounds(total: int, size: int) -> list[tuple[int, int]]:
@@ -202,14 +204,14 @@ def rows_per_shard(source: Source, items: pa.Table, packing: PackingConfig, seed
     for row in items.take(pa.array(np.sort(chosen))).to_pylist():
         try:
             sizes.append(len(pack_image(source.read(row), packing, name=row["origin"]).jpeg))
-        except (Refused, UserError) as error:
+        except (RejectedImage, UserError) as error:
             reasons[str(error)] += 1
     if not sizes:
         raise UserError(
-            f"none of {len(chosen)} sampled files is a readable image ({told_reasons(reasons)}); check the path of the source"
+            f"none of {len(chosen)} sampled files is a readable image ({describe_reasons(reasons)}); check the path of the source"
         )
     by_size = int(packing.shard_mib * 2**20 / (sum(sizes) / len(sizes)))
-    spread = max(SMALLEST_SHARD_ROWS, -(-len(items) // UNITS_AT_LEAST))
+    spread = max(MIN_SHARD_ROWS, -(-len(items) // MIN_TASKS))
     return max(1, min(by_size, spread))
 
 
@@ -229,7 +231,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _save_rows(work: Location, items: pa.Table, order: list[np.ndarray]) -> None:
-    """Save the planned rows with one row group per unit, so that a worker reads only its own rows."""
+    """Save the planned rows with one row group per task, so that a worker reads only its own rows."""
     sink = pa.BufferOutputStream()
     # Plain columns. With dictionary encoding, each row group would repeat the complete dictionary.
     schema = pa.schema([pa.field(field.name, _plain(field.type)) for field in items.schema])

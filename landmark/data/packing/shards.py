@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from landmark.data.dataset import SHARD_SCHEMA, SPLITS, ShardEntry
-from landmark.data.packing.tasks import Unit
-from landmark.data.sources.transcode import Packed
+from landmark.data.packing.tasks import PackingTask
+from landmark.data.sources.transcode import EncodedImage
 
 
 class ShardWriter:
@@ -32,7 +32,7 @@ class ShardWriter:
         )
         self._pending: list[tuple[str, int, bytes, int, int]] = []
 
-    def add(self, image_id: str, label: int, packed: Packed) -> int:
+    def add(self, image_id: str, label: int, packed: EncodedImage) -> int:
         """Add a row. Returns its row group."""
         self._pending.append((image_id, label, packed.jpeg, packed.height, packed.width))
         self.rows += 1
@@ -67,18 +67,18 @@ class WrittenShard:
 
 
 class ShardSet:
-    """The shards of one unit: of one split or of all, one or several per split."""
+    """The shards of one task: of one split or of all, one or several per split."""
 
-    def __init__(self, folder: Path, unit: Unit, row_group_rows: int) -> None:
+    def __init__(self, folder: Path, task: PackingTask, row_group_rows: int) -> None:
         self.folder = folder
-        self.unit = unit
+        self.task = task
         self.row_group_rows = row_group_rows
         self._shards: dict[str, list[tuple[ShardWriter, list[tuple[int, int, int, int]]]]] = {s: [] for s in SPLITS}
 
-    def add(self, split: str, plan_row: int, image_id: str, label: int, packed: Packed) -> None:
+    def add(self, split: str, plan_row: int, image_id: str, label: int, packed: EncodedImage) -> None:
         """Add an image to its split's shard. Starts the next shard if this one is full."""
         shards = self._shards[split]
-        limit = self.unit.shard_rows.get(split)
+        limit = self.task.shard_rows.get(split)
         if not shards or (limit is not None and shards[-1][0].rows >= limit):
             if shards:
                 shards[-1][0].close()
@@ -98,7 +98,7 @@ class ShardSet:
                 writer.close()
                 rows += [(row, len(written), group, width, height) for row, group, width, height in parts]
                 entry = ShardEntry(
-                    path=self.unit.shard_path(split, number),
+                    path=self.task.shard_path(split, number),
                     rows=writer.rows,
                     row_groups=writer.row_groups,
                     bytes=writer.path.stat().st_size,

@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from landmark.config import SubsetConfig, SyntheticConfig, UserError
 from landmark.config.text import csv_rows, decode_text
-from landmark.data.sources.gldv2 import Faults
+from landmark.data.sources.gldv2 import SourceFaults
 from landmark.data.sources.listing import list_files, nested_notes
-from landmark.data.synthetic import draw_image, plan_images
+from landmark.data.synthetic import plan_images, render_image
 from landmark.storage import Location, NotFound, locate
 
 NO_GROUP = frozenset({"null", "none", "nan", "na", "n/a", "#n/a", "<na>"})
@@ -50,7 +50,7 @@ class Listing:
     """One row per image, as from `Source.items`."""
     notes: list[str]
     """Notes for the user, one line each."""
-    faults: Faults = field(default_factory=Faults)
+    faults: SourceFaults = field(default_factory=SourceFaults)
     """Skipped rows of the source's tables."""
     names: pa.Table | None = None
     """landmark_id, name: the names of the landmarks, if published."""
@@ -158,7 +158,7 @@ class SyntheticSource:
 
     def read(self, row: dict[str, Any]) -> bytes:
         """Render one image."""
-        return draw_image(row, self.config, self.seed)
+        return render_image(row, self.config, self.seed)
 
     def notes(self) -> list[str]:
         """Return no notes."""

@@ -8,21 +8,23 @@ import pyarrow as pa
 
 from landmark.config import PrepareConfig, UserError
 from landmark.data.dataset import SPLITS
-from landmark.data.packing.catalog import Wanted
+from landmark.data.packing.catalog import RequestedImages
 from landmark.data.packing.gldv2_source import Gldv2Source
 from landmark.data.packing.index import IdIndex
-from landmark.data.packing.tasks import SIZE_SAMPLES, UNITS_AT_LEAST, Unit
+from landmark.data.packing.tasks import MIN_TASKS, SIZE_SAMPLES, PackingTask
 from landmark.data.sources.gldv2 import id_keys, image_id
-from landmark.data.sources.image_files import Refused, told_reasons
+from landmark.data.sources.image_files import RejectedImage, describe_reasons
 from landmark.data.sources.tar import TarReader
 from landmark.data.sources.transcode import pack_image
 
 SPREAD = 4.0
-"""Number of standard deviations above the expected images of a unit before an extra shard starts."""
+"""Number of standard deviations above the expected images of a task before an extra shard starts."""
 
 
-def plan_tars(source: Gldv2Source, wanted: Wanted, config: PrepareConfig) -> tuple[pa.Table, list[Unit], IdIndex]:
-    """Return the planned rows in the order of their ids, the units, and the index of the ids.
+def plan_tars(
+    source: Gldv2Source, wanted: RequestedImages, config: PrepareConfig
+) -> tuple[pa.Table, list[PackingTask], IdIndex]:
+    """Return the planned rows in the order of their ids, the tasks, and the index of the ids.
 
     The tar of an image is unknown before the tars are read. Ids are distributed evenly over the tars.
     """
@@ -39,7 +41,7 @@ def plan_tars(source: Gldv2Source, wanted: Wanted, config: PrepareConfig) -> tup
     )
     counts = np.bincount(splits, minlength=len(SPLITS))
     image_bytes = _image_bytes(source, config)
-    return rows, _units(source.tars, counts, image_bytes, config), index
+    return rows, _tasks(source.tars, counts, image_bytes, config), index
 
 
 def _image_bytes(source: Gldv2Source, config: PrepareConfig) -> float:
@@ -53,13 +55,13 @@ def _image_bytes(source: Gldv2Source, config: PrepareConfig) -> float:
         looked += 1
         try:
             sizes.append(len(pack_image(data, config.packing, name=name).jpeg))
-        except Refused as refused:
+        except RejectedImage as refused:
             reasons[str(refused)] += 1
         finally:
             if looked == SIZE_SAMPLES:
                 members.close()
     if not sizes:
-        found = f" ({told_reasons(reasons)})" if reasons else ""
+        found = f" ({describe_reasons(reasons)})" if reasons else ""
         raise UserError(
             f"{source.root / source.tars[0]}: none of the first {looked} files is a readable image named "
             f"<16 hexadecimal digits>.jpg{found}; check gldv2.path"
@@ -67,35 +69,35 @@ def _image_bytes(source: Gldv2Source, config: PrepareConfig) -> float:
     return sum(sizes) / len(sizes)
 
 
-def _units(tars: tuple[str, ...], counts: np.ndarray, image_bytes: float, config: PrepareConfig) -> list[Unit]:
-    """Group the tars. Each unit fills a shard of the smallest split, but there are enough units to run in parallel."""
+def _tasks(tars: tuple[str, ...], counts: np.ndarray, image_bytes: float, config: PrepareConfig) -> list[PackingTask]:
+    """Group the tars. Each task fills a shard of the smallest split, but there are enough tasks to run in parallel."""
     shard_bytes = config.packing.shard_mib * 2**20
     smallest = counts[counts > 0].min() * image_bytes / len(tars)
-    size = min(max(1, round(shard_bytes / smallest)), -(-len(tars) // UNITS_AT_LEAST))
+    size = min(max(1, round(shard_bytes / smallest)), -(-len(tars) // MIN_TASKS))
     number = -(-len(tars) // size)
     bounds = np.arange(number + 1) * len(tars) // number
     done = np.arange(len(tars) + 1) * int(counts.sum()) // len(tars)
-    units: list[Unit] = []
+    tasks: list[PackingTask] = []
     for start, stop in itertools.pairwise(bounds.tolist()):
         expected = counts * (stop - start) / len(tars)
         limits = {
             split: _shard_rows(float(rows), image_bytes, shard_bytes, config.packing.row_group_rows)
             for split, rows in zip(SPLITS, expected, strict=True)
         }
-        units.append(
-            Unit(
-                number=len(units),
-                name=f"{len(units):05d}",
+        tasks.append(
+            PackingTask(
+                number=len(tasks),
+                name=f"{len(tasks):05d}",
                 rows=int(done[stop] - done[start]),
                 tars=list(tars[start:stop]),
                 shard_rows=limits,
             )
         )
-    return units
+    return tasks
 
 
 def _shard_rows(expected: float, image_bytes: float, shard_bytes: int, row_group_rows: int) -> int:
-    """Return the rows after which a unit starts its next shard of a split, so that its shards have equal sizes."""
+    """Return the rows after which a task starts its next shard of a split, so that its shards have equal sizes."""
     shards = max(1, round(expected * image_bytes / shard_bytes))
     most = (expected + SPREAD * expected**0.5) / shards
     return max(1, int(-(-most // row_group_rows))) * row_group_rows

@@ -1,4 +1,4 @@
-"""Packing units: the tasks of a packing job, and the paths of their results."""
+"""Packing tasks: the tasks of a packing job, and the paths of their results."""
 
 from dataclasses import dataclass, field
 
@@ -7,12 +7,12 @@ PARTS_FOLDER = "parts"
 WITHOUT_FOLDER = "without"
 SIZE_SAMPLES = 48
 """Number of images packed beforehand to estimate the mean size."""
-UNITS_AT_LEAST = 16
-"""Target number of units for small datasets, so that packing can run in parallel."""
+MIN_TASKS = 16
+"""Target number of tasks for small datasets, so that packing can run in parallel."""
 
 
 @dataclass(kw_only=True, frozen=True)
-class Unit:
+class PackingTask:
     """One packing task: the images of one shard, or some tars, whose images become shards of all splits."""
 
     number: int
@@ -29,5 +29,5 @@ class Unit:
     """Maximum rows per shard, by split. Empty for no maximum."""
 
     def shard_path(self, split: str, number: int) -> str:
-        """Return the path, relative to the dataset, of the unit's shard `number` of a split."""
+        """Return the path, relative to the dataset, of the task's shard `number` of a split."""
         return f"{split}/{self.name}{f'-{number}' if number else ''}.parquet"

@@ -19,7 +19,7 @@ import pyarrow.csv as pacsv
 
 from landmark.config import UserError
 from landmark.config.text import decode_text, encoding_of
-from landmark.data.sources.resuming_stream import Forbidden, ResumingStream, is_there, is_web, read_whole
+from landmark.data.sources.resuming_stream import AccessDenied, ResumingStream, is_there, is_web, read_whole
 from landmark.storage import Location, NotFound
 
 LISTED_FAULTS = 100_000
@@ -30,7 +30,7 @@ _GOOD_ID = "^[0-9a-f]{16}$"
 
 
 @dataclass
-class Faults:
+class SourceFaults:
     """Skipped rows: the number per reason, and the ids of the first ones."""
 
     counts: collections.Counter[str] = field(default_factory=collections.Counter)
@@ -44,8 +44,8 @@ class Faults:
         if not count:
             return
         self.counts[reason] += count
-        room = LISTED_FAULTS - len(self.listed)
-        self.listed += [(name, origin, reason) for name in names[: max(room, 0)]]
+        free_places = LISTED_FAULTS - len(self.listed)
+        self.listed += [(name, origin, reason) for name in names[: max(free_places, 0)]]
 
     def total(self) -> int:
         """Return the number of skipped rows."""
@@ -61,7 +61,7 @@ class Faults:
             share = self.total() / max(rows, 1)
             raise UserError(
                 f"{source}: {share:.2%} of {rows:,} rows are faulty ({self.breakdown()}); the maximum is {limit:.2%}; "
-                "fix the files, or increase gldv2.max_fault_share"
+                "fix the files, or increase gldv2.max_fault_fraction"
             )
 
 
@@ -75,7 +75,7 @@ def find(root: Location, name: str) -> Location:
     )
 
 
-def read_images(root: Location, faults: Faults) -> pa.Table:
+def read_images(root: Location, faults: SourceFaults) -> pa.Table:
     """Read train.csv: image_id string, landmark_id int64, one row per image, in the file's order.
 
     Some rows are skipped and added to `faults`:
@@ -96,7 +96,7 @@ def read_images(root: Location, faults: Faults) -> pa.Table:
             faults.add(reason, place.uri, ids.filter(mask).to_pylist())
         keep = pc.invert(bad)
         ids, landmarks = ids.filter(keep), landmarks.filter(keep)
-    first = first_of_each(id_keys(ids))
+    first = first_occurrences(id_keys(ids))
     if len(first) < len(ids):
         again = np.ones(len(ids), dtype=bool)
         again[first] = False
@@ -105,7 +105,7 @@ def read_images(root: Location, faults: Faults) -> pa.Table:
     return pa.table({"image_id": ids, "landmark_id": landmarks.cast(pa.int64())})
 
 
-def read_clean_ids(root: Location, faults: Faults) -> np.ndarray:
+def read_clean_ids(root: Location, faults: SourceFaults) -> np.ndarray:
     """Read train_clean.csv (landmark_id, image ids separated by spaces). Returns sorted id keys, uint64."""
     place = find(root, "train_clean.csv")
     table = read_csv(place, ["landmark_id", "images"], faults)
@@ -113,7 +113,7 @@ def read_clean_ids(root: Location, faults: Faults) -> np.ndarray:
     return np.unique(id_keys(ids.filter(_good_ids(ids, place, faults))))
 
 
-def _good_ids(ids: pa.Array, place: Location, faults: Faults) -> pa.Array:
+def _good_ids(ids: pa.Array, place: Location, faults: SourceFaults) -> pa.Array:
     """Return a mask of the ids that are 16 hexadecimal digits. The others are added to `faults`."""
     good = pc.match_substring_regex(ids, _GOOD_ID)
     bad = pc.invert(good)
@@ -122,7 +122,7 @@ def _good_ids(ids: pa.Array, place: Location, faults: Faults) -> pa.Array:
     return good
 
 
-def read_attribution(root: Location, faults: Faults) -> pa.Table:
+def read_attribution(root: Location, faults: SourceFaults) -> pa.Table:
     """Read train_attribution.csv: image_id string, author and license dictionary-encoded."""
     place = find(root, "train_attribution.csv")
     table = read_csv(place, ["id", "author", "license"], faults, encoded=("author", "license"))
@@ -130,7 +130,7 @@ def read_attribution(root: Location, faults: Faults) -> pa.Table:
     return table.rename_columns(["image_id", "author", "license"])
 
 
-def read_categories(root: Location, faults: Faults) -> pa.Table:
+def read_categories(root: Location, faults: SourceFaults) -> pa.Table:
     """Read the names of the landmarks: landmark_id int64, name string, and supercategory if published.
 
     The hierarchical file is preferred to the category file. A category is the URL of a Wikimedia Commons category. Its
@@ -153,7 +153,7 @@ def read_categories(root: Location, faults: Faults) -> pa.Table:
     return pa.table({"landmark_id": pa.array([], pa.int64()), "name": pa.array([], pa.string())})
 
 
-def read_solution(root: Location, faults: Faults) -> pa.Table:
+def read_solution(root: Location, faults: SourceFaults) -> pa.Table:
     """Read recognition_solution_v2.1.csv: image_id, landmarks list<int64> (empty without a landmark), usage.
 
     Rows with the usage Ignored are included. The evaluation must skip them.
@@ -180,7 +180,7 @@ def _landmark_numbers(values: pa.Array, place: Location) -> pa.Array:
     return values.cast(pa.int64())
 
 
-def read_csv(place: Location, columns: list[str], faults: Faults, *, encoded: tuple[str, ...] = ()) -> pa.Table:
+def read_csv(place: Location, columns: list[str], faults: SourceFaults, *, encoded: tuple[str, ...] = ()) -> pa.Table:
     """Read columns of a CSV file as strings. Rows with the wrong number of cells are added to `faults`."""
     skipped: list[str] = []
 
@@ -271,7 +271,7 @@ def id_keys(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return keys
 
 
-def first_of_each(keys: np.ndarray) -> np.ndarray:
+def first_occurrences(keys: np.ndarray) -> np.ndarray:
     """Return the positions of the first row per key, ascending."""
     _, first = np.unique(keys, return_index=True)
     return np.sort(first)
@@ -319,7 +319,7 @@ def published_md5(root: Location, tar: str) -> str | None:
     place = root / f"md5sum/{folder}/md5.{name.removesuffix('.tar')}.txt"
     try:
         data = read_whole(place)
-    except (NotFound, Forbidden):
+    except (NotFound, AccessDenied):
         return None
     words = decode_text(data, place.uri).split()
     if not words or not re.fullmatch("[0-9a-fA-F]{32}", words[0]):

@@ -29,7 +29,7 @@ TURNS = {
 warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\.")
 
 
-class Refused(Exception):
+class RejectedImage(Exception):
     """A file without a usable image. The text is a short reason that can be counted."""
 
 
@@ -40,7 +40,7 @@ def fault_of(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def told_reasons(reasons: Mapping[str, int]) -> str:
+def describe_reasons(reasons: Mapping[str, int]) -> str:
     """Return reasons of rejections with their counts as one line, the most frequent first."""
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count:,} {reason}" for reason, count in ordered)
@@ -54,7 +54,7 @@ def open_image(data: bytes) -> Image.Image:
     """
     heic = is_heif(data) and data[8:12] not in AVIF_BRANDS
     if heic and not register_heif():
-        raise Refused("HEIC, which requires the package pillow-heif (extra heic)")
+        raise RejectedImage("HEIC, which requires the package pillow-heif (extra heic)")
     return Image.open(io.BytesIO(data))
 
 

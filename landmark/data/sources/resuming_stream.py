@@ -15,7 +15,7 @@ CHUNK_BYTES = 8 << 20
 READ_BYTES = 1 << 20
 
 
-class Forbidden(UserError):
+class AccessDenied(UserError):
     """A file that a web server denies or does not have. Without permission to list, the two look alike."""
 
 
@@ -94,7 +94,7 @@ def is_there(location: Location) -> bool:
     try:
         with ResumingStream(location) as stream:
             stream.read(1)
-    except (NotFound, Forbidden):
+    except (NotFound, AccessDenied):
         return False
     return True
 
@@ -176,5 +176,5 @@ def _status_error(uri: str, error: urllib.error.HTTPError) -> Exception:
         return FileNotFoundError(uri)
     if error.code in (http.HTTPStatus.TOO_MANY_REQUESTS, http.HTTPStatus.REQUEST_TIMEOUT) or error.code >= 500:
         return ConnectionError(f"NETWORK_CONNECTION: HTTP status {error.code}")
-    kind = Forbidden if error.code == http.HTTPStatus.FORBIDDEN else UserError
+    kind = AccessDenied if error.code == http.HTTPStatus.FORBIDDEN else UserError
     return kind(f"{uri}: HTTP status {error.code} ({error.reason}); check the address and its permissions")

@@ -6,13 +6,13 @@ import tarfile
 from collections.abc import Generator, Iterator
 
 from landmark.config import UserError
-from landmark.data.loading.prefetch import run_ahead
+from landmark.data.loading.prefetch import ordered_prefetch
 from landmark.data.sources.resuming_stream import CHUNK_BYTES, ResumingStream
 from landmark.data.threads import DaemonPool
 from landmark.storage import Location
 
 BLOCK = tarfile.BLOCKSIZE
-LARGEST_MEMBER = 512 << 20
+MAX_MEMBER_BYTES = 512 << 20
 """Maximum size of a member, bytes. Larger files are skipped, because they are not photographs and would have to fit in
 memory."""
 
@@ -35,7 +35,7 @@ class TarReader:
         Raises UserError with one line that names the tar if it is truncated or does not match its MD5. Both are known
         at the end. The bytes of a file larger than LARGEST_MEMBER are None.
         """
-        with _Tape(self.place) as tape:
+        with _TarStream(self.place) as tape:
             ended = False
             while (header := tape.take(BLOCK)) and len(header) == BLOCK:
                 self.bytes = tape.position
@@ -44,7 +44,7 @@ class TarReader:
                     break
                 info = self._parse(header, tape.position - BLOCK)
                 data = None
-                if info.size <= LARGEST_MEMBER:
+                if info.size <= MAX_MEMBER_BYTES:
                     data = tape.take(info.size)
                 else:
                     tape.skip(info.size)
@@ -62,7 +62,7 @@ class TarReader:
         except tarfile.HeaderError as error:
             raise UserError(f"{self.place}: corrupt at byte {position:,} ({error}); download it again") from None
 
-    def _check(self, tape: "_Tape", ended: bool) -> None:
+    def _check(self, tape: "_TarStream", ended: bool) -> None:
         found = tape.digest.hexdigest()
         if self.md5 is not None and found != self.md5:
             short = "" if ended else f" and it is truncated after {tape.position:,} bytes"
@@ -73,7 +73,7 @@ class TarReader:
             raise UserError(f"{self.place}: truncated after {tape.position:,} bytes; download it again")
 
 
-class _Tape:
+class _TarStream:
     """The bytes of a file in order, hashed on arrival, with the next chunk prefetched."""
 
     def __init__(self, place: Location) -> None:
@@ -83,10 +83,10 @@ class _Tape:
         """Whether fewer bytes were available than requested."""
         self._stream = ResumingStream(place)
         self._pool = DaemonPool(1, "landmark-tar")
-        self._chunks = run_ahead(lambda _: self._pool.submit(self._fetch, None), itertools.repeat(None), 1)
+        self._chunks = ordered_prefetch(lambda _: self._pool.submit(self._fetch, None), itertools.repeat(None), 1)
         self._chunk = memoryview(b"")
 
-    def __enter__(self) -> "_Tape":
+    def __enter__(self) -> "_TarStream":
         return self
 
     def __exit__(self, *exception: object) -> None:

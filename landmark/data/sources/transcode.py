@@ -8,9 +8,9 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from landmark.config import PackingConfig, UserError
-from landmark.config.commands.prepare import LARGEST_SHORT_SIDE
+from landmark.config.commands.prepare import MAX_SHORT_SIDE
 from landmark.data.sources.image_files import (
-    Refused,
+    RejectedImage,
     decodes_strictly,
     is_heif,
     open_image,
@@ -19,11 +19,11 @@ from landmark.data.sources.image_files import (
     without_faults,
 )
 
-SMALLEST_SIDE = 8
+MIN_SIDE = 8
 """Minimum side, pixels. Smaller images show nothing recognizable."""
-LONGEST_RATIO = 20
+MAX_ASPECT_RATIO = 20
 """Maximum ratio of long side to short side. Images beyond it are banners or corrupt."""
-LARGEST_STORED_PIXELS = LONGEST_RATIO * LARGEST_SHORT_SIDE**2
+MAX_STORED_PIXELS = MAX_ASPECT_RATIO * MAX_SHORT_SIDE**2
 """Maximum pixels of a packed image. A header with more is corrupt."""
 FORMATS_WITHOUT_PIXELS = ("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG")
 """Formats that Pillow recognizes, but decodes only with another program or not at all."""
@@ -35,7 +35,7 @@ DECODING_BYTES = 12
 
 
 @dataclass(kw_only=True, frozen=True)
-class Packed:
+class EncodedImage:
     """An image as shards store it."""
 
     jpeg: bytes
@@ -48,7 +48,7 @@ class Packed:
 
 def pack_image(
     data: bytes, config: PackingConfig, *, name: str = "an image", option: str = "packing.max_megapixels"
-) -> Packed:
+) -> EncodedImage:
     """Decode an image, rotate it upright, downscale its short side to config.short_side and encode it as JPEG.
 
     Grayscale, palette, CMYK, 16-bit and float images become RGB. Transparent images get a white background. The first
@@ -61,35 +61,35 @@ def pack_image(
     Raises Refused if the file contains no usable image, whatever its decoder raises, and UserError if memory runs out.
     """
     if not data:
-        raise Refused("empty file")
+        raise RejectedImage("empty file")
     # The header is checked first. This limit also covers images embedded in files.
     Image.MAX_IMAGE_PIXELS = max_pixels = config.max_megapixels * MEGA
     too_large = f"too large ({option} is {config.max_megapixels})"
     try:
         try:
             return _pack(data, config, too_large)
-        except (Refused, MemoryError, Image.DecompressionBombError):
+        except (RejectedImage, MemoryError, Image.DecompressionBombError):
             raise
         except Exception:
             whole = without_faults(data, max_pixels)
             if whole is None:
                 raise
             return _pack(whole, config, too_large)
-    except Refused:
+    except RejectedImage:
         raise
     except Image.DecompressionBombError:
-        raise Refused(too_large) from None
+        raise RejectedImage(too_large) from None
     except UnidentifiedImageError:
-        raise Refused("damaged" if is_heif(data) else "not an image") from None
+        raise RejectedImage("damaged" if is_heif(data) else "not an image") from None
     except MemoryError:
         _check_memory(data, name, option)
-        raise Refused("damaged") from None
+        raise RejectedImage("damaged") from None
     except Exception as error:
         # Pillow's plug-ins raise arbitrary errors for corrupt files.
-        raise Refused("truncated" if "truncated" in str(error) else "damaged") from None
+        raise RejectedImage("truncated" if "truncated" in str(error) else "damaged") from None
 
 
-def _pack(data: bytes, config: PackingConfig, too_large: str) -> Packed:
+def _pack(data: bytes, config: PackingConfig, too_large: str) -> EncodedImage:
     max_pixels = config.max_megapixels * MEGA
     with open_image(data) as image:
         _check_header(image, config, too_large)
@@ -97,20 +97,20 @@ def _pack(data: bytes, config: PackingConfig, too_large: str) -> Packed:
         if is_rgb_jpeg and min(image.size) <= config.short_side and read_orientation(image) == 1:
             whole = data if decodes_strictly(data, max_pixels) else without_faults(data, max_pixels)
             if whole is not None:
-                return Packed(jpeg=whole, width=image.width, height=image.height)
+                return EncodedImage(jpeg=whole, width=image.width, height=image.height)
         return _encode(_upright_rgb(image, config.short_side), config)
 
 
 def _check_header(image: Image.Image, config: PackingConfig, too_large: str) -> None:
     if image.format in FORMATS_WITHOUT_PIXELS:
-        raise Refused(f"{image.format} files are not supported")
+        raise RejectedImage(f"{image.format} files are not supported")
     width, height = image.size
     if width * height > config.max_megapixels * MEGA:
-        raise Refused(too_large)
-    if min(width, height) < SMALLEST_SIDE:
-        raise Refused("too small")
-    if max(width, height) > LONGEST_RATIO * min(width, height):
-        raise Refused("too long")
+        raise RejectedImage(too_large)
+    if min(width, height) < MIN_SIDE:
+        raise RejectedImage("too small")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise RejectedImage("too long")
 
 
 def _check_memory(data: bytes, name: str, option: str) -> None:
@@ -156,7 +156,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     try:
         return image.convert("RGB")
     except ValueError:
-        raise Refused(f"color mode {image.mode}, which cannot be converted to RGB") from None
+        raise RejectedImage(f"color mode {image.mode}, which cannot be converted to RGB") from None
 
 
 def _grey(image: Image.Image) -> np.ndarray:
@@ -170,7 +170,7 @@ def _grey(image: Image.Image) -> np.ndarray:
         pixels = pixels.view(np.uint32)  # Pillow reads them as signed
     low, high = float(pixels.min()), float(pixels.max())
     if not np.isfinite((low, high)).all():
-        raise Refused("NaN or infinite pixels")
+        raise RejectedImage("NaN or infinite pixels")
     for black, white in GREY_RANGES if image.mode == "F" else GREY_RANGES[2:]:
         slack = (white - black) / 20  # filters overshoot
         if low >= black - slack and high <= white + slack:
@@ -189,7 +189,7 @@ def _is_unsigned(image: Image.Image) -> bool:
     return tags.get(sample_format, (1,)) in (1, (1,))
 
 
-def _encode(picture: Image.Image, config: PackingConfig) -> Packed:
+def _encode(picture: Image.Image, config: PackingConfig) -> EncodedImage:
     pixels = np.ascontiguousarray(picture)
     jpeg = simplejpeg.encode_jpeg(pixels, quality=config.quality, colorspace="RGB", colorsubsampling="420")
-    return Packed(jpeg=jpeg, width=picture.width, height=picture.height)
+    return EncodedImage(jpeg=jpeg, width=picture.width, height=picture.height)

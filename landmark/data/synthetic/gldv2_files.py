@@ -13,7 +13,7 @@ import pyarrow as pa
 from landmark.config import SyntheticConfig
 from landmark.data.sources.gldv2 import image_path
 from landmark.data.synthetic.plan import plan_images
-from landmark.data.synthetic.scene import draw_image
+from landmark.data.synthetic.scene import render_image
 
 FIRST_LANDMARK, LANDMARK_STEP = 11, 7
 """Landmark ids are neither dense nor start at 0, as in subsets of the published files."""
@@ -90,7 +90,7 @@ def write_tar(folder: Path, number: int, members: Iterable[Member]) -> Path:
 
 def _draw(rows: list[dict[str, Any]], config: SyntheticConfig, seed: int) -> Iterator[Member]:
     for row in rows:
-        yield image_path(row["image_id"]).removeprefix("train/"), draw_image(row, config, seed)
+        yield image_path(row["image_id"]).removeprefix("train/"), render_image(row, config, seed)
 
 
 def _write_tables(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ import pyarrow as pa
 from landmark.config import SyntheticConfig
 from landmark.data.randomness import Stream, generator
 
-LEAST_IMAGES = 3
+MIN_IMAGES = 3
 """Minimum images per class if there are enough, one per split."""
 
 
@@ -62,7 +62,7 @@ def class_counts(config: SyntheticConfig) -> np.ndarray:
 
     The minimum is 3, or as many as each class can have.
     """
-    least = min(LEAST_IMAGES, config.images // config.classes)
+    least = min(MIN_IMAGES, config.images // config.classes)
     weights = np.arange(1, config.classes + 1, dtype=float) ** -config.tail
     spare = config.images - least * config.classes
     ideal = spare * weights / weights.sum()

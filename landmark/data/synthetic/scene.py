@@ -20,7 +20,7 @@ CLUTTER_NUMBERS = 1 << 40
 FIXED_POINT_BITS = 4
 
 
-def draw_image(row: Mapping[str, Any], config: SyntheticConfig, seed: int) -> bytes:
+def render_image(row: Mapping[str, Any], config: SyntheticConfig, seed: int) -> bytes:
     """Render the image of a row of `plan_images` as JPEG bytes, or as bytes that cannot be decoded for a broken one.
 
     A function of only (row, config, seed): the same bytes on any machine.
@@ -95,7 +95,7 @@ def _backdrop(rng: np.random.Generator, camera: _Camera, side: int, tint: np.nda
     """Paint sky, clouds, hills and ground."""
     skies = [((96, 150, 214), (196, 218, 238)), ((170, 178, 186), (206, 208, 210)), ((88, 84, 138), (240, 168, 110))]
     skies += [((120, 170, 220), (230, 226, 214)), ((60, 74, 110), (140, 140, 160))]
-    top, bottom = (np.array(colour) * rng.uniform(0.88, 1.08) for colour in skies[rng.integers(len(skies))])
+    top, bottom = (np.array(color) * rng.uniform(0.88, 1.08) for color in skies[rng.integers(len(skies))])
     horizon = int(np.clip(camera.horizon, 0.15 * side, 0.85 * side))
     ramp = np.linspace(0, 1, max(horizon, 1))[:, None] ** rng.uniform(0.6, 1.4)
     canvas = np.empty((side, side, 3), np.uint8)
@@ -103,13 +103,13 @@ def _backdrop(rng: np.random.Generator, camera: _Camera, side: int, tint: np.nda
     for _ in range(rng.integers(0, 7)):
         centre = (int(rng.integers(side)), int(rng.integers(max(1, horizon))))
         axes = (int(side * rng.uniform(0.05, 0.22)), int(side * rng.uniform(0.01, 0.05)))
-        cv2.ellipse(canvas, centre, axes, 0, 0, 360, _colour(bottom * 0.5 + 120), -1)
+        cv2.ellipse(canvas, centre, axes, 0, 0, 360, _color_cast(bottom * 0.5 + 120), -1)
     if rng.random() < 0.5:
         xs = np.linspace(0, side, 9)
         heights = horizon - side * rng.uniform(0.02, 0.14) * (0.4 + rng.random(9))
         hills = np.concatenate([np.stack([xs, heights], 1), [(side, horizon), (0, horizon)]])
         cv2.fillPoly(
-            canvas, [hills.astype(np.int32)], _colour((np.array([96, 118, 100]) + rng.normal(0, 14, 3)) * tint)
+            canvas, [hills.astype(np.int32)], _color_cast((np.array([96, 118, 100]) + rng.normal(0, 14, 3)) * tint)
         )
     grounds = np.array([(112, 138, 78), (168, 160, 148), (196, 172, 128), (120, 122, 124), (96, 124, 146)])
     near = grounds[rng.integers(len(grounds))] * tint * rng.uniform(0.85, 1.1)
@@ -137,13 +137,13 @@ def _draw_structure(
     distance = np.add.reduceat(depths, starts) / counts
     visible = np.flatnonzero(camera.facing(structure.normals, middles))
     shade = ambient + np.maximum(structure.normals[visible] @ sun, 0)
-    colours = np.clip(structure.colours[visible] * shade[:, None] * tint, 0, 255)
+    colors = np.clip(structure.colors[visible] * shade[:, None] * tint, 0, 255)
     # A window has the same depth as its wall. A small offset decides the order.
     order = np.argsort(-(distance[visible] - 0.12 * scale * structure.layers[visible]), kind="stable")
     fixed = np.round(spots * (1 << FIXED_POINT_BITS)).astype(np.int32)
     for i in order:
         face = fixed[structure.faces[visible[i]]]
-        cv2.fillConvexPoly(canvas, face, colours[i].tolist(), lineType=cv2.LINE_8, shift=FIXED_POINT_BITS)
+        cv2.fillConvexPoly(canvas, face, colors[i].tolist(), lineType=cv2.LINE_8, shift=FIXED_POINT_BITS)
 
 
 def _draw_clutter(
@@ -170,7 +170,7 @@ def _tree(canvas: np.ndarray, rng: np.random.Generator, side: int, horizon: floa
     for _ in range(5):
         spot = (int(x + rng.normal(0, height * 0.13)), int(y - height * rng.uniform(0.55, 0.95)))
         cv2.circle(
-            canvas, spot, max(2, int(height * rng.uniform(0.1, 0.2))), _colour(leaf * rng.uniform(0.85, 1.15)), -1
+            canvas, spot, max(2, int(height * rng.uniform(0.1, 0.2))), _color_cast(leaf * rng.uniform(0.85, 1.15)), -1
         )
 
 
@@ -178,10 +178,14 @@ def _person(canvas: np.ndarray, rng: np.random.Generator, side: int, horizon: fl
     x, height = int(rng.integers(side)), side * rng.uniform(0.06, 0.3)
     foot = int(min(side * 1.05, horizon + height * rng.uniform(0.9, 1.6)))
     half = max(1, int(height * 0.13))
-    cloth = _colour(rng.uniform(20, 220, 3) * tint)
+    cloth = _color_cast(rng.uniform(20, 220, 3) * tint)
     cv2.rectangle(canvas, (x - half, int(foot - height * 0.8)), (x + half, foot), cloth, -1)
     cv2.circle(
-        canvas, (x, int(foot - height * 0.9)), max(1, int(height * 0.1)), _colour(np.array([190, 140, 110]) * tint), -1
+        canvas,
+        (x, int(foot - height * 0.9)),
+        max(1, int(height * 0.1)),
+        _color_cast(np.array([190, 140, 110]) * tint),
+        -1,
     )
 
 
@@ -189,13 +193,13 @@ def _lamp(canvas: np.ndarray, rng: np.random.Generator, side: int, horizon: floa
     x, top = int(rng.integers(side)), int(side * rng.uniform(0.05, 0.5))
     foot, width = int(min(side, horizon + side * rng.uniform(0.15, 0.5))), max(1, int(side * rng.uniform(0.006, 0.016)))
     cv2.line(canvas, (x, foot), (x, top), (52, 54, 58), width)
-    cv2.circle(canvas, (x, top), width * 2, _colour(np.array([220, 216, 190]) * tint), -1)
+    cv2.circle(canvas, (x, top), width * 2, _color_cast(np.array([220, 216, 190]) * tint), -1)
 
 
 def _vehicle(canvas: np.ndarray, rng: np.random.Generator, side: int, horizon: float, tint: np.ndarray) -> None:
     x, width = int(rng.integers(side)), side * rng.uniform(0.14, 0.4)
     foot = int(min(side, horizon + side * rng.uniform(0.12, 0.5)))
-    paint = _colour(rng.uniform(30, 220, 3) * tint)
+    paint = _color_cast(rng.uniform(30, 220, 3) * tint)
     half, height = int(width / 2), int(width * 0.26)
     cv2.rectangle(canvas, (x - half, foot - height), (x + half, foot - height // 4), paint, -1)
     cv2.rectangle(canvas, (x - half // 2, foot - 2 * height + height // 4), (x + half // 2, foot - height), paint, -1)
@@ -240,6 +244,6 @@ def _break(data: bytes, rng: np.random.Generator) -> bytes:
     return rng.bytes(len(data))
 
 
-def _colour(values: np.ndarray) -> tuple[float, float, float]:
+def _color_cast(values: np.ndarray) -> tuple[float, float, float]:
     red, green, blue = np.clip(values, 0, 255).tolist()
     return red, green, blue

@@ -35,7 +35,7 @@ class Structure:
     """float (corners, 3)."""
     faces: list[np.ndarray]
     """Corner indices of each convex face, counter-clockwise from outside."""
-    colours: np.ndarray
+    colors: np.ndarray
     """float (faces, 3), RGB 0..255."""
     normals: np.ndarray
     """float (faces, 3), unit length."""
@@ -50,43 +50,43 @@ class _Builder:
         self.rng = rng
         self.corners: list[np.ndarray] = []
         self.faces: list[np.ndarray] = []
-        self.colours: list[np.ndarray] = []
+        self.colors: list[np.ndarray] = []
         self.layers: list[int] = []
         self.count = 0
 
-    def face(self, corners: np.ndarray, colour: np.ndarray, layer: int = 0) -> None:
+    def face(self, corners: np.ndarray, color: np.ndarray, layer: int = 0) -> None:
         self.corners.append(corners)
         self.faces.append(np.arange(self.count, self.count + len(corners)))
         self.count += len(corners)
-        self.colours.append(colour)
+        self.colors.append(color)
         self.layers.append(layer)
 
     def ring(self, x: float, z: float, y: float, radius: float, sides: int, turn: float) -> np.ndarray:
         angles = turn + 2 * np.pi * np.arange(sides) / sides
         return np.stack([x + radius * np.sin(angles), np.full(sides, y), z + radius * np.cos(angles)], axis=1)
 
-    def band(self, low: np.ndarray, high: np.ndarray, colour: np.ndarray) -> None:
+    def band(self, low: np.ndarray, high: np.ndarray, color: np.ndarray) -> None:
         """Add the sides between two rings, float (sides, 3) each."""
         following = np.arange(1, len(low) + 1) % len(low)
         sides = np.stack([low, low[following], high[following], high], axis=1)
         self.corners.append(sides.reshape(-1, 3))
         self.faces += list(np.arange(self.count, self.count + 4 * len(sides)).reshape(-1, 4))
         self.count += 4 * len(sides)
-        self.colours += [colour] * len(sides)
+        self.colors += [color] * len(sides)
         self.layers += [0] * len(sides)
 
     def box(
-        self, centre: tuple[float, float, float], size: tuple[float, float, float], colour: np.ndarray
+        self, centre: tuple[float, float, float], size: tuple[float, float, float], color: np.ndarray
     ) -> np.ndarray:
         """Add a box with its base at the center's height. Returns the corners of its front wall."""
         (x, y, z), (w, h, d) = centre, (size[0] / 2, size[1], size[2] / 2)
         low = np.array([(x - w, y, z + d), (x + w, y, z + d), (x + w, y, z - d), (x - w, y, z - d)])
         high = low + np.array([0, h, 0])
-        self.band(low, high, colour)
-        self.face(high, colour * 1.05)
+        self.band(low, high, color)
+        self.face(high, color * 1.05)
         return np.stack([low[0], low[1], high[1], high[0]])
 
-    def wall_grid(self, wall: np.ndarray, columns: int, rows: int, colour: np.ndarray, arched: bool) -> None:
+    def wall_grid(self, wall: np.ndarray, columns: int, rows: int, color: np.ndarray, arched: bool) -> None:
         """Add windows to a wall given by its corners: lower left, lower right, upper right, upper left."""
         u, v = wall[1] - wall[0], wall[3] - wall[0]
         for row in range(rows):
@@ -98,7 +98,7 @@ class _Builder:
                     middle = (left + right) / 2
                     points = [(left, low), (right, low), (right, high - 0.12 / rows), (middle, high + 0.06 / rows)]
                     points.append((left, high - 0.12 / rows))
-                self.face(np.stack([wall[0] + a * u + b * v for a, b in points]), colour, layer=1)
+                self.face(np.stack([wall[0] + a * u + b * v for a, b in points]), color, layer=1)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -116,7 +116,7 @@ def build_structure(seed: int, number: int) -> Structure:
     return Structure(
         corners=corners,
         faces=builder.faces,
-        colours=np.clip(np.stack(builder.colours), 0, 255),
+        colors=np.clip(np.stack(builder.colors), 0, 255),
         normals=_normals(corners, np.array([face[0] for face in builder.faces])),
         layers=np.array(builder.layers),
     )

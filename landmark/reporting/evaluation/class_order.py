@@ -1,4 +1,4 @@
-"""Class order that places classes that a model confuses next to each other."""
+"""Class order in which classes that a model confuses are adjacent."""
 
 import numpy as np
 
@@ -7,39 +7,39 @@ def clustered_order(true: np.ndarray, predicted: np.ndarray, count: np.ndarray, 
     """Return the classes ordered by agglomerative clustering (average linkage) of their confusions: int (classes,).
 
     true, predicted: int (cells,), less than `classes`. count: int (cells,). The similarity of two classes is the
-    fraction of each class's predictions that name the other, summed over both directions. Correct predictions do not
-    count. When two clusters join, they are oriented so that their most similar ends meet. Needs O(classes^2) memory and
-    O(classes^3) time, so use it for hundreds of classes.
+    fraction of each class's images predicted as the other, summed over both directions. Correct predictions do not
+    count. When two clusters merge, they are oriented so that their most similar ends are adjacent. Needs O(classes^2)
+    memory and O(classes^3) time, so use it for up to a few hundred classes.
     """
     if classes < 3:
         return np.arange(classes)
-    shares = np.zeros((classes, classes))
+    rates = np.zeros((classes, classes))
     support = np.maximum(np.bincount(true, weights=count, minlength=classes), 1)
-    np.add.at(shares, (true, predicted), count / support[true])
-    base = shares + shares.T
+    np.add.at(rates, (true, predicted), count / support[true])
+    base = rates + rates.T
     np.fill_diagonal(base, 0.0)
     similarity = base.copy()
     np.fill_diagonal(similarity, -1.0)
     leaves: list[list[int]] = [[number] for number in range(classes)]
     for _ in range(classes - 1):
         first, second = np.unravel_index(int(np.argmax(similarity)), similarity.shape)
-        kept, gone = int(min(first, second)), int(max(first, second))
-        sizes = len(leaves[kept]), len(leaves[gone])
-        merged = (similarity[kept] * sizes[0] + similarity[gone] * sizes[1]) / sum(sizes)
-        alive = similarity[kept] >= 0
-        alive[gone] = False
-        similarity[kept] = np.where(alive, merged, -1.0)
+        kept, removed = int(min(first, second)), int(max(first, second))
+        sizes = len(leaves[kept]), len(leaves[removed])
+        merged = (similarity[kept] * sizes[0] + similarity[removed] * sizes[1]) / sum(sizes)
+        active = similarity[kept] >= 0
+        active[removed] = False
+        similarity[kept] = np.where(active, merged, -1.0)
         similarity[:, kept] = similarity[kept]
         similarity[kept, kept] = -1.0
-        similarity[gone] = -1.0
-        similarity[:, gone] = -1.0
-        leaves[kept] = _joined(leaves[kept], leaves[gone], base)
-        leaves[gone] = []
+        similarity[removed] = -1.0
+        similarity[:, removed] = -1.0
+        leaves[kept] = _concatenated(leaves[kept], leaves[removed], base)
+        leaves[removed] = []
     return np.array(max(leaves, key=len))
 
 
-def _joined(left: list[int], right: list[int], similarity: np.ndarray) -> list[int]:
-    """Return two sequences of classes as one, each oriented so that the most similar ends meet."""
-    ways = [(left, right), (left, right[::-1]), (left[::-1], right), (left[::-1], right[::-1])]
-    first, second = max(ways, key=lambda way: similarity[way[0][-1], way[1][0]])
+def _concatenated(left: list[int], right: list[int], similarity: np.ndarray) -> list[int]:
+    """Concatenate two sequences of classes, each oriented so that the most similar ends are adjacent."""
+    orientations = [(left, right), (left, right[::-1]), (left[::-1], right), (left[::-1], right[::-1])]
+    first, second = max(orientations, key=lambda pair: similarity[pair[0][-1], pair[1][0]])
     return first + second

@@ -12,9 +12,10 @@ from landmark.storage import Location
 
 SPLITS = ("test", "val", "train")
 """Splits in order of preference. The first one that was evaluated is shown."""
-AGAIN = "evaluate the model again"
+HINT = "evaluate the model again"
+"""Suggested fix in error messages."""
 EXAMPLE_COLUMNS = ("kind", "image_id", "label", "predicted", "score", "thumbnail")
-MEASURES = {
+METRIC_NAMES = {
     "gap": "GAP",
     "macro_recall": "macro recall",
     "macro_precision": "macro precision",
@@ -22,13 +23,13 @@ MEASURES = {
     "rejection_auroc": "rejection (AUROC)",
 }
 """Display names of the metrics other than top-k accuracies."""
-NEEDED = ("rows", "classes", "top1", "macro_recall", "classes_present")
-DIFFERENCE = ("a", "b", "difference", "low", "high")
+REQUIRED = ("rows", "classes", "top1", "macro_recall", "classes_present")
+DIFFERENCE_COLUMNS = ("a", "b", "difference", "low", "high")
 
 
 @dataclass(kw_only=True)
-class Evaluated:
-    """Contents of an evaluation folder. Tables of missing files are empty."""
+class EvaluationTables:
+    """Contents of an evaluation folder. The table of a missing file is empty."""
 
     folder: Location
     metrics: dict[str, Any]
@@ -57,7 +58,7 @@ class Evaluated:
         return str(self.classes["name"].iat[label]) if label < len(self.classes) else f"label {label}"
 
 
-def read_evaluation(run: Location) -> Evaluated | None:
+def read_evaluation(run: Location) -> EvaluationTables | None:
     """Read the evaluation of a run or study, None if there is none. Raises UserError if a file is corrupt."""
     folders = (run / f"evaluation-{split}" for split in SPLITS)
     folder = next((folder for folder in folders if (folder / "metrics.json").exists()), None)
@@ -65,43 +66,45 @@ def read_evaluation(run: Location) -> Evaluated | None:
         return None
     metrics = read_json(folder / "metrics.json")
     _check_metrics(folder / "metrics.json", metrics)
-    found = Evaluated(folder=folder, metrics=metrics, classes=_classes(folder), confusion=_confusion(folder))
+    evaluation = EvaluationTables(
+        folder=folder, metrics=metrics, classes=_classes(folder), confusion=_confusion(folder)
+    )
     if (folder / "calibration.csv").exists():
-        found.calibration = _table(folder / "calibration.csv", ("low", "high", "rows", "confidence", "accuracy"))
+        evaluation.calibration = _table(folder / "calibration.csv", ("low", "high", "rows", "confidence", "accuracy"))
     if metrics.get("bands"):
-        found.bands = pd.DataFrame(metrics["bands"])
+        evaluation.bands = pd.DataFrame(metrics["bands"])
         columns = ("band", "classes", "top1", "macro_recall")
-        require_columns(folder / "metrics.json", found.bands, columns, AGAIN)
+        require_columns(folder / "metrics.json", evaluation.bands, columns, HINT)
         for name in ("top1", "macro_recall"):
-            found.bands[name] = pd.to_numeric(found.bands[name], errors="coerce")
-        _add_neighbours(found.bands, metrics.get("neighbours", {}).get("bands"))
+            evaluation.bands[name] = pd.to_numeric(evaluation.bands[name], errors="coerce")
+        _add_knn_metrics(evaluation.bands, (_knn_metrics(metrics) or {}).get("bands"))
     if (folder / "examples.parquet").exists():
-        examples = read_parquet(folder / "examples.parquet", EXAMPLE_COLUMNS, AGAIN).to_pandas()
-        found.examples = examples[examples["thumbnail"].notna()]
+        examples = read_parquet(folder / "examples.parquet", EXAMPLE_COLUMNS, HINT).to_pandas()
+        evaluation.examples = examples[examples["thumbnail"].notna()]
     if (folder / "comparison.json").exists():
-        found.comparison = read_json(folder / "comparison.json")
-        for values in _objects(folder / "comparison.json", found.comparison, "difference"):
-            require_numbers(folder / "comparison.json", values, DIFFERENCE, AGAIN)
+        evaluation.comparison = read_json(folder / "comparison.json")
+        for values in _objects(folder / "comparison.json", evaluation.comparison, "difference"):
+            require_numbers(folder / "comparison.json", values, DIFFERENCE_COLUMNS, HINT)
         if (folder / "comparison_classes.csv").exists():
-            needed = ("name", "images", "only_a", "only_b")
-            found.compared_classes = _table(folder / "comparison_classes.csv", needed)
-    return found
+            columns = ("name", "images", "only_a", "only_b")
+            evaluation.compared_classes = _table(folder / "comparison_classes.csv", columns)
+    return evaluation
 
 
-def measures_table(metrics: dict[str, Any]) -> pd.DataFrame:
-    """Return the metrics as a table: metric, model, its 95% interval, then k-NN and baselines if available."""
-    shares = [key for key in metrics if key.startswith("top") and key[3:].isdigit()]
-    keys = [*shares, *(key for key in MEASURES if metrics.get(key) is not None)]
+def metrics_table(metrics: dict[str, Any]) -> pd.DataFrame:
+    """Return the metrics as a table: metric, model, 95% interval, and k-NN and baselines if available."""
+    top_k = [key for key in metrics if key.startswith("top") and key[3:].isdigit()]
+    keys = [*top_k, *(key for key in METRIC_NAMES if metrics.get(key) is not None)]
     intervals = metrics.get("intervals") or {}
     rows = []
     for key in keys:
         low_high = intervals.get(key)
         rows.append(
             {
-                "metric": MEASURES.get(key) or f"top-{key[3:]}",
+                "metric": METRIC_NAMES.get(key) or f"top-{key[3:]}",
                 "model": metrics[key],
-                "95 % interval": f"{low_high[0]:.2%} – {low_high[1]:.2%}" if low_high else None,
-                "neighbours": (metrics.get("neighbours") or {}).get(key),
+                "95% interval": f"{low_high[0]:.2%} – {low_high[1]:.2%}" if low_high else None,
+                "k-NN": (_knn_metrics(metrics) or {}).get(key),
                 "majority baseline": metrics.get(f"majority_{key}"),
                 "random baseline": metrics.get(f"random_{key}"),
             }
@@ -110,84 +113,89 @@ def measures_table(metrics: dict[str, Any]) -> pd.DataFrame:
     return table.dropna(axis=1, how="all") if len(table) else table
 
 
-def confused_pairs(evaluated: Evaluated) -> pd.DataFrame:
+def confused_pairs(evaluation: EvaluationTables) -> pd.DataFrame:
     """Return the errors by pair of classes, the most frequent first.
 
     Columns: true, predicted (labels), count, share (fraction of the true class's images).
     """
-    cells = evaluated.confusion
+    cells = evaluation.confusion
     support = cells.groupby("true")["count"].sum()
     wrong = cells[(cells["true"] != cells["predicted"]) & (cells["true"] >= 0)]
     wrong = wrong.assign(share=wrong["count"] / wrong["true"].map(support))
     return wrong.sort_values(["count", "share"], ascending=False, kind="stable", ignore_index=True)
 
 
-def _check_metrics(place: Location, metrics: dict[str, Any]) -> None:
+def _check_metrics(path: Location, metrics: dict[str, Any]) -> None:
     """Raise UserError if the metrics do not have the format that `landmark evaluate` writes."""
-    require_numbers(place, metrics, [*NEEDED, *(key for key in MEASURES if metrics.get(key) is not None)], AGAIN)
+    require_numbers(path, metrics, [*REQUIRED, *(key for key in METRIC_NAMES if metrics.get(key) is not None)], HINT)
     if "split" not in metrics:
-        raise UserError(f"{place}: missing split; {AGAIN}")
+        raise UserError(f"{path}: missing split; {HINT}")
     for key, pair in (metrics.get("intervals") or {}).items():
         if not isinstance(pair, list) or len(pair) != 2:
-            raise UserError(f"{place}: the interval of {key} is {pair!r}, expected two numbers; {AGAIN}")
-        require_numbers(place, dict(zip(("low", "high"), pair, strict=True)), ("low", "high"), AGAIN)
+            raise UserError(f"{path}: the interval of {key} is {pair!r}, expected two numbers; {HINT}")
+        require_numbers(path, dict(zip(("low", "high"), pair, strict=True)), ("low", "high"), HINT)
     if not all(isinstance(band, dict) for band in metrics.get("bands") or []):
-        raise UserError(f"{place}: bands must be a list of objects; {AGAIN}")
+        raise UserError(f"{path}: bands must be a list of objects; {HINT}")
     if metrics.get("loss") is not None:
-        require_numbers(place, metrics, ("loss",), AGAIN)
+        require_numbers(path, metrics, ("loss",), HINT)
     if (bootstrap := metrics.get("bootstrap")) is not None:
         if not isinstance(bootstrap, dict):
-            raise UserError(f"{place}: bootstrap must be an object; {AGAIN}")
-        require_numbers(place, bootstrap, ("samples", *(key for key in ("groups",) if key in bootstrap)), AGAIN)
-    near = metrics.get("neighbours")
-    if near is not None:
-        if not isinstance(near, dict) or not all(isinstance(band, dict) for band in near.get("bands") or []):
-            raise UserError(f"{place}: neighbours must be an object of metrics; {AGAIN}")
-        require_numbers(place, near, [key for key in ("top1", *MEASURES) if near.get(key) is not None], AGAIN)
+            raise UserError(f"{path}: bootstrap must be an object; {HINT}")
+        require_numbers(path, bootstrap, ("samples", *(key for key in ("groups",) if key in bootstrap)), HINT)
+    knn = _knn_metrics(metrics)
+    if knn is not None:
+        if not isinstance(knn, dict) or not all(isinstance(band, dict) for band in knn.get("bands") or []):
+            raise UserError(f"{path}: knn must be an object of metrics; {HINT}")
+        require_numbers(path, knn, [key for key in ("top1", *METRIC_NAMES) if knn.get(key) is not None], HINT)
 
 
-def _add_neighbours(bands: pd.DataFrame, theirs: list[dict[str, Any]] | None) -> None:
+def _knn_metrics(metrics: dict[str, Any]) -> Any:
+    """Return the k-NN metrics. Earlier versions stored them as `neighbours`."""
+    return metrics.get("knn", metrics.get("neighbours"))
+
+
+def _add_knn_metrics(bands: pd.DataFrame, knn_bands: list[dict[str, Any]] | None) -> None:
     """Add the k-NN metrics of each band next to the model's."""
-    of_band = {band.get("band"): band for band in theirs or []}
-    for name in ("top1", "macro_recall") if of_band else ():
-        values = [of_band.get(band, {}).get(name) for band in bands["band"]]
-        place = list(bands.columns).index("macro_recall") + 1 + (name == "macro_recall")
-        bands.insert(place, f"neighbours_{name}", pd.to_numeric(pd.Series(values), errors="coerce"))
+    by_band = {band.get("band"): band for band in knn_bands or []}
+    for name in ("top1", "macro_recall") if by_band else ():
+        values = [by_band.get(band, {}).get(name) for band in bands["band"]]
+        position = list(bands.columns).index("macro_recall") + 1 + (name == "macro_recall")
+        bands.insert(position, f"knn_{name}", pd.to_numeric(pd.Series(values), errors="coerce"))
 
 
-def _objects(place: Location, values: dict[str, Any], key: str) -> list[dict[str, Any]]:
+def _objects(path: Location, values: dict[str, Any], key: str) -> list[dict[str, Any]]:
     """Return the objects of a key of a JSON file, or an empty list if the key is missing."""
     found = values.get(key) or {}
     if not isinstance(found, dict) or not all(isinstance(value, dict) for value in found.values()):
-        raise UserError(f"{place}: {key} must be an object of objects; {AGAIN}")
+        raise UserError(f"{path}: {key} must be an object of objects; {HINT}")
     return list(found.values())
 
 
 def _classes(folder: Location) -> pd.DataFrame:
     columns = ("label", "name", "train_images", "images", "recall", "precision")
     if (folder / "per_class.parquet").exists():
-        place = folder / "per_class.parquet"
-        table = read_parquet(place, columns, AGAIN).to_pandas()
+        path = folder / "per_class.parquet"
+        table = read_parquet(path, columns, HINT).to_pandas()
     elif (folder / "per_class.csv").exists():
-        place = folder / "per_class.csv"
-        table = _table(place, columns)
+        path = folder / "per_class.csv"
+        table = _table(path, columns)
     else:
         return pd.DataFrame(columns=list(columns))
     if not np.array_equal(table["label"].to_numpy(), np.arange(len(table))):
-        raise UserError(f"{place}: labels must be 0, 1, 2, … in order; {AGAIN}")
+        raise UserError(f"{path}: labels must be 0, 1, 2, … in order; {HINT}")
     table["name"] = table["name"].fillna("").astype(str)
     return table
 
 
 def _confusion(folder: Location) -> pd.DataFrame:
-    place, columns = folder / "confusion.csv", ("true", "predicted", "count")
-    if not place.exists():
+    path, columns = folder / "confusion.csv", ("true", "predicted", "count")
+    if not path.exists():
         return pd.DataFrame(columns=list(columns), dtype=np.int64)
-    table = _table(place, columns)[list(columns)]
+    table = _table(path, columns)[list(columns)]
     if len(table) and not all(pd.api.types.is_integer_dtype(table[column]) for column in columns):
-        raise UserError(f"{place}: expected integers in {', '.join(columns)}; {AGAIN}")
+        raise UserError(f"{path}: expected integers in {', '.join(columns)}; {HINT}")
     return table
 
 
-def _table(place: Location, columns: tuple[str, ...]) -> pd.DataFrame:
-    return require_columns(place, read_csv(place), columns, AGAIN)
+def _table(path: Location, columns: tuple[str, ...]) -> pd.DataFrame:
+    return require_columns(path, read_csv(path), columns, HINT)

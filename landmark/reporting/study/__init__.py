@@ -1,1 +1,1 @@
-"""The page of a study: tables, charts and effects of parameters."""
+"""The page of a study: tables, charts and effects of hyperparameters."""

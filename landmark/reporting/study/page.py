@@ -1,4 +1,4 @@
-"""The page of a study: leaderboard, charts of all trials, effects of parameters and reference tables."""
+"""The page of a study: summary tables, leaderboard, charts of all trials and effects of hyperparameters."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from landmark.reporting.study.series import (
     learning_curves,
     parallel_axes,
     schedule_of,
-    spending,
+    search_progress,
 )
 from landmark.reporting.study.trial_comparison import compare_data
 from landmark.reporting.tables import (
@@ -23,8 +23,8 @@ from landmark.reporting.tables import (
     FINISHED,
     STOPPED,
     StudyTables,
+    metric_label,
     model_summary,
-    named,
     optimizer_epochs,
     read_study,
     shown_metric,
@@ -32,10 +32,10 @@ from landmark.reporting.tables import (
 )
 from landmark.storage import Location
 
-HIDDEN = ("checkpoint", "error", "seconds")
+HIDDEN_COLUMNS = ("checkpoint", "error", "seconds")
 SHOWN_TRIALS = 200
 SHOWN_KEYS = 12
-"""Maximum number of parameters in a chart: those that explain the most variance."""
+"""Maximum number of hyperparameters in a chart."""
 SHOWN_SCHEDULES = 4
 
 
@@ -46,21 +46,21 @@ def study_page(run: Location, output: Location) -> Page:
     models, epochs = model_summary(study.board, baselines), optimizer_epochs(study.board)
     for name, table in (("leaderboard", study.board), ("model_summary", models), ("optimizer_epochs", epochs)):
         write_table(output, name, table)
-    results, tested = [], models[models["test_top1"].notna()]
-    if len(tested):
-        told = "Test split, with trivial baselines. All trials are in model_summary.csv."
-        shown = tested if (tested["data"].fillna("") != "").any() else tested.drop(columns="data")
-        results.append(Section(title="Model summary", text=told, table=table_of(shown)))
+    results, evaluated = [], models[models["test_top1"].notna()]
+    if len(evaluated):
+        description = "Results on the test split, with baselines. All trials are in model_summary.csv."
+        shown = evaluated if (evaluated["data"].fillna("") != "").any() else evaluated.drop(columns="data")
+        results.append(Section(title="Model summary", text=description, table=table_of(shown)))
     if len(epochs):
-        told = "The best trial per backbone, optimizer and number of epochs."
-        results.append(Section(title="Optimizer and epochs", text=told, table=table_of(epochs)))
+        description = "The best trial per backbone, optimizer and number of epochs."
+        results.append(Section(title="Optimizer and epochs", text=description, table=table_of(epochs)))
     search = [
         _leaderboard(study),
         *_curves(study),
-        *_compared(study),
-        *_spending(study),
+        *_trial_comparison(study),
+        *_search_progress(study),
         *_pareto(study),
-        *_parallel(study),
+        *_parallel_coordinates(study),
         *_effects(study, output),
         *_exploits(study, output),
     ]
@@ -69,9 +69,15 @@ def study_page(run: Location, output: Location) -> Page:
         search.append(Section(title="Failed trials", table=html_table(failed[["trial", "error"]])))
     return Page(
         title=f"Study {summary['name']}",
-        subtitle=f"{summary['dataset']} · {summary.get('scheduler', 'no scheduler')} · best by {named(study.metric)}",
+        subtitle=" · ".join(
+            (
+                str(summary["dataset"]),
+                str(summary.get("scheduler", "no scheduler")),
+                f"ranked by {metric_label(study.metric)}",
+            )
+        ),
         facts=_facts(summary),
-        groups=[Group(title="Results", sections=results), Group(title="The search", sections=search)],
+        groups=[Group(title="Results", sections=results), Group(title="Hyperparameter search", sections=search)],
         commands=[
             f"landmark evaluate {run}",
             f"landmark tune --config {run}/config.yaml --name another",
@@ -80,26 +86,26 @@ def study_page(run: Location, output: Location) -> Page:
 
 
 def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    spent, grid = f"{summary['epochs_run']:,}", summary.get("epochs_grid")
+    epochs, grid = f"{summary['epochs_run']:,}", summary.get("epochs_grid")
     return [
         ("trials", f"{summary['trials']:,}"),
         ("stopped early", f"{summary['stopped_early']:,}"),
         *([("failed", f"{summary['failed']:,}")] if summary.get("failed") else []),
-        ("epochs run / full grid", f"{spent} / {grid:,}") if grid else ("epochs run", spent),
+        ("epochs run / full grid", f"{epochs} / {grid:,}") if grid else ("epochs run", epochs),
     ]
 
 
 def _leaderboard(study: StudyTables) -> Section:
     board = study.board
-    shown = board.drop(columns=[name for name in HIDDEN if name in board]).head(SHOWN_TRIALS)
-    more = (
-        f" Shows the first {SHOWN_TRIALS} of {len(board):,}. All trials are in leaderboard.csv."
+    shown = board.drop(columns=[name for name in HIDDEN_COLUMNS if name in board]).head(SHOWN_TRIALS)
+    subset = (
+        f" Shows the first {SHOWN_TRIALS} of {len(board):,} trials. All trials are in leaderboard.csv."
         if len(board) > len(shown)
         else ""
     )
     return Section(
         title="Leaderboard",
-        text=f"Sorted by {named(study.metric)}. Trials that stopped early are highlighted.{more}",
+        text=f"Sorted by {metric_label(study.metric)}. Trials that stopped early are highlighted.{subset}",
         table=table_of(shown.dropna(axis=1, how="all")),
     )
 
@@ -109,52 +115,53 @@ def _curves(study: StudyTables) -> list[Section]:
     if not curves:
         return [Section(title="Learning curves", text="No trial reported a metric.")]
     counts = {status: sum(curve.status == status for curve in curves) for status in (FINISHED, STOPPED, FAILED)}
-    told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    description = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     first = next((curve for curve in curves if curve.rank == 1), None)
-    best = f" The best, {first.trial}, ends at {shown_metric(study.metric, first.values[-1])}." if first else ""
-    silent = len(study.board) - len(curves)
+    best = f" The best trial, {first.trial}, ends at {shown_metric(study.metric, first.values[-1])}." if first else ""
+    count = len(study.board) - len(curves)
+    missing = f" Trials without a reported metric: {count}." if count else ""
     return [
         Section(
             title="Learning curves",
             text="One line per trial. Dot: finished. Cross: stopped early. Dashed: failed. "
-            f"The best three are numbered.{f' {silent} reported no metric.' if silent else ''}",
+            f"Numbers mark the three best trials.{missing}",
             chart=plots.learning_curves_svg(curves, study.metric),
-            alt=f"Line chart of {named(study.metric)} per epoch for {len(curves)} trials: {told}.{best}",
+            alt=f"Line chart of {metric_label(study.metric)} per epoch for {len(curves)} trials: {description}.{best}",
         )
     ]
 
 
-def _compared(study: StudyTables) -> list[Section]:
+def _trial_comparison(study: StudyTables) -> list[Section]:
     data = compare_data(study)
     if len(data["trials"]) < 2 or not data["curves"]:
         return []
     return [
         Section(
-            title="Two runs side by side",
-            text="Choose any two trials. Differences are highlighted.",
+            title="Trial comparison",
+            text="Select any two trials. Differences are highlighted.",
             widget=Widget(name="compare", data=data),
         )
     ]
 
 
-def _spending(study: StudyTables) -> list[Section]:
-    spent = spending(study)
-    if not len(spent.improved):
+def _search_progress(study: StudyTables) -> list[Section]:
+    progress = search_progress(study)
+    if not len(progress.improved):
         return []
-    last, total = int(spent.improved[-1]), len(spent.values)
+    last, total = int(progress.improved[-1]), len(progress.values)
     grid = study.summary.get("epochs_grid")
-    share = f", {total / grid:.0%} of the {grid:,} epochs of the full grid" if grid else ""
+    ratio = f", {total / grid:.0%} of the {grid:,} epochs of the full grid" if grid else ""
     text = (
-        f"{total:,} epochs were trained{share}. "
-        f"The best, {shown_metric(study.metric, spent.best[last])}, was found after {last + 1:,} epochs."
+        f"The trials ran {total:,} epochs{ratio}. "
+        f"The best value, {shown_metric(study.metric, progress.best[last])}, was reached after {last + 1:,} epochs."
     )
     return [
         Section(
-            title="Epochs spent against the best so far",
+            title="Search progress",
             text=text,
-            chart=plots.spending_svg(spent, study.metric, grid),
-            alt=f"Step chart of the best {named(study.metric)} over the epochs of all trials, with "
-            f"{len(spent.improved)} new bests. {text}",
+            chart=plots.search_progress_svg(progress, study.metric, grid),
+            alt=f"Step chart of the best {metric_label(study.metric)} so far over the epochs of all trials, with "
+            f"{len(progress.improved)} improvements. {text}",
         )
     ]
 
@@ -169,39 +176,39 @@ def _pareto(study: StudyTables) -> list[Section]:
         return []
     front = results[results["pareto"]].sort_values(objectives[1])
     columns = dict.fromkeys(["rank", "trial", *objectives, *study.keys])
-    others = " and ".join(named(name) for name in objectives[1:])
+    labels = ", ".join(metric_label(name) for name in objectives)
     return [
         Section(
-            title=f"{named(objectives[0]).capitalize()} against {others}",
-            text=f"{len(front)} of {len(results)} trials are on the Pareto front: no other trial is at least as good in "
-            "every objective and better in one. Numbers are leaderboard ranks.",
+            title=f"Pareto front: {labels}",
+            text=f"{len(front)} of {len(results)} trials are on the Pareto front: no other trial is at least as good "
+            "in every objective and better in one. Numbers are leaderboard ranks.",
             table=table_of(front[[name for name in columns if name in front]]),
             chart=plots.pareto_svg(results, objectives),
-            alt=f"Scatter plot of {named(objectives[0])} against {others}, {len(results)} trials, {len(front)} on the front.",
+            alt=f"Scatter plot of {labels}: {len(results)} trials, {len(front)} of them on the Pareto front.",
         )
     ]
 
 
-def _parallel(study: StudyTables) -> list[Section]:
+def _parallel_coordinates(study: StudyTables) -> list[Section]:
     results = study.results
-    title = "Settings and what they led to"
+    title = "Parallel coordinates"
     if not len(results):
         return []
     axes = parallel_axes(study)
     if len(axes) == 1:
-        return [Section(title=title, text="All trials with a result have the same searched settings.")]
-    more = f" Shows the first {SHOWN_KEYS} of {len(axes) - 1} settings." if len(axes) > SHOWN_KEYS + 1 else ""
+        return [Section(title=title, text="All trials with a result have the same hyperparameters.")]
+    subset = f" Shows the first {SHOWN_KEYS} of {len(axes) - 1} hyperparameters." if len(axes) > SHOWN_KEYS + 1 else ""
     shown = [*axes[:-1][:SHOWN_KEYS], axes[-1]]
     best = results.iloc[int(np.argmax(axes[-1].positions))]
     names = ", ".join(axis.name for axis in shown[:-1])
     return [
         Section(
             title=title,
-            text="One line per trial, through its settings to its result. Better trials have a stronger color, the best "
-            f"one is bold, and trials stopped early are dashed.{more}",
+            text="One line per trial: its hyperparameters and its result. Darker: better. Bold: the best trial. "
+            f"Dashed: stopped early.{subset}",
             chart=plots.parallel_svg(shown, results["status"].tolist()),
-            alt=f"Parallel coordinates of {len(results)} trials over {names} and {named(study.metric)}. The best is "
-            f"{best['trial']} with {shown_metric(study.metric, best[study.metric])}.",
+            alt=f"Parallel coordinates of {len(results)} trials over {names} and {metric_label(study.metric)}. "
+            f"The best trial is {best['trial']} with {shown_metric(study.metric, best[study.metric])}.",
         )
     ]
 
@@ -209,39 +216,46 @@ def _parallel(study: StudyTables) -> list[Section]:
 def _effects(study: StudyTables, output: Location) -> list[Section]:
     if not len(study.results):
         return []
-    counted = comparable_trials(study)
-    effects = [effect_of(counted.trials, key, study.metric) for key in counted.keys]
-    title = "The effect of each setting"
+    comparable = comparable_trials(study)
+    effects = [effect_of(comparable.trials, key, study.metric) for key in comparable.keys]
+    title = "Hyperparameter effects"
     if not effects:
-        return [Section(title=title, text=f"{counted.told} These trials have the same searched settings.")]
+        return [Section(title=title, text=f"{comparable.description} These trials have the same hyperparameters.")]
     table = importance(effects, study.mode)
     write_table(output, "importance", table)
     by_key = {effect.key: effect for effect in effects}
     shown = [by_key[key] for key in table["parameter"].head(SHOWN_KEYS)]
-    told = ", ".join(table["parameter"].head(3))
-    limits = (
-        f"Explained: the fraction of the variance of {study.metric} between trials that a setting accounts for on its own "
-        "(eta squared, between values, or between quantile ranges if the setting is continuous). By "
-        "chance: the expected value for a setting without effect. Only clearly larger values are meaningful. "
-        "Interactions are not included. If a search chose the trials instead of random sampling, settings that "
-        "were tried together share their effect."
+    description = ", ".join(table["parameter"].head(3))
+    explanation = (
+        f"Explained variance: the fraction of the variance of {metric_label(study.metric)} that one hyperparameter "
+        "explains (eta squared, between values, or between quantile ranges if it is continuous). Expected by chance: "
+        "the expected value for a hyperparameter without effect. Only clearly larger values are meaningful. "
+        "Interactions are not included. If a search algorithm selected the trials, hyperparameters can be correlated. "
+        "Then each one also explains variance that the others cause."
     )
     return [
         Section(
             title=title,
-            text=f"{counted.told} Dots are trials. Bars are means per value or range of values.",
-            chart=plots.effects_svg(shown, study.metric, counted.epoch),
-            alt=f"One panel for each of {len(shown)} settings with the {named(study.metric)} of each trial by the "
-            f"setting's value. Settings that explain the most variance: {told}.",
+            text=f"{comparable.description} Dots are trials. Bars are means per value or range of values.",
+            chart=plots.effects_svg(shown, study.metric, comparable.epoch),
+            alt=f"One panel for each of {len(shown)} hyperparameters, with the {metric_label(study.metric)} of each "
+            f"trial by value. Hyperparameters that explain the most variance: {description}.",
         ),
-        Section(title="How much each setting explains", text=limits, table=table_of(_in_words(study, table))),
+        Section(title="Hyperparameter importance", text=explanation, table=table_of(_display_importance(study, table))),
     ]
 
 
-def _in_words(study: StudyTables, table: pd.DataFrame) -> pd.DataFrame:
-    """Return the importance table for display: formatted best mean and readable headings."""
+def _display_importance(study: StudyTables, table: pd.DataFrame) -> pd.DataFrame:
+    """Return the importance table for display: formatted means and readable headings."""
+    headings = {
+        "parameter": "hyperparameter",
+        "explained": "explained variance",
+        "by_chance": "expected by chance",
+        "best": "best value",
+        "best_mean": "mean for best value",
+    }
     shown = table.assign(best_mean=[shown_metric(study.metric, mean) for mean in table["best_mean"]])
-    return shown.rename(columns={"by_chance": "by chance", "best": "best on average", "best_mean": "mean there"})
+    return shown.rename(columns=headings)
 
 
 def _exploits(study: StudyTables, output: Location) -> list[Section]:
@@ -252,10 +266,10 @@ def _exploits(study: StudyTables, output: Location) -> list[Section]:
     write_table(output, "exploits", table)
     sections = [
         Section(
-            title="Weights taken over from better trials",
-            text=f"Population based training: {len(table)} times, a trial continued from a better trial's weights with "
-            "changed settings.",
-            table=table_of(table),
+            title="Exploit steps",
+            text=f"Population based training made {len(table)} exploit steps. In an exploit step, a trial copies the "
+            "weights of a better trial (the source) and continues with changed hyperparameters.",
+            table=table_of(table.rename(columns={"took over from": "source trial", "what changed": "changes"})),
         )
     ]
     keys = changed_keys(exploits)[:SHOWN_SCHEDULES]
@@ -265,10 +279,10 @@ def _exploits(study: StudyTables, output: Location) -> list[Section]:
         best = (study.summary.get("best") or {}).get("trial")
         sections.append(
             Section(
-                title="Settings that changed while trials ran",
-                text="One line per trial. Dot: the trial copied another trial's weights. Bold: the best trial.",
+                title="Hyperparameter schedules",
+                text="One line per trial. Dot: exploit step. Bold: the best trial.",
                 chart=plots.schedules_svg(schedules, best),
-                alt=f"Step charts of {', '.join(schedules)} over the epochs of each trial.",
+                alt=f"Step charts of {', '.join(schedules)} over epochs, one line per trial.",
             )
         )
     return sections

@@ -1,8 +1,9 @@
-"""The project's reference study (the original slide deck): its summary table next to a study's trials."""
+"""The project's reference study: its summary table next to the trials of a study."""
 
 import pandas as pd
 
 from landmark.config import UserError
+from landmark.config.renamed import VALUES
 from landmark.reporting.tables import FAILED, NOT_STARTED, StudyTables
 
 SMALL = "small"
@@ -29,48 +30,49 @@ BASELINES = {"majority": (None, 4.73, 15.10, 23.73), "random": (None, 1.01, None
 KEY = ["model", "optimizer", "epochs", "data"]
 
 
-def deck_summary(study: StudyTables) -> pd.DataFrame:
+def reference_summary(study: StudyTables) -> pd.DataFrame:
     """Return the reference summary with a study's metrics next to it, followed by the baselines.
 
-    Columns: model, optimizer, epochs, data; `deck_…` and `ours_…` for each of COLUMNS (fractions, NaN if missing);
-    trial (None if the study has no matching trial). A trial matches if backbone, optimizer, number of epochs and
-    dataset are equal. Datasets are named `large` and `cleaned`; the study's own dataset is `small`. If several trials
-    match, the best one is used. Raises UserError if no trial matches.
+    Columns: model, optimizer, epochs, data; `reference_…` and `study_…` for each of COLUMNS (fractions, NaN if
+    missing); trial (None if no trial of the study matches). A trial matches if backbone, optimizer, number of epochs
+    and dataset are equal. Datasets are named `large` and `cleaned`; the study's own dataset is `small`. If several
+    trials match, the best one is used. Raises UserError if no trial matches.
     """
-    ours = _trials(study)
+    trials = _trials(study)
     rows = pd.DataFrame(
-        [(*row[:4], *(_share(value) for value in row[4:])) for row in ROWS],
-        columns=[*KEY, *(f"deck_{name}" for name in COLUMNS)],
+        [(*row[:4], *(_fraction(value) for value in row[4:])) for row in ROWS],
+        columns=[*KEY, *(f"reference_{name}" for name in COLUMNS)],
     )
-    table = rows.merge(ours, on=KEY, how="left")
+    table = rows.merge(trials, on=KEY, how="left")
     if not table["trial"].notna().any():
         raise UserError(
-            f"study {study.summary['name']}: no trial matches the deck's twelve models (backbone, optimizer, epochs, "
-            "dataset); run `landmark tune --space deck`"
+            f"study {study.summary['name']}: no trial matches the reference study's twelve models (backbone, "
+            "optimizer, epochs, dataset); run `landmark tune --space reference`"
         )
-    known = study.summary.get("baselines") or {}
-    trivial = [
+    baselines = study.summary.get("baselines") or {}
+    baseline_rows = [
         {"model": f"({kind} baseline)"}
-        | {f"deck_{name}": _share(value) for name, value in zip(COLUMNS, values, strict=True)}
-        | {f"ours_test_top{k}": known.get(kind, {}).get(str(k)) for k in (1, 5, 10)}
+        | {f"reference_{name}": _fraction(value) for name, value in zip(COLUMNS, values, strict=True)}
+        | {f"study_test_top{k}": baselines.get(kind, {}).get(str(k)) for k in (1, 5, 10)}
         for kind, values in BASELINES.items()
     ]
-    table = pd.concat([table, pd.DataFrame(trivial)], ignore_index=True)
+    table = pd.concat([table, pd.DataFrame(baseline_rows)], ignore_index=True)
     table["epochs"] = table["epochs"].astype("Int64")
-    pairs = [f"{who}_{name}" for name in COLUMNS for who in ("deck", "ours")]
+    pairs = [f"{source}_{name}" for name in COLUMNS for source in ("reference", "study")]
     return table[[*KEY, *pairs, "trial"]].astype(dict.fromkeys(pairs, float))
 
 
-def deck_text(table: pd.DataFrame) -> str:
+def reference_text(table: pd.DataFrame) -> str:
     """Return the summary as text: percentages, reference next to study, `-` if missing."""
     header = {name: name.replace("_", " ").replace("top", "top-") for name in COLUMNS}
     shown = {key: ["" if pd.isna(value) else str(value) for value in table[key]] for key in KEY}
     for name in COLUMNS:
-        for who in ("deck", "ours"):
-            values = ["-" if pd.isna(value) else f"{value:.2%}" for value in table[f"{who}_{name}"]]
-            shown[f"{header[name]} {who}"] = values
-    found, rows = int(table["trial"].notna().sum()), len(ROWS)
-    return f"{pd.DataFrame(shown).to_string(index=False)}\nThis study contains {found} of the deck's {rows} models."
+        for source in ("reference", "study"):
+            values = ["-" if pd.isna(value) else f"{value:.2%}" for value in table[f"{source}_{name}"]]
+            shown[f"{header[name]} {source}"] = values
+    matched = int(table["trial"].notna().sum())
+    summary = f"This study contains {matched} of the reference study's {len(ROWS)} models."
+    return f"{pd.DataFrame(shown).to_string(index=False)}\n{summary}"
 
 
 def _trials(study: StudyTables) -> pd.DataFrame:
@@ -78,21 +80,21 @@ def _trials(study: StudyTables) -> pd.DataFrame:
     board = study.board[~study.board["status"].isin((FAILED, NOT_STARTED))]
     if missing := [name for name in ("model.backbone", "optimizer.name", "epochs") if name not in board]:
         raise UserError(f"study {study.summary['name']}: the leaderboard is missing the column {', '.join(missing)}")
-    named = pd.Series(SMALL, index=board.index) if "dataset" not in board else board["dataset"].fillna(SMALL)
+    datasets = pd.Series(SMALL, index=board.index) if "dataset" not in board else board["dataset"].fillna(SMALL)
     trials = pd.DataFrame(
         {
-            "model": board["model.backbone"],
+            "model": board["model.backbone"].replace(VALUES["backbone"]),
             "optimizer": board["optimizer.name"],
             "epochs": pd.to_numeric(board["epochs"], errors="coerce").astype("Int64"),
-            "data": named.astype(str),
+            "data": datasets.astype(str),
             "trial": board["trial"],
         }
     )
     for name in COLUMNS:
         values = board[name] if name in board else float("nan")
-        trials[f"ours_{name}"] = pd.to_numeric(pd.Series(values, index=board.index), errors="coerce")
-    return trials.sort_values("ours_val_top1", ascending=False).drop_duplicates(KEY)
+        trials[f"study_{name}"] = pd.to_numeric(pd.Series(values, index=board.index), errors="coerce")
+    return trials.sort_values("study_val_top1", ascending=False).drop_duplicates(KEY)
 
 
-def _share(percent: float | None) -> float | None:
+def _fraction(percent: float | None) -> float | None:
     return None if percent is None else round(percent / 100, 6)

@@ -1,4 +1,4 @@
-"""Data of a study's charts: learning curves, epochs spent, parallel axes, changed parameters."""
+"""Data of a study's charts: learning curves, search progress, parallel coordinates, hyperparameter schedules."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from landmark.reporting.tables import StudyTables
 
 LOG_SPAN = 30.0
 """Positive numbers use a logarithmic axis if the maximum is more than this many times the 10% quantile."""
-UNSET_ROOM = 0.14
-"""Fraction of an axis reserved for trials without a value, below the numbers."""
+UNSET_FRACTION = 0.14
+"""Fraction of an axis, below the numbers, that is reserved for trials without a value."""
 TICK_DISTANCE = 0.09
 """Ticks closer than this to an end of their axis are omitted."""
 
@@ -34,15 +34,15 @@ class Curve:
 
 
 @dataclass(kw_only=True, frozen=True)
-class Spending:
-    """Epochs spent against the best value so far, one point per report in the order of the reports."""
+class SearchProgress:
+    """The best value so far by epochs trained: one point per report, in the order of the reports."""
 
     values: np.ndarray
-    """The metric, float (reports,), NaN if missing. The epochs spent are 1, 2, …"""
+    """The metric, float (reports,), NaN if missing. Each report adds one trained epoch."""
     best: np.ndarray
     """The best so far, float (reports,), NaN before the first value."""
     improved: np.ndarray
-    """Indices of reports with a new best: int (bests,), from 0."""
+    """Indices of reports with a new best value: int (bests,), from 0."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -53,30 +53,30 @@ class Axis:
     positions: np.ndarray
     """Position of each trial on the axis, float (trials,), between 0 and 1."""
     ticks: list[tuple[float, str]]
-    """Position and text."""
-    named: bool
-    """Whether positions stand for names or few values, so that many trials share one."""
+    """Position and label."""
+    categorical: bool
+    """Whether the axis has names or few values, so that many trials share a position."""
 
 
 def learning_curves(study: StudyTables) -> list[Curve]:
     """Return the curves in leaderboard order. Trials without a reported value have no curve."""
     rows = study.history.dropna(subset=[study.metric]).sort_values("epoch", kind="stable")
-    parts = dict(iter(rows.groupby("trial")))
+    by_trial = dict(iter(rows.groupby("trial")))
     ranks = study.board["rank"] if "rank" in study.board else pd.Series(np.nan, index=study.board.index)
     return [
         Curve(
             trial=trial,
             status=status,
             rank=None if pd.isna(rank) else int(rank),
-            epochs=parts[trial]["epoch"].to_numpy(int),
-            values=parts[trial][study.metric].to_numpy(float),
+            epochs=by_trial[trial]["epoch"].to_numpy(int),
+            values=by_trial[trial][study.metric].to_numpy(float),
         )
         for trial, status, rank in zip(study.board["trial"], study.board["status"], ranks, strict=True)
-        if trial in parts
+        if trial in by_trial
     ]
 
 
-def spending(study: StudyTables) -> Spending:
+def search_progress(study: StudyTables) -> SearchProgress:
     """Return the best value so far after each epoch of any trial.
 
     Reports are ordered by `reported_at`. Studies without that column are ordered by epoch.
@@ -87,41 +87,46 @@ def spending(study: StudyTables) -> Spending:
     best = (rows[study.metric].cummax() if study.mode == "max" else rows[study.metric].cummin()).ffill().to_numpy(float)
     before = np.concatenate([[np.nan], best[:-1]]) if len(best) else best
     improved = np.flatnonzero(~np.isnan(best) & (best != before))
-    return Spending(values=values, best=best, improved=improved)
+    return SearchProgress(values=values, best=best, improved=improved)
 
 
 def parallel_axes(study: StudyTables) -> list[Axis]:
     """Return one axis per searched key that differs, and the metric's axis as the last. Better values are higher on it.
 
-    Trials are the rows of `study.results`. On axes of names or few values, trials with the same value are spread
-    slightly, in the order of the metric, so that lines do not hide each other.
+    Trials are the rows of `study.results`. On categorical axes, trials with the same value are spread slightly,
+    in the order of the metric, so that lines do not hide each other.
     """
     results = study.results
     keys = [key for key in study.keys if results[key].nunique(dropna=False) > 1]
-    metric = _number_axis(study.metric, results[study.metric])
+    metric = _numeric_axis(study.metric, results[study.metric])
     if study.mode == "min":
         metric = Axis(
             name=metric.name,
             positions=1 - metric.positions,
             ticks=[(1 - height, text) for height, text in metric.ticks],
-            named=False,
+            categorical=False,
         )
     axes = [
-        _number_axis(key, results[key]) if is_continuous(results[key]) else _named_axis(key, results[key], metric)
+        _numeric_axis(key, results[key])
+        if is_continuous(results[key])
+        else _categorical_axis(key, results[key], metric)
         for key in keys
     ]
     return [*axes, metric]
 
 
 def is_log(values: np.ndarray) -> bool:
-    """Return whether numbers need a logarithmic axis. A few near-zero values of a uniform distribution do not."""
-    known = values[~np.isnan(values)]
-    low = np.quantile(known, 0.1, method="lower") if len(known) else 0.0
-    return bool(low > 0 and known.min() > 0 and known.max() > LOG_SPAN * low)
+    """Return whether numbers need a logarithmic axis.
+
+    A uniform distribution with a few near-zero values does not need one.
+    """
+    defined = values[~np.isnan(values)]
+    low = np.quantile(defined, 0.1, method="lower") if len(defined) else 0.0
+    return bool(low > 0 and defined.min() > 0 and defined.max() > LOG_SPAN * low)
 
 
 def changed_keys(exploits: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the numeric keys that population based training changed."""
+    """Return the numeric hyperparameters that population based training changed."""
     keys = dict.fromkeys(key for exploit in exploits for key in exploit["changed"])
     return [key for key in keys if all(_is_number(v) for e in exploits for v in e["changed"].get(key, ()))]
 
@@ -129,21 +134,21 @@ def changed_keys(exploits: Sequence[Mapping[str, Any]]) -> list[str]:
 def schedule_of(
     study: StudyTables, exploits: Sequence[Mapping[str, Any]], key: str
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return a parameter over the epochs of each trial, as changed by population based training.
+    """Return a hyperparameter's schedule for each trial, as changed by population based training.
 
-    Returns trial -> epochs int (points,), values float (points,). A value applies from its epoch to the next point's
-    epoch. The last point is the trial's last epoch.
+    Returns trial -> epochs int (points,), values float (points,). A value applies from its epoch to the epoch of the
+    next point. The last point is the trial's last epoch.
     """
-    ends = study.history.groupby("trial")["epoch"].max()
-    first = study.board.set_index("trial")[key] if key in study.board else pd.Series(dtype=float)
+    last_epochs = study.history.groupby("trial")["epoch"].max()
+    initial = study.board.set_index("trial")[key] if key in study.board else pd.Series(dtype=float)
     schedules = {}
-    for trial, end in ends.items():
+    for trial, end in last_epochs.items():
         changes = sorted(
             (int(exploit["epoch"]), *exploit["changed"][key])
             for exploit in exploits
             if exploit["trial"] == trial and key in exploit["changed"]
         )
-        start = changes[0][1] if changes else first.get(trial, np.nan)
+        start = changes[0][1] if changes else initial.get(trial, np.nan)
         values = [start, *(after for _, _, after in changes)]
         epochs = np.array([0, *(epoch for epoch, _, _ in changes), end], dtype=int)
         values.append(values[-1])
@@ -169,47 +174,47 @@ def exploits_table(exploits: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["epoch", "trial", "took over from", "what changed"])
 
 
-def _number_axis(name: str, values: pd.Series) -> Axis:
+def _numeric_axis(name: str, values: pd.Series) -> Axis:
     numbers = values.to_numpy(float)
-    known = numbers[~np.isnan(numbers)]
-    if not len(known):
-        return Axis(name=name, positions=np.zeros(len(numbers)), ticks=[], named=False)
-    low, high = float(known.min()), float(known.max())
-    floor = UNSET_ROOM if len(known) < len(numbers) else 0.0
-    logarithmic = is_log(known)
+    defined = numbers[~np.isnan(numbers)]
+    if not len(defined):
+        return Axis(name=name, positions=np.zeros(len(numbers)), ticks=[], categorical=False)
+    low, high = float(defined.min()), float(defined.max())
+    bottom = UNSET_FRACTION if len(defined) < len(numbers) else 0.0
+    logarithmic = is_log(defined)
 
     def height(value: Any) -> Any:
         if low == high:
-            return floor + (1 - floor) / 2 + 0 * value
-        part = np.log(value / low) / np.log(high / low) if logarithmic else (value - low) / (high - low)
-        return floor + (1 - floor) * part
+            return bottom + (1 - bottom) / 2 + 0 * value
+        fraction = np.log(value / low) / np.log(high / low) if logarithmic else (value - low) / (high - low)
+        return bottom + (1 - bottom) * fraction
 
     locator = LogLocator(10) if logarithmic else MaxNLocator(5, steps=[1, 2, 5, 10])
     inner = [float(tick) for tick in locator.tick_values(low, high) if low < tick < high]
-    kept = [tick for tick in inner if floor + TICK_DISTANCE < height(tick) < 1 - TICK_DISTANCE]
+    kept = [tick for tick in inner if bottom + TICK_DISTANCE < height(tick) < 1 - TICK_DISTANCE]
     ticks = [(float(height(tick)), shown_value(tick)) for tick in dict.fromkeys([low, *kept, high])]
-    none = [(0.0, UNSET)] if floor else []
-    return Axis(name=name, positions=np.nan_to_num(height(numbers), nan=0.0), ticks=[*none, *ticks], named=False)
+    unset = [(0.0, UNSET)] if bottom else []
+    return Axis(name=name, positions=np.nan_to_num(height(numbers), nan=0.0), ticks=[*unset, *ticks], categorical=False)
 
 
-def _named_axis(name: str, values: pd.Series, metric: Axis) -> Axis:
+def _categorical_axis(name: str, values: pd.Series, metric: Axis) -> Axis:
     labels, order = labels_of(values)
     step = 1 / max(1, len(order) - 1)
     positions = np.zeros(len(labels))
     spread = min(0.045, 0.3 * step)
     for number, label in enumerate(order):
-        here = np.flatnonzero((labels == label).to_numpy())
-        by_metric = here[np.argsort(metric.positions[here], kind="stable")]
-        offsets = np.linspace(-spread, spread, len(here)) if len(here) > 1 else np.zeros(len(here))
+        members = np.flatnonzero((labels == label).to_numpy())
+        by_metric = members[np.argsort(metric.positions[members], kind="stable")]
+        offsets = np.linspace(-spread, spread, len(members)) if len(members) > 1 else np.zeros(len(members))
         positions[by_metric] = number * step + offsets
     ticks = [(number * step, label) for number, label in enumerate(order)]
-    # Keep the jitter of the outermost names inside the axis.
+    # Keep the jitter of the outermost labels inside the axis.
     scale = 1 / (1 + 2 * spread)
     return Axis(
         name=name,
         positions=(positions + spread) * scale,
         ticks=[((height + spread) * scale, label) for height, label in ticks],
-        named=True,
+        categorical=True,
     )
 
 

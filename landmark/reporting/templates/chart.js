@@ -1,4 +1,4 @@
-// A small line chart: lines of [xs, ys] with a class each.
+// A small line chart. Each line has points ([xs, ys]) and a CSS class.
 const niceTicks = (low, high, count) => {
   const raw = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(raw));
@@ -7,7 +7,7 @@ const niceTicks = (low, high, count) => {
   for (let tick = Math.ceil(low / step) * step; tick <= high + step * 1e-6; tick += step) ticks.push(tick);
   return [ticks, step];
 };
-const lineChart = (lines, label, share) => {
+const lineChart = (lines, label, isFraction) => {
   const [width, height, left, right, top, bottom] = [420, 240, 48, 12, 10, 34];
   const xs = lines.flatMap((line) => line.points[0]);
   const ys = lines.flatMap((line) => line.points[1]);
@@ -15,22 +15,33 @@ const lineChart = (lines, label, share) => {
   if (!ys.length) return svg;
   const [minX, maxX] = [Math.min(0, ...xs), Math.max(1, ...xs)];
   const spread = Math.max(...ys) - Math.min(...ys) || Math.abs(ys[0]) || 1;
-  const [minY, maxY] = [Math.max(Math.min(...ys) - 0.06 * spread, Math.min(0, ...ys)), Math.max(...ys) + 0.06 * spread];
+  const minY = Math.max(Math.min(...ys) - 0.06 * spread, Math.min(0, ...ys));
+  const maxY = Math.max(...ys) + 0.06 * spread;
   const x = (value) => left + ((value - minX) / (maxX - minX)) * (width - left - right);
   const y = (value) => height - bottom - ((value - minY) / (maxY - minY)) * (height - top - bottom);
-  const text = (content, attributes) => { const node = make("svg:text", attributes); node.textContent = content; svg.append(node); };
+  const text = (content, attributes) => {
+    const node = make("svg:text", attributes);
+    node.textContent = content;
+    svg.append(node);
+  };
   const [yTicks, yStep] = niceTicks(minY, maxY, 4);
   for (const tick of yTicks) {
     svg.append(make("svg:line", { class: "axis", x1: left, x2: width - right, y1: y(tick), y2: y(tick) }));
-    const shown = share ? percent(tick, yStep < 0.01 ? 1 : 0) : tick.toFixed(Math.max(0, -Math.floor(Math.log10(yStep))));
-    text(shown, { x: left - 6, y: y(tick) + 4, "text-anchor": "end" });
+    const digits = Math.max(0, -Math.floor(Math.log10(yStep)));
+    const tickLabel = isFraction ? formatPercent(tick, yStep < 0.01 ? 1 : 0) : tick.toFixed(digits);
+    text(tickLabel, { x: left - 6, y: y(tick) + 4, "text-anchor": "end" });
   }
-  for (const tick of niceTicks(minX, maxX, 6)[0].filter(Number.isInteger)) text(tick, { x: x(tick), y: height - bottom + 16, "text-anchor": "middle" });
+  for (const tick of niceTicks(minX, maxX, 6)[0].filter(Number.isInteger)) {
+    text(tick, { x: x(tick), y: height - bottom + 16, "text-anchor": "middle" });
+  }
   text("epoch", { x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" });
-  for (const { points, kind } of lines) {
-    if (!points[0].length) continue;
-    svg.append(make("svg:path", { class: kind, d: points[0].map((at, place) => `${place ? "L" : "M"}${x(at).toFixed(1)} ${y(points[1][place]).toFixed(1)}`).join("") }));
-    svg.append(make("svg:circle", { class: kind, r: 3.5, cx: x(points[0].at(-1)), cy: y(points[1].at(-1)) }));
+  for (const { points: [lineXs, lineYs], className } of lines) {
+    if (!lineXs.length) continue;
+    const commands = lineXs.map(
+      (value, index) => `${index ? "L" : "M"}${x(value).toFixed(1)} ${y(lineYs[index]).toFixed(1)}`,
+    );
+    svg.append(make("svg:path", { class: className, d: commands.join("") }));
+    svg.append(make("svg:circle", { class: className, r: 3.5, cx: x(lineXs.at(-1)), cy: y(lineYs.at(-1)) }));
   }
   return svg;
 };

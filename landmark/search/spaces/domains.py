@@ -10,9 +10,9 @@ from typing import Any
 from landmark.config import UserError, nearest
 
 COVERED = 512
-"""Maximum number of combinations of which `covering` returns all."""
+"""Maximum number of combinations of which `covering_points` returns all."""
 DRAWS = 64
-"""Number of random combinations that `covering` adds if there are more."""
+"""Number of random combinations that `covering_points` adds if there are more."""
 KINDS = ("grid", "choice", "int", "uniform", "loguniform")
 BY, DEFAULT = "by", "default"
 """Keys of a parameter with cases: the parameter that selects the case, and the domain for its other values."""
@@ -20,7 +20,7 @@ EXPECTED = (
     "expected {grid: […]}, {choice: […]}, {int: [low, high]}, {uniform: [low, high]}, {loguniform: [low, high]} or "
     "{by: OTHER_KEY, VALUE: …}"
 )
-Point = dict[str, Any]
+Params = dict[str, Any]
 """The value of each searched key that a trial sets."""
 
 
@@ -116,14 +116,14 @@ def read_parameters(values: Mapping[str, Any], source: str) -> dict[str, Paramet
     return parameters
 
 
-def combinations(parameters: Parameters, options: Callable[[str, Domain], Iterable[Any]]) -> Iterator[Point]:
+def combinations(parameters: Parameters, options: Callable[[str, Domain], Iterable[Any]]) -> Iterator[Params]:
     """Yield every combination of the values that `options` returns for each key and its domain.
 
     A key comes after the key that it depends on. Otherwise, keys with listed values come before random ones, each in the
     order of the file, so that every combination of listed values has its own samples.
     """
 
-    def extend(chosen: Point, left: tuple[str, ...]) -> Iterator[Point]:
+    def extend(chosen: Params, left: tuple[str, ...]) -> Iterator[Params]:
         if not left:
             yield {key: chosen[key] for key in parameters if key in chosen}
             return
@@ -139,12 +139,12 @@ def combinations(parameters: Parameters, options: Callable[[str, Domain], Iterab
     return extend({}, tuple(parameters))
 
 
-def drawn(parameters: Parameters, generator: random.Random) -> Iterator[Point]:
+def sampled_points(parameters: Parameters, generator: random.Random) -> Iterator[Params]:
     """Yield the grid's combinations, each with a sample of the random parameters."""
     return combinations(parameters, lambda key, domain: [domain.draw(generator)] if domain.is_random else domain.values)
 
 
-def walked(parameters: Parameters, generator: random.Random) -> Iterator[Point]:
+def enumerated_points(parameters: Parameters, generator: random.Random) -> Iterator[Params]:
     """Yield every combination once, starting at a random one; a continuous range contributes one sample."""
 
     def options(key: str, domain: Domain) -> Iterable[Any]:
@@ -157,12 +157,12 @@ def walked(parameters: Parameters, generator: random.Random) -> Iterator[Point]:
     return combinations(parameters, options)
 
 
-def one_drawn(parameters: Parameters, generator: random.Random) -> Point:
+def sample_point(parameters: Parameters, generator: random.Random) -> Params:
     """Return one random point; grid values are sampled too."""
     return next(combinations(parameters, lambda key, domain: [domain.draw(generator)]))
 
 
-def occurring(parameters: Parameters, keys: Iterable[str]) -> Iterator[Point]:
+def possible_values(parameters: Parameters, keys: Iterable[str]) -> Iterator[Params]:
     """Yield every combination of values of `keys` and the keys that they depend on; for ranges, the bounds."""
     wanted = set(keys) & set(parameters)
     for key in list(wanted):
@@ -171,14 +171,14 @@ def occurring(parameters: Parameters, keys: Iterable[str]) -> Iterator[Point]:
     return combinations(part, lambda key, domain: domain.values)
 
 
-def covering(parameters: Parameters, keys: Iterable[str], most: int = COVERED) -> list[Point]:
+def covering_points(parameters: Parameters, keys: Iterable[str], most: int = COVERED) -> list[Params]:
     """Return every combination of values of `keys`, with the bounds of ranges; if more than `most`, a covering selection.
 
     The selection has, for each value, the combinations with the first and with the last values of all other keys, and DRAWS
     random combinations.
     """
     wanted = set(keys) & set(parameters)
-    found = list(itertools.islice(occurring(parameters, wanted), most + 1))
+    found = list(itertools.islice(possible_values(parameters, wanted), most + 1))
     if len(found) <= most:
         return found
     for key in list(wanted):
@@ -186,7 +186,7 @@ def covering(parameters: Parameters, keys: Iterable[str], most: int = COVERED) -
     part = {key: parameter for key, parameter in parameters.items() if key in wanted}
     generator = random.Random(0)
     points = [point for _, probed in probes(part) for point in probed[1:]]
-    points += [one_drawn(part, generator) for _ in range(DRAWS)]
+    points += [sample_point(part, generator) for _ in range(DRAWS)]
     return list({repr(sorted(point.items())): point for point in points}.values())
 
 
@@ -197,7 +197,7 @@ def count(parameters: Parameters, most: int) -> int:
     return sum(1 for _ in itertools.islice(combinations(parameters, lambda key, domain: domain.all()), most))
 
 
-def probes(parameters: Parameters) -> Iterator[tuple[Domain, list[Point]]]:
+def probes(parameters: Parameters) -> Iterator[tuple[Domain, list[Params]]]:
     """Yield, for every listed value and every bound of a range, points that contain it.
 
     The first point contains only the value and those of the keys that select its case. The other two add the first and the
@@ -211,7 +211,7 @@ def probes(parameters: Parameters) -> Iterator[tuple[Domain, list[Point]]]:
                     yield domain, [forced, *(_filled(parameters, forced, place) for place in (0, -1))]
 
 
-def _filled(parameters: Parameters, forced: Mapping[str, Any], place: int) -> Point:
+def _filled(parameters: Parameters, forced: Mapping[str, Any], place: int) -> Params:
     """Return the forced values and, for other keys, the values at an index of their domains."""
     return next(combinations(parameters, lambda key, domain: [forced[key] if key in forced else domain.values[place]]))
 

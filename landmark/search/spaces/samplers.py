@@ -11,48 +11,48 @@ from typing import Any, Protocol
 from landmark.config import Recipe, UserError
 from landmark.config.extras import install_command
 from landmark.search.spaces import domains
-from landmark.search.spaces.domains import Domain, Point
-from landmark.search.spaces.space import Space, TrialPlan
+from landmark.search.spaces.domains import Domain, Params
+from landmark.search.spaces.space import Space, TrialSpec
 
-MOST_TRIES = 16
+MAX_TRIES = 16
 """Maximum attempts per trial to get a new and valid point from Optuna; then points are sampled at random."""
-MOST_DRAWS = 64
+MAX_DRAWS = 64
 """Maximum attempts per trial to sample a new and valid point at random; then points are enumerated."""
-MOST_WALKED = 20_000
+MAX_ENUMERATED = 20_000
 """Maximum number of points to enumerate, in addition to the known ones, before the space counts as exhausted."""
-MAXIMISED = ("val_top1", "val_top5", "val_macro_recall", "images_per_s")
+MAXIMIZED = ("val_top1", "val_top5", "val_macro_recall", "images_per_s")
 
 
-class Proposals(Protocol):
+class Sampler(Protocol):
     """A source that yields the trials of a study one by one."""
 
     total: int
     """Maximum number of trials."""
 
-    def next(self) -> TrialPlan | None:
+    def next(self) -> TrialSpec | None:
         """Return the next trial; None if there are no more."""
 
-    def adopt(self, plan: TrialPlan) -> None:
+    def restore(self, plan: TrialSpec) -> None:
         """Restore a trial that an earlier process got from `next`; call this in order, before `next`."""
 
-    def told(self, plan: TrialPlan, metrics: Mapping[str, float] | None) -> None:
+    def tell(self, plan: TrialSpec, metrics: Mapping[str, float] | None) -> None:
         """Record the result of a trial.
 
         metrics: the space's metric, images_per_s and parameters (number of weights) of its best epoch; None if it failed.
         """
 
 
-def build_proposals(space: Space, recipe: Recipe, limit: int | None = None) -> Proposals:
+def build_sampler(space: Space, recipe: Recipe, limit: int | None = None) -> Sampler:
     """Return the trials of a space over a common recipe, at most `limit`.
 
     Checks each value, and each model with its image sizes, before a trial starts. Raises UserError for the first mistake.
     """
     if space.config.searcher.name == "listed":
-        return Listed(space, recipe, limit)
-    return OptunaProposals(space, recipe, limit)
+        return ListSampler(space, recipe, limit)
+    return OptunaSampler(space, recipe, limit)
 
 
-class Listed:
+class ListSampler:
     """Trials that are known before the first one starts: listed points, or a grid with random samples."""
 
     def __init__(self, space: Space, recipe: Recipe, limit: int | None = None) -> None:
@@ -62,22 +62,22 @@ class Listed:
         self.total = min(len(self.plans), limit or len(self.plans))
         self._given = 0
 
-    def next(self) -> TrialPlan | None:
+    def next(self) -> TrialSpec | None:
         """Return the next trial; None if there are no more."""
         if self._given >= self.total:
             return None
         self._given += 1
         return self.plans[self._given - 1]
 
-    def adopt(self, plan: TrialPlan) -> None:
+    def restore(self, plan: TrialSpec) -> None:
         """Restore a trial: `next` continues after it."""
         self._given = max(self._given, plan.number)
 
-    def told(self, plan: TrialPlan, metrics: Mapping[str, float] | None) -> None:
+    def tell(self, plan: TrialSpec, metrics: Mapping[str, float] | None) -> None:
         """Do nothing: a list does not depend on results."""
 
 
-class OptunaProposals:
+class OptunaSampler:
     """Trials that Optuna proposes with tree-structured Parzen estimators, from earlier results.
 
     The estimator is multivariate (Falkner et al. 2018), with a group per set of cases. Several objectives use Pareto ranks
@@ -95,7 +95,7 @@ class OptunaProposals:
         self.total = min(space.total, limit or space.total)
         self._objectives = space.config.searcher.objectives or [space.config.metric]
         self._study = self._optuna.create_study(
-            directions=["maximize" if name in MAXIMISED else "minimize" for name in self._objectives]
+            directions=["maximize" if name in MAXIMIZED else "minimize" for name in self._objectives]
         )
         self._numbers: dict[int, int] = {}
         """Our trial number -> Optuna's."""
@@ -104,7 +104,7 @@ class OptunaProposals:
         self._used_up = False
         """Whether the space has no further point."""
 
-    def next(self) -> TrialPlan | None:
+    def next(self) -> TrialSpec | None:
         """Return the next trial; None if there are no more."""
         if self._used_up or len(self._numbers) >= self.total:
             return None
@@ -113,10 +113,10 @@ class OptunaProposals:
         if plan is None:
             self._used_up = True
         else:
-            self.adopt(plan)
+            self.restore(plan)
         return plan
 
-    def adopt(self, plan: TrialPlan) -> None:
+    def restore(self, plan: TrialSpec) -> None:
         """Restore or add a trial; raises UserError if it does not belong to the space."""
         values, distributions = {}, {}
         try:
@@ -137,7 +137,7 @@ class OptunaProposals:
         self._study.add_trial(trial)
         self._seen.add(_identity(plan.point))
 
-    def told(self, plan: TrialPlan, metrics: Mapping[str, float] | None) -> None:
+    def tell(self, plan: TrialSpec, metrics: Mapping[str, float] | None) -> None:
         """Record the result of a trial; a trial with an objective that is not finite counts as failed."""
         values = None if metrics is None else [float(metrics[name]) for name in self._objectives]
         if values is None or not all(math.isfinite(value) for value in values):
@@ -146,27 +146,29 @@ class OptunaProposals:
         else:
             self._study.tell(self._numbers[plan.number], values)
 
-    def _proposed(self, number: int) -> TrialPlan | None:
+    def _proposed(self, number: int) -> TrialSpec | None:
         """Return a new and valid trial that Optuna proposes; None after MOST_TRIES attempts."""
-        for attempt in range(MOST_TRIES):
+        for attempt in range(MAX_TRIES):
             self._study.sampler = self._sampler(number, attempt)
             trial = self._study.ask()
             point = self._point(trial)
-            # `adopt` adds the trial again, so that a restored study has exactly the same state.
+            # `restore` adds the trial again, so that a restored study has exactly the same state.
             self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
             if (plan := self._new(number, point)) is not None:
                 return plan
         return None
 
-    def _drawn(self, number: int) -> TrialPlan | None:
+    def _drawn(self, number: int) -> TrialSpec | None:
         """Return a new and valid trial, sampled at random or found by enumeration; None if the space is exhausted."""
         generator = random.Random(f"{self._space.config.seed} {number}")
-        drawn = (domains.one_drawn(self._space.parameters, generator) for _ in range(MOST_DRAWS))
-        walked = itertools.islice(domains.walked(self._space.parameters, generator), MOST_WALKED + len(self._seen))
-        points = itertools.chain(drawn, walked)
+        sampled_points = (domains.sample_point(self._space.parameters, generator) for _ in range(MAX_DRAWS))
+        enumerated_points = itertools.islice(
+            domains.enumerated_points(self._space.parameters, generator), MAX_ENUMERATED + len(self._seen)
+        )
+        points = itertools.chain(sampled_points, enumerated_points)
         return next((plan for point in points if (plan := self._new(number, point)) is not None), None)
 
-    def _new(self, number: int, point: Point) -> TrialPlan | None:
+    def _new(self, number: int, point: Params) -> TrialSpec | None:
         """Return the trial of a point; None if the point is known already or has no valid recipe."""
         if _identity(point) in self._seen:
             return None
@@ -176,7 +178,7 @@ class OptunaProposals:
             self._seen.add(_identity(point))
             return None
 
-    def _point(self, trial: Any) -> Point:
+    def _point(self, trial: Any) -> Params:
         """Return the point that Optuna suggests; keys on which others depend come first."""
         return next(domains.combinations(self._space.parameters, lambda _, domain: [self._suggested(trial, domain)]))
 
@@ -190,13 +192,13 @@ class OptunaProposals:
 
     def _distribution(self, domain: Domain) -> tuple[str, Any]:
         """Return a domain's name and distribution for Optuna: one per case; lists by index."""
-        kinds = self._optuna.distributions
+        representatives = self._optuna.distributions
         if _is_listed(domain):
-            return domain.where, kinds.CategoricalDistribution(range(len(domain.values)))
+            return domain.where, representatives.CategoricalDistribution(range(len(domain.values)))
         low, high = domain.values
         if domain.kind == "int":
-            return domain.where, kinds.IntDistribution(low, high)
-        return domain.where, kinds.FloatDistribution(low, high, log=domain.kind == "loguniform")
+            return domain.where, representatives.IntDistribution(low, high)
+        return domain.where, representatives.FloatDistribution(low, high, log=domain.kind == "loguniform")
 
     def _sampler(self, number: int, attempt: int) -> Any:
         seed = random.Random(f"{self._space.config.seed} {number} {attempt}").getrandbits(32)
@@ -211,12 +213,12 @@ class OptunaProposals:
             )
 
 
-def preview(proposals: Proposals) -> list[TrialPlan]:
+def preview(proposals: Sampler) -> list[TrialSpec]:
     """Return the trials of a study without results: all listed trials, or random proposals. Consumes the proposals."""
     return list(iter(proposals.next, None))
 
 
-def _identity(point: Point) -> str:
+def _identity(point: Params) -> str:
     return json.dumps(point, sort_keys=True)
 
 

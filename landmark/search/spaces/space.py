@@ -22,11 +22,12 @@ from landmark.config import (
     parse_yaml,
     to_mapping,
 )
+from landmark.config.renamed import current_point, current_value
 from landmark.progress import Progress
 from landmark.recipes import merged, recipe_values
 from landmark.recipes.files import is_named_file, named_text
 from landmark.search.spaces import domains
-from landmark.search.spaces.domains import Point
+from landmark.search.spaces.domains import Params
 
 DATASET = "dataset"
 """Key outside the recipe: the dataset on which a trial is trained."""
@@ -39,14 +40,14 @@ NETWORK = ("model.", "loader.image_size", "resizing.")
 
 
 @dataclass(kw_only=True, frozen=True)
-class TrialPlan:
+class TrialSpec:
     """The settings of one trial, known before it starts."""
 
     number: int
     """Its number in the study, counted from 1."""
     name: str
     """Its number and values: unique in the study and valid as a folder name."""
-    point: Point
+    point: Params
     """Key -> value chosen from the space, in JSON types; `Space.plan` rebuilds the same plan from it."""
     parameters: dict[str, Any]
     """Searched key -> value in this trial, chosen or from the common recipe."""
@@ -63,7 +64,9 @@ class Space:
     """
 
     def __init__(self, config: SpaceConfig, source: str, text: str) -> None:
-        self.config = config
+        parameters = current_point(config.parameters, source)
+        points = [current_point(point, source) for point in config.points]
+        self.config = config = dataclasses.replace(config, parameters=parameters, points=points)
         self.source = source
         self.text = text
         self._leaves = leaf_keys(Recipe)
@@ -116,12 +119,14 @@ class Space:
         return from_mapping(Recipe, values, f"{self.source}: recipe")
 
     @functools.cached_property
-    def points(self) -> list[Point]:
+    def points(self) -> list[Params]:
         """The values of each listed trial: the points, or the grid combined with each random sample."""
         if self.config.points:
             return self.config.points
         generator = random.Random(self.config.seed)
-        return [point for _ in range(self.config.samples) for point in domains.drawn(self.parameters, generator)]
+        return [
+            point for _ in range(self.config.samples) for point in domains.sampled_points(self.parameters, generator)
+        ]
 
     @functools.cached_property
     def total(self) -> int:
@@ -130,7 +135,7 @@ class Space:
             return len(self.points)
         return domains.count(self.parameters, self.config.samples)
 
-    def trials(self, recipe: Recipe) -> list[TrialPlan]:
+    def trials(self, recipe: Recipe) -> list[TrialSpec]:
         """Return all listed trials in the order of the file; searched keys override the common recipe."""
         self.check(recipe)
         progress, plans = Progress(f"checking {self.source}", len(self.points), "trials"), []
@@ -140,17 +145,17 @@ class Space:
         progress.clear()
         return plans
 
-    def plan(self, number: int, point: Mapping[str, Any], recipe: Recipe) -> TrialPlan:
+    def plan(self, number: int, point: Mapping[str, Any], recipe: Recipe) -> TrialSpec:
         """Return the trial with a number (counted from 1) and point over the common recipe."""
         values = {key: value for key, value in point.items() if key not in (NAME, DATASET)}
-        resolved_recipe = self._build(_merged(to_mapping(recipe), values), f"trial {number} ({_told(values)})")
+        resolved_recipe = self._build(_merged(to_mapping(recipe), values), f"trial {number} ({_description(values)})")
         resolved = to_mapping(resolved_recipe)
         dataset = point.get(DATASET)
         parameters = {key: dataset if key == DATASET else _get(resolved, key) for key in self.keys}
         label = str(point.get(NAME) or "-".join(_short(value) for value in parameters.values() if value is not None))
         digits = max(3, len(str(self.total)))
         name = re.sub(r"[^A-Za-z0-9.+-]+", "_", f"{number:0{digits}d}-{label}")[:NAME_LENGTH].rstrip("-_.")
-        return TrialPlan(
+        return TrialSpec(
             number=number,
             name=name,
             point=dict(point),
@@ -170,16 +175,16 @@ class Space:
         for domain, points in domains.probes(self.parameters):
             self._check_one([_without_dataset(point) for point in points], base, domain.where)
 
-    def networks(self, recipe: Recipe) -> list[TrialPlan]:
+    def networks(self, recipe: Recipe) -> list[TrialSpec]:
         """Return one trial per combination of the values that determine the model and its image size.
 
         If there are too many combinations, `domains.covering` chooses some that contain every value.
         """
         keys = [key for key in self.parameters if key.startswith(NETWORK)]
-        points = domains.covering(self.parameters, keys)
+        points = domains.covering_points(self.parameters, keys)
         return [self.plan(number, point, recipe) for number, point in enumerate(points, 1)]
 
-    def check_networks(self, plans: Sequence[TrialPlan]) -> None:
+    def check_networks(self, plans: Sequence[TrialSpec]) -> None:
         """Check each trial's model with its image sizes, by a forward pass on the meta device.
 
         Raises UserError with the values that are incompatible.
@@ -188,11 +193,13 @@ class Space:
         for plan in plans:
             model = dataclasses.replace(plan.recipe.model, weights=None)
             if (reason := _misfit(model, plan.recipe.loader.image_size, plan.recipe.resizing.start_size)) is not None:
-                raise UserError(f"{self.source}: trials with {_told(plan.point) or 'the common recipe'}: {reason}")
+                raise UserError(
+                    f"{self.source}: trials with {_description(plan.point) or 'the common recipe'}: {reason}"
+                )
             progress.update(1)
         progress.clear()
 
-    def _check_one(self, points: Sequence[Point], base: Mapping[str, Any], where: str) -> None:
+    def _check_one(self, points: Sequence[Params], base: Mapping[str, Any], where: str) -> None:
         """Raise the first point's error unless one of the points is valid."""
         first: UserError | None = None
         for point in points:
@@ -225,7 +232,7 @@ class Space:
 
 def space_names() -> list[str]:
     """Return the names of the built-in spaces."""
-    return sorted(path.name.removesuffix(".yaml") for path in _folder() if path.name.endswith(".yaml"))
+    return sorted(path.name.removesuffix(".yaml") for path in _files() if path.name.endswith(".yaml"))
 
 
 def leaf_keys(kind: type) -> list[str]:
@@ -239,16 +246,15 @@ def leaf_keys(kind: type) -> list[str]:
     return keys
 
 
-def _folder() -> list[Any]:
-    try:
-        return list(importlib.resources.files("tune_spaces").iterdir())
-    except ModuleNotFoundError:
-        return []
+def _files() -> list[Any]:
+    """Return the built-in spaces. landmark/tune_spaces is a link to the folder, and a folder in the wheel."""
+    return list((importlib.resources.files("landmark") / "tune_spaces").iterdir())
 
 
 def _read(name: str) -> tuple[str, str]:
     """Return the source and the text of a space."""
-    for path in _folder():
+    name = current_value("--space", name, "command line")
+    for path in _files():
         if path.name == f"{name}.yaml":
             return f"tune_spaces/{path.name}", path.read_text(encoding="utf-8")
     if is_named_file(name):
@@ -293,7 +299,7 @@ def _merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def _without_dataset(point: Point) -> Point:
+def _without_dataset(point: Params) -> Params:
     return {key: value for key, value in point.items() if key != DATASET}
 
 
@@ -308,5 +314,5 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _told(values: Mapping[str, Any]) -> str:
+def _description(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {_short(value)}" for key, value in values.items())

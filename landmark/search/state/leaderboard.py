@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from landmark.evaluation.ranking import score
-from landmark.search.state.state import METRICS, StudyRecord, TrialRecord
+from landmark.search.state.state import METRICS, StudyState, TrialState
 from landmark.table import aligned, shown_metric, shown_value
 
 TESTED = (1, 5, 10)
@@ -18,10 +18,10 @@ SHOWN_TRIALS = 40
 
 
 @dataclass(kw_only=True)
-class Standing:
+class LeaderboardEntry:
     """One trial's entry in the leaderboard."""
 
-    record: TrialRecord
+    record: TrialState
     rank: int | None = None
     """1 for the best trial; None for a failed one."""
     best_epoch: int | None = None
@@ -40,12 +40,12 @@ class Standing:
 
 
 def rank_trials(
-    record: StudyRecord,
+    record: StudyState,
     metric: str,
     mode: str,
-    find: Callable[[TrialRecord], tuple[int, str] | None],
+    find: Callable[[TrialState], tuple[int, str] | None],
     objectives: Sequence[str] = (),
-) -> list[Standing]:
+) -> list[LeaderboardEntry]:
     """Return the trials that started: best first, failed trials last.
 
     find: returns a trial's best epoch whose checkpoint is kept, and the checkpoint's path relative to the study.
@@ -57,9 +57,9 @@ def rank_trials(
             continue
         epochs, kept = trial.best_epochs(metric, mode), find(trial)
         if kept is not None and kept[0] in trial.rows:
-            standings.append(Standing(record=trial, best_epoch=kept[0], checkpoint=kept[1]))
+            standings.append(LeaderboardEntry(record=trial, best_epoch=kept[0], checkpoint=kept[1]))
         else:
-            standings.append(Standing(record=trial, best_epoch=epochs[0] if epochs else None))
+            standings.append(LeaderboardEntry(record=trial, best_epoch=epochs[0] if epochs else None))
     standings.sort(key=lambda s: (s.record.status() == "failed", -score(s.best.get(metric, math.nan), mode)))
     for place, standing in enumerate(standings, 1):
         standing.rank = place if standing.record.status() != "failed" else None
@@ -68,13 +68,13 @@ def rank_trials(
     return standings
 
 
-def mark_pareto(standings: Sequence[Standing], objectives: Sequence[str], mode: str) -> None:
+def mark_pareto(standings: Sequence[LeaderboardEntry], objectives: Sequence[str], mode: str) -> None:
     """Mark the Pareto-optimal trials. The metric is the first objective and has a direction.
 
     Of the others, higher is better, except for `parameters`: fewer is better.
     """
 
-    def values(standing: Standing) -> list[float]:
+    def values(standing: LeaderboardEntry) -> list[float]:
         found = {**standing.best, "parameters": -float(standing.record.weights or 0)}
         return [score(found[name], mode if place == 0 else "max") for place, name in enumerate(objectives)]
 
@@ -85,12 +85,12 @@ def mark_pareto(standings: Sequence[Standing], objectives: Sequence[str], mode: 
         )
 
 
-def leaderboard_rows(standings: Sequence[Standing], keys: Sequence[str]) -> list[dict[str, Any]]:
+def leaderboard_rows(standings: Sequence[LeaderboardEntry], keys: Sequence[str]) -> list[dict[str, Any]]:
     """Return the rows of leaderboard.csv; `keys` are the searched parameters."""
     return [_row(standing, keys) for standing in standings]
 
 
-def _row(standing: Standing, keys: Sequence[str]) -> dict[str, Any]:
+def _row(standing: LeaderboardEntry, keys: Sequence[str]) -> dict[str, Any]:
     trial, best = standing.record, standing.best
     speeds = [row["images_per_s"] for row in trial.rows.values()]
     return {
@@ -114,7 +114,7 @@ def _row(standing: Standing, keys: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def history_rows(record: StudyRecord) -> list[dict[str, Any]]:
+def history_rows(record: StudyState) -> list[dict[str, Any]]:
     """Return the rows of history.csv: one per trial and epoch."""
     return [
         {"trial": trial.plan.name, "epoch": epoch}
@@ -144,7 +144,7 @@ def leaderboard_columns(keys: Sequence[str]) -> list[str]:
     ]
 
 
-def leaderboard_text(standings: Sequence[Standing], keys: Sequence[str], metric: str) -> str:
+def leaderboard_text(standings: Sequence[LeaderboardEntry], keys: Sequence[str], metric: str) -> str:
     """Return the leaderboard as an aligned text table."""
     searched = [key for key in keys if key != "epochs"]
     shares = list(dict.fromkeys([metric, "val_top1", "val_top5"]))

@@ -9,16 +9,16 @@ from landmark.config import (
     mask_credentials,
     parse_yaml,
 )
-from landmark.search.results import Best, best_of, summarise, write_tables
+from landmark.search.results import BestModel, best_of, summarize, write_tables
 from landmark.search.resume import recorded_config
-from landmark.search.spaces.representatives import kinds_of_trials
-from landmark.search.spaces.samplers import Listed, build_proposals
+from landmark.search.spaces.representatives import representative_specs
+from landmark.search.spaces.samplers import ListSampler, build_sampler
 from landmark.search.spaces.space import Space
 from landmark.search.state.journal import Journal
-from landmark.search.state.leaderboard import Standing, rank_trials
-from landmark.search.state.state import StudyRecord
-from landmark.search.state.study_lock import Lease
-from landmark.search.study import Outcome, Study
+from landmark.search.state.leaderboard import LeaderboardEntry, rank_trials
+from landmark.search.state.state import StudyState
+from landmark.search.state.study_lock import StudyLock
+from landmark.search.study import Study, StudyResult
 from landmark.storage import Location
 
 COPIED = ("config.yaml", "space.yaml")
@@ -29,7 +29,7 @@ def is_study(location: Location) -> bool:
     return (location / "space.yaml").exists()
 
 
-def read_study(location: Location) -> tuple[Study, StudyRecord]:
+def read_study(location: Location) -> tuple[Study, StudyState]:
     """Return a study and the record of its trials; raises UserError if its files are missing or corrupt.
 
     Does not open the datasets.
@@ -39,19 +39,29 @@ def read_study(location: Location) -> tuple[Study, StudyRecord]:
         raise UserError(f"{location}: contains no study; give the folder of a study or a run")
     source, text = f"{location}/space.yaml", (location / "space.yaml").read_text()
     space = Space(parse_yaml(SpaceConfig, text, source), source, text)
-    proposals = build_proposals(space, config.recipe, space.config.budget.trials)
-    kinds = kinds_of_trials(space, config.recipe, proposals)
-    most = max(plan.recipe.epochs for plan in kinds)
-    grid = sum(plan.recipe.epochs for plan in kinds) if isinstance(proposals, Listed) else proposals.total * most
-    study = Study(
-        config=config, space=space, proposals=proposals, kinds=kinds, epochs_grid=grid, datasets={}, location=location
+    proposals = build_sampler(space, config.recipe, space.config.budget.trials)
+    representatives = representative_specs(space, config.recipe, proposals)
+    most = max(plan.recipe.epochs for plan in representatives)
+    grid = (
+        sum(plan.recipe.epochs for plan in representatives)
+        if isinstance(proposals, ListSampler)
+        else proposals.total * most
     )
-    record = StudyRecord()
+    study = Study(
+        config=config,
+        space=space,
+        proposals=proposals,
+        representatives=representatives,
+        epochs_grid=grid,
+        datasets={},
+        location=location,
+    )
+    record = StudyState()
     record.restore(Journal(location).read(), lambda number, point: space.plan(number, point, config.recipe))
     return study, record
 
 
-def standings_of(study: Study, record: StudyRecord) -> list[Standing]:
+def standings_of(study: Study, record: StudyState) -> list[LeaderboardEntry]:
     """Return the trials that have started, best first."""
     space = study.space.config
     return rank_trials(
@@ -69,9 +79,9 @@ def write_snapshot(location: Location, folder: Location) -> dict[str, Any]:
     first = next((standing for standing in standings if standing.rank is not None and standing.best), None)
     if first is None:
         raise UserError(f"{location}: no trial has finished an epoch yet; try again later")
-    best = Best(standing=first, checkpoint=location / str(first.checkpoint), metrics=first.best)
-    outcome = Outcome(record=record, seconds=record.seconds_before, ended_by=None, interrupted=True)
-    summary = summarise(study, outcome, best)
+    best = BestModel(standing=first, checkpoint=location / str(first.checkpoint), metrics=first.best)
+    outcome = StudyResult(record=record, seconds=record.seconds_before, ended_by=None, interrupted=True)
+    summary = summarize(study, outcome, best)
     for name in COPIED:
         (folder / name).write_bytes((location / name).read_bytes())
     shown = Study(**{**study.__dict__, "location": folder})
@@ -82,4 +92,4 @@ def write_snapshot(location: Location, folder: Location) -> dict[str, Any]:
 
 def driver_of(location: Location) -> str | None:
     """Return the process that runs a study now; None if there is none or it cannot be determined."""
-    return Lease(location).holder()
+    return StudyLock(location).holder()

@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args
 from ray.tune.experiment import Trial
 
 from landmark.config import UserError
+from landmark.config.renamed import current_point
 from landmark.evaluation.ranking import score
-from landmark.search.spaces.space import TrialPlan
+from landmark.search.spaces.space import TrialSpec
 from landmark.search.state.journal import HINT, WHERE, Journal
 from landmark.training.distributed.ray_train import RECOVERED
 
@@ -37,13 +38,13 @@ TAKEN = "taken_epoch"
 """Key of a report after a planned exploit: the epoch of the copied weights; NOT_TAKEN if they no longer existed."""
 NOT_TAKEN = -1
 
-Verdict = Literal["go on", "stop", "pause", "restart"]
+Decision = Literal["continue", "stop", "pause", "restart"]
 """pause: wait until the scheduler resolves paused trials. restart: free the process and resume later, maybe with another
 plan.
 """
 State = Literal["waiting", "running", "paused", "ended"]
 """paused: waits for the scheduler to compare it with the others. waiting: waits for resources to start or resume."""
-PlanOf = Callable[[int, dict[str, Any]], TrialPlan]
+PlanOf = Callable[[int, dict[str, Any]], TrialSpec]
 """Builds a trial's plan from its number and its point."""
 Status = Literal["finished", "stopped early", "failed", "not started"]
 
@@ -71,15 +72,15 @@ class PlannedExploit:
 
     exploit: Exploit
     """Its epoch is the one that both trials had reached."""
-    plan: TrialPlan
+    plan: TrialSpec
     """The trial's plan once it has the weights."""
 
 
 @dataclass(kw_only=True)
-class TrialRecord:
+class TrialState:
     """State and results of one trial."""
 
-    plan: TrialPlan
+    plan: TrialSpec
     state: State = "waiting"
     rows: dict[int, dict[str, float]] = field(default_factory=dict)
     """Epoch -> metrics."""
@@ -87,7 +88,7 @@ class TrialRecord:
     """Epoch -> unix time of its report, by the clock of the trial's node."""
     arrivals: dict[int, int] = field(default_factory=dict)
     """Epoch -> position of its first report among all reports of the study."""
-    decisions: dict[int, Verdict | None] = field(default_factory=dict)
+    decisions: dict[int, Decision | None] = field(default_factory=dict)
     """Epoch -> the scheduler's decision; None if an older version wrote the journal, without decisions."""
     planned: PlannedExploit | None = None
     """An exploit that the trial has not confirmed yet."""
@@ -99,7 +100,7 @@ class TrialRecord:
     """Number of parameters of the model."""
     process: str = ""
     """Host and process that last ran the trial."""
-    handed: bool = False
+    submitted: bool = False
     """Whether the trial is submitted to Ray Tune, which runs it when resources are available."""
     first_step_at: float | None = None
     """Unix time of the first training step."""
@@ -138,11 +139,11 @@ REPLAYED = ("report", "decision", "ended", "failed", "retried", "exploit planned
 """Events of a trial that are replayed when a study resumes."""
 
 
-class StudyRecord:
-    """Keeps a TrialRecord for every proposed trial, and logs its events in the journal."""
+class StudyState:
+    """Keeps a TrialState for every proposed trial, and logs its events in the journal."""
 
     def __init__(self, journal: Journal | None = None) -> None:
-        self.trials: dict[str, TrialRecord] = {}
+        self.trials: dict[str, TrialState] = {}
         self.exploits: list[Exploit] = []
         self.complete = False
         """Whether all trials of the study have been proposed."""
@@ -157,7 +158,7 @@ class StudyRecord:
         self.started_at = time.time()
         self._arrivals = itertools.count()
 
-    def of(self, trial: Trial) -> TrialRecord:
+    def of(self, trial: Trial) -> TrialState:
         """Return the record of a Ray Tune trial."""
         return self.trials[trial.config["trial"]["name"]]
 
@@ -167,12 +168,12 @@ class StudyRecord:
         self.totals.append(total)
         self._note("driver", trials=total)
 
-    def propose(self, plan: TrialPlan) -> TrialRecord:
+    def propose(self, plan: TrialSpec) -> TrialState:
         """Add a new trial."""
         self._note("trial", trial=plan.name, number=plan.number, point=plan.point)
-        return self.trials.setdefault(plan.name, TrialRecord(plan=plan))
+        return self.trials.setdefault(plan.name, TrialState(plan=plan))
 
-    def add(self, trial: TrialRecord, result: Mapping[str, Any]) -> bool:
+    def add(self, trial: TrialState, result: Mapping[str, Any]) -> bool:
         """Process a report: an epoch, or a failure. Returns False if the report contains nothing new."""
         if "pid" in result:
             trial.process = f"{result.get('hostname', '')}:{result['pid']}"
@@ -192,7 +193,7 @@ class StudyRecord:
         self._note("report", **values, process=trial.process, parameters=trial.weights)
         return True
 
-    def _report(self, trial: TrialRecord, row: dict[str, float], at: float, weights: int | None) -> None:
+    def _report(self, trial: TrialState, row: dict[str, float], at: float, weights: int | None) -> None:
         epoch = int(row["epoch"])
         trial.repeated += epoch in trial.rows
         trial.rows[epoch], trial.times[epoch] = row, at
@@ -201,21 +202,21 @@ class StudyRecord:
         if weights is not None:
             trial.weights = int(weights)
 
-    def decide(self, trial: TrialRecord, verdict: Verdict) -> None:
+    def decide(self, trial: TrialState, decision: Decision) -> None:
         """Record the scheduler's decision about a trial at its current epoch."""
-        trial.decisions[trial.epochs_run] = verdict
-        self._note("decision", trial=trial.plan.name, epoch=trial.epochs_run, verdict=verdict)
-        if verdict == "restart":
+        trial.decisions[trial.epochs_run] = decision
+        self._note("decision", trial=trial.plan.name, epoch=trial.epochs_run, decision=decision)
+        if decision == "restart":
             self.flush()
 
-    def end(self, trial: TrialRecord) -> None:
+    def end(self, trial: TrialState) -> None:
         """Record that a trial has ended."""
         if trial.state != "ended":
             trial.state = "ended"
             self._note("ended", trial=trial.plan.name)
             self.flush()
 
-    def fail(self, trial: TrialRecord, error: str) -> None:
+    def fail(self, trial: TrialState, error: str) -> None:
         """Record that a trial failed, and why; its earlier epochs are kept."""
         trial.error = error
         self._note("failed", trial=trial.plan.name, error=error)
@@ -229,12 +230,12 @@ class StudyRecord:
             self._note("retried", trial=trial.plan.name)
         return len(failed)
 
-    def plan_exploit(self, exploit: Exploit, plan: TrialPlan) -> None:
+    def plan_exploit(self, exploit: Exploit, plan: TrialSpec) -> None:
         """Record that a trial will continue with another's weights and a changed plan."""
         self.trials[exploit.trial].planned = PlannedExploit(exploit=exploit, plan=plan)
         self._note("exploit planned", **dataclasses.asdict(exploit))
 
-    def _settle_exploit(self, trial: TrialRecord, planned: PlannedExploit, epoch: int) -> None:
+    def _settle_exploit(self, trial: TrialState, planned: PlannedExploit, epoch: int) -> None:
         """Record whether a trial copied the planned weights; if not, it keeps its weights and its plan."""
         trial.planned = None
         if epoch == NOT_TAKEN:
@@ -262,8 +263,9 @@ class StudyRecord:
                     self.totals += [int(event["trials"])] if decided else []
                 last = at
                 if kind == "trial":
-                    plan = plan_of(int(event["number"]), event["point"])
-                    self.trials[plan.name] = TrialRecord(plan=plan)
+                    point = current_point(event["point"], "journal")
+                    plan = dataclasses.replace(plan_of(int(event["number"]), point), name=event["trial"])
+                    self.trials[plan.name] = TrialState(plan=plan)
                 elif kind in REPLAYED:
                     self._replay(kind, self.trials[event["trial"]], event, plan_of)
                     if kind == "report" and not decided:
@@ -275,16 +277,22 @@ class StudyRecord:
                 raise UserError(f"{event[WHERE]} is not an event of this study ({reason}); {HINT}") from None
         self.seconds_before += (last or 0.0) - (begun or 0.0)
 
-    def _replay(self, kind: str, trial: TrialRecord, event: Mapping[str, Any], plan_of: PlanOf) -> None:
+    def _replay(self, kind: str, trial: TrialState, event: Mapping[str, Any], plan_of: PlanOf) -> None:
         if kind == "report":
             row = {key: float(value) for key, value in event["row"].items()}
             self._report(trial, row, float(event["reported_at"]), event["parameters"])
             trial.process, trial.first_step_at = event["process"], event["first_step_at"]
         elif kind == "decision":
-            if event["verdict"] not in get_args(Verdict):
-                raise ValueError(f"verdict is {event['verdict']!r}")
-            trial.decisions[int(event["epoch"])] = event["verdict"]
+            decision = (
+                event["decision"]
+                if "decision" in event
+                else {"go on": "continue"}.get(event["verdict"], event["verdict"])
+            )  # the journals of earlier versions
+            if decision not in get_args(Decision):
+                raise ValueError(f"decision is {decision!r}")
+            trial.decisions[int(event["epoch"])] = decision
         elif kind in ("exploit", "exploit planned"):
+            event = {**event, "point": current_point(event["point"], "journal")}
             exploit = Exploit(**{field.name: event[field.name] for field in dataclasses.fields(Exploit)})
             plan = dataclasses.replace(plan_of(trial.plan.number, event["point"]), name=trial.plan.name)
             if kind == "exploit planned":
@@ -332,6 +340,6 @@ def death_of(trial: Trial) -> str:
     """Return one line with the reason why a trial's process ended, from Ray Tune's error file."""
     file = Path(trial.error_file) if trial.error_file else None
     lines = file.read_text().splitlines() if file is not None and file.is_file() else []
-    told = next((line for line in reversed(lines) if "memory" in line or "dead because" in line), None)
-    told = told or next((line for line in reversed(lines) if "Error" in line), "unknown reason")
-    return f"the trial failed more often than workers.max_failures allows: {told.strip()[:200]}"
+    cause = next((line for line in reversed(lines) if "memory" in line or "dead because" in line), None)
+    cause = cause or next((line for line in reversed(lines) if "Error" in line), "unknown reason")
+    return f"the trial failed more often than workers.max_failures allows: {cause.strip()[:200]}"

@@ -18,7 +18,7 @@ from landmark.storage import Damaged, Location, NotFound, create
 
 FOLDER = "drivers"
 """Folder of a study with one numbered file per driver process."""
-BEAT_S = 10.0
+HEARTBEAT_S = 10.0
 """Seconds between two heartbeats."""
 BEATS = 3
 """Number of missed heartbeats after which a process on another machine counts as dead."""
@@ -27,7 +27,7 @@ END_S = 20.0
 """Seconds that releasing the lease waits for storage."""
 
 
-class Lease:
+class StudyLock:
     """Context manager that holds the lease; raises UserError if another live process drives the study.
 
     The process whose file has the highest number holds the lease. A process takes the lease over by creating the next
@@ -37,7 +37,7 @@ class Lease:
     process that was suspended for longer finds a higher number within one heartbeat, and its lease is `lost`.
     """
 
-    def __init__(self, study: Location, beat_s: float = BEAT_S) -> None:
+    def __init__(self, study: Location, beat_s: float = HEARTBEAT_S) -> None:
         self.study = study
         self.beat_s = beat_s
         self.lost = False
@@ -51,7 +51,7 @@ class Lease:
         """Return the state to pickle: Ray Tune stores its stopper, which refers to the lease."""
         return {"study": self.study, "lost": self.lost}
 
-    def __enter__(self) -> "Lease":
+    def __enter__(self) -> "StudyLock":
         number, holder = self._newest()
         if number and self._lives(number, holder):
             raise self._taken(self._newest()[0])

@@ -10,8 +10,8 @@ import torch
 from ray import tune
 
 from landmark.config import Recipe, WorkersConfig
-from landmark.search.trials.resource_estimates import GIB, PROCESS_BYTES, fitting_in_memory, gpu_share, trial_memory
-from landmark.training.distributed.capacity import effective_workers, need_of, room_for
+from landmark.search.trials.resource_estimates import GIB, PROCESS_BYTES, fitting_in_memory, gpu_fraction, trial_memory
+from landmark.training.distributed.capacity import capacity_for, effective_workers, resource_request
 from landmark.training.distributed.ray_train import gpus_per_worker
 
 GPU_TIMEOUT_S = 60.0
@@ -24,7 +24,7 @@ GPU_GIB = {
 
 
 @dataclass(kw_only=True, frozen=True)
-class Room:
+class StudyCapacity:
     """Resources of the trials. All trials get the same, because a process is reused for the next trial."""
 
     workers: WorkersConfig
@@ -41,9 +41,9 @@ class Room:
         return each if self.workers.in_process else f"{self.workers.count} x ({each})"
 
 
-def find_room(
+def find_capacity(
     workers: WorkersConfig, recipes: Sequence[Recipe], classes: int, total: int, max_concurrent: int | None
-) -> Room:
+) -> StudyCapacity:
     """Return the capacity of the connected cluster for up to `total` trials.
 
     If the cluster has GPUs and workers.gpus is unset, a small trial of one process takes 1/2, 1/3 or 1/4 of a GPU. Raises
@@ -52,14 +52,14 @@ def find_room(
     on_gpu = gpus_per_worker(workers.gpus) > 0
     memory = max(trial_memory(recipe, classes, workers.most, gpu=on_gpu) for recipe in recipes)
     if on_gpu and workers.gpus is None and workers.in_process:
-        workers = dataclasses.replace(workers, gpus=gpu_share(memory, gpu_bytes()))
+        workers = dataclasses.replace(workers, gpus=gpu_fraction(memory, gpu_bytes()))
     workers = effective_workers(workers, [recipe.loader for recipe in recipes])
     most = min(total, max_concurrent or total)
-    needs = {need_of(workers, recipe.loader) for recipe in recipes}
-    slots = min(room_for(need, "a trial", most) for need in needs)
+    needs = {resource_request(workers, recipe.loader) for recipe in recipes}
+    slots = min(capacity_for(need, "a trial", most) for need in needs)
     if not on_gpu:
         slots = min(slots, _fitting(memory, workers))
-    return Room(workers=workers, slots=slots, placement=_placement(workers))
+    return StudyCapacity(workers=workers, slots=slots, placement=_placement(workers))
 
 
 def gpu_bytes(timeout_s: float = GPU_TIMEOUT_S) -> int:
@@ -79,8 +79,10 @@ def gpu_bytes(timeout_s: float = GPU_TIMEOUT_S) -> int:
         ray.cancel(task, force=True)
     if found:
         return min(ray.get(found))
-    kinds = [name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:")]
-    kind = min(kinds, key=lambda name: GPU_GIB.get(name, 0), default="")
+    representatives = [
+        name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:")
+    ]
+    kind = min(representatives, key=lambda name: GPU_GIB.get(name, 0), default="")
     gib = GPU_GIB.get(kind, 0)
     assumed = f"{gib} GiB ({kind}) assumed" if gib else "each trial takes a whole GPU"
     print(

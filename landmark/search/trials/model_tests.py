@@ -43,7 +43,7 @@ class ModelTest:
     subset: dict[str, Any]
     subset_seed: int
     batch_size: int
-    damaged: str
+    corrupt: str
     folder: str
     """URI of the folder of the results; an interrupted test resumes from the shards in it."""
     whole: bool
@@ -60,7 +60,7 @@ class ModelTest:
             subset=to_mapping(dataset.subset),
             subset_seed=dataset.subset_seed,
             batch_size=loader.batch_size,
-            damaged=loader.damaged,
+            corrupt=loader.corrupt,
             folder=folder.uri,
             whole=whole,
         )
@@ -78,7 +78,7 @@ def run_test(test: ModelTest, *, quiet: bool = True) -> dict[str, Any]:
     """Test a model; stores and returns its checkpoint, and top-k accuracies (k as text) of the model and the baselines."""
     folder = locate(test.folder)
     dataset = open_dataset(test.dataset, from_mapping(SubsetConfig, test.subset, "the test's subset"), test.subset_seed)
-    settings = Settings(topk=TESTED, batch_size=test.batch_size, damaged=test.damaged, quiet=quiet)  # type: ignore[arg-type]
+    settings = Settings(topk=TESTED, batch_size=test.batch_size, corrupt=test.corrupt, quiet=quiet)  # type: ignore[arg-type]
     found = evaluate_checkpoint(locate(test.checkpoint), dataset, "test", settings, output=folder)
     if test.whole:
         write_evaluation(found, folder)

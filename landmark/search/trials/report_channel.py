@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 
-class Relay:
+class ReportChannel:
     """Passes reports from a trial's rank 0 to the trial's process; rank 0 waits until Ray Tune has processed each report.
 
     A trial that is stopped or paused has therefore not trained past its last report.

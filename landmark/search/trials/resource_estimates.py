@@ -108,7 +108,7 @@ def _sampled_gradient(recipe: Recipe, network: Footprint, classes: int) -> float
     return network.head * min(1.0, share)
 
 
-def gpu_share(memory: int, gpu_bytes: int) -> float:
+def gpu_fraction(memory: int, gpu_bytes: int) -> float:
     """Return the fraction of a GPU for a training process of `memory` bytes: the smallest of 1/4, 1/3, 1/2 that fits, or 1."""
     usable = (1 - HEADROOM) * gpu_bytes
     return next((1 / share for share in SHARES if memory <= usable / share), 1.0)

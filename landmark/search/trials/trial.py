@@ -36,18 +36,18 @@ from landmark.data.dataset import PackedDataset
 from landmark.data.subset_view import open_dataset
 from landmark.logs import begin_log, log
 from landmark.out_of_memory import out_of_memory
-from landmark.search.spaces.space import TrialPlan
+from landmark.search.spaces.space import TrialSpec
 from landmark.search.state.state import ERROR, FIRST_STEP, NOT_TAKEN, REPORTED, TAKEN, WEIGHTS, Exploit
-from landmark.search.trials.report_channel import Relay
+from landmark.search.trials.report_channel import ReportChannel
 from landmark.storage import Location, TransientStorageError, locate, resuming
-from landmark.training.compute.memory import give_back_memory
+from landmark.training.compute.memory import trim_memory
 from landmark.training.distributed.failures import less_memory
 from landmark.training.distributed.local import default_device
 from landmark.training.distributed.ray_train import RECOVERED, fit_workers
 from landmark.training.loop.fit import fit
 from landmark.training.loop.session import Phase
 from landmark.training.observe.telemetry import TRIALS, Telemetry, names_of
-from landmark.training.observe.throughput import Pace
+from landmark.training.observe.throughput import Throughput
 
 CHECKPOINT = CheckpointConfig(keep=1)
 """A trial keeps its newest and its best checkpoint."""
@@ -60,7 +60,7 @@ TRANSIENT = (TransientStorageError, OSError, ray.exceptions.RayError, torch.OutO
 """Errors that may not recur in another attempt: storage, a lost process or node, memory that other trials used."""
 
 
-def store_of(study: Location, plan: TrialPlan) -> CheckpointStore:
+def store_of(study: Location, plan: TrialSpec) -> CheckpointStore:
     """Return the store of a trial's checkpoints."""
     return _store(study / TRIALS / plan.name, plan.recipe)
 
@@ -116,16 +116,16 @@ class TuneSession:
         assert snapshot is not None
         self.store.save(snapshot)
 
-    def asked(self) -> bool:
+    def checkpoint_requested(self) -> bool:
         """Return False: nothing requests checkpoints from a trial's process."""
         return False
 
-    def moved(self, phase: Phase) -> None:
+    def heartbeat(self, phase: Phase) -> None:
         """Do nothing: Ray Tune monitors the process."""
 
-    def measured(self, pace: Pace) -> None:
+    def report_throughput(self, throughput: Throughput) -> None:
         """Report the throughput to Ray's metrics exporter."""
-        self.telemetry.measured(pace)
+        self.telemetry.report_throughput(throughput)
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
@@ -142,7 +142,7 @@ class TuneSession:
             yield Path(folder) if found else None
 
 
-def trial_values(plan: TrialPlan, dataset: PackedDataset, study: Location) -> dict[str, Any]:
+def trial_values(plan: TrialSpec, dataset: PackedDataset, study: Location) -> dict[str, Any]:
     """Return the values that Ray Tune passes to `run_trial` under the key `trial`."""
     data = {"dataset": dataset.uri, "subset": to_mapping(dataset.subset), "subset_seed": dataset.subset_seed}
     return {"name": plan.name, "recipe": to_mapping(plan.recipe), "folder": (study / TRIALS / plan.name).uri, **data}
@@ -154,7 +154,7 @@ def exploit_values(exploit: Exploit, after: dict[str, Any], study: Location) -> 
     return {"source": source, "epoch": exploit.epoch, "token": f"{exploit.source}-{exploit.epoch}", "after": after}
 
 
-def take_weights(trial: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
+def copy_weights(trial: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
     """Perform a trial's planned exploit; returns the values to train with, and the values about it in reports.
 
     If the source's checkpoint is gone or is of the last epoch, log this; the trial keeps its own weights and settings.
@@ -222,7 +222,7 @@ class TrialProcess(wrap_function(run_trial)):  # type: ignore[misc]
 def _train(trial: dict[str, Any], workers: WorkersConfig) -> None:
     folder = locate(trial["folder"])
     begin_log(*names_of(folder), rank=0)
-    trial, taken = take_weights(trial)
+    trial, taken = copy_weights(trial)
     recipe = from_mapping(Recipe, trial["recipe"], "the trial's recipe")
     subset, seed = from_mapping(SubsetConfig, trial["subset"], "the trial's subset"), int(trial["subset_seed"])
     if workers.in_process:
@@ -248,7 +248,7 @@ def _train(trial: dict[str, Any], workers: WorkersConfig) -> None:
 
 def _fit_relayed(config: TrainConfig, folder: Location, taken: dict[str, int]) -> None:
     """Train with several workers under `folder`, and report each epoch with `taken` from this process."""
-    relay = ray.remote(num_cpus=0)(Relay).remote()
+    relay = ray.remote(num_cpus=0)(ReportChannel).remote()
     failed: list[BaseException] = []
 
     def work() -> None:
@@ -289,6 +289,6 @@ def _one_line(error: Exception) -> str:
 def _free_memory() -> None:
     """Free the memory that the previous trial in this process held."""
     gc.collect()
-    give_back_memory()
+    trim_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
 """Batch size check: a batch norm over 1 x 1 maps cannot be trained on one image at a time."""
 
 from landmark.config import Recipe, UserError
-from landmark.data.loading.plan import smallest_batch
+from landmark.data.loading.plan import min_batch_rows
 from landmark.models import needs_two_images
 
 
@@ -19,15 +19,15 @@ def check_batches(recipe: Recipe, images: int, workers: int) -> None:
         if not needs_two_images(recipe.model, recipe.loader.image_size, size):
             continue
         each = f"{workers} workers" if workers > 1 else "one worker"
-        told = (
+        problem = (
             f"loader.batch_size {recipe.loader.batch_size} with {each} and compute.accumulate {recipe.compute.accumulate} gives "
             f"{recipe.model.backbone} a single image at a time, but its batch norm over 1 x 1 maps requires 2 or more"
         )
-        raise UserError(f"{told}; {_remedy(recipe, images, workers, batch_size)}")
+        raise UserError(f"{problem}; {_remedy(recipe, images, workers, batch_size)}")
 
 
 def _smallest_part(recipe: Recipe, images: int, workers: int, batch_size: int) -> int:
-    rows = smallest_batch(images, workers, batch_size)
+    rows = min_batch_rows(images, workers, batch_size)
     return rows // min(recipe.compute.accumulate, rows)
 
 

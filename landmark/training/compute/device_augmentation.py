@@ -69,7 +69,7 @@ class Augmentation:
         self, inputs: torch.Tensor, labels: torch.Tensor, random: np.random.Generator
     ) -> tuple[torch.Tensor, MixedLabels | None]:
         mixup, cutmix = self.config.mixup, self.config.cutmix
-        if random.random() >= self.config.mix_share:
+        if random.random() >= self.config.mix_prob:
             return inputs, None
         cut = bool(cutmix) and (not mixup or random.random() < 0.5)
         share = float(random.beta(cutmix, cutmix) if cut else random.beta(mixup, mixup))

@@ -8,7 +8,7 @@ from torch import nn
 from landmark.config import EmaConfig
 
 
-class WeightAverage:
+class ModelEma:
     """Exponential moving average of a model's trainable weights (Polyak & Juditsky 1992).
 
     Running statistics are copied instead, because they are averages already.
@@ -21,8 +21,8 @@ class WeightAverage:
         self.source = source
         self._model = copy.deepcopy(source).eval().requires_grad_(False)
         pairs = zip(self._model.parameters(), source.parameters(), strict=True)
-        trained = [(mine, theirs.detach()) for mine, theirs in pairs if theirs.requires_grad]
-        self._averages: list[torch.Tensor] = [mine for mine, _ in trained]
+        trained = [(local, theirs.detach()) for local, theirs in pairs if theirs.requires_grad]
+        self._averages: list[torch.Tensor] = [local for local, _ in trained]
         self._weights = [theirs for _, theirs in trained]
 
     def update(self, step: int) -> None:
@@ -38,6 +38,6 @@ class WeightAverage:
     def model(self) -> nn.Module:
         """The averaged model in evaluation mode, with the current running statistics of the source model."""
         with torch.no_grad():
-            for mine, theirs in zip(self._model.buffers(), self.source.buffers(), strict=True):
-                mine.copy_(theirs)
+            for local, theirs in zip(self._model.buffers(), self.source.buffers(), strict=True):
+                local.copy_(theirs)
         return self._model

@@ -19,13 +19,13 @@ import torch
 from landmark.config import Recipe
 from landmark.data.randomness import Stream, generator
 from landmark.models import Classifier, Margin
-from landmark.models.chunked_cross_entropy import ChunkedLoss, RowGradient, Shares, Targets
+from landmark.models.chunked_cross_entropy import ChunkedCrossEntropy, PartialSoftmax, RowGradient, Targets
 from landmark.training.compute.device_prefetch import upload
 from landmark.training.compute.row_optimizer import RowOptimizer, rows_per_chunk
 from landmark.training.loop.session import Session
 
 
-def drawn_classes(seed: int, step: int, classes: int, share: float) -> np.ndarray:
+def sample_classes(seed: int, step: int, classes: int, share: float) -> np.ndarray:
     """Return the classes sampled for a step, sorted: each with probability `share`, as a function of (seed, step) only.
 
     Classes are sampled with replacement and duplicates are dropped, so the work depends on the number of samples and
@@ -37,7 +37,7 @@ def drawn_classes(seed: int, step: int, classes: int, share: float) -> np.ndarra
     return np.unique(generator(seed, Stream.SAMPLED_CLASSES, step).integers(0, classes, draws))
 
 
-class Centres:
+class PartialFC:
     """Class weights of an embedding model's classifier, trained on samples of the classes.
 
     Every rank has the whole weight and trains the rows of its own classes. `gather` updates the other ranks' rows for
@@ -96,13 +96,13 @@ class Centres:
         both = np.stack([labels, labels if second is None else second] if self.two_labels else [labels])
         of_class = np.ones(both.shape, np.float32) if class_weights is None else class_weights[both]
         counts = np.array([own_share, 1 - own_share], np.float32)[: len(both), None]
-        everyones, own = self._everyones(embeddings.detach().float(), batch_size)
-        all_targets = self._everyones_targets(both, scale * counts * of_class, batch_size)
+        all_embeddings, own = self._gathered_embeddings(embeddings.detach().float(), batch_size)
+        all_targets = self._gathered_targets(both, scale * counts * of_class, batch_size)
         ids, count = self._looked_at(all_targets.labels.numpy(), step)
         copies = len(both)
-        found = ChunkedLoss(
+        found = ChunkedCrossEntropy(
             self.classifier,
-            everyones.repeat(copies, 1),
+            all_embeddings.repeat(copies, 1),
             ids,
             all_targets,
             margin=self.margin,
@@ -119,21 +119,21 @@ class Centres:
             return losses[0], hits[0], gradient
         return own_share * losses[0] + (1 - own_share) * losses[1], hits[0 if own_share >= 0.5 else 1], gradient
 
-    def _room(self, batch_size: int) -> int:
+    def _max_rows(self, batch_size: int) -> int:
         """Return the rows per rank in an exchange: its part of the step's images plus one, because parts differ."""
         return -(-batch_size // self.session.world_size) + 1
 
-    def _everyones(self, embeddings: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, slice]:
+    def _gathered_embeddings(self, embeddings: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, slice]:
         """Return the embeddings of all ranks, (m, d), padded with 0, and the slice of this rank's rows."""
         if self.session.world_size == 1:
             return embeddings, slice(0, len(embeddings))
-        room = self._room(batch_size)
-        assert len(embeddings) <= room
-        padded = torch.nn.functional.pad(embeddings, (0, 0, 0, room - len(embeddings)))
-        first = self.session.rank * room
+        max_rows = self._max_rows(batch_size)
+        assert len(embeddings) <= max_rows
+        padded = torch.nn.functional.pad(embeddings, (0, 0, 0, max_rows - len(embeddings)))
+        first = self.session.rank * max_rows
         return self.session.all_gather(padded).flatten(0, 1), slice(first, first + len(embeddings))
 
-    def _everyones_targets(self, labels: np.ndarray, weights: np.ndarray, batch_size: int) -> Targets:
+    def _gathered_targets(self, labels: np.ndarray, weights: np.ndarray, batch_size: int) -> Targets:
         """Return the targets of all ranks, (copies x m,), from this rank's labels and weights (copies, n).
 
         Padding rows have label -1 and weight 0. Labels are sent as floats, which are exact up to 16.7 million.
@@ -141,10 +141,10 @@ class Centres:
         if self.session.world_size > 1:
             copies, rows = labels.shape
             assert self.classes < 1 << 24
-            packed = torch.zeros(2, copies, self._room(batch_size))
+            packed = torch.zeros(2, copies, self._max_rows(batch_size))
             packed[0, :, :rows], packed[1, :, :rows] = torch.from_numpy(labels + 1), torch.from_numpy(weights)
-            everyones = self.session.all_gather(packed).permute(1, 2, 0, 3).numpy()
-            labels, weights = everyones[0].astype(np.int64) - 1, everyones[1]
+            all_embeddings = self.session.all_gather(packed).permute(1, 2, 0, 3).numpy()
+            labels, weights = all_embeddings[0].astype(np.int64) - 1, all_embeddings[1]
         return Targets(
             labels=torch.from_numpy(labels.reshape(-1)),
             weights=upload(weights.astype(np.float32).reshape(-1), self.session.device),
@@ -157,23 +157,25 @@ class Centres:
 
     def _looked_at(self, labels: np.ndarray, step: int) -> tuple[torch.Tensor, int]:
         """Return this rank's classes among those of the step, sorted, and the step's number of classes."""
-        drawn = drawn_classes(self.seed, step, self.classes, self.share)
+        drawn = sample_classes(self.seed, step, self.classes, self.share)
         if self.share < 1:
             drawn = np.union1d(drawn, labels[labels >= 0])
         start, stop = np.searchsorted(drawn, [self.first, self.stop])
         return torch.from_numpy(drawn[start:stop]), len(drawn)
 
-    def _combined(self, shares: Shares) -> Shares:
+    def _combined(self, shares: PartialSoftmax) -> PartialSoftmax:
         """Return the partial softmax results over the classes of all ranks."""
-        return shares if self.session.world_size == 1 else Shares.joined(self.session.all_gather(shares.stacked()))
+        return (
+            shares if self.session.world_size == 1 else PartialSoftmax.joined(self.session.all_gather(shares.stacked()))
+        )
 
     def squared_norm(self) -> torch.Tensor:
         """Return the squared norm of the class weights' gradient over all ranks."""
         tensors = [tensor for each in self._gradients for tensor in each.tensors().values()]
-        mine = self.classifier.weight.new_zeros(())
+        local = self.classifier.weight.new_zeros(())
         for tensor in tensors:
-            mine = mine + tensor.square().sum()
-        return self.session.all_reduce(mine) / self.session.world_size**2
+            local = local + tensor.square().sum()
+        return self.session.all_reduce(local) / self.session.world_size**2
 
     def update(self, lr: float, factor: torch.Tensor | float) -> None:
         """Apply the optimizer's step to the classes with a kept gradient. factor: from gradient clipping."""

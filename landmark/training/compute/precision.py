@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from landmark.config import ComputeConfig, UserError
-from landmark.training.compute.memory import keep_freed_memory
+from landmark.training.compute.memory import disable_malloc_trim
 
 
 class Precision:
@@ -103,7 +103,7 @@ def set_up_device(config: ComputeConfig, device: torch.device) -> None:
     On GPUs, fp32 matrix products, such as those of cosine heads, use TF32 unless compute.amp is off.
     """
     if device.type != "cuda":
-        keep_freed_memory()
+        disable_malloc_trim()
         return
     if config.deterministic:
         # cuBLAS reads the variable when its handle is created, at the first product.

@@ -26,8 +26,8 @@ class MemoryWatch(ray.train.UserCallback):
     may have used the memory. Not used for trials, because other trials of the study may use the memory.
     """
 
-    def __init__(self, board: Any, remedy: str) -> None:
-        self.board = board
+    def __init__(self, run_monitor: Any, remedy: str) -> None:
+        self.run_monitor = run_monitor
         self.remedy = remedy
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
@@ -36,9 +36,9 @@ class MemoryWatch(ray.train.UserCallback):
         if killed is None:
             return
         with contextlib.suppress(ray.exceptions.RayError):
-            steps = [beat.step for _, beat in ray.get(self.board.seen.remote(), timeout=ANSWER_S)]
+            steps = [heartbeat.step for _, heartbeat in ray.get(self.run_monitor.seen.remote(), timeout=ANSWER_S)]
             if max(steps, default=0) < PEAK_STEPS:
-                self.board.give_up.remote(f"{killed}; {self.remedy}, or place fewer workers on a node")
+                self.run_monitor.give_up.remote(f"{killed}; {self.remedy}, or place fewer workers on a node")
 
 
 class SaveBeforeResize(ControllerCallback):
@@ -48,8 +48,8 @@ class SaveBeforeResize(ControllerCallback):
     Its control loop waits for the call.
     """
 
-    def __init__(self, board: Any) -> None:
-        self.board = board
+    def __init__(self, run_monitor: Any) -> None:
+        self.run_monitor = run_monitor
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Request a checkpoint and wait for it if a resize is about to start."""
@@ -59,6 +59,6 @@ class SaveBeforeResize(ControllerCallback):
 
     def _save(self) -> None:
         until = time.monotonic() + SAVE_S
-        number = ray.get(self.board.ask_save.remote(), timeout=ANSWER_S)
-        while time.monotonic() < until and not ray.get(self.board.needless.remote(number), timeout=ANSWER_S):
+        number = ray.get(self.run_monitor.request_save.remote(), timeout=ANSWER_S)
+        while time.monotonic() < until and not ray.get(self.run_monitor.needless.remote(number), timeout=ANSWER_S):
             time.sleep(POLL_S)

@@ -18,7 +18,7 @@ TINY = 1e-6
 
 
 @dataclass(kw_only=True, frozen=True)
-class Need:
+class ResourceRequest:
     """Concurrent resources of one run or trial: training processes, and Ray actors that read and decode for them."""
 
     workers: int
@@ -41,7 +41,7 @@ class Need:
         actors = [(self.decoder_cpus, 0.0)] * self.decoders + [(self.reader_cpus, 0.0)] * self.readers
         return [(self.cpus, self.gpus)] * self.workers + sorted(actors, reverse=True)
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Return a description of the required resources."""
         gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
         text = f"{self.workers} x {self.cpus:g} CPUs{gpus} for workers"
@@ -49,10 +49,10 @@ class Need:
         return text + (f" + {self.decoders} x {self.decoder_cpus:g} CPUs for decoders" if self.decoders else "")
 
 
-def need_of(workers: WorkersConfig, loader: LoaderConfig) -> Need:
+def resource_request(workers: WorkersConfig, loader: LoaderConfig) -> ResourceRequest:
     """Return the resources that a run with these settings requires on the connected cluster."""
     by_ray = resolve_stream(loader, workers.most).stream == "ray"
-    return Need(
+    return ResourceRequest(
         workers=workers.least,
         cpus=workers.reserved_cpus,
         gpus=gpus_per_worker(workers.gpus),
@@ -69,7 +69,7 @@ def effective_workers(workers: WorkersConfig, loaders: Iterable[LoaderConfig]) -
     A GPU consumes images that several CPUs decode, so a process with GPUs gets its fraction of the node's CPUs. Prints
     the result.
     """
-    needs = {need_of(workers, loader) for loader in loaders}
+    needs = {resource_request(workers, loader) for loader in loaders}
     if workers.cpus is not None or not all(need.gpus for need in needs):
         return dataclasses.replace(workers, cpus=workers.reserved_cpus)
     nodes = cluster_nodes()
@@ -78,7 +78,7 @@ def effective_workers(workers: WorkersConfig, loaders: Iterable[LoaderConfig]) -
     return dataclasses.replace(workers, cpus=float(cpus))
 
 
-def derived_cpus(need: Need, nodes: list[Bundle]) -> int:
+def derived_cpus(need: ResourceRequest, nodes: list[Bundle]) -> int:
     """Return the CPUs per process with GPUs: the nodes' minimum CPUs per GPU, or fewer so that as many runs fit."""
     per_gpu = min((cpus / gpus for cpus, gpus in nodes if gpus), default=1.0)
     most = math.ceil(sum(gpus for _, gpus in nodes) / need.gpus)
@@ -89,24 +89,24 @@ def derived_cpus(need: Need, nodes: list[Bundle]) -> int:
     return 1
 
 
-def check_room(config: TrainConfig) -> None:
+def check_capacity(config: TrainConfig) -> None:
     """Raise UserError with possible fixes unless the connected cluster has enough resources for a run."""
-    room_for(need_of(config.workers, config.loader), "the run", 1)
+    capacity_for(resource_request(config.workers, config.loader), "the run", 1)
 
 
-def room_for(need: Need, what: str, most: int) -> int:
+def capacity_for(need: ResourceRequest, what: str, most: int) -> int:
     """Return how many of `what` fit on the connected cluster at a time, up to `most`.
 
     Counts the total resources of the nodes, not the free ones, because a run waits for resources that others use.
     Raises UserError with settings that would fit if there are not enough resources for one.
     """
     nodes = cluster_nodes()
-    room = count_fitting(need, nodes, most)
-    if room:
-        return room
+    capacity = count_fitting(need, nodes, most)
+    if capacity:
+        return capacity
     have = ", ".join(f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "") for cpus, gpus in nodes)
     raise UserError(
-        f"not enough resources for {what}: it requires {need.told()}, but the cluster's nodes have {have}; {advice(need, nodes)}"
+        f"not enough resources for {what}: it requires {need.describe()}, but the cluster's nodes have {have}; {advice(need, nodes)}"
     )
 
 
@@ -116,7 +116,7 @@ def cluster_nodes() -> list[Bundle]:
     return sorted(((float(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in found), reverse=True)
 
 
-def count_fitting(need: Need, nodes: Iterable[Bundle], most: int) -> int:
+def count_fitting(need: ResourceRequest, nodes: Iterable[Bundle], most: int) -> int:
     """Return how many runs fit on the nodes at a time, up to `most`, with first-fit placement of processes."""
     free = [list(node) for node in nodes]
     for count in range(most):
@@ -129,7 +129,7 @@ def count_fitting(need: Need, nodes: Iterable[Bundle], most: int) -> int:
     return most
 
 
-def advice(need: Need, nodes: list[Bundle]) -> str:
+def advice(need: ResourceRequest, nodes: list[Bundle]) -> str:
     """Return the single settings that would make the run fit."""
     readers_each, decoders_each = need.readers // need.workers, need.decoders // need.workers
     quarters = [number / 4 for number in range(int(4 * need.cpus), 0, -1)]

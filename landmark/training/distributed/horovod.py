@@ -81,8 +81,10 @@ class HorovodBackend(Backend):
             # Same timeout as DDP's process group: the watchdog finds and names hung workers.
             "HOROVOD_GLOO_TIMEOUT_SECONDS": str(backend_config.timeout_s),
         }
-        told = [shared | {f"HOROVOD_{key.upper()}": str(value) for key, value in vars(slot).items()} for slot in slots]
-        ray.get([worker_group.execute_single_async(rank, _learn, env) for rank, env in enumerate(told)])
+        environments = [
+            shared | {f"HOROVOD_{key.upper()}": str(value) for key, value in vars(slot).items()} for slot in slots
+        ]
+        ray.get([worker_group.execute_single_async(rank, _learn, env) for rank, env in enumerate(environments)])
 
     def on_shutdown(self, worker_group: BaseWorkerGroup, backend_config: TorchConfig) -> None:
         """Let the workers that respond leave together."""
@@ -179,9 +181,9 @@ class Horovod:
 
     def all_gather(self, values: torch.Tensor) -> torch.Tensor:
         """Return the values of all ranks, (ranks, …), computed as a sum, which Horovod negotiates only once."""
-        everyones = values.new_zeros(self.hvd.size(), *values.shape)
-        everyones[self.hvd.rank()] = values
-        return self.all_reduce(everyones)
+        all_values = values.new_zeros(self.hvd.size(), *values.shape)
+        all_values[self.hvd.rank()] = values
+        return self.all_reduce(all_values)
 
     def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum over the ranks of values[rank], given values (ranks, …)."""

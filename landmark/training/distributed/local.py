@@ -17,7 +17,7 @@ from landmark.config import Stopped, TrainConfig, to_stored_yaml
 from landmark.storage import Location
 from landmark.training.loop.session import Phase
 from landmark.training.observe.recorder import Recorder
-from landmark.training.observe.throughput import Pace
+from landmark.training.observe.throughput import Throughput
 
 
 class LocalSession:
@@ -83,14 +83,14 @@ class LocalSession:
             )
             raise Stopped(f"terminated; {saved}")
 
-    def asked(self) -> bool:
+    def checkpoint_requested(self) -> bool:
         """Return whether the process received SIGTERM."""
         return self.terminated
 
-    def moved(self, phase: Phase) -> None:
+    def heartbeat(self, phase: Phase) -> None:
         """Do nothing: a single process has no watchdog."""
 
-    def measured(self, pace: Pace) -> None:
+    def report_throughput(self, throughput: Throughput) -> None:
         """Do nothing: metrics are exported by Ray, which a single process does not use."""
 
     @contextlib.contextmanager

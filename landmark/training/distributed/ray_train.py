@@ -23,12 +23,12 @@ from landmark.checkpoints.store import CheckpointStore, Tell
 from landmark.config import TrainConfig, UserError, from_mapping, to_mapping, to_stored_yaml
 from landmark.data.subset_view import open_dataset
 from landmark.logs import begin_log, log
-from landmark.runtime import lost_storage, own_error, quiet_data
+from landmark.runtime import own_error, quiet_data, storage_error_of
 from landmark.storage import Location, TransientStorageError, locate, restated
 from landmark.training.distributed.backends import backend_config, join_backend
 from landmark.training.distributed.callbacks import MemoryWatch, SaveBeforeResize
 from landmark.training.distributed.failures import less_memory, memory_errors
-from landmark.training.distributed.monitor import ANSWER_S, Pulse, new_board, printed_lines, verdict_of
+from landmark.training.distributed.monitor import ANSWER_S, HeartbeatSender, error_of, new_board, printed_lines
 from landmark.training.distributed.restore import restored
 from landmark.training.distributed.watchdog import watched
 from landmark.training.loop.fit import fit
@@ -37,7 +37,7 @@ from landmark.training.loop.triggers import ASK_S
 from landmark.training.observe.profiling import step_profiler
 from landmark.training.observe.recorder import Recorder
 from landmark.training.observe.telemetry import Telemetry, names_of
-from landmark.training.observe.throughput import Pace
+from landmark.training.observe.throughput import Throughput
 
 RAY_FOLDER = "ray"
 """Folder for Ray Train's own state, below the run's folder."""
@@ -60,7 +60,13 @@ class TrainWorkerSession:
     saves_within_epochs = True
 
     def __init__(
-        self, run: Location, config: TrainConfig, *, tell: Tell, pulse: Pulse | None, relay: Any | None
+        self,
+        run: Location,
+        config: TrainConfig,
+        *,
+        tell: Tell,
+        heartbeat_sender: HeartbeatSender | None,
+        relay: Any | None,
     ) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
@@ -72,7 +78,7 @@ class TrainWorkerSession:
         self.store = CheckpointStore(run, config.monitor, config.monitor_mode(), config.checkpoint, tell)
         recorded = self.rank == 0 and relay is None
         self.recorder = Recorder(run, tensorboard=config.tensorboard, tell=tell) if recorded else None
-        self.pulse = pulse
+        self.heartbeat_sender = heartbeat_sender
         self.relay = relay
         if relay is not None and self.rank == 0:
             relay.begin.remote(ray.util.get_current_placement_group())
@@ -111,12 +117,12 @@ class TrainWorkerSession:
         if snapshot is not None:
             with self._storing():
                 self.store.save(snapshot, metrics)
-        self._go_on(metrics)
+        self._continue(metrics)
         if self.recorder is not None:
             self.recorder.add(metrics)
         ray.train.report(dict(metrics))
 
-    def _go_on(self, metrics: dict[str, Any]) -> None:
+    def _continue(self, metrics: dict[str, Any]) -> None:
         """Report an epoch to the trial, if there is one, on all ranks. Raises TrialEnded after the last epoch."""
         if self.relay is None:
             return
@@ -125,10 +131,10 @@ class TrainWorkerSession:
             raise TrialEnded
 
     def _relay(self, relay: Any, metrics: dict[str, Any]) -> bool:
-        told = {"first_step_at": self.first_step_at, "reported_at": time.time(), "parameters": self.weights}
+        timing = {"first_step_at": self.first_step_at, "reported_at": time.time(), "parameters": self.weights}
         with self._storing():
             self.store.close()
-            return ray.get(relay.report.remote({**metrics, **told}))  # returns after the scheduler's decision
+            return ray.get(relay.report.remote({**metrics, **timing}))  # returns after the scheduler's decision
 
     def save(self, snapshot: Snapshot | None, *, at_once: bool) -> None:
         """Store rank 0's checkpoint within an epoch."""
@@ -137,13 +143,13 @@ class TrainWorkerSession:
                 self.store.save(snapshot)
             if at_once:
                 self.store.flush()
-        if at_once and self.rank == 0 and self.pulse is not None:
-            self.pulse.saved()
+        if at_once and self.rank == 0 and self.heartbeat_sender is not None:
+            self.heartbeat_sender.saved()
 
     def _storing(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if self.pulse is None else self.pulse.storing()
+        return contextlib.nullcontext() if self.heartbeat_sender is None else self.heartbeat_sender.storing()
 
-    def asked(self) -> bool:
+    def checkpoint_requested(self) -> bool:
         """Return whether a node of the run is about to be preempted or the number of workers is about to change."""
         if self.world_size == 1:  # called at every step, and the call to Ray costs a round trip
             if time.monotonic() - self._asked_at < ASK_S:
@@ -153,13 +159,13 @@ class TrainWorkerSession:
 
     def _resized(self) -> bool:
         """Return on all ranks whether Ray Train waits for a checkpoint to change the number of workers."""
-        if self.pulse is None or not _is_elastic(self.config):
+        if self.heartbeat_sender is None or not _is_elastic(self.config):
             return False
-        mine = torch.tensor([float(self.rank == 0 and self.pulse.save_asked > 0)], device=self.device)
-        asked = bool(self.all_reduce(mine).item())
-        if asked and self.rank == 0:
+        own = torch.tensor([float(self.rank == 0 and self.heartbeat_sender.save_requested > 0)], device=self.device)
+        checkpoint_requested = bool(self.all_reduce(own).item())
+        if checkpoint_requested and self.rank == 0:
             self.store.tell("note: the number of workers is about to change; saving a checkpoint first")
-        return asked
+        return checkpoint_requested
 
     def _preempted(self) -> bool:
         """Return whether Ray announced the preemption of a node of the run since the last call."""
@@ -174,14 +180,14 @@ class TrainWorkerSession:
             )
         return bool(fresh)
 
-    def moved(self, phase: Phase) -> None:
+    def heartbeat(self, phase: Phase) -> None:
         """Report progress to the watchdog."""
-        if self.pulse is not None:
-            self.pulse.moved(phase)
+        if self.heartbeat_sender is not None:
+            self.heartbeat_sender.record_progress(phase)
 
-    def measured(self, pace: Pace) -> None:
+    def report_throughput(self, throughput: Throughput) -> None:
         """Report throughput to Ray's metrics exporter."""
-        self.telemetry.measured(pace)
+        self.telemetry.report_throughput(throughput)
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Path | None]:
@@ -192,7 +198,7 @@ class TrainWorkerSession:
             if self.recorder is not None and reports:
                 self.recorder.recover(reports[-1])
             for metrics in reports:
-                self._go_on({**metrics, RECOVERED: True})
+                self._continue({**metrics, RECOVERED: True})
             yield folder
 
     def close(self) -> None:
@@ -227,30 +233,33 @@ def fit_workers(config: TrainConfig, run: Location, *, relay: Any | None = None,
     worker's message: at once if the user must fix the cause, else after workers failed more than max_failures times.
     """
     os.environ.setdefault(HEALTH_CHECK_INTERVAL_S_ENV_VAR, POLL_S)
-    board = new_board()
-    values = {"config": to_mapping(config), "run": run.uri, "board": board, "relay": relay}
+    run_monitor = new_board()
+    values = {"config": to_mapping(config), "run": run.uri, "board": run_monitor, "relay": relay}
     trainer = Trainer(
         _work,
         train_loop_config=values,
         torch_config=backend_config(config.workers),
         scaling_config=_scaling(config),
-        run_config=_run_config(config, run, _callbacks(config, board, relay)),
+        run_config=_run_config(config, run, _callbacks(config, run_monitor, relay)),
     )
     try:
-        with printed_lines(board) if shown else contextlib.nullcontext(), watched(board, config.workers.stall_s, print):
+        with (
+            printed_lines(run_monitor) if shown else contextlib.nullcontext(),
+            watched(run_monitor, config.workers.stall_s, print),
+        ):
             trainer.fit()
     except OSError as error:  # from Ray Train's own files
-        if (lost := lost_storage(error)) is None:
+        if (lost := storage_error_of(error)) is None:
             raise
         raise lost from error
     except ray.train.TrainingFailedError as error:
-        verdict, worker = verdict_of(board), worker_error(error)
-        raise restated(None if verdict else worker, f"training failed: {verdict or worker}") from error
+        error_line, worker = error_of(run_monitor), worker_error(error)
+        raise restated(None if error_line else worker, f"training failed: {error_line or worker}") from error
     finally:
-        verdict = verdict_of(board)
-        ray.kill(board)
-    if verdict is not None:
-        raise UserError(f"training failed: {verdict}")
+        error_line = error_of(run_monitor)
+        ray.kill(run_monitor)
+    if error_line is not None:
+        raise UserError(f"training failed: {error_line}")
 
 
 def _scaling(config: TrainConfig) -> ray.train.ScalingConfig:
@@ -274,10 +283,10 @@ def _run_config(config: TrainConfig, run: Location, callbacks: list[Any]) -> ray
     )
 
 
-def _callbacks(config: TrainConfig, board: Any, relay: Any | None) -> list[Any]:
+def _callbacks(config: TrainConfig, run_monitor: Any, relay: Any | None) -> list[Any]:
     """Return the callbacks for Ray Train's controller."""
-    elastic = [SaveBeforeResize(board)] if _is_elastic(config) else []
-    return elastic if relay is not None else [*elastic, MemoryWatch(board, less_memory(config))]
+    elastic = [SaveBeforeResize(run_monitor)] if _is_elastic(config) else []
+    return elastic if relay is not None else [*elastic, MemoryWatch(run_monitor, less_memory(config))]
 
 
 def _is_elastic(config: TrainConfig) -> bool:
@@ -295,7 +304,7 @@ def worker_error(error: BaseException) -> UserError:
     """Return the first worker's own error from Ray's wrappers. For other errors, return the last line of their text."""
     failures = getattr(error, "worker_failures", None) or {}
     cause = next(iter(failures.values()), error)
-    if (own := own_error(cause) or lost_storage(cause)) is not None:
+    if (own := own_error(cause) or storage_error_of(cause)) is not None:
         return own
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return UserError(lines[-1] if lines else type(cause).__name__)
@@ -303,26 +312,28 @@ def worker_error(error: BaseException) -> UserError:
 
 def _work(values: dict[str, Any]) -> None:
     """Train in one worker process. Errors that the user must fix are recorded, so restarted workers end at once."""
-    board = values["board"]
-    if verdict_of(board) is not None:
+    run_monitor = values["board"]
+    if error_of(run_monitor) is not None:
         return
     quiet_data()
     # torch renamed this option in 2.15. The old name is the only one that works before.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
     config = from_mapping(TrainConfig, values["config"], "the run's config")
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    tell, rank = board.put.remote, ray.train.get_context().get_world_rank()
+    tell, rank = run_monitor.put.remote, ray.train.get_context().get_world_rank()
     run = locate(values["run"])
     begin_log(*names_of(run), rank)
     session = None
     try:
-        with Pulse(board, rank) as pulse:
-            session = TrainWorkerSession(run, config, tell=tell, pulse=pulse, relay=values["relay"])
+        with HeartbeatSender(run_monitor, rank) as heartbeat_sender:
+            session = TrainWorkerSession(
+                run, config, tell=tell, heartbeat_sender=heartbeat_sender, relay=values["relay"]
+            )
             dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
             profiler = step_profiler(config.profile_steps, run, rank, tell)
             with memory_errors(config):
                 fit(config, dataset, session, show=tell, checkpoint=config.checkpoint, profiler=profiler)
-            with pulse.storing():
+            with heartbeat_sender.storing():
                 session.store.close()
     except TrialEnded:
         return
@@ -330,7 +341,7 @@ def _work(values: dict[str, Any]) -> None:
         raise  # storage may be available again after a restart
     except UserError as error:
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(board.give_up.remote(str(error)), timeout=ANSWER_S)
+            ray.get(run_monitor.give_up.remote(str(error)), timeout=ANSWER_S)
         raise
     finally:
         if session is not None:

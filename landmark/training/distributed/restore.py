@@ -68,20 +68,20 @@ def restored(
             made = None
         for name in opening["names"]:
             failure = made or (_failure(lambda name=name: store.fetch(name, place)) if fetches else None)  # type: ignore[misc]
-            heard = _heard(member, failure)
-            if heard is None:
+            received = _broadcast_result(member, failure)
+            if received is None:
                 break
-            if not heard["damaged"]:
-                raise _error(heard)
+            if not received["damaged"]:
+                raise _error(received)
             if member.rank == 0:
-                store.discard(name, heard["text"])
+                store.discard(name, received["text"])
         else:
             raise store.none_complete()
         sums = (place / CHECKSUMS).read_text()
         found = _from_rank_0(member, lambda: {"sums": sums, "reports": store.last_reports()})
         _agreed(member, lambda: _check_same(store, name, sums, found["sums"]))
         yield place, found["reports"]
-        _heard(member, None)  # a barrier: all ranks have read what they need
+        _broadcast_result(member, None)  # a barrier: all ranks have read what they need
 
 
 def _opening(store: CheckpointStore) -> dict[str, Any]:
@@ -89,8 +89,8 @@ def _opening(store: CheckpointStore) -> dict[str, Any]:
     return {"names": store.candidates(), "token": secrets.token_hex(8)}
 
 
-def _check_same(store: CheckpointStore, name: str, mine: str, rank_0: str) -> None:
-    if mine != rank_0:
+def _check_same(store: CheckpointStore, name: str, local: str, rank_0: str) -> None:
+    if local != rank_0:
         raise UserError(
             f"{store.root / name}: nodes read different files under this name; check that all nodes see the same storage"
         )
@@ -145,20 +145,20 @@ def _error(failure: dict[str, Any]) -> UserError:
 
 def _agreed(member: Member, action: Callable[[], object]) -> None:
     """Run an action on every rank. If it fails on one, raise its error on all."""
-    if (heard := _heard(member, _failure(action))) is not None:
-        raise _error(heard)
+    if (received := _broadcast_result(member, _failure(action))) is not None:
+        raise _error(received)
 
 
 def _from_rank_0(member: Member, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return rank 0's result, plain values, on all ranks. Raises rank 0's error on all ranks."""
     made: dict[str, Any] = {}
     _agreed(member, lambda: made.update(make()) if member.rank == 0 else None)
-    found = _heard(member, made if member.rank == 0 else None)
+    found = _broadcast_result(member, made if member.rank == 0 else None)
     assert found is not None
     return found
 
 
-def _heard(member: Member, message: dict[str, Any] | None) -> dict[str, Any] | None:
+def _broadcast_result(member: Member, message: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return the message of the first rank that has one on all ranks, or None if no rank has one."""
     data = b"" if message is None else json.dumps(message).encode()
     lengths = torch.zeros(member.world_size, dtype=torch.int64, device=member.device)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from landmark.training.distributed.monitor import ANSWER_S, BEAT_S, SILENT_S, Beat
+from landmark.training.distributed.monitor import ANSWER_S, HEARTBEAT_S, HEARTBEAT_TIMEOUT_S, Heartbeat
 
 START_S = 600.0
 """Minimum timeout until the end of a worker's first step, in which models are built and optionally compiled."""
@@ -18,7 +18,7 @@ WAITING = ("in a step", "validated")
 """Phases in which a worker waits for the others."""
 
 
-def hung_worker(seen: list[tuple[float, Beat]], stalled: bool) -> Beat | None:
+def hung_worker(seen: list[tuple[float, Heartbeat]], stalled: bool) -> Heartbeat | None:
     """Return the worker that the others wait for if the run is stalled.
 
     All ranks synchronize in every step, so one hung rank stalls all. The hung worker is the one without heartbeats,
@@ -27,13 +27,15 @@ def hung_worker(seen: list[tuple[float, Beat]], stalled: bool) -> Beat | None:
     """
     if not stalled or not seen:
         return None
-    silent = [beat for since, beat in seen if since > SILENT_S]
-    beats = silent or [beat for _, beat in seen]
-    return min(beats, key=lambda beat: (beat.step, beat.phase in WAITING, beat.moves, beat.rank))
+    silent = [heartbeat for since, heartbeat in seen if since > HEARTBEAT_TIMEOUT_S]
+    heartbeats = silent or [heartbeat for _, heartbeat in seen]
+    return min(
+        heartbeats, key=lambda heartbeat: (heartbeat.step, heartbeat.phase in WAITING, heartbeat.moves, heartbeat.rank)
+    )
 
 
 @contextlib.contextmanager
-def watched(board: ray.actor.ActorHandle, stall_s: float, tell: Callable[[str], object]) -> Iterator[None]:
+def watched(run_monitor: ray.actor.ActorHandle, stall_s: float, tell: Callable[[str], object]) -> Iterator[None]:
     """Kill the hung worker of a run without progress for `stall_s` seconds, while the block runs. Reports it first.
 
     The watchdog continues after its own errors. It reports the first one.
@@ -41,8 +43,8 @@ def watched(board: ray.actor.ActorHandle, stall_s: float, tell: Callable[[str], 
     done = threading.Event()
 
     def watch() -> None:
-        look, failed = Watch(board, stall_s, tell).look, False
-        while not done.wait(min(BEAT_S, stall_s / 4)):
+        look, failed = Watchdog(run_monitor, stall_s, tell).look, False
+        while not done.wait(min(HEARTBEAT_S, stall_s / 4)):
             try:
                 look()
             except Exception as error:
@@ -60,11 +62,11 @@ def watched(board: ray.actor.ActorHandle, stall_s: float, tell: Callable[[str], 
         thread.join()
 
 
-class Watch:
+class Watchdog:
     """Checks the workers' heartbeats, and kills a worker if the run is stalled."""
 
-    def __init__(self, board: ray.actor.ActorHandle, stall_s: float, tell: Callable[[str], object]) -> None:
-        self.board = board
+    def __init__(self, run_monitor: ray.actor.ActorHandle, stall_s: float, tell: Callable[[str], object]) -> None:
+        self.run_monitor = run_monitor
         self.stall_s = stall_s
         self.tell = tell
         self.moves: dict[int, tuple[int, int]] = {}
@@ -72,11 +74,11 @@ class Watch:
 
     def look(self) -> None:
         """Check once. Raises RayError if the run monitor does not reply."""
-        seen = ray.get(self.board.seen.remote(), timeout=ANSWER_S)
-        now = {beat.rank: (beat.pid, beat.moves) for _, beat in seen}
+        seen = ray.get(self.run_monitor.seen.remote(), timeout=ANSWER_S)
+        now = {heartbeat.rank: (heartbeat.pid, heartbeat.moves) for _, heartbeat in seen}
         if now != self.moves:
             self.moves, self.moved_at = now, time.monotonic()
-        starting = any(beat.step <= 1 for _, beat in seen)
+        starting = any(heartbeat.step <= 1 for _, heartbeat in seen)
         patience = max(self.stall_s, START_S) if starting else self.stall_s
         worker = hung_worker(seen, time.monotonic() - self.moved_at > patience)
         if worker is None or ended(worker):
@@ -86,21 +88,21 @@ class Watch:
             f"({worker.phase}, {worker.step} steps done); killing it. The run resumes from its last checkpoint."
         )
         end_process(worker)
-        ray.get(self.board.start.remote(worker.rank), timeout=ANSWER_S)
+        ray.get(self.run_monitor.start.remote(worker.rank), timeout=ANSWER_S)
         self.moved_at = time.monotonic()
 
 
-def ended(worker: Beat) -> bool:
+def ended(worker: Heartbeat) -> bool:
     """Return whether a worker's process or node is gone or does not reply. Ray detects these by itself."""
     return not _signalled(worker, 0)
 
 
-def end_process(worker: Beat) -> None:
+def end_process(worker: Heartbeat) -> None:
     """Kill a worker's process from its node, because only a signal reaches a stopped process."""
     _signalled(worker, signal.SIGKILL)
 
 
-def _signalled(worker: Beat, number: int) -> bool:
+def _signalled(worker: Heartbeat, number: int) -> bool:
     there = NodeAffinitySchedulingStrategy(worker.node, soft=False)
     try:
         return ray.get(

@@ -16,11 +16,11 @@ from landmark.progress import Progress
 from landmark.training.compute.device_prefetch import DeviceBatch, to_device
 from landmark.training.loop.session import Session
 from landmark.training.loop.state import RunState
-from landmark.training.loop.step import MEND
-from landmark.training.loop.triggers import AGREE_STEPS, SaveTrigger
+from landmark.training.loop.step import HINT
+from landmark.training.loop.triggers import SYNC_INTERVAL_STEPS, SaveTrigger
 from landmark.training.loop.validation import timed, validate
 from landmark.training.observe.profiling import StepProfiler
-from landmark.training.observe.throughput import PaceMeter
+from landmark.training.observe.throughput import ThroughputMeter
 
 Show = Callable[[str], object]
 """Receives a message for the user."""
@@ -116,9 +116,9 @@ class _Loop:
         self.run.begin(epoch)
         progress = self._progress(epoch)
         metrics = {"epoch": epoch, **self._train(epoch, progress)}
-        self.session.moved("validating")
+        self.session.heartbeat("validating")
         metrics |= {**self._validated(epoch), "epoch_seconds": time.perf_counter() - start}
-        if self.recipe.loader.damaged == "skip":
+        if self.recipe.loader.corrupt == "skip":
             val_lost = torch.tensor([self.val.lost[epoch]], device=self.session.device)
             if all_lost := int(self.run.totals.lost) + int(self.session.all_reduce(val_lost.double()).item()):
                 metrics["lost_images"] = all_lost
@@ -129,7 +129,7 @@ class _Loop:
         if self.show is not None:
             self.show(_epoch_line(metrics, self.recipe.epochs))
         log("epoch", **metrics)
-        self.session.moved("saving")
+        self.session.heartbeat("saving")
         self.session.report(metrics, self.run.snapshot() if self.session.rank == 0 else None)
         self.trigger.saved()
 
@@ -157,32 +157,32 @@ class _Loop:
     def _steps(self, epoch: int, progress: Progress, wait: list[float]) -> Iterator[float]:
         """Run the steps of an epoch with checkpoints in between. Yields the learning rate of each step."""
         run, steps = self.run, self.run.steps()
-        pace = PaceMeter(epoch, wait, self.session.measured)
+        throughput = ThroughputMeter(epoch, wait, self.session.report_throughput)
         _, batch_size = self.recipe.shape(epoch)
         for batch in timed(self._watched(epoch), wait):
-            self.session.moved("in a step")
+            self.session.heartbeat("in a step")
             run.reseed()
             yield run.step.run(batch, run.schedule, run.at(steps), batch_size)
             if self.profiler is not None:
                 self.profiler.step()
             run.advance(batch.host)
             progress.update(len(batch.labels) * self.session.world_size)
-            pace.update(len(batch.labels))
-            if run.position.step % AGREE_STEPS == 0:
+            throughput.update(len(batch.labels))
+            if run.position.step % SYNC_INTERVAL_STEPS == 0:
                 run.take_totals()
             if run.position.step < steps and (due := self.trigger.due(run.position.step)) != "no":
                 self.run.gather()
                 self._save(at_once=due == "asked")
-            self.session.moved("waiting for data")
-        pace.flush()
+            self.session.heartbeat("waiting for data")
+        throughput.flush()
 
     def _watched(self, epoch: int) -> Iterator[DeviceBatch]:
-        self.session.moved("waiting for data")
+        self.session.heartbeat("waiting for data")
         yield from to_device(self.train.epoch(epoch), self.session.device)
 
     def _save(self, *, at_once: bool) -> None:
         """Save a checkpoint of the current state, just gathered. Runs on every rank in the same step."""
-        self.session.moved("saving")
+        self.session.heartbeat("saving")
         self.session.save(self.run.snapshot() if self.session.rank == 0 else None, at_once=at_once)
         self.trigger.saved()
 
@@ -191,7 +191,7 @@ class _Loop:
         run, world_size = self.run, self.session.world_size
         run.gather()
         if not run.totals.rows and run.totals.skipped:
-            raise UserError(f"none of the epoch's {run.totals.skipped:.0f} steps had a finite gradient; {MEND}")
+            raise UserError(f"none of the epoch's {run.totals.skipped:.0f} steps had a finite gradient; {HINT}")
         if not run.totals.rows:
             raise UserError("the training data loader returned no batch; check the dataset's train split")
         times = torch.tensor([wait_s, train_s], dtype=torch.float64, device=self.session.device)
@@ -206,21 +206,21 @@ class _Loop:
     def _validated(self, epoch: int) -> dict[str, float]:
         """Return the validation metrics."""
         run = self.run
-        batches = self._heard(self.val.epoch(epoch))
+        batches = self._with_heartbeat(self.val.epoch(epoch))
         classes = run.dataset.num_classes
         return validate(run.step.evaluated, batches, run.step.preprocess, self.session, classes, run.step.precision)
 
-    def _heard(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _with_heartbeat(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield validation's batches, report progress for each, and end the process between two batches if requested.
 
         The number of batches differs between ranks, so nothing here may wait for another rank.
         """
         for batch in batches:
-            self.session.moved("validating")
-            if self.trigger.asked_alone():
+            self.session.heartbeat("validating")
+            if self.trigger.asked_without_others():
                 self.session.save(None, at_once=True)
             yield batch
-        self.session.moved("validated")
+        self.session.heartbeat("validated")
 
 
 def _epoch_line(metrics: dict[str, float], epochs: int) -> str:

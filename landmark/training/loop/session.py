@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from landmark.checkpoints.format import Snapshot
-from landmark.training.observe.throughput import Pace
+from landmark.training.observe.throughput import Throughput
 
 Phase = Literal["starting", "waiting for data", "in a step", "validating", "validated", "saving"]
 """Status of a training process. validated: it waits for the other ranks' validation."""
@@ -57,18 +57,18 @@ class Session(Protocol):
         """
         ...
 
-    def asked(self) -> bool:
+    def checkpoint_requested(self) -> bool:
         """Return whether a checkpoint is requested now, before this or another process ends.
 
         Called periodically and equally often on every rank. Returns True once per request.
         """
         ...
 
-    def moved(self, phase: Phase) -> None:
+    def heartbeat(self, phase: Phase) -> None:
         """Record that the loop made progress and entered a phase."""
         ...
 
-    def measured(self, pace: Pace) -> None:
+    def report_throughput(self, throughput: Throughput) -> None:
         """Record this process's throughput, about every ten seconds and at the end of an epoch."""
         ...
 

@@ -22,7 +22,7 @@ from landmark.config import Recipe, UserError
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading.loader import Batch
 from landmark.data.loading.plan import training_steps
-from landmark.data.loading.progress import Position
+from landmark.data.loading.progress import EpochProgress
 from landmark.data.loading.sampling import EpochRows
 from landmark.evaluation.ranking import score
 from landmark.models import build_model, check_start_size, model_info
@@ -55,7 +55,7 @@ class RunState:
         if start_size is not None:
             check_start_size(recipe.model, dataset.num_classes, size, start_size)
         self.model = model.to(session.device)
-        weighted = recipe.loss.class_weights != "none" or recipe.model.head.margin_least is not None
+        weighted = recipe.loss.class_weights != "none" or recipe.model.head.min_margin is not None
         class_counts = dataset.label_counts("train") if weighted else None
         self.step = TrainStep(self.model, recipe, self.info, session, class_counts)
         self.rows = EpochRows(dataset, "train", recipe.sampling, recipe.seed)
@@ -75,12 +75,12 @@ class RunState:
         self.position = self._start_of(1)
         self.totals = NO_TOTALS
         """Totals of the current epoch over all ranks, as of the last gather."""
-        self._mine = NO_TOTALS
+        self._local = NO_TOTALS
         self.trained: dict[str, float] = {}
         """Training metrics of the current epoch after its last step."""
 
-    def _start_of(self, epoch: int) -> Position:
-        return Position(epoch=epoch, division=self._division(epoch), length=self.rows.length)
+    def _start_of(self, epoch: int) -> EpochProgress:
+        return EpochProgress(epoch=epoch, partitioning=self._division(epoch), length=self.rows.length)
 
     def _division(self, epoch: int) -> tuple[int, ...]:
         _, batch_size = self.recipe.shape(epoch)
@@ -108,13 +108,13 @@ class RunState:
         self.metrics = state["metrics"]
         self.totals = TrainTotals(**state["totals"])
         self.trained = state.get("trained", {})
-        position = Position.of(state["position"])
+        position = EpochProgress.of(state["position"])
         if position.length != self.rows.length:
             raise UserError(
                 f"the run's checkpoint was trained on {position.length:,} images, but the dataset has {self.rows.length:,}; "
                 "choose another --name"
             )
-        self.position = position.redivided(self._division(position.epoch))
+        self.position = position.repartitioned(self._division(position.epoch))
 
     def begin(self, epoch: int) -> None:
         """Start an epoch unless it has already started."""
@@ -126,7 +126,7 @@ class RunState:
     @property
     def shown(self) -> int:
         """Images of the epoch that are known to be used, over all ranks."""
-        return 0 if self.position.known is None else int(self.position.known.sum())
+        return 0 if self.position.consumed is None else int(self.position.consumed.sum())
 
     def steps(self) -> int:
         """Return the number of steps since the epoch was last divided among the ranks, as in the loader's plan."""
@@ -148,24 +148,24 @@ class RunState:
     def advance(self, batch: Batch) -> None:
         """Record the images that one step used on this rank, including lost ones."""
         self.position.advance(batch.draws)
-        self._mine = _added(self._mine, dataclasses.replace(NO_TOTALS, lost=batch.lost))
+        self._local = _added(self._local, dataclasses.replace(NO_TOTALS, lost=batch.lost))
 
     def take_totals(self) -> None:
         """Add up the totals of this rank's steps. Raises UserError if the loss is not finite."""
-        self._mine = _added(self._mine, self.step.take_totals())
+        self._local = _added(self._local, self.step.take_totals())
 
     def gather(self) -> None:
         """Gather progress, totals and running statistics over the ranks. Call it on every rank in the same step."""
         self.take_totals()
         for model in {id(model): model for model in (self.model, self.step.evaluated)}.values():
             average_buffers(model, self.session)
-        if self.step.centres is not None:
-            self.step.centres.gather()
+        if self.step.partial_fc is not None:
+            self.step.partial_fc.gather()
         self.position.gather(self._sum)
-        mine = torch.tensor(dataclasses.astuple(self._mine), dtype=torch.float64, device=self.session.device)
+        local = torch.tensor(dataclasses.astuple(self._local), dtype=torch.float64, device=self.session.device)
         names = [field.name for field in dataclasses.fields(TrainTotals)]
-        everyones = dict(zip(names, self.session.all_reduce(mine).tolist(), strict=True))
-        self.totals, self._mine = _added(self.totals, TrainTotals(**everyones)), NO_TOTALS
+        summed = dict(zip(names, self.session.all_reduce(local).tolist(), strict=True))
+        self.totals, self._local = _added(self.totals, TrainTotals(**summed)), NO_TOTALS
 
     def _sum(self, counts: np.ndarray) -> np.ndarray:
         return self.session.all_reduce(torch.from_numpy(counts).to(self.session.device)).cpu().numpy()
@@ -219,7 +219,7 @@ class RunState:
             weights=copied(self.step.evaluated.state_dict()),
             state=copied(state),
             meta=meta,
-            recipe=plain_recipe(self.recipe),
+            recipe=recipe_of(self.recipe),
         )
 
 
@@ -233,7 +233,7 @@ def average_buffers(model: nn.Module, session: Session) -> None:
                 buffer.copy_(session.all_reduce(buffer.double()) / session.world_size)
 
 
-def plain_recipe(recipe: Recipe) -> Recipe:
+def recipe_of(recipe: Recipe) -> Recipe:
     """Return the recipe part of a config that extends Recipe."""
     return Recipe(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)})
 

@@ -28,14 +28,14 @@ from landmark.training.compute.compiler import check_compiler
 from landmark.training.compute.determinism import check_deterministic, replace_pooling
 from landmark.training.compute.device_augmentation import Augmentation, Preprocess, partner_labels
 from landmark.training.compute.device_prefetch import DeviceBatch, place, upload
-from landmark.training.compute.ema import WeightAverage
+from landmark.training.compute.ema import ModelEma
 from landmark.training.compute.gradient_checkpointing import checkpoint_blocks
 from landmark.training.compute.optim import Schedule, build_optimizer, load_optimizer
-from landmark.training.compute.partial_fc import Centres
+from landmark.training.compute.partial_fc import PartialFC
 from landmark.training.compute.precision import Precision, set_up_device
 from landmark.training.loop.session import Session
 
-MEND = "lower optimizer.lr or set optimizer.clip_norm"
+HINT = "lower optimizer.lr or set optimizer.clip_norm"
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -87,13 +87,13 @@ class TrainStep:
         self.augmentation = Augmentation(recipe.augment, recipe.seed)
         head = recipe.model.head
         self.margin = build_margin(head, class_counts, session.device)
-        self.centres = None
+        self.partial_fc = None
         classifier = embedding_classifier(model)
         if classifier is not None and head.sample is not None:
-            self.centres = Centres(classifier, recipe, session, self.margin)
+            self.partial_fc = PartialFC(classifier, recipe, session, self.margin)
             _keep_from_ddp(model, classifier)
         self.optimizer = build_optimizer(model, recipe.optimizer, recipe.loader.batch_size)
-        self.average = WeightAverage(model, recipe.ema) if recipe.ema.decay is not None else None
+        self.average = ModelEma(model, recipe.ema) if recipe.ema.decay is not None else None
         self.steps = 0
         """Steps since the start of the run, including those before a resume."""
         self._host_class_weights = _class_weights(recipe, class_counts)
@@ -130,7 +130,7 @@ class TrainStep:
             inputs, mixed = self.augmentation(self.preprocess(placed.images, placed.flip), placed)
         lr = schedule.set_lr(step, batch_size)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.centres is None:
+        if self.partial_fc is None:
             sums = self._gradient(model, inputs, placed, mixed)
         else:
             # Clipping and skipping need the whole gradient before any class weight changes.
@@ -143,8 +143,8 @@ class TrainStep:
             if self.average is not None:
                 self.average.update(self.steps)
         else:
-            if self.centres is not None:
-                self.centres.forget()
+            if self.partial_fc is not None:
+                self.partial_fc.forget()
             if before:
                 torch._foreach_copy_(self._buffers, before)
             self._sums[3] += float(self.session.rank == 0)
@@ -215,12 +215,12 @@ class TrainStep:
 
         batch_size, lr: as in Centres.loss.
         """
-        centres = self.centres
-        assert centres is not None
+        partial_fc = self.partial_fc
+        assert partial_fc is not None
         with record_function("landmark: forward"), self.precision.autocast():
             embeddings = model(inputs)
         with record_function("landmark: classes"):
-            losses, hits, gradient = centres.loss(
+            losses, hits, gradient = partial_fc.loss(
                 embeddings,
                 batch.host.labels,
                 second=None if mixed is None else partner_labels(batch.host.labels),
@@ -245,26 +245,26 @@ class TrainStep:
         factor: torch.Tensor | float = 1.0
         if clip_norm is not None or self._guarded:
             # The gradients are already averaged over the ranks, so the norm is the same on each.
-            if self.centres is None:
+            if self.partial_fc is None:
                 norm = nn.utils.clip_grad_norm_(self._parameters, clip_norm or math.inf)
             else:
-                norm, factor = self._clip_with_centres(self.centres, clip_norm)
+                norm, factor = self._clip_with_partial_fc(self.partial_fc, clip_norm)
             finite = not self._guarded or bool(torch.isfinite(norm))
         if finite:
             # Not called for skipped steps: a fused SGD that skips its first step by itself keeps uninitialized momentum
             # (seen with torch 2.14).
             scaler.step(self.optimizer)
-            if self.centres is not None:
-                self.centres.update(lr, factor)
+            if self.partial_fc is not None:
+                self.partial_fc.update(lr, factor)
         scaler.update()
         return finite
 
-    def _clip_with_centres(
-        self, centres: Centres, clip_norm: float | None
+    def _clip_with_partial_fc(
+        self, partial_fc: PartialFC, clip_norm: float | None
     ) -> tuple[torch.Tensor, torch.Tensor | float]:
         """Clip gradients of weights and class weights together. Returns the norm and the factor for class weights."""
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        norm = (nn.utils.get_total_norm(gradients).square() + centres.squared_norm()).sqrt()
+        norm = (nn.utils.get_total_norm(gradients).square() + partial_fc.squared_norm()).sqrt()
         if clip_norm is None:
             return norm, 1.0
         nn.utils.clip_grads_with_norm_(self._parameters, clip_norm, norm)
@@ -293,9 +293,9 @@ class TrainStep:
         """
         loss, step = self._bad.tolist()
         if step:
-            raise UserError(f"the loss became {loss} in epoch {self._epoch} (step {step:.0f}); {MEND}")
+            raise UserError(f"the loss became {loss} in epoch {self._epoch} (step {step:.0f}); {HINT}")
         if self._parameters and not torch.isfinite(nn.utils.get_total_norm(self._parameters)):
-            raise UserError(f"the weights are not finite in epoch {self._epoch} (step {self.steps}); {MEND}")
+            raise UserError(f"the weights are not finite in epoch {self._epoch} (step {self.steps}); {HINT}")
 
     def state(self) -> dict[str, Any]:
         """Return the state for a resume, except the weights of `evaluated`: tensors and plain values."""
@@ -304,8 +304,8 @@ class TrainStep:
             state["scaler"] = self.precision.scaler.state_dict()
         if self.average is not None:
             state["weights"] = self.model.state_dict()
-        if self.centres is not None:
-            state["centres"] = self.centres.state()
+        if self.partial_fc is not None:
+            state["centres"] = self.partial_fc.state()
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -318,8 +318,8 @@ class TrainStep:
             self.model.load_state_dict(state["weights"])
         if "scaler" in state and self.precision.scaler.is_enabled():
             self.precision.scaler.load_state_dict(state["scaler"])
-        if self.centres is not None:
-            self.centres.load_state(state["centres"])
+        if self.partial_fc is not None:
+            self.partial_fc.load_state(state["centres"])
 
 
 def _quiet(model: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -329,8 +329,8 @@ def _quiet(model: nn.Module) -> contextlib.AbstractContextManager[None]:
 
 def _keep_from_ddp(model: nn.Module, part: nn.Module) -> None:
     """Exclude a module's parameters from DDP, which would broadcast them although all ranks have the same."""
-    mine = {id(parameter) for parameter in part.parameters()}
-    names = [name for name, parameter in model.named_parameters() if id(parameter) in mine]
+    local = {id(parameter) for parameter in part.parameters()}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in local]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
 
 

@@ -8,7 +8,7 @@ import torch
 from landmark.config import CheckpointConfig
 from landmark.training.loop.session import Session
 
-AGREE_STEPS = 16
+SYNC_INTERVAL_STEPS = 16
 """Steps between two synchronizations of the ranks' decisions that do not depend on steps only."""
 ASK_S = 5.0
 """Minimum seconds between two checks for requests, each of which costs a round of messages."""
@@ -24,7 +24,7 @@ class SaveTrigger:
         self.session = session
         self.before_validation = config is not None and session.saves_within_epochs
         """Whether a run also saves after an epoch's last step, before validation."""
-        self.saved_at = self.asked_at = time.monotonic()
+        self.saved_at = self.requested_at = time.monotonic()
 
     def due(self, step: int) -> Due:
         """Return whether to save now. step: steps of this epoch since it was divided among the ranks."""
@@ -33,22 +33,22 @@ class SaveTrigger:
         by_steps = self.config.steps is not None and step % self.config.steps == 0
         if self.session.world_size == 1:  # there is no other rank to synchronize with
             late, ask = self._clock(), True
-        elif step % AGREE_STEPS == 0:
+        elif step % SYNC_INTERVAL_STEPS == 0:
             # Rank 0's clock decides, because clocks differ.
-            mine = [float(self._clock()), float(time.monotonic() - self.asked_at > ASK_S)]
-            flags = torch.tensor(mine if self.session.rank == 0 else [0.0, 0.0], device=self.session.device)
+            local_flags = [float(self._clock()), float(time.monotonic() - self.requested_at > ASK_S)]
+            flags = torch.tensor(local_flags if self.session.rank == 0 else [0.0, 0.0], device=self.session.device)
             late, ask = (bool(flag) for flag in self.session.all_reduce(flags).tolist())
         else:
             late = ask = False
         if ask:
-            self.asked_at = time.monotonic()
-            if self.session.asked():
+            self.requested_at = time.monotonic()
+            if self.session.checkpoint_requested():
                 return "asked"
         return "planned" if by_steps or late else "no"
 
-    def asked_alone(self) -> bool:
+    def asked_without_others(self) -> bool:
         """Return whether a checkpoint is requested. Always False with several ranks, which must synchronize."""
-        return self.session.saves_within_epochs and self.session.world_size == 1 and self.session.asked()
+        return self.session.saves_within_epochs and self.session.world_size == 1 and self.session.checkpoint_requested()
 
     def _clock(self) -> bool:
         minutes = self.config.minutes

@@ -55,17 +55,17 @@ def validate(
         if classifier is not None and classifier.gives_embeddings:
             with torch.inference_mode():
                 best = ranking(classifier, output, labels, min(5, num_classes))
-            loss, guesses = (best.log_sum - best.own).sum(), best.classes
+            loss, top_k_labels = (best.log_sum - best.own).sum(), best.classes
         else:
             loss = nn.functional.cross_entropy(output.float(), labels, reduction="sum")
-            guesses = output.topk(min(5, output.shape[1]), dim=1).indices
-        right = guesses == labels[:, None]
-        best_right = right[:, 0].double()
-        counts = [loss.double(), best_right.sum(), right.any(1).sum().double(), totals.new_full((), len(labels))]
+            top_k_labels = output.topk(min(5, output.shape[1]), dim=1).indices
+        correct = top_k_labels == labels[:, None]
+        best_correct = correct[:, 0].double()
+        counts = [loss.double(), best_correct.sum(), correct.any(1).sum().double(), totals.new_full((), len(labels))]
         totals += torch.stack(counts)
         # Not bincount or a mask: on a GPU, the host would wait for the size of their results.
-        classes[0].index_add_(0, labels, torch.ones_like(best_right))
-        classes[1].index_add_(0, labels, best_right)
+        classes[0].index_add_(0, labels, torch.ones_like(best_correct))
+        classes[1].index_add_(0, labels, best_correct)
     loss_sum, top1, top5, rows = session.all_reduce(totals).tolist()
     support, hits = session.all_reduce(classes)
     if not rows:

@@ -4,7 +4,7 @@ import torch
 from ray.util.metrics import Counter, Gauge
 
 from landmark.storage import Location
-from landmark.training.observe.throughput import Pace
+from landmark.training.observe.throughput import Throughput
 
 TRIALS = "trials"
 """Folder of the trials' runs, below a study."""
@@ -35,12 +35,12 @@ class Telemetry:
         self.epoch = Gauge("landmark_epoch", "Current epoch of this process, from 1", TAGS)
         self.memory = Gauge("landmark_gpu_memory_bytes", "GPU memory reserved by torch, bytes", TAGS)
 
-    def measured(self, pace: Pace) -> None:
+    def report_throughput(self, throughput: Throughput) -> None:
         """Report the throughput."""
-        self.images.inc(pace.images, self.tags)
-        self.rate.set(pace.images / pace.seconds, self.tags)
-        self.waiting.set(pace.waited_s / pace.seconds, self.tags)
-        self.epoch.set(pace.epoch, self.tags)
+        self.images.inc(throughput.images, self.tags)
+        self.rate.set(throughput.images / throughput.seconds, self.tags)
+        self.waiting.set(throughput.waited_s / throughput.seconds, self.tags)
+        self.epoch.set(throughput.epoch, self.tags)
         if self.device.type == "cuda":
             self.memory.set(torch.cuda.memory_reserved(self.device), self.tags)
 

@@ -4,12 +4,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-PACE_S = 10.0
+THROUGHPUT_INTERVAL_S = 10.0
 """Minimum seconds between two measurements."""
 
 
 @dataclass(kw_only=True, frozen=True)
-class Pace:
+class Throughput:
     """Throughput of one process since the previous measurement."""
 
     epoch: int
@@ -21,16 +21,16 @@ class Pace:
     """Part of the wall time spent waiting for data."""
 
 
-class PaceMeter:
+class ThroughputMeter:
     """Counts a process's images and reports a Pace every PACE_S seconds, and the remainder at the end of an epoch.
 
     Reads a clock once per step and nothing from the device, so that the host never waits for a GPU.
     """
 
-    def __init__(self, epoch: int, waited: list[float], told: Callable[[Pace], object]) -> None:
+    def __init__(self, epoch: int, waited: list[float], report: Callable[[Throughput], object]) -> None:
         self.epoch = epoch
         self.waited = waited
-        self.told = told
+        self.report = report
         self.images = 0
         self.since = time.perf_counter()
         self.waited_before = waited[0]
@@ -38,7 +38,7 @@ class PaceMeter:
     def update(self, images: int) -> None:
         """Count a step's images."""
         self.images += images
-        if time.perf_counter() - self.since >= PACE_S:
+        if time.perf_counter() - self.since >= THROUGHPUT_INTERVAL_S:
             self.flush()
 
     def flush(self) -> None:
@@ -46,5 +46,5 @@ class PaceMeter:
         now = time.perf_counter()
         if self.images:
             waited_s = self.waited[0] - self.waited_before
-            self.told(Pace(epoch=self.epoch, images=self.images, seconds=now - self.since, waited_s=waited_s))
+            self.report(Throughput(epoch=self.epoch, images=self.images, seconds=now - self.since, waited_s=waited_s))
         self.images, self.since, self.waited_before = 0, now, self.waited[0]

@@ -1,4 +1,4 @@
-"""Decoding threads and actors: the same pixels, in memory that nobody else holds."""
+"""Decoding threads and actors: identical pixels, in memory that no earlier batch still uses."""
 
 import gc
 
@@ -11,7 +11,7 @@ from landmark.config import AugmentConfig, LoaderConfig
 from landmark.data.loading.decoders import (
     DECODE_BYTES,
     ActorDecoder,
-    Buffers,
+    BufferPool,
     TableDecoder,
     ThreadDecoder,
     batches_ahead,
@@ -22,7 +22,7 @@ AUGMENT = AugmentConfig(randaugment_ops=2)
 
 
 def batch(rows: int) -> pa.Table:
-    """A batch whose third image is broken, sliced out of a larger table of several chunks."""
+    """A batch whose third image is broken, sliced from a larger table with several chunks."""
     images = [b"broken" if n == 4 else picture(n % 4, n, 40) for n in range(rows + 4)]
     draws = np.arange(rows + 4) * 7
     parts = [
@@ -35,8 +35,8 @@ def batch(rows: int) -> pa.Table:
 def test_actors_decode_to_the_same_pixels_as_threads(ray_cluster):
     config = LoaderConfig(stream="ray", decode="data", decode_threads=2, decoders=2, data_cpus=0.5)
     results = []
-    for made in (ThreadDecoder, ActorDecoder):
-        decoder = made(config, AUGMENT, 5, largest=(10, 48))
+    for decoder_type in (ThreadDecoder, ActorDecoder):
+        decoder = decoder_type(config, AUGMENT, 5, largest=(10, 48))
         try:
             calls = [decoder.submit(batch(rows), 3, 48) for rows in (9, 10, 5)]
             results.append([call.result() for call in calls])
@@ -49,20 +49,20 @@ def test_actors_decode_to_the_same_pixels_as_threads(ray_cluster):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(5, 70), st.integers(1, 12))
-def test_slices_of_a_batch_are_the_whole_batch(rows, threads):
+def test_a_batch_decoded_in_slices_equals_one_decoded_at_once(rows, threads):
     decoder = ThreadDecoder(LoaderConfig(decode_threads=threads), AUGMENT, 5, largest=(rows, 16))
     try:
         call = decoder.submit(batch(rows), 3, 16)
         pixels, faults = call.result()
     finally:
         decoder.close()
-    whole, whole_faults = TableDecoder(AUGMENT, 5).decode(batch(rows), 3, 16)
-    assert np.array_equal(pixels, whole) and faults == whole_faults and list(faults) == [2]
+    expected, expected_faults = TableDecoder(AUGMENT, 5).decode(batch(rows), 3, 16)
+    assert np.array_equal(pixels, expected) and faults == expected_faults and list(faults) == [2]
     assert call.done()
 
 
-def test_memory_of_batches_under_way_is_bounded_on_a_host_with_many_cpus():
-    for rows, size, most in (
+def test_memory_of_prefetched_batches_is_bounded_with_many_cpus():
+    for rows, size, max_bytes in (
         (256, 224, 400 << 20),
         (1024, 512, DECODE_BYTES),
         (8, 224, 400 << 20),
@@ -71,16 +71,16 @@ def test_memory_of_batches_under_way_is_bounded_on_a_host_with_many_cpus():
         decoder = ThreadDecoder(LoaderConfig(decode_threads=192), AUGMENT, 5, largest=(rows, size))
         decoder.close()
         assert decoder.ahead >= 1
-        assert decoder.ahead * rows * size * size * 3 <= most
-        # All threads have work, where memory allows.
+        assert decoder.ahead * rows * size * size * 3 <= max_bytes
+        # All threads have work if memory allows.
         slices = decoder.ahead * max(1, min(192, rows // 8))
-        assert slices >= 192 or most == DECODE_BYTES
+        assert slices >= 192 or max_bytes == DECODE_BYTES
     assert batches_ahead(800, (256, 224)) * 256 * 224 * 224 * 3 <= DECODE_BYTES
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.booleans(), st.booleans()), max_size=30))
-def test_memory_that_is_held_is_not_handed_out_again(steps):
-    buffers, held = Buffers(), []
+def test_a_buffer_in_use_is_not_reused(steps):
+    buffers, held = BufferPool(), []
     for number, (size, keep, view) in enumerate(steps):
         array = buffers.take((size, 2, 3))
         array[:] = number
@@ -92,8 +92,8 @@ def test_memory_that_is_held_is_not_handed_out_again(steps):
     assert all((kept == number).all() for number, kept in held)
 
 
-def test_memory_that_is_let_go_of_is_used_again():
-    buffers = Buffers()
+def test_a_released_buffer_is_reused():
+    buffers = BufferPool()
     addresses = set()
     for rows in (64, 63, 64, 64, 63, 60):
         addresses.add(buffers.take((rows, 8, 8, 3)).ctypes.data)

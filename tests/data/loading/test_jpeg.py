@@ -1,4 +1,4 @@
-"""Decoding: the crop asked for, at the size asked for, the same in any batch."""
+"""JPEG decoding: the requested crop at the requested size, independent of the batch."""
 
 import io
 
@@ -17,14 +17,14 @@ def jpeg(pixels: np.ndarray) -> bytes:
 
 
 def ramp(width: int, height: int) -> np.ndarray:
-    """Red grows to the right, green downwards."""
+    """Red increases to the right, green downwards."""
     red = np.broadcast_to(np.linspace(0, 255, width)[None, :], (height, width))
     green = np.broadcast_to(np.linspace(0, 255, height)[:, None], (height, width))
     return np.stack([red, green, np.full((height, width), 80)], axis=2).astype(np.uint8)
 
 
 @pytest.mark.parametrize("size", [32, 64, 150, 224])
-def test_centre_crop_shows_the_centre(size):
+def test_a_center_crop_shows_the_center(size):
     pixels = decode_batch([jpeg(ramp(300, 200))], np.array([0]), size)[0][0].astype(float)
     side = 200 * 0.95
     left, right = (150 - side / 2) / 300 * 255, (150 + side / 2) / 300 * 255
@@ -35,26 +35,26 @@ def test_centre_crop_shows_the_centre(size):
     assert pixels[-1, :, 1].mean() == pytest.approx(0.975 * 255, abs=5)
 
 
-def test_random_crops_depend_on_seed_epoch_and_sample_alone():
+def test_random_crops_depend_only_on_seed_epoch_and_sample():
     images = [jpeg(ramp(160, 120 + 10 * i)) for i in range(4)]
     samples = np.array([5, 9, 100, 7])
     augment = AugmentConfig()
     together, _ = decode_batch(images, samples, 48, augment=augment, seed=1, epoch=2)
     for i in range(4):
-        alone, _ = decode_batch([images[i]], samples[[i]], 48, augment=augment, seed=1, epoch=2)
-        assert np.array_equal(alone[0], together[i])
+        single, _ = decode_batch([images[i]], samples[[i]], 48, augment=augment, seed=1, epoch=2)
+        assert np.array_equal(single[0], together[i])
     assert not np.array_equal(together, decode_batch(images, samples, 48, augment=augment, seed=1, epoch=3)[0])
     assert not np.array_equal(together, decode_batch(images, samples, 48, augment=augment, seed=2, epoch=2)[0])
 
 
-def test_random_crops_cover_the_area_asked_for_and_stay_inside():
+def test_random_crops_cover_the_requested_area_and_stay_inside():
     sizes = np.tile([[400, 300]], (5000, 1))
     draws = np.random.default_rng(0).random((5000, 4))
     augment = AugmentConfig(crop_area=(0.25, 0.75), crop_aspect=1.3)
     left, top, width, height = crop_boxes(sizes, augment, draws).T
-    share = width * height / (400 * 300)
-    assert share.max() <= 0.7501
-    assert np.median(share) == pytest.approx(0.5, abs=0.03)
+    fraction = width * height / (400 * 300)
+    assert fraction.max() <= 0.7501
+    assert np.median(fraction) == pytest.approx(0.5, abs=0.03)
     assert (left >= 0).all()
     assert (top >= 0).all()
     assert (left + width <= 400.001).all()
@@ -67,7 +67,7 @@ def test_half_of_the_samples_are_mirrored():
 
 
 def header_of(width: int, height: int) -> bytes:
-    """A JPEG that claims to be larger than it is."""
+    """A JPEG whose header has a larger size than its data."""
     data = bytearray(jpeg(ramp(64, 64)))
     start = data.index(b"\xff\xc0") + 5
     data[start : start + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
@@ -75,27 +75,27 @@ def header_of(width: int, height: int) -> bytes:
 
 
 BROKEN = {
-    "nothing": b"",
+    "empty": b"",
     "text": b"nothing",
-    "cut": jpeg(ramp(64, 64))[:-400],
-    "head alone": jpeg(ramp(64, 64))[:200],
+    "truncated": jpeg(ramp(64, 64))[:-400],
+    "header only": jpeg(ramp(64, 64))[:200],
     "bomb": header_of(60_000, 60_000),
     "larger than its data": header_of(640, 640),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_row_that_is_no_whole_jpeg_is_named_and_the_others_are_decoded(name):
+def test_an_incomplete_jpeg_is_reported_and_the_others_are_decoded(name):
     good = [jpeg(ramp(64, 64)), jpeg(ramp(80, 64))]
     augment = AugmentConfig(randaugment_ops=2)
     pixels, faults = decode_batch([good[0], BROKEN[name], good[1]], np.array([7, 8, 9]), 32, augment=augment)
-    expected, none = decode_batch(good, np.array([7, 9]), 32, augment=augment)
+    expected, no_faults = decode_batch(good, np.array([7, 9]), 32, augment=augment)
     assert list(faults) == [1] and faults[1] and "\n" not in faults[1]
-    assert none == {}
+    assert no_faults == {}
     assert np.array_equal(pixels[[0, 2]], expected)
 
 
-def test_pixels_go_where_they_are_asked_to():
+def test_pixels_are_written_to_the_given_array():
     out = np.zeros((2, 32, 32, 3), dtype=np.uint8)
     pixels, _ = decode_batch([jpeg(ramp(64, 64))] * 2, np.arange(2), 32, out=out)
     assert pixels is out
@@ -103,14 +103,14 @@ def test_pixels_go_where_they_are_asked_to():
 
 
 @pytest.mark.parametrize(("width", "height"), [(300, 200), (801, 533), (2400, 1597)])
-def test_decoding_at_a_smaller_scale_shows_the_same_picture(width, height):
+def test_decoding_at_a_smaller_scale_shows_the_same_image(width, height):
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    picture = np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
-    pixels, _ = decode_batch([jpeg(picture)], np.array([0]), 64)
+    image = np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
+    pixels, _ = decode_batch([jpeg(image)], np.array([0]), 64)
     side = 0.95 * height
     box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
-    expected = np.asarray(Image.fromarray(picture).resize((64, 64), Image.Resampling.BILINEAR, box=box))
+    expected = np.asarray(Image.fromarray(image).resize((64, 64), Image.Resampling.BILINEAR, box=box))
     assert np.abs(pixels[0].astype(int) - expected).mean() < 5
 
 

@@ -1,4 +1,4 @@
-"""The loader: exact passes, the same pixels for any number of ranks, no thread left behind."""
+"""The loader: complete epochs, the same pixels for any number of ranks, and no threads left running."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ import pytest
 from landmark.config import AugmentConfig, LoaderConfig, SamplingConfig, UserError
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading.loader import Batch, Loader
-from landmark.data.loading.progress import Position
+from landmark.data.loading.progress import EpochProgress
 from landmark.storage.tables import read_table, write_table
 from tests.support.packed import picture, write_packed
 
@@ -36,7 +36,7 @@ def passes(dataset: PackedDataset, split: str = "train", epochs: int = 1, **opti
 
 
 def by_sample(batches: list[Batch]) -> dict[int, tuple]:
-    """What the account counts: a single image of an epoch's rest is shown twice, the second time with a negative draw."""
+    """Return the counted rows by sample. An image that only fills a batch has a negative draw and is not counted."""
     columns = ("samples", "draws", "images", "labels", "flip")
     return {
         int(sample): (image.tobytes(), int(label), bool(flip))
@@ -47,11 +47,11 @@ def by_sample(batches: list[Batch]) -> dict[int, tuple]:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_every_sample_once_with_the_same_pixels_for_any_number_of_ranks(dataset, world):
-    alone = by_sample(passes(dataset, augment=AugmentConfig(), seed=4)[0])
+def test_each_sample_occurs_once_with_the_same_pixels_for_any_rank_count(dataset, world):
+    single_rank = by_sample(passes(dataset, augment=AugmentConfig(), seed=4)[0])
     ranks = [passes(dataset, augment=AugmentConfig(), seed=4, rank=rank, world_size=world)[0] for rank in range(world)]
     assert sum(len(batch.samples) for batches in ranks for batch in batches) == 66
-    assert {k: v for batches in ranks for k, v in by_sample(batches).items()} == alone
+    assert {k: v for batches in ranks for k, v in by_sample(batches).items()} == single_rank
     assert len({len(batches) for batches in ranks}) == 1
     for step in zip(*ranks, strict=True):
         assert sum(batch.share for batch in step) == pytest.approx(world)
@@ -62,13 +62,13 @@ def test_labels_belong_to_their_samples(dataset):
         assert np.array_equal(batch.labels, batch.samples % 4)
 
 
-def test_epochs_are_shuffled_each_its_own_way_and_repeat_exactly(dataset):
+def test_epochs_are_shuffled_differently_and_are_reproducible(dataset):
     first, second = passes(dataset, epochs=2, augment=AugmentConfig())
     order = [int(s) for batch in first for s in batch.samples]
     assert order != [int(s) for batch in second for s in batch.samples]
     assert sorted(order) == list(range(66))
-    again = passes(dataset, epochs=2, augment=AugmentConfig())
-    for one, other in zip([*first, *second], [*again[0], *again[1]], strict=True):
+    repeated = passes(dataset, epochs=2, augment=AugmentConfig())
+    for one, other in zip([*first, *second], [*repeated[0], *repeated[1]], strict=True):
         assert np.array_equal(one.samples, other.samples)
         assert np.array_equal(one.images, other.images)
 
@@ -78,31 +78,31 @@ def flattened(batches: list[Batch]) -> list[tuple]:
 
 
 @pytest.mark.parametrize(("world", "done"), [(1, 3), (2, 0), (2, 5), (3, 7)])
-def test_an_epoch_that_goes_on_has_the_same_batches_and_pixels(dataset, world, done):
+def test_a_resumed_epoch_has_the_same_batches_and_pixels(dataset, world, done):
     for rank in range(world):
         options = {"augment": AugmentConfig(), "rank": rank, "world_size": world}
-        whole = passes(dataset, epochs=2, **options)
-        position = Position(epoch=1, division=(world,), length=66, step=done)
-        rest = passes(dataset, epochs=2, position=position, **options)
-        assert flattened(rest[0]) == flattened(whole[0][done:])
-        assert flattened(rest[1]) == flattened(whole[1])
+        complete = passes(dataset, epochs=2, **options)
+        position = EpochProgress(epoch=1, partitioning=(world,), length=66, step=done)
+        resumed = passes(dataset, epochs=2, position=position, **options)
+        assert flattened(resumed[0]) == flattened(complete[0][done:])
+        assert flattened(resumed[1]) == flattened(complete[1])
 
 
-def test_other_workers_show_what_is_left_with_the_same_pixels(dataset):
-    alone = by_sample(passes(dataset, augment=AugmentConfig())[0])
+def test_another_number_of_workers_yields_the_remaining_images(dataset):
+    single_rank = by_sample(passes(dataset, augment=AugmentConfig())[0])
     before = np.zeros(66, dtype=bool)
     before[:64] = True
-    shown, steps = {}, set()
+    loaded, steps = {}, set()
     for rank in range(3):
-        position = Position(epoch=1, division=(3,), length=66, before=before, known=before)
+        position = EpochProgress(epoch=1, partitioning=(3,), length=66, before=before, consumed=before)
         batches = passes(dataset, augment=AugmentConfig(), rank=rank, world_size=3, position=position)[0]
         steps.add(len(batches))
-        # A rank without a row keeps step with some that count nothing.
+        # A rank without remaining rows stays in step with rows that are not counted.
         assert all(len(batch.draws) == 2 for batch in batches)
         assert all((batch.draws < 0).all() == (batch.share == 0) for batch in batches)
-        shown |= by_sample([batch for batch in batches if batch.share])
+        loaded |= by_sample([batch for batch in batches if batch.share])
     assert steps == {1}
-    assert shown == {sample: alone[sample] for sample in (64, 65)}
+    assert loaded == {sample: single_rank[sample] for sample in (64, 65)}
 
 
 @pytest.mark.parametrize("name", ["sqrt", "balanced"])
@@ -126,19 +126,19 @@ def test_repeated_images_differ_in_pixels_and_add_up_to_an_epoch(tmp_path, name)
     assert len(images) == rare
 
 
-def test_the_size_of_images_and_batches_follows_the_epoch(dataset):
+def test_image_and_batch_sizes_follow_the_epoch(dataset):
     found = passes(dataset, epochs=2, augment=AugmentConfig(), shape=lambda epoch: (16 * epoch, 33 // epoch))
     assert [len(batches) for batches in found] == [2, 5]
     assert [batches[0].images.shape[1] for batches in found] == [16, 32]
 
 
-def test_validation_is_in_order_and_has_no_dropped_tail(dataset):
+def test_validation_is_in_order_and_drops_no_last_batch(dataset):
     batches = passes(dataset, "val")[0]
     assert [int(s) for batch in batches for s in batch.samples] == list(range(13))
     assert not any(batch.flip.any() for batch in batches)
 
 
-def test_closing_in_the_middle_of_an_epoch_ends_the_threads(dataset):
+def test_closing_during_an_epoch_ends_the_threads(dataset):
     before = threading.active_count()
     loader = Loader(dataset, "train", CONFIG, augment=AugmentConfig(), epochs=range(1, 100))
     next(iter(loader.epoch(1)))
@@ -147,8 +147,8 @@ def test_closing_in_the_middle_of_an_epoch_ends_the_threads(dataset):
 
 
 @pytest.mark.parametrize("stream", ["thread", "ray"])
-def test_closing_waits_for_no_read_that_hangs(tmp_path, stream, request):
-    """A pipe into which nobody writes: opening it hangs, as storage does that gives no sign of life."""
+def test_closing_does_not_wait_for_a_hung_read(tmp_path, stream, request):
+    """A pipe without a writer: opening it hangs, like storage that does not respond."""
     before = set()
     if stream == "ray":
         request.getfixturevalue("ray_cluster")
@@ -161,7 +161,7 @@ def test_closing_waits_for_no_read_that_hangs(tmp_path, stream, request):
     loader = Loader(dataset, "train", dataclasses.replace(CONFIG, stream=stream, readers=2), augment=AugmentConfig())
     consumer = threading.Thread(target=lambda: list(loader.epoch(1)), daemon=True)
     consumer.start()
-    while not (actor_pids() - before if stream == "ray" else reading()):
+    while not (actor_pids() - before if stream == "ray" else reader_threads()):
         time.sleep(0.05)
     closer = threading.Thread(target=loader.close, daemon=True)
     closer.start()
@@ -171,28 +171,28 @@ def test_closing_waits_for_no_read_that_hangs(tmp_path, stream, request):
         for pid in actor_pids() - before:
             psutil.wait_procs([psutil.Process(pid)], timeout=60)
         assert not actor_pids() - before
-    while reading():  # let go of the threads
+    while reader_threads():  # release the threads
         for shard in shards:
             with contextlib.suppress(OSError):
                 os.close(os.open(shard, os.O_WRONLY | os.O_NONBLOCK))
         time.sleep(0.05)
 
 
-def reading() -> list[threading.Thread]:
+def reader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("landmark-read")]
 
 
 def actor_pids() -> set[int]:
-    """The processes of readers that have begun to live on this machine."""
+    """Return the process IDs of the reader actors that run on this machine."""
     return {
-        process.pid for process in psutil.process_iter(["cmdline"]) if "ray::UnitReader" in str(process.info["cmdline"])
+        process.pid for process in psutil.process_iter(["cmdline"]) if "ray::RowGroupReader" in str(process.info["cmdline"])
     }
 
 
-def flip_a_byte(path: Path, of: bytes) -> None:
-    """Change one byte in the middle of where `of` lies in a file."""
+def flip_a_byte(path: Path, content: bytes) -> None:
+    """Change one byte in the middle of the part of a file that equals `content`."""
     data = bytearray(path.read_bytes())
-    data[data.index(of) + len(of) // 2] ^= 0x10
+    data[data.index(content) + len(content) // 2] ^= 0x10
     path.write_bytes(data)
 
 
@@ -211,22 +211,22 @@ FAULTS = {"deleted": (24, "missing"), "truncated": (24, "corrupt"), "flipped byt
 
 
 @pytest.fixture(params=FAULTS)
-def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[PackedDataset, int, str]:
-    """A dataset of 72 training images with a damaged second shard, the images lost by it, and what is said of it."""
+def corrupt(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[PackedDataset, int, str]:
+    """A dataset of 72 training images whose second shard is damaged, the number of lost images, and the message."""
     dataset = write_packed(tmp_path, {"train": [40, 24, 8], "val": [13]})
     damage(dataset, request.param)
     return dataset, *FAULTS[request.param]
 
 
 @pytest.mark.parametrize("stream", ["thread", "ray"])
-def test_a_damaged_shard_stops_training_with_its_name(damaged, stream, request):
+def test_a_damaged_shard_stops_training_and_is_named(corrupt, stream, request):
     if stream == "ray":
         request.getfixturevalue("ray_cluster")
-    dataset, _, what = damaged
+    dataset, _, message = corrupt
     config = dataclasses.replace(CONFIG, stream=stream)
     with (
         Loader(dataset, "train", config, augment=AugmentConfig()) as loader,
-        pytest.raises(UserError, match=rf"train/00001\.parquet: {what}.*damaged: skip") as error,
+        pytest.raises(UserError, match=rf"train/00001\.parquet: {message}.*corrupt: skip") as error,
     ):
         list(loader.epoch(1))
     assert "\n" not in str(error.value)
@@ -234,46 +234,46 @@ def test_a_damaged_shard_stops_training_with_its_name(damaged, stream, request):
 
 
 @pytest.mark.parametrize(("stream", "world"), [("thread", 1), ("thread", 3), ("ray", 1)])
-def test_a_skipped_shard_keeps_the_steps_and_its_loss_is_counted(damaged, world, stream, request):
+def test_a_skipped_shard_keeps_the_steps_and_lost_images_are_counted(corrupt, world, stream, request):
     if stream == "ray":
         request.getfixturevalue("ray_cluster")
-    dataset, lost, what = damaged
-    config = dataclasses.replace(CONFIG, stream=stream, damaged="skip")
-    steps, shown, counted, told = set(), [], [0, 0], []
+    dataset, lost, message = corrupt
+    config = dataclasses.replace(CONFIG, stream=stream, corrupt="skip")
+    steps, loaded, counted, messages = set(), [], [0, 0], []
     for rank in range(world):
         options = {"augment": AugmentConfig(), "rank": rank, "world_size": world, "epochs": range(1, 3)}
-        with Loader(dataset, "train", config, tell=told.append, **options) as loader:
+        with Loader(dataset, "train", config, tell=messages.append, **options) as loader:
             for epoch in (1, 2):
                 batches = list(loader.epoch(epoch))
                 steps.add(len(batches))
                 assert [len(batch.labels) for batch in batches] == loader.plan(epoch).batch_rows.tolist()
-                shown += [int(s) for batch in batches for s in batch.samples] if epoch == 1 else []
+                loaded += [int(s) for batch in batches for s in batch.samples] if epoch == 1 else []
                 counted[epoch - 1] += loader.lost[epoch]
                 assert all(np.array_equal(batch.labels, batch.samples % 4) for batch in batches)
     assert counted == [lost, lost]
     assert len(steps) == 1
-    assert len(shown) == 72 and set(shown) == set(range(72)) - set(range(40, 40 + lost))
-    assert 1 <= len(told) <= world
-    assert all(re.search(rf"train/00001\.parquet: {what}.*counted as lost_images", line) for line in told)
+    assert len(loaded) == 72 and set(loaded) == set(range(72)) - set(range(40, 40 + lost))
+    assert 1 <= len(messages) <= world
+    assert all(re.search(rf"train/00001\.parquet: {message}.*counted as lost_images", line) for line in messages)
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_evaluation_counts_fewer_rows_and_repeats_none(tmp_path, world):
+def test_evaluation_omits_lost_rows_and_repeats_none(tmp_path, world):
     dataset = write_packed(tmp_path, {"train": [8], "val": [24, 16]})
     damage(dataset, "flipped byte", "val/00000.parquet")
-    config = dataclasses.replace(CONFIG, damaged="skip")
-    shown, lost = [], 0
+    config = dataclasses.replace(CONFIG, corrupt="skip")
+    loaded, lost = [], 0
     for rank in range(world):
         with Loader(dataset, "val", config, rank=rank, world_size=world) as loader:
-            shown += [int(s) for batch in loader.epoch(1) for s in batch.samples]
+            loaded += [int(s) for batch in loader.epoch(1) for s in batch.samples]
             lost += loader.lost[1]
-    assert shown == list(range(8, 40)) and lost == 8
+    assert loaded == list(range(8, 40)) and lost == 8
 
 
-def test_nothing_left_to_show_is_an_error(tmp_path):
+def test_a_dataset_without_readable_images_is_an_error(tmp_path):
     dataset = write_packed(tmp_path, {"train": [16]})
     damage(dataset, "deleted", "train/00000.parquet")
-    config = dataclasses.replace(CONFIG, damaged="skip")
+    config = dataclasses.replace(CONFIG, corrupt="skip")
     with (
         Loader(dataset, "train", config, augment=AugmentConfig()) as loader,
         pytest.raises(UserError, match=r"train/00000\.parquet: missing; no other image"),
@@ -282,7 +282,7 @@ def test_nothing_left_to_show_is_an_error(tmp_path):
 
 
 def break_images(dataset: PackedDataset, shard: str, rows: list[int]) -> None:
-    """Put bytes that are no JPEG into rows of a shard whose pages are whole."""
+    """Write invalid JPEG bytes into rows of a shard whose pages are intact."""
     path = Path(dataset.location.uri) / shard
     table = pq.read_table(path)
     images = [image if row not in rows else image[:300] for row, image in enumerate(table["image"].to_pylist())]
@@ -290,25 +290,25 @@ def break_images(dataset: PackedDataset, shard: str, rows: list[int]) -> None:
     pq.write_table(table, path, row_group_size=8, compression="none", use_dictionary=False, write_page_checksum=True)
 
 
-WAYS = {
+MODES = {
     "thread": CONFIG,
     "ray": dataclasses.replace(CONFIG, stream="ray"),
     "data": dataclasses.replace(CONFIG, stream="ray", decode="data", data_cpus=0.5),
 }
 
 
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest) -> LoaderConfig:
-    """A config of each way to read and decode."""
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> LoaderConfig:
+    """A config for each mode of reading and decoding."""
     if request.param != "thread":
         request.getfixturevalue("ray_cluster")
-    return WAYS[request.param]
+    return MODES[request.param]
 
 
-def test_all_ways_yield_the_same_batches_in_the_same_order(dataset, way):
+def test_all_modes_yield_the_same_batches_in_the_same_order(dataset, mode):
     augment = AugmentConfig(randaugment_ops=1)
     expected = [batch for batches in passes(dataset, epochs=3, augment=augment) for batch in batches]
-    with Loader(dataset, "train", way, augment=augment, epochs=range(1, 4)) as loader:
+    with Loader(dataset, "train", mode, augment=augment, epochs=range(1, 4)) as loader:
         found = [batch for epoch in (1, 2, 3) for batch in loader.epoch(epoch)]
     for one, other in zip(expected, found, strict=True):
         assert one.epoch == other.epoch and one.share == other.share
@@ -316,29 +316,29 @@ def test_all_ways_yield_the_same_batches_in_the_same_order(dataset, way):
             assert np.array_equal(getattr(one, name), getattr(other, name)), name
 
 
-def test_an_image_that_cannot_be_decoded_stops_training_with_its_sample(tmp_path, way):
+def test_an_undecodable_image_stops_training_and_is_named(tmp_path, mode):
     dataset = write_packed(tmp_path, {"train": [40, 24]})
     break_images(dataset, "train/00001.parquet", [3])
     with (
-        Loader(dataset, "train", way, augment=AugmentConfig()) as loader,
-        pytest.raises(UserError, match=r"/train: sample 43 cannot be decoded \(.+\); prepare .*damaged: skip") as error,
+        Loader(dataset, "train", mode, augment=AugmentConfig()) as loader,
+        pytest.raises(UserError, match=r"/train: sample 43 cannot be decoded \(.+\); prepare .*corrupt: skip") as error,
     ):
         list(loader.epoch(1))
     assert "\n" not in str(error.value)
 
 
-def test_an_image_that_cannot_be_decoded_is_replaced_in_training_and_left_out_in_evaluation(tmp_path, way):
+def test_an_undecodable_image_is_replaced_in_training_and_skipped_in_eval(tmp_path, mode):
     dataset = write_packed(tmp_path, {"train": [40, 24], "val": [10, 15]})
     break_images(dataset, "train/00001.parquet", [3, 20])
     break_images(dataset, "val/00000.parquet", list(range(10)))
-    config = dataclasses.replace(way, damaged="skip")
-    told: list[str] = []
-    with Loader(dataset, "train", config, augment=AugmentConfig(), epochs=range(1, 3), tell=told.append) as loader:
+    config = dataclasses.replace(mode, corrupt="skip")
+    messages: list[str] = []
+    with Loader(dataset, "train", config, augment=AugmentConfig(), epochs=range(1, 3), tell=messages.append) as loader:
         for epoch in (1, 2):
             batches = list(loader.epoch(epoch))
             assert [len(batch.labels) for batch in batches] == loader.plan(epoch).batch_rows.tolist()
-            shown = [int(sample) for batch in batches for sample in batch.samples]
-            assert len(shown) == 64 and set(shown) == set(range(64)) - {43, 60}
+            loaded = [int(sample) for batch in batches for sample in batch.samples]
+            assert len(loaded) == 64 and set(loaded) == set(range(64)) - {43, 60}
             assert loader.lost[epoch] == 2
             assert sorted(int(draw) for batch in batches for draw in batch.draws) == list(range(64))
             for batch in batches:
@@ -346,17 +346,19 @@ def test_an_image_that_cannot_be_decoded_is_replaced_in_training_and_left_out_in
                 lost = np.isin(batch.draws, [43, 60])
                 assert batch.lost == lost.sum() and np.array_equal(batch.draws[~lost], batch.samples[~lost])
                 assert batch.images.any(axis=(1, 2, 3)).all()
-    assert len(told) == 1 and re.search(r"/train: sample (43|60) cannot be decoded .*counted as lost_images", told[0])
+    assert len(messages) == 1 and re.search(
+        r"/train: sample (43|60) cannot be decoded .*counted as lost_images", messages[0]
+    )
     with Loader(dataset, "val", config) as loader:
         assert [int(sample) for batch in loader.epoch(1) for sample in batch.samples] == list(range(10, 25))
         assert loader.lost[1] == 10
 
 
-def test_a_batch_of_images_none_of_which_can_be_decoded_is_an_error_in_training(tmp_path):
+def test_a_training_batch_without_decodable_images_is_an_error(tmp_path):
     dataset = write_packed(tmp_path, {"train": [8]})
     break_images(dataset, "train/00000.parquet", list(range(8)))
     with (
-        Loader(dataset, "train", dataclasses.replace(CONFIG, damaged="skip"), augment=AugmentConfig()) as loader,
+        Loader(dataset, "train", dataclasses.replace(CONFIG, corrupt="skip"), augment=AugmentConfig()) as loader,
         pytest.raises(
             UserError, match=r"sample \d cannot be decoded .*none of the images tried as a replacement can be decoded"
         ),

@@ -1,4 +1,4 @@
-"""Plans: every row once, equal steps on every rank, whatever the sizes."""
+"""Read plans: each row once, and equally many steps on each rank, for any shard sizes."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from landmark.data.loading.plan import RankPlan, RowGroups, plan_evaluation, pla
 
 
 def make_groups(shard_rows: list[int], size: int) -> RowGroups:
-    """Row groups of `size` rows, as a manifest of these shards would give them."""
+    """Row groups of `size` rows, as in the manifest of these shards."""
     shard, row_group, rows = [], [], []
     for index, total in enumerate(shard_rows):
         for number, start in enumerate(range(0, total, size)):
@@ -28,14 +28,14 @@ def make_groups(shard_rows: list[int], size: int) -> RowGroups:
 
 
 def samples_of(plan: RankPlan) -> list[int]:
-    return [int(sample) for unit in plan.units for sample in unit.first_sample + unit.rows]
+    return [int(sample) for task in plan.read_tasks for sample in task.first_sample + task.rows]
 
 
 shards = st.lists(st.integers(1, 60), min_size=1, max_size=6)
 
 
 @given(shards, st.integers(1, 16), st.integers(1, 5), st.integers(1, 40), st.integers(0, 3))
-def test_training_epoch_shows_every_sample_once_in_equal_steps(shard_rows, size, world, batch, epoch):
+def test_a_training_epoch_has_each_sample_once_in_equal_steps(shard_rows, size, world, batch, epoch):
     groups = make_groups(shard_rows, size)
     total = sum(shard_rows)
     if total < world:
@@ -64,7 +64,7 @@ def test_evaluation_counts_every_row_once_in_order(shard_rows, size, world, batc
 
 
 @given(shards, st.integers(1, 16), st.integers(1, 4), st.data())
-def test_a_selection_reads_its_samples_once_and_no_other_row_group(shard_rows, size, world, data):
+def test_a_subset_reads_its_samples_once_and_no_other_row_group(shard_rows, size, world, data):
     total = sum(shard_rows)
     selected = np.array(data.draw(st.lists(st.booleans(), min_size=total, max_size=total)))
     if selected.sum() < world:
@@ -74,10 +74,10 @@ def test_a_selection_reads_its_samples_once_and_no_other_row_group(shard_rows, s
         plan_training_epoch(groups, rank=rank, world_size=world, batch_size=8, seed=1, epoch=1) for rank in range(world)
     ]
     assert sorted(s for plan in plans for s in samples_of(plan)) == np.flatnonzero(selected).tolist()
-    assert all(len(unit.rows) > 0 for plan in plans for unit in plan.units)
+    assert all(len(task.rows) > 0 for plan in plans for task in plan.read_tasks)
 
 
-def test_epochs_differ_and_repeat():
+def test_epochs_differ_and_are_reproducible():
     groups = make_groups([256, 256], 16)
 
     def order(epoch: int, seed: int = 0) -> list[int]:
@@ -88,6 +88,6 @@ def test_epochs_differ_and_repeat():
     assert order(1) != order(1, seed=1)
 
 
-def test_more_workers_than_images_is_refused():
+def test_more_workers_than_images_is_an_error():
     with pytest.raises(UserError, match="3 training images for 4 workers"):
         plan_training_epoch(make_groups([3], 2), rank=0, world_size=4, batch_size=4, seed=0, epoch=1)

@@ -1,4 +1,4 @@
-"""Independent choices: no two purposes share random numbers, and a subset keeps each split's fraction within chance."""
+"""Random streams: no two purposes share random numbers, and subsets keep each split's fraction within chance."""
 
 import ast
 import collections
@@ -11,7 +11,7 @@ import pytest
 import landmark
 from landmark.config import PrepareConfig, SplitConfig, SubsetConfig, SyntheticConfig
 from landmark.data.dataset import SPLITS
-from landmark.data.packing.catalog import wanted_images
+from landmark.data.packing.catalog import request_images
 from landmark.data.packing.sources import SyntheticSource, class_labels
 from landmark.data.randomness import HashStream, Stream, generator, hash_strings
 from landmark.data.splits import split_images
@@ -23,18 +23,18 @@ DEMO = SyntheticConfig()
 
 
 def packed_table(seed: int) -> pa.Table:
-    """The demo's images with their splits, as the catalog of a packed dataset has them."""
+    """The images of the demo with their splits, as in the catalog of a packed dataset."""
     items = plan_images(DEMO, seed)
     labels, _ = class_labels(items)
     splits = split_images(labels, items["group"], SplitConfig(), seed)
     return items.append_column("split", pa.array(np.array(SPLITS)[splits]))
 
 
-def assert_within_chance(splits: np.ndarray, shares: np.ndarray) -> None:
-    """Compare the images of each split with their expectation: within four standard deviations."""
+def assert_within_chance(splits: np.ndarray, fractions: np.ndarray) -> None:
+    """Check that the number of images in each split is within four standard deviations of the expectation."""
     counts = np.array([(splits == split).sum() for split in SPLITS])
-    deviation = np.sqrt(shares * (1 - shares) * counts.sum())
-    assert (np.abs(counts - shares * counts.sum()) <= 4 * deviation).all(), dict(zip(SPLITS, counts, strict=True))
+    deviation = np.sqrt(fractions * (1 - fractions) * counts.sum())
+    assert (np.abs(counts - fractions * counts.sum()) <= 4 * deviation).all(), dict(zip(SPLITS, counts, strict=True))
 
 
 RULE_1_IDS = """
@@ -43,7 +43,7 @@ RULE_1_IDS = """
 03ec4fdf67924d52 a9830036d2ca1c21 28b2a3935bafd712 f77f2b40dd05176e aae6398c19a9e61c
 d167aef8352c49ad c1b063e60cffc62f ec6e483d6ab45057 10369f5e35d96921 6ccce135d086cf66
 """
-"""What `--classes 4 --choose random --max-images 5` with seed 3 kept of the demo's images before there were rules."""
+"""Demo images that `--classes 4 --choose random --max-images 5` with seed 3 selected before rules were recorded."""
 
 SUBSETS = [
     SubsetConfig(images=1500),
@@ -60,37 +60,37 @@ SUBSETS = [
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("subset", SUBSETS, ids=str)
-def test_a_subset_of_a_packed_dataset_keeps_each_splits_share(subset, seed):
+def test_a_subset_of_a_packed_dataset_keeps_each_splits_fraction(subset, seed):
     table = packed_table(seed)
-    everyone = np.array(table["split"].to_pylist())
+    all_splits = np.array(table["split"].to_pylist())
     kept = select_images(table, subset, seed)
-    assert_within_chance(everyone[kept], np.array([(everyone == split).mean() for split in SPLITS]))
+    assert_within_chance(all_splits[kept], np.array([(all_splits == split).mean() for split in SPLITS]))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("subset", SUBSETS, ids=str)
-def test_a_subset_of_a_source_is_split_as_asked(subset, seed):
+def test_a_subset_of_a_source_is_split_as_configured(subset, seed):
     config = PrepareConfig(output="o", source="synthetic", subset=subset, seed=seed)
-    wanted = wanted_images(SyntheticSource(DEMO, seed), config)
-    assert_within_chance(np.array(SPLITS)[wanted.splits()], np.array([0.7, 0.15, 0.15]))
+    requested = request_images(SyntheticSource(DEMO, seed), config)
+    assert_within_chance(np.array(SPLITS)[requested.splits()], np.array([0.7, 0.15, 0.15]))
 
 
-def test_a_long_tail_is_chosen_apart_from_the_other_choices():
-    """Of the images that another choice kept it keeps each one with equal chance, whatever that one's order was."""
+def test_a_long_tail_is_selected_independently_of_other_selections():
+    """The tail keeps each image of an earlier selection with equal probability, for any order of that selection."""
     table = packed_table(0)
     kept = table.filter(pa.array(select_images(table, SubsetConfig(max_images=60), 0)))
     train = np.array(kept["split"].to_pylist()) == "train"
-    chosen = tail_images(kept, SubsetConfig(tail=1.0), 0)[train]
+    selected = tail_images(kept, SubsetConfig(tail=1.0), 0)[train]
     order = hash_strings(kept["image_id"], 0, HashStream.SUBSET_MAX_IMAGES)[train]
     split = hash_strings(kept["image_id"], 0, HashStream.SPLIT)[train]
-    assert 0.1 < chosen.mean() < 0.5
+    assert 0.1 < selected.mean() < 0.5
     for keys in (order, split):
         ranks = np.argsort(np.argsort(keys)) / len(keys)
-        assert abs(ranks[chosen].mean() - ranks.mean()) < 4 / np.sqrt(12 * chosen.sum())
+        assert abs(ranks[selected].mean() - ranks.mean()) < 4 / np.sqrt(12 * selected.sum())
 
 
 def test_a_total_does_not_prefer_classes_that_were_limited():
-    """Of 5 classes of 1,000 and 5 of 100, all limited to 100, a total of 200 keeps as many of each kind."""
+    """From 5 classes of 1,000 and 5 of 100 images, all limited to 100, a total of 200 keeps about 100 of each kind."""
     landmarks = [f"L{number}" for number in range(10) for _ in range(1000 if number < 5 else 100)]
     table = pa.table({"image_id": [f"{number:016x}" for number in range(len(landmarks))], "landmark_id": landmarks})
     kept = select_images(table, SubsetConfig(max_images=100, images=200), 0)
@@ -108,7 +108,7 @@ def test_streams_of_one_seed_are_independent():
 
 
 def calls_of(name: str) -> list[tuple[str, ast.Call]]:
-    """Every call of a function in the package, with the module's path."""
+    """Return every call of a function in the package, with the path of its module."""
     root = Path(landmark.__file__).parent
     found = []
     for path in sorted(root.rglob("*.py")):
@@ -132,14 +132,14 @@ def test_each_stream_is_used_for_one_purpose(name, argument, streams):
     assert used == {stream.name: 1 for stream in streams}
 
 
-def test_rule_1_chooses_as_before():
-    """The choices of the version that recorded no rule, which its runs go on with."""
+def test_rule_1_selects_as_before():
+    """Runs of the version that recorded no rule resume with these selections."""
     table = packed_table(0)
-    everyone = np.array(table["split"].to_pylist())
+    all_splits = np.array(table["split"].to_pylist())
     counts = {}
     for images in (1500, 300):
         kept = select_images(table, SubsetConfig(images=images, rule=1), 0)
-        counts[images] = [int((everyone[kept] == split).sum()) for split in SPLITS]
+        counts[images] = [int((all_splits[kept] == split).sum()) for split in SPLITS]
     assert counts == {1500: [599, 449, 452], 300: [0, 0, 300]}
     kept = select_images(table, SubsetConfig(classes=4, choose="random", max_images=5, rule=1), 3)
     assert table["image_id"].filter(pa.array(kept)).to_pylist() == RULE_1_IDS.split()

@@ -1,4 +1,4 @@
-"""Tars as streams: every file in order, damage told at the end, whether or not an MD5 is published."""
+"""Tar streams: files in order, and damage reported at the end, with or without a published MD5."""
 
 import hashlib
 import io
@@ -25,7 +25,7 @@ def md5_of(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
-def test_all_files_come_in_order_and_the_md5_is_that_of_the_whole(tmp_path: Path):
+def test_all_files_are_read_in_order_and_the_md5_covers_the_whole_tar(tmp_path: Path):
     path = write_tar(tmp_path, 7, MEMBERS)
     md5 = published_md5(locate(tmp_path), "train/images_007.tar")
     assert md5 == md5_of(path)
@@ -36,7 +36,7 @@ def test_all_files_come_in_order_and_the_md5_is_that_of_the_whole(tmp_path: Path
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_folders_links_and_long_names_do_not_disturb(tmp_path: Path, form):
+def test_folders_links_and_long_names_do_not_affect_the_images(tmp_path: Path, form):
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w", format=form) as tar:
         folder = tarfile.TarInfo("a/b/c")
@@ -56,28 +56,28 @@ def test_folders_links_and_long_names_do_not_disturb(tmp_path: Path, form):
     assert [member for member in read(path) if image_id(member[0])] == MEMBERS
 
 
-def test_damage_is_told_and_names_the_tar(tmp_path: Path):
+def test_damage_is_an_error_that_names_the_tar(tmp_path: Path):
     path = write_tar(tmp_path, 0, MEMBERS)
-    whole, md5 = path.read_bytes(), md5_of(path)
+    complete, md5 = path.read_bytes(), md5_of(path)
     with tarfile.open(path) as tar:
-        between = tar.getmembers()[5].offset
-    for cut in (between, between + 100, between + 600, len(whole) - 10_240, 0):
-        path.write_bytes(whole[:cut])
+        member_offset = tar.getmembers()[5].offset
+    for cut in (member_offset, member_offset + 100, member_offset + 600, len(complete) - 10_240, 0):
+        path.write_bytes(complete[:cut])
         with pytest.raises(UserError, match=r"images_000\.tar: truncated after [\d,]+ bytes; download it again"):
             read(path)
         with pytest.raises(UserError, match=r"images_000\.tar: its MD5 is .*truncated.*download it again"):
             read(path, md5)
-    flipped = bytearray(whole)
-    flipped[between + 600] ^= 1
+    flipped = bytearray(complete)
+    flipped[member_offset + 600] ^= 1
     path.write_bytes(flipped)
     assert len(read(path)) == len(MEMBERS)
     with pytest.raises(
         UserError, match=rf"images_000\.tar: its MD5 is \w+; expected {md5} as published; download it again"
     ):
         read(path, md5)
-    flipped[between : between + 100] = b"\xff" * 100
+    flipped[member_offset : member_offset + 100] = b"\xff" * 100
     path.write_bytes(flipped)
-    with pytest.raises(UserError, match=rf"images_000\.tar: corrupt at byte {between:,}"):
+    with pytest.raises(UserError, match=rf"images_000\.tar: corrupt at byte {member_offset:,}"):
         read(path)
 
 
@@ -89,7 +89,7 @@ def test_a_tar_on_a_web_server_survives_broken_connections(web: WebServer):
 
 
 @pytest.mark.parametrize("text", ["", "no md5 here", "404: not found"])
-def test_an_md5_file_without_an_md5_is_named(tmp_path: Path, text):
+def test_an_md5_file_without_an_md5_is_an_error(tmp_path: Path, text):
     write_tar(tmp_path, 0, [])
     (tmp_path / "md5sum/train/md5.images_000.txt").write_text(text)
     with pytest.raises(UserError, match=r"md5\.images_000\.txt: expected an MD5"):

@@ -1,4 +1,4 @@
-"""Class folders: listed exactly, ids unique, mistakes named."""
+"""Class folders: complete listings, unique IDs and clear errors."""
 
 import dataclasses
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from landmark.config import FoldersConfig, PrepareConfig, SplitConfig, SubsetConfig, UserError
-from landmark.data.packing.catalog import wanted_images
+from landmark.data.packing.catalog import request_images
 from landmark.data.packing.plan import fingerprint, recorded_settings
 from landmark.data.packing.sources import class_labels, folder_source
 
@@ -27,14 +27,14 @@ def test_files_of_class_folders_are_listed_and_others_ignored(tmp_path: Path):
     assert items["group"].to_pylist() == items["image_id"].to_pylist()
 
 
-def test_ids_become_longer_where_names_meet(tmp_path: Path):
+def test_ids_contain_more_of_the_path_if_names_collide(tmp_path: Path):
     make(tmp_path, "a/1.jpg", "b/1.jpg")
     assert folder_source(str(tmp_path), None).items()["image_id"].to_pylist() == ["a/1", "b/1"]
     make(tmp_path, "a/1.png")
     assert folder_source(str(tmp_path), None).items()["image_id"].to_pylist() == ["a/1.jpg", "a/1.png", "b/1.jpg"]
 
 
-def test_groups_come_from_the_file_and_unknown_ids_are_told(tmp_path: Path):
+def test_groups_come_from_the_file_and_unknown_ids_are_reported(tmp_path: Path):
     make(tmp_path, "a/1.jpg", "a/2.jpg", "b/3.jpg")
     groups = tmp_path / "groups.csv"
     groups.write_text("id,class,group\n1,a,g\n3,b,g\n77,b,h\n")
@@ -46,7 +46,7 @@ def test_groups_come_from_the_file_and_unknown_ids_are_told(tmp_path: Path):
         source.items()
 
 
-def test_labels_are_ordered_as_numbers_where_ids_are_numbers():
+def test_labels_are_in_numeric_order_if_ids_are_numbers():
     import pyarrow as pa
 
     labels, names = class_labels(pa.table({"landmark_id": ["10", "9", "10", "100"]}))
@@ -64,7 +64,7 @@ def test_labels_are_ordered_as_numbers_where_ids_are_numbers():
         (["a/1.jpg", "b/1.jpg"], ["c", "d"], r"c: class folder without images \(2 such folders\); remove it"),
     ],
 )
-def test_folders_that_are_no_dataset_are_named(tmp_path: Path, paths, folders, message):
+def test_folders_without_a_valid_dataset_are_an_error(tmp_path: Path, paths, folders, message):
     make(tmp_path, *paths)
     for folder in folders:
         (tmp_path / folder).mkdir()
@@ -72,13 +72,13 @@ def test_folders_that_are_no_dataset_are_named(tmp_path: Path, paths, folders, m
         folder_source(str(tmp_path), None).items()
 
 
-def test_a_missing_folder_is_named(tmp_path: Path):
+def test_a_missing_folder_is_an_error(tmp_path: Path):
     with pytest.raises(UserError, match="none: no such file or folder"):
         folder_source(str(tmp_path / "none"), None).items()
 
 
 def test_a_dataset_of_an_older_version_keeps_its_subset():
-    """Neither a finished nor an unfinished dataset that records no rule is of other settings; a note says what it holds."""
+    """A dataset without a recorded rule is accepted with the same settings. A note names its rule."""
     config = PrepareConfig(output="o", source="synthetic", subset=SubsetConfig(images=500))
     saved = fingerprint(config)
     assert recorded_settings(saved, config) == (True, "")
@@ -87,13 +87,13 @@ def test_a_dataset_of_an_older_version_keeps_its_subset():
     assert same and "chosen by rule 1" in note
     assert recorded_settings(saved, dataclasses.replace(config, subset=SubsetConfig(images=501))) == (False, "")
     del saved["packing"]["quality"]
-    assert recorded_settings(saved, config)[0], "a setting that the version did not have has its default"
+    assert recorded_settings(saved, config)[0], "a setting that the older version did not have gets its default"
 
 
-def test_a_split_that_gets_no_image_is_told(tmp_path: Path):
+def test_a_split_without_images_is_reported(tmp_path: Path):
     make(tmp_path, *(f"{name}/1.jpg" for name in "abc"))
     config = PrepareConfig(output="o", folders=FoldersConfig(path=str(tmp_path)), split=SplitConfig(test=0.0))
-    notes = wanted_images(folder_source(str(tmp_path), None), config).notes
+    notes = request_images(folder_source(str(tmp_path), None), config).notes
     assert [note.split(":")[0] for note in notes if "split is empty" in note] == [
         "the val split is empty although split.val is 0.15"
     ]

@@ -1,4 +1,4 @@
-"""Listing of folders: each file once, whatever links there are; the output is no source; what is left out is said."""
+"""Folder listings: each file once despite links, without the output, and with a note on skipped files."""
 
 import os
 from pathlib import Path
@@ -20,8 +20,8 @@ def make(root: Path, *paths: str) -> Path:
     return root
 
 
-def test_a_link_to_a_folder_above_is_named_and_not_followed(tmp_path: Path):
-    """Without that 3 photographs become dozens, others' among them."""
+def test_a_link_to_a_parent_folder_is_reported_and_not_followed(tmp_path: Path):
+    """Otherwise, 3 photographs would become dozens, including unrelated ones."""
     root = make(tmp_path / "photos", "a/1.jpg", "a/deep/2.jpg", "b/3.jpg")
     (root / "a" / "loop").symlink_to("..")
     (root / "b" / "out").symlink_to(tmp_path)
@@ -50,7 +50,7 @@ def test_a_file_is_listed_once_under_its_own_path(tmp_path: Path):
     assert note.startswith("4 links to files or folders that are already listed were skipped: ")
 
 
-def test_the_output_below_the_source_is_not_listed(tmp_path: Path):
+def test_an_output_inside_the_source_is_not_listed(tmp_path: Path):
     root = make(tmp_path / "photos", "a/1.jpg", "b/2.jpg", "out/train/00000.parquet", "out/classes.png")
     output = locate(root / "out")
     assert list_files(locate(root), output).paths == ["a/1.jpg", "b/2.jpg"]
@@ -60,13 +60,14 @@ def test_the_output_below_the_source_is_not_listed(tmp_path: Path):
         prepare(PrepareConfig(output=f"{root}/", source="folders", folders=FoldersConfig(path=str(root))))
 
 
-def test_names_that_are_no_text_and_places_that_are_no_folder_are_named(tmp_path: Path):
+def test_non_utf8_names_and_paths_that_are_no_folder_are_reported(tmp_path: Path):
     root = make(tmp_path / "photos", "a/1.jpg", "b/2.jpg", "a/.hidden/3.jpg", ".git/4")
     Path(os.fsdecode(os.fsencode(root / "a") + b"/\xff.jpg")).write_bytes(b"x")
     listed = list_files(locate(root))
     assert listed.paths == ["a/1.jpg", "b/2.jpg"] and listed.folders == {"a", "b"}
     assert listed.notes == [
-        f"1 files and folders with names that are not UTF-8 were skipped; rename them to include them: {root}/a/\ufffd.jpg"
+        "1 files and folders with names that are not UTF-8 were skipped; "
+        f"rename them to include them: {root}/a/\ufffd.jpg"
     ]
     with pytest.raises(UserError, match="is a file; expected a folder"):
         list_files(locate(root / "a" / "1.jpg"))
@@ -74,12 +75,12 @@ def test_names_that_are_no_text_and_places_that_are_no_folder_are_named(tmp_path
         list_files(locate(root / "none"))
 
 
-def test_one_file_is_an_image(tmp_path: Path):
+def test_a_single_file_is_one_image(tmp_path: Path):
     make(tmp_path, "a b#1.jpg", "c.jpg")
-    place = locate(tmp_path / "a b#1.jpg")
-    assert not holds_dataset(place)
-    images = FolderImages.of(place)
-    assert (images.names, images.rows, images.place) == (("a b#1.jpg",), 1, place.uri)
+    location = locate(tmp_path / "a b#1.jpg")
+    assert not holds_dataset(location)
+    images = FolderImages.of(location)
+    assert (images.names, images.rows, images.place) == (("a b#1.jpg",), 1, location.uri)
     assert (locate(images.folder) / images.names[0]).read_bytes() == b"x"
 
 
@@ -91,13 +92,13 @@ def test_one_file_is_an_image(tmp_path: Path):
         (["train/a/1.jpg", "train/b/2.jpg"], "train"),
     ],
 )
-def test_split_folders_are_no_classes(tmp_path: Path, paths, splits):
+def test_split_folders_are_not_accepted_as_classes(tmp_path: Path, paths, splits):
     root = make(tmp_path, *paths)
     with pytest.raises(UserError, match=rf"contains folders of splits \({splits}\) that contain folders of classes"):
         folder_source(str(root), None).items()
 
 
-def test_nested_folders_are_not_flattened_without_a_word(tmp_path: Path):
+def test_flattening_nested_folders_is_reported(tmp_path: Path):
     root = make(tmp_path, "a/day/1.jpg", "a/2.jpg", "test/3.jpg", "train/x/4.jpg")
     source = folder_source(str(root), None)
     assert source.items()["landmark_id"].to_pylist() == ["a", "a", "test", "train"]

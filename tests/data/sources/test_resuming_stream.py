@@ -1,4 +1,4 @@
-"""Streams: every byte once, from wherever the file lies and however often the connection breaks."""
+"""Resuming streams: each byte once, for any storage and any number of broken connections."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def read(uri: str) -> bytes:
         return stream.readall()
 
 
-def test_a_file_on_disk_is_read_whole(tmp_path: Path):
+def test_a_file_on_disk_is_read_completely(tmp_path: Path):
     (tmp_path / "f").write_bytes(DATA)
     assert read(str(tmp_path / "f")) == DATA
     (tmp_path / "empty").write_bytes(b"")
@@ -27,7 +27,7 @@ def test_a_file_on_disk_is_read_whole(tmp_path: Path):
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_broken_connection_goes_on_at_its_offset(web: WebServer, ranges):
+def test_a_broken_connection_resumes_at_its_offset(web: WebServer, ranges):
     (web.folder / "f").write_bytes(DATA)
     web.ranges = ranges
     web.breaks = [CHUNK_BYTES + 5, 100, CHUNK_BYTES // 2]
@@ -41,17 +41,17 @@ def test_a_broken_connection_goes_on_at_its_offset(web: WebServer, ranges):
         assert set(starts) == {0} and len(starts) == 5
 
 
-def test_an_object_is_read_while_its_server_is_killed(s3: Seaweed):
-    place = locate(s3.uri("streams/f"))
-    place.write_bytes(DATA)
-    with ResumingStream(place) as stream:
+def test_reading_an_object_survives_a_killed_server(s3: Seaweed):
+    location = locate(s3.uri("streams/f"))
+    location.write_bytes(DATA)
+    with ResumingStream(location) as stream:
         first = stream.read(1000)
         s3.kill()
         s3.start()
         assert first + stream.readall() == DATA
 
 
-def test_what_is_not_there_or_not_allowed_is_told_in_one_line(web: WebServer, monkeypatch):
+def test_missing_or_forbidden_files_and_a_busy_server_are_clear_errors(web: WebServer, monkeypatch):
     monkeypatch.setenv("LANDMARK_STORAGE_DEADLINE_S", "1")
     (web.folder / "f").write_bytes(b"x")
     assert is_there(locate(web.uri("f"))) and not is_there(locate(web.uri("g")))
@@ -67,7 +67,7 @@ def test_what_is_not_there_or_not_allowed_is_told_in_one_line(web: WebServer, mo
         read(web.uri("f"))
 
 
-def test_a_server_that_is_gone_is_told_in_one_line(monkeypatch):
+def test_an_unreachable_server_is_a_clear_error(monkeypatch):
     monkeypatch.setenv("LANDMARK_STORAGE_DEADLINE_S", "1")
     with pytest.raises(UserError, match="the web server does not respond .*refused"):
         read(f"http://127.0.0.1:{free_ports(1)[0]}/f")

@@ -1,4 +1,4 @@
-"""Pictures of any format and mode become upright RGB JPEG, or are refused with a reason."""
+"""Images of any format and mode become upright RGB JPEGs or are rejected with a reason."""
 
 import io
 from pathlib import Path
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from landmark.config import PackingConfig
-from landmark.data.sources.image_files import Refused
+from landmark.data.sources.image_files import RejectedImage
 from landmark.data.sources.transcode import pack_image
 
 CONFIG = PackingConfig(short_side=64, quality=90)
@@ -31,8 +31,8 @@ def halves(width: int = 120, height: int = 80) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def colours(data: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Mean colours of the left and of the right quarter."""
+def colors(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean colors of the left and the right quarter."""
     pixels = simplejpeg.decode_jpeg(pack_image(data, CONFIG).jpeg).astype(float)
     quarter = pixels.shape[1] // 4
     return pixels[:, :quarter].mean(axis=(0, 1)), pixels[:, -quarter:].mean(axis=(0, 1))
@@ -53,44 +53,44 @@ def colours(data: bytes) -> tuple[np.ndarray, np.ndarray]:
         ("TIFF", "RGB", {}),
     ],
 )
-def test_colours_survive_every_format_and_mode(kind, mode, options):
-    left, right = colours(encoded(halves().convert(mode), kind, **options))
+def test_colors_survive_every_format_and_mode(kind, mode, options):
+    left, right = colors(encoded(halves().convert(mode), kind, **options))
     assert left[0] > 150 and left[2] < 70
     assert right[2] > 150 and right[0] < 70
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "I;16", "I"])
-def test_grey_modes_keep_their_brightness(mode):
-    grey = np.tile(np.linspace(0, 255, 120).astype(np.uint8), (80, 1))
-    picture = Image.fromarray(grey)
+def test_grayscale_modes_keep_their_brightness(mode):
+    gray = np.tile(np.linspace(0, 255, 120).astype(np.uint8), (80, 1))
+    image = Image.fromarray(gray)
     if mode.startswith("I"):
-        picture = Image.fromarray(grey.astype(np.uint16) * 257).convert(mode)
-    data = encoded(picture.convert(mode) if mode != "I;16" else picture, "TIFF" if mode == "I" else "PNG")
-    left, right = colours(data)
+        image = Image.fromarray(gray.astype(np.uint16) * 257).convert(mode)
+    data = encoded(image.convert(mode) if mode != "I;16" else image, "TIFF" if mode == "I" else "PNG")
+    left, right = colors(data)
     assert left.max() < 90
     assert right.min() > 160
 
 
-def test_transparency_is_laid_on_white():
-    picture = halves().convert("RGBA")
-    picture.putalpha(0)
-    left, right = colours(encoded(picture, "PNG"))
+def test_transparent_pixels_become_white():
+    image = halves().convert("RGBA")
+    image.putalpha(0)
+    left, right = colors(encoded(image, "PNG"))
     assert left.min() > 250 and right.min() > 250
 
 
-@pytest.mark.parametrize(("orientation", "turned"), [(1, False), (3, False), (6, True), (8, True)])
-def test_orientation_is_applied(orientation, turned):
+@pytest.mark.parametrize(("orientation", "rotated"), [(1, False), (3, False), (6, True), (8, True)])
+def test_orientation_is_applied(orientation, rotated):
     exif = Image.Exif()
     exif[0x0112] = orientation
     packed = pack_image(encoded(halves(), "JPEG", exif=exif, quality=95), PackingConfig(short_side=50))
-    assert (packed.height > packed.width) == turned
+    assert (packed.height > packed.width) == rotated
     pixels = simplejpeg.decode_jpeg(packed.jpeg)
     corner = {1: pixels[5, 5], 3: pixels[-5, -5], 6: pixels[5, 5], 8: pixels[-5, -5]}[orientation]
     assert corner[0] > 150 and corner[2] < 80
 
 
 @given(st.integers(8, 200), st.integers(8, 200), st.integers(16, 128))
-def test_the_short_side_is_met_and_nothing_is_enlarged(width, height, short_side):
+def test_the_short_side_has_the_given_size_and_nothing_is_enlarged(width, height, short_side):
     if max(width, height) > 20 * min(width, height):
         return
     packed = pack_image(encoded(halves(width, height), "PNG"), PackingConfig(short_side=short_side))
@@ -99,7 +99,7 @@ def test_the_short_side_is_met_and_nothing_is_enlarged(width, height, short_side
     assert packed.width / packed.height == pytest.approx(width / height, rel=1.2 / min(packed.width, packed.height))
 
 
-def test_a_small_upright_jpeg_is_kept_byte_by_byte_and_others_are_not():
+def test_only_a_small_upright_rgb_jpeg_is_kept_unchanged():
     small = encoded(halves(60, 40), "JPEG")
     assert pack_image(small, CONFIG).jpeg == small
     assert pack_image(encoded(halves(400, 300), "JPEG"), CONFIG).jpeg != small
@@ -119,25 +119,25 @@ def test_a_small_upright_jpeg_is_kept_byte_by_byte_and_others_are_not():
         (encoded(Image.new("1", (10_100, 10_000)), "PNG"), "too large (packing.max_megapixels is 100)"),
     ],
 )
-def test_what_is_no_usable_picture_is_refused_with_its_reason(data, reason):
-    with pytest.raises(Refused) as refused:
+def test_an_unusable_image_is_rejected_with_a_reason(data, reason):
+    with pytest.raises(RejectedImage) as rejected:
         pack_image(data, CONFIG)
-    assert str(refused.value) == reason
+    assert str(rejected.value) == reason
 
 
 @given(st.binary(max_size=300), st.integers(0, 2000), st.integers(0, 255))
-def test_damaged_files_are_refused_or_read_never_worse(tail, place, value):
+def test_damaged_files_are_rejected_or_decoded(tail, position, value):
     data = bytearray(encoded(halves(), "JPEG"))
-    data[place % len(data)] = value
-    for candidate in (bytes(data), bytes(data[: place % len(data)]) + tail, tail):
+    data[position % len(data)] = value
+    for candidate in (bytes(data), bytes(data[: position % len(data)]) + tail, tail):
         try:
             packed = pack_image(candidate, CONFIG)
-        except Refused:
+        except RejectedImage:
             continue
         assert simplejpeg.decode_jpeg(packed.jpeg).shape[2] == 3
 
 
-def test_odd_real_files_are_read(photographs: Path):
+def test_unusual_real_files_are_decoded(photographs: Path):
     files = sorted((photographs / "odd_files").iterdir())
     assert len(files) >= 9
     for file in files:
@@ -146,7 +146,7 @@ def test_odd_real_files_are_read(photographs: Path):
         assert min(packed.width, packed.height) <= 64
         assert pixels.std() > 10
         with Image.open(file) as original:
-            turned = original.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            assert ((original.width > original.height) != turned) == (packed.width > packed.height) or (
+            rotated = original.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            assert ((original.width > original.height) != rotated) == (packed.width > packed.height) or (
                 original.width == original.height
             )

@@ -1,29 +1,29 @@
-"""Policies of access: networks, credentials, accounts."""
+"""Policies of access: network, credentials, service accounts."""
 
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from tests.deployment.manifests import Manifest, Pod, all_pods, clusters, containers, of_kind, ray_pods
-from tests.deployment.network import End, let_in, open_between
+from tests.deployment.network import Endpoint, is_allowed, is_ingress_allowed
 from tests.deployment.policies.registry import policy
 
 GCS, DASHBOARD, CLIENT, METRICS = 6379, 8265, 10001, 8080
 PORTS = (22, 443, GCS, METRICS, DASHBOARD, CLIENT, 8076, 12345, 52365)
-"""Ray's, and some that nothing is said of: object manager, a rendezvous, the agent."""
-OPERATOR = End("the operator", "ray-system", {"app.kubernetes.io/name": "kuberay-operator"})
-PROMETHEUS = End("Prometheus", "monitoring", {"app.kubernetes.io/name": "prometheus"})
-DNS = End("the cluster's DNS", "kube-system", {"k8s-app": "kube-dns"})
-NODE_DNS = End("the node's DNS cache", None, address="169.254.20.10")
-"""NodeLocal DNSCache: the nameserver in each pod's resolv.conf where it is installed (GKE, many EKS clusters)."""
-BUCKET = End("the bucket", None, address="52.216.1.1")
-METADATA = End("the machine's metadata service", None, address="169.254.169.254")
-METADATA_6 = End("the machine's metadata service", None, address="fd00:ec2::254")
-STRANGERS = (
-    End("a pod of the namespace", "landmark", {}),
-    End("a pod of the namespace called landmark", "landmark", {"app.kubernetes.io/part-of": "landmark"}),
-    End("a pod of another namespace", "default", {}),
-    End(
+"""Ports of Ray, and ports that no policy names: object manager, rendezvous, dashboard agent."""
+OPERATOR = Endpoint("the operator", "ray-system", {"app.kubernetes.io/name": "kuberay-operator"})
+PROMETHEUS = Endpoint("Prometheus", "monitoring", {"app.kubernetes.io/name": "prometheus"})
+DNS = Endpoint("the cluster's DNS", "kube-system", {"k8s-app": "kube-dns"})
+NODE_DNS = Endpoint("the node's DNS cache", None, address="169.254.20.10")
+"""NodeLocal DNSCache: the nameserver in each pod's resolv.conf if it is installed (GKE, many EKS clusters)."""
+BUCKET = Endpoint("the bucket", None, address="52.216.1.1")
+METADATA = Endpoint("the node's metadata service", None, address="169.254.169.254")
+METADATA_6 = Endpoint("the node's metadata service", None, address="fd00:ec2::254")
+UNRELATED_PEERS = (
+    Endpoint("a pod of the namespace", "landmark", {}),
+    Endpoint("a pod of the namespace called landmark", "landmark", {"app.kubernetes.io/part-of": "landmark"}),
+    Endpoint("a pod of another namespace", "default", {}),
+    Endpoint(
         "a pod of another namespace with a worker's labels",
         "default",
         {
@@ -32,9 +32,9 @@ STRANGERS = (
             "app.kubernetes.io/instance": "tune",
         },
     ),
-    End("another pod beside the operator", "ray-system", {"app.kubernetes.io/name": "kuberay"}),
-    End("another pod beside Prometheus", "monitoring", {"app.kubernetes.io/name": "grafana"}),
-    End("the internet", None, address="203.0.113.9"),
+    Endpoint("another pod next to the operator", "ray-system", {"app.kubernetes.io/name": "kuberay"}),
+    Endpoint("another pod next to Prometheus", "monitoring", {"app.kubernetes.io/name": "grafana"}),
+    Endpoint("the internet", None, address="203.0.113.9"),
 )
 SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL", re.IGNORECASE)
 SECRET_TEXT = re.compile(
@@ -42,8 +42,8 @@ SECRET_TEXT = re.compile(
 )
 
 
-def _end(pod: Pod) -> End:
-    return End(pod.where, "landmark", pod.labels)
+def _endpoint(pod: Pod) -> Endpoint:
+    return Endpoint(pod.where, "landmark", pod.labels)
 
 
 def _cluster_of(pod: Pod) -> str:
@@ -52,75 +52,75 @@ def _cluster_of(pod: Pod) -> str:
 
 @policy
 def network_denies_by_default(manifests: list[Manifest]) -> Iterator[str]:
-    """What no policy names is closed, both ways."""
+    """Connections that no policy names are denied in both directions."""
     for policy_ in of_kind(manifests, "NetworkPolicy"):
         spec = policy_["spec"]
         if spec["podSelector"] == {} and set(spec["policyTypes"]) == {"Ingress", "Egress"}:
             if spec.get("ingress") or spec.get("egress"):
-                yield "the policy of all pods lets something through"
+                yield "the default policy allows some connections"
             return
-    yield "nothing closes the namespace"
+    yield "no policy denies all connections by default"
 
 
 @policy
-def network_closed_to_strangers(manifests: list[Manifest]) -> Iterator[str]:
-    """Nobody but the cluster's own pods reaches a port of it: not the dashboard, the GCS, the client's, no other."""
+def network_closed_to_unrelated_peers(manifests: list[Manifest]) -> Iterator[str]:
+    """Only the cluster's own pods reach its ports, including the dashboard, the GCS and the client server."""
     pods = all_pods(manifests)
     for pod in pods:
-        others = [_end(one) for one in pods if _cluster_of(one) != _cluster_of(pod)]
-        for source in (*STRANGERS, *others):
-            opened = [port for port in PORTS if let_in(manifests, source, _end(pod), port)]
+        others = [_endpoint(one) for one in pods if _cluster_of(one) != _cluster_of(pod)]
+        for source in (*UNRELATED_PEERS, *others):
+            opened = [port for port in PORTS if is_ingress_allowed(manifests, source, _endpoint(pod), port)]
             if opened:
-                yield f"{pod.where}: ports {opened} are open to {source.what}"
+                yield f"{pod.where}: ports {opened} are open to {source.name}"
 
 
 @policy
 def network_open_where_needed(manifests: list[Manifest]) -> Iterator[str]:
-    """Nodes of one cluster reach each other; the submitter and the operator the dashboard, and no more; all the DNS."""
+    """Nodes of a cluster reach each other; submitter and operator reach only the dashboard; all pods reach the DNS."""
     pods = all_pods(manifests)
     for pod in pods:
         for dns in (DNS, NODE_DNS):
-            if not all(open_between(manifests, _end(pod), dns, 53, protocol) for protocol in ("UDP", "TCP")):
-                yield f"{pod.where}: does not reach {dns.what}"
+            if not all(is_allowed(manifests, _endpoint(pod), dns, 53, protocol) for protocol in ("UDP", "TCP")):
+                yield f"{pod.where}: cannot reach {dns.name}"
         if pod.role == "submitter":
             continue
         for other in pods:
             if _cluster_of(other) == _cluster_of(pod):
                 yield from _between(manifests, other, pod)
-        if not open_between(manifests, _end(pod), BUCKET, 443):
-            yield f"{pod.where}: does not reach the bucket"
-        wanted = {DASHBOARD} if pod.role == "head" else set()
-        if {port for port in PORTS if open_between(manifests, OPERATOR, _end(pod), port)} != wanted:
-            yield f"{pod.where}: the operator reaches other ports than {wanted or 'none'}"
-        if {port for port in PORTS if open_between(manifests, PROMETHEUS, _end(pod), port)} != {METRICS}:
-            yield f"{pod.where}: Prometheus reaches other ports than its metrics"
+        if not is_allowed(manifests, _endpoint(pod), BUCKET, 443):
+            yield f"{pod.where}: cannot reach the bucket"
+        expected = {DASHBOARD} if pod.role == "head" else set()
+        if {port for port in PORTS if is_allowed(manifests, OPERATOR, _endpoint(pod), port)} != expected:
+            yield f"{pod.where}: the operator does not reach exactly the ports {expected or 'none'}"
+        if {port for port in PORTS if is_allowed(manifests, PROMETHEUS, _endpoint(pod), port)} != {METRICS}:
+            yield f"{pod.where}: Prometheus does not reach exactly the metrics port"
 
 
 def _between(manifests: list[Manifest], source: Pod, target: Pod) -> Iterator[str]:
-    opened = {port for port in PORTS if open_between(manifests, _end(source), _end(target), port)}
-    wanted = set(PORTS)
+    opened = {port for port in PORTS if is_allowed(manifests, _endpoint(source), _endpoint(target), port)}
+    expected = set(PORTS)
     if source.role == "submitter":
-        wanted = {DASHBOARD} if target.role == "head" else set()
-    if opened != wanted:
-        yield f"{target.where}: {source.where} reaches {sorted(opened)}, expected {sorted(wanted)}"
+        expected = {DASHBOARD} if target.role == "head" else set()
+    if opened != expected:
+        yield f"{target.where}: {source.where} reaches {sorted(opened)}, expected {sorted(expected)}"
 
 
 @policy
-def network_keeps_the_machines_credentials(manifests: list[Manifest]) -> Iterator[str]:
-    """No pod reaches the metadata service of its machine, nor a port outside but the bucket's."""
+def network_protects_node_credentials(manifests: list[Manifest]) -> Iterator[str]:
+    """No pod reaches the metadata service of its node. The only open external port is that of the bucket."""
     for pod in all_pods(manifests):
         for target in (METADATA, METADATA_6):
-            if any(open_between(manifests, _end(pod), target, port) for port in (80, 443)):
-                yield f"{pod.where}: reaches {target.what}"
-        if any(open_between(manifests, _end(pod), BUCKET, port) for port in (22, 25, 80)):
-            yield f"{pod.where}: reaches any port outside"
-        if any(open_between(manifests, _end(pod), NODE_DNS, port) for port in PORTS):
-            yield f"{pod.where}: reaches other ports of its node than the DNS"
+            if any(is_allowed(manifests, _endpoint(pod), target, port) for port in (80, 443)):
+                yield f"{pod.where}: reaches {target.name}"
+        if any(is_allowed(manifests, _endpoint(pod), BUCKET, port) for port in (22, 25, 80)):
+            yield f"{pod.where}: reaches other external ports"
+        if any(is_allowed(manifests, _endpoint(pod), NODE_DNS, port) for port in PORTS):
+            yield f"{pod.where}: reaches ports of its node other than the DNS"
 
 
 @policy
 def no_credentials(manifests: list[Manifest]) -> Iterator[str]:
-    """No key, token or password stands in a manifest."""
+    """No manifest contains a key, a token or a password."""
     for secret in of_kind(manifests, "Secret"):
         yield f"Secret {secret['metadata']['name']}: is in the manifest"
     for where, container, _ in containers(manifests):
@@ -143,19 +143,19 @@ def _texts(value: Any) -> Iterator[str]:
 
 @policy
 def own_account(manifests: list[Manifest]) -> Iterator[str]:
-    """Ray's pods have an account that exists, for the bucket's role, and may read its keys from a Secret that need not be there."""
+    """Ray's pods have an existing service account for the bucket, and can read its keys from an optional Secret."""
     accounts = {one["metadata"]["name"] for one in of_kind(manifests, "ServiceAccount")}
     for pod in ray_pods(manifests):
         if pod.spec.get("serviceAccountName") not in accounts:
-            yield f"{pod.where}: account {pod.spec.get('serviceAccountName')!r} is not here"
+            yield f"{pod.where}: account {pod.spec.get('serviceAccountName')!r} does not exist"
         sources = [one.get("secretRef", {}) for one in pod.spec["containers"][0].get("envFrom", [])]
         if {"name": "landmark-bucket", "optional": True} not in sources:
-            yield f"{pod.where}: takes no keys from Secret landmark-bucket"
+            yield f"{pod.where}: does not read keys from Secret landmark-bucket"
 
 
 @policy
-def no_token_of_kubernetes(manifests: list[Manifest]) -> Iterator[str]:
-    """No container holds a token of Kubernetes but the autoscaler, which needs it."""
+def no_kubernetes_token(manifests: list[Manifest]) -> Iterator[str]:
+    """Only the autoscaler has a Kubernetes token."""
     for account in of_kind(manifests, "ServiceAccount"):
         if account.get("automountServiceAccountToken") is not False:
             yield f"account {account['metadata']['name']}: its token is mounted by default"
@@ -171,10 +171,10 @@ def no_token_of_kubernetes(manifests: list[Manifest]) -> Iterator[str]:
 
 @policy
 def namespace_is_restricted(manifests: list[Manifest]) -> Iterator[str]:
-    """Kubernetes itself refuses pods that are less confined, and everything lies in that namespace."""
+    """Kubernetes refuses less restricted pods, and all clusters are in that namespace."""
     for namespace in of_kind(manifests, "Namespace"):
         if namespace["metadata"].get("labels", {}).get("pod-security.kubernetes.io/enforce") != "restricted":
-            yield f"namespace {namespace['metadata']['name']}: takes any pod"
+            yield f"namespace {namespace['metadata']['name']}: accepts any pod"
     names = {one["metadata"]["name"] for one in of_kind(manifests, "Namespace")}
     for cluster in clusters(manifests):
         if cluster.owner["metadata"].get("namespace") not in names:

@@ -1,4 +1,4 @@
-"""Policies of pods and containers: what they may do, and what they may take."""
+"""Policies of pods and containers: their permissions and their resources."""
 
 from collections.abc import Iterator
 from decimal import Decimal
@@ -8,9 +8,9 @@ from tests.deployment.policies.registry import policy
 
 WRITTEN = {"head": ("/tmp", "/tmp/ray", "/dev/shm", "/home/landmark"), "submitter": ("/tmp", "/home/landmark")}
 WRITTEN["worker"] = WRITTEN["head"]
-CPUS_A_GPU = 6
-OBJECT_STORE_SHARE = Decimal("0.3")
-"""Of a node's memory, Ray's default."""
+CPUS_PER_GPU = 6
+OBJECT_STORE_FRACTION = Decimal("0.3")
+"""Fraction of a node's memory, Ray's default."""
 
 
 @policy
@@ -28,7 +28,7 @@ def non_root(manifests: list[Manifest]) -> Iterator[str]:
 
 @policy
 def no_privilege_escalation(manifests: list[Manifest]) -> Iterator[str]:
-    """No container is privileged or becomes it."""
+    """No container is privileged or can gain privileges."""
     for where, container, _ in containers(manifests):
         context = container.get("securityContext", {})
         if context.get("allowPrivilegeEscalation") is not False or context.get("privileged"):
@@ -37,7 +37,7 @@ def no_privilege_escalation(manifests: list[Manifest]) -> Iterator[str]:
 
 @policy
 def capabilities_dropped(manifests: list[Manifest]) -> Iterator[str]:
-    """All capabilities are dropped, none is added."""
+    """All capabilities are dropped, and none is added."""
     for where, container, _ in containers(manifests):
         if container.get("securityContext", {}).get("capabilities") != {"drop": ["ALL"]}:
             yield f"{where}: keeps capabilities"
@@ -45,7 +45,7 @@ def capabilities_dropped(manifests: list[Manifest]) -> Iterator[str]:
 
 @policy
 def seccomp(manifests: list[Manifest]) -> Iterator[str]:
-    """System calls are those of the runtime's default profile."""
+    """Pods use the seccomp profile of the container runtime."""
     for pod in all_pods(manifests):
         if pod.spec.get("securityContext", {}).get("seccompProfile") != {"type": "RuntimeDefault"}:
             yield f"{pod.where}: has no seccomp profile"
@@ -53,71 +53,71 @@ def seccomp(manifests: list[Manifest]) -> Iterator[str]:
 
 @policy
 def read_only_root(manifests: list[Manifest]) -> Iterator[str]:
-    """The root file system is read-only; what Ray writes is mounted."""
+    """The root file system is read-only, and the folders that Ray writes to are mounted."""
     for where, container, _ in containers(manifests):
         if container.get("securityContext", {}).get("readOnlyRootFilesystem") is not True:
-            yield f"{where}: writes to its root file system"
+            yield f"{where}: has a writable root file system"
     for pod in all_pods(manifests):
         mounted = {mount["mountPath"] for mount in pod.spec["containers"][0].get("volumeMounts", [])}
         for path in WRITTEN[pod.role]:
             if path not in mounted:
-                yield f"{pod.where}: nothing to write to at {path}"
+                yield f"{pod.where}: no volume at {path}"
 
 
 @policy
 def no_host_access(manifests: list[Manifest]) -> Iterator[str]:
-    """No pod uses the machine's network, processes or files."""
+    """No pod uses the network, processes or files of the host."""
     for pod in all_pods(manifests):
         for key in ("hostNetwork", "hostPID", "hostIPC"):
             if pod.spec.get(key):
                 yield f"{pod.where}: {key}"
         for volume in pod.spec.get("volumes", []):
             if not {"emptyDir", "projected", "configMap", "secret"} & set(volume):
-                yield f"{pod.where}: volume {volume['name']} is the machine's or outlives the pod"
+                yield f"{pod.where}: volume {volume['name']} is on the host or outlives the pod"
 
 
 @policy
 def requests_are_limits(manifests: list[Manifest]) -> Iterator[str]:
-    """Memory and ephemeral storage are requested, and no more may be had; CPUs are requested."""
+    """The requests for memory and ephemeral storage equal the limits, and CPUs are requested."""
     for where, container, _ in containers(manifests):
         for name in ("memory", "ephemeral-storage"):
-            wanted, limit = resource(container, "requests", name), resource(container, "limits", name)
-            if wanted is None or wanted != limit:
-                yield f"{where}: {name} requested {wanted}, limit {limit}"
+            requested, limit = resource(container, "requests", name), resource(container, "limits", name)
+            if requested is None or requested != limit:
+                yield f"{where}: {name} requested {requested}, limit {limit}"
         if resource(container, "requests", "cpu") is None:
             yield f"{where}: requests no CPU"
 
 
 @policy
 def storage_fits(manifests: list[Manifest]) -> Iterator[str]:
-    """Every folder on the machine's disk has a size, and all fit what the pod may have of it."""
+    """Every volume on disk has a size limit, and their sum is within the storage limit of the pod."""
     for pod in all_pods(manifests):
         disks = [volume["emptyDir"] for volume in pod.spec.get("volumes", []) if "emptyDir" in volume]
         sizes = [disk.get("sizeLimit") for disk in disks if disk.get("medium") != "Memory"]
         limit = resource(pod.spec["containers"][0], "limits", "ephemeral-storage") if pod.spec["containers"] else None
         if None in sizes:
-            yield f"{pod.where}: a folder without a size"
+            yield f"{pod.where}: a volume without a size limit"
         elif limit is not None and sum(map(quantity, filter(None, sizes))) > limit:
-            yield f"{pod.where}: folders of {', '.join(filter(None, sizes))} in {limit} bytes"
+            yield f"{pod.where}: volumes of {', '.join(filter(None, sizes))}, limit {limit} bytes"
 
 
 @policy
 def shm_sized(manifests: list[Manifest]) -> Iterator[str]:
-    """/dev/shm holds Ray's object store (30 % of the memory) and leaves half of the memory to processes."""
+    """/dev/shm fits Ray's object store (30% of the memory) and leaves half of the memory to processes."""
     for pod in ray_pods(manifests):
         container = pod.spec["containers"][0]
         volume = next((one["name"] for one in container["volumeMounts"] if one["mountPath"] == "/dev/shm"), None)
         shm = next((one.get("emptyDir", {}) for one in pod.spec["volumes"] if one["name"] == volume), {})
         memory = resource(container, "limits", "memory")
         if shm.get("medium") != "Memory" or not shm.get("sizeLimit") or not memory:
-            yield f"{pod.where}: /dev/shm is not memory of a size"
-        elif not OBJECT_STORE_SHARE * memory <= quantity(shm["sizeLimit"]) <= memory / 2:
-            yield f"{pod.where}: /dev/shm of {shm['sizeLimit']} beside {memory} bytes of memory"
+            yield f"{pod.where}: /dev/shm is not in memory with a size limit"
+        elif not OBJECT_STORE_FRACTION * memory <= quantity(shm["sizeLimit"]) <= memory / 2:
+            yield f"{pod.where}: /dev/shm of {shm['sizeLimit']} for {memory} bytes of memory"
 
 
 @policy
-def gpu_fed(manifests: list[Manifest]) -> Iterator[str]:
-    """A worker with GPUs has CPUs to decode for them, is let onto their machines, and the head has none."""
+def gpus_have_cpus(manifests: list[Manifest]) -> Iterator[str]:
+    """A worker with GPUs has CPUs for decoding and tolerates GPU nodes, and the head has no GPU."""
     for pod in ray_pods(manifests):
         container = pod.spec["containers"][0]
         gpus = resource(container, "limits", "nvidia.com/gpu") or 0
@@ -126,17 +126,17 @@ def gpu_fed(manifests: list[Manifest]) -> Iterator[str]:
             continue
         if pod.role == "head":
             yield f"{pod.where}: a GPU that nothing uses"
-        if cpus < CPUS_A_GPU * gpus:
+        if cpus < CPUS_PER_GPU * gpus:
             yield f"{pod.where}: {cpus} CPUs for {gpus} GPUs"
         if resource(container, "requests", "nvidia.com/gpu") != gpus:
-            yield f"{pod.where}: requests other GPUs than its limit"
+            yield f"{pod.where}: requests fewer or more GPUs than its limit"
         if "nvidia.com/gpu" not in [one.get("key") for one in pod.spec.get("tolerations", [])]:
-            yield f"{pod.where}: kept off machines with GPUs"
+            yield f"{pod.where}: does not tolerate GPU nodes"
 
 
 @policy
 def grace_fits_drain(manifests: list[Manifest]) -> Iterator[str]:
-    """Ray's drain ends before the pod is killed, with time left to save."""
+    """Ray's drain ends before the pod is killed, with time left to save a checkpoint."""
     for pod in ray_pods(manifests):
         environment = {one["name"]: one.get("value") for one in pod.spec["containers"][0].get("env", [])}
         drain = float(environment.get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S") or 0)
@@ -147,13 +147,13 @@ def grace_fits_drain(manifests: list[Manifest]) -> Iterator[str]:
 
 @policy
 def image_pinned(manifests: list[Manifest]) -> Iterator[str]:
-    """All containers of a deployment run one image, of one version."""
+    """All containers of a deployment run one image with a pinned version."""
     images = set()
     for pod in all_pods(manifests):
         images |= {container["image"] for container in pod.spec["containers"]}
     for image in images:
         tag = image.rpartition("/")[2].partition(":")[2]
         if tag in ("", "latest") and "@sha256:" not in image:
-            yield f"image {image}: any version"
+            yield f"image {image}: no pinned version"
     if len(images) > 1:
         yield f"images {', '.join(sorted(images))}: more than one"

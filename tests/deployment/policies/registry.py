@@ -1,4 +1,4 @@
-"""The policies by their names."""
+"""The registry of policies by name."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,6 +9,6 @@ POLICIES: dict[str, Policy] = {}
 
 
 def policy(function: Policy) -> Policy:
-    """Register a policy under its function's name, hyphens for underscores; its docstring says what it demands."""
+    """Register a policy by its function's name, with hyphens. Its docstring states the requirement."""
     POLICIES[function.__name__.replace("_", "-")] = function
     return function

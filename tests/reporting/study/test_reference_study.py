@@ -1,4 +1,4 @@
-"""The deck's summary beside a study's numbers: any subset of its rows, matched by what it names."""
+"""The reference summary next to a study's metrics, for studies with any subset of its models."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 
 from landmark.cli import main
 from landmark.config import UserError
-from landmark.reporting.study.reference_study import ROWS, deck_summary
+from landmark.reporting.study.reference_study import ROWS, reference_summary
 from tests.reporting.studies import study_of, write_study
 
 TRIALS = [
@@ -20,25 +20,25 @@ TRIALS = [
 TRIALS = [{"trial": f"t{n}", "status": "finished", **trial} for n, trial in enumerate(TRIALS)]
 
 
-def test_a_studys_trials_stand_beside_the_decks_rows(tmp_path: Path):
+def test_trials_of_a_study_are_shown_next_to_the_reference_rows(tmp_path: Path):
     baselines = {"majority": {"1": 0.05, "5": 0.2, "10": 0.3}, "random": {"1": 0.01, "5": 0.05, "10": 0.1}}
-    table = deck_summary(study_of(tmp_path, TRIALS, {}, baselines=baselines)).set_index(
+    table = reference_summary(study_of(tmp_path, TRIALS, {}, baselines=baselines)).set_index(
         ["model", "optimizer", "epochs", "data"]
     )
     assert len(table) == len(ROWS) + 2
     small = table.loc[("resnet101", "adam", 20, "small")]
-    # The better one by validation, though the other's test is greater: a choice by the test split would be dishonest.
-    assert (small["trial"], small["ours_test_top1"], small["deck_test_top1"]) == ("t0", 0.48, 0.4025)
+    # The better trial by validation, although the other one has the higher test accuracy. Never select by test metrics.
+    assert (small["trial"], small["study_test_top1"], small["reference_test_top1"]) == ("t0", 0.48, 0.4025)
     assert table.loc[("resnet101", "adam", 20, "cleaned")]["trial"] == "t2"
-    assert table.loc[("resnet50", "sgd", 10, "large")]["ours_val_top1"] == 0.2
+    assert table.loc[("resnet50", "sgd", 10, "large")]["study_val_top1"] == 0.2
     assert pd.isna(table.loc[("resnet50", "sgd", 10, "small")]["trial"])
     majority = table[table.index.get_level_values(0) == "(majority baseline)"].iloc[0]
-    assert (majority["deck_test_top1"], majority["ours_test_top1"]) == (0.0473, 0.05)
+    assert (majority["reference_test_top1"], majority["study_test_top1"]) == (0.0473, 0.05)
 
 
-def test_the_command_prints_and_keeps_it(tmp_path: Path, capsys):
+def test_command_prints_and_writes_the_summary(tmp_path: Path, capsys):
     study = write_study(tmp_path / "s", TRIALS[:1], {"t0": [0.5]})
-    assert main(["report", "--deck", str(study)]) == 0
+    assert main(["report", "--reference", str(study)]) == 0
     out = capsys.readouterr().out
     line = next(line for line in out.splitlines() if "resnet101" in line and "adam" in line)
     assert line.split() == [
@@ -48,15 +48,15 @@ def test_the_command_prints_and_keeps_it(tmp_path: Path, capsys):
         "small",
         *["38.30%", "50.00%", "40.25%", "48.00%", "68.07%", "-", "79.44%", "-"],
     ]
-    assert "This study contains 1 of the deck's 12 models." in out
-    assert len(pd.read_csv(study / "report" / "deck_summary.csv")) == 14
+    assert "This study contains 1 of the reference study's 12 models." in out
+    assert len(pd.read_csv(study / "report" / "reference_summary.csv")) == 14
 
 
-def test_a_study_of_something_else_is_one_line(tmp_path: Path, capsys):
-    with pytest.raises(UserError, match="no trial matches the deck's twelve models"):
-        deck_summary(study_of(tmp_path / "s", TRIALS[4:], {}))
-    assert main(["report", "--deck", str(tmp_path / "none")]) == 1
+def test_study_without_matching_trials_raises_a_one_line_error(tmp_path: Path, capsys):
+    with pytest.raises(UserError, match="no trial matches the reference study's twelve models"):
+        reference_summary(study_of(tmp_path / "s", TRIALS[4:], {}))
+    assert main(["report", "--reference", str(tmp_path / "none")]) == 1
     assert capsys.readouterr().err.strip().endswith("none: does not exist; specify the folder of a complete study")
     assert main(["report"]) == 2
-    assert "expected --run FOLDER or --deck STUDY" in capsys.readouterr().err
-    assert main(["report", "--run", "a", "--deck", "b"]) == 2
+    assert "expected --run FOLDER or --reference STUDY" in capsys.readouterr().err
+    assert main(["report", "--run", "a", "--reference", "b"]) == 2

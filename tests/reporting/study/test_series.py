@@ -1,4 +1,4 @@
-"""What a study's pictures show, as numbers: curves, spending, parallel axes, parameters that changed."""
+"""Data of a study's charts: learning curves, search progress, parallel coordinates, hyperparameter schedules."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from landmark.reporting.study.series import (
     learning_curves,
     parallel_axes,
     schedule_of,
-    spending,
+    search_progress,
 )
 from tests.reporting.studies import study_of
 
@@ -24,7 +24,7 @@ def trial(name: str, status: str, top1: float | None, **values) -> dict:
     return {"trial": name, "status": status, "val_top1": top1, **values}
 
 
-def test_curves_have_every_trial_that_reported_a_value(tmp_path):
+def test_each_trial_with_a_value_has_a_curve(tmp_path):
     trials = [
         trial("001", "finished", 0.6),
         trial("b", "stopped early", 0.3),
@@ -41,38 +41,38 @@ def test_curves_have_every_trial_that_reported_a_value(tmp_path):
     assert curves[0].epochs.tolist() == [1, 3] and curves[0].values.tolist() == [0.5, 0.6]
 
 
-def test_spending_follows_the_time_of_the_reports(tmp_path):
+def test_search_progress_is_ordered_by_report_time(tmp_path):
     trials = [trial("a", "finished", 0.5), trial("b", "finished", 0.6)]
     history = {"a": [0.2, 0.5, 0.4], "b": [0.3, 0.6]}
-    at = {("a", 1): 10.0, ("b", 1): 11.0, ("b", 2): 12.0, ("a", 2): 13.0, ("a", 3): 14.0}
-    spent = spending(study_of(tmp_path, trials, history, reported_at=at))
-    assert spent.values.tolist() == [0.2, 0.3, 0.6, 0.5, 0.4]
-    assert spent.best.tolist() == [0.2, 0.3, 0.6, 0.6, 0.6]
-    assert spent.improved.tolist() == [0, 1, 2]
+    times = {("a", 1): 10.0, ("b", 1): 11.0, ("b", 2): 12.0, ("a", 2): 13.0, ("a", 3): 14.0}
+    progress = search_progress(study_of(tmp_path, trials, history, reported_at=times))
+    assert progress.values.tolist() == [0.2, 0.3, 0.6, 0.5, 0.4]
+    assert progress.best.tolist() == [0.2, 0.3, 0.6, 0.6, 0.6]
+    assert progress.improved.tolist() == [0, 1, 2]
 
 
-def test_spending_of_an_old_study_follows_the_epochs_and_losses_fall(tmp_path):
+def test_search_progress_without_report_times_is_ordered_by_epoch(tmp_path):
     trials = [trial("a", "finished", None, val_loss=1.0), trial("b", "finished", None, val_loss=1.5)]
     study = study_of(tmp_path, trials, {"a": [3.0, None, 1.0], "b": [2.0, 2.5]}, metric="val_loss")
-    spent = spending(study)
-    assert spent.values[[0, 1, 3, 4]].tolist() == [3.0, 2.0, 2.5, 1.0] and np.isnan(spent.values[2])
-    assert spent.best.tolist() == [3.0, 2.0, 2.0, 2.0, 1.0]
-    assert spent.improved.tolist() == [0, 1, 4]
+    progress = search_progress(study)
+    assert progress.values[[0, 1, 3, 4]].tolist() == [3.0, 2.0, 2.5, 1.0] and np.isnan(progress.values[2])
+    assert progress.best.tolist() == [3.0, 2.0, 2.0, 2.0, 1.0]
+    assert progress.improved.tolist() == [0, 1, 4]
 
 
-def test_spending_without_any_value_has_no_best(tmp_path):
-    spent = spending(study_of(tmp_path, [trial("a", "failed", None)], {"a": [None, None]}))
-    assert np.isnan(spent.best).all() and len(spent.improved) == 0
-    none = spending(study_of(tmp_path / "none", [trial("a", "failed", None)], {}))
-    assert len(none.best) == len(none.improved) == 0
+def test_search_progress_without_values_has_no_best(tmp_path):
+    progress = search_progress(study_of(tmp_path, [trial("a", "failed", None)], {"a": [None, None]}))
+    assert np.isnan(progress.best).all() and len(progress.improved) == 0
+    empty = search_progress(study_of(tmp_path / "none", [trial("a", "failed", None)], {}))
+    assert len(empty.best) == len(empty.improved) == 0
 
 
-def test_parallel_axes_place_trials_by_value_and_metric(tmp_path):
-    rates = [1e-4, 1e-3, 1e-2]
+def test_parallel_axes_position_trials_by_value_and_metric(tmp_path):
+    learning_rates = [1e-4, 1e-3, 1e-2]
     names = ["sgd", "adam", "adam"]
     trials = [
-        trial(f"t{n}", "finished", top1, **{"optimizer.lr": rate, "optimizer.name": name, "loader.image_size": 64})
-        for n, (rate, name, top1) in enumerate(zip(rates, names, [0.6, 0.4, 0.2], strict=True))
+        trial(f"t{n}", "finished", top1, **{"optimizer.lr": lr, "optimizer.name": name, "loader.image_size": 64})
+        for n, (lr, name, top1) in enumerate(zip(learning_rates, names, [0.6, 0.4, 0.2], strict=True))
     ]
     trials.append(trial("lost", "failed", None, **{"optimizer.lr": 5.0, "optimizer.name": "rmsprop"}))
     keys = ["optimizer.lr", "optimizer.name", "loader.image_size"]
@@ -88,7 +88,7 @@ def test_parallel_axes_place_trials_by_value_and_metric(tmp_path):
     assert all((axis.positions >= 0).all() and (axis.positions <= 1).all() for axis in axes)
 
 
-def test_values_that_are_not_set_have_their_place_below_the_numbers(tmp_path):
+def test_unset_values_are_below_the_numbers(tmp_path):
     trials = [
         trial(f"t{n}", "finished", 0.1 * n, **{"loss.label_smoothing": value})
         for n, value in enumerate([None, 0.05, 0.1, 0.2])
@@ -99,7 +99,7 @@ def test_values_that_are_not_set_have_their_place_below_the_numbers(tmp_path):
     assert axis.positions[3] == 1
 
 
-def test_the_smallest_loss_is_highest(tmp_path):
+def test_lowest_loss_is_at_the_top(tmp_path):
     trials = [trial(f"t{n}", "finished", None, val_loss=loss) for n, loss in enumerate([0.5, 2.0, 1.0])]
     (axis,) = parallel_axes(study_of(tmp_path, trials, {}, metric="val_loss"))
     assert axis.positions.tolist() == pytest.approx([1, 0, 2 / 3])
@@ -118,12 +118,12 @@ def test_the_smallest_loss_is_highest(tmp_path):
         ([np.nan, np.nan], False),
     ],
 )
-def test_an_axis_is_logarithmic_where_most_values_span_more_than_thirtyfold(values, log):
+def test_axis_is_logarithmic_if_most_values_span_more_than_thirtyfold(values, log):
     assert is_log(np.array(values)) is log
 
 
-def test_a_parameter_keeps_its_value_until_the_next_exploit(tmp_path):
-    trials = [trial(name, "finished", 0.5, **{"optimizer.lr": rate}) for name, rate in (("a", 0.3), ("b", 0.1))]
+def test_hyperparameter_is_constant_until_the_next_exploit(tmp_path):
+    trials = [trial(name, "finished", 0.5, **{"optimizer.lr": lr}) for name, lr in (("a", 0.3), ("b", 0.1))]
     study = study_of(tmp_path, trials, {"a": [0.5] * 6, "b": [0.5] * 6})
     schedules = schedule_of(study, EXPLOITS, "optimizer.lr")
     assert {name: epochs.tolist() for name, (epochs, _) in schedules.items()} == {"a": [0, 6], "b": [0, 2, 4, 6]}
@@ -132,7 +132,7 @@ def test_a_parameter_keeps_its_value_until_the_next_exploit(tmp_path):
     assert changed_keys(EXPLOITS) == ["optimizer.lr"]
 
 
-def test_exploits_are_told_in_order():
+def test_exploits_are_ordered_by_epoch():
     table = exploits_table(EXPLOITS)
     assert table["epoch"].tolist() == [2, 4]
     assert table["what changed"].tolist() == ["optimizer.lr 0.1 → 0.12", "optimizer.lr 0.12 → 0.08, augment.name x → y"]

@@ -1,4 +1,4 @@
-"""Domains and cases: which points there are, in what order, and each mistake by its key."""
+"""Tests domains and cases: the points of a space, their order, and errors that name the key."""
 
 import random
 
@@ -14,20 +14,20 @@ BY_OPTIMIZER = {
 }
 
 
-def drawn(values: dict, seed: int = 0) -> list[dict]:
-    return list(domains.drawn(read_parameters(values, "space.yaml"), random.Random(seed)))
+def sample_points(values: dict, seed: int = 0) -> list[dict]:
+    return list(domains.sampled_points(read_parameters(values, "space.yaml"), random.Random(seed)))
 
 
-def test_a_grid_in_a_case_is_crossed_for_that_case_alone():
-    points = drawn(BY_OPTIMIZER)
+def test_a_grid_in_a_case_is_crossed_only_for_that_case():
+    points = sample_points(BY_OPTIMIZER)
     assert [point["optimizer.name"] for point in points] == ["sgd", "sgd", "adam", "rmsprop"]
     assert [point.get("optimizer.lr") for point in points[:2]] == [0.1, 0.01]
     assert 0.001 <= points[2]["optimizer.lr"] <= 0.002
     assert "optimizer.lr" not in points[3]
 
 
-def test_the_default_holds_for_all_other_values_and_plain_values_are_constants():
-    points = drawn(
+def test_default_case_and_constant_values():
+    points = sample_points(
         {
             "model.backbone": {"grid": ["resnet18", "inception_v3", "vgg11"]},
             "loader.image_size": {"by": "model.backbone", "inception_v3": 299, "default": 224},
@@ -36,8 +36,8 @@ def test_the_default_holds_for_all_other_values_and_plain_values_are_constants()
     assert [point["loader.image_size"] for point in points] == [224, 299, 224]
 
 
-def test_chains_come_in_their_order_whatever_the_order_of_the_file():
-    points = drawn(
+def test_chained_cases_do_not_depend_on_their_order_in_the_file():
+    points = sample_points(
         {
             "loader.batch_size": {"by": "loader.image_size", 299: 32, "default": 64},
             "loader.image_size": {"by": "model.backbone", "inception_v3": 299, "vgg11": {"grid": [64, 96]}},
@@ -51,29 +51,29 @@ def test_chains_come_in_their_order_whatever_the_order_of_the_file():
     assert len(points) == (1 if points[0]["model.backbone"] == "inception_v3" else 2)
 
 
-def test_each_combination_of_listed_values_has_its_own_draws():
+def test_each_combination_of_listed_values_has_its_own_samples():
     values = {**BY_OPTIMIZER, "optimizer.momentum": {"uniform": [0.0, 0.9]}}
-    points = drawn(values)
+    points = sample_points(values)
     assert len(points) == 4 and len({point["optimizer.momentum"] for point in points}) == 4
 
 
-def test_whole_numbers_have_both_bounds():
-    found = {drawn({"epochs": {"int": [2, 4]}}, seed)[0]["epochs"] for seed in range(40)}
+def test_integer_ranges_include_both_bounds():
+    found = {sample_points({"epochs": {"int": [2, 4]}}, seed)[0]["epochs"] for seed in range(40)}
     assert found == {2, 3, 4}
 
 
-def test_the_number_of_points_is_counted_to_a_limit():
+def test_the_number_of_points_is_counted_up_to_a_limit():
     parameters = read_parameters({**BY_OPTIMIZER, "epochs": {"int": [1, 5]}}, "space.yaml")
-    assert domains.count(parameters, 1000) == 1000, "a uniform case has no end"
+    assert domains.count(parameters, 1000) == 1000, "a uniform case is unlimited"
     listed = {"a": {"grid": [1, 2]}, "b": {"by": "a", 1: {"int": [1, 10]}}}
     assert domains.count(read_parameters(listed, "space.yaml"), 1000) == 11
     assert domains.count(read_parameters(listed, "space.yaml"), 5) == 5
 
 
-def test_every_value_that_is_named_is_probed_where_its_case_holds():
+def test_every_listed_value_is_probed_in_its_case():
     probed = list(domains.probes(read_parameters({**BY_OPTIMIZER, "epochs": {"int": [2, 9]}}, "space.yaml")))
-    alone = [(domain.where, points[0]) for domain, points in probed]
-    assert alone[3:] == [
+    single = [(domain.where, points[0]) for domain, points in probed]
+    assert single[3:] == [
         ("parameters.optimizer.lr.sgd.grid", {"optimizer.name": "sgd", "optimizer.lr": 0.1}),
         ("parameters.optimizer.lr.sgd.grid", {"optimizer.name": "sgd", "optimizer.lr": 0.01}),
         ("parameters.optimizer.lr.adam.uniform", {"optimizer.name": "adam", "optimizer.lr": 0.001}),
@@ -102,7 +102,7 @@ def test_every_value_that_is_named_is_probed_where_its_case_holds():
         ({"a": {"int": [1, 3]}, "b": {"by": "a", 4: 1}}, "a is never 4"),
     ],
 )
-def test_a_mistake_is_named_by_its_key(values, message):
+def test_an_error_names_the_key(values, message):
     with pytest.raises(UserError) as error:
         read_parameters(values, "space.yaml")
     assert message in str(error.value) and str(error.value).startswith("space.yaml: ")

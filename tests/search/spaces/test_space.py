@@ -1,4 +1,4 @@
-"""Search spaces: the shipped ones are what they say, and each mistake is named by file and key."""
+"""Tests search spaces: the contents of the shipped ones, and errors that name the file and the key."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ import pytest
 
 from landmark.config import Recipe, SchedulerConfig, UserError
 from landmark.search.schedulers import check_grace
-from landmark.search.spaces.samplers import build_proposals, preview
+from landmark.search.spaces.samplers import build_sampler, preview
 from landmark.search.spaces.space import Space, leaf_keys, space_names
 
-DECK = [
+REFERENCE = [
     ("resnet50", "sgd", 10, "large"),
     ("resnet50", "sgd", 10, None),
     ("resnet101", "sgd", 10, None),
@@ -32,11 +32,11 @@ def plans(text: str, tmp_path: Path):
     return space.trials(space.recipe())
 
 
-def test_the_decks_runs_are_the_decks_row_for_row():
-    space = Space.load("deck")
+def test_the_reference_space_has_the_runs_of_the_reference_study():
+    space = Space.load("reference")
     trials = space.trials(space.recipe())
     found = [(t.recipe.model.backbone, t.recipe.optimizer.name, t.recipe.epochs, t.dataset) for t in trials]
-    assert found == DECK
+    assert found == REFERENCE
     assert {t.recipe.optimizer.lr for t in trials if t.recipe.optimizer.name == "sgd"} == {0.01}
     assert {t.recipe.optimizer.lr for t in trials if t.recipe.optimizer.name != "sgd"} == {0.001}
     assert all(t.recipe.optimizer.momentum == 0 and not t.recipe.augment.flip for t in trials)
@@ -44,18 +44,18 @@ def test_the_decks_runs_are_the_decks_row_for_row():
     assert len({t.name for t in trials}) == 12
 
 
-def test_every_shipped_space_makes_trials():
-    assert {"deck", "demo", "small", "backbone_optimizer_epochs", "modern"} <= set(space_names())
+def test_every_shipped_space_has_trials():
+    assert {"reference", "demo", "small", "backbone_optimizer_epochs", "modern"} <= set(space_names())
     for name in space_names():
         space = Space.load(name)
-        trials = preview(build_proposals(space, space.recipe()))
+        trials = preview(build_sampler(space, space.recipe()))
         assert trials and len({trial.name for trial in trials}) == len(trials)
         check_grace(space.config.scheduler, max(trial.recipe.epochs for trial in trials))
     cross = Space.load("backbone_optimizer_epochs")
     assert len(cross.trials(cross.recipe())) == 3 * 3 * 2
 
 
-def test_a_grid_is_crossed_and_random_values_repeat_by_the_seed(tmp_path):
+def test_grids_are_crossed_and_random_values_depend_on_the_seed(tmp_path):
     text = """
 parameters:
   model.backbone: {grid: [resnet18, vgg11]}
@@ -71,7 +71,7 @@ samples: 5
     assert [t.parameters for t in found] != [t.parameters for t in plans(text + "seed: 1\n", tmp_path)]
 
 
-def test_draws_are_those_of_studies_begun_before_there_were_cases(tmp_path):
+def test_samples_equal_those_of_studies_older_than_cases(tmp_path):
     text = """
 parameters:
   optimizer.lr: {loguniform: [0.001, 0.1]}
@@ -80,14 +80,14 @@ parameters:
 samples: 2
 seed: 7
 """
-    rates = [0.00444288968124421, 0.006160940191909269, 0.0013959587116837906, 0.005387382780493348]
+    learning_rates = [0.00444288968124421, 0.006160940191909269, 0.0013959587116837906, 0.005387382780493348]
     found = plans(text, tmp_path)
     assert [trial.parameters["model.backbone"] for trial in found] == ["resnet18", "vgg11"] * 2
-    assert [trial.parameters["optimizer.lr"] for trial in found] == pytest.approx(rates, rel=1e-9)
+    assert [trial.parameters["optimizer.lr"] for trial in found] == pytest.approx(learning_rates, rel=1e-9)
     assert [trial.parameters["optimizer.name"] for trial in found] == ["sgd"] * 4
 
 
-def test_modern_suits_each_networks_needs():
+def test_the_modern_space_fits_each_backbone():
     space = Space.load("modern")
     trials = space.trials(space.recipe())
     assert len(trials) == 48 and len({t.recipe.model.backbone for t in trials}) == 4
@@ -102,15 +102,15 @@ def test_modern_suits_each_networks_needs():
     assert any(recipe.resizing.start_size == 128 for recipe in (t.recipe for t in trials))
 
 
-def test_embeddings_search_heads_whose_margins_suit_them():
+def test_the_embeddings_space_has_margins_that_fit_each_head():
     space = Space.load("embeddings")
     heads = [trial.recipe.model.head for trial in space.trials(space.recipe())]
     assert len(heads) == 24 and {head.name for head in heads} == {"arcface", "subcenter", "cosface"}
     assert all(head.margin in ((0.2, 0.35) if head.name == "cosface" else (0.3, 0.5)) for head in heads)
-    assert {head.sample for head in heads} == {0.1} and {head.margin_least for head in heads} == {None, 0.05}
+    assert {head.sample for head in heads} == {0.1} and {head.min_margin for head in heads} == {None, 0.05}
 
 
-def test_without_a_case_the_recipes_value_stands(tmp_path):
+def test_without_a_matching_case_the_value_of_the_recipe_is_used(tmp_path):
     text = """
 recipe: {optimizer: {momentum: 0.5}}
 parameters:
@@ -165,7 +165,7 @@ parameters:
         ("parameters: [", "line 1"),
     ],
 )
-def test_a_mistake_is_one_line_with_file_and_key(text, message, tmp_path):
+def test_an_error_is_one_line_with_file_and_key(text, message, tmp_path):
     with pytest.raises(UserError) as error:
         plans(text, tmp_path)
     assert message in str(error.value)
@@ -173,17 +173,17 @@ def test_a_mistake_is_one_line_with_file_and_key(text, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_space_has_a_nearest_name():
+def test_an_unknown_space_gets_a_suggestion():
     with pytest.raises(UserError, match="--space dem: neither a file nor .* did you mean 'demo'"):
         Space.load("dem")
 
 
-def test_leaf_keys_are_the_recipes_fields():
+def test_leaf_keys_are_the_fields_of_a_recipe():
     keys = leaf_keys(Recipe)
     assert {"epochs", "model.backbone", "optimizer.lr", "loader.image_size", "early_stopping.patience"} <= set(keys)
     assert "optimizer" not in keys
 
 
-def test_a_grace_beyond_every_trial_is_refused():
+def test_a_grace_period_beyond_every_trial_is_refused():
     with pytest.raises(UserError, match="scheduler.grace_epochs is 5, but the longest trial has 3"):
         check_grace(SchedulerConfig(name="asha", grace_epochs=5), 3)

@@ -1,4 +1,4 @@
-"""What a study remembers: the journal, the record taken up from it, one driver at a time, budgets over all of them."""
+"""Tests the state of a study: the journal, its restoration, failed trials, and budgets over all driver processes."""
 
 import dataclasses
 
@@ -6,15 +6,15 @@ import pytest
 
 from landmark.config import BudgetConfig, Recipe, UserError
 from landmark.search.budget import BudgetStopper
-from landmark.search.spaces.space import TrialPlan
+from landmark.search.spaces.space import TrialSpec
 from landmark.search.state.journal import SEGMENT_EVENTS, Journal
-from landmark.search.state.state import ERROR, FIRST_STEP, REPORTED, TAKEN, WEIGHTS, Exploit, StudyRecord
+from landmark.search.state.state import ERROR, FIRST_STEP, REPORTED, TAKEN, WEIGHTS, Exploit, StudyState
 from landmark.storage import Location, TransientStorageError, locate
 
 
-def plan_of(number: int, point: dict) -> TrialPlan:
+def plan_of(number: int, point: dict) -> TrialSpec:
     recipe = Recipe(epochs=4)
-    return TrialPlan(
+    return TrialSpec(
         number=number, name=f"{number:03d}", point=point, parameters=dict(point), recipe=recipe, dataset=None
     )
 
@@ -24,7 +24,7 @@ def result(epoch: int, value: float, at: float) -> dict:
     return {"epoch": epoch, "val_top1": value, "epoch_seconds": 1.0, **times}
 
 
-def test_events_of_all_processes_come_back_in_order_from_files_of_bounded_size(tmp_path):
+def test_events_are_read_in_order_from_files_of_bounded_size(tmp_path):
     for driver in range(3):
         journal = Journal(locate(tmp_path))
         for number in range(SEGMENT_EVENTS + 10):
@@ -58,7 +58,7 @@ def test_events_are_kept_while_storage_is_unavailable(tmp_path, monkeypatch, cap
     assert [event["number"] for event in Journal(locate(tmp_path)).read()] == list(range(SEGMENT_EVENTS + 11))
 
 
-def test_a_damaged_line_is_named(tmp_path):
+def test_a_corrupt_line_is_reported(tmp_path):
     journal = Journal(locate(tmp_path))
     journal.add("a")
     journal.flush()
@@ -67,8 +67,8 @@ def test_a_damaged_line_is_named(tmp_path):
         list(Journal(locate(tmp_path)).read())
 
 
-def test_failed_trials_run_again_where_that_is_asked_for(tmp_path):
-    record = StudyRecord(Journal(locate(tmp_path)))
+def test_failed_trials_are_retried_on_request(tmp_path):
+    record = StudyState(Journal(locate(tmp_path)))
     record.begin(2)
     one, two = (record.propose(plan_of(number, {"optimizer.lr": 0.1 * number})) for number in (1, 2))
     record.add(one, result(1, 0.2, 11.0))
@@ -77,8 +77,8 @@ def test_failed_trials_run_again_where_that_is_asked_for(tmp_path):
         record.add(two, result(epoch, 0.2, 20.0 + epoch))
     record.end(two)
 
-    def restored() -> StudyRecord:
-        found = StudyRecord(Journal(locate(tmp_path)))
+    def restored() -> StudyState:
+        found = StudyState(Journal(locate(tmp_path)))
         found.restore(found.journal.read(), plan_of)
         return found
 
@@ -93,14 +93,14 @@ def test_failed_trials_run_again_where_that_is_asked_for(tmp_path):
     assert restored().retry_failed() == 0
 
 
-def test_a_record_is_taken_up_as_it_was(tmp_path):
+def test_the_state_of_a_study_is_restored(tmp_path):
     journal = Journal(locate(tmp_path))
-    record = StudyRecord(journal)
+    record = StudyState(journal)
     record.begin(3)
     one, two, three = (record.propose(plan_of(number, {"optimizer.lr": 0.1 * number})) for number in (1, 2, 3))
     for epoch in (1, 2):
         assert record.add(one, result(epoch, 0.2 * epoch, 10.0 + epoch))
-    assert not record.add(one, result(2, 0.4, 12.0))  # told again as the trial ends
+    assert not record.add(one, result(2, 0.4, 12.0))  # reported again when the trial ends
     record.add(two, {ERROR: "the loss became nan", REPORTED: 13.0})
     exploit = Exploit(
         trial="003",
@@ -116,14 +116,14 @@ def test_a_record_is_taken_up_as_it_was(tmp_path):
     record.end(one)
     record.flush()
 
-    again = StudyRecord(Journal(locate(tmp_path)))
+    again = StudyState(Journal(locate(tmp_path)))
     again.restore(again.journal.read(), plan_of)
     assert again.trials["001"] == one
     assert (again.trials["002"].state, again.trials["002"].error) == ("ended", "the loss became nan")
     assert again.trials["003"].plan.point == {"optimizer.lr": 0.5} and again.trials["003"].state == "waiting"
     assert again.exploits == [exploit] and again.drivers == 1
     assert again.trials["001"].weights == 123 and again.epochs_run == 3
-    # The second epoch's checkpoint was lost with its process: trained again, it is counted and told.
+    # The checkpoint of epoch 2 was lost with its process. The repeated epoch is counted and reported.
     again.begin(3)
     again.add(again.trials["001"], result(2, 0.5, 99.0))
     assert (again.epochs_run, again.epochs_repeated) == (4, 1)
@@ -143,20 +143,20 @@ def test_a_record_is_taken_up_as_it_was(tmp_path):
         (3, '"at": ', '"at": "noon", "was": '),
         (3, '"event": "report"', '"evnt": "report"'),
         (3, '{"event"', '["event"'),
-        (4, '"verdict": "go on"', '"verdict": "maybe"'),
+        (4, '"decision": "continue"', '"decision": "maybe"'),
         (5, '"point": {', '"points": {'),
         (6, '{"event"', "7 # {"),
         (6, '{"event": "failed"', '7\n{"event": "failed"'),
         (6, '"trial"', '\udcff"trial"'),
     ],
 )
-def test_an_edited_line_is_named_in_one_line(line, old, new, tmp_path):
+def test_an_invalid_line_is_a_one_line_error(line, old, new, tmp_path):
     journal = Journal(locate(tmp_path))
-    record = StudyRecord(journal)
+    record = StudyState(journal)
     record.begin(1)
     one = record.propose(plan_of(1, {"optimizer.lr": 0.1}))
     record.add(one, result(1, 0.2, 11.0))
-    record.decide(one, "go on")
+    record.decide(one, "continue")
     exploit = Exploit(trial="001", source="001", epoch=1, point={"optimizer.lr": 0.5}, changed={}, explored={})
     record.plan_exploit(exploit, plan_of(1, exploit.point))
     record.fail(one, "no memory")
@@ -166,12 +166,12 @@ def test_an_edited_line_is_named_in_one_line(line, old, new, tmp_path):
     lines[line - 1] = lines[line - 1].replace(old, new, 1) + ("}" if '"was": {' in new else "")
     file.write_bytes(("\n".join(lines) + "\n").encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=f"00001.jsonl: line {line} is not (valid JSON|an event)") as error:
-        StudyRecord().restore(Journal(locate(tmp_path)).read(), plan_of)
+        StudyState().restore(Journal(locate(tmp_path)).read(), plan_of)
     assert "\n" not in str(error.value) and "delete that line, or start a study with another --name" in str(error.value)
 
 
-def test_budgets_count_what_all_processes_spent():
-    record = StudyRecord()
+def test_budgets_count_the_usage_of_all_processes():
+    record = StudyState()
     trial = record.propose(plan_of(1, {}))
     by_epochs = BudgetStopper(BudgetConfig(epochs=2), record, "val_top1", "max")
     by_time = BudgetStopper(BudgetConfig(seconds=100), record, "val_top1", "max")

@@ -1,4 +1,4 @@
-"""The leaderboard, the record and the live table: order, what is kept, what is marked."""
+"""Tests the leaderboard and the live table: the order, the kept checkpoints, and the marked trials."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from landmark.config import BudgetConfig, Recipe
 from landmark.search.budget import BudgetStopper
 from landmark.search.progress import LiveTable
 from landmark.search.results import timing
-from landmark.search.spaces.space import TrialPlan
+from landmark.search.spaces.space import TrialSpec
 from landmark.search.state.leaderboard import (
     leaderboard_columns,
     leaderboard_rows,
@@ -18,17 +18,17 @@ from landmark.search.state.leaderboard import (
     rank_trials,
     to_csv,
 )
-from landmark.search.state.state import StudyRecord, TrialRecord
+from landmark.search.state.state import StudyState, TrialState
 from landmark.table import aligned, shown_metric, shown_value
 
 KEYS = ["optimizer.lr", "epochs"]
 
 
-def record(results: dict[str, list[float]], epochs: int = 3) -> StudyRecord:
-    """A record of trials whose val_top1 by epoch is given."""
-    made = StudyRecord()
+def record(results: dict[str, list[float]], epochs: int = 3) -> StudyState:
+    """Return the state of a study. results: val_top1 by epoch for each trial."""
+    state = StudyState()
     for number, (name, values) in enumerate(results.items(), 1):
-        plan = TrialPlan(
+        plan = TrialSpec(
             number=number,
             name=name,
             point={},
@@ -36,21 +36,21 @@ def record(results: dict[str, list[float]], epochs: int = 3) -> StudyRecord:
             recipe=Recipe(epochs=epochs),
             dataset=None,
         )
-        trial = made.propose(plan)
+        trial = state.propose(plan)
         trial.state = "ended" if values else "waiting"
         for epoch, value in enumerate(values, 1):
             row = {"val_top1": value, "val_top5": 1.0, "val_loss": 1 - value, "val_macro_recall": value}
             trial.rows[epoch] = {**row, "images_per_s": 100.0 * number, "epoch_seconds": 2.0, "epoch": float(epoch)}
             trial.times[epoch] = float(epoch)
-    return made
+    return state
 
 
-def best_of(trial: TrialRecord) -> tuple[int, str]:
+def best_of(trial: TrialState) -> tuple[int, str]:
     epoch = trial.best_epochs("val_top1", "max")[0]
     return epoch, f"trials/{trial.plan.name}/checkpoints/epoch-{epoch:04d}"
 
 
-def test_trials_are_ranked_by_their_best_kept_epoch_and_failed_ones_come_last():
+def test_trials_are_ranked_by_best_kept_epoch_with_failed_ones_last():
     found = record({"a": [0.2, 0.5, 0.4], "b": [0.6], "c": [0.9], "d": []})
     found.fail(found.trials["c"], "no memory")
     ranked = rank_trials(found, "val_top1", "max", lambda trial: (3, "a/3") if trial.plan.name == "a" else None)
@@ -64,7 +64,7 @@ def test_trials_are_ranked_by_their_best_kept_epoch_and_failed_ones_come_last():
     assert found.epochs_run == 5
 
 
-def test_the_front_holds_what_no_other_trial_beats_by_every_objective():
+def test_the_pareto_front_has_all_non_dominated_trials():
     found = record({"a": [0.5], "b": [0.5], "c": [0.9], "d": [0.3]})
     found.trials["a"].weights, found.trials["c"].weights = 10, 5
     ranked = rank_trials(found, "val_top1", "max", best_of, ["val_top1", "images_per_s"])
@@ -76,7 +76,7 @@ def test_the_front_holds_what_no_other_trial_beats_by_every_objective():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(("metric", "mode"), [("val_top1", "max"), ("val_loss", "min")])
-def test_trials_and_epochs_that_are_not_finite_come_after_all_others(bad, metric, mode):
+def test_non_finite_trials_and_epochs_are_ranked_last(bad, metric, mode):
     found = record({"a": [bad, 0.2], "b": [bad], "c": [0.9, bad], "d": [0.5], "e": [bad, bad]})
     ranked = rank_trials(found, metric, mode, lambda trial: None, [metric, "images_per_s"])
     assert [s.record.plan.name for s in ranked] == ["c", "d", "a", "b", "e"]
@@ -86,7 +86,7 @@ def test_trials_and_epochs_that_are_not_finite_come_after_all_others(bad, metric
     assert not BudgetStopper(BudgetConfig(target=target), found, metric, mode).stop_all()
 
 
-def test_the_table_says_network_and_optimizer_though_they_are_not_searched():
+def test_the_table_has_backbone_and_optimizer_even_if_not_searched():
     ranked = rank_trials(record({"a": [0.2, 0.5, 0.4], "b": [0.6]}), "val_top1", "max", best_of)
     ranked[0].test = {1: 0.5, 5: 0.75, 10: 1.0}
     columns = leaderboard_columns(KEYS)
@@ -104,28 +104,28 @@ def test_the_live_table_marks_trials_that_stopped_early(capsys):
     found = record({"a": [0.2, 0.5, 0.4], "b": [0.6], "c": []})
     table = LiveTable("study", found, "val_top1", "max", 3)
     table.print()
-    shown = capsys.readouterr().err
-    assert "study: 2/3 trials ended (1 stopped early, 0 failed), 4 of 9 epochs" in shown
-    states = {line.split()[0]: line for line in shown.splitlines()}
+    output = capsys.readouterr().err
+    assert "study: 2/3 trials ended (1 stopped early, 0 failed), 4 of 9 epochs" in output
+    states = {line.split()[0]: line for line in output.splitlines()}
     assert "stopped early" in states["b"] and "1/3" in states["b"]
     assert "finished" in states["a"] and "c" not in states
     table.print()
     assert capsys.readouterr().err == ""
 
 
-def test_gaps_between_trials_are_those_of_one_process():
+def test_gaps_between_trials_are_measured_per_process():
     found = record({"a": [0.1], "b": [0.1], "c": [0.1]})
     found.started_at = 5.0
     for name, process, first, last in (("a", "p", 10.0, 20.0), ("b", "p", 20.5, 30.0), ("c", "q", 11.0, 40.0)):
         trial = found.trials[name]
         trial.process, trial.first_step_at, trial.last_report_at = process, first, last
-    told = timing(found)
-    assert told["first_step_at"] == 10.0 and told["processes"] == 2
-    assert told["between_trials_s"] == {"median": 0.5, "max": 0.5}
+    times = timing(found)
+    assert times["first_step_at"] == 10.0 and times["processes"] == 2
+    assert times["between_trials_s"] == {"median": 0.5, "max": 0.5}
     assert timing(record({"a": []})) == {}
 
 
-def test_cells_are_aligned_by_their_width():
+def test_cells_are_aligned_by_display_width():
     lines = aligned([["name", "share"], ["塔", "9.1%"], ["arch", "-"]]).splitlines()
     assert lines[0].index("share") + 5 == len(lines[0])
     assert len(lines[2]) == len(lines[0]) and lines[1].endswith("9.1%")
@@ -133,7 +133,7 @@ def test_cells_are_aligned_by_their_width():
 
 
 @pytest.mark.parametrize(
-    ("shown", "expected"),
+    ("text", "expected"),
     [
         (shown_value(0.00012345), "0.000123"),
         (shown_value("x" * 40), "…" + "x" * 31),
@@ -142,5 +142,5 @@ def test_cells_are_aligned_by_their_width():
         (shown_metric("val_top1", None), "-"),
     ],
 )
-def test_values_are_short(shown, expected):
-    assert shown == expected
+def test_values_are_short(text, expected):
+    assert text == expected

@@ -1,4 +1,4 @@
-"""A study or run that has not ended: its status, and the report of now."""
+"""Tests the status and the report of studies and runs that have not finished."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from landmark.cli import main
 from landmark.config import TuneConfig, to_yaml
 from landmark.search.spaces.space import Space
 from landmark.search.state.journal import Journal
-from landmark.search.state.state import StudyRecord
+from landmark.search.state.state import StudyState
 from landmark.search.state.study_lock import FOLDER, machine, started_at
 from landmark.storage import locate
 from landmark.training.run import run_training
@@ -19,24 +19,24 @@ from tests.support.packed import write_packed
 from tests.training.test_run import config
 
 SPACE = """
-recipe: {epochs: 3, model: {backbone: deck_mlp}, loader: {image_size: 16}}
+recipe: {epochs: 3, model: {backbone: reference_mlp}, loader: {image_size: 16}}
 parameters: {optimizer.lr: {grid: [0.1, 0.01, 0.001]}}
 scheduler: {name: asha}
 """
 ROW = {"train_loss": 1.0, "train_top1": 0.5, "val_loss": 1.0, "val_top5": 1.0, "val_macro_recall": 0.5, "lr": 0.1}
 
 
-def begun(folder: Path) -> Path:
-    """Write a study as a driver leaves it that was killed: one trial ended, one runs, one has not started."""
+def unfinished_study(folder: Path) -> Path:
+    """Write a study as a killed driver leaves it: one trial ended, one running, one not started."""
     study = folder / "study"
     study.mkdir()
     (study / "space.yaml").write_text(SPACE)
     space = Space.load(str(study / "space.yaml"))
-    asked = TuneConfig(dataset="d", space="space.yaml", output=str(folder), name="study", recipe=space.recipe())
-    (study / "config.yaml").write_text(to_yaml(asked))
-    record = StudyRecord(Journal(locate(study)))
+    tune_config = TuneConfig(dataset="d", space="space.yaml", output=str(folder), name="study", recipe=space.recipe())
+    (study / "config.yaml").write_text(to_yaml(tune_config))
+    record = StudyState(Journal(locate(study)))
     record.begin(3)
-    plans = [space.plan(number, point, asked.recipe) for number, point in enumerate(space.points, 1)]
+    plans = [space.plan(number, point, tune_config.recipe) for number, point in enumerate(space.points, 1)]
     trials = [record.propose(plan) for plan in plans]
     for trial, epochs, best in ((trials[0], 3, 0.4), (trials[1], 2, 0.6)):
         for epoch in range(1, epochs + 1):
@@ -47,23 +47,23 @@ def begun(folder: Path) -> Path:
     return study
 
 
-def test_a_study_that_was_killed_shows_how_far_it_is(tmp_path, capsys):
-    study = begun(tmp_path)
+def test_status_of_a_killed_study_shows_its_progress(tmp_path, capsys):
+    study = unfinished_study(tmp_path)
     assert main(["status", str(study)]) == 0
-    shown = capsys.readouterr().out.splitlines()
-    assert shown[0].startswith(
+    output = capsys.readouterr().out.splitlines()
+    assert output[0].startswith(
         "study: not running; add --resume to continue it; 1/3 trials ended (0 stopped early, 0 failed), 5 of 9 epochs"
     )
-    assert any(line.split()[:2] == ["001", "0.1"] and "finished" in line for line in shown)
-    assert shown[-1] == "best so far: 002-0.01 at epoch 2, val_top1 0.6"
+    assert any(line.split()[:2] == ["001", "0.1"] and "finished" in line for line in output)
+    assert output[-1] == "best so far: 002-0.01 at epoch 2, val_top1 0.6"
     assert main(["status", str(study), "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert (values["state"], values["trials"], values["trials_ended"], values["epochs_run"]) == ("stopped", 3, 1, 5)
     assert values["best"]["trial"] == "002-0.01"
 
 
-def test_a_study_that_runs_names_its_process(tmp_path, capsys):
-    study = begun(tmp_path)
+def test_status_of_a_running_study_names_its_process(tmp_path, capsys):
+    study = unfinished_study(tmp_path)
     (study / FOLDER).mkdir()
     holder = {"token": "t", "host": socket.gethostname(), "machine": machine(), "pid": os.getpid(), "beat": 0}
     file = study / FOLDER / "00001.json"
@@ -75,12 +75,12 @@ def test_a_study_that_runs_names_its_process(tmp_path, capsys):
     assert "not running" in capsys.readouterr().out
 
 
-def test_a_study_that_has_not_ended_is_reported_as_it_is_now(tmp_path, capsys):
-    study = begun(tmp_path)
+def test_an_unfinished_study_has_a_report(tmp_path, capsys):
+    study = unfinished_study(tmp_path)
     before = {path.name for path in study.iterdir()}
     assert main(["report", str(study), "-o", str(tmp_path / "out")]) == 0
-    shown = capsys.readouterr().out
-    assert f"note: {study} has not finished: 5 of 9 epochs" in shown
+    output = capsys.readouterr().out
+    assert f"note: {study} has not finished: 5 of 9 epochs" in output
     page = (tmp_path / "out" / "index.html").read_text()
     assert "002-0.01" in page and "001-0.1" in page
     assert {path.name for path in study.iterdir()} == before
@@ -89,7 +89,7 @@ def test_a_study_that_has_not_ended_is_reported_as_it_is_now(tmp_path, capsys):
     assert "no trial has finished an epoch yet; try again later" in capsys.readouterr().err
 
 
-def test_a_run_that_has_not_ended_has_a_status_and_a_report(tmp_path, capsys):
+def test_an_unfinished_run_has_a_status_and_a_report(tmp_path, capsys):
     dataset = write_packed(tmp_path / "dataset", {"train": [32], "val": [16], "test": [8]}, classes=4)
     run_training(config(dataset, tmp_path, epochs=2))
     run = tmp_path / "train"
@@ -108,6 +108,6 @@ def test_a_run_that_has_not_ended_has_a_status_and_a_report(tmp_path, capsys):
     ("command", "hint"),
     [("status", "give the folder of a study or a run"), ("report", "specify the folder of a complete study or run")],
 )
-def test_a_folder_of_nothing_is_one_line(command, hint, tmp_path, capsys):
+def test_a_missing_folder_is_a_one_line_error(command, hint, tmp_path, capsys):
     assert main([command, str(tmp_path / "none")]) == 1
     assert f"none: does not exist; {hint}" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The test of a study's models: in Ray tasks, each once, and a failure is one line."""
+"""Tests the tests of a study's models: each runs once as a Ray task, and a failure is a one-line error."""
 
 import dataclasses
 import json
@@ -31,13 +31,13 @@ def model_test(checkpoint, dataset: PackedDataset, folder: Path, name: str) -> M
     return ModelTest.of(checkpoint, dataset, LoaderConfig(batch_size=16), locate(folder) / name, whole=name == "best")
 
 
-def test_models_are_tested_by_tasks_once_and_a_failure_loses_nothing(ray_cluster, trained, tmp_path, monkeypatch):
+def test_models_are_tested_once_in_tasks_and_failures_lose_nothing(ray_cluster, trained, tmp_path, monkeypatch):
     dataset, checkpoint = trained
     tests = [model_test(checkpoint, dataset, tmp_path, name) for name in ("best", "other")]
     missing = dataclasses.replace(tests[1], checkpoint=f"{tmp_path}/nothing", folder=f"{tmp_path}/third")
     with pytest.raises(UserError, match=r"nothing"):
         run_tests([tests[0], missing, tests[1]], WorkersConfig(), ClusterConfig())
-    monkeypatch.setattr(model_tests, "run_test", None)  # in this process nobody tests any more
+    monkeypatch.setattr(model_tests, "run_test", None)  # this process runs no test
     found = run_tests(tests, WorkersConfig(), ClusterConfig())
     assert found[0] == found[1] and found[0]["topk"]["1"] >= 0 and found[0]["baselines"]["majority"]
     assert (tmp_path / "best" / "metrics.json").exists()
@@ -45,7 +45,7 @@ def test_models_are_tested_by_tasks_once_and_a_failure_loses_nothing(ray_cluster
     assert json.loads((tmp_path / "other" / "tested.json").read_text())["checkpoint"] == checkpoint.uri
 
 
-def test_a_single_test_on_a_machine_of_ones_own_needs_no_other_process(ray_cluster, trained, tmp_path, monkeypatch):
+def test_a_single_test_on_a_local_machine_runs_in_this_process(ray_cluster, trained, tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(model_tests, "run_test", lambda test, quiet: ran.append(test.folder) or {"topk": {}})
     dataset, checkpoint = trained
@@ -53,7 +53,7 @@ def test_a_single_test_on_a_machine_of_ones_own_needs_no_other_process(ray_clust
     assert ran == [f"{tmp_path}/best"]
 
 
-def test_a_lost_process_is_one_line(ray_cluster):
+def test_a_lost_process_is_a_one_line_error(ray_cluster):
     @ray.remote(max_retries=0)
     def die() -> None:
         os._exit(1)

@@ -1,4 +1,4 @@
-"""What a trial takes, beside what a real one was seen to take."""
+"""Tests the resource estimates of trials, also against measured training processes."""
 
 import dataclasses
 import subprocess
@@ -20,7 +20,7 @@ from landmark.config import (
 from landmark.search.trials.resource_estimates import (
     PROCESS_BYTES,
     fitting_in_memory,
-    gpu_share,
+    gpu_fraction,
     trial_flops,
     trial_footprint,
     trial_memory,
@@ -51,30 +51,33 @@ def recipe(backbone: str = "resnet18", size: int = 64, batch: int = 32, **change
 
 
 def peak_bytes(folder: Path, backbone: str, batch: int) -> int:
-    """Return the most main memory that a training process of its own had."""
+    """Return the peak main memory of a separate training process."""
     dataset = folder / "packed"
     if not dataset.exists():
         write_packed(dataset, {"train": [256], "val": [32]}, size=64)
     arguments = [str(dataset), str(folder / f"{backbone}-{batch}"), backbone, str(batch)]
-    shown = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", TRAINING, *arguments], capture_output=True, text=True, check=True, cwd=folder
     )
-    return int(shown.stdout.split()[-1]) * 1024
+    return int(completed.stdout.split()[-1]) * 1024
 
 
-def test_memory_is_what_a_training_process_was_seen_to_take(tmp_path):
-    seen = {}
+def test_estimated_memory_is_close_to_measured_memory(tmp_path):
+    measured = {}
     for backbone, batch in (("resnet18", 32), ("resnet18", 256), ("shufflenet_v2_x1_0", 32)):
-        seen[backbone, batch] = peak_bytes(tmp_path, backbone, batch)
-        told = trial_memory(recipe(backbone, batch=batch), 4, 1)
-        print(f"{backbone}, batch {batch}: {seen[backbone, batch] / MIB:.0f} MiB seen, {told / MIB:.0f} MiB told")
-        assert seen[backbone, batch] / 2 < told < 2 * seen[backbone, batch]
-    grown = seen["resnet18", 256] - seen["resnet18", 32]
-    told = trial_memory(recipe(batch=256), 4, 1) - trial_memory(recipe(batch=32), 4, 1)
-    assert grown / 2 < told < 2 * grown, "what images take, without the process that is there anyway"
+        measured[backbone, batch] = peak_bytes(tmp_path, backbone, batch)
+        estimate = trial_memory(recipe(backbone, batch=batch), 4, 1)
+        print(
+            f"{backbone}, batch {batch}: {measured[backbone, batch] / MIB:.0f} MiB measured, "
+            f"{estimate / MIB:.0f} MiB estimated"
+        )
+        assert measured[backbone, batch] / 2 < estimate < 2 * measured[backbone, batch]
+    grown = measured["resnet18", 256] - measured["resnet18", 32]
+    estimate = trial_memory(recipe(batch=256), 4, 1) - trial_memory(recipe(batch=32), 4, 1)
+    assert grown / 2 < estimate < 2 * grown, "memory for the images, without that of the process itself"
 
 
-def test_what_is_counted_is_counted_right():
+def test_parameters_and_flops_are_counted_correctly():
     found = trial_footprint(recipe(size=224), 1000)
     assert found.parameters == 11_689_512
     assert found.trained == 4 * found.parameters
@@ -85,7 +88,7 @@ def test_what_is_counted_is_counted_right():
     assert trial_footprint(frozen, 1000).trained == 4 * 513 * 1000
 
 
-def test_each_setting_takes_what_it_takes():
+def test_memory_of_each_setting():
     base = recipe(optimizer=OptimizerConfig(name="sgd", momentum=0.0))
     weights = trial_footprint(base, 4).trained
 
@@ -100,13 +103,13 @@ def test_each_setting_takes_what_it_takes():
     images = more(recipe(optimizer=base.optimizer, batch=256))
     assert more(recipe(batch=256, **half)) - more(recipe(**half)) == pytest.approx(images / 2, rel=0.01)
     assert more(recipe(batch=256, **half), gpu=False) == more(recipe(optimizer=base.optimizer, batch=256), gpu=False)
-    parts = trial_memory(recipe(batch=512, compute=ComputeConfig(amp="off", accumulate=16)), 4, 1, gpu=True)
-    assert parts < 0.6 * trial_memory(recipe(batch=512), 4, 1, gpu=True)
+    accumulated = trial_memory(recipe(batch=512, compute=ComputeConfig(amp="off", accumulate=16)), 4, 1, gpu=True)
+    assert accumulated < 0.6 * trial_memory(recipe(batch=512), 4, 1, gpu=True)
     resized = dataclasses.replace(base, resizing=ResizingConfig(start_size=32, scale_batch=True))
     assert more(resized) == pytest.approx(0, abs=0.1)
 
 
-def test_a_sampled_head_takes_its_weights_and_a_chunk_not_logits_of_all_classes():
+def test_a_sampled_head_needs_no_memory_for_logits_of_all_classes():
     """203,094 classes of width 512: weights of 397 MiB; logits of a batch of 256 in three tensors would be 595 MiB."""
     classes, width = 203_094, 512
     head = 4 * classes * width
@@ -119,18 +122,18 @@ def test_a_sampled_head_takes_its_weights_and_a_chunk_not_logits_of_all_classes(
     none = dataclasses.replace(recipe(batch=256), optimizer=OptimizerConfig(name="sgd"))
     body = trial_memory(none, 2, 1, gpu=True)
     assert memory(0.1) - body == pytest.approx(2 * head + (110 << 20), rel=0.05)  # weights and momentum
-    assert memory(0.1, workers=8) < memory(0.1) - 0.8 * head  # momentum is shared out, the weights are not
+    assert memory(0.1, workers=8) < memory(0.1) - 0.8 * head  # momentum is sharded, the weights are not
     assert memory(0.1, clip_norm=1.0) - memory(0.1) == pytest.approx(head * (0.1 + 256 / classes), rel=0.01)
     assert memory(None) > memory(0.1) + head
-    assert memory(None) < memory(0.1) + 8 * head  # the centres of length 1 are kept once, not for each image
+    assert memory(None) < memory(0.1) + 8 * head  # normalized class weights are kept once, not per image
 
 
 @pytest.mark.parametrize(
-    ("memory", "share"),
+    ("memory", "fraction"),
     [(2 * GIB, 1 / 4), (4 * GIB, 1 / 4), (5 * GIB, 1 / 3), (7 * GIB, 1 / 2), (9 * GIB, 1), (99 * GIB, 1)],
 )
-def test_small_trials_share_a_gpu_of_16_gib_plus_headroom(memory, share):
-    assert gpu_share(memory, int(16.2 * GIB / 0.9)) == pytest.approx(share)
+def test_small_trials_share_a_gpu_of_16_gib_plus_headroom(memory, fraction):
+    assert gpu_fraction(memory, int(16.2 * GIB / 0.9)) == pytest.approx(fraction)
 
 
 def test_processes_fit_a_nodes_memory():

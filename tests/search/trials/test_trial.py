@@ -1,4 +1,4 @@
-"""What a trial that fails leaves: one line, and a traceback only if neither the user nor the memory is the cause."""
+"""Tests the error line of a failed trial; only unexpected errors leave a traceback."""
 
 import pytest
 import torch
@@ -19,14 +19,14 @@ def too_large() -> Exception:
 
 
 @pytest.mark.parametrize("error", [MemoryError(), too_large()], ids=["python", "torch"])
-def test_memory_that_runs_out_is_a_line_with_the_settings_that_help(error, trial, tmp_path):
+def test_out_of_memory_is_one_line_with_the_settings_that_help(error, trial, tmp_path):
     line = failure_line(error, trial)
     assert line.startswith("out of memory: the process used up to ") and "\n" not in line
     assert "lower loader.batch_size (64) or raise compute.accumulate (1)" in line
     assert not (tmp_path / "traceback.txt").exists()
 
 
-def test_a_users_mistake_is_its_line_and_any_other_error_leaves_its_traceback(trial, tmp_path):
+def test_user_errors_are_one_line_and_other_errors_leave_a_traceback(trial, tmp_path):
     assert failure_line(UserError("no such split; prepare it"), trial) == "no such split; prepare it"
     assert not (tmp_path / "traceback.txt").exists()
     assert failure_line(KeyError("x"), trial).endswith(" (traceback.txt in the trial's folder)")

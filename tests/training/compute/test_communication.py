@@ -1,4 +1,4 @@
-"""Options of exchanges between ranks: converted batch norms, gradients in bf16, torch.compile over DDP; misuse is one line."""
+"""Tests options of communication between ranks: SyncBatchNorm, bf16 gradients, torch.compile with DDP."""
 
 import dataclasses
 import os
@@ -21,10 +21,10 @@ from landmark.data.loading.loader import Batch
 from landmark.models import build_model
 from landmark.training.compute.communication import converted
 from landmark.training.distributed.backends import Ddp
-from tests.training.loop.test_step import Alone, batch_of, recipe, step_of, tiny
+from tests.training.loop.test_step import SingleRank, batch_of, recipe, step_of, tiny
 
 
-class Several(Alone):
+class GlooRank(SingleRank):
     """One of several ranks over Gloo."""
 
     world_size = 2
@@ -42,7 +42,7 @@ class Several(Alone):
 @pytest.mark.parametrize(
     ("name", "norms"), [("resnet18", 20), ("timm/resnet10t", 14), ("timm/mobilenetv3_small_050", 34)]
 )
-def test_batch_norms_are_converted_with_their_names_values_and_activations(name, norms):
+def test_converted_batch_norms_keep_names_values_and_activations(name, norms):
     model = build_model(ModelConfig(backbone=name), classes=3, image_size=32)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     activations = {key: str(module.act) for key, module in model.named_modules() if hasattr(module, "act")}
@@ -51,8 +51,8 @@ def test_batch_norms_are_converted_with_their_names_values_and_activations(name,
     assert not any(type(module) is nn.BatchNorm2d for module in changed.modules())
     assert list(changed.state_dict()) == list(state)
     assert all(torch.equal(value, state[key]) for key, value in changed.state_dict().items())
-    kept = {key: str(module.act) for key, module in changed.named_modules() if hasattr(module, "act")}
-    assert kept == activations
+    converted_activations = {key: str(module.act) for key, module in changed.named_modules() if hasattr(module, "act")}
+    assert converted_activations == activations
 
 
 def test_sync_batchnorm_on_cpus_is_refused():
@@ -68,7 +68,7 @@ def test_sync_batchnorm_on_cpus_is_refused():
         (WorkersConfig(count=2, backend="horovod"), "workers.backend is horovod; set workers.backend to ddp"),
     ],
 )
-def test_options_of_the_exchange_need_several_workers_of_ddp(compute, workers, message):
+def test_communication_options_require_several_ddp_workers(compute, workers, message):
     config = ComputeConfig(**compute)
     with pytest.raises(ValueError, match=message):
         TrainConfig(dataset="none", compute=config, workers=workers)
@@ -78,7 +78,7 @@ def test_options_of_the_exchange_need_several_workers_of_ddp(compute, workers, m
 
 
 class Residual(nn.Module):
-    """A residual branch that is left out by chance."""
+    """A residual branch with stochastic depth."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,8 +89,8 @@ class Residual(nn.Module):
         return maps + self.drop(self.branch(maps))
 
 
-class Dropping(nn.Module):
-    """A network with batch norms and stochastic depth, for maps of any size."""
+class StochasticDepthModel(nn.Module):
+    """A model with batch norms and stochastic depth, for images of any size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Dropping(nn.Module):
 
 
 SHAPES = [(4, 16), (3, 16), (4, 24), (3, 24)]
-"""Images of a rank and their sizes, step by step: as the ends of epochs and progressive resizing make them."""
+"""Number of images per rank and image size in each step, as in the last steps of epochs and progressive resizing."""
 PLAIN = ComputeConfig(amp="off")
 RUNS = {
     "plain": PLAIN,
@@ -113,7 +113,7 @@ RUNS = {
 }
 
 
-def shaped(number: int, rank: int, rows: int, size: int) -> Batch:
+def batch_of_shape(number: int, rank: int, rows: int, size: int) -> Batch:
     batch = batch_of(10 * number + rank, rows=rows)
     images = np.ascontiguousarray(np.tile(batch.images, (1, 2, 2, 1))[:, :size, :size])
     return dataclasses.replace(batch, images=images)
@@ -122,14 +122,14 @@ def shaped(number: int, rank: int, rows: int, size: int) -> Batch:
 def _rank(rank: int, port: int, folder: str, runs: dict[str, ComputeConfig]) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    inductor.fallback_random, inductor.compile_threads = True, 1  # random numbers as without compiling
+    inductor.fallback_random, inductor.compile_threads = True, 1  # the same random numbers as without compiling
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     for name, compute in runs.items():
         torch.manual_seed(0)
-        step, schedule = step_of(Dropping(), recipe(compute=compute), Several(rank))
+        step, schedule = step_of(StochasticDepthModel(), recipe(compute=compute), GlooRank(rank))
         for number, (rows, size) in enumerate(SHAPES):
             torch.manual_seed(100 * number + rank)
-            step.run(shaped(number, rank, rows, size), schedule, number, 8)
+            step.run(batch_of_shape(number, rank, rows, size), schedule, number, 8)
         torch.save((step.model.state_dict(), step.take_totals().loss), f"{folder}/{name}-{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -143,7 +143,7 @@ def run_ranks(folder: Path, runs: dict[str, ComputeConfig]) -> dict[tuple[str, i
     return {(name, rank): torch.load(folder / f"{name}-{rank}.pt") for name in runs for rank in (0, 1)}
 
 
-def assert_like(found: dict[tuple[str, int], Any], name: str, reference: str, tolerance: float) -> None:
+def assert_close_to(found: dict[tuple[str, int], Any], name: str, reference: str, tolerance: float) -> None:
     for rank in (0, 1):
         (weights, loss), (expected, expected_loss) = found[name, rank], found[reference, rank]
         assert list(weights) == list(expected)
@@ -154,15 +154,15 @@ def assert_like(found: dict[tuple[str, int], Any], name: str, reference: str, to
     assert all(torch.equal(value, others[key]) for key, value in weights.items() if "running" not in key)
 
 
-def test_two_ranks_learn_what_they_learn_without_the_option(tmp_path):
+def test_two_ranks_train_equally_with_and_without_the_options(tmp_path):
     found = run_ranks(tmp_path, RUNS)
-    assert_like(found, "bf16", "plain", 2e-2)
-    assert_like(found, "checkpointed", "accumulated", 0.0)
+    assert_close_to(found, "bf16", "plain", 2e-2)
+    assert_close_to(found, "checkpointed", "accumulated", 0.0)
     plain, compressed = found["plain", 0][0], found["bf16", 0][0]
     assert any(not torch.equal(value, plain[key]) for key, value in compressed.items())
 
 
 @pytest.mark.timeout(900)
-def test_compiled_ranks_take_batches_and_images_of_changing_sizes(tmp_path):
+def test_compiled_ranks_accept_changing_batch_and_image_sizes(tmp_path):
     found = run_ranks(tmp_path, {"plain": PLAIN, "compiled": dataclasses.replace(PLAIN, compile=True)})
-    assert_like(found, "compiled", "plain", 1e-4)
+    assert_close_to(found, "compiled", "plain", 1e-4)

@@ -1,4 +1,4 @@
-"""torch.compile without a compiler is one line before the first step."""
+"""Tests that torch.compile without a compiler is a one-line error before the first step."""
 
 import sysconfig
 
@@ -13,7 +13,7 @@ KINDS = {"cpu": r"a C\+\+ compiler \(g\+\+\)", "cuda": r"a C compiler \(gcc or c
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_machine_without_a_compiler_is_told_what_to_install(kind, monkeypatch, tmp_path):
+def test_a_missing_compiler_error_names_the_package_to_install(kind, monkeypatch, tmp_path):
     monkeypatch.delenv("CC", raising=False)
     check_compiler(torch.device(kind))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -24,13 +24,13 @@ def test_a_machine_without_a_compiler_is_told_what_to_install(kind, monkeypatch,
     assert "\n" not in str(error.value)
 
 
-def test_headers_of_python_that_are_missing_are_named(monkeypatch, tmp_path):
+def test_missing_python_headers_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     with pytest.raises(UserError, match=r"compute.compile requires Python's headers \(.*Python.h\)"):
         check_compiler(torch.device("cpu"))
 
 
-def test_a_run_ends_before_its_first_step(monkeypatch, tmp_path):
+def test_a_missing_compiler_ends_the_run_before_its_first_step(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="compute.compile requires"):
         step_of(tiny(), recipe(compute=ComputeConfig(amp="off", compile=True)))

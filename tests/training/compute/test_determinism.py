@@ -1,4 +1,4 @@
-"""compute.deterministic: pooling without a deterministic gradient is replaced by its equal, the rest is named before the start."""
+"""Tests compute.deterministic: pooling is replaced by an equivalent; other nondeterministic operations are errors."""
 
 import pytest
 import torch
@@ -14,22 +14,22 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("size", [(7, 7), (6, 5), (3, 9), (1, 14), (13, 8)])
 @pytest.mark.parametrize("output", [7, (6, 6), (3, None), (2, 5)])
-def test_pooling_by_products_is_adaptive_pooling(size, output):
+def test_deterministic_pooling_equals_adaptive_pooling(size, output):
     torch.manual_seed(0)
-    with torch.inference_mode():  # as validation may come first
+    with torch.inference_mode():  # as when validation runs first
         DeterministicAdaptiveAvgPool2d(output)(torch.randn(2, 3, *size))
     maps = torch.randn(2, 3, *size, requires_grad=True)
     again = maps.detach().clone().requires_grad_()
-    ours, theirs = DeterministicAdaptiveAvgPool2d(output)(maps), nn.AdaptiveAvgPool2d(output)(again)
-    weights = torch.randn_like(theirs)
-    (ours * weights).sum().backward()
-    (theirs * weights).sum().backward()
-    torch.testing.assert_close(ours, theirs)
+    actual, expected = DeterministicAdaptiveAvgPool2d(output)(maps), nn.AdaptiveAvgPool2d(output)(again)
+    weights = torch.randn_like(expected)
+    (actual * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(maps.grad, again.grad)
 
 
 @pytest.mark.parametrize(("name", "replaced"), [("vgg11", 1), ("alexnet", 1), ("resnet18", 0)])
-def test_networks_keep_their_weights_and_what_they_compute(name, replaced):
+def test_replaced_pooling_keeps_weights_and_outputs(name, replaced):
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, num_classes=3).eval()
     images = torch.randn(2, 3, 96, 96)
@@ -41,8 +41,8 @@ def test_networks_keep_their_weights_and_what_they_compute(name, replaced):
     assert sum(isinstance(module, DeterministicAdaptiveAvgPool2d) for module in model.modules()) == replaced
 
 
-class Scattered(nn.Module):
-    """A network with an operation that has no deterministic version, on CPUs either."""
+class NondeterministicModel(nn.Module):
+    """A model with an operation that has no deterministic version, not even on CPUs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,9 +53,9 @@ class Scattered(nn.Module):
         return self.last(sums)
 
 
-def test_an_operation_without_a_deterministic_version_is_one_line():
-    precision = Precision(ComputeConfig(amp="off"), CPU, Scattered(), 16)
-    model = Scattered()
+def test_an_op_without_a_deterministic_version_is_a_one_line_error():
+    precision = Precision(ComputeConfig(amp="off"), CPU, NondeterministicModel(), 16)
+    model = NondeterministicModel()
     torch.use_deterministic_algorithms(True)
     try:
         with pytest.raises(

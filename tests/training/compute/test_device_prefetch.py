@@ -1,4 +1,4 @@
-"""Batches on the device: the loader's own memory on a CPU, the same bytes on a GPU."""
+"""Tests batches on the device: no copy on a CPU, the same values on a GPU."""
 
 import numpy as np
 import pytest
@@ -31,48 +31,48 @@ def test_on_a_cpu_nothing_is_copied():
     loaded = batches(3)
     placed = list(to_device(loaded, torch.device("cpu")))
     assert [batch.host for batch in placed] == loaded
-    for ours, theirs in zip(placed, loaded, strict=True):
-        assert ours.images.data_ptr() == theirs.images.ctypes.data
-        assert ours.labels.data_ptr() == theirs.labels.ctypes.data
+    for placed_batch, batch in zip(placed, loaded, strict=True):
+        assert placed_batch.images.data_ptr() == batch.images.ctypes.data
+        assert placed_batch.labels.data_ptr() == batch.labels.ctypes.data
     assert placed[0].flip is None and placed[1].flip is not None
 
 
-def test_a_batch_does_not_wait_for_the_one_after_it():
-    taken = []
+def test_a_batch_does_not_wait_for_the_next_one():
+    loaded = []
 
     def source():
         for number, batch in enumerate(batches(3)):
-            taken.append(number)
+            loaded.append(number)
             yield batch
 
-    feed = to_device(source(), torch.device("cpu"))
-    next(feed)
-    assert taken == [0]
+    placed = to_device(source(), torch.device("cpu"))
+    next(placed)
+    assert loaded == [0]
 
 
-def test_all_passes_copy_on_one_stream_of_a_device(monkeypatch):
-    # Nothing is computed: what counts is how many streams are asked for.
-    made = []
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or object())
+def test_all_epochs_copy_on_one_stream_per_device(monkeypatch):
+    # No GPU is needed: the test counts the created streams.
+    created = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: created.append(device) or object())
     copy_stream.cache_clear()
     try:
         devices = [torch.device("cuda", 0), torch.device("cuda", 1)]
         assert len({copy_stream(devices[number % 2]) for number in range(6)}) == 2
-        assert made == devices
+        assert created == devices
     finally:
         copy_stream.cache_clear()
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_every_batch_arrives_whole_though_memory_is_used_again():
+def test_on_a_gpu_batches_arrive_intact_when_memory_is_reused():
     device = torch.device("cuda")
     loaded = batches(20, rows=64, size=224)
     weight = torch.randn(2048, 2048, device=device)
-    for ours, theirs in zip(to_device(loaded, device), loaded, strict=True):
+    for placed_batch, batch in zip(to_device(loaded, device), loaded, strict=True):
         for _ in range(20):
-            weight = weight @ weight.softmax(0)  # the GPU is behind while the next batch is copied
-        assert ours.images.device.type == "cuda"
-        total = ours.images.long().sum()
-        del ours
-        assert int(total) == int(theirs.images.astype(np.int64).sum())
+            weight = weight @ weight.softmax(0)  # keeps the GPU busy while the next batch is copied
+        assert placed_batch.images.device.type == "cuda"
+        total = placed_batch.images.long().sum()
+        del placed_batch
+        assert int(total) == int(batch.images.astype(np.int64).sum())

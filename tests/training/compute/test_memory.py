@@ -1,4 +1,4 @@
-"""A long run: neither the process nor the object store grows over fifty epochs."""
+"""Tests that neither the process nor the object store grows over fifty epochs."""
 
 import gc
 import json
@@ -18,14 +18,14 @@ from landmark.training.observe.recorder import Recorder
 from landmark.training.run import run_training
 from tests.support.packed import write_packed
 
-# The allocator and Ray give back when they like: once in ten runs on a busy machine a few MiB later than is waited for.
+# The allocator and Ray free memory with a delay. On a busy machine it can exceed the wait, in about one of ten runs.
 pytestmark = pytest.mark.flaky(reruns=1)
 ROOT = Path(__file__).parent.parent.parent.parent
 EPOCHS = 50
-SETTLED = 10
-"""Epochs after which buffers, caches and pools have their size."""
+SETTLING_EPOCHS = 10
+"""Epochs after which buffers, caches and pools have their final size."""
 PIXELS_MIB = 97 * 64 * 64 * 3 / 2**20
-"""An epoch's decoded pixels: what a leak would at least keep of it."""
+"""Size of an epoch's decoded pixels: the minimum that a leak would keep per epoch."""
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,9 @@ def resident_mib() -> float:
     return psutil.Process().memory_info().rss / 2**20
 
 
-def grown(sizes: list[float]) -> float:
-    """Return by how much the last epochs lie above those when all was settled."""
-    return min(sizes[-5:]) - max(sizes[SETTLED : SETTLED + 5])
+def growth_mib(sizes: list[float]) -> float:
+    """Return how much the last epochs exceed the epochs after the settling phase."""
+    return min(sizes[-5:]) - max(sizes[SETTLING_EPOCHS : SETTLING_EPOCHS + 5])
 
 
 def sizes_of_a_run(dataset: str, output: str) -> list[float]:
@@ -58,7 +58,7 @@ def sizes_of_a_run(dataset: str, output: str) -> list[float]:
             dataset=dataset,
             output=output,
             epochs=EPOCHS,
-            model=ModelConfig(backbone="deck_mlp"),
+            model=ModelConfig(backbone="reference_mlp"),
             loader=LoaderConfig(image_size=64, batch_size=32, decode_threads=2),
             checkpoint=CheckpointConfig(steps=2),
             tensorboard=False,
@@ -67,14 +67,14 @@ def sizes_of_a_run(dataset: str, output: str) -> list[float]:
     return sizes
 
 
-def test_a_run_of_fifty_epochs_does_not_grow(dataset, tmp_path):
-    # In a process of its own: what a thousand tests before it left would be given back or not at any moment.
+def test_memory_does_not_grow_over_fifty_epochs(dataset, tmp_path):
+    # In a separate process: memory of earlier tests could be freed at any time.
     command = [sys.executable, "-m", __name__, dataset.location.uri, str(tmp_path)]
-    told = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
-    sizes = json.loads(told.splitlines()[-1])
+    output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    sizes = json.loads(output.splitlines()[-1])
     assert len(sizes) == EPOCHS
-    # A tenth of what keeping each epoch's pixels would add.
-    assert grown(sizes) < 0.1 * PIXELS_MIB * (EPOCHS - SETTLED - 10)
+    # 10% of the growth if each epoch's pixels were kept.
+    assert growth_mib(sizes) < 0.1 * PIXELS_MIB * (EPOCHS - SETTLING_EPOCHS - 10)
     assert len(list((Path(tmp_path) / "train" / "checkpoints").iterdir())) <= 4
 
 
@@ -86,22 +86,22 @@ def store_mib() -> float:
     return float(re.search(r"Plasma memory usage (\d+) MiB", text).group(1))
 
 
-def test_the_object_store_holds_what_is_read_ahead_and_no_more(ray_cluster, dataset):
+def test_the_object_store_holds_only_prefetched_batches(ray_cluster, dataset):
     config = LoaderConfig(image_size=64, batch_size=32, stream="ray", decode_threads=1)
     before = store_mib()
     with Loader(dataset, "train", config, augment=AugmentConfig(), epochs=range(1, EPOCHS + 1)) as loader:
         for epoch in range(1, EPOCHS + 1):
             assert sum(len(batch.draws) for batch in loader.epoch(epoch)) == 97
             if epoch % 10 == 0:
-                assert settles(before + 4), store_mib() - before
+                assert shrinks_to(before + 4), store_mib() - before
 
 
-def settles(most_mib: float) -> bool:
-    """Return whether the object store comes down to a size: Ray deletes what nobody holds once a second."""
+def shrinks_to(max_mib: float) -> bool:
+    """Return whether the object store shrinks to a size. Ray deletes unreferenced objects once per second."""
     deadline = time.monotonic() + 20
-    while store_mib() > most_mib and time.monotonic() < deadline:
+    while store_mib() > max_mib and time.monotonic() < deadline:
         time.sleep(0.2)
-    return store_mib() <= most_mib
+    return store_mib() <= max_mib
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Half precision is used where the device has it and computes it rightly."""
+"""Tests that half precision is used if the device supports it and computes it correctly."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
     ("backbone", "size", "wrong"),
     [("resnet18", 16, True), ("resnet18", 32, True), ("resnet18", 64, False), ("mobilenet_v3_small", 32, True)],
 )
-def test_sizes_at_which_a_kernel_meets_only_padding_are_found(backbone, size, wrong):
+def test_sizes_where_a_kernel_covers_only_padding_are_found(backbone, size, wrong):
     model = torchvision.models.get_model(backbone).train()
     assert bool(list(wrong_convolutions(model, size))) == wrong
     assert model.training and not any(layer._forward_pre_hooks for layer in model.modules())
@@ -34,7 +34,7 @@ def test_a_kernel_as_large_as_its_map_is_found():
 
 @pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="needs a CPU with bf16")
 @pytest.mark.parametrize("size", [48, 64])
-def test_gradients_repeat_where_nothing_is_found_wrong(size):
+def test_bf16_gradients_repeat_at_sizes_that_pass_the_check(size):
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=4).train()
     precision = Precision(ComputeConfig(amp="auto"), CPU, model, size)
@@ -42,8 +42,8 @@ def test_gradients_repeat_where_nothing_is_found_wrong(size):
     images, found = torch.randn(4, 3, size, size), []
     for _ in range(2):
         model.zero_grad()
-        spoilt = [torch.full((1 << power,), float("nan")) for power in range(8, 20)]
-        del spoilt  # what is not set is no number
+        nan_filled = [torch.full((1 << power,), float("nan")) for power in range(8, 20)]
+        del nan_filled  # uninitialized memory then contains NaN
         with precision.autocast():
             output = model(images)
         output.float().square().sum().backward()
@@ -51,7 +51,7 @@ def test_gradients_repeat_where_nothing_is_found_wrong(size):
     assert all(torch.equal(one, two) and one.isfinite().all() for one, two in zip(*found, strict=True))
 
 
-def test_half_precision_that_would_be_wrong_is_refused_and_not_chosen():
+def test_half_precision_is_refused_if_convolutions_would_be_wrong():
     model = torchvision.models.resnet18()
     for amp in ("bf16", "fp16"):
         with pytest.raises(
@@ -73,8 +73,8 @@ def test_half_precision_that_would_be_wrong_is_refused_and_not_chosen():
         ((6, 1), None),
     ],
 )
-def test_gpus_without_bf16_take_fp16_where_they_are_fast_at_it(capability, expected, monkeypatch):
-    # The generations of GPUs cannot be here; torch's two questions are answered as they answer.
+def test_gpus_without_bf16_use_fp16_if_it_is_fast(capability, expected, monkeypatch):
+    # The test mocks two torch queries to simulate GPU generations.
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: capability >= (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     assert fast_dtype(torch.device("cuda", 0)) is expected
@@ -84,7 +84,7 @@ def test_gpus_without_bf16_take_fp16_where_they_are_fast_at_it(capability, expec
 
 
 @pytest.mark.parametrize(("amp", "fast"), [("auto", True), ("fp16", True), ("off", False)])
-def test_products_in_fp32_use_tf32_on_gpus_unless_amp_is_off(amp, fast):
+def test_fp32_matmuls_use_tf32_on_gpus_unless_amp_is_off(amp, fast):
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
         set_up_device(ComputeConfig(amp=amp), torch.device("cuda", 0))

@@ -1,4 +1,4 @@
-"""Memory that runs out, and processes of Ray that die: one line each."""
+"""Tests that out-of-memory errors and dead Ray processes are one-line errors."""
 
 import dataclasses
 import errno
@@ -27,8 +27,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
     return write_packed(tmp_path_factory.mktemp("packed"), {"train": [24, 16], "val": [10], "test": [10]})
 
 
-def test_more_memory_than_the_machine_has_is_one_line_that_names_the_peak_and_what_to_lower(dataset, tmp_path):
-    run = config(dataset, tmp_path, model=ModelConfig(backbone="deck_mlp", neck=1 << 40))
+def test_out_of_memory_is_one_line_with_the_peak_and_the_fix(dataset, tmp_path):
+    run = config(dataset, tmp_path, model=ModelConfig(backbone="reference_mlp", neck=1 << 40))
     remedy = (
         r"lower loader.batch_size \(16\) or raise compute.accumulate \(1\), which splits each batch into smaller steps"
     )
@@ -39,18 +39,18 @@ def test_more_memory_than_the_machine_has_is_one_line_that_names_the_peak_and_wh
     assert "\n" not in str(error.value)
 
 
-def failing(act) -> BaseException:
+def error_of(call) -> BaseException:
     with pytest.raises(Exception) as error:  # noqa: PT011
-        act()
+        call()
     return error.value
 
 
-def test_errors_that_say_that_memory_ran_out_are_told_from_others(dataset):
+def test_out_of_memory_errors_are_distinguished_from_others(dataset):
     huge = 1 << 58
     for error in (
-        failing(lambda: np.empty(huge, np.uint8)),
-        failing(lambda: torch.empty(huge, dtype=torch.uint8)),
-        failing(lambda: bytearray(huge)),
+        error_of(lambda: np.empty(huge, np.uint8)),
+        error_of(lambda: torch.empty(huge, dtype=torch.uint8)),
+        error_of(lambda: bytearray(huge)),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
     ):
         assert (out_of_memory(error) or "").startswith("out of memory: the process used up to "), error
@@ -65,7 +65,7 @@ def test_errors_that_say_that_memory_ran_out_are_told_from_others(dataset):
             raise error
 
 
-def test_a_command_that_runs_out_of_memory_is_one_line():
+def test_a_command_that_runs_out_of_memory_prints_one_line():
     code = (
         "import sys, numpy as np\n"
         "from landmark.cli import Parser\n"
@@ -78,13 +78,13 @@ def test_a_command_that_runs_out_of_memory_is_one_line():
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("landmark status: error: out of memory: the process used up to ")
-    assert line.endswith("; lower the batch size, or use a machine with more memory")
+    assert line.endswith("use a machine with more memory (see docs/troubleshooting.md#out-of-memory)")
 
 
-def test_a_reader_that_dies_every_time_is_one_line_in_a_run_of_one_process(ray_cluster, dataset, tmp_path, monkeypatch):
+def test_a_reader_that_always_dies_is_a_one_line_error(ray_cluster, dataset, tmp_path, monkeypatch):
     from tests.support.dying import DyingReader
 
-    monkeypatch.setattr("landmark.data.loading.reader.UnitReader", DyingReader)
+    monkeypatch.setattr("landmark.data.loading.reader.RowGroupReader", DyingReader)
     loader = LoaderConfig(image_size=16, batch_size=16, decode_threads=1, stream="ray")
     run = dataclasses.replace(config(dataset, tmp_path), loader=loader)
     with pytest.raises(
@@ -94,7 +94,7 @@ def test_a_reader_that_dies_every_time_is_one_line_in_a_run_of_one_process(ray_c
     assert "\n" not in str(error.value)
 
 
-def test_a_controller_that_ray_kills_for_memory_is_one_line():
+def test_a_controller_killed_for_memory_is_a_one_line_error():
     killed = ray.exceptions.OutOfMemoryError(
         "Memory on the node (IP: 10.0.0.7, ID: 9f) was 15.30GB used / 16.00GB limit (0.95)"
     )

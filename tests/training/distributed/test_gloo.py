@@ -1,4 +1,4 @@
-"""Gloo's network interface: the one that has the node's address. Between hosts: tests/integration/test_hosts.py."""
+"""Tests that Gloo uses the network interface with the node's address. See also tests/integration/test_hosts.py."""
 
 import os
 import socket
@@ -23,10 +23,10 @@ def test_an_interface_is_found_by_its_address(name, address):
 
 
 def test_an_address_of_another_host_has_no_interface():
-    assert interface_of("192.0.2.1") is None  # set aside for documentation (RFC 5737)
+    assert interface_of("192.0.2.1") is None  # reserved for documentation (RFC 5737)
 
 
-def test_an_interface_that_the_environment_names_stays(monkeypatch):
+def test_an_interface_set_in_the_environment_is_kept(monkeypatch):
     name, address = ADDRESSES[0]
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: address)
     monkeypatch.setenv(INTERFACE, "eth7")
@@ -38,9 +38,9 @@ def test_an_interface_that_the_environment_names_stays(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("named", "gpus", "expected"),
+    ("backend", "gpus", "expected"),
     [(None, 0, None), (None, 1, "cpu:gloo,cuda:nccl"), ("nccl", 1, "nccl"), ("gloo", 0, "gloo")],
 )
-def test_groups_with_gpus_also_have_gloo_for_labels_in_main_memory(named, gpus, expected):
-    config = with_gloo(TorchOnNodes(backend=named), gpus)
+def test_gpu_process_groups_also_have_gloo_for_cpu_tensors(backend, gpus, expected):
+    config = with_gloo(TorchOnNodes(backend=backend), gpus)
     assert isinstance(config, TorchOnNodes) and config.backend == expected

@@ -1,4 +1,4 @@
-"""Restoring by several ranks: one checkpoint for all, downloaded once per node, nothing left behind."""
+"""Tests restoring on several ranks: the same checkpoint, one download per node, no leftover files."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from landmark.checkpoints.format import CHECKSUMS, FILES, read_state
 from landmark.config import UserError
 from landmark.storage import Location, TransientStorageError
 from landmark.training.distributed.restore import PREFIX, restored
-from tests.checkpoints.test_store import filled, small_disk, snapshot, store
+from tests.checkpoints.test_store import small_disk, snapshot, store, store_with_three
 from tests.support.ranks import Rank, World
 
 __all__ = ["small_disk"]
@@ -21,7 +21,7 @@ __all__ = ["small_disk"]
 
 @pytest.fixture
 def downloads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Every file that is downloaded, where to."""
+    """Record the target path of every download."""
     download, seen = Location.download, []
 
     def counted(self: Location, target: Path) -> None:
@@ -32,12 +32,14 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return seen
 
 
-def restore_all(world: World, run: Path, node_files: Path, told: list[str] | None = None) -> list[tuple[float, list]]:
-    """The value in the checkpoint that each rank found, and the reports that it was given."""
+def restore_all(
+    world: World, run: Path, node_files: Path, messages: list[str] | None = None
+) -> list[tuple[float, list]]:
+    """Return the value in the checkpoint that each rank restored, and the metrics that it received."""
     node_files.mkdir(exist_ok=True)
 
     def restore(member: Rank) -> tuple[float, list]:
-        with restored(store(run, told if member.rank == 0 else []), member, str(node_files)) as (folder, metrics):
+        with restored(store(run, messages if member.rank == 0 else []), member, str(node_files)) as (folder, metrics):
             assert folder is not None
             return read_state(folder)["value"], metrics
 
@@ -47,26 +49,26 @@ def restore_all(world: World, run: Path, node_files: Path, told: list[str] | Non
 
 
 def test_each_node_downloads_a_checkpoint_once(tmp_path, downloads):
-    filled(tmp_path)
+    store_with_three(tmp_path)
     found = restore_all(World(6, per_node=3), tmp_path, tmp_path / "tmp")
     assert found == [(3.0, [])] * 6
     folders = {target.parent for target in downloads}
     assert len(folders) == 2 and len(downloads) == 2 * len((*FILES, CHECKSUMS))
 
 
-def test_the_newest_is_damaged_for_all_or_for_none(tmp_path):
-    filled(tmp_path)
+def test_a_corrupt_newest_checkpoint_is_skipped_by_all_ranks(tmp_path):
+    store_with_three(tmp_path)
     (tmp_path / "checkpoints" / "epoch-0003" / "state.pt").write_bytes(b"no state")
-    told: list[str] = []
-    assert restore_all(World(4, per_node=2), tmp_path, tmp_path / "tmp", told) == [(2.0, [])] * 4
+    messages: list[str] = []
+    assert restore_all(World(4, per_node=2), tmp_path, tmp_path / "tmp", messages) == [(2.0, [])] * 4
     assert (
-        len(told) == 1
-        and "epoch-0003: corrupt checkpoint: state.pt is missing or does not match its checksum" in told[0]
+        len(messages) == 1
+        and "epoch-0003: corrupt checkpoint: state.pt is missing or does not match its checksum" in messages[0]
     )
 
 
-def test_a_download_that_is_damaged_on_one_node_is_damaged_on_all(tmp_path, monkeypatch):
-    filled(tmp_path)
+def test_a_download_corrupt_on_one_node_is_skipped_by_all_ranks(tmp_path, monkeypatch):
+    store_with_three(tmp_path)
     download = Location.download
 
     def flipped(self: Location, target: Path) -> None:
@@ -75,17 +77,17 @@ def test_a_download_that_is_damaged_on_one_node_is_damaged_on_all(tmp_path, monk
             target.write_bytes(target.read_bytes()[:-1])
 
     monkeypatch.setattr(Location, "download", flipped)
-    told: list[str] = []
-    assert restore_all(World(2), tmp_path, tmp_path / "tmp", told) == [(2.0, [])] * 2
-    assert len(told) == 1
+    messages: list[str] = []
+    assert restore_all(World(2), tmp_path, tmp_path / "tmp", messages) == [(2.0, [])] * 2
+    assert len(messages) == 1
 
 
-def test_rank_0_chooses_whatever_others_see(tmp_path):
-    """A rank that looked before the newest checkpoint was stored, or has an index that storage kept for it."""
-    saving = filled(tmp_path)
+def test_rank_0_chooses_the_checkpoint_for_all_ranks(tmp_path):
+    """Other ranks may have read the index before the newest checkpoint was stored."""
+    newest_store = store_with_three(tmp_path)
     stores = [store(tmp_path) for _ in range(3)]
-    saving.save(snapshot("epoch-0004", 4.0), {"val_top1": 0.1})
-    saving.close()
+    newest_store.save(snapshot("epoch-0004", 4.0), {"val_top1": 0.1})
+    newest_store.close()
     stores[0] = store(tmp_path)
 
     def restore(member: Rank) -> float:
@@ -96,8 +98,8 @@ def test_rank_0_chooses_whatever_others_see(tmp_path):
     assert World(3).run(restore) == [4.0] * 3
 
 
-def test_metrics_are_those_that_rank_0_reads(tmp_path):
-    filled(tmp_path)
+def test_metrics_come_from_rank_0(tmp_path):
+    store_with_three(tmp_path)
     meta = tmp_path / "checkpoints" / "epoch-0003" / "meta.json"
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {"metrics": {"val_top1": 0.6}}))
     sums = meta.with_name(CHECKSUMS)
@@ -115,13 +117,13 @@ def test_a_fresh_run_has_nothing_to_restore(tmp_path):
     assert World(2).run(restore) == [None, None]
 
 
-def test_containers_that_share_no_folder_download_each_for_themselves(tmp_path, downloads):
-    filled(tmp_path)
+def test_containers_without_a_shared_folder_each_download(tmp_path, downloads):
+    store_with_three(tmp_path)
 
     def restore(member: Rank) -> float:
-        own = tmp_path / f"container-{member.rank}"
-        own.mkdir()
-        with restored(store(tmp_path), member, str(own)) as (folder, _):
+        container = tmp_path / f"container-{member.rank}"
+        container.mkdir()
+        with restored(store(tmp_path), member, str(container)) as (folder, _):
             assert folder is not None
             return read_state(folder)["value"]
 
@@ -148,12 +150,12 @@ print(psutil.Process().memory_info().rss - before)
 
 
 def process(code: str, folder: Path) -> subprocess.Popen[str]:
-    """Start code in a process of its own: a fork of this one would inherit locks that its threads hold."""
+    """Start code in a new process. A fork would inherit locks that threads of this process hold."""
     return subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
 
 
-def test_what_a_killed_process_left_is_deleted_and_what_is_in_use_is_not(tmp_path):
-    filled(tmp_path)
+def test_files_of_killed_processes_are_deleted_and_used_files_kept(tmp_path):
+    store_with_three(tmp_path)
     node_files = tmp_path / "tmp"
     node_files.mkdir()
     states = {name: node_files / f"{PREFIX}{name}" / "state.pt" for name in ("killed", "alive")}
@@ -175,7 +177,7 @@ def test_what_a_killed_process_left_is_deleted_and_what_is_in_use_is_not(tmp_pat
             holder.communicate()
 
 
-def test_a_full_disk_of_one_node_is_one_line_on_all(tmp_path, small_disk):
+def test_a_full_disk_on_one_node_is_the_same_error_on_all_ranks(tmp_path, small_disk):
     saving = store(tmp_path)
     saving.save(snapshot("epoch-0001", 1.0, 1_500_000), {"val_top1": 0.5})
     saving.close()
@@ -196,8 +198,8 @@ def test_a_full_disk_of_one_node_is_one_line_on_all(tmp_path, small_disk):
     assert not list(tmp_path.glob(f"{PREFIX}*"))
 
 
-def test_a_failure_of_storage_that_may_pass_stays_one_on_all_ranks(tmp_path, monkeypatch):
-    filled(tmp_path)
+def test_a_transient_storage_error_stays_transient_on_all_ranks(tmp_path, monkeypatch):
+    store_with_three(tmp_path)
 
     def unreachable(self: Location, target: Path) -> None:
         raise TransientStorageError(f"{self}: no answer")
@@ -212,8 +214,8 @@ def test_a_failure_of_storage_that_may_pass_stays_one_on_all_ranks(tmp_path, mon
     assert len(set(World(4, per_node=2).run(restore))) == 1
 
 
-def test_state_is_read_from_the_file_when_it_is_used(tmp_path):
-    """A rank that takes a part of a large tensor reads that part."""
+def test_state_is_read_lazily_from_the_file(tmp_path):
+    """A rank that needs a slice of a large tensor reads only the slice."""
     torch.save({"large": torch.arange(1 << 24, dtype=torch.float32)}, tmp_path / "state.pt")
-    grown, _ = process(READ, tmp_path).communicate(timeout=200)
-    assert int(grown) < 32 << 20  # of 64 MiB
+    growth, _ = process(READ, tmp_path).communicate(timeout=200)
+    assert int(growth) < 32 << 20  # of 64 MiB

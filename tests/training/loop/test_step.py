@@ -1,4 +1,4 @@
-"""The training step: parts equal the whole, averages, skipped and fatal steps, a resumed state, two ranks for real."""
+"""Tests the training step: accumulation, EMA, skipped and fatal steps, restored state, two ranks."""
 
 import copy
 import dataclasses
@@ -32,22 +32,22 @@ from landmark.training.compute.optim import Schedule
 from landmark.training.loop.step import TrainStep
 from landmark.training.loop.validation import validate
 
-INFO = ModelInfo(name="tiny", source="deck", image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3)
+INFO = ModelInfo(name="tiny", source="reference", image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3)
 FP32 = ComputeConfig(amp="off")
 STEADY = OptimizerConfig(name="sgd", lr=0.1, momentum=0.9)
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """The models are so small that threads would wait for each other most of the time."""
+    """Use one thread: the models are so small that more threads would mostly wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
-class Alone:
-    """One rank without surroundings."""
+class SingleRank:
+    """A session with one rank."""
 
     rank = 0
     world_size = 1
@@ -77,7 +77,7 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def step_of(model: nn.Module, run: Recipe, session: Any = None, **options: Any) -> tuple[TrainStep, Schedule]:
-    step = TrainStep(model, run, INFO, session or Alone(), **options)
+    step = TrainStep(model, run, INFO, session or SingleRank(), **options)
     return step, Schedule(
         step.optimizer, run.schedule, optimizer_config=run.optimizer, steps_per_epoch=10, epochs=10, mode="max"
     )
@@ -122,33 +122,35 @@ EVERYTHING = recipe(
 
 
 @pytest.mark.parametrize("parts", [3, 20])
-def test_a_step_in_parts_equals_the_whole_one(parts):
-    whole = trained(recipe(), model=tiny(norm=False))
-    divided = trained(recipe(compute=ComputeConfig(amp="off", accumulate=parts)), model=tiny(norm=False))
-    assert same(whole.model, divided.model, rtol=1e-4, atol=1e-6)
-    assert dataclasses.astuple(whole.take_totals()) == pytest.approx(dataclasses.astuple(divided.take_totals()))
+def test_gradient_accumulation_equals_one_large_step(parts):
+    complete = trained(recipe(), model=tiny(norm=False))
+    accumulated = trained(recipe(compute=ComputeConfig(amp="off", accumulate=parts)), model=tiny(norm=False))
+    assert same(complete.model, accumulated.model, rtol=1e-4, atol=1e-6)
+    assert dataclasses.astuple(complete.take_totals()) == pytest.approx(dataclasses.astuple(accumulated.take_totals()))
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16", "auto"])
 def test_half_precision_learns_as_fp32_does(amp):
-    exact, half = trained(recipe()), trained(recipe(compute=ComputeConfig(amp=amp)))
+    fp32, half = trained(recipe()), trained(recipe(compute=ComputeConfig(amp=amp)))
     assert half.precision.dtype in (None, torch.bfloat16, torch.float16)
-    assert half.take_totals().loss == pytest.approx(exact.take_totals().loss, rel=0.02)
+    assert half.take_totals().loss == pytest.approx(fp32.take_totals().loss, rel=0.02)
     assert all(parameter.dtype == torch.float32 for parameter in half.model.parameters())
     batches = [batch_of(90), batch_of(91)]
-    found = [validate(s.evaluated, batches, s.preprocess, Alone(), 4, s.precision)["val_loss"] for s in (exact, half)]
+    found = [
+        validate(s.evaluated, batches, s.preprocess, SingleRank(), 4, s.precision)["val_loss"] for s in (fp32, half)
+    ]
     assert found[0] == pytest.approx(found[1], rel=0.05)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_the_layout_in_memory_changes_nothing(channels_last):
+def test_the_memory_format_does_not_change_results(channels_last):
     step = trained(recipe(compute=ComputeConfig(amp="off", channels_last=channels_last)))
     assert step.model[0].weight.is_contiguous(memory_format=torch.channels_last) == channels_last
     assert same(step.model, trained(recipe()).model, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("warmup", [True, False])
-def test_the_average_is_the_one_that_the_definition_gives(warmup):
+def test_ema_weights_follow_the_definition(warmup):
     run = recipe(ema=EmaConfig(decay=0.8, warmup=warmup))
     model = tiny()
     expected = [parameter.detach().clone() for parameter in model.parameters()]
@@ -157,8 +159,8 @@ def test_the_average_is_the_one_that_the_definition_gives(warmup):
         step.run(batch_of(number), schedule, number, 8)
         decay = min(0.8, (1 + number) / (10 + number)) if warmup else 0.8
         expected = [decay * a + (1 - decay) * w.detach() for a, w in zip(expected, model.parameters(), strict=True)]
-    for found, wanted in zip(step.evaluated.parameters(), expected, strict=True):
-        assert torch.allclose(found, wanted, atol=1e-6)
+    for found, expected_weight in zip(step.evaluated.parameters(), expected, strict=True):
+        assert torch.allclose(found, expected_weight, atol=1e-6)
     assert torch.equal(step.evaluated[1].running_mean, model[1].running_mean)
     assert step.evaluated is not model and not step.evaluated.training and same(model, trained(run).model) is False
 
@@ -174,24 +176,24 @@ def test_the_average_is_the_one_that_the_definition_gives(warmup):
     ],
     ids=["everything", "sgd", "adamw", "rmsprop", "fp16"],
 )
-def test_a_resumed_step_goes_on_bit_for_bit(run, tmp_path):
+def test_a_resumed_step_continues_bitwise(run, tmp_path):
     counts = {"class_counts": np.array([5, 1, 3, 9])}
-    whole, schedule = step_of(tiny(), run, **counts)
+    uninterrupted, schedule = step_of(tiny(), run, **counts)
     for number in range(3):
-        whole.run(batch_of(number), schedule, number, 8)
-    whole.take_totals()
-    # What a checkpoint does: tensors lose their layout in memory on the way.
-    kept = {name: tensor.clone().contiguous() for name, tensor in whole.evaluated.state_dict().items()}
-    torch.save({"step": _contiguous(whole.state())}, tmp_path / "state.pt")
+        uninterrupted.run(batch_of(number), schedule, number, 8)
+    uninterrupted.take_totals()
+    # As in a checkpoint, tensors lose their memory format.
+    weights = {name: tensor.clone().contiguous() for name, tensor in uninterrupted.evaluated.state_dict().items()}
+    torch.save({"step": _contiguous(uninterrupted.state())}, tmp_path / "state.pt")
     resumed, again = step_of(tiny(seed=1), run, **counts)
-    resumed.model.load_state_dict(kept)
+    resumed.model.load_state_dict(weights)
     resumed.load_state(torch.load(tmp_path / "state.pt", weights_only=True)["step"])
     for number in range(3, 6):
-        whole.run(batch_of(number), schedule, number, 8)
+        uninterrupted.run(batch_of(number), schedule, number, 8)
         resumed.run(batch_of(number), again, number, 8)
-    assert same(whole.model, resumed.model, rtol=0, atol=0)
-    assert same(whole.evaluated, resumed.evaluated, rtol=0, atol=0)
-    assert whole.take_totals() == resumed.take_totals()
+    assert same(uninterrupted.model, resumed.model, rtol=0, atol=0)
+    assert same(uninterrupted.evaluated, resumed.evaluated, rtol=0, atol=0)
+    assert uninterrupted.take_totals() == resumed.take_totals()
 
 
 def _contiguous(value: Any) -> Any:
@@ -202,7 +204,7 @@ def _contiguous(value: Any) -> Any:
     return [_contiguous(item) for item in value] if isinstance(value, list) else value
 
 
-def test_clipping_bounds_what_one_step_changes():
+def test_gradient_clipping_bounds_the_update():
     run = recipe(optimizer=OptimizerConfig(name="sgd", lr=1.0, momentum=0.0, clip_norm=0.01))
     model = tiny()
     before = copy.deepcopy(model)
@@ -211,18 +213,18 @@ def test_clipping_bounds_what_one_step_changes():
     assert nn.utils.get_total_norm(changes).item() == pytest.approx(0.01, rel=1e-3)
 
 
-def test_class_weights_are_those_of_the_training_images():
+def test_class_weights_follow_the_training_images():
     step, _ = step_of(tiny(), recipe(loss=LossConfig(class_weights="balanced")), class_counts=np.array([1, 1, 2, 0]))
     assert step._class_weights.tolist() == pytest.approx([4 / 3, 4 / 3, 2 / 3, 0])
 
 
-def test_hits_count_the_label_that_counts_more():
+def test_hits_count_the_label_with_the_larger_mixup_weight():
     run = recipe(optimizer=OptimizerConfig(name="sgd", lr=1e-9), augment=AugmentConfig(mixup=0.2))
     step, schedule = step_of(tiny(), run)
     batch = batch_of(0, rows=50)
     step.run(dataclasses.replace(batch, labels=np.zeros(50, dtype=np.int64)), schedule, 0, 50)
-    all_alike = step.take_totals()
-    assert all_alike.rows == 50 and 0 <= all_alike.hits <= 50
+    totals = step.take_totals()
+    assert totals.rows == 50 and 0 <= totals.hits <= 50
     with torch.no_grad():
         step.model[-1].bias.copy_(torch.tensor([1e3, 0.0, 0.0, 0.0]))
     step.run(dataclasses.replace(batch, labels=np.zeros(50, dtype=np.int64)), schedule, 0, 50)
@@ -230,7 +232,7 @@ def test_hits_count_the_label_that_counts_more():
 
 
 class Fragile(nn.Module):
-    """Answers infinity for black images: the first convolution's statistics suffer too."""
+    """Turns black images into infinite values, which also affect the batch norm statistics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -241,12 +243,12 @@ class Fragile(nn.Module):
         return self.body(inputs + black / (1 - black))
 
 
-def poisoned(number: int) -> Batch:
+def black_batch(number: int) -> Batch:
     batch = batch_of(number)
     return dataclasses.replace(batch, images=np.zeros_like(batch.images))
 
 
-def test_a_step_that_is_not_finite_is_left_out_and_counted():
+def test_a_non_finite_step_is_skipped_and_counted():
     run = dataclasses.replace(EVERYTHING, compute=FP32, augment=AugmentConfig(), loss=LossConfig())
     torch.manual_seed(0)
     step, schedule = step_of(Fragile(), run)
@@ -255,7 +257,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted():
         step.run(batch_of(number), schedule, number, 8)
         clean.run(batch_of(number), other, number, 8)
     before = copy.deepcopy(step.optimizer.state_dict()["state"])
-    step.run(poisoned(9), schedule, 4, 8)
+    step.run(black_batch(9), schedule, 4, 8)
     after = step.optimizer.state_dict()["state"]
     assert all(torch.equal(before[k]["momentum_buffer"], after[k]["momentum_buffer"]) for k in before)
     assert same(step.model, clean.model, rtol=0, atol=0) and same(step.evaluated, clean.evaluated, rtol=0, atol=0)
@@ -264,20 +266,20 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted():
 
 
 @pytest.mark.parametrize("steps_after", [0, 3])
-def test_a_loss_that_is_not_finite_ends_the_run_and_says_when_it_began(steps_after):
+def test_a_non_finite_loss_ends_the_run_and_names_its_first_step(steps_after):
     torch.manual_seed(0)
     step, schedule = step_of(Fragile(), recipe())
     step.run(batch_of(0), schedule, 0, 8)
     step.check_finite()
-    step.run(dataclasses.replace(poisoned(1), epoch=2), schedule, 1, 8)
+    step.run(dataclasses.replace(black_batch(1), epoch=2), schedule, 1, 8)
     for number in range(steps_after):
         step.run(batch_of(number, epoch=2), schedule, 2 + number, 8)
-    for look in (step.check_finite, step.take_totals):
+    for check in (step.check_finite, step.take_totals):
         with pytest.raises(UserError, match=r"^the loss became nan in epoch 2 \(step 2\); lower optimizer.lr or set"):
-            look()
+            check()
 
 
-def test_weights_that_are_no_longer_finite_end_the_run_though_the_loss_was():
+def test_non_finite_weights_end_the_run_even_if_the_loss_was_finite():
     step = trained(recipe(optimizer=OptimizerConfig(name="sgd", lr=1e38)), steps=1)
     with pytest.raises(UserError, match=r"the weights are not finite in epoch 1 \(step 1\)"):
         step.check_finite()
@@ -292,7 +294,7 @@ def test_fp16_finds_its_scale_without_ending_the_run():
     assert 40 < totals.skipped < 48 and totals.rows == (48 - totals.skipped) * 8
 
 
-def test_validation_mode_is_left_at_the_next_step_and_frozen_norms_stay_frozen():
+def test_a_step_restores_training_mode_except_for_frozen_norms():
     model = tiny()
     model[1].requires_grad_(False)
     step, schedule = step_of(model, recipe())
@@ -303,8 +305,8 @@ def test_validation_mode_is_left_at_the_next_step_and_frozen_norms_stay_frozen()
     assert model[1].num_batches_tracked == 0
 
 
-class Two(Alone):
-    """One of two ranks over gloo that counts its all-reduced buckets."""
+class GlooRank(SingleRank):
+    """One of two ranks over Gloo that counts its all-reduced buckets."""
 
     world_size = 2
 
@@ -331,7 +333,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    session = Two(rank)
+    session = GlooRank(rank)
     run = recipe(
         compute=ComputeConfig(amp="off", accumulate=3),
         optimizer=OptimizerConfig(name="sgd", lr=0.1, clip_norm=0.5, nonfinite="skip"),
@@ -341,16 +343,16 @@ def _rank(rank: int, port: int, folder: str) -> None:
     halves = [(5, slice(0, 5)), (3, slice(5, 8))]
     for number in range(4):
         rows, part = halves[rank]
-        whole = batch_of(number)
-        # A batch that only one rank's images spoil.
-        whole = poisoned(number) if number == 2 and rank == 1 else whole
-        mine = {name: getattr(whole, name)[part] for name in ("images", "labels", "samples", "draws", "flip")}
-        step.run(dataclasses.replace(whole, share=rows * 2 / 8, **mine), schedule, number, 8)
+        batch = batch_of(number)
+        # In this batch, only the images of one rank are black.
+        batch = black_batch(number) if number == 2 and rank == 1 else batch
+        local = {name: getattr(batch, name)[part] for name in ("images", "labels", "samples", "draws", "flip")}
+        step.run(dataclasses.replace(batch, share=rows * 2 / 8, **local), schedule, number, 8)
     torch.save((step.model.state_dict(), dataclasses.asdict(step.take_totals()), session.exchanges), f"{folder}/{rank}")
     torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_exchange_once_a_step_and_leave_out_the_same_ones(tmp_path):
+def test_two_ranks_reduce_once_per_step_and_skip_the_same_steps(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""A process that ends while it validates: no step is lost or repeated, and a request to end is heard."""
+"""Tests processes that end during validation: no step is lost or repeated, and SIGTERM is handled."""
 
 import csv
 import signal
@@ -16,7 +16,7 @@ from landmark.training.loop.state import RunState
 from landmark.training.loop.validation import validate
 from landmark.training.run import run_training
 from tests.support.packed import write_packed
-from tests.training.test_resume import TRAIN, CutOff, config, cut_off_after, last_weights
+from tests.training.test_resume import TRAIN, Interrupted, config, interrupt_after, last_weights
 
 BATCHES = 6
 
@@ -27,10 +27,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
 
 
 def at_batch(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> list[int]:
-    """Act once, before a batch of the first validation; returns the batches that each validation took."""
+    """Call a function once, before a batch of the first validation. Returns the batch counts of all validations."""
     taken: list[int] = []
 
-    def disturbed(model: Any, batches: Iterator[Any], *rest: Any) -> dict[str, float]:
+    def interrupted_validate(model: Any, batches: Iterator[Any], *rest: Any) -> dict[str, float]:
         taken.append(0)
 
         def counted() -> Iterator[Any]:
@@ -42,7 +42,7 @@ def at_batch(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], Non
 
         return validate(model, counted(), *rest)
 
-    monkeypatch.setattr(fit_module, "validate", disturbed)
+    monkeypatch.setattr(fit_module, "validate", interrupted_validate)
     return taken
 
 
@@ -52,35 +52,37 @@ def rows(output: Path) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if key not in timed} for row in history]
 
 
-def cut_off() -> None:
-    raise CutOff
+def interrupt() -> None:
+    raise Interrupted
 
 
-@pytest.mark.parametrize("another_division", [False, True])
-def test_a_run_cut_off_in_validation_validates_and_repeats_no_step(dataset, tmp_path, monkeypatch, another_division):
-    whole, parts = (config(dataset, tmp_path / name, epochs=2) for name in ("whole", "parts"))
-    run_training(whole)
-    seen, taken = cut_off_after([], monkeypatch), at_batch(monkeypatch, 2, cut_off)
-    with pytest.raises(CutOff):
-        run_training(parts)
+@pytest.mark.parametrize("repartition", [False, True])
+def test_a_run_interrupted_in_validation_repeats_no_step(dataset, tmp_path, monkeypatch, repartition):
+    uninterrupted, interrupted = (
+        config(dataset, tmp_path / name, epochs=2) for name in ("uninterrupted", "interrupted")
+    )
+    run_training(uninterrupted)
+    seen, taken = interrupt_after([], monkeypatch), at_batch(monkeypatch, 2, interrupt)
+    with pytest.raises(Interrupted):
+        run_training(interrupted)
     steps = len(seen)
-    if another_division:
-        # As another number of workers would: the position is divided again among them.
+    if repartition:
+        # A different number of workers would partition the epoch again.
         monkeypatch.setattr(RunState, "_division", lambda self, epoch: (1, 16, 7 + epoch))
-    run_training(parts)
+    run_training(interrupted)
     assert taken == [2, BATCHES, BATCHES]
     assert sorted(draw for epoch, step in seen if epoch == 1 for draw in step) == list(range(TRAIN))
     assert seen[steps][0] == 2
-    first, second = rows(tmp_path / "whole"), rows(tmp_path / "parts")
-    if another_division:
+    first, second = rows(tmp_path / "uninterrupted"), rows(tmp_path / "interrupted")
+    if repartition:
         assert first[0] == second[0]
         return
     assert first == second and float(second[0]["lr"]) > 0
-    undisturbed = last_weights(tmp_path / "whole", 2)
-    assert all(torch.equal(value, undisturbed[name]) for name, value in last_weights(tmp_path / "parts", 2).items())
+    expected = last_weights(tmp_path / "uninterrupted", 2)
+    assert all(torch.equal(value, expected[name]) for name, value in last_weights(tmp_path / "interrupted", 2).items())
 
 
-def test_a_request_to_end_is_heard_in_validation(dataset, tmp_path, monkeypatch):
+def test_sigterm_during_validation_saves_and_ends_the_run(dataset, tmp_path, monkeypatch):
     run = config(dataset, tmp_path, epochs=1)
     taken = at_batch(monkeypatch, 1, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(UserError, match=f"terminated; saved as checkpoints/epoch-0001-image-{TRAIN:09d}: run the same"):

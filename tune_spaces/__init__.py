@@ -1,1 +1,0 @@
-"""Built-in search spaces: YAML files that `landmark tune --space NAME` loads by name."""
