@@ -11,7 +11,7 @@ import psutil
 import ray
 
 from landmark.checkpoints.format import MODEL_FILES
-from landmark.config import Recipe, TrainConfig, UserError, mask_credentials
+from landmark.config import Recipe, Stopped, TrainConfig, UserError, mask_credentials
 from landmark.environment import describe_environment
 from landmark.runtime import connect
 from landmark.search.state.leaderboard import (
@@ -58,7 +58,7 @@ class BestModel:
 def write_results(study: Study, outcome: StudyResult) -> tuple[dict[str, Any], list[LeaderboardEntry]]:
     """Select the best model, test it and write all files; returns the values of study.json and the leaderboard.
 
-    Raises UserError, after all files are written, if no trial completed an epoch.
+    Raises UserError, after all files are written, if no trial completed an epoch, and Stopped if time ended before.
     """
     space = study.space.config
     standings = rank_trials(
@@ -76,7 +76,7 @@ def write_results(study: Study, outcome: StudyResult) -> tuple[dict[str, Any], l
         summary = write_summary(study, outcome, best)
     write_tables(study, outcome, standings)
     if best is None and not outcome.interrupted:
-        raise UserError(no_best_reason(study, outcome))
+        raise (Stopped if outcome.out_of_time else UserError)(no_best_reason(study, outcome))
     return summary, standings
 
 

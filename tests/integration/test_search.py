@@ -71,7 +71,7 @@ def test_pbt_copies_weights_and_perturbs_settings(dataset, tmp_path):
     assert summary["finished"] == 4 and summary["failed"] == 0
     check_exploits(folder, summary)
     page = report(ReportConfig(run=str(folder))).read_text()
-    assert "took over from" in page and summary["exploits"][0]["source"] in page
+    assert "Exploit steps" in page and summary["exploits"][0]["source"] in page
     starts = [event["row"]["epoch"] for event in events(folder, "report")][:4]
     assert sorted(starts) == [1, 1, 2, 2]  # trials that are behind run first
 

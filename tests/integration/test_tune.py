@@ -1,6 +1,7 @@
 """Tests studies: early stopping, pausing, failures, budgets, output files, S3."""
 
 import json
+import re
 
 import pytest
 
@@ -122,8 +123,9 @@ def test_a_budget_of_time_stops_the_study_which_resumes_with_more(dataset, tmp_p
     command = ["tune", dataset, "--space", str(space), "-o", str(tmp_path), "--name", "study"]
     command += ["--no-tensorboard", "--test", "none", "--max-concurrent", "1"]
     assert main([*command, "--budget.seconds", "1"]) == 75
-    printed = capsys.readouterr()
-    assert "error: stopped because its budget of 1 s is used up" in printed.err and "--budget.seconds" in printed.err
+    # A slow machine completes no epoch in one second.
+    message = r"(stopped because its budget of 1 s is used up; .* larger --budget\.seconds|no trial completed an epoch)"
+    assert re.search(f"landmark tune: error: .*{message}", capsys.readouterr().err)
     assert json.loads((tmp_path / "study" / "study.json").read_text())["out_of_time"]
     assert main([*command, "--budget.seconds", "600", "--resume"]) == 0
     summary = json.loads((tmp_path / "study" / "study.json").read_text())
