@@ -152,7 +152,7 @@ def join(folder: Path) -> dict[str, float]:
         part = pa.table([rows, splits[rows].astype(np.int32), zeros, zeros, zeros], schema=PART_SCHEMA)
         write_table(part_file(work, task.number, ".parquet"), part)
         write_table(part_file(work, task.number, ".rejects.parquet"), PART_REJECTS_SCHEMA.empty_table())
-        figures[task.number] = {"rows": len(rows), "rejects": 0, "strangers": 0, "shards": shards}
+        figures[task.number] = {"rows": len(rows), "rejects": 0, "unplanned": 0, "shards": shards}
     start = time.perf_counter()
     assert not drop_duplicates(output, plan, figures)
     dataset = finish(output, source, config, plan, figures, find_missing(output, plan))
@@ -170,7 +170,7 @@ def plan_epoch(rows: int) -> dict[str, float]:
     start = time.perf_counter()
     part = groups.select(selected)
     select = time.perf_counter() - start
-    assert sum(len(task.rows) for task in plan.tasks) in (rows // RANKS, rows // RANKS + 1)
+    assert sum(len(task.rows) for task in plan.read_tasks) in (rows // RANKS, rows // RANKS + 1)
     return {"s": plan_s + select, "plan_s": plan_s, "select_s": select, "rows": rows, "units": len(part.rows)}
 
 

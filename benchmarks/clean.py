@@ -88,7 +88,7 @@ def inject_and_clean(seed: int, base: PackedDataset, output: Path) -> tuple[Faul
     model = EmbeddingModel.load(config.weights, config.image_size)
     features = extract_features(dataset, locate(config.output) / "features", model, config)
     cleaning = Cleaning(dataset, features, config)
-    cleaning.judge()
+    cleaning.decide()
     return faulty, cleaning
 
 
@@ -96,7 +96,7 @@ def detector_figures(faulty: Faulty, cleaning: Cleaning) -> dict[str, Any]:
     """Return precision, recall, F1 and AUROC of each detector."""
     truth = Truth(faulty.rows)
     by_id = {row.image_id: row for row in faulty.rows}
-    noted = cleaning.verdicts.noted().to_pylist()
+    noted = cleaning.decisions.noted().to_pylist()
     reason = {line["image_id"]: line["reason"] for line in noted}
     figures: dict[str, Any] = {}
     exact = [line for line in noted if line["reason"] == "exact_duplicate"]
@@ -149,7 +149,7 @@ def noise_figures(by_id: dict[str, Row], cleaning: Cleaning, reason: dict[str, s
     figures["noise_precision"] = hits / max(1, int(flagged.sum()))
     figures["noise_recall"] = hits / max(1, int(label_errors.sum()))
     figures["noise_f1"] = 2 * hits / max(1, int(label_errors.sum()) + int(flagged.sum()))
-    new = cleaning.verdicts.label[has_embedding][eligible]
+    new = cleaning.decisions.label[has_embedding][eligible]
     old = cleaning.rows.label[has_embedding][eligible]
     true = np.array([row.true_label for row in rows])[eligible]
     figures["relabelled_right"] = float((new == true)[new != old].mean()) if (new != old).any() else 0.0

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
@@ -28,6 +29,9 @@ os.environ.update(PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="")
 import numpy as np
 
 from landmark.evaluation.predictions import Predictions
+
+if TYPE_CHECKING:
+    from landmark.config import LoaderConfig
 
 ROWS, CLASSES, TOP_K, NO_LANDMARK_FRACTION = 117_577, 203_094, 10, 0.2
 SIZE, BATCH, IMAGES, SPEED_CLASSES = 128, 64, 3000, 20
@@ -83,20 +87,14 @@ def metrics(folder: Path, rows: int) -> dict[str, float]:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def inference(folder: Path, images: int, rounds: int) -> dict[str, float]:
-    """Return images/s of the evaluation path and of the bare model."""
+def train_model(folder: Path, images: int) -> "LoaderConfig":
+    """Pack synthetic images and train a model for one epoch, in `dataset` and `train`. Returns the loader's config."""
     import ray
-    import torch
 
-    from landmark.checkpoints.format import resolve_checkpoint
     from landmark.commands.prepare import prepare
     from landmark.config import LoaderConfig, ModelConfig, PackingConfig, PrepareConfig, SyntheticConfig, TrainConfig
-    from landmark.data.loading.loader import Loader
-    from landmark.inference.job import Job, Replica
-    from landmark.inference.sources import SplitImages
     from landmark.training.run import run_training
 
-    torch.set_num_threads(os.cpu_count() or 1)
     synthetic = SyntheticConfig(classes=SPEED_CLASSES, images=images, image_size=160, tail=0.0)
     prepare(
         PrepareConfig(
@@ -114,9 +112,22 @@ def inference(folder: Path, images: int, rounds: int) -> dict[str, float]:
             dataset=str(folder / "dataset"), output=str(folder), epochs=1, model=model, loader=loader, tensorboard=False
         )
     )
-    checkpoint = resolve_checkpoint(str(folder / "train"))
-    from landmark.data.subset_view import open_dataset
+    return loader
 
+
+def inference(folder: Path, images: int, rounds: int) -> dict[str, float]:
+    """Return images/s of the evaluation path and of the bare model."""
+    import torch
+
+    from landmark.checkpoints.format import resolve_checkpoint
+    from landmark.data.loading.loader import Loader
+    from landmark.data.subset_view import open_dataset
+    from landmark.inference.job import Job, Replica
+    from landmark.inference.sources import SplitImages
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    loader = train_model(folder, images)
+    checkpoint = resolve_checkpoint(str(folder / "train"))
     dataset = open_dataset(str(folder / "dataset"))
     replica = Replica(
         Job(checkpoint=checkpoint.uri, images=SplitImages.of(dataset, "train"), top_k=10, batch_size=BATCH), None

@@ -100,7 +100,7 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], source: str) -> T:
 
     Raises UserError with the source, the dotted key, the expected value and the most similar valid key.
     """
-    values = _with_current_names(kind, values, source, "")
+    values = with_current_names(kind, values, source)
     from pydantic import ValidationError
 
     try:
@@ -110,7 +110,7 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], source: str) -> T:
         raise UserError(f"{source}: {_explain(first)}") from None
 
 
-def _with_current_names(kind: Any, values: Mapping[str, Any], source: str, prefix: str) -> dict[str, Any]:
+def with_current_names(kind: Any, values: Mapping[str, Any], source: str, prefix: str = "") -> dict[str, Any]:
     """Return the values with the key names of this version. Raises UserError for a key that no version has."""
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
     current = {}
@@ -122,7 +122,7 @@ def _with_current_names(kind: Any, values: Mapping[str, Any], source: str, prefi
             raise UserError(f"{source}: '{prefix}{given}' is now '{prefix}{key}', and both are set; remove the first")
         nested = fields[key]
         if dataclasses.is_dataclass(nested) and isinstance(value, Mapping):
-            current[key] = _with_current_names(nested, value, source, f"{prefix}{key}.")
+            current[key] = with_current_names(nested, value, source, f"{prefix}{key}.")
         elif key in VALUES:
             current[key] = current_value(f"{prefix}{key}", value, source)
         else:

@@ -40,11 +40,17 @@ def current_key(key: str, source: str) -> str:
 
 
 def current_value(key: str, value: Any, source: str) -> Any:
-    """Return what a value is called now. Lists are searched through, so that the values of a search space are found."""
+    """Return what a value is called now. Lists and domains of a search space are searched through."""
     if isinstance(value, list | tuple):
         return type(value)(current_value(key, item, source) for item in value)
     if isinstance(value, Mapping):
-        return {name: current_value(key, item, source) for name, item in value.items()}
+        cases = value.get("by") if isinstance(value.get("by"), str) else None  # the key that a domain depends on
+        by = {} if cases is None else {"by": (cases := current_key(cases, source))}
+        values = {
+            name if cases is None else current_value(cases, name, source): current_value(key, item, source)
+            for name, item in value.items()
+        }
+        return values | by
     new = VALUES.get(key.rpartition(".")[2], {}).get(value) if isinstance(value, str) else None
     if new is None:
         return value

@@ -6,12 +6,15 @@ from typing import Any
 
 from landmark.config import Recipe, UserError, from_mapping, nearest, parse_mapping
 from landmark.config.renamed import current_value
-from landmark.recipes.files import is_named_file, named_text
+from landmark.recipes.files import built_in_or_named, yaml_names
+
+FOLDER = importlib.resources.files(__name__)
+"""The built-in recipes."""
 
 
 def recipe_names() -> list[str]:
     """Return the names of the built-in recipes."""
-    return sorted(path.name.removesuffix(".yaml") for path in _files())
+    return yaml_names(FOLDER)
 
 
 def recipe_values(name: str) -> dict[str, Any]:
@@ -33,7 +36,7 @@ def recipe_text(name: str) -> str:
 
 def recipe_file(name: str) -> str:
     """Return the YAML text of a built-in recipe without checking it."""
-    return (importlib.resources.files(__name__) / f"{name}.yaml").read_text(encoding="utf-8")
+    return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def load_recipe(name: str) -> Recipe:
@@ -50,16 +53,9 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return both
 
 
-def _files() -> list[Any]:
-    return [path for path in importlib.resources.files(__name__).iterdir() if path.name.endswith(".yaml")]
-
-
 def _read(name: str) -> tuple[str, str]:
     """Return the location and the text of a recipe."""
     name = current_value("--recipe", name, "command line")
-    for path in _files():
-        if path.name == f"{name}.yaml":
-            return f"landmark/recipes/{path.name}", path.read_text(encoding="utf-8")
-    if is_named_file(name):
-        return name, named_text(name, "recipe")
+    if (found := built_in_or_named(name, FOLDER, "landmark/recipes", "recipe")) is not None:
+        return found
     raise UserError(f"recipe {name!r} is neither a file nor a built-in recipe; {nearest(name, recipe_names())}")

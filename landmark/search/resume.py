@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from landmark.config import (
+    SpaceConfig,
     TuneConfig,
     UserError,
     from_mapping,
@@ -82,7 +83,8 @@ def check_same_study(
         other = [key for key in other if key not in ("dataset", "datasets")]
         found = content_ids(datasets)
         other += ["dataset"] if any(known[name] != found[name] for name in known.keys() & found.keys()) else []
-    spaces = [parse_yaml(type(space.config), part, f"{location}/space.yaml") for part in (text, space.text)]
+    place = f"{location}/space.yaml"
+    spaces = [Space(parse_yaml(SpaceConfig, part, place), place, part).config for part in (text, space.text)]
     if dataclasses.replace(spaces[0], budget=spaces[1].budget) != spaces[1]:
         other.append("space")
     if other:

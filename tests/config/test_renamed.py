@@ -61,6 +61,16 @@ def test_an_old_search_space_searches_the_same_points(tmp_path, capsys):
     assert "'model.head.margin_least' is now 'model.head.min_margin'" in capsys.readouterr().err
 
 
+def test_cases_of_a_conditional_domain_load_by_their_old_names(tmp_path):
+    file = tmp_path / "space.yaml"
+    file.write_text(
+        "metric: val_top1\nparameters:\n  model.backbone: {grid: [deck_mlp, resnet18]}\n"
+        "  optimizer.lr: {by: model.backbone, deck_mlp: {grid: [0.1, 0.2]}, default: 0.5}\n"
+    )
+    points = {(point["model.backbone"], point["optimizer.lr"]) for point in Space.load(str(file)).points}
+    assert points == {("reference_mlp", 0.1), ("reference_mlp", 0.2), ("resnet18", 0.5)}
+
+
 def test_the_recipe_and_the_space_of_the_reference_study_are_found_by_their_old_names(capsys):
     assert load_recipe("deck") == load_recipe("reference")
     assert Space.load("deck").points == Space.load("reference").points

@@ -123,7 +123,12 @@ def test_the_installed_wheel_has_the_command_and_its_files(project, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
         names = archive.namelist()
-    for data in ("landmark/recipes/*.yaml", "landmark/reporting/templates/*", "landmark/tune_spaces/*.yaml"):
+    for data in (
+        "landmark/recipes/*.yaml",
+        "landmark/cli/*.json",
+        "landmark/reporting/templates/*",
+        "landmark/tune_spaces/*.yaml",
+    ):
         expected = {str(path.relative_to(ROOT)) for path in ROOT.glob(data) if path.is_file()}
         assert expected and expected <= set(names)
     entry = (tmp_path / "site" / f"landmark_ray-{__version__}.dist-info" / "entry_points.txt").read_text()

@@ -57,7 +57,17 @@ def test_the_study_resumes_with_its_decisions_and_is_reported(folder, capsys):
     assert "2/4 trials ended" in capsys.readouterr().out
     before = rows(folder / "study" / "history.csv")
     more = ["--resume", "--no-tensorboard", "--max-concurrent", "1", "--budget.epochs", "7", "--test", "none"]
-    assert main(["tune", "dataset", "--space", "study/space.yaml", "-o", ".", "--name", "study", *more]) == 0
+    # The user follows the warnings and uses the new names.
+    text = (folder / "study" / "space.yaml").read_text()
+    for old, new in (
+        ("margin_least", "min_margin"),
+        ("deck_mlp", "reference_mlp"),
+        ("damaged", "corrupt"),
+        ("mix_share", "mix_prob"),
+    ):
+        text = text.replace(old, new)
+    (folder / "renamed.yaml").write_text(text)
+    assert main(["tune", "dataset", "--space", "renamed.yaml", "-o", ".", "--name", "study", *more]) == 0
     summary = json.loads((folder / "study" / "study.json").read_text())
     assert summary["epochs_run"] >= 7 and summary["failed"] == 0 and summary["drivers"] == 2
     assert [row for row in rows(folder / "study" / "history.csv") if row in before] == before

@@ -127,7 +127,7 @@ def read_by_ray(
     """Yield the tasks' tables in order, reading ahead in Ray actors. `close` it if it is not exhausted.
 
     The object store contains only the tasks that are read ahead. A table's buffers occupy the store until the table is
-    released. Units are taken from `read_tasks` on demand. stop: as for `read_by_thread`.
+    released. Tasks are taken from `read_tasks` on demand. stop: as for `read_by_thread`.
     """
     actors = ActorPool(
         RowGroupReader,

@@ -62,7 +62,7 @@ def finish(
     write_table(output / "rejects.parquet", _rejects(output, plan, figures, missing))
     if isinstance(source, SyntheticSource):
         write_table(output / "synthetic.parquet", source.items().drop_columns(["origin"]))
-    refused = sum(part["rejects"] + part["strangers"] for part in figures.values()) + len(missing)
+    refused = sum(part["rejects"] + part["unplanned"] for part in figures.values()) + len(missing)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         created_by=f"landmark {__version__}",
@@ -85,7 +85,7 @@ def finish(
 def _rejects(output: Location, plan: Plan, figures: Figures, missing: pa.Table) -> pa.Table:
     """Return all rejects: skipped rows of the source's tables first, then images."""
     numbers = [
-        task.number for task in plan.tasks if figures[task.number]["rejects"] + figures[task.number]["strangers"]
+        task.number for task in plan.tasks if figures[task.number]["rejects"] + figures[task.number]["unplanned"]
     ]
     parts = [part_rejects(output, number).drop_columns(["plan_row"]) for number in numbers]
     return pa.concat_tables([REJECTS_SCHEMA.empty_table(), read_faults(output / WORK_FOLDER), *parts, missing])

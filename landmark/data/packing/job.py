@@ -124,8 +124,14 @@ def _read_figures(output: Location, plan: Plan) -> Figures:
         names = [name for name in parts.names() if name.endswith(".json")]
     except NotFound:
         return {}
-    figures = {int(name.removesuffix(".json")): json.loads((parts / name).read_text()) for name in names}
+    figures = {int(name.removesuffix(".json")): _figures(parts / name) for name in names}
     return {task.number: figures[task.number] for task in plan.tasks if task.number in figures}
+
+
+def _figures(file: Location) -> dict[str, Any]:
+    """Return the figures of one task. Unfinished jobs of earlier versions call `unplanned` strangers."""
+    values = json.loads(file.read_text())
+    return values if "unplanned" in values else values | {"unplanned": values["strangers"]}
 
 
 def _run(output: Location, source: Source, config: PrepareConfig, plan: Plan, figures: Figures) -> int:
@@ -146,7 +152,7 @@ def _run(output: Location, source: Source, config: PrepareConfig, plan: Plan, fi
             number = int(done["number"])
             bytes_in += int(done["bytes_in"])
             figures[number] = _read_part(output, number)
-            rejects = sum(part["rejects"] + part["strangers"] for part in figures.values())
+            rejects = sum(part["rejects"] + part["unplanned"] for part in figures.values())
             progress.update(by_number[number].rows, f"{rejects} rejected" if rejects else "")
             _check_rejects(output, config, figures, source)
     except ray.exceptions.RayError as error:
@@ -158,7 +164,7 @@ def _run(output: Location, source: Source, config: PrepareConfig, plan: Plan, fi
 def _read_part(output: Location, number: int) -> dict[str, Any]:
     """Return the figures of a task that was just packed."""
     try:
-        return json.loads(part_file(output / WORK_FOLDER, number, ".json").read_text())
+        return _figures(part_file(output / WORK_FOLDER, number, ".json"))
     except UserError as error:
         raise _stopped(str(error), error) from None
 
@@ -192,11 +198,11 @@ def _check_rejects(
     """Stop the job if too many images are rejected, or too many files in tars match none of them."""
     refused = sum(part["rejects"] for part in figures.values()) + missing
     seen = refused + sum(part["rows"] for part in figures.values())
-    unplanned, members = (sum(part[key] for part in figures.values()) for key in ("strangers", "members"))
+    unplanned, members = (sum(part[key] for part in figures.values()) for key in ("unplanned", "members"))
     limit = config.packing.max_reject_fraction
     for count, total, what, kind in (
         (refused, seen, "images were rejected", "rejects"),
-        (unplanned, members, "files in the tars match no image of the plan", "strangers"),
+        (unplanned, members, "files in the tars match no image of the plan", "unplanned"),
     ):
         if count > limit * total and (final or total >= MIN_CHECKED_ROWS):
             breakdown = _breakdown(output, figures, kind, missing)
@@ -208,7 +214,7 @@ def _check_rejects(
 
 
 def _breakdown(output: Location, figures: Figures, kind: str, missing: int) -> str:
-    """Return the reasons and counts of rejects or strangers, the most frequent first."""
+    """Return the reasons and counts of rejects or of files that match no planned image, the most frequent first."""
     reasons: collections.Counter[str] = collections.Counter()
     for number, part in figures.items():
         if part[kind]:

@@ -166,7 +166,7 @@ class Packer:
             "number": task.number,
             "rows": len(parts),
             "rejects": len(tally.rejects) - unplanned,
-            "strangers": unplanned,
+            "unplanned": unplanned,
             "members": tally.members,
             "ignored": tally.ignored,
             "unchecked": tally.unchecked,

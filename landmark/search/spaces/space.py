@@ -22,13 +22,16 @@ from landmark.config import (
     parse_yaml,
     to_mapping,
 )
+from landmark.config.files import with_current_names
 from landmark.config.renamed import current_point, current_value
 from landmark.progress import Progress
 from landmark.recipes import merged, recipe_values
-from landmark.recipes.files import is_named_file, named_text
+from landmark.recipes.files import built_in_or_named, yaml_names
 from landmark.search.spaces import domains
 from landmark.search.spaces.domains import Params
 
+FOLDER = importlib.resources.files("landmark") / "tune_spaces"
+"""The built-in spaces. In a checkout, it is a link to the folder tune_spaces."""
 DATASET = "dataset"
 """Key outside the recipe: the dataset on which a trial is trained."""
 NAME = "name"
@@ -66,7 +69,8 @@ class Space:
     def __init__(self, config: SpaceConfig, source: str, text: str) -> None:
         parameters = current_point(config.parameters, source)
         points = [current_point(point, source) for point in config.points]
-        self.config = config = dataclasses.replace(config, parameters=parameters, points=points)
+        recipe = with_current_names(Recipe, config.recipe, f"{source}: recipe")
+        self.config = config = dataclasses.replace(config, recipe=recipe, parameters=parameters, points=points)
         self.source = source
         self.text = text
         self._leaves = leaf_keys(Recipe)
@@ -232,7 +236,7 @@ class Space:
 
 def space_names() -> list[str]:
     """Return the names of the built-in spaces."""
-    return sorted(path.name.removesuffix(".yaml") for path in _files() if path.name.endswith(".yaml"))
+    return yaml_names(FOLDER)
 
 
 def leaf_keys(kind: type) -> list[str]:
@@ -246,19 +250,11 @@ def leaf_keys(kind: type) -> list[str]:
     return keys
 
 
-def _files() -> list[Any]:
-    """Return the built-in spaces. landmark/tune_spaces is a link to the folder, and a folder in the wheel."""
-    return list((importlib.resources.files("landmark") / "tune_spaces").iterdir())
-
-
 def _read(name: str) -> tuple[str, str]:
     """Return the source and the text of a space."""
     name = current_value("--space", name, "command line")
-    for path in _files():
-        if path.name == f"{name}.yaml":
-            return f"tune_spaces/{path.name}", path.read_text(encoding="utf-8")
-    if is_named_file(name):
-        return name, named_text(name, "search space")
+    if (found := built_in_or_named(name, FOLDER, "tune_spaces", "search space")) is not None:
+        return found
     raise UserError(f"--space {name}: neither a file nor a space in tune_spaces/; {nearest(name, space_names())}")
 
 

@@ -45,7 +45,7 @@ from landmark.training.distributed.failures import less_memory
 from landmark.training.distributed.local import default_device
 from landmark.training.distributed.ray_train import RECOVERED, fit_workers
 from landmark.training.loop.fit import fit
-from landmark.training.loop.session import Phase
+from landmark.training.loop.session import Phase, SingleRank
 from landmark.training.observe.telemetry import TRIALS, Telemetry, names_of
 from landmark.training.observe.throughput import Throughput
 
@@ -69,11 +69,9 @@ def _store(folder: Location, recipe: Recipe) -> CheckpointStore:
     return CheckpointStore(folder, recipe.monitor, recipe.monitor_mode(), CHECKPOINT, print)
 
 
-class TuneSession:
+class TuneSession(SingleRank):
     """Session of a trial with one worker, in the trial's process; it stores checkpoints like any run."""
 
-    rank = 0
-    world_size = 1
     saves_within_epochs = True
 
     def __init__(self, store: CheckpointStore, taken: dict[str, int]) -> None:
@@ -90,18 +88,6 @@ class TuneSession:
         self.first_step_at = time.time()
         self.weights = sum(parameter.numel() for parameter in model.parameters())
         return model
-
-    def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values unchanged: there is one rank."""
-        return values
-
-    def all_gather(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values of the only rank."""
-        return values[None]
-
-    def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values for the only rank."""
-        return values[0]
 
     def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
         """Store the checkpoint, then report to Ray Tune; a stopped or paused trial ends here."""

@@ -15,16 +15,14 @@ from landmark.checkpoints.format import Snapshot
 from landmark.checkpoints.store import CheckpointStore, Tell
 from landmark.config import Stopped, TrainConfig, to_stored_yaml
 from landmark.storage import Location
-from landmark.training.loop.session import Phase
+from landmark.training.loop.session import Phase, SingleRank
 from landmark.training.observe.recorder import Recorder
 from landmark.training.observe.throughput import Throughput
 
 
-class LocalSession:
+class LocalSession(SingleRank):
     """Training run in this process. SIGTERM, for example at a preemption, saves a checkpoint and ends the run."""
 
-    rank = 0
-    world_size = 1
     saves_within_epochs = True
 
     def __init__(self, run: Location, config: TrainConfig, tell: Tell) -> None:
@@ -44,18 +42,6 @@ class LocalSession:
         """Write config.yaml and return the model unchanged."""
         (self.store.run / "config.yaml").write_text(to_stored_yaml(self.config))
         return model
-
-    def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values, because there is one rank."""
-        return values
-
-    def all_gather(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values of the only rank."""
-        return values[None]
-
-    def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values for the only rank."""
-        return values[0]
 
     def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
         """Store the checkpoint and write the epoch's row."""

@@ -14,6 +14,25 @@ Phase = Literal["starting", "waiting for data", "in a step", "validating", "vali
 """Status of a training process. validated: it waits for the other ranks' validation."""
 
 
+class SingleRank:
+    """The collective operations of a run with one training process."""
+
+    rank = 0
+    world_size = 1
+
+    def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values unchanged."""
+        return values
+
+    def all_gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values of the only rank."""
+        return values[None]
+
+    def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values for the only rank."""
+        return values[0]
+
+
 class Session(Protocol):
     """A training process from the loop's view. Implemented by the in-process session and the Ray Train worker."""
 
