@@ -55,8 +55,8 @@ def command_line(argv: list[str]) -> str:
     `landmark`."""
     program = Path(argv[0]) if argv else Path("landmark")
     if program.parent.name == "landmark" and program.suffix == ".py":
-        verb = [] if program.stem == "__main__" else [program.stem]
-        words = ["landmark", *verb, *argv[1:]]
+        command = [] if program.stem == "__main__" else [program.stem]
+        words = ["landmark", *command, *argv[1:]]
     else:
         words = [program.name, *argv[1:]]
     return mask_credentials(shlex.join(words))

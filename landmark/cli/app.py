@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, rest = arguments[0], arguments[1:]
     if name == "completion":
         return _completion(rest)
-    actions = [verb.partition(" ")[2] for verb in COMMANDS if verb.startswith(f"{name} ")]
+    actions = [command.partition(" ")[2] for command in COMMANDS if command.startswith(f"{name} ")]
     if actions:
         if not rest or rest[0] in ("-h", "--help"):
             print(group_help(name, COMMANDS))
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return fail(f"landmark {name}", f"unknown action '{rest[0]}'; {nearest(rest[0], actions)}", 2)
         name, rest = f"{name} {rest[0]}", rest[1:]
     if name not in COMMANDS:
-        names = dict.fromkeys(verb.partition(" ")[0] for verb in COMMANDS)
+        names = dict.fromkeys(command.partition(" ")[0] for command in COMMANDS)
         return fail("landmark", f"unknown command '{name}'; {nearest(name, names)}", 2)
     return run(COMMANDS[name], rest)
 
@@ -64,17 +64,17 @@ def _completion(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run(verb: Command, arguments: Sequence[str]) -> int:
+def run(command: Command, arguments: Sequence[str]) -> int:
     """Run a command with its arguments; returns the exit code."""
     if {"-h", "--help"} & set(arguments):
-        print(command_help(verb))
+        print(command_help(command))
         return 0
     for argument in arguments:
         if argument.partition("=")[0] == "--help-all":
             try:
-                print(long_help(verb, argument.partition("=")[2]))
+                print(long_help(command, argument.partition("=")[2]))
             except UserError as error:
-                return fail(f"landmark {verb.name}", str(error), 2)
+                return fail(f"landmark {command.name}", str(error), 2)
             return 0
     rest = [argument for argument in arguments if argument not in SWITCHES]
     as_json, quiet = "--json" in arguments, {"-q", "--quiet"} & set(arguments)
@@ -82,8 +82,8 @@ def run(verb: Command, arguments: Sequence[str]) -> int:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
 
     def call(config: Any) -> None:
-        with _while_ray_starts(verb, config):
-            module, _, function = verb.function.partition(":")
+        with _while_ray_starts(command, config):
+            module, _, function = command.function.partition(":")
         result = getattr(importlib.import_module(module), function)(config)
         if as_json:
             print(json.dumps(_as_object(result)), file=stdout)
@@ -100,7 +100,7 @@ def run(verb: Command, arguments: Sequence[str]) -> int:
             stack.callback(set_quiet, False)
         if as_json or quiet:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr))
-        return run_with(verb.parser(), call, rest)
+        return run_with(command.parser(), call, rest)
 
 
 def _as_object(result: Any) -> dict[str, Any]:
@@ -154,13 +154,13 @@ def run_with(parser: Parser, function: Callable[[Any], object], arguments: Seque
 
 
 @contextlib.contextmanager
-def _while_ray_starts(verb: Command, config: Any) -> Iterator[None]:
+def _while_ray_starts(command: Command, config: Any) -> Iterator[None]:
     """Start Ray, and import what takes seconds meanwhile in a thread: Ray has to start in the main thread, as its processes
     end with the thread that started them."""
-    if not verb.imports:
+    if not command.imports:
         yield
         return
-    thread = threading.Thread(target=_import_all, args=(verb.imports,), name="imports")
+    thread = threading.Thread(target=_import_all, args=(command.imports,), name="imports")
     thread.start()
     try:
         importlib.import_module("landmark.runtime").connect(config.cluster)

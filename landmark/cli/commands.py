@@ -269,5 +269,5 @@ _ALL = (
         common=("--address", "--timeout-s"),
     ),
 )  # fmt: skip
-COMMANDS = {verb.name: verb for verb in _ALL}
+COMMANDS = {command.name: command for command in _ALL}
 """All commands by name; of two words where the first one groups several."""

@@ -10,30 +10,30 @@ SHELLS = ("bash", "zsh", "fish")
 GLOBAL = ("--config", "--help", "--help-all", "--json", "--quiet", "--verbose")
 
 
-def completion(shell: str, verbs: Mapping[str, Command]) -> str:
+def completion(shell: str, commands: Mapping[str, Command]) -> str:
     """Return the script for a shell; raises UserError for an unknown one."""
     if shell not in SHELLS:
         raise UserError(f"completion: unknown shell {shell!r}; {nearest(shell, SHELLS)}")
-    flags = {name: _flags(verb) for name, verb in verbs.items()}
-    return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](verbs, flags)
+    flags = {name: _flags(command) for name, command in commands.items()}
+    return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](commands, flags)
 
 
-def _flags(verb: Command) -> list[str]:
-    found = list(GLOBAL) + (["--recipe"] if verb.default is not None else [])
-    for option in options_of(verb.config):
+def _flags(command: Command) -> list[str]:
+    found = list(GLOBAL) + (["--recipe"] if command.default is not None else [])
+    for option in options_of(command.config):
         found += [option.flag, *([option.short] if option.short else [])]
         found += [switched_off(option.flag)] if option.values == 0 and option.default is True else []
     return sorted(found)
 
 
-def _words(verbs: Mapping[str, Command]) -> list[str]:
-    return [*dict.fromkeys(name.partition(" ")[0] for name in verbs), "completion"]
+def _words(commands: Mapping[str, Command]) -> list[str]:
+    return [*dict.fromkeys(name.partition(" ")[0] for name in commands), "completion"]
 
 
-def _bash(verbs: Mapping[str, Command], flags: Mapping[str, list[str]]) -> str:
+def _bash(commands: Mapping[str, Command], flags: Mapping[str, list[str]]) -> str:
     cases = "\n".join(f'        "{name}") words="{" ".join(found)}" ;;' for name, found in flags.items())
     groups: dict[str, list[str]] = {}
-    for name in verbs:
+    for name in commands:
         first, _, second = name.partition(" ")
         groups.setdefault(first, []).extend([second] if second else [])
     actions = "\n".join(
@@ -43,11 +43,11 @@ def _bash(verbs: Mapping[str, Command], flags: Mapping[str, list[str]]) -> str:
 _landmark() {{
     local current="${{COMP_WORDS[COMP_CWORD]}}" command="${{COMP_WORDS[1]}}" words=""
     if [ "$COMP_CWORD" -eq 1 ]; then
-        COMPREPLY=($(compgen -W "{" ".join(_words(verbs))} --help --version" -- "$current"))
+        COMPREPLY=($(compgen -W "{" ".join(_words(commands))} --help --version" -- "$current"))
         return
     fi
     case "$command ${{COMP_WORDS[2]}}" in
-        {"|".join(f'"{name}"' for name in verbs if " " in name)}) command="$command ${{COMP_WORDS[2]}}" ;;
+        {"|".join(f'"{name}"' for name in commands if " " in name)}) command="$command ${{COMP_WORDS[2]}}" ;;
     esac
     case "$command" in
 {cases}
@@ -64,15 +64,15 @@ complete -o filenames -F _landmark landmark
 """
 
 
-def _zsh(verbs: Mapping[str, Command], flags: Mapping[str, list[str]]) -> str:
-    script = _bash(verbs, flags).split("\n", 1)[1]
+def _zsh(commands: Mapping[str, Command], flags: Mapping[str, list[str]]) -> str:
+    script = _bash(commands, flags).split("\n", 1)[1]
     return f"# landmark completion for zsh: source <(landmark completion zsh)\nautoload -U +X bashcompinit && bashcompinit\n{script}"
 
 
-def _fish(verbs: Mapping[str, Command], flags: Mapping[str, list[str]]) -> str:
+def _fish(commands: Mapping[str, Command], flags: Mapping[str, list[str]]) -> str:
     lines = [
         "# landmark completion for fish: landmark completion fish | source",
-        f"complete -c landmark -n __fish_use_subcommand -f -a '{' '.join(_words(verbs))}'",
+        f"complete -c landmark -n __fish_use_subcommand -f -a '{' '.join(_words(commands))}'",
         f"complete -c landmark -n '__fish_seen_subcommand_from completion' -f -a '{' '.join(SHELLS)}'",
     ]
     for name, found in flags.items():

@@ -23,10 +23,10 @@ GLOBAL = (
 """Options that are not fields of a config."""
 
 
-def program_help(verbs: Mapping[str, "Command"]) -> str:
+def program_help(commands: Mapping[str, "Command"]) -> str:
     """Return the list of commands."""
-    width = max(map(len, verbs)) + 2
-    lines = [f"  {name:{width}}{verb.summary}" for name, verb in verbs.items()]
+    width = max(map(len, commands)) + 2
+    lines = [f"  {name:{width}}{command.summary}" for name, command in commands.items()]
     return "\n".join(
         [
             "usage: landmark COMMAND [ARGUMENTS] [OPTIONS]",
@@ -42,25 +42,25 @@ def program_help(verbs: Mapping[str, "Command"]) -> str:
     )
 
 
-def group_help(group: str, verbs: Mapping[str, "Command"]) -> str:
+def group_help(group: str, commands: Mapping[str, "Command"]) -> str:
     """Return the list of a group's commands, such as those of `landmark cluster`."""
-    lines = [f"  {name:18}{verb.summary}" for name, verb in verbs.items() if name.startswith(f"{group} ")]
+    lines = [f"  {name:18}{command.summary}" for name, command in commands.items() if name.startswith(f"{group} ")]
     return "\n".join([f"usage: landmark {group} ACTION [OPTIONS]", "", *lines])
 
 
-def command_help(verb: "Command") -> str:
+def command_help(command: "Command") -> str:
     """Return a command's usage, examples and common options, at most 40 lines."""
-    options = shown_options(verb)
+    options = shown_options(command)
     by_name = {name: option for option in options for name in (option.flag, option.short) if name}
-    rows = [(_signature(by_name[name], WIDEST), first_sentence(by_name[name])) for name in verb.common]
-    rows += [row for row in GLOBAL if row[0].split()[0] != "--recipe" or verb.default is not None]
-    examples = [f"  {line}" for line in verb.examples]
+    rows = [(_signature(by_name[name], WIDEST), first_sentence(by_name[name])) for name in command.common]
+    rows += [row for row in GLOBAL if row[0].split()[0] != "--recipe" or command.default is not None]
+    examples = [f"  {line}" for line in command.examples]
     more = ", ".join(groups(options))
     return "\n".join(
         [
-            f"usage: landmark {' '.join(filter(None, [verb.name, verb.usage, '[OPTIONS]']))}",
+            f"usage: landmark {' '.join(filter(None, [command.name, command.usage, '[OPTIONS]']))}",
             "",
-            f"{verb.summary[0].upper()}{verb.summary[1:]}.",
+            f"{command.summary[0].upper()}{command.summary[1:]}.",
             "",
             "examples:",
             *examples,
@@ -76,9 +76,9 @@ def command_help(verb: "Command") -> str:
     )
 
 
-def long_help(verb: "Command", group: str = "") -> str:
+def long_help(command: "Command", group: str = "") -> str:
     """Return all options of a command, or those of a group; raises UserError for an unknown group."""
-    options = shown_options(verb)
+    options = shown_options(command)
     known = groups(options)
     if group and group not in known:
         raise UserError(f"--help-all={group}: no such group of options; {nearest(group, known)}")
@@ -90,14 +90,14 @@ def long_help(verb: "Command", group: str = "") -> str:
         parts.append("\n".join([f"{name or 'command'} options:", *_table(rows)]))
     if not group:
         parts.append("\n".join(["global options:", *_table(GLOBAL)]))
-    return f"usage: landmark {verb.name} {verb.usage} [OPTIONS]\n\n{inspect.getdoc(verb.config)}\n\n" + "\n\n".join(
+    return f"usage: landmark {command.name} {command.usage} [OPTIONS]\n\n{inspect.getdoc(command.config)}\n\n" + "\n\n".join(
         parts
     )
 
 
-def shown_options(verb: "Command") -> list[Option]:
+def shown_options(command: "Command") -> list[Option]:
     """Return a command's options with the defaults that it has without any argument."""
-    return options_of(verb.config, verb.shown() if verb.shown is not None else None)
+    return options_of(command.config, command.shown() if command.shown is not None else None)
 
 
 def groups(options: Sequence[Option]) -> list[str]:
@@ -135,15 +135,15 @@ def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
     return lines
 
 
-def as_data(verb: "Command") -> dict[str, Any]:
+def as_data(command: "Command") -> dict[str, Any]:
     """Return a command's help as plain values, for generated documentation."""
     return {
-        "name": verb.name,
-        "usage": f"landmark {verb.name} {verb.usage}".strip(),
-        "summary": verb.summary,
-        "examples": list(verb.examples),
+        "name": command.name,
+        "usage": f"landmark {command.name} {command.usage}".strip(),
+        "summary": command.summary,
+        "examples": list(command.examples),
         "options": [
             {"flag": option.flag, "short": option.short, "type": option.kind, "text": option.description()}
-            for option in shown_options(verb)
+            for option in shown_options(command)
         ],
     }

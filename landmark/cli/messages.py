@@ -41,7 +41,8 @@ def _probable(flag: str, known: Collection[str]) -> str:
     close = last or difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
     if not close:
         tails = {other.rpartition(".")[2].removeprefix("--"): other for other in known}
-        close = [tails[name] for name in difflib.get_close_matches(flag.removeprefix("--"), tails, n=1, cutoff=0.6)]
+        # A part of a name is short, and short words resemble each other by chance.
+        close = [tails[name] for name in difflib.get_close_matches(flag.removeprefix("--"), tails, n=1, cutoff=0.75)]
     return f"did you mean {close[0]!r}?" if close else "see --help"
 
 

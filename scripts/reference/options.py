@@ -28,11 +28,11 @@ def command_line() -> str:
         "`--compute.no-compile`. A short flag and its full flag are the same option: `--lr 0.1` is `--optimizer.lr 0.1`.",
         table(
             ("Command", "Purpose"),
-            [(f"[`landmark {name}`](#{anchor(name)})", verb.summary) for name, verb in COMMANDS.items()]
+            [(f"[`landmark {name}`](#{anchor(name)})", command.summary) for name, command in COMMANDS.items()]
             + [("[`landmark completion`](#completion)", f"print a completion script for {', '.join(SHELLS)}")],
         ),
     ]
-    parts += [command(verb) for verb in COMMANDS.values()]
+    parts += [command_section(command) for command in COMMANDS.values()]
     parts += [
         "## landmark completion { #completion }",
         f"`landmark completion {{{','.join(SHELLS)}}}`\n\nPrint a completion script for a shell.",
@@ -41,19 +41,19 @@ def command_line() -> str:
     return "\n\n".join(parts)
 
 
-def command(verb: Command) -> str:
+def command_section(command: Command) -> str:
     """Return the section of one command."""
-    data = as_data(verb)
+    data = as_data(command)
     parts = [
-        f"## landmark {verb.name} {{ #{anchor(verb.name)} }}",
+        f"## landmark {command.name} {{ #{anchor(command.name)} }}",
         f"`{data['usage']} [OPTIONS]`",
         f"{data['summary'][0].upper()}{data['summary'][1:]}.",
         fenced("\n".join(data["examples"])),
     ]
-    options = shown_options(verb)
+    options = shown_options(command)
     for group in sorted({option.group for option in options}):
         if group:
-            parts.append(f"### {group} options {{ #{anchor(verb.name)}-{group.replace('_', '-').replace('.', '-')} }}")
+            parts.append(f"### {group} options {{ #{anchor(command.name)}-{group.replace('_', '-').replace('.', '-')} }}")
         rows = [option_row(option) for option in options if option.group == group]
         parts.append(table(("Option", "Value", "Default", "Meaning"), rows))
     return "\n\n".join(parts)
@@ -107,11 +107,11 @@ def configuration() -> str:
         "## Commands and their groups",
     ]
     rows = []
-    for name, verb in COMMANDS.items():
-        nested = [f"[{field}](#{kind.__name__.lower()})" for field, kind in nested_fields(verb.config)]
-        rows.append((f"[{name}](#{verb.config.__name__.lower()})", ", ".join(nested) or "-"))
+    for name, command in COMMANDS.items():
+        nested = [f"[{field}](#{kind.__name__.lower()})" for field, kind in nested_fields(command.config)]
+        rows.append((f"[{name}](#{command.config.__name__.lower()})", ", ".join(nested) or "-"))
     parts.append(table(("Command", "Groups"), rows))
-    for kind in dict.fromkeys([*(verb.config for verb in COMMANDS.values()), landmark.config.Recipe, *groups]):
+    for kind in dict.fromkeys([*(command.config for command in COMMANDS.values()), landmark.config.Recipe, *groups]):
         options = [option for option in options_of(kind) if "." not in option.flag]
         parts += [f"## {kind.__name__} {{ #{kind.__name__.lower()} }}", docstring_of(kind)]
         nested = nested_fields(kind)
@@ -154,8 +154,8 @@ def config_groups() -> list[type]:
             found.setdefault(inner)
             visit(inner)
 
-    for verb in COMMANDS.values():
-        visit(verb.config)
+    for command in COMMANDS.values():
+        visit(command.config)
     return list(found)
 
 

@@ -125,8 +125,8 @@ def test_the_error_for_a_foreign_flag_names_the_landmark_flag(flag, capsys):
 
 def test_flags_suggested_for_foreign_flags_exist():
     known = {"--help", "--recipe", "--config"}
-    for verb in COMMANDS.values():
-        for option in options_of(verb.config):
+    for command in COMMANDS.values():
+        for option in options_of(command.config):
             known |= {option.flag, option.short or option.flag}
             if option.values == 0:
                 known.add(switched_off(option.flag))
@@ -165,37 +165,37 @@ def test_commands_are_listed_and_unknown_ones_get_a_suggestion(capsys):
     assert "unknown action 'chek'; did you mean 'check'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", COMMANDS.values(), ids=list(COMMANDS))
-def test_help_fits_one_screen_and_help_all_has_every_option(verb):
-    text = command_help(verb)
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
+def test_help_fits_one_screen_and_help_all_has_every_option(command):
+    text = command_help(command)
     assert len(text.splitlines()) <= 40
     assert all(len(line) <= 120 for line in text.splitlines())
-    assert text.count("\n  landmark ") == len(verb.examples) >= 1
-    complete_help, options = long_help(verb), shown_options(verb)
+    assert text.count("\n  landmark ") == len(command.examples) >= 1
+    complete_help, options = long_help(command), shown_options(command)
     assert all((option.short or option.flag) in complete_help for option in options)
     for group in groups(options):
-        assert f"{group} options:" in long_help(verb, group) or f"{group}." in long_help(verb, group)
+        assert f"{group} options:" in long_help(command, group) or f"{group}." in long_help(command, group)
     if groups(options):
         with pytest.raises(UserError, match="no such group of options"):
-            long_help(verb, "nothing")
+            long_help(command, "nothing")
 
 
-@pytest.mark.parametrize("verb", COMMANDS.values(), ids=list(COMMANDS))
-def test_every_option_has_a_description_and_a_default(verb):
-    for option in options_of(verb.config):
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
+def test_every_option_has_a_description_and_a_default(command):
+    for option in options_of(command.config):
         assert option.text, option.flag
         assert option.default is not None or "[default: " in option.text, option.flag
 
 
-@pytest.mark.parametrize("verb", COMMANDS.values(), ids=list(COMMANDS))
-def test_help_examples_are_valid_commands(verb, tmp_path):
-    for example in verb.examples:
-        words = example.partition(" > ")[0].split()[1 + len(verb.name.split()) :]
-        if verb.name == "train":  # the default recipe depends on the dataset, which does not exist
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
+def test_help_examples_are_valid_commands(command, tmp_path):
+    for example in command.examples:
+        words = example.partition(" > ")[0].split()[1 + len(command.name.split()) :]
+        if command.name == "train":  # the default recipe depends on the dataset, which does not exist
             words += [] if "--recipe" in words else ["--recipe", "modern"]
         words = [word for word in words if word not in SWITCHES]
         words = ["demo" if word == "space.yaml" else word for word in words]
-        assert isinstance(verb.parser().parse(words), verb.config)
+        assert isinstance(command.parser().parse(words), command.config)
 
 
 def test_help_version_and_usage_errors_import_neither_torch_nor_ray():
@@ -234,9 +234,9 @@ def test_train_and_tune_run_as_modules(module):
 @pytest.mark.parametrize("shell", SHELLS)
 def test_completion_has_every_command_and_option(shell):
     script = completion(shell, COMMANDS)
-    for name, verb in COMMANDS.items():
+    for name, command in COMMANDS.items():
         assert name.split()[0] in script
-        for option in options_of(verb.config):
+        for option in options_of(command.config):
             assert option.flag.removeprefix("--") in script
     with pytest.raises(UserError, match="unknown shell 'bsh'; did you mean 'bash'"):
         completion("bsh", COMMANDS)

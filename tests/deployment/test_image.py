@@ -139,4 +139,4 @@ def test_the_installed_wheel_has_the_command_and_its_files(project, tmp_path):
         [sys.executable, "-c", code, "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert all(f"  {verb}" in done.stdout for verb in COMMANDS)
+    assert all(f"  {command}" in done.stdout for command in COMMANDS)
