@@ -1,5 +1,6 @@
 """Tests the image: linted, pinned, not root, with existing sources, and with a complete wheel."""
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -7,10 +8,12 @@ import sys
 import sysconfig
 import zipfile
 from fnmatch import fnmatch
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from landmark import __version__
 from landmark.cli import COMMANDS
@@ -111,6 +114,20 @@ def test_the_listed_requirements_are_those_of_the_project(project):
     ) == len(listed)
     pinned = {line.partition("==")[0].replace("_", "-").lower() for line in (ROOT / "constraints.txt").open()}
     assert {name.lower() for name in names} <= pinned
+
+
+def test_pinned_versions_install_on_every_python_of_the_project():
+    """Debian 12 has Python 3.11.2, for example. A package that needs a later patch release does not install there."""
+    project = (ROOT / "setup.cfg").read_text()
+    oldest = re.search(r"python_requires = >=([\d.]+)", project)[1] + ".0"
+    pins = dict(line.strip().split("==") for line in (ROOT / "constraints.txt").open() if "==" in line)
+    newer = []
+    for name, version in pins.items():
+        with contextlib.suppress(PackageNotFoundError):
+            required = metadata(name).get("Requires-Python")
+            if required and not SpecifierSet(required).contains(oldest):
+                newer.append(f"{name}=={version} needs Python {required}")
+    assert not newer
 
 
 def test_the_installed_wheel_has_the_command_and_its_files(project, tmp_path):
