@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,23 @@ from typing import Any
 import psutil
 
 SIZE, BATCH, SEED = 224, 64, 0
-SERVER = "INGEST_SERVER_PID"
+SERVERS = "INGEST_SERVER_PIDS"
+"""Environment variable: process ids of the S3 server and the proxy, separated by blanks."""
 EPOCHS = range(1, 100_000)
+PEERS = ("torchvision_loader", "webdataset_loader", "streaming_loader", "spdl_loader", "textbook_ray_data")
+"""Functions of benchmarks/ingest_peers.py."""
 
 
 def measure(batches: Iterable[int], seconds: float, ready: float | None = None) -> dict[str, float]:
     """Consume batches for a time. Returns images/s after the first, and seconds to it from process start or `ready`.
 
-    If the S3 server's process is in the environment, also returns the CPUs that it used.
+    If processes of an S3 server are in the environment, also returns the CPUs that they used.
     """
     process_start = psutil.Process().create_time() if ready is None else ready
     source = iter(batches)
     next(source)
-    server = psutil.Process(int(os.environ[SERVER])) if SERVER in os.environ else None
-    used = sum(server.cpu_times()[:2]) if server else 0.0
+    servers = [psutil.Process(int(pid)) for pid in os.environ.get(SERVERS, "").split()]
+    used = sum(sum(server.cpu_times()[:2]) for server in servers)
     first, start, images = time.time(), time.perf_counter(), 0
     for count in source:
         images += count
@@ -41,8 +44,8 @@ def measure(batches: Iterable[int], seconds: float, ready: float | None = None) 
             break
     elapsed = time.perf_counter() - start
     figures = {"rate": images / elapsed, "first_s": first - process_start}
-    if server:
-        figures["server_cpus"] = (sum(server.cpu_times()[:2]) - used) / elapsed
+    if servers:
+        figures["server_cpus"] = (sum(sum(server.cpu_times()[:2]) for server in servers) - used) / elapsed
     return figures
 
 
@@ -131,7 +134,7 @@ def _plan(uri: str, epoch: int) -> tuple[Any, list[Any]]:
     plan = plan_training_epoch(
         RowGroups.of(dataset, "train"), rank=0, world_size=1, batch_size=BATCH, seed=SEED, epoch=epoch
     )
-    return RowGroupReader(dataset.location, [shard.path for shard in dataset.split("train").shards]), plan.read_tasks
+    return RowGroupReader(dataset.location, dataset.split("train").shards), plan.read_tasks
 
 
 def _decoded(tables: Iterable[Any]) -> Iterator[int]:
@@ -256,10 +259,25 @@ class Store:
         ray.shutdown()
 
 
+def peer(name: str) -> Callable[[str, float], dict[str, float]]:
+    """A pipeline of another library (benchmarks/ingest_peers.py)."""
+
+    def run(uri: str, seconds: float) -> dict[str, float]:
+        import ingest_peers
+
+        if name == "textbook_ray_data":
+            with Store() as store:
+                figures = measure(ingest_peers.textbook_ray_data(uri), seconds, time.time())
+            return figures | store.figures
+        return measure(getattr(ingest_peers, name)(uri), seconds)
+
+    return run
+
+
 METHODS = {
     method.__name__: method
     for method in (thread, ray_readers, ray_decoders, ray_data, limit_threads, limit_processes, dataloader)
-}
+} | {name: peer(name) for name in PEERS}
 
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parent.parent))

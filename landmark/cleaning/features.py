@@ -134,7 +134,7 @@ def extract_features(
         if not _rows(dataset, split):
             continue
         groups = RowGroups.of(dataset, split)
-        reader = RowGroupReader(dataset.location, [shard.path for shard in dataset.split(split).shards])
+        reader = RowGroupReader(dataset.location, dataset.split(split).shards)
         for shard in np.unique(groups.shard).tolist():
             part = folder / f"{split}-{shard:05d}.parquet"
             indices = np.flatnonzero(groups.shard == shard)

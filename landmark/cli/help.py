@@ -90,8 +90,9 @@ def long_help(command: "Command", group: str = "") -> str:
         parts.append("\n".join([f"{name or 'command'} options:", *_table(rows)]))
     if not group:
         parts.append("\n".join(["global options:", *_table(GLOBAL)]))
-    return f"usage: landmark {command.name} {command.usage} [OPTIONS]\n\n{inspect.getdoc(command.config)}\n\n" + "\n\n".join(
-        parts
+    return (
+        f"usage: landmark {command.name} {command.usage} [OPTIONS]\n\n{inspect.getdoc(command.config)}\n\n"
+        + "\n\n".join(parts)
     )
 
 

@@ -18,7 +18,7 @@ class LoaderConfig:
     """What reads the shards, threads of the training process or Ray actors. auto uses Ray actors for several training
     processes, else threads."""
     readers: int = 1
-    """Reader threads or Ray reader actors per training process. Use more if the object storage is slow."""
+    """Ray reader actors per training process. Threads (stream thread) adapt to the storage without this option."""
     reader_cpus: float = 0.25
     """CPUs that Ray reserves for each reader actor."""
     decode_threads: int | None = None

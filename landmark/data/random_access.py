@@ -56,9 +56,7 @@ class ImageReader:
         if split not in self._groups:
             name = SPLITS[split]
             self._groups[split] = RowGroups.of(self.dataset, name)
-            self._readers[split] = RowGroupReader(
-                self.dataset.location, [shard.path for shard in self.dataset.split(name).shards]
-            )
+            self._readers[split] = RowGroupReader(self.dataset.location, self.dataset.split(name).shards)
         return self._groups[split]
 
 

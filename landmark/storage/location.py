@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from landmark.config import UserError
-from landmark.storage import s3, transfer
+from landmark.storage import s3_objects, transfer
 from landmark.storage.errors import DENIED, Damaged, NotFound
 from landmark.storage.filesystem import open_filesystem
 from landmark.storage.retry import alive, retrying
@@ -85,7 +85,7 @@ class Location:
 
     def open_once(self) -> pa.NativeFile:
         """Open the file for random access inside an operation of `retrying`. Its reads count as progress."""
-        return pa.PythonFile(s3.ObjectFile(self.uri), "r") if self.is_s3 else self.fs.open_input_file(self.path)
+        return pa.PythonFile(s3_objects.ObjectFile(self.uri), "r") if self.is_s3 else self.fs.open_input_file(self.path)
 
     def open_stream(self, offset: int) -> transfer.Stream:
         """Open the file for reading from an offset, inside an operation of `retrying`."""

@@ -6,12 +6,11 @@ import http
 import io
 import os
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from landmark.storage.retry import alive, current_call
+from landmark.storage.retry import alive
 from landmark.storage.uri import split_s3
 
 if TYPE_CHECKING:
@@ -22,9 +21,7 @@ CONNECT_TIMEOUT_S = 5
 REQUEST_TIMEOUT_S = 15
 """Timeout for the response to a request, or for its next bytes, seconds."""
 CONNECTIONS = 64
-READ_BYTES = 1 << 20
 PAGE_KEYS = 1000
-TAIL_BYTES = 64 << 10
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 
 _making = threading.Lock()
@@ -45,141 +42,6 @@ class Page:
 
     entries: list[Entry]
     next_token: str | None
-
-
-class Body(io.RawIOBase):
-    """Bytes to send. Each block that the connection accepts counts as progress."""
-
-    def __init__(self, source: Any, start: int, size: int) -> None:
-        """source: a file opened for reading. `size` bytes from `start` are sent."""
-        self.source, self.start, self.size = source, start, size
-        self.position = 0
-
-    def __len__(self) -> int:
-        return self.size
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position within these bytes."""
-        return self.position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position within these bytes."""
-        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
-        return self.position
-
-    def read(self, count: int = -1) -> bytes:
-        """Return the next bytes. The connection has accepted the previous ones."""
-        left = self.size - self.position
-        self.source.seek(self.start + self.position)
-        data = self.source.read(left if count is None or count < 0 else min(count, left))
-        self.position += len(data)
-        alive()
-        return data
-
-
-class ObjectStream:
-    """An object that is read from an offset. Raises OSError if the connection breaks."""
-
-    def __init__(self, uri: str, offset: int = 0, etag: str | None = None) -> None:
-        """etag: the version that was read before. Raises FileChanged if the object has another version now."""
-        bucket, key = split_s3(uri)
-        options: dict[str, Any] = {"Bucket": bucket, "Key": key}
-        if offset:
-            options["Range"] = f"bytes={offset}-"
-        if etag is not None:
-            options["IfMatch"] = etag
-        with _translated():
-            try:
-                answer = client().get_object(**options)
-            except Exception as error:
-                if not (offset and _status(error) == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
-                    raise
-                answer = {"Body": io.BytesIO(), "ContentLength": 0, "ETag": etag}  # it was already read to its end
-        self.size: int | None = offset + int(answer["ContentLength"])
-        self.etag: str | None = answer["ETag"]
-        self._body = answer["Body"]
-
-    def read(self, count: int) -> bytes:
-        """Return up to `count` bytes, none at the end."""
-        parts, left = [], count
-        with _translated():
-            while left and (part := self._body.read(min(left, READ_BYTES))):
-                parts.append(part)
-                left -= len(part)
-                alive()
-        return b"".join(parts)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._body.close()
-
-
-class ObjectFile(io.RawIOBase):
-    """An object for random access. Each read is a request, and counts as progress of the operation that opened the
-    object.
-
-    Not thread-safe. The end of the object is fetched first, because reading a Parquet file starts there.
-    """
-
-    def __init__(self, uri: str) -> None:
-        self.bucket, self.key = split_s3(uri)
-        self.position = 0
-        self._call = current_call()  # Arrow reads in its own threads
-        with _translated():
-            try:
-                answer = client().get_object(Bucket=self.bucket, Key=self.key, Range=f"bytes=-{TAIL_BYTES}")
-            except Exception as error:
-                if _status(error) != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                    raise
-                self.size, self._tail = 0, b""
-                return
-            self._tail = self._whole(answer["Body"])
-        self.size = int(answer.get("ContentRange", f"/{len(self._tail)}").rpartition("/")[2])
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self.position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position."""
-        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
-        return self.position
-
-    def read(self, count: int = -1) -> bytes:
-        """Return the next bytes."""
-        start, left = self.position, max(0, self.size - self.position)
-        count = left if count is None or count < 0 else min(count, left)
-        self.position += count
-        tail_start = self.size - len(self._tail)
-        if start >= tail_start or not count:
-            return self._tail[start - tail_start : start - tail_start + count]
-        with _translated():
-            wanted = f"bytes={start}-{start + count - 1}"
-            return self._whole(client().get_object(Bucket=self.bucket, Key=self.key, Range=wanted)["Body"])
-
-    def _whole(self, body: Any) -> bytes:
-        parts = []
-        while part := body.read(READ_BYTES):
-            parts.append(part)
-            if self._call is not None:
-                self._call.seen = time.monotonic()
-        return b"".join(parts)
 
 
 class FileChanged(OSError):
@@ -221,7 +83,7 @@ def _client(address: str, region: str, credentials: int) -> "BaseClient":
 def head(uri: str) -> dict[str, Any]:
     """Return the metadata of an object. Raises FileNotFoundError if it does not exist."""
     bucket, key = split_s3(uri)
-    with _translated():
+    with translated():
         try:
             return client().head_object(Bucket=bucket, Key=key)
         except Exception as error:
@@ -231,11 +93,11 @@ def head(uri: str) -> dict[str, Any]:
 
 def has_bucket(uri: str) -> bool:
     """Return whether the bucket of a URI exists."""
-    with _translated():
+    with translated():
         try:
             client().head_bucket(Bucket=split_s3(uri)[0])
         except Exception as error:
-            if _status(error) == http.HTTPStatus.NOT_FOUND:
+            if status_of(error) == http.HTTPStatus.NOT_FOUND:
                 return False
             _explain(error, split_s3(uri)[0])
             raise
@@ -244,7 +106,7 @@ def has_bucket(uri: str) -> bool:
 
 def _explain(error: Exception, bucket: str) -> None:
     """Raise the reason of a rejected HEAD request, whose response contains no reason."""
-    if _status(error) in (http.HTTPStatus.BAD_REQUEST, http.HTTPStatus.MOVED_PERMANENTLY):
+    if status_of(error) in (http.HTTPStatus.BAD_REQUEST, http.HTTPStatus.MOVED_PERMANENTLY):
         client().list_objects_v2(Bucket=bucket, MaxKeys=1)
 
 
@@ -255,7 +117,7 @@ def list_page(uri: str, token: str | None, *, recursive: bool, limit: int | None
     options: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "MaxKeys": limit or PAGE_KEYS}
     options |= {} if recursive else {"Delimiter": "/"}
     options |= {"ContinuationToken": token} if token else {}
-    with _translated():
+    with translated():
         answer = client().list_objects_v2(**options)
     files = [
         Entry(item["Key"].removesuffix("/"), not item["Key"].endswith("/"), item["Size"])
@@ -268,31 +130,31 @@ def list_page(uri: str, token: str | None, *, recursive: bool, limit: int | None
 def put_new(uri: str, data: bytes) -> Literal["created", "exists", "unconditional"]:
     """Store an object unless it exists. unconditional: the server has no conditional writes, and nothing is stored."""
     bucket, key = split_s3(uri)
-    with _translated():
+    with translated():
         try:
             client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
         except Exception as error:
-            if _status(error) == http.HTTPStatus.PRECONDITION_FAILED:
+            if status_of(error) == http.HTTPStatus.PRECONDITION_FAILED:
                 return "exists"
-            if _status(error) == http.HTTPStatus.NOT_IMPLEMENTED:
+            if status_of(error) == http.HTTPStatus.NOT_IMPLEMENTED:
                 return "unconditional"
-            if _status(error) == http.HTTPStatus.CONFLICT:  # another write of the same key is in progress
+            if status_of(error) == http.HTTPStatus.CONFLICT:  # another write of the same key is in progress
                 raise OSError(f"SLOW_DOWN: {error}") from error
             raise
     return "created"
 
 
-def put(uri: str, body: Body) -> None:
+def put(uri: str, body: io.RawIOBase) -> None:
     """Store an object."""
     bucket, key = split_s3(uri)
-    with _translated():
+    with translated():
         client().put_object(Bucket=bucket, Key=key, Body=body)
 
 
 def delete(uri: str) -> None:
     """Delete an object. Does nothing if it does not exist."""
     bucket, key = split_s3(uri)
-    with _translated():
+    with translated():
         client().delete_object(Bucket=bucket, Key=key)
 
 
@@ -300,7 +162,7 @@ def delete_all(uri: str, keys: list[str]) -> None:
     """Delete up to 1000 objects of the bucket of a URI."""
     bucket, answer = split_s3(uri)[0], {}
     together = [{"Key": key} for key in keys if key.isprintable() and key == key.strip()]
-    with _translated():
+    with translated():
         if together:
             answer = client().delete_objects(Bucket=bucket, Delete={"Objects": together, "Quiet": True})
         for key in keys:  # a list of keys is XML, which changes control characters and surrounding blanks
@@ -314,14 +176,14 @@ def delete_all(uri: str, keys: list[str]) -> None:
 def begin_parts(uri: str) -> str:
     """Start a multipart upload. Returns its upload id."""
     bucket, key = split_s3(uri)
-    with _translated():
+    with translated():
         return client().create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
 
 
-def put_part(uri: str, upload: str, number: int, body: Body) -> dict[str, Any]:
+def put_part(uri: str, upload: str, number: int, body: io.RawIOBase) -> dict[str, Any]:
     """Send a part, numbered from 1. Returns its entry for `end_parts`."""
     bucket, key = split_s3(uri)
-    with _translated():
+    with translated():
         answer = client().upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=number, Body=body)
     return {"PartNumber": number, "ETag": answer["ETag"]}
 
@@ -329,13 +191,13 @@ def put_part(uri: str, upload: str, number: int, body: Body) -> dict[str, Any]:
 def end_parts(uri: str, upload: str, parts: list[dict[str, Any]], size: int) -> None:
     """Complete a multipart upload. An earlier attempt that succeeded without a response counts."""
     bucket, key = split_s3(uri)
-    with _translated():
+    with translated():
         try:
             client().complete_multipart_upload(
                 Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}
             )
         except Exception as error:
-            if _status(error) != http.HTTPStatus.NOT_FOUND or _code(error) != "NoSuchUpload":
+            if status_of(error) != http.HTTPStatus.NOT_FOUND or _code(error) != "NoSuchUpload":
                 raise
             found = head(uri)
             if found["ContentLength"] != size or not found["ETag"].strip('"').endswith(f"-{len(parts)}"):
@@ -345,12 +207,12 @@ def end_parts(uri: str, upload: str, parts: list[dict[str, Any]], size: int) -> 
 def abort_parts(uri: str, upload: str) -> None:
     """Abort a multipart upload, so that the server deletes its parts."""
     bucket, key = split_s3(uri)
-    with _translated():
+    with translated():
         client().abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """Raise botocore's errors as OSError, with messages that `storage_error` recognizes."""
     import urllib3
     from botocore import exceptions as failures
@@ -371,7 +233,7 @@ def _translated() -> Iterator[None]:
 
 
 def _answer_error(error: Any) -> OSError:
-    code, status = _code(error), _status(error)
+    code, status = _code(error), status_of(error)
     headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     region = error.response["Error"].get("Region") or headers.get("x-amz-bucket-region")
     hint = f"; x-amz-bucket-region: {region}" if region else ""
@@ -386,7 +248,7 @@ def _code(error: Any) -> str:
     return str(_answer(error).get("Error", {}).get("Code", ""))
 
 
-def _status(error: Any) -> int:
+def status_of(error: Any) -> int:
     return int(_answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from landmark.storage import s3
+from landmark.storage import s3, s3_objects
 from landmark.storage.errors import TransientStorageError
 from landmark.storage.filesystem import FileStream
-from landmark.storage.retry import retrying
+from landmark.storage.retry import alive, retrying
 from landmark.storage.uri import scheme_of
 
 T = TypeVar("T")
@@ -23,6 +23,45 @@ PART_BYTES = 8 << 20
 MAX_PARTS = 10_000
 AT_A_TIME = 4
 """Concurrent parts of one upload."""
+
+
+class Body(io.RawIOBase):
+    """Bytes to send. Each block that the connection accepts counts as progress."""
+
+    def __init__(self, source: Any, start: int, size: int) -> None:
+        """source: a file opened for reading. `size` bytes from `start` are sent."""
+        self.source, self.start, self.size = source, start, size
+        self.position = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position within these bytes."""
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Set the position within these bytes."""
+        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        return self.position
+
+    def read(self, count: int = -1) -> bytes:
+        """Return the next bytes. The connection has accepted the previous ones."""
+        left = self.size - self.position
+        self.source.seek(self.start + self.position)
+        data = self.source.read(left if count is None or count < 0 else min(count, left))
+        self.position += len(data)
+        alive()
+        return data
+
 
 Opener = Callable[[], Any]
 """Opens the bytes to send. Each part opens them separately."""
@@ -87,9 +126,9 @@ def _side_by_side(function: Callable[[int], T], numbers: Iterable[int]) -> list[
     return [results[number] for number in sorted(results)]
 
 
-def _send(opener: Opener, start: int, size: int, put: Callable[[s3.Body], Any]) -> Any:
+def _send(opener: Opener, start: int, size: int, put: Callable[[Body], Any]) -> Any:
     with opener() as source:
-        return put(s3.Body(source, start, size))
+        return put(Body(source, start, size))
 
 
 def upload_bytes(uri: str, data: bytes) -> None:
@@ -121,7 +160,7 @@ class Stream(Protocol):
 
 def open_stream(uri: str, offset: int = 0, etag: str | None = None) -> Stream:
     """Open a file for reading from an offset, inside an operation of `retrying`."""
-    return s3.ObjectStream(uri, offset, etag) if scheme_of(uri) == "s3" else FileStream(uri, offset)
+    return s3_objects.ObjectStream(uri, offset, etag) if scheme_of(uri) == "s3" else FileStream(uri, offset)
 
 
 def chunks(uri: str) -> Iterator[bytes]:

@@ -53,7 +53,9 @@ def command_section(command: Command) -> str:
     options = shown_options(command)
     for group in sorted({option.group for option in options}):
         if group:
-            parts.append(f"### {group} options {{ #{anchor(command.name)}-{group.replace('_', '-').replace('.', '-')} }}")
+            parts.append(
+                f"### {group} options {{ #{anchor(command.name)}-{group.replace('_', '-').replace('.', '-')} }}"
+            )
         rows = [option_row(option) for option in options if option.group == group]
         parts.append(table(("Option", "Value", "Default", "Meaning"), rows))
     return "\n\n".join(parts)

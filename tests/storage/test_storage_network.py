@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from landmark.data.sources.resuming_stream import ResumingStream
-from landmark.storage import Location, NotFound, TransientStorageError, locate, resuming
+from landmark.storage import Location, NotFound, TransientStorageError, locate, resuming, s3_objects
 from landmark.storage import s3 as requests
 from landmark.storage.tables import read_table
 from tests.support.proxy import Proxy
@@ -158,8 +158,8 @@ class Closing(socketserver.BaseRequestHandler):
 @pytest.mark.parametrize(
     "request_",
     [
-        requests.ObjectFile,
-        lambda uri: requests.ObjectStream(uri, offset=1),
+        s3_objects.ObjectFile,
+        lambda uri: s3_objects.ObjectStream(uri, offset=1),
         requests.head,
         requests.has_bucket,
         lambda uri: requests.put_new(uri, b"x"),

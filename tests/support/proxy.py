@@ -28,6 +28,13 @@ class Proxy:
         self.requests = 0
         """Requests, plus the "100 Continue" responses that a request body waited for."""
         self.bytes_up = 0
+        self.bytes_down = 0
+        """Bytes of responses, including headers."""
+        self.break_after: int | None = None
+        """Number of response bytes after which a connection breaks, once."""
+        self.waiting = 0
+        self.waiting_max = 0
+        """Requests that are delayed at the same time: now, and at most."""
         self._broken = False
         self._loop = asyncio.new_event_loop()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -112,7 +119,10 @@ class Proxy:
             while data := await reader.read(BLOCK_BYTES):
                 if up and not direction.client_sent:
                     self.requests += 1
+                    self.waiting += 1
+                    self.waiting_max = max(self.waiting_max, self.waiting)
                     await asyncio.sleep(self.delay_s)
+                    self.waiting -= 1
                 direction.client_sent = up
                 forwarded += len(data)
                 if up and self.stall_after is not None and forwarded > self.stall_after and self.stalls > 0:
@@ -121,8 +131,13 @@ class Proxy:
                     await asyncio.sleep(3600)
                 if up:
                     self.bytes_up += len(data)
+                else:
+                    self.bytes_down += len(data)
                 writer.write(data)
                 await writer.drain()
+                if not up and self.break_after is not None and forwarded > self.break_after:
+                    self.break_after = None
+                    break
                 if self.bytes_per_s:
                     await asyncio.sleep(len(data) / self.bytes_per_s)
 

@@ -101,8 +101,7 @@ class Loader:
         self.rows = EpochRows(dataset, split, sampling or SamplingConfig(), seed)
         self.label_map = dataset.label_map
         self.sample_labels = dataset.sample_labels(split) if dataset.relabelled else None
-        paths = [shard.path for shard in dataset.split(split).shards]
-        self.reader = RowGroupReader(dataset.location, paths)
+        self.reader = RowGroupReader(dataset.location, dataset.split(split).shards)
         self.lost: collections.Counter[int] = collections.Counter()
         self._losses = DamagePolicy(dataset.location / split, config.corrupt, self._spares, tell)
         self._next = epochs.start

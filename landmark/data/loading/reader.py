@@ -6,21 +6,29 @@ from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from landmark.config import LoaderConfig
+from landmark.data.dataset import ShardEntry
 from landmark.data.loading.actors import ActorPool
 from landmark.data.loading.plan import ReadTask
-from landmark.data.loading.prefetch import ordered_prefetch
+from landmark.data.loading.prefetch import ByteWindow, ordered_prefetch
+from landmark.data.loading.shard_file import ShardFile
 from landmark.data.threads import DaemonPool
-from landmark.storage import Location, NotFound, retrying
-from landmark.storage.tables import damage_marked
+from landmark.storage import Location, NotFound
 
-OPEN_FILES = 16
-MIN_AHEAD = 4
-"""Minimum reads in progress."""
+THREADS = 32
+"""Maximum concurrent requests of a process that reads a split."""
+START_BYTES = 16 << 20
+MAX_BYTES = 256 << 20
+"""Bytes read ahead by a process: at first, and at most."""
+REQUESTS = (2, 2 * THREADS)
+"""Minimum and maximum of requests that are in progress or whose rows wait, regardless of their bytes."""
+REQUEST_BYTES = 8 << 20
+"""Neighboring row groups up to this size share a request."""
 CALL_ROWS = 256
 """Minimum rows per call of a reader actor."""
+MIN_CALLS = 4
+"""Minimum calls of reader actors in progress."""
 
 
 class RowGroupReader:
@@ -30,70 +38,76 @@ class RowGroupReader:
     images. fault then contains the shard and the error, and the caller decides what to do. Thread-safe.
     """
 
-    def __init__(self, split: Location, shard_paths: list[str]) -> None:
+    def __init__(self, split: Location, shards: list[ShardEntry]) -> None:
+        """split: the location that the paths of `shards` are relative to."""
         self.split = split
-        self.shard_paths = shard_paths
-        self._idle: list[tuple[int, pq.ParquetFile]] = []
-        self._lock = threading.Lock()
+        self.shards = shards
+        self._files = [ShardFile(split / shard.path) for shard in shards]
 
     def read(self, task: ReadTask) -> pa.Table:
         """Return the task's rows. Raises UserError if the storage fails."""
-        path = self.split / self.shard_paths[task.shard]
-        try:
-            table = retrying(path.uri, damage_marked(lambda: self._read_row_group(task)))
-            if task.rows[-1] >= len(table):
-                raise pa.ArrowInvalid(f"row group {task.row_group} has {len(table)} rows, fewer than planned")
-        except NotFound:
-            return _lost(task, f"{path}: missing")
-        except pa.ArrowInvalid as error:
-            return _lost(task, f"{path}: corrupt ({' '.join(str(error).split())})")
-        if not np.array_equal(task.rows, np.arange(len(table))):
-            table = table.take(task.rows)
-        return pa.table(
-            {
-                "image": table["image"].cast(pa.large_binary()),
-                "label": table["label"],
-                "sample": pa.array(task.rows + task.first_sample),
-                "draw": pa.array(task.draws),
-                "fault": pa.nulls(len(table), pa.string()),
-            }
-        )
+        return self.read_neighbors([task])[0]
 
     def read_all(self, read_tasks: list[ReadTask]) -> list[pa.Table]:
-        """Return the rows of several tasks."""
-        return [self.read(task) for task in read_tasks]
+        """Return the rows of several tasks, which are read concurrently. Raises UserError if the storage fails."""
+        with DaemonPool(THREADS, "landmark-read") as pool:
+            parts = [pool.submit(self.read_neighbors, part) for part in self.requests(read_tasks)]
+            return [table for part in parts for table in part.result()]
 
-    def _read_row_group(self, task: ReadTask) -> pa.Table:
-        known = self._take(task.shard)
+    def requests(self, read_tasks: Iterable[ReadTask]) -> Iterator[list[ReadTask]]:
+        """Yield the tasks in order, in lists of neighboring row groups that one request reads. Tasks are taken from
+        `read_tasks` on demand."""
+        part: list[ReadTask] = []
+        for task in read_tasks:
+            if part and not self._joins(part, task):
+                yield part
+                part = []
+            part.append(task)
+        if part:
+            yield part
+
+    def _joins(self, part: list[ReadTask], task: ReadTask) -> bool:
+        last = part[-1]
+        neighbors = task.shard == last.shard and task.row_group == last.row_group + 1
+        return neighbors and (len(part) + 1) * self._group_bytes(task) <= REQUEST_BYTES
+
+    def _group_bytes(self, task: ReadTask) -> int:
+        shard = self.shards[task.shard]
+        return shard.bytes // max(1, shard.row_groups)
+
+    def request_bytes(self, read_tasks: list[ReadTask]) -> int:
+        """Return the approximate size of a request of `requests`, bytes."""
+        return sum(map(self._group_bytes, read_tasks))
+
+    def read_neighbors(self, read_tasks: list[ReadTask]) -> list[pa.Table]:
+        """Return the rows of tasks of neighboring row groups, which are read with one request."""
+        file = self._files[read_tasks[0].shard]
         try:
-            file = known or self._open(task.shard)
-            table = file.read_row_group(task.row_group, columns=["label", "image"])
-        except (OSError, pa.ArrowInvalid):
-            # After a broken connection or a replaced file, an open file is unusable. Retry with a newly opened one.
-            if known is not None:
-                return self._read_row_group(task)
-            raise
-        self._keep(task.shard, file)
-        return table
+            tables = file.read([task.row_group for task in read_tasks])
+        except NotFound:
+            return [_lost(task, f"{file.location}: missing") for task in read_tasks]
+        except pa.ArrowInvalid as error:
+            if len(read_tasks) > 1:  # the others may be readable
+                return [self.read(task) for task in read_tasks]
+            return [_lost(read_tasks[0], f"{file.location}: corrupt ({' '.join(str(error).split())})")]
+        return [_rows(task, table, file.location) for task, table in zip(read_tasks, tables, strict=True)]
 
-    def _open(self, shard: int) -> pq.ParquetFile:
-        path = self.split / self.shard_paths[shard]
-        stream = path.fs.open_input_file(path.path)
-        return pq.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True)
 
-    def _take(self, shard: int) -> pq.ParquetFile | None:
-        """Return an open file that no other thread uses, if there is one."""
-        with self._lock:
-            index = next((i for i, (which, _) in enumerate(self._idle) if which == shard), None)
-            return None if index is None else self._idle.pop(index)[1]
-
-    def _keep(self, shard: int, file: pq.ParquetFile) -> None:
-        """Keep a file open for the next task of its shard, and close the least recently used one."""
-        with self._lock:
-            self._idle.append((shard, file))
-            oldest = self._idle.pop(0)[1] if len(self._idle) > OPEN_FILES else None
-        if oldest is not None:
-            oldest.close()
+def _rows(task: ReadTask, table: pa.Table, shard: Location) -> pa.Table:
+    """Return the planned rows of a row group."""
+    if task.rows[-1] >= len(table):
+        return _lost(task, f"{shard}: corrupt (row group {task.row_group} has {len(table)} rows, fewer than planned)")
+    if not np.array_equal(task.rows, np.arange(len(table))):
+        table = table.take(task.rows)
+    return pa.table(
+        {
+            "image": table["image"].cast(pa.large_binary()),
+            "label": table["label"],
+            "sample": pa.array(task.rows + task.first_sample),
+            "draw": pa.array(task.draws),
+            "fault": pa.nulls(len(table), pa.string()),
+        }
+    )
 
 
 def _lost(task: ReadTask, fault: str) -> pa.Table:
@@ -115,10 +129,14 @@ def read_by_thread(
 ) -> Generator[pa.Table, None, None]:
     """Yield the tasks' tables in order, reading ahead in threads of this process. `close` it if it is not exhausted.
 
-    stop: an event. If it is set, Stopped is raised instead of waiting for a read.
+    The number of requests in progress adapts to the storage. stop: an event. If it is set, Stopped is raised instead of
+    waiting for a read.
     """
-    with DaemonPool(config.readers, "landmark-read") as pool:
-        yield from ordered_prefetch(lambda task: pool.submit(reader.read, task), read_tasks, reads_ahead(config), stop)
+    window = ByteWindow(reader.request_bytes, start=START_BYTES, most=MAX_BYTES, calls=REQUESTS)
+    with DaemonPool(THREADS, "landmark-read") as pool:
+        requests = reader.requests(read_tasks)
+        for tables in ordered_prefetch(lambda part: pool.submit(reader.read_neighbors, part), requests, window, stop):
+            yield from tables
 
 
 def read_by_ray(
@@ -132,7 +150,7 @@ def read_by_ray(
     actors = ActorPool(
         RowGroupReader,
         reader.split,
-        reader.shard_paths,
+        reader.shards,
         count=config.readers,
         cpus=config.reader_cpus,
         purpose="data readers",
@@ -147,7 +165,7 @@ def read_by_ray(
 
 def reads_ahead(config: LoaderConfig) -> int:
     """Return the number of reads in progress, in addition to the one that is waited for."""
-    return max(MIN_AHEAD, 2 * config.readers)
+    return max(MIN_CALLS, 2 * config.readers)
 
 
 def _parts(read_tasks: Iterable[ReadTask]) -> Iterator[list[ReadTask]]:
