@@ -29,7 +29,6 @@ os.environ.update(AWS_ACCESS_KEY_ID="benchmark", AWS_SECRET_ACCESS_KEY="benchmar
 
 import numpy as np
 import simplejpeg
-from ingest_peers import write_streaming, write_webdataset
 from ingest_ways import PEERS, SERVERS
 
 from landmark.commands.prepare import prepare
@@ -122,9 +121,9 @@ def duplicate_shards(dataset: Path, target: Path) -> None:
     (target / "manifest.json").write_text(text)
 
 
-def run(method: str, place: Place, seconds: float) -> dict[str, float]:
+def run(method: str, place: Place, seconds: float, python: str = sys.executable) -> dict[str, float]:
     """Run one method in its own process and return its figures."""
-    command = [sys.executable, str(Path(__file__).with_name("ingest_ways.py")), method, place.uri, str(seconds)]
+    command = [python, str(Path(__file__).with_name("ingest_ways.py")), method, place.uri, str(seconds)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     if place.pids:
         environment |= {SERVERS: " ".join(map(str, place.pids)), "AWS_ENDPOINT_URL": place.endpoint}
@@ -135,7 +134,7 @@ def run(method: str, place: Place, seconds: float) -> dict[str, float]:
 
 
 def run_alternately(
-    methods: list[str], places: dict[str, Place], rounds: int, seconds: float
+    methods: list[str], places: dict[str, Place], rounds: int, seconds: float, peer_python: str
 ) -> dict[str, dict[str, float]]:
     """Run all methods alternately, several times. Returns the median of each figure per method."""
     found: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
@@ -143,7 +142,7 @@ def run_alternately(
         for method in methods:
             where, _, way = method.rpartition(" ")
             place = places[where or FOLDERS.get(method, "local")]
-            found[method].append(run(way, place, seconds))
+            found[method].append(run(way, place, seconds, peer_python if method in PEERS else sys.executable))
             figures = ", ".join(f"{key} {value:,.1f}" for key, value in found[method][-1].items())
             print(f"round {number + 1}: {NAMES[method]}: {figures}", flush=True)
     return {
@@ -226,6 +225,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6)
     parser.add_argument("--folder", type=Path, help="folder for the synthetic images, to reuse them")
+    parser.add_argument(
+        "--peer-python", default=sys.executable, help="Python of an environment with torch and the other libraries"
+    )
     parser.add_argument("--no-peers", action="store_true", help="without other libraries than torch")
     arguments = parser.parse_args()
     methods = [name for name in NAMES if not (arguments.no_peers and name in PEERS)]
@@ -237,12 +239,12 @@ def main() -> None:
             duplicate_shards(folder / "dataset", folder / "double")
         if not arguments.no_peers and not (folder / "streaming").exists():
             shards = len(PackedDataset.open(str(folder / "dataset")).split("train").shards)
-            write_webdataset(folder / "images", folder / "webdataset", shards)
-            write_streaming(folder / "images", folder / "streaming")
+            script = str(Path(__file__).with_name("ingest_peers.py"))
+            subprocess.run([arguments.peer_python, script, str(folder), str(shards)], check=True)
         places = {kind: Place(str(folder / kind)) for kind in ("images", "webdataset", "streaming")}
         places["local"] = Place(str(folder / "dataset"))
         with buckets(Path(name), folder / "dataset") as far:
-            median = run_alternately(methods, places | far, arguments.rounds, arguments.seconds)
+            median = run_alternately(methods, places | far, arguments.rounds, arguments.seconds, arguments.peer_python)
         sizes = [run("ray_readers", Place(str(folder / uri)), 2 * arguments.seconds) for uri in ("dataset", "double")]
     figures = summary(median, *(size["peak_store_mib"] for size in sizes))
     print(f"\n{'':40}{'first batch, s':>15}{'images/s':>10}{'of the bound':>14}")

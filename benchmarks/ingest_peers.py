@@ -1,12 +1,18 @@
 """Input pipelines of other libraries on the same images, run by benchmarks/ingest_ways.py.
 
-Each yields the number of images of a batch: uint8 or float pixels of a random crop of 224, mixed by the library's own
-shuffle. Install them with `pip install --constraint constraints.txt webdataset mosaicml-streaming spdl`.
+Run: python benchmarks/ingest_peers.py FOLDER SHARDS. It packs FOLDER/images in the formats of WebDataset and MosaicML
+Streaming. The libraries are not dependencies of landmark, and need other versions of some packages: install webdataset,
+mosaicml-streaming, spdl and torch in an environment of their own, and pass its Python with --peer-python.
+
+Each function yields the number of images of a batch: uint8 or float pixels of a random crop of 224, in the library's own
+random order.
 """
 
 import io
 import itertools
 import os
+import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,8 +110,6 @@ def write_streaming(images: Path, folder: Path) -> None:
 
 
 def _mixed(images: Path) -> list[Path]:
-    import random
-
     paths = sorted(images.rglob("*.jpg"))
     random.Random(0).shuffle(paths)
     return paths
@@ -113,8 +117,6 @@ def _mixed(images: Path) -> list[Path]:
 
 def spdl_loader(folder: str) -> Iterator[int]:
     """SPDL's pipeline: threads that decode without Python's lock, over image files."""
-    import random
-
     import spdl.io
     from spdl.pipeline import PipelineBuilder
 
@@ -163,3 +165,8 @@ def textbook_ray_data(folder: str) -> Iterator[int]:
     for _ in itertools.count():
         dataset = ray.data.read_binary_files(folder, shuffle="files").map(transform)
         yield from (len(batch["image"]) for batch in dataset.iter_batches(batch_size=BATCH, prefetch_batches=2))
+
+
+if __name__ == "__main__":
+    write_webdataset(Path(sys.argv[1], "images"), Path(sys.argv[1], "webdataset"), int(sys.argv[2]))
+    write_streaming(Path(sys.argv[1], "images"), Path(sys.argv[1], "streaming"))
