@@ -1,21 +1,43 @@
 """Config of a search space: the parameters of the trials, their common options, and their early stopping."""
 
 import math
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from landmark.config.errors import require
+from landmark.config.errors import nearest, require
+
+SCHEDULERS = ("none", "asha", "hyperband", "median_stopping", "pbt")
+SEARCHERS = ("listed", "optuna")
+
+
+def require_kind(group: str, name: str, names: tuple[str, ...], options: dict[str, Any]) -> None:
+    """Check a name of a scheduler or searcher: one of `names`, or MODULE:CLASS, which may have options."""
+    named = name in names
+    require(
+        named or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None,
+        f"{group}.name is {name!r}; {nearest(name, names)} (a class of Ray Tune is MODULE:CLASS)",
+    )
+    require(
+        not (named and options),
+        f"{group}.options is set, but {group}.name is {name}; remove it, or set {group}.name to MODULE:CLASS",
+    )
 
 
 @dataclass(kw_only=True, frozen=True)
 class SchedulerConfig:
     """Early stopping of trials. Every scheduler counts a trial's own epochs."""
 
-    name: Literal["none", "asha", "hyperband", "median_stopping", "pbt"] = "none"
-    """Early-stopping scheduler. none runs all trials to the end. asha ends trials below the best 1/reduction_factor at
-    each rung (Li et al. 2020). hyperband does the same in brackets whose trials pause and wait for each other (Li et
-    al. 2018). median_stopping ends trials below the median of the other trials' means (Golovin et al. 2017). With pbt,
-    the worst trials continue with the best trials' weights and changed options (Jaderberg et al. 2017)."""
+    name: str = "none"
+    """Early-stopping scheduler: none, asha, hyperband, median_stopping, pbt, or MODULE:CLASS. none runs all trials to the
+    end. asha ends trials below the best 1/reduction_factor at each rung (Li et al. 2020). hyperband does the same in
+    brackets whose trials pause and wait for each other (Li et al. 2018). median_stopping ends trials below the median of
+    the other trials' means (Golovin et al. 2017). With pbt, the worst trials continue with the best trials' weights and
+    changed options (Jaderberg et al. 2017). MODULE:CLASS is a scheduler of Ray Tune that stops or pauses trials, such as
+    ray.tune.schedulers:AsyncHyperBandScheduler."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of MODULE:CLASS. landmark sets metric, mode and time_attr, and max_t unless it is given.
+    [default: none]"""
     grace_epochs: int = 1
     """Minimum number of epochs per trial (asha, hyperband, median_stopping)."""
     reduction_factor: float = 3.0
@@ -34,6 +56,7 @@ class SchedulerConfig:
     """Probability of sampling a changed option again (pbt). Otherwise, it moves to a nearby value."""
 
     def __post_init__(self) -> None:
+        require_kind("scheduler", self.name, SCHEDULERS, self.options)
         require(self.grace_epochs >= 1, f"scheduler.grace_epochs is {self.grace_epochs}; expected 1 or more")
         require(self.reduction_factor > 1, f"scheduler.reduction_factor is {self.reduction_factor}; expected above 1")
         require(
@@ -43,6 +66,13 @@ class SchedulerConfig:
         require(0 < self.quantile <= 0.5, f"scheduler.quantile is {self.quantile}; expected above 0, up to 0.5")
         require(0 <= self.resample <= 1, f"scheduler.resample is {self.resample}; expected 0 to 1")
         require(self.min_trials >= 1, f"scheduler.min_trials is {self.min_trials}; expected 1 or more")
+        own = {item.name: item.default for item in fields(self) if item.name not in ("name", "options")}
+        changed = [key for key, default in own.items() if getattr(self, key) != default]
+        require(
+            self.name in SCHEDULERS or not changed,
+            f"scheduler.{', scheduler.'.join(changed)} is set, but scheduler.name is {self.name}; remove it, and use the "
+            "class's arguments in scheduler.options",
+        )
 
 
 Objective = Literal["val_top1", "val_top5", "val_macro_recall", "val_loss", "images_per_s", "parameters"]
@@ -52,10 +82,13 @@ Objective = Literal["val_top1", "val_top5", "val_macro_recall", "val_loss", "ima
 class SearcherConfig:
     """How the trials of a space with parameters are chosen."""
 
-    name: Literal["listed", "optuna"] = "listed"
-    """Searcher. listed is the grid crossed with `samples` random samples, all known before the first trial starts.
-    optuna proposes `samples` trials from the results so far, by tree-structured Parzen estimators (Bergstra et al.
-    2011). It requires the extra optuna."""
+    name: str = "listed"
+    """Searcher: listed, optuna, or MODULE:CLASS. listed is the grid crossed with `samples` random samples, all known
+    before the first trial starts. optuna proposes `samples` trials from the results so far, by tree-structured Parzen
+    estimators (Bergstra et al. 2011). It requires the extra optuna. MODULE:CLASS is a subclass of ray.tune.search.Searcher,
+    such as ray.tune.search.bayesopt:BayesOptSearch. It proposes `samples` trials."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of MODULE:CLASS. landmark sets metric, mode and space. [default: none]"""
     startup: int = 10
     """Number of trials that end before proposals follow results (optuna). Until then, points are random."""
     objectives: list[Objective] = field(default_factory=list)
@@ -63,12 +96,17 @@ class SearcherConfig:
     model's weights, lower is better. [default: only the metric]"""
 
     def __post_init__(self) -> None:
+        require_kind("searcher", self.name, SEARCHERS, self.options)
         require(self.startup >= 1, f"searcher.startup is {self.startup}; expected 1 or more")
         repeated = sorted({name for name in self.objectives if self.objectives.count(name) > 1})
         require(not repeated, f"searcher.objectives contains {', '.join(repeated)} twice; remove one")
         require(
             self.name == "optuna" or not self.objectives,
-            f"searcher.objectives requires a searcher that proposes trials; set searcher.name to optuna, or remove {self.objectives}",
+            f"searcher.objectives requires the searcher optuna; set searcher.name to optuna, or remove {self.objectives}",
+        )
+        require(
+            self.name in SEARCHERS or self.startup == 10,
+            f"searcher.startup is set, but searcher.name is {self.name}; remove it",
         )
 
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from landmark.config import SchedulerConfig
 from landmark.data.dataset import PackedDataset
 from landmark.progress import clock
-from landmark.search.schedulers import Bracket, brackets, rungs
+from landmark.search.schedulers.ray_schedulers import bracket_sizes
 from landmark.search.spaces.space import Space, TrialSpec
 from landmark.search.trials.resource_estimates import trial_footprint, trial_memory
 from landmark.table import aligned, shown_value
@@ -88,8 +88,8 @@ def kept_fraction(scheduler: SchedulerConfig, epochs: Sequence[int]) -> float | 
     """Return the expected fraction of all epochs that a scheduler runs; None if it depends only on results.
 
     epochs: the epochs of each trial. asha: 1 / reduction_factor of the trials pass each rung (Li et al. 2020). The actual
-    fraction may be slightly higher, because the first trials to reach a rung always pass. hyperband: the exact fraction,
-    bracket by bracket.
+    fraction may be slightly higher, because the first trials to reach a rung always pass. hyperband: the fraction, bracket
+    by bracket, if all trials are as long as the longest.
     """
     if scheduler.name in ("none", "pbt"):
         return 1.0
@@ -98,8 +98,8 @@ def kept_fraction(scheduler: SchedulerConfig, epochs: Sequence[int]) -> float | 
         levels = rungs(scheduler.grace_epochs, factor, longest)
         return sum(_left(levels, factor, trial) for trial in epochs) / sum(epochs)
     if scheduler.name == "hyperband":
-        made = brackets(scheduler, longest, [len(epochs)], seed=0)
-        return sum(_bracket_epochs(bracket, longest, factor) for bracket in made) / (len(epochs) * longest)
+        made = bracket_sizes(scheduler, longest, len(epochs))
+        return sum(_bracket_epochs(size, rounds, longest) for size, rounds in made) / (len(epochs) * longest)
     return None
 
 
@@ -130,7 +130,7 @@ def measured_rate(seconds: float = RATE_S) -> tuple[str, float]:
 def _searched(space: Space) -> str:
     if space.config.searcher.name == "listed":
         return ""
-    return ": random points, because proposals depend on results"
+    return ": example points, because proposals depend on results"
 
 
 def _table(space: Space, costs: Sequence[TrialCost]) -> str:
@@ -187,19 +187,28 @@ def _description(scheduler: SchedulerConfig, longest: int) -> str:
     return f"1 of {factor:g} trials continues after {levels} epochs"
 
 
+def rungs(grace_epochs: int, reduction_factor: float, max_epochs: int) -> list[int]:
+    """Return the rungs of ASHA: the first epochs at or after grace_epochs x reduction_factor^k, below max_epochs."""
+    found, level = [], float(grace_epochs)
+    while math.ceil(level) < max_epochs:
+        found.append(math.ceil(level))
+        level *= reduction_factor
+    return list(dict.fromkeys(found))
+
+
 def _left(levels: Sequence[int], factor: float, epochs: int) -> float:
     """Return the expected number of epochs that a trial of `epochs` epochs runs."""
     bounds = [0.0, *(rung for rung in levels if rung < epochs), float(epochs)]
     return sum((end - begin) / factor**rung for rung, (begin, end) in enumerate(itertools.pairwise(bounds)))
 
 
-def _bracket_epochs(bracket: Bracket, longest: int, factor: float) -> int:
-    """Return the total epochs of a bracket's trials, assuming that all are as long as the longest."""
-    spent, alive, before = 0, len(bracket.numbers), 0
-    for milestone in [*bracket.milestones, longest]:
+def _bracket_epochs(alive: int, rounds: Sequence[tuple[int, int]], longest: int) -> int:
+    """Return the total epochs of a bracket's trials. rounds: each milestone with the number of trials that continue."""
+    spent, before = 0, 0
+    for milestone, continuing in rounds:
         spent += alive * (milestone - before)
-        alive, before = max(1, int(alive / factor)), milestone
-    return spent
+        alive, before = min(alive, continuing), milestone
+    return spent + alive * (longest - before)
 
 
 def _wait(device: torch.device) -> None:

@@ -1,6 +1,6 @@
 """The queue from which Ray Tune gets a study's trials, and the callback that keeps the record up to date."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +8,52 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from landmark.search.schedulers import Scheduler, StudyScheduler
+from landmark.search.schedulers.base import Scheduler
+from landmark.search.schedulers.study_scheduler import StudyScheduler
 from landmark.search.spaces.samplers import Sampler
-from landmark.search.state.state import TrialState
+from landmark.search.spaces.space import TrialSpec
+from landmark.search.state.state import Ended, StudyState, TrialState
+
+
+class Proposals:
+    """The sampler of a study, which learns the results of ended trials in the order of the journal."""
+
+    def __init__(self, record: StudyState, sampler: Sampler, metric: str, mode: str) -> None:
+        self.record = record
+        self.sampler = sampler
+        self.metric = metric
+        self.mode = mode
+        self._told = 0
+
+    def next(self) -> TrialSpec | None:
+        """Return the next trial; None if there are no more."""
+        self._tell()
+        return self.sampler.next()
+
+    def replay(self, event: Mapping[str, Any]) -> None:
+        """Process an event of the journal; the record contains it already."""
+        if event["event"] == "trial":
+            self._tell()
+            self.sampler.restore(self.record.trials[event["trial"]].plan)
+
+    def _tell(self) -> None:
+        for ended in self.record.ended[self._told :]:
+            self.sampler.tell(ended.trial.plan, self._result(ended))
+        self._told = len(self.record.ended)
+
+    def _result(self, ended: Ended) -> dict[str, float] | None:
+        """Return the metrics of a trial's best epoch when it ended; None if it failed."""
+        trial = ended.trial
+        best = (epoch for epoch in trial.best_epochs(self.metric, self.mode) if epoch <= ended.epochs)
+        epoch = None if ended.failed else next(best, None)
+        return None if epoch is None else trial.rows[epoch] | {"parameters": float(trial.weights or 0)}
 
 
 class StudySearcher(Searcher):
     """Gives waiting trials to Ray Tune, those with the fewest epochs first, then new trials, until all have ended."""
 
     def __init__(
-        self, rule: Scheduler, proposals: Sampler, values_of: Callable[[TrialState], dict[str, Any]], most: int
+        self, rule: Scheduler, proposals: Proposals, values_of: Callable[[TrialState], dict[str, Any]], most: int
     ) -> None:
         """values_of: returns the values for a trial's process. most: maximum number of concurrent trials."""
         super().__init__()
@@ -26,18 +62,16 @@ class StudySearcher(Searcher):
         self.proposals = proposals
         self.values_of = values_of
         self.most = most
-        self._reported = set[str]()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without the study's config: Ray Tune stores it with the study, which must hold no credentials."""
-        return {**self.__dict__, "values_of": None}
+        """Return the state without the study: Ray Tune stores it, and it must hold no credentials."""
+        return {**self.__dict__, "values_of": None, "rule": None, "record": None, "proposals": None}
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial's config; None if the maximum runs or all wait for others; FINISHED if all have ended."""
-        self._report_ended()
         if sum(trial.submitted and trial.state != "ended" for trial in self.record.trials.values()) >= self.most:
             return None
-        trial = self._waiting() or self._new() or self._waiting()
+        trial = self._waiting() or self._continued() or self._new() or self._continued()
         if trial is None:
             ended = all(trial.state == "ended" for trial in self.record.trials.values())
             return Searcher.FINISHED if ended else None
@@ -49,30 +83,27 @@ class StudySearcher(Searcher):
         # Among equals, a trial with a planned exploit comes first: the source's checkpoint exists until the source continues.
         return min(waiting, key=lambda t: (t.epochs_run, t.planned is None, t.plan.number), default=None)
 
+    def _continued(self) -> TrialState | None:
+        """Return a paused trial that the scheduler continues now."""
+        self.rule.continue_paused()
+        return self._waiting()
+
     def _new(self) -> TrialState | None:
-        """Return a new trial; if none is left, let the scheduler resolve paused trials and return None."""
+        """Return a new trial; if none is left, notify the scheduler and return None."""
         plan = self.proposals.next()
         if plan is not None:
-            return self.record.propose(plan)
+            trial = self.record.propose(plan)
+            self.rule.on_propose(trial)
+            return trial
         if not self.record.complete:
-            self.record.complete = True
-            self.rule.resolve_paused()
+            self.record.all_proposed()
+            self.rule.on_all_proposed()
         return None
 
     def propose_all(self) -> None:
         """Propose all trials now: population-based training compares all trials from the start."""
         while self._new() is not None:
             pass
-
-    def _report_ended(self) -> None:
-        """Report the results of newly ended trials to the searcher."""
-        for trial in self.record.trials.values():
-            if trial.state == "ended" and trial.plan.name not in self._reported:
-                self._reported.add(trial.plan.name)
-                found = None
-                if trial.rows and trial.error is None:
-                    found = trial.rows[self.rule.best_epoch(trial)] | {"parameters": float(trial.weights or 0)}
-                self.proposals.tell(trial.plan, found)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Do nothing: the scheduler has updated the record."""

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,8 +28,9 @@ from landmark.search.pbt import Population, changeable
 from landmark.search.progress import LiveTable
 from landmark.search.resized_datasets import required_short_side, resized
 from landmark.search.resume import DATASETS, absolute, check_same_study, content_ids, with_recorded_settings
-from landmark.search.schedulers import StudyScheduler, build_rule, check_grace
-from landmark.search.searcher import StudyCallback, StudySearcher
+from landmark.search.schedulers.build import build_scheduler, check_scheduler
+from landmark.search.schedulers.study_scheduler import StudyScheduler
+from landmark.search.searcher import Proposals, StudyCallback, StudySearcher
 from landmark.search.spaces.representatives import different_schedules, most_demanding, representative_specs
 from landmark.search.spaces.samplers import ListSampler, Sampler, build_sampler
 from landmark.search.spaces.space import Space, TrialSpec
@@ -103,7 +104,7 @@ def plan_study(config: TuneConfig) -> Study:
     for plan in representatives:
         check_backend(config.workers, plan.recipe.compute)
     max_epochs = max(plan.recipe.epochs for plan in representatives)
-    check_grace(space.config.scheduler, max_epochs)
+    check_scheduler(space.config.scheduler, space.config.metric, space.config.mode(), max_epochs)
     if (warning := different_schedules(space, representatives)) is not None:
         print(warning, file=sys.stderr, flush=True)
     if space.config.scheduler.name == "pbt":
@@ -150,28 +151,32 @@ def run_trials(study: Study, lease: StudyLock) -> StudyResult:
     space, termination = study.space.config, Termination()
     journal = Journal(study.location, lambda: lease.lost)
     record = StudyState(journal)
-    record.restore(journal.read(), lambda number, point: study.space.plan(number, point, study.config.recipe))
-    if study.config.retry_failed:
-        print(f"{study.config.name}: {record.retry_failed()} failed trials will run again", file=sys.stderr, flush=True)
-    population = Population(study.space, study.config.recipe, record)
-    rule = build_rule(
+    rule = build_scheduler(
         record,
         space.scheduler,
         space.metric,
         space.mode(),
         max_epochs=study.max_epochs,
-        totals=[*record.totals, study.proposals.total],
         seed=space.seed,
-        exploit=population.exploit,
+        exploit=Population(study.space, study.config.recipe, record).exploit,
     )
-    stopper = BudgetStopper(space.budget, record, space.metric, space.mode(), lambda: lease.lost)
+    proposals = Proposals(record, study.proposals, space.metric, space.mode())
+
+    def observe(event: Mapping[str, Any]) -> None:
+        rule.replay(event)
+        proposals.replay(event)
+
+    record.restore(journal.read(), lambda number, point: study.space.plan(number, point, study.config.recipe), observe)
+    rule.restore()
     scheduler = StudyScheduler(record, rule)
-    for trial in record.trials.values():
-        study.proposals.restore(trial.plan)
-    scheduler.restore_trials()
+    if study.config.retry_failed:
+        print(
+            f"{study.config.name}: {scheduler.retry_failed()} failed trials will run again", file=sys.stderr, flush=True
+        )
+    stopper = BudgetStopper(space.budget, record, space.metric, space.mode(), lambda: lease.lost)
     left = any(trial.state != "ended" for trial in record.trials.values()) or len(record.trials) < study.proposals.total
     if left and not stopper.stop_all():
-        _run(study, scheduler, stopper, termination)
+        _run(study, scheduler, proposals, stopper, termination)
     lease.check()
     seconds, reason = stopper.seconds(), stopper.reason()
     record.flush(final=True)
@@ -192,7 +197,9 @@ def run_trials(study: Study, lease: StudyLock) -> StudyResult:
     )
 
 
-def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper, termination: Termination) -> None:
+def _run(
+    study: Study, scheduler: StudyScheduler, proposals: Proposals, stopper: BudgetStopper, termination: Termination
+) -> None:
     config, space, record = study.config, study.space.config, scheduler.record
     connect(config.cluster)
     capacity = room_of(study)
@@ -203,11 +210,11 @@ def _run(study: Study, scheduler: StudyScheduler, stopper: BudgetStopper, termin
     (study.location / DATASETS).write_text(json.dumps(content_ids(study.datasets), indent=1) + "\n")
     # All processes start at once. No trial is submitted in advance: Ray Tune would start a process for it and wait for that
     # process at the end.
-    queue = StudySearcher(scheduler.rule, study.proposals, lambda trial: values_of(study, trial), capacity.slots)
+    queue = StudySearcher(scheduler.rule, proposals, lambda trial: values_of(study, trial), capacity.slots)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(capacity.slots)
     if not is_quiet():
         print(_headline(study, record, capacity.slots), file=sys.stderr, flush=True)
-    record.begin(study.proposals.total)
+    scheduler.begin(study.proposals.total)
     if space.scheduler.name == "pbt":
         queue.propose_all()
     record.flush()

@@ -3,7 +3,7 @@
 import pytest
 
 from landmark.config import SchedulerConfig
-from landmark.search.dry_run import dry_run_text, kept_fraction, measured_rate, trial_cost
+from landmark.search.dry_run import dry_run_text, kept_fraction, measured_rate, rungs, trial_cost
 from landmark.search.spaces.samplers import build_sampler, preview
 from landmark.search.spaces.space import Space
 from landmark.search.trials.resource_estimates import trial_flops
@@ -58,7 +58,7 @@ def test_adaptive_samplers_are_previewed_with_random_points(dataset, tmp_path):
     space = load(searched, tmp_path)
     plans = preview(build_sampler(space, space.recipe()))
     text = dry_run_text(space, plans, {None: dataset}, workers=1, resources="1 CPU", at_a_time=1, gpu=False)
-    assert text.startswith("3 trials of ") and "random points" in text.splitlines()[0]
+    assert text.startswith("3 trials of ") and "example points" in text.splitlines()[0]
 
 
 def test_progressive_resizing_lowers_the_cost(dataset, tmp_path):
@@ -82,10 +82,10 @@ def test_progressive_resizing_lowers_the_cost(dataset, tmp_path):
         (SchedulerConfig(name="asha", grace_epochs=1), [9], (1 + 2 / 3 + 6 / 9) / 9),
         (SchedulerConfig(name="asha", grace_epochs=9), [9], 1.0),
         (SchedulerConfig(name="asha", grace_epochs=3), [3, 9], (3 + 3 + 6 / 3) / 12),
-        # max 9, factor 3: brackets of 9 x 1, 3 x 3, 1 x 9; 5 x 3, 1 x 9; 3 x 9 epochs
+        # max 9, factor 3: brackets of 9 x 1, 3 x 3, 1 x 9; 5 x 3, 2 x 9; 3 x 9 epochs
         (SchedulerConfig(name="hyperband"), [9] * 9, (9 + 3 * 2 + 6) / 81),
-        (SchedulerConfig(name="hyperband"), [9] * 14, (21 + 5 * 3 + 6) / 126),
-        (SchedulerConfig(name="hyperband"), [9] * 17, (21 + 21 + 27) / 153),
+        (SchedulerConfig(name="hyperband"), [9] * 14, (21 + 5 * 3 + 2 * 6) / 126),
+        (SchedulerConfig(name="hyperband"), [9] * 17, (21 + 27 + 27) / 153),
         (SchedulerConfig(name="hyperband", brackets=1), [9] * 18, (21 + 21) / 162),
         (SchedulerConfig(name="pbt"), [9], 1.0),
         (SchedulerConfig(name="median_stopping"), [9], None),
@@ -93,6 +93,13 @@ def test_progressive_resizing_lowers_the_cost(dataset, tmp_path):
 )
 def test_fraction_of_epochs_that_schedulers_run(scheduler, epochs, fraction):
     assert kept_fraction(scheduler, epochs) == (None if fraction is None else pytest.approx(fraction))
+
+
+def test_rungs_grow_from_the_grace_period_to_below_the_longest_trial():
+    assert rungs(1, 3.0, 9) == [1, 3]
+    assert rungs(2, 3.0, 60) == [2, 6, 18, 54]
+    assert rungs(2, 1.5, 7) == [2, 3, 5]
+    assert rungs(5, 2.0, 5) == []
 
 
 def test_compute_throughput_is_measured():

@@ -6,8 +6,8 @@ from ray import cloudpickle
 from ray.tune.search import Searcher
 
 from landmark.config import Recipe, SchedulerConfig
-from landmark.search.schedulers import HyperBand, Scheduler
-from landmark.search.searcher import StudySearcher
+from landmark.search.schedulers.base import Scheduler
+from landmark.search.searcher import Proposals, StudySearcher
 from landmark.search.spaces.space import TrialSpec
 from landmark.search.state.state import Exploit, StudyState
 from landmark.search.trials.trial import ReportChannel
@@ -39,14 +39,14 @@ class ShortSampler:
 
 
 def queue(rule: Scheduler, sampler: ShortSampler, max_running: int) -> StudySearcher:
-    return StudySearcher(rule, sampler, lambda trial: {"name": trial.plan.name}, max_running)
+    proposals = Proposals(rule.record, sampler, *MAX)
+    return StudySearcher(rule, proposals, lambda trial: {"name": trial.plan.name}, max_running)
 
 
 def test_the_searcher_state_that_ray_tune_stores_has_no_credentials():
     secret = "http://me:secret@host"
-    searcher = StudySearcher(
-        Scheduler(StudyState(), SchedulerConfig(), *MAX), ShortSampler(1), lambda trial: {"uri": secret}, 1
-    )
+    rule = Scheduler(StudyState(), SchedulerConfig(), *MAX)
+    searcher = StudySearcher(rule, Proposals(rule.record, ShortSampler(1), *MAX), lambda trial: {"uri": secret}, 1)
     assert b"secret" not in cloudpickle.dumps(searcher) and b"secret" in cloudpickle.dumps(searcher.values_of)
 
 
@@ -80,18 +80,28 @@ def test_a_trial_fetches_weights_before_their_source_continues():
     assert searcher.suggest("a") == {"trial": {"name": "002"}}
 
 
-def test_a_bracket_does_not_wait_for_trials_that_never_start():
-    record, sampler = StudyState(), ShortSampler(4)
-    rule = HyperBand(record, SchedulerConfig(name="hyperband", brackets=1), *MAX, max_epochs=9, totals=[9], seed=0)
-    searcher = queue(rule, sampler, max_running=4)
-    for number in range(1, 5):
-        assert searcher.suggest(str(number)) is not None
-    for number, trial in enumerate(record.trials.values(), 1):
-        trial.rows[1], trial.state, trial.submitted = {"val_top1": 0.1 * number}, "paused", False
-        rule.resolve_paused()
-        assert trial.state == "paused"  # the bracket has nine trials
-    assert searcher.suggest("next") == {"trial": {"name": "004"}}
-    assert [trial.state for trial in record.trials.values()] == ["ended"] * 3 + ["waiting"]
+def test_results_are_told_in_the_order_of_the_journal_and_again_after_a_retry():
+    record, told = StudyState(), []
+
+    class Recording(ShortSampler):
+        def restore(self, plan: TrialSpec) -> None:
+            told.append((plan.name, "proposed"))
+
+        def tell(self, plan, metrics) -> None:
+            told.append((plan.name, metrics and metrics["val_top1"]))
+
+    proposals = Proposals(record, Recording(3), *MAX)
+    one, two = (record.propose(proposals.next()) for _ in range(2))
+    two.rows[1] = {"val_top1": 0.4}
+    record.end(two)
+    record.fail(one, "no memory")
+    proposals.next()
+    assert told == [("002", 0.4), ("001", None)]
+    (again,) = record.retry_failed()
+    again.rows[1] = {"val_top1": 0.6}
+    record.end(again)
+    proposals.next()
+    assert told[2:] == [("001", 0.6)]
 
 
 def test_a_pending_report_is_answered_when_its_trial_ends():

@@ -11,7 +11,7 @@ from landmark.config.commands.prepare import ClusterConfig
 from landmark.config.errors import require
 from landmark.config.optimization import ComputeConfig
 from landmark.config.recipe import Recipe
-from landmark.config.space import BudgetConfig
+from landmark.config.space import SCHEDULERS, SEARCHERS, BudgetConfig, require_kind
 from landmark.config.subset import SubsetConfig
 
 
@@ -164,11 +164,12 @@ class TuneConfig:
     """Name of the study and of its folder. Using the name of an existing study again requires --resume."""
     resume: bool = False
     """Resume the study of this name, if there is one."""
-    scheduler: Literal["none", "asha", "hyperband", "median_stopping", "pbt"] | None = None
-    """Early-stopping scheduler. [default: the space's]"""
-    searcher: Literal["listed", "optuna"] | None = None
-    """How trials are chosen. listed runs the space's grid and random samples, optuna proposes trials with Optuna.
+    scheduler: str | None = None
+    """Early-stopping scheduler: none, asha, hyperband, median_stopping, pbt, or a scheduler of Ray Tune as MODULE:CLASS.
     [default: the space's]"""
+    searcher: str | None = None
+    """How trials are chosen: listed, optuna, or a searcher of Ray Tune as MODULE:CLASS. listed runs the space's grid and
+    random samples, the others propose trials. [default: the space's]"""
     num_samples: int | None = None
     """Number of random samples of the space. With Optuna, it is the number of trials. [default: the space's]"""
     search_seed: int | None = None
@@ -204,6 +205,10 @@ class TuneConfig:
     def __post_init__(self) -> None:
         require_name(self.name)
         require_exchange(self.recipe.compute, self.workers)
+        if self.scheduler is not None:
+            require_kind("scheduler", self.scheduler, SCHEDULERS, {})
+        if self.searcher is not None:
+            require_kind("searcher", self.searcher, SEARCHERS, {})
         require(
             self.max_concurrent is None or self.max_concurrent >= 1,
             f"max_concurrent is {self.max_concurrent}; expected 1 or more",

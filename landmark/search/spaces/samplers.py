@@ -12,6 +12,7 @@ from landmark.config import Recipe, UserError
 from landmark.config.extras import install_command
 from landmark.search.spaces import domains
 from landmark.search.spaces.domains import Domain, Params
+from landmark.search.spaces.ray_sampler import RaySampler
 from landmark.search.spaces.space import Space, TrialSpec
 
 MAX_TRIES = 16
@@ -36,7 +37,7 @@ class Sampler(Protocol):
         """Restore a trial that an earlier process got from `next`; call this in order, before `next`."""
 
     def tell(self, plan: TrialSpec, metrics: Mapping[str, float] | None) -> None:
-        """Record the result of a trial.
+        """Record the result of a trial. A failed trial that ran again has two.
 
         metrics: the space's metric, images_per_s and parameters (number of weights) of its best epoch; None if it failed.
         """
@@ -49,7 +50,7 @@ def build_sampler(space: Space, recipe: Recipe, limit: int | None = None) -> Sam
     """
     if space.config.searcher.name == "listed":
         return ListSampler(space, recipe, limit)
-    return OptunaSampler(space, recipe, limit)
+    return (OptunaSampler if space.config.searcher.name == "optuna" else RaySampler)(space, recipe, limit)
 
 
 class ListSampler:
@@ -140,6 +141,9 @@ class OptunaSampler:
     def tell(self, plan: TrialSpec, metrics: Mapping[str, float] | None) -> None:
         """Record the result of a trial; a trial with an objective that is not finite counts as failed."""
         values = None if metrics is None else [float(metrics[name]) for name in self._objectives]
+        trial = self._study.get_trials(deepcopy=False)[self._numbers[plan.number]]
+        if trial.state.is_finished():  # it failed, and ran again
+            self.restore(plan)
         if values is None or not all(math.isfinite(value) for value in values):
             # Optuna ignores failed trials; a trial that is pruned before its first report ranks last.
             self._study.tell(self._numbers[plan.number], state=self._optuna.trial.TrialState.PRUNED)

@@ -1,7 +1,6 @@
 """The record of a study: epochs, state and times of each trial, stored in the journal for resuming."""
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -86,8 +85,6 @@ class TrialState:
     """Epoch -> metrics."""
     times: dict[int, float] = field(default_factory=dict)
     """Epoch -> unix time of its report, by the clock of the trial's node."""
-    arrivals: dict[int, int] = field(default_factory=dict)
-    """Epoch -> position of its first report among all reports of the study."""
     decisions: dict[int, Decision | None] = field(default_factory=dict)
     """Epoch -> the scheduler's decision; None if an older version wrote the journal, without decisions."""
     planned: PlannedExploit | None = None
@@ -135,6 +132,16 @@ class TrialState:
         return sorted(self.rows, key=lambda epoch: (-score(self.rows[epoch][metric], mode), epoch))
 
 
+@dataclass(kw_only=True, frozen=True)
+class Ended:
+    """The end of a trial. A failed trial that runs again ends twice."""
+
+    trial: TrialState
+    failed: bool
+    epochs: int
+    """Number of its last complete epoch then."""
+
+
 REPLAYED = ("report", "decision", "ended", "failed", "retried", "exploit planned", "exploit", "no exploit")
 """Events of a trial that are replayed when a study resumes."""
 
@@ -145,33 +152,37 @@ class StudyState:
     def __init__(self, journal: Journal | None = None) -> None:
         self.trials: dict[str, TrialState] = {}
         self.exploits: list[Exploit] = []
+        self.ended: list[Ended] = []
+        """The ends of trials, in order."""
         self.complete = False
         """Whether all trials of the study have been proposed."""
         self.drivers = 0
         """Number of processes that have driven this study, including this one."""
-        self.totals: list[int] = []
-        """Number of trials at each start of the study, as far as the journal records it."""
         self.seconds_before = 0.0
         """Wall time spent by earlier processes, seconds."""
         self.journal = journal
         self.started = time.monotonic()
         self.started_at = time.time()
-        self._arrivals = itertools.count()
 
     def of(self, trial: Trial) -> TrialState:
         """Return the record of a Ray Tune trial."""
         return self.trials[trial.config["trial"]["name"]]
 
-    def begin(self, total: int) -> None:
-        """Record that this process now drives the study, and the number of its trials."""
+    def begin(self, total: int, scheduler: str | None = None) -> None:
+        """Record that this process now drives the study, the number of its trials, and its scheduler's identity."""
         self.drivers += 1
-        self.totals.append(total)
-        self._note("driver", trials=total)
+        self.complete = False
+        self._note("driver", trials=total, **({"scheduler": scheduler} if scheduler is not None else {}))
 
     def propose(self, plan: TrialSpec) -> TrialState:
         """Add a new trial."""
         self._note("trial", trial=plan.name, number=plan.number, point=plan.point)
         return self.trials.setdefault(plan.name, TrialState(plan=plan))
+
+    def all_proposed(self) -> None:
+        """Record that the study has no further trials."""
+        self.complete = True
+        self._note("all proposed")
 
     def add(self, trial: TrialState, result: Mapping[str, Any]) -> bool:
         """Process a report: an epoch, or a failure. Returns False if the report contains nothing new."""
@@ -197,7 +208,6 @@ class StudyState:
         epoch = int(row["epoch"])
         trial.repeated += epoch in trial.rows
         trial.rows[epoch], trial.times[epoch] = row, at
-        trial.arrivals.setdefault(epoch, next(self._arrivals))
         trial.last_report_at = at
         if weights is not None:
             trial.weights = int(weights)
@@ -212,9 +222,13 @@ class StudyState:
     def end(self, trial: TrialState) -> None:
         """Record that a trial has ended."""
         if trial.state != "ended":
-            trial.state = "ended"
+            self._end(trial)
             self._note("ended", trial=trial.plan.name)
             self.flush()
+
+    def _end(self, trial: TrialState) -> None:
+        trial.state = "ended"
+        self.ended.append(Ended(trial=trial, failed=trial.error is not None, epochs=trial.epochs_run))
 
     def fail(self, trial: TrialState, error: str) -> None:
         """Record that a trial failed, and why; its earlier epochs are kept."""
@@ -222,13 +236,13 @@ class StudyState:
         self._note("failed", trial=trial.plan.name, error=error)
         self.end(trial)
 
-    def retry_failed(self) -> int:
-        """Queue the failed trials to run again; returns their number."""
+    def retry_failed(self) -> list[TrialState]:
+        """Queue the failed trials to run again, and return them."""
         failed = [trial for trial in self.trials.values() if trial.error is not None]
         for trial in failed:
             trial.error, trial.state = None, "waiting"
             self._note("retried", trial=trial.plan.name)
-        return len(failed)
+        return failed
 
     def plan_exploit(self, exploit: Exploit, plan: TrialSpec) -> None:
         """Record that a trial will continue with another's weights and a changed plan."""
@@ -246,10 +260,16 @@ class StudyState:
         trial.plan = planned.plan
         self._note("exploit", **dataclasses.asdict(exploit))
 
-    def restore(self, events: Iterable[Mapping[str, Any]], plan_of: PlanOf) -> None:
+    def restore(
+        self,
+        events: Iterable[Mapping[str, Any]],
+        plan_of: PlanOf,
+        observe: Callable[[Mapping[str, Any]], object] = lambda event: None,
+    ) -> None:
         """Replay the events of earlier processes; trials that were running when the last process died wait to resume.
 
-        Raises UserError with the file and the line of an invalid event.
+        observe: called with each event when the record contains it. Raises UserError with the file and the line of an
+        invalid event, or of one that `observe` rejects with a UserError.
         """
         begun, last, decided = None, None, True
         for event in events:
@@ -260,16 +280,19 @@ class StudyState:
                     self.seconds_before += (last or at) - (begun or at)
                     begun = at
                     decided = "trials" in event
-                    self.totals += [int(event["trials"])] if decided else []
+                    self.complete = False
                 last = at
                 if kind == "trial":
                     point = current_point(event["point"], "journal")
                     plan = dataclasses.replace(plan_of(int(event["number"]), point), name=event["trial"])
                     self.trials[plan.name] = TrialState(plan=plan)
+                elif kind == "all proposed":
+                    self.complete = True
                 elif kind in REPLAYED:
                     self._replay(kind, self.trials[event["trial"]], event, plan_of)
                     if kind == "report" and not decided:
                         self.trials[event["trial"]].decisions.setdefault(int(event["row"]["epoch"]), None)
+                observe(event)
             except UserError as error:
                 raise UserError(f"{event[WHERE]}: {error}") from None
             except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -306,8 +329,8 @@ class StudyState:
             trial.error = event["error"]
         elif kind == "retried":
             trial.error, trial.state = None, "waiting"
-        else:
-            trial.state = "ended"
+        elif trial.state != "ended":
+            self._end(trial)
 
     def flush(self, *, due: bool = False, final: bool = False) -> None:
         """Write the journal; due: only if enough time has passed since the last write."""

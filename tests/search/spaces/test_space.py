@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from landmark.config import Recipe, SchedulerConfig, UserError
-from landmark.search.schedulers import check_grace
+from landmark.search.schedulers.build import check_scheduler
 from landmark.search.spaces.samplers import build_sampler, preview
 from landmark.search.spaces.space import Space, leaf_keys, space_names
 
@@ -50,7 +50,12 @@ def test_every_shipped_space_has_trials():
         space = Space.load(name)
         trials = preview(build_sampler(space, space.recipe()))
         assert trials and len({trial.name for trial in trials}) == len(trials)
-        check_grace(space.config.scheduler, max(trial.recipe.epochs for trial in trials))
+        check_scheduler(
+            space.config.scheduler,
+            space.config.metric,
+            space.config.mode(),
+            max(trial.recipe.epochs for trial in trials),
+        )
     cross = Space.load("backbone_optimizer_epochs")
     assert len(cross.trials(cross.recipe())) == 3 * 3 * 2
 
@@ -154,7 +159,7 @@ parameters:
         ("metric: val_top2\nparameters: {epochs: {grid: [1]}}", "'metric' is 'val_top2'; did you mean 'val_top"),
         (
             "scheduler: {name: asah}\nparameters: {epochs: {grid: [1]}}",
-            "'scheduler.name' is 'asah'; did you mean 'asha'",
+            "scheduler.name is 'asah'; did you mean 'asha'",
         ),
         ("budget: {epochs: 0}\nparameters: {epochs: {grid: [1]}}", "budget.epochs is 0"),
         ("recipe: {epoch: 3}\nparameters: {seed: {grid: [1]}}", "unknown key 'epoch'; did you mean 'epochs'"),
@@ -186,4 +191,4 @@ def test_leaf_keys_are_the_fields_of_a_recipe():
 
 def test_a_grace_period_beyond_every_trial_is_refused():
     with pytest.raises(UserError, match="scheduler.grace_epochs is 5, but the longest trial has 3"):
-        check_grace(SchedulerConfig(name="asha", grace_epochs=5), 3)
+        check_scheduler(SchedulerConfig(name="asha", grace_epochs=5), "val_top1", "max", 3)

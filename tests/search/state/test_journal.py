@@ -84,13 +84,13 @@ def test_failed_trials_are_retried_on_request(tmp_path):
 
     again = restored()
     assert again.trials["001"].status() == "failed" and again.trials["001"].state == "ended"
-    assert again.retry_failed() == 1
+    assert again.retry_failed() == [again.trials["001"]]
     again.flush()
     for record in (again, restored()):
         trial, other = record.trials["001"], record.trials["002"]
         assert trial.state == "waiting" and trial.error is None and trial.epochs_run == 1
         assert other.state == "ended" and other.status() == "finished"
-    assert restored().retry_failed() == 0
+    assert restored().retry_failed() == []
 
 
 def test_the_state_of_a_study_is_restored(tmp_path):
@@ -122,6 +122,7 @@ def test_the_state_of_a_study_is_restored(tmp_path):
     assert (again.trials["002"].state, again.trials["002"].error) == ("ended", "the loss became nan")
     assert again.trials["003"].plan.point == {"optimizer.lr": 0.5} and again.trials["003"].state == "waiting"
     assert again.exploits == [exploit] and again.drivers == 1
+    assert [(e.trial.plan.name, e.failed, e.epochs) for e in again.ended] == [("002", True, 0), ("001", False, 2)]
     assert again.trials["001"].weights == 123 and again.epochs_run == 3
     # The checkpoint of epoch 2 was lost with its process. The repeated epoch is counted and reported.
     again.begin(3)
