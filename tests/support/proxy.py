@@ -28,6 +28,7 @@ class Proxy:
         self.requests = 0
         """Requests, plus the "100 Continue" responses that a request body waited for."""
         self.bytes_up = 0
+        self.bytes_down = 0
         self._broken = False
         self._loop = asyncio.new_event_loop()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -121,6 +122,8 @@ class Proxy:
                     await asyncio.sleep(3600)
                 if up:
                     self.bytes_up += len(data)
+                else:
+                    self.bytes_down += len(data)
                 writer.write(data)
                 await writer.drain()
                 if self.bytes_per_s:

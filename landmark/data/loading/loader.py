@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from landmark.config import AugmentConfig, LoaderConfig, SamplingConfig, UserError
 from landmark.data.arrow_binary import values
+from landmark.data.cache.split_cache import SplitCache
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading.damage import DamagePolicy, count_lost, replacement_rows
 from landmark.data.loading.decoders import ActorDecoder, Decoded, ThreadDecoder
@@ -102,7 +103,7 @@ class Loader:
         self.label_map = dataset.label_map
         self.sample_labels = dataset.sample_labels(split) if dataset.relabelled else None
         paths = [shard.path for shard in dataset.split(split).shards]
-        self.reader = RowGroupReader(dataset.location, paths)
+        self.reader = RowGroupReader(dataset.location, paths, SplitCache.of(dataset, split, config, augment))
         self.lost: collections.Counter[int] = collections.Counter()
         self._losses = DamagePolicy(dataset.location / split, config.corrupt, self._spares, tell)
         self._next = epochs.start

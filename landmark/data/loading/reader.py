@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from landmark.config import LoaderConfig
+from landmark.data.cache.split_cache import SplitCache
 from landmark.data.loading.actors import ActorPool
 from landmark.data.loading.plan import ReadTask
 from landmark.data.loading.prefetch import ordered_prefetch
@@ -30,17 +31,27 @@ class RowGroupReader:
     images. fault then contains the shard and the error, and the caller decides what to do. Thread-safe.
     """
 
-    def __init__(self, split: Location, shard_paths: list[str]) -> None:
+    def __init__(self, split: Location, shard_paths: list[str], cache: SplitCache | None = None) -> None:
         self.split = split
         self.shard_paths = shard_paths
+        self.cache = cache
+        self._file_bytes: dict[int, int] = {}
+        """Size of each shard's file when it was opened last."""
         self._idle: list[tuple[int, pq.ParquetFile]] = []
         self._lock = threading.Lock()
 
     def read(self, task: ReadTask) -> pa.Table:
         """Return the task's rows. Raises UserError if the storage fails."""
         path = self.split / self.shard_paths[task.shard]
+
+        def load() -> pa.Table:
+            return retrying(path.uri, damage_marked(lambda: self._read_row_group(task)))
+
         try:
-            table = retrying(path.uri, damage_marked(lambda: self._read_row_group(task)))
+            if self.cache is None:
+                table = load()
+            else:
+                table = self.cache.read(task.shard, task.row_group, load, lambda: self._file_bytes.get(task.shard))
             if task.rows[-1] >= len(table):
                 raise pa.ArrowInvalid(f"row group {task.row_group} has {len(table)} rows, fewer than planned")
         except NotFound:
@@ -79,6 +90,7 @@ class RowGroupReader:
     def _open(self, shard: int) -> pq.ParquetFile:
         path = self.split / self.shard_paths[shard]
         stream = path.fs.open_input_file(path.path)
+        self._file_bytes[shard] = stream.size()
         return pq.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True)
 
     def _take(self, shard: int) -> pq.ParquetFile | None:
@@ -133,6 +145,7 @@ def read_by_ray(
         RowGroupReader,
         reader.split,
         reader.shard_paths,
+        reader.cache,
         count=config.readers,
         cpus=config.reader_cpus,
         purpose="data readers",
