@@ -95,9 +95,12 @@ def train(
         recipe, _ = recipe_for(str(dataset), model=model, weights=weights)
     base = recipe_values(recipe) if recipe is not None else to_mapping(before)
     config = _config(TrainConfig, base, values, parameters, options)
+    if config.dry_run:
+        raise UserError("dry_run applies to the command line; use `landmark train --dry-run`, or remove the option")
     from landmark.commands.train import train as run
 
     result = run(config)
+    assert not isinstance(result, dict)
     return TrainResult(
         uri=result.run,
         metrics=dict(result.best),

@@ -24,6 +24,9 @@ SHORT = {
     "--seed": "seed",
     "--num-workers": "workers.count",
     "--address": "cluster.address",
+    "--cache": "loader.cache",
+    "--cache-gib": "loader.cache_gib",
+    "--cache-format": "loader.cache_format",
 }
 """Short flags (timm's and Ray's names) -> the field that they set, in a config that has it, or in the recipe of one."""
 VARIADIC = -1

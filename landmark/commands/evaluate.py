@@ -72,6 +72,7 @@ def _evaluate(
         max_megapixels=config.max_megapixels,
         samples=config.bootstrap,
         corrupt=config.corrupt,
+        cache=config.cache_options(),
         replicas=find_replicas(config),
     )
     found = evaluate_checkpoint(checkpoint, dataset, config.split, settings, output=output)

@@ -17,7 +17,9 @@ def index(config: IndexConfig) -> Gallery:
     dataset = open_dataset(config.dataset) if config.dataset else None
     replicas = find_replicas(config)
     images = _images(config) if config.add else None
-    gallery = build_gallery(checkpoint, place, dataset, replicas, config.batch_size, config.corrupt)
+    gallery = build_gallery(
+        checkpoint, place, dataset, replicas, config.batch_size, config.corrupt, cache=config.cache_options()
+    )
     if images is not None:
         added = gallery.add(images, replicas, config.batch_size)
         if added.images:
@@ -36,5 +38,5 @@ def _images(config: IndexConfig) -> Images:
     place = locate(config.add)
     if holds_dataset(place):
         check_limit(place, config.max_megapixels)
-        return SplitImages.of(open_dataset(config.add), "train", config.corrupt)
+        return SplitImages.of(open_dataset(config.add), "train", config.corrupt, config.cache_options())
     return FolderImages.of(place, max_megapixels=config.max_megapixels)

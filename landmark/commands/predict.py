@@ -26,7 +26,7 @@ PRINTED = 1000
 """Maximum number of images whose predictions are printed; more images need --output."""
 STDIN = "-"
 TABLE_OPTIONS = (
-    "format", "embeddings", "split", "replicas", "cpus", "batch_size", "corrupt", "max_megapixels", "cluster",
+    "format", "embeddings", "split", "replicas", "cpus", "batch_size", "corrupt", "max_megapixels", "cluster", "cache",
 )  # fmt: skip
 """Options that apply only to written predictions."""
 
@@ -217,10 +217,14 @@ def _images(config: PredictConfig, dataset: PackedDataset | None) -> Images:
     place = locate(given)
     if holds_dataset(place):
         check_limit(place, config.max_megapixels)
-        return SplitImages.of(open_dataset(given), config.split, config.corrupt)
+        return SplitImages.of(open_dataset(given), config.split, config.corrupt, config.cache_options())
+    if config.cache is not None and config.by == "classifier":
+        raise UserError(f"cache applies to a packed dataset, but {given} is a folder of image files; remove --cache")
     return FolderImages.of(place, dataset, config.max_megapixels, output=locate(config.output))
 
 
 def _gallery(config: PredictConfig, checkpoint: Location, replicas: Replicas) -> Gallery:
     place = locate(config.gallery) if config.gallery else locate(config.run) / GALLERY
-    return build_gallery(checkpoint, place, None, replicas, config.batch_size, config.corrupt)
+    return build_gallery(
+        checkpoint, place, None, replicas, config.batch_size, config.corrupt, cache=config.cache_options()
+    )

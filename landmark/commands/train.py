@@ -1,12 +1,18 @@
 """`landmark train`: trains one model."""
 
+from typing import Any
+
 from landmark.config import TrainConfig
 from landmark.progress import clock
+from landmark.training.dry_run import dry_run_text
 from landmark.training.run import RunResult, run_training
 
 
-def train(config: TrainConfig) -> RunResult:
-    """Train one model, and print its metrics and location."""
+def train(config: TrainConfig) -> RunResult | dict[str, Any]:
+    """Train one model, and print its metrics and location. A dry run only prints its description."""
+    if config.dry_run:
+        print(dry_run_text(config))
+        return {}
     result = run_training(config)
     best = result.best
     early = " (stopped early)" if result.stopped_early else ""

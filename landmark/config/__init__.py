@@ -31,7 +31,7 @@ from landmark.config.files import (
     to_yaml,
 )
 from landmark.config.head import HeadConfig
-from landmark.config.input import AugmentConfig, LoaderConfig, ResizingConfig, SamplingConfig
+from landmark.config.input import AugmentConfig, CacheOptions, LoaderConfig, ResizingConfig, SamplingConfig
 from landmark.config.optimization import ComputeConfig, EmaConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from landmark.config.recipe import EarlyStoppingConfig, ModelConfig, Recipe
 from landmark.config.secrets import mask_credentials
@@ -49,6 +49,7 @@ __all__ = [
     "STOPPED",
     "AugmentConfig",
     "BudgetConfig",
+    "CacheOptions",
     "CheckConfig",
     "CheckpointConfig",
     "CleanConfig",

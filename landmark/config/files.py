@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from landmark.config.errors import UserError, nearest
-from landmark.config.renamed import VALUES, current_key, current_value
+from landmark.config.renamed import VALUES, current_key, current_value, is_removed
 from landmark.config.secrets import mask_credentials
 from landmark.config.text import read_text
 
@@ -115,6 +115,8 @@ def with_current_names(kind: Any, values: Mapping[str, Any], source: str, prefix
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
     current = {}
     for given, value in values.items():
+        if given not in fields and is_removed(kind.__name__, str(given), value, source):
+            continue
         key = given if given in fields else str(current_key(f"{prefix}{given}", source)).removeprefix(prefix)
         if key not in fields:
             raise UserError(f"{source}: unknown key '{prefix}{given}'; {nearest(str(given), fields)}")

@@ -26,6 +26,10 @@ VALUES = {
     "--space": {"deck": "reference"},
 }
 """Key of a config -> its values in earlier versions -> the same values now."""
+REMOVED = {("TuneConfig", "resize_once"): "recipe.loader.cache_format"}
+"""Config and key of a switch that this version does not have -> the key of what replaces it."""
+FLAGS = {"--resize-once": "--cache-format"}
+"""Flag of a removed switch -> the flag of what replaces it."""
 _warned: set[str] = set()
 
 
@@ -37,6 +41,14 @@ def current_key(key: str, source: str) -> str:
     new = f"{group}{dot}{KEYS[name]}"
     _warn(source, f"'{key}' is now '{new}'")
     return new
+
+
+def is_removed(kind: str, key: str, value: Any, source: str) -> bool:
+    """Return whether a key is a switch that this version does not have. Warns once if the switch was on."""
+    new = REMOVED.get((kind, key))
+    if new is not None and value:
+        _warn(source, f"'{key}' was removed and has no effect; set '{new}' and the other options of the cache instead")
+    return new is not None
 
 
 def current_value(key: str, value: Any, source: str) -> Any:
@@ -65,6 +77,8 @@ def current_point(point: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 def current_flag(flag: str) -> str | None:
     """Return the flag that an earlier version's flag is called now, None if it was not renamed."""
+    if flag in FLAGS:
+        return FLAGS[flag]
     group, separator, name = flag.removeprefix("--").rpartition(".")
     new = KEYS.get(name.replace("-", "_"))
     return None if new is None else f"--{group}{separator}{new.replace('_', '-')}"

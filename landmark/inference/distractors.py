@@ -53,4 +53,4 @@ def _images_at(place: Location, job: Job, max_megapixels: int | None) -> list[Im
     check_limit(place, max_megapixels)
     dataset = open_dataset(place.uri)
     splits = [split for split, entry in dataset.manifest.splits.items() if entry.rows]
-    return [SplitImages.of(dataset, split, job.images.corrupt) for split in splits]
+    return [SplitImages.of(dataset, split, job.images.corrupt, job.images.cache) for split in splits]

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from landmark.checkpoints.format import CheckpointMeta, check_classes, read_meta
-from landmark.config import UserError
+from landmark.config import CacheOptions, UserError
 from landmark.data.dataset import SPLITS, PackedDataset
 from landmark.data.random_access import ImageReader, thumbnail
 from landmark.evaluation import ConfusionAccumulator
@@ -80,6 +80,8 @@ class Settings:
     """Number of bootstrap replicates."""
     corrupt: Literal["stop", "skip"] = "stop"
     """Behavior for a corrupt shard, as in LoaderConfig. The summary reports skipped images as lost_images."""
+    cache: CacheOptions = field(default_factory=CacheOptions)
+    """Cache of the dataset's images on the node's disk."""
     replicas: Replicas = field(default_factory=Replicas)
     quiet: bool = False
 
@@ -104,7 +106,7 @@ def evaluate_checkpoint(
         check_classes(checkpoint, meta, dataset)
     job = Job(
         checkpoint=checkpoint.uri,
-        images=SplitImages.of(dataset, split, settings.corrupt),
+        images=SplitImages.of(dataset, split, settings.corrupt, settings.cache),
         top_k=max(settings.topk),
         batch_size=settings.batch_size,
         labelled=settings.by != "knn",
@@ -117,7 +119,14 @@ def evaluate_checkpoint(
     place = settings.gallery or checkpoint / GALLERY
     base = dataset if dataset.class_names == meta.classes else None
     gallery = build_gallery(
-        checkpoint, place, base, settings.replicas, settings.batch_size, settings.corrupt, quiet=settings.quiet
+        checkpoint,
+        place,
+        base,
+        settings.replicas,
+        settings.batch_size,
+        settings.corrupt,
+        cache=settings.cache,
+        quiet=settings.quiet,
     )
     near = by_knn(found.predictions, gallery, dataset, split, settings)
     if settings.by == "knn":

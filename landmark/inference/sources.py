@@ -3,13 +3,14 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from landmark.config import LoaderConfig, PackingConfig, SubsetConfig, UserError, from_mapping, to_mapping
+from landmark.config import CacheOptions, LoaderConfig, PackingConfig, SubsetConfig, UserError, from_mapping, to_mapping
 from landmark.cpus import available_cpus
+from landmark.data.cache.format import with_cache_format
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading.jpeg import decode_batch
 from landmark.data.loading.loader import Batch, Loader
@@ -45,9 +46,16 @@ class SplitImages:
     rows: int
     """Number of images."""
     corrupt: Literal["stop", "skip"] = "stop"
+    cache: CacheOptions = field(default_factory=CacheOptions)
 
     @classmethod
-    def of(cls, dataset: PackedDataset, split: str, corrupt: Literal["stop", "skip"] = "stop") -> "SplitImages":
+    def of(
+        cls,
+        dataset: PackedDataset,
+        split: str,
+        corrupt: Literal["stop", "skip"] = "stop",
+        cache: CacheOptions | None = None,
+    ) -> "SplitImages":
         """Return the images of a split of an open dataset. Raises UserError for an empty split."""
         return cls(
             dataset=dataset.uri,
@@ -56,6 +64,7 @@ class SplitImages:
             split=split,
             rows=dataset.split(split).rows,
             corrupt=corrupt,
+            cache=cache or CacheOptions(),
         )
 
     @property
@@ -72,6 +81,10 @@ class SplitImages:
         """Return bytes that identify these images."""
         dataset = open_dataset(self.dataset)  # identified by its content, because it may have moved
         values = {**dataclasses.asdict(self), "dataset": dataset.content_id}
+        # The predictions do not depend on a cache of JPEGs. Results of versions without a cache are found again.
+        cache = values.pop("cache")
+        if cache["cache_format"] != "jpeg":
+            values["cache_format"] = cache["cache_format"]
         return json.dumps(values, sort_keys=True).encode()
 
     def opened(self) -> PackedDataset:
@@ -90,6 +103,13 @@ class SplitReader:
     def __init__(self, images: SplitImages, image_size: int, batch_size: int) -> None:
         self.images, self.image_size, self.batch_size = images, image_size, batch_size
         self.dataset = images.opened()
+        self._notes: list[str] = []
+        self.config = with_cache_format(
+            LoaderConfig(image_size=image_size, corrupt=images.corrupt, **dataclasses.asdict(images.cache)),
+            self.dataset,
+            {images.split: None},
+            self._notes.append,
+        )
         catalog = self.dataset.catalog(images.split)
         self._samples = catalog["sample"].to_numpy()
         self._ids = catalog["image_id"].to_numpy(zero_copy_only=False)
@@ -100,12 +120,9 @@ class SplitReader:
 
     def batches(self, part: int, parts: int, tell: Callable[[str], object] | None = None) -> Iterator[Batch]:
         """Yield a shard's images in batches."""
-        config = LoaderConfig(
-            image_size=self.image_size,
-            batch_size=self.batch_size * parts,
-            stream="thread",
-            corrupt=self.images.corrupt,
-        )
+        config = dataclasses.replace(self.config, batch_size=self.batch_size * parts, stream="thread")
+        while tell is not None and self._notes:
+            tell(self._notes.pop())
         with Loader(self.dataset, self.images.split, config, rank=part, world_size=parts, tell=tell) as loader:
             yield from loader.epoch(1)
         self.lost = loader.lost[1]

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from usearch.index import Index
 
 from landmark.checkpoints.format import check_classes, read_meta, weights_digest
-from landmark.config import PackingConfig, SubsetConfig, UserError, from_mapping, recorded_subset
+from landmark.config import CacheOptions, PackingConfig, SubsetConfig, UserError, from_mapping, recorded_subset
 from landmark.data.dataset import PackedDataset
 from landmark.data.sources.listing import nested_notes
 from landmark.data.subset_view import open_dataset
@@ -291,13 +291,14 @@ def _home(place: dict[str, Any]) -> tuple[str, ...]:
     return (place["folder"],) if "folder" in place else (place["dataset"], place["split"])
 
 
-def images_of(place: dict[str, Any], corrupt: Literal["stop", "skip"]) -> Images:
+def images_of(place: dict[str, Any], corrupt: Literal["stop", "skip"], cache: CacheOptions | None = None) -> Images:
     """Return the images of a source that `place_of` returned, in their current state."""
     if "folder" in place:
         found = FolderImages.of(locate(place["folder"]), max_megapixels=place.get("max_megapixels"))
         return dataclasses.replace(found, short_side=place["short_side"], quality=place["quality"])
     subset = from_mapping(SubsetConfig, recorded_subset(place["subset"]), f"the subset of {place['dataset']}")
-    return SplitImages.of(open_dataset(place["dataset"], subset, place["subset_seed"]), place["split"], corrupt)
+    dataset = open_dataset(place["dataset"], subset, place["subset_seed"])
+    return SplitImages.of(dataset, place["split"], corrupt, cache)
 
 
 def build_gallery(
@@ -308,6 +309,7 @@ def build_gallery(
     batch_size: int,
     corrupt: Literal["stop", "skip"] = "stop",
     *,
+    cache: CacheOptions | None = None,
     quiet: bool = False,
 ) -> Gallery:
     """Open the gallery at a location, or build it from a dataset's training images if it does not exist.
@@ -330,7 +332,7 @@ def build_gallery(
         if not quiet:
             print(f"{place}: built with different weights; embedding its images again")
     for each in places:
-        gallery.add(images_of(each, corrupt), replicas, batch_size, quiet=quiet)
+        gallery.add(images_of(each, corrupt, cache), replicas, batch_size, quiet=quiet)
     if not len(gallery):
         raise UserError(f"{place}: could not read any image for the gallery; prepare the dataset again")
     gallery.save()

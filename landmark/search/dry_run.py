@@ -11,11 +11,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from landmark.config import SchedulerConfig
+from landmark.data.cache.format import CacheSizes
+from landmark.data.cache.split_cache import GIB
 from landmark.data.dataset import PackedDataset
 from landmark.progress import clock
 from landmark.search.schedulers.ray_schedulers import bracket_sizes
 from landmark.search.spaces.space import Space, TrialSpec
 from landmark.search.trials.resource_estimates import trial_footprint, trial_memory
+from landmark.search.trials.shared_cache import shared_sizes
 from landmark.table import aligned, shown_value
 from landmark.training.distributed.local import default_device
 
@@ -64,6 +67,7 @@ def dry_run_text(
         _table(space, costs),
         f"each trial requires {resources}; {at_a_time} run at a time",
         *_totals(space, costs, at_a_time * workers, rate, device),
+        _cache_line(shared_sizes(plans, datasets)),
     ]
     return "\n".join(lines)
 
@@ -209,6 +213,13 @@ def _bracket_epochs(alive: int, rounds: Sequence[tuple[int, int]], longest: int)
         spent += alive * (milestone - before)
         alive, before = min(alive, continuing), milestone
     return spent + alive * (longest - before)
+
+
+def _cache_line(sizes: CacheSizes) -> str:
+    return (
+        f"a cache (--cache, --cache-gib) of all images, which the trials of a node share: {sizes.jpeg / GIB:.2f} GiB as "
+        f"jpeg, {sizes.yuv420 / GIB:.2f} GiB as yuv420; `landmark train --dry-run` measures the benefit"
+    )
 
 
 def _wait(device: torch.device) -> None:

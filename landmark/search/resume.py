@@ -5,6 +5,8 @@ import json
 from typing import Any
 
 from landmark.config import (
+    CacheOptions,
+    Recipe,
     SpaceConfig,
     TuneConfig,
     UserError,
@@ -18,12 +20,12 @@ from landmark.config import (
 from landmark.data.dataset import PackedDataset
 from landmark.search.spaces.space import Space
 from landmark.storage import Location, NotFound, locate
-from landmark.training.run import absolute_weights
+from landmark.training.run import absolute_cache, absolute_weights
 
 DATASETS = "datasets.json"
 """File with the content ids of the study's datasets."""
 SAME = ("dataset", "datasets", "subset", "subset_seed", "recipe")
-"""Settings that must not change when a study resumes."""
+"""Settings that must not change when a study resumes, except for the cache in the recipe."""
 
 
 def recorded_config(location: Location) -> TuneConfig | None:
@@ -94,7 +96,10 @@ def check_same_study(
 
 
 def _stored(setting: Any) -> str:
-    """Return a setting as it is stored in a study's files, without credentials."""
+    """Return a setting as it is stored in a study's files, without credentials and the options of the cache."""
+    if isinstance(setting, Recipe):
+        loader = dataclasses.replace(setting.loader, **dataclasses.asdict(CacheOptions()))
+        setting = dataclasses.replace(setting, loader=loader)
     return mask_credentials(repr(setting))
 
 
@@ -107,5 +112,9 @@ def absolute(config: TuneConfig) -> TuneConfig:
         output=locate(config.output).uri,
         retry_failed=False,  # an option of one call, not a setting of the study
         resume=False,
-        recipe=dataclasses.replace(config.recipe, model=absolute_weights(config.recipe.model)),
+        recipe=dataclasses.replace(
+            config.recipe,
+            model=absolute_weights(config.recipe.model),
+            loader=absolute_cache(config.recipe.loader),
+        ),
     )

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
@@ -26,7 +26,6 @@ from landmark.search.budget import BudgetStopper
 from landmark.search.loggers import logger_callbacks
 from landmark.search.pbt import Population, changeable
 from landmark.search.progress import LiveTable
-from landmark.search.resized_datasets import required_short_side, resized
 from landmark.search.resume import DATASETS, absolute, check_same_study, content_ids, with_recorded_settings
 from landmark.search.schedulers.build import build_scheduler, check_scheduler
 from landmark.search.schedulers.study_scheduler import StudyScheduler
@@ -40,17 +39,16 @@ from landmark.search.state.study_lock import StudyLock
 from landmark.search.termination import Termination
 from landmark.search.trials.capacity import StudyCapacity, find_capacity
 from landmark.search.trials.resource_estimates import trial_memory
+from landmark.search.trials.shared_cache import planes_too_large
 from landmark.search.trials.trial import TrialProcess, exploit_values, trial_values
 from landmark.search.trials.trial_metrics import TrialStateMetrics
 from landmark.search.waiting import WaitingNotice
 from landmark.storage import Location, check_writable, locate
 from landmark.training.distributed.backends import check_backend
-from landmark.training.run import absolute_weights
+from landmark.training.run import absolute_cache, absolute_weights
 
 TUNE_FOLDER = "ray"
 """Prefix of the study's folders for Ray Tune and its loggers: one folder per driver process."""
-RESIZED = "resized"
-"""Folder of the study for datasets that are resized for training."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -69,8 +67,8 @@ class Study:
     """Dataset by the name that trials use; None is the study's own. The best model is tested on these."""
     location: Location
     """The study's folder."""
-    trained_on: dict[str | None, PackedDataset] = field(default_factory=dict)
-    """The same datasets, resized for training; empty unless resize_once is set."""
+    caches_jpegs: bool = False
+    """Whether trials cache JPEGs, because the decoded images of all trials do not fit into their cache."""
 
     @property
     def max_epochs(self) -> int:
@@ -203,8 +201,9 @@ def _run(
     config, space, record = study.config, study.space.config, scheduler.record
     connect(config.cluster)
     capacity = room_of(study)
-    if config.resize_once:
-        study = dataclasses.replace(study, trained_on=resize_datasets(study))
+    if (note := planes_too_large(study.representatives, study.datasets)) is not None:
+        print(note, file=sys.stderr, flush=True)
+        study = dataclasses.replace(study, caches_jpegs=True)
     (study.location / "config.yaml").write_text(to_stored_yaml(absolute(config)))
     (study.location / "space.yaml").write_text(study.space.text)
     (study.location / DATASETS).write_text(json.dumps(content_ids(study.datasets), indent=1) + "\n")
@@ -228,15 +227,6 @@ def _run(
         tuner.fit()
     states.tell()
     table.clear()
-
-
-def resize_datasets(study: Study) -> dict[str | None, PackedDataset]:
-    """Write each dataset, resized to what its trials need, into the study's folder, unless it exists already."""
-    found = {}
-    for number, (name, dataset) in enumerate(study.datasets.items()):
-        side = required_short_side(plan.recipe for plan in study.representatives if plan.dataset == name)
-        found[name] = resized(dataset, side, study.location / RESIZED / f"{number:02d}-{side}px")
-    return found
 
 
 def _headline(study: Study, record: StudyState, slots: int) -> str:
@@ -274,9 +264,11 @@ def values_of(study: Study, trial: TrialState) -> dict[str, Any]:
 
 
 def _values(study: Study, plan: TrialSpec) -> dict[str, Any]:
-    recipe = dataclasses.replace(plan.recipe, model=absolute_weights(plan.recipe.model))
-    dataset = study.trained_on.get(plan.dataset, study.datasets[plan.dataset])
-    return trial_values(dataclasses.replace(plan, recipe=recipe), dataset, study.location)
+    loader = absolute_cache(plan.recipe.loader)
+    if study.caches_jpegs:
+        loader = dataclasses.replace(loader, cache_format="jpeg")
+    recipe = dataclasses.replace(plan.recipe, model=absolute_weights(plan.recipe.model), loader=loader)
+    return trial_values(dataclasses.replace(plan, recipe=recipe), study.datasets[plan.dataset], study.location)
 
 
 def _tuner(

@@ -25,7 +25,7 @@ from landmark.storage import Location, NotFound
 
 PLACE = ("output", "name", "resume")
 """Keys that identify a run and do not change it."""
-FREE = ("workers.cpus",)
+FREE = ("workers.cpus", "dry_run")
 """Keys that may differ without a note. workers.cpus had the default 1 in older versions. Their runs can resume."""
 RESUMABLE = (
     "cluster.",
@@ -37,9 +37,10 @@ RESUMABLE = (
     "profile_steps",
     "tensorboard",
     "workers.",
-    *(f"loader.{key}" for key in ("stream", "reader", "decode", "data_cpus", "prefetch_batches", "corrupt")),
+    *(f"loader.{key}" for key in ("stream", "reader", "decode", "data_cpus", "prefetch_batches", "corrupt", "cache")),
 )
-"""Prefixes of keys that --resume accepts. They change results at most by rounding. More epochs are accepted, too."""
+"""Prefixes of keys that --resume accepts. They change results at most by rounding. More epochs are accepted, too. The
+pixels of another loader.cache_format differ by about one of 255 levels."""
 SHOWN = 12
 """Maximum number of changes in a message."""
 

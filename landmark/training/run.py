@@ -10,6 +10,7 @@ from typing import Any
 from landmark.checkpoints.format import read_meta
 from landmark.checkpoints.store import CheckpointStore
 from landmark.config import (
+    LoaderConfig,
     ModelConfig,
     TrainConfig,
     UserError,
@@ -110,11 +111,13 @@ def run_training(config: TrainConfig) -> RunResult:
 
 
 def absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Return the config with absolute paths of dataset, start weights and output. Workers run in another directory."""
+    """Return the config with absolute paths of dataset, start weights, cache and output. Workers run in another
+    directory."""
     return dataclasses.replace(
         config,
         dataset=locate(config.dataset).uri,
         model=absolute_weights(config.model),
+        loader=absolute_cache(config.loader),
         output=locate(config.output).uri,
     )
 
@@ -124,6 +127,11 @@ def absolute_weights(model: ModelConfig) -> ModelConfig:
     if model.weights is None or "://" in model.weights or not Path(model.weights).expanduser().exists():
         return model
     return dataclasses.replace(model, weights=locate(model.weights).uri)
+
+
+def absolute_cache(loader: LoaderConfig) -> LoaderConfig:
+    """Return a loader's config with an absolute path of its cache."""
+    return dataclasses.replace(loader, cache=loader.cache_options().cache)
 
 
 def _fit_here(config: TrainConfig, dataset: PackedDataset, run: Location) -> None:

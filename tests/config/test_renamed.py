@@ -3,7 +3,7 @@
 import pytest
 
 from landmark.cli import main
-from landmark.config import EvaluateConfig, Recipe, UserError, from_mapping, parse_yaml, renamed, to_mapping
+from landmark.config import EvaluateConfig, Recipe, TuneConfig, UserError, from_mapping, parse_yaml, renamed, to_mapping
 from landmark.recipes import load_recipe
 from landmark.search.spaces.space import Space
 
@@ -85,9 +85,23 @@ def test_the_recipe_and_the_space_of_the_reference_study_are_found_by_their_old_
             ["train", "data", "--model.head.margin-least", "0"],
             "'--model.head.margin-least' is now '--model.head.min-margin'",
         ),
+        (["tune", "data", "--space", "small", "--resize-once"], "'--resize-once' is now '--cache-format'"),
         (["report", "--deck", "runs/a"], "'--deck' is now '--reference'"),
     ],
 )
 def test_an_old_flag_is_an_error_that_names_the_new_one(arguments, line, capsys):
     assert main(arguments) == 2
     assert line in capsys.readouterr().err
+
+
+def test_a_removed_switch_of_a_study_still_loads_and_is_reported_only_if_it_was_on(capsys):
+    values = {"dataset": "d", "space": "small", "resize_once": False}
+    assert from_mapping(TuneConfig, values, "old.yaml") == TuneConfig(dataset="d", space="small")
+    assert capsys.readouterr().err == ""
+    assert from_mapping(TuneConfig, values | {"resize_once": True}, "old.yaml").dataset == "d"
+    assert capsys.readouterr().err == (
+        "warning: old.yaml: 'resize_once' was removed and has no effect; set 'recipe.loader.cache_format' and the other "
+        "options of the cache instead\n"
+    )
+    with pytest.raises(UserError, match="unknown key 'resize_once'"):
+        from_mapping(Recipe, {"resize_once": False}, "old.yaml")

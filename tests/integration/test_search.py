@@ -1,5 +1,6 @@
 """Tests studies: PBT, Optuna, several workers per trial, resumed studies, killed processes, loggers."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,11 +15,18 @@ import psutil
 import pytest
 import torch
 
-from landmark.checkpoints.format import read_meta, read_recipe, read_weights
+from landmark.checkpoints.format import read_recipe, read_weights
 from landmark.commands.report import report
-from landmark.config import ReportConfig, TrainConfig, UserError, WorkersConfig, load_yaml
-from landmark.data.dataset import PackedDataset
-from landmark.storage import locate
+from landmark.config import (
+    Recipe,
+    ReportConfig,
+    TrainConfig,
+    UserError,
+    WorkersConfig,
+    from_mapping,
+    load_yaml,
+    parse_mapping,
+)
 from tests.support.event_files import read_events
 from tests.support.packed import write_packed
 from tests.support.studies import COMMON, LEARNING_RATES, epochs_of, events, rows, study
@@ -116,17 +124,23 @@ def test_a_target_ends_the_study(dataset, tmp_path):
     assert summary["epochs_run"] < summary["epochs_grid"]
 
 
-def test_trials_share_one_resized_copy_of_the_dataset(small_dataset, tmp_path):
+def test_trials_share_one_cache_of_decoded_images(dataset, tmp_path):
     text = COMMON + "parameters:\n  optimizer.lr: {grid: [0.003, 0.001]}\n  epochs: {grid: [1]}\n"
-    summary, folder = study(text, small_dataset, tmp_path, resize_once=True)
-    (resized,) = (folder / "resized").iterdir()
-    shared, original = PackedDataset.open(str(resized)), PackedDataset.open(small_dataset)
-    # The smallest crop, 0.35 of the image, is then 16 px wide.
-    assert resized.name == "00-28px" and shared.manifest.short_side == 28
-    assert shared.split("train").rows == original.split("train").rows
-    meta = read_meta(locate(summary["best"]["trained_at"]))
-    assert meta.dataset == shared.location.uri and meta.classes == original.class_names
+
+    def with_cache(gib: float) -> Recipe:
+        recipe = from_mapping(Recipe, parse_mapping(COMMON, "space")["recipe"], "space")
+        options = {"cache": str(tmp_path / "cache"), "cache_gib": gib, "cache_format": "yuv420"}
+        return dataclasses.replace(recipe, loader=dataclasses.replace(recipe.loader, **options))
+
+    summary, _ = study(text, dataset, tmp_path, recipe=with_cache(0.1))
     assert summary["finished"] == 2 and summary["best"]["test"]["1"] > 0
+    # 13 row groups of training, 4 of validation, and 3 of the test split as JPEGs. No trial has entries of its own.
+    names = [path.stem.partition("-")[2].partition("-")[2] for path in (tmp_path / "cache").rglob("*.arrow")]
+    assert sorted(names) == ["jpeg"] * 3 + ["yuv420"] * 17
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
+    # The cache may change when the study resumes.
+    again, _ = study(text, dataset, tmp_path, recipe=with_cache(0.2))
+    assert again["finished"] == 2
 
 
 def test_the_best_recipe_is_retrained_and_exported(dataset, tmp_path):

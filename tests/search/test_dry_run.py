@@ -1,12 +1,16 @@
 """Tests the dry run: the trials, their resources, and the fraction of epochs that a scheduler runs."""
 
+import dataclasses
+
 import pytest
 
-from landmark.config import SchedulerConfig
+from landmark.config import LoaderConfig, SchedulerConfig
+from landmark.data.cache.format import CacheSizes
 from landmark.search.dry_run import dry_run_text, kept_fraction, measured_rate, rungs, trial_cost
 from landmark.search.spaces.samplers import build_sampler, preview
 from landmark.search.spaces.space import Space
 from landmark.search.trials.resource_estimates import trial_flops
+from landmark.search.trials.shared_cache import planes_too_large, shared_sizes
 from tests.support.packed import write_packed
 
 TEXT = """
@@ -51,6 +55,36 @@ def test_the_text_has_every_trial_and_the_totals(dataset, tmp_path):
     assert "asha runs about 26% of the epochs (1 of 3 trials continues after 1, 3 epochs): 10 epochs" in text
     assert "budget ends the study after 20 epochs" in text
     assert "GFLOP/s" in text
+
+
+def test_the_cache_holds_each_image_once_for_trials_with_equal_inputs(tmp_path):
+    packed = write_packed(tmp_path / "large", {"train": [64], "val": [16], "test": [8]}, size=128)
+    datasets = {None: packed}
+
+    def sizes(grid: str) -> CacheSizes:
+        space = load(f"metric: val_top1\nparameters:\n  {grid}\n", tmp_path)
+        return shared_sizes(preview(build_sampler(space, space.recipe())), datasets)
+
+    one, rates = sizes("loader.image_size: {grid: [96]}"), sizes("optimizer.lr: {grid: [0.1, 0.2, 0.3]}")
+    small, both = sizes("loader.image_size: {grid: [24]}"), sizes("loader.image_size: {grid: [24, 96]}")
+    assert one == rates and one.jpeg == small.jpeg == both.jpeg
+    assert both.yuv420 == one.yuv420 + small.yuv420 and small.yuv420 < 0.4 * one.yuv420
+
+
+def test_decoded_images_of_all_trials_have_to_fit_together(tmp_path):
+    packed = write_packed(tmp_path / "large", {"train": [64], "val": [16], "test": [8]}, size=128)
+    text = "metric: val_top1\nparameters:\n  loader.image_size: {grid: [24, 96]}\n"
+    space = load(text, tmp_path)
+
+    def message(gib: float) -> str | None:
+        loader = LoaderConfig(cache="/tmp/cache", cache_gib=gib, cache_format="yuv420")
+        recipe = dataclasses.replace(space.recipe(), loader=loader)
+        return planes_too_large(preview(build_sampler(space, recipe)), {None: packed})
+
+    assert message(1.0) is None
+    assert "the cache stores JPEGs instead" in message(0.001)
+    plans = preview(build_sampler(space, space.recipe()))
+    assert planes_too_large(plans, {None: packed}) is None
 
 
 def test_adaptive_samplers_are_previewed_with_random_points(dataset, tmp_path):

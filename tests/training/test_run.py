@@ -206,3 +206,40 @@ def test_a_sampled_head_learns_resumes_and_is_evaluated(dataset, tmp_path):
     expected, resumed = weights(tmp_path / "uninterrupted"), weights(tmp_path / "resumed")
     assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
     assert expected["5.classifier.weight"].shape == (4, 3, 16)
+
+
+def test_a_run_with_decoded_images_learns_as_well_and_may_resume_without_them(dataset, tmp_path, capsys):
+    loader = LoaderConfig(
+        image_size=16,
+        batch_size=16,
+        decode_threads=2,
+        cache=str(tmp_path / "cache"),
+        cache_gib=0.1,
+        cache_format="yuv420",
+    )
+    result = run_training(config(dataset, tmp_path, epochs=8, loader=loader, compute=FP32))
+    assert result.best["val_top1"] > 0.9
+    assert any((tmp_path / "cache").rglob("*-yuv420.arrow"))
+    more = config(dataset, tmp_path, epochs=9, resume=True, compute=FP32)
+    assert run_training(more).epochs_run == 9
+    assert "loader.cache_format: yuv420 -> jpeg" in capsys.readouterr().out
+
+
+def test_decoded_images_that_do_not_fit_are_one_line(dataset, tmp_path, capsys):
+    loader = LoaderConfig(
+        image_size=16, batch_size=16, decode_threads=2, cache=str(tmp_path / "c"), cache_gib=2e-4, cache_format="yuv420"
+    )
+    run_training(config(dataset, tmp_path, epochs=1, loader=loader))
+    out = capsys.readouterr().out
+    assert out.count("the cache stores JPEGs instead") == 1
+    assert not any((tmp_path / "c").rglob("*-yuv420.arrow")) and any((tmp_path / "c").rglob("*-jpeg.arrow"))
+
+
+def test_an_evaluation_with_a_cache_has_the_same_result(dataset, tmp_path):
+    run_training(config(dataset, tmp_path, compute=FP32))
+    found = []
+    for more in ({}, {"cache": str(tmp_path / "cache"), "cache_gib": 0.1}):
+        output = str(tmp_path / f"evaluation-{len(more)}")
+        found.append(evaluate(EvaluateConfig(run=str(tmp_path / "train"), output=output, bootstrap=0, **more)))
+    assert found[0] == found[1]
+    assert len(list((tmp_path / "cache").rglob("*-jpeg.arrow"))) == 3

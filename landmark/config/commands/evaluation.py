@@ -5,13 +5,14 @@ from typing import Literal
 
 from landmark.config.commands.prepare import ClusterConfig, require_megapixels
 from landmark.config.errors import require
+from landmark.config.input import CacheOptions
 
 NEIGHBORS = 5
 """Default number of nearest images that vote."""
 
 
 @dataclass(kw_only=True, frozen=True)
-class InferenceConfig:
+class InferenceConfig(CacheOptions):
     """A model, and the resources for its inference."""
 
     run: str
@@ -39,6 +40,7 @@ class InferenceConfig:
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}; expected 1 or more")
         require(self.replicas is None or self.replicas >= 1, f"replicas is {self.replicas}; expected 1 or more")
         require(self.cpus > 0, f"cpus is {self.cpus}; expected above 0")
+        self.check_cache()
 
 
 @dataclass(kw_only=True, frozen=True)

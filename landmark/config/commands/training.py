@@ -125,6 +125,8 @@ class TrainConfig(Recipe):
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tensorboard: bool = True
     """Write TensorBoard events."""
+    dry_run: bool = False
+    """Print the steps of the run, and the size and the benefit of a cache in each format, then exit."""
     profile_steps: int = 0
     """Number of training steps that torch.profiler records, 0 for none. It skips the first five steps. The trace is
     profile/rank-N.json.gz in the run's folder. ui.perfetto.dev shows it."""
@@ -182,9 +184,6 @@ class TuneConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     max_concurrent: int | None = None
     """Maximum number of trials that run at the same time. [default: as many as the cluster has resources for]"""
-    resize_once: bool = False
-    """Resize the images once, to the size that the trials need. The study's folder stores the resized images, and
-    trials use these. It helps if decoding limits the throughput."""
     best: Literal["kept", "retrained"] = "kept"
     """How the best trial becomes the final model. kept uses its checkpoint. retrained trains its recipe again, to the
     last epoch."""

@@ -4,6 +4,7 @@ import collections
 import itertools
 import math
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import Future, wait
 
 import numpy as np
@@ -35,7 +36,7 @@ class TableDecoder:
         self._buffers = BufferPool()
 
     def decode(self, table: pa.Table, epoch: int, size: int) -> Decoded:
-        """Decode the column image (no nulls). Randomness comes from the column draw."""
+        """Decode the column image, JPEGs or planes (no nulls). Randomness comes from the column draw."""
         pixels = self.memory(len(table), size)
         return pixels, self.decode_rows(values(table["image"]), table["draw"].to_numpy(), epoch, pixels)
 
@@ -43,7 +44,9 @@ class TableDecoder:
         """Return memory for pixels, uint8 (rows, size, size, 3)."""
         return self._buffers.take((rows, size, size, 3))
 
-    def decode_rows(self, images: list[memoryview], draws: np.ndarray, epoch: int, out: np.ndarray) -> dict[int, str]:
+    def decode_rows(
+        self, images: Sequence[bytes | memoryview], draws: np.ndarray, epoch: int, out: np.ndarray
+    ) -> dict[int, str]:
         """Decode images into `out`, uint8 (n, size, size, 3). Returns the errors by row."""
         size = out.shape[1]
         return decode_batch(images, draws, size, augment=self.augment, seed=self.seed, epoch=epoch, out=out)[1]

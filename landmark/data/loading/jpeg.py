@@ -1,6 +1,6 @@
-"""Decoding of JPEG bytes to uint8 pixels of the model's input size, with the minimum work that the crop requires."""
+"""Decoding of JPEGs and cached planes to pixels of the model's input size, with the minimum work that the crop
+requires."""
 
-import threading
 from collections.abc import Sequence
 
 import cv2
@@ -8,6 +8,7 @@ import numpy as np
 import simplejpeg
 
 from landmark.config import AugmentConfig
+from landmark.data.cache.planes import crop_planes, image_size, is_planes, pixel_box, scratch
 from landmark.data.loading.randaugment import randaugment
 from landmark.data.randomness import uniforms
 from landmark.data.sources.image_files import fault_of
@@ -17,7 +18,6 @@ cv2.setNumThreads(0)
 
 EVALUATION_CROP = 0.95
 """Side of the center crop of evaluation, as a fraction of the image's short side."""
-_scratch = threading.local()
 
 
 def crop_boxes(sizes: np.ndarray, augment: AugmentConfig | None, draws: np.ndarray | None) -> np.ndarray:
@@ -50,8 +50,9 @@ def decode_batch(
     epoch: int = 0,
     out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Decode, crop, resize and augment JPEGs. Returns uint8 RGB pixels (n, size, size, 3) and the errors by row.
+    """Decode, crop, resize and augment images. Returns uint8 RGB pixels (n, size, size, 3) and the errors by row.
 
+    images: JPEGs, or planes as `landmark.data.cache.planes` stores them. Their crops have the same boxes.
     draws: keys of randomness, int64 (n,). They are the sample numbers unless images repeat. With `augment`, crops and
     RandAugment are functions of (seed, epoch, draw). Rows that cannot be decoded are black and listed in the errors.
     `out` receives the pixels, so that no new memory is allocated.
@@ -66,12 +67,15 @@ def decode_batch(
     scales = 2 ** np.clip(covered, 0, 3).astype(np.int64)
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     plan = zip(sizes.tolist(), scales.tolist(), corners.tolist(), strict=True)
-    for row, (image_size, scale, box) in enumerate(plan):
+    for row, (size_of_row, scale, box) in enumerate(plan):
         if row in faults:
             pixels[row] = 0
             continue
         try:
-            _decode_crop(images[row], image_size, scale, box, pixels[row])
+            if is_planes(images[row]):
+                crop_planes(images[row], box, pixels[row])
+            else:
+                _decode_crop(images[row], size_of_row, scale, box, pixels[row])
         except Exception as error:
             faults[row] = fault_of(error)
             pixels[row] = 0
@@ -93,7 +97,10 @@ def _read_headers(images: Sequence[bytes | memoryview]) -> tuple[np.ndarray, dic
     faults = {}
     for row, data in enumerate(images):
         try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            if is_planes(data):
+                width, height = image_size(data)
+            else:
+                height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         except Exception as error:
             faults[row] = fault_of(error)
             continue
@@ -114,22 +121,11 @@ def _decode_crop(data: bytes | memoryview, size: list[int], scale: int, corners:
         fastupsample=True,
         min_width=width,
         min_height=height,
-        buffer=_scratch_of(width * height * 3),
+        buffer=scratch("jpeg", width * height * 3),
     )
-    scale_y, scale_x = decoded.shape[0] / size[1], decoded.shape[1] / size[0]
-    left, top = int(corners[0] * scale_x), int(corners[1] * scale_y)
-    right, bottom = round(corners[2] * scale_x), round(corners[3] * scale_y)
-    crop = decoded[top : max(bottom, top + 1), left : max(right, left + 1)]
+    left, top, right, bottom = pixel_box(corners, size, decoded.shape[1::-1])
+    crop = decoded[top:bottom, left:right]
     # Linear interpolation weights two pixels per axis, which covers all pixels down to half the size. INTER_AREA takes
     # six times as long.
     shrinks = max(crop.shape[:2]) > 2 * len(out)
     cv2.resize(crop, out.shape[:2], dst=out, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def _scratch_of(size: int) -> np.ndarray:
-    """Return this thread's memory for a decoded image of `size` bytes or more. New memory costs a page fault per 4
-    KiB."""
-    held = getattr(_scratch, "pixels", None)
-    if held is None or len(held) < size:
-        held = _scratch.pixels = np.empty(size, dtype=np.uint8)
-    return held

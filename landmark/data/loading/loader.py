@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from landmark.config import AugmentConfig, LoaderConfig, SamplingConfig, UserError
 from landmark.data.arrow_binary import values
+from landmark.data.cache.split_cache import SplitCache
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading.damage import DamagePolicy, count_lost, replacement_rows
 from landmark.data.loading.decoders import ActorDecoder, Decoded, ThreadDecoder
@@ -101,7 +102,8 @@ class Loader:
         self.rows = EpochRows(dataset, split, sampling or SamplingConfig(), seed)
         self.label_map = dataset.label_map
         self.sample_labels = dataset.sample_labels(split) if dataset.relabelled else None
-        self.reader = RowGroupReader(dataset.location, dataset.split(split).shards)
+        cache = SplitCache.of(dataset, split, config, augment)
+        self.reader = RowGroupReader(dataset.location, dataset.split(split).shards, cache)
         self.lost: collections.Counter[int] = collections.Counter()
         self._losses = DamagePolicy(dataset.location / split, config.corrupt, self._spares, tell)
         self._next = epochs.start

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from landmark.config import LoaderConfig
+from landmark.data.cache.split_cache import SplitCache
 from landmark.data.dataset import ShardEntry
 from landmark.data.loading.actors import ActorPool
 from landmark.data.loading.plan import ReadTask
@@ -38,10 +39,11 @@ class RowGroupReader:
     images. fault then contains the shard and the error, and the caller decides what to do. Thread-safe.
     """
 
-    def __init__(self, split: Location, shards: list[ShardEntry]) -> None:
-        """split: the location that the paths of `shards` are relative to."""
+    def __init__(self, split: Location, shards: list[ShardEntry], cache: SplitCache | None = None) -> None:
+        """split: the location that the paths of `shards` are relative to. cache: the node's cache of the row groups."""
         self.split = split
         self.shards = shards
+        self.cache = cache
         self._files = [ShardFile(split / shard.path) for shard in shards]
 
     def read(self, task: ReadTask) -> pa.Table:
@@ -67,6 +69,8 @@ class RowGroupReader:
             yield part
 
     def _joins(self, part: list[ReadTask], task: ReadTask) -> bool:
+        if self.cache is not None:  # each row group may or may not be in it
+            return False
         last = part[-1]
         neighbors = task.shard == last.shard and task.row_group == last.row_group + 1
         return neighbors and (len(part) + 1) * self._group_bytes(task) <= REQUEST_BYTES
@@ -83,7 +87,7 @@ class RowGroupReader:
         """Return the rows of tasks of neighboring row groups, which are read with one request."""
         file = self._files[read_tasks[0].shard]
         try:
-            tables = file.read([task.row_group for task in read_tasks])
+            tables = self._tables(file, read_tasks)
         except NotFound:
             return [_lost(task, f"{file.location}: missing") for task in read_tasks]
         except pa.ArrowInvalid as error:
@@ -91,6 +95,16 @@ class RowGroupReader:
                 return [self.read(task) for task in read_tasks]
             return [_lost(read_tasks[0], f"{file.location}: corrupt ({' '.join(str(error).split())})")]
         return [_rows(task, table, file.location) for task, table in zip(read_tasks, tables, strict=True)]
+
+    def _tables(self, file: ShardFile, read_tasks: list[ReadTask]) -> list[pa.Table]:
+        """Return the complete row groups of neighboring tasks, from the cache if there is one."""
+        if self.cache is None:
+            return file.read([task.row_group for task in read_tasks])
+
+        def cached(cache: SplitCache, task: ReadTask) -> pa.Table:
+            return cache.read(task.shard, task.row_group, lambda: file.read([task.row_group])[0], lambda: file.size)
+
+        return [cached(self.cache, task) for task in read_tasks]
 
 
 def _rows(task: ReadTask, table: pa.Table, shard: Location) -> pa.Table:
@@ -151,6 +165,7 @@ def read_by_ray(
         RowGroupReader,
         reader.split,
         reader.shards,
+        reader.cache,
         count=config.readers,
         cpus=config.reader_cpus,
         purpose="data readers",

@@ -53,6 +53,11 @@ class ShardFile:
         self._footer: Footer | None = None
         self._loading = threading.Lock()
 
+    @property
+    def size(self) -> int | None:
+        """Size of the file when it was read, bytes. None if it was not read."""
+        return None if self._footer is None else self._footer.tail.size
+
     def read(self, row_groups: Sequence[int]) -> list[pa.Table]:
         """Return COLUMNS of neighboring row groups, in ascending order, with one request. Thread-safe.
 

@@ -1,5 +1,6 @@
 """Tests a study's models on their test split, each once, in Ray tasks with the resources of a trial."""
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import ray
 import torch
 
 from landmark.config import (
+    CacheOptions,
     ClusterConfig,
     LoaderConfig,
     SubsetConfig,
@@ -44,6 +46,8 @@ class ModelTest:
     subset_seed: int
     batch_size: int
     corrupt: str
+    cache: CacheOptions
+    """Cache of JPEGs: test results do not depend on it."""
     folder: str
     """URI of the folder of the results; an interrupted test resumes from the shards in it."""
     whole: bool
@@ -61,6 +65,7 @@ class ModelTest:
             subset_seed=dataset.subset_seed,
             batch_size=loader.batch_size,
             corrupt=loader.corrupt,
+            cache=dataclasses.replace(loader.cache_options(), cache_format="jpeg"),
             folder=folder.uri,
             whole=whole,
         )
@@ -78,7 +83,13 @@ def run_test(test: ModelTest, *, quiet: bool = True) -> dict[str, Any]:
     """Test a model; stores and returns its checkpoint, and top-k accuracies (k as text) of the model and the baselines."""
     folder = locate(test.folder)
     dataset = open_dataset(test.dataset, from_mapping(SubsetConfig, test.subset, "the test's subset"), test.subset_seed)
-    settings = Settings(topk=TESTED, batch_size=test.batch_size, corrupt=test.corrupt, quiet=quiet)  # type: ignore[arg-type]
+    settings = Settings(
+        topk=TESTED,
+        batch_size=test.batch_size,
+        corrupt=test.corrupt,  # type: ignore[arg-type]
+        cache=test.cache,
+        quiet=quiet,
+    )
     found = evaluate_checkpoint(locate(test.checkpoint), dataset, "test", settings, output=folder)
     if test.whole:
         write_evaluation(found, folder)

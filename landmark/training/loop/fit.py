@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from landmark.config import CheckpointConfig, LoaderConfig, Recipe, UserError
+from landmark.data.cache.format import with_cache_format
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading.loader import Batch, Loader
 from landmark.logs import log
@@ -50,7 +51,12 @@ def fit(
         if directory is not None:
             run.load(directory)
     log("training", epoch=run.position.epoch, step=run.position.step, epochs=recipe.epochs, workers=session.world_size)
-    loader = resolve_stream(recipe.loader, session.world_size)
+    loader = with_cache_format(
+        resolve_stream(recipe.loader, session.world_size),
+        dataset,
+        {"train": recipe.augment, "val": None},
+        show if session.rank == 0 else None,
+    )
     epochs = range(run.position.epoch, recipe.epochs + 1)
     loader_of = functools.partial(
         Loader,
