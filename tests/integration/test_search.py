@@ -116,6 +116,26 @@ def test_optuna_suggestions_use_results_and_continue_after_a_stop(dataset, tmp_p
     assert 1 <= len(front) <= 8 and float(best_speed["images_per_s"]) > 0
 
 
+def test_a_study_with_classes_by_import_path_resumes_and_compares_its_journal(dataset, tmp_path):
+    text = COMMON + (
+        "parameters:\n  optimizer.lr: {loguniform: [1.0e-9, 0.01]}\n  epochs: {grid: [3]}\nsamples: 6\n"
+        "searcher: {name: 'ray.tune.search.optuna:OptunaSearch', options: {seed: 0}}\n"
+        "scheduler: {name: 'ray.tune.schedulers:AsyncHyperBandScheduler', options: {reduction_factor: 2, brackets: 2}}\n"
+    )
+    first, folder = study(text + "budget: {epochs: 5}\n", dataset, tmp_path, test="none")
+    assert first["ended_by"] and first["epochs_run"] < 18
+    summary, _ = study(text, dataset, tmp_path, test="none")
+    assert (summary["drivers"], summary["finished"] + summary["stopped_early"], summary["failed"]) == (2, 6, 0)
+    assert summary["scheduler"] == "ray.tune.schedulers:AsyncHyperBandScheduler"
+    file = folder / "journal" / "00001.jsonl"
+    lines = file.read_text().splitlines()
+    number, line = next((n, line) for n, line in enumerate(lines, 1) if '"decision": "continue"' in line)
+    lines[number - 1] = line.replace('"decision": "continue"', '"decision": "stop"')
+    file.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=f"00001.jsonl: line {number}: the journal has the decision 'stop' about "):
+        study(text, dataset, tmp_path, test="none")
+
+
 def test_a_target_ends_the_study(dataset, tmp_path):
     summary, _ = study(
         COMMON + LEARNING_RATES + "budget: {target: 0.3}\n", dataset, tmp_path, test="none", max_concurrent=1
