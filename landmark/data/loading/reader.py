@@ -1,15 +1,13 @@
-"""Readers of plan tasks: threads or Ray actors return Arrow tables of compressed images."""
+"""Readers of plan tasks: threads return Arrow tables of compressed images."""
 
-import contextlib
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from landmark.config import LoaderConfig
-from landmark.data.loading.actors import ActorPool
 from landmark.data.loading.plan import ReadTask
 from landmark.data.loading.prefetch import ordered_prefetch
 from landmark.data.threads import DaemonPool
@@ -19,8 +17,6 @@ from landmark.storage.tables import damage_marked
 OPEN_FILES = 16
 MIN_AHEAD = 4
 """Minimum reads in progress."""
-CALL_ROWS = 256
-"""Minimum rows per call of a reader actor."""
 
 
 class RowGroupReader:
@@ -121,42 +117,6 @@ def read_by_thread(
         yield from ordered_prefetch(lambda task: pool.submit(reader.read, task), read_tasks, reads_ahead(config), stop)
 
 
-def read_by_ray(
-    reader: RowGroupReader, read_tasks: Iterable[ReadTask], config: LoaderConfig, stop: threading.Event | None = None
-) -> Generator[pa.Table, None, None]:
-    """Yield the tasks' tables in order, reading ahead in Ray actors. `close` it if it is not exhausted.
-
-    The object store contains only the tasks that are read ahead. A table's buffers occupy the store until the table is
-    released. Tasks are taken from `read_tasks` on demand. stop: as for `read_by_thread`.
-    """
-    actors = ActorPool(
-        RowGroupReader,
-        reader.split,
-        reader.shard_paths,
-        count=config.readers,
-        cpus=config.reader_cpus,
-        purpose="data readers",
-    )
-    with contextlib.closing(actors):
-        parts = ordered_prefetch(
-            lambda part: actors.submit("read_all", part), _parts(read_tasks), reads_ahead(config), stop
-        )
-        for tables in parts:
-            yield from tables
-
-
 def reads_ahead(config: LoaderConfig) -> int:
     """Return the number of reads in progress, in addition to the one that is waited for."""
     return max(MIN_AHEAD, 2 * config.readers)
-
-
-def _parts(read_tasks: Iterable[ReadTask]) -> Iterator[list[ReadTask]]:
-    """Yield batches of tasks that justify a call of an actor, which takes some milliseconds in Ray."""
-    part: list[ReadTask] = []
-    for task in read_tasks:
-        part.append(task)
-        if sum(len(each.rows) for each in part) >= CALL_ROWS:
-            yield part
-            part = []
-    if part:
-        yield part
