@@ -45,13 +45,14 @@ NAMES = {
     "limit_processes": "upper bound: processes, no Ray",
     "dataloader": "DataLoader, Pillow, image folder",
     "thread": "landmark, read by a thread",
-    "ray_readers": "landmark, read by a Ray actor",
-    "ray_decoders": "landmark, decoded by Ray actors",
-    "ray_data": "same reader as a Ray Data stream",
+    "ray_data": "landmark, read by a Ray Data stream",
+    "ray_actors": "the same, read by a Ray actor",
+    "ray_decoders": "landmark, decoded by a Ray Data stream",
     "s3 thread": "landmark from S3, read by a thread",
-    "s3 ray_readers": "landmark from S3, read by a Ray actor",
+    "s3 ray_data": "landmark from S3, read by a Ray Data stream",
     "far25 thread": "landmark from S3 with 25 ms and 90 MB/s",
     "far100 thread": "landmark from S3 with 100 ms and 50 MB/s",
+    "far100 ray_data": "the same, read by a Ray Data stream",
     "torchvision_loader": "DataLoader, torchvision, image folder",
     "webdataset_loader": "WebDataset, torchvision",
     "streaming_loader": "MosaicML Streaming, torchvision",
@@ -185,17 +186,18 @@ def summary(median: dict[str, dict[str, float]], once: float, doubled: float) ->
     limit = max(median["limit_threads"]["rate"], median["limit_processes"]["rate"])
     keys = {
         "local": "thread",
-        "local_ray": "ray_readers",
+        "local_ray": "ray_data",
+        "local_actors": "ray_actors",
         "decode_data": "ray_decoders",
-        "ray_data": "ray_data",
         "s3": "s3 thread",
-        "s3_ray": "s3 ray_readers",
+        "s3_ray": "s3 ray_data",
         **{name: f"{name} thread" for name in FAR},
+        "far100_ray": "far100 ray_data",
     }
     over_limit = {f"{key}_over_limit": median[method]["rate"] / limit for key, method in keys.items()}
     # On this machine the S3 server uses CPUs that a remote bucket would not use, so the upper bound is lower here.
     cpus = len(os.sched_getaffinity(0))
-    for key in ("s3", "s3_ray", *FAR):
+    for key in ("s3", "s3_ray", *FAR, "far100_ray"):
         available = 1 - median[keys[key]]["server_cpus"] / cpus
         over_limit[f"{key}_over_limit_beside_server"] = over_limit[f"{key}_over_limit"] / available
     beside = {key: over_limit[f"{key}_over_limit_beside_server"] for key in ("s3", *FAR)}
@@ -208,9 +210,10 @@ def summary(median: dict[str, dict[str, float]], once: float, doubled: float) ->
         "local_over_dataloader": median["thread"]["rate"] / median["dataloader"]["rate"],
         "first_batch_over_dataloader": median["thread"]["first_s"] / median["dataloader"]["first_s"],
         "first_batch_s": median["thread"]["first_s"],
-        "first_batch_ray_s": median["ray_readers"]["first_s"],
+        "ray_data_over_actors": median["ray_data"]["rate"] / median["ray_actors"]["rate"],
+        "ray_data_first_batch_s": median["ray_data"]["first_s"],
         "spilled_bytes": sum(row["spilled_bytes"] for row in by_ray),
-        "peak_store_mib": max(median[method]["peak_store_mib"] for method in ("ray_readers", "ray_decoders")),
+        "peak_store_mib": max(median[method]["peak_store_mib"] for method in ("ray_data", "ray_decoders")),
         "peak_store_once_mib": once,
         "peak_store_twice_mib": doubled,
         "limit_images_per_s": limit,
@@ -245,7 +248,7 @@ def main() -> None:
         places["local"] = Place(str(folder / "dataset"))
         with buckets(Path(name), folder / "dataset") as far:
             median = run_alternately(methods, places | far, arguments.rounds, arguments.seconds, arguments.peer_python)
-        sizes = [run("ray_readers", Place(str(folder / uri)), 2 * arguments.seconds) for uri in ("dataset", "double")]
+        sizes = [run("ray_data", Place(str(folder / uri)), 2 * arguments.seconds) for uri in ("dataset", "double")]
     figures = summary(median, *(size["peak_store_mib"] for size in sizes))
     print(f"\n{'':40}{'first batch, s':>15}{'images/s':>10}{'of the bound':>14}")
     for method, row in median.items():

@@ -4,7 +4,6 @@ Run: python benchmarks/ingest_ways.py METHOD URI SECONDS. The time to the first 
 is measured from the first batch, over as many epochs as fit into the seconds.
 """
 
-import gc
 import itertools
 import json
 import multiprocessing
@@ -66,8 +65,8 @@ def thread(uri: str, seconds: float) -> dict[str, float]:
     return measure(loader_batches(uri, stream="thread"), seconds)
 
 
-def ray_readers(uri: str, seconds: float) -> dict[str, float]:
-    """landmark, read by a Ray actor, as with several workers.
+def ray_data(uri: str, seconds: float) -> dict[str, float]:
+    """landmark, read by a Ray Data stream, as with several workers.
 
     The first batch is timed from when Ray runs, as in a job.
     """
@@ -76,53 +75,26 @@ def ray_readers(uri: str, seconds: float) -> dict[str, float]:
     return figures | store.figures
 
 
+def ray_actors(uri: str, seconds: float) -> dict[str, float]:
+    """The same loader, read by an actor that it calls directly."""
+    from actor_pool import read_by_actors
+
+    from landmark.data.loading import loader
+
+    loader.read_by_thread = read_by_actors
+    with Store() as store:
+        figures = measure(loader_batches(uri, stream="thread"), seconds, time.time())
+    return figures | store.figures
+
+
 def ray_decoders(uri: str, seconds: float) -> dict[str, float]:
-    """landmark, read and decoded by Ray actors."""
+    """landmark, read and decoded by a Ray Data stream."""
     from landmark.cpus import available_cpus
 
     options = {"stream": "ray", "decode": "data", "decoders": available_cpus(), "data_cpus": 0.75, "reader_cpus": 0.25}
     with Store() as store:
         figures = measure(loader_batches(uri, **options), seconds, time.time())
     return figures | store.figures
-
-
-def ray_data(uri: str, seconds: float) -> dict[str, float]:
-    """The same plan and reader as one Ray Data stream with a long-lived actor, decoded in threads here."""
-    with Store() as store:
-        figures = measure(_ray_data_batches(uri), seconds, time.time())
-        gc.collect()
-        time.sleep(3)  # the stream's thread outlives it, and ends the process if Ray ends first
-    return figures | store.figures
-
-
-class _DataReader:
-    def __init__(self, uri: str) -> None:
-        self.reader, self.read_tasks = _plan(uri, 1)
-
-    def __call__(self, rows: Any) -> Iterator[Any]:
-        for number in rows["item"].to_pylist():
-            yield self.reader.read(self.read_tasks[number % len(self.read_tasks)])
-
-
-def _ray_data_batches(uri: str) -> Iterator[int]:
-    import ray
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.target_max_block_size = 8 << 20
-    _, read_tasks = _plan(uri, 1)
-    stream = ray.data.from_items(
-        list(range(40 * len(read_tasks))), override_num_blocks=40 * len(read_tasks) // 16
-    ).map_batches(
-        _DataReader,
-        fn_constructor_args=(uri,),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=0.25,
-        compute=ray.data.ActorPoolStrategy(size=1),
-    )
-    tables = stream.iter_batches(batch_size=BATCH, batch_format="pyarrow", prefetch_batches=2)
-    yield from _decoded(tables)
 
 
 def _plan(uri: str, epoch: int) -> tuple[Any, list[Any]]:
@@ -135,17 +107,6 @@ def _plan(uri: str, epoch: int) -> tuple[Any, list[Any]]:
         RowGroups.of(dataset, "train"), rank=0, world_size=1, batch_size=BATCH, seed=SEED, epoch=epoch
     )
     return RowGroupReader(dataset.location, dataset.split("train").shards), plan.read_tasks
-
-
-def _decoded(tables: Iterable[Any]) -> Iterator[int]:
-    """Decode tables in threads, as training does."""
-    from landmark.config import AugmentConfig, LoaderConfig
-    from landmark.data.loading.decoders import ThreadDecoder
-    from landmark.data.loading.prefetch import ordered_prefetch
-
-    decoder = ThreadDecoder(LoaderConfig(), AugmentConfig(), SEED, largest=(LoaderConfig().batch_size, SIZE))
-    for pixels, _ in ordered_prefetch(lambda table: decoder.submit(table, 1, SIZE), tables, decoder.ahead):
-        yield len(pixels)
 
 
 def limit_threads(uri: str, seconds: float) -> dict[str, float]:
@@ -276,7 +237,7 @@ def peer(name: str) -> Callable[[str, float], dict[str, float]]:
 
 METHODS = {
     method.__name__: method
-    for method in (thread, ray_readers, ray_decoders, ray_data, limit_threads, limit_processes, dataloader)
+    for method in (thread, ray_data, ray_actors, ray_decoders, limit_threads, limit_processes, dataloader)
 } | {name: peer(name) for name in PEERS}
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Configs of the model's input: loader, augmentation, sampling, and image size over the epochs."""
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,12 +55,13 @@ class LoaderConfig(CacheOptions):
     batch_size: int = 64
     """Global batch size, over all training processes together."""
     stream: Literal["auto", "thread", "ray"] = "auto"
-    """What reads the shards, threads of the training process or Ray actors. auto uses Ray actors for several training
-    processes, else threads."""
+    """What reads the shards, threads of the training process or Ray Data. auto uses Ray Data for several training
+    processes or decode data, else threads."""
     readers: int = 1
-    """Ray reader actors per training process. Threads (stream thread) adapt to the storage without this option."""
+    """Ray Data readers per stream. A training process has two streams, training and validation. Threads (stream thread)
+    adapt to the storage without this option."""
     reader_cpus: float = 0.25
-    """CPUs that Ray reserves for each reader actor."""
+    """CPUs that Ray reserves for each reader of Ray Data."""
     decode_threads: int | None = None
     """Decoding threads per training process. [default: the CPUs that the process may use]"""
     shuffle_row_groups: int = 8
@@ -67,12 +69,13 @@ class LoaderConfig(CacheOptions):
     prefetch_batches: int = 4
     """Number of decoded batches to prefetch."""
     decode: Literal["worker", "data"] = "worker"
-    """Where images are decoded. worker uses threads of the training process. data uses Ray actors, for clusters with
-    nodes that have spare CPUs (not with stream thread)."""
+    """Where training images are decoded. worker uses threads of the training process. data uses decoders of Ray Data,
+    for clusters with nodes that have spare CPUs (not with stream thread)."""
     data_cpus: float = 1.0
-    """CPUs that Ray reserves for each decoding actor (decode data)."""
-    decoders: int = 1
-    """Decoding actors per training process (decode data)."""
+    """CPUs that Ray reserves for each decoder of Ray Data (decode data)."""
+    decoders: int | str = 1
+    """Decoders of Ray Data per training process (decode data). With a range such as 1:8, Ray Data adds decoders while
+    they limit the throughput, if CPUs are free."""
     corrupt: Literal["stop", "skip"] = "stop"
     """Handling of missing or corrupt shards and images that cannot be decoded. stop ends with an error. skip continues
     without these images and counts them as lost_images. In training, images that were read before replace them. In
@@ -91,13 +94,26 @@ class LoaderConfig(CacheOptions):
             self.shuffle_row_groups >= 1, f"loader.shuffle_row_groups is {self.shuffle_row_groups}; expected 1 or more"
         )
         require(self.data_cpus > 0, f"loader.data_cpus is {self.data_cpus}; expected above 0")
-        require(self.decoders >= 1, f"loader.decoders is {self.decoders}; expected 1 or more")
+        require(
+            bool(re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", str(self.decoders))) and self.min_decoders <= self.max_decoders,
+            f"loader.decoders is {self.decoders}; expected a number of 1 or more, or minimum:maximum such as 1:8",
+        )
         require(
             not (self.decode == "data" and self.stream == "thread"),
             "loader.decode is data, but loader.stream is thread; set loader.stream to ray or auto",
         )
         require(self.prefetch_batches >= 1, f"loader.prefetch_batches is {self.prefetch_batches}; expected 1 or more")
         self.check_cache("loader.")
+
+    @property
+    def min_decoders(self) -> int:
+        """Minimum number of decoders."""
+        return int(str(self.decoders).split(":")[0])
+
+    @property
+    def max_decoders(self) -> int:
+        """Maximum number of decoders."""
+        return int(str(self.decoders).split(":")[-1])
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -26,7 +26,7 @@ from landmark.storage import Location, check_writable, locate, resuming
 from landmark.training.compute.batch_size import check_batches
 from landmark.training.distributed.failures import memory_errors, ray_errors
 from landmark.training.distributed.local import LocalSession
-from landmark.training.loop.fit import fit
+from landmark.training.loop.fit import fit, resolve_stream
 from landmark.training.observe.profiling import step_profiler
 from landmark.training.resume import check_resume, recorded_config, resume_lines, saved_result
 
@@ -135,6 +135,10 @@ def absolute_cache(loader: LoaderConfig) -> LoaderConfig:
 
 
 def _fit_here(config: TrainConfig, dataset: PackedDataset, run: Location) -> None:
+    if resolve_stream(config.loader, 1).stream == "ray":
+        from landmark.runtime import connect
+
+        connect(config.cluster)
     session = LocalSession(run, config, print)
     try:
         profiler = step_profiler(config.profile_steps, run, session.rank, print)

@@ -152,7 +152,7 @@ def test_two_workers_that_use_all_cpus_learn_and_resume(dataset, tmp_path, monke
     loader = LoaderConfig(image_size=16, batch_size=16, decode_threads=1, stream="ray", reader_cpus=0.25)
     changes = {
         "loader": loader,
-        "workers": WorkersConfig(count=2, cpus=1.75),
+        "workers": WorkersConfig(count=2, cpus=1.5),
         "optimizer": OptimizerConfig(name="adam", lr=0.003),
     }
     run = dataclasses.replace(

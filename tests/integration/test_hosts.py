@@ -2,7 +2,9 @@
 
 import json
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from tests.support.jobs import (
     put_dataset,
     repeated,
     skipped,
+    step_files,
+    train_command,
     trial_path,
 )
 
@@ -140,3 +144,48 @@ def test_a_run_resumes_within_the_epoch_when_a_host_is_unreachable(hosts, place,
     assert names(disconnection.after) == names(hosts.workers) - {disconnection.host.name}
     assert skipped(hosts, f"{place}/run") == 0
     assert repeated(hosts, f"{place}/run") <= 2 * CHECKPOINT_STEPS * BATCH
+
+
+DECODE_ON_CPU_HOSTS = [
+    *(
+        "--loader.decode",
+        "data",
+        "--loader.decoders",
+        "1:2",
+        "--loader.data-cpus",
+        "0.25",
+        "--loader.reader-cpus",
+        "0.1",
+    ),
+    *("--workers.cpus", "1", "--checkpoint.minutes", "None"),
+]
+"""Options with which the trainers fill two hosts. Readers and decoders fit only on the third one."""
+
+
+def data_actors(host: Host) -> set[str]:
+    """Return the names of the Ray Data actors on a host."""
+    pids = subprocess.run(["ip", "netns", "pids", host.namespace], capture_output=True, text=True).stdout.split()
+    commands = [Path(f"/proc/{pid}/cmdline") for pid in pids]
+    lines = [path.read_bytes().decode(errors="replace") for path in commands if path.exists()]
+    return {name for name in ("PartReader", "PartDecoder") for line in lines if f"({name})" in line}
+
+
+def test_a_host_without_trainers_reads_and_decodes(hosts, place, tmp_path):
+    output, seen = tmp_path / "output.txt", {host.name: set() for host in hosts.workers}
+    job = hosts.client.start(*hosts.submission(*train_command(place, *DECODE_ON_CPU_HOSTS)), output=output)
+    try:
+        deadline = time.monotonic() + 280
+        while job.poll() is None:
+            assert time.monotonic() < deadline, output.read_text()
+            for host in hosts.workers:
+                seen[host.name] |= data_actors(host)
+            time.sleep(0.2)
+        assert job.wait() == 0, output.read_text()
+    finally:
+        job.kill()
+        job.wait()
+    trainers = names(step_files(hosts, f"{place}/run").values())
+    (decoding,) = names(hosts.workers) - trainers
+    assert len(trainers) == 2
+    assert seen == {decoding: {"PartReader", "PartDecoder"}} | {name: set() for name in trainers}
+    assert skipped(hosts, f"{place}/run") == 0 and repeated(hosts, f"{place}/run") == 0

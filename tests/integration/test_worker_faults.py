@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -46,7 +47,7 @@ def config(packed: PackedDataset, folder: Path, **changes) -> TrainConfig:
         epochs=EPOCHS,
         model=ModelConfig(backbone="reference_cnn_max", dropout=0.2),
         optimizer=OptimizerConfig(name="adam", lr=0.001),
-        loader=LoaderConfig(image_size=32, batch_size=BATCH, decode_threads=1, stream="thread"),
+        loader=LoaderConfig(image_size=32, batch_size=BATCH, decode_threads=1),
         compute=ComputeConfig(deterministic=True),
         checkpoint=CheckpointConfig(steps=CHECKPOINT_STEPS),
         workers=WorkersConfig(count=2, cpus=1, max_failures=2, stall_s=12),
@@ -109,6 +110,28 @@ def test_dead_and_hung_workers_are_replaced_within_the_epoch(dataset, tmp_path, 
     assert capfd.readouterr().out.count("made no progress for 12 s") == 1
     for name, tensor in weights(tmp_path).items():
         assert torch.equal(tensor, undisturbed[name]), name
+
+
+def test_killed_readers_restart_no_worker_and_repeat_no_step(ray_cluster, tmp_path):
+    """The readers of both ranks and both streams are killed while they have most of the run left to read."""
+    packed = write_packed(tmp_path / "packed", {"train": [100, 60], "val": [20], "test": [9]}, classes=4, size=700)
+    killed: list[int] = []
+
+    def kill_readers(pid: int) -> None:
+        for process in psutil.process_iter(["cmdline"]):
+            if "(PartReader)" in str(process.info["cmdline"]):
+                killed.append(process.pid)
+                process.kill()
+
+    epochs = 12
+    thread = at_step(tmp_path / "train", 2 * 12, kill_readers)
+    result = run_training(config(packed, tmp_path, epochs=epochs))
+    thread.join()
+    assert len(killed) >= 4 and result.epochs_run == epochs
+    counts = consumed(tmp_path / "train")
+    assert all(counts[epoch] == dict.fromkeys(range(TRAIN), 1) for epoch in range(1, epochs + 1))
+    assert len(list((tmp_path / "train" / "witness").glob("*.log"))) == 2
+    assert not (tmp_path / "train" / "position.npz").exists()
 
 
 def test_a_stored_epoch_is_not_lost_when_its_report_is(dataset, tmp_path, monkeypatch):

@@ -65,7 +65,13 @@ def trial_path(place: str, trial: str) -> str:
 
 def disconnect_in_run(hosts: Hosts, place: str, output: Path) -> Disconnection:
     """Train with two workers and frequent checkpoints, and disconnect a host late in the second epoch."""
-    command = [
+    command = train_command(place, "--loader.stream", "thread", "--checkpoint.steps", str(CHECKPOINT_STEPS))
+    return _disconnect(hosts, command, f"{place}/run", 2 * (EPOCH_STEPS + 8), output)
+
+
+def train_command(place: str, *options: str) -> list[str]:
+    """Return the command that trains with two workers. place: folder in the bucket in which `run` is stored."""
+    return [
         *("python", "-m", "landmark.train", "--dataset", DATASET, "--output", f"s3://{place}", "--name", "run"),
         *(
             "--epochs",
@@ -76,10 +82,9 @@ def disconnect_in_run(hosts: Hosts, place: str, output: Path) -> Disconnection:
             "16",
             "--no-tensorboard",
         ),
-        *("--loader.batch-size", str(BATCH), "--loader.decode-threads", "1", "--loader.stream", "thread"),
-        *("--checkpoint.steps", str(CHECKPOINT_STEPS), "--workers.count", "2"),
+        *("--loader.batch-size", str(BATCH), "--loader.decode-threads", "1", "--workers.count", "2"),
+        *options,
     ]
-    return _disconnect(hosts, command, f"{place}/run", 2 * (EPOCH_STEPS + 8), output)
 
 
 def _disconnect(hosts: Hosts, command: list[str], run: str, steps: int, output: Path) -> Disconnection:

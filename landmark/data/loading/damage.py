@@ -108,7 +108,7 @@ class DamagePolicy:
 
 def replacement_rows(table: pa.Table, other: pa.Table) -> pa.Table:
     """Return the table with the images, labels and samples of another table of equal length. Draws and faults stay."""
-    for name in ("image", "label", "sample"):
+    for name in ("image", "undecoded", "label", "sample"):
         if name in table.column_names:
             table = table.set_column(table.schema.get_field_index(name), name, other[name])
     return table

@@ -1,4 +1,4 @@
-"""Decoders of batches: threads of the training process, or Ray actors on other CPUs."""
+"""Decoders of batches: threads of the training process, or the pixels that a Ray Data stream decoded."""
 
 import collections
 import itertools
@@ -13,9 +13,7 @@ import pyarrow as pa
 from landmark.config import AugmentConfig, LoaderConfig
 from landmark.cpus import available_cpus
 from landmark.data.arrow_binary import values
-from landmark.data.loading.actors import ActorPool
 from landmark.data.loading.jpeg import decode_batch
-from landmark.data.loading.prefetch import Pending
 from landmark.data.threads import DaemonPool
 
 Decoded = tuple[np.ndarray, dict[int, str]]
@@ -128,37 +126,61 @@ def batches_ahead(wanted: int, largest: tuple[int, int]) -> int:
     return max(1, min(wanted, DECODE_BYTES // (rows * size * size * 3)))
 
 
-class ActorDecoder:
-    """Decodes in Ray actors. Compressed images go to the actors, uint8 pixels come back through the object store.
+class DecodedColumn:
+    """Takes the pixels that decoders of a Ray Data stream wrote into the column image.
 
-    Pixels are read in place from the object store. A batch's array is read-only, and occupies the store until it is
-    released.
+    A batch's array is in the object store and read-only, unless its rows are from several blocks.
     """
 
-    def __init__(
-        self, config: LoaderConfig, augment: AugmentConfig | None, seed: int, *, largest: tuple[int, int]
-    ) -> None:
-        self._actors = ActorPool(
-            TableDecoder,
-            augment,
-            seed,
-            count=config.decoders,
-            cpus=config.data_cpus,
-            purpose="decoders",
-            spread=True,
-        )
-        self.ahead = batches_ahead(2 * config.decoders * max(1, int(config.data_cpus)), largest)
-        """Batches to decode concurrently: one per thread of the actors, and as many queued."""
+    ahead = 0
+    """Batches to decode concurrently, in addition to the one that is waited for. They are decoded already."""
 
-    def submit(self, table: pa.Table, epoch: int, size: int) -> Pending[Decoded]:
-        """Decode a batch with the columns image and draw."""
-        # A copy of only these images, without the rest of their buffer.
-        images = pa.array(values(table["image"]), pa.large_binary())
-        return self._actors.submit("decode", pa.table({"image": images, "draw": table["draw"]}), epoch, size)
+    def submit(self, table: pa.Table, epoch: int, size: int) -> Future[Decoded]:
+        """Return the pixels of a batch with the columns image and undecoded."""
+        undecoded = enumerate(table["undecoded"].to_pylist())
+        result: Future[Decoded] = Future()
+        result.set_result((pixels_of(table["image"], size), {row: error for row, error in undecoded if error}))
+        return result
 
     def close(self) -> None:
-        """Stop the actors."""
-        self._actors.close()
+        """Do nothing: the stream ends its actors."""
+
+
+def decode_column(table: pa.Table, augment: AugmentConfig | None, seed: int, epoch: int, size: int) -> pa.Table:
+    """Replace the column image by uint8 pixels, RGB, size x size x 3 per row.
+
+    The column undecoded has the error of each image that cannot be decoded. Images that could not be read (nulls) have
+    black pixels.
+    """
+    readable = np.flatnonzero(table["image"].is_valid().to_numpy())
+    kept = table if len(readable) == len(table) else table.take(readable)
+    pixels, errors = decode_batch(
+        values(kept["image"]), kept["draw"].to_numpy(), size, augment=augment, seed=seed, epoch=epoch
+    )
+    if len(kept) < len(table):
+        decoded, pixels = pixels, np.zeros((len(table), size, size, 3), dtype=np.uint8)
+        pixels[readable] = decoded
+    undecoded: list[str | None] = [None] * len(table)
+    for row, error in errors.items():
+        undecoded[int(readable[row])] = error
+    bounds = np.arange(len(table) + 1, dtype=np.int64) * (size * size * 3)
+    column = pa.Array.from_buffers(
+        pa.large_binary(), len(table), [None, pa.py_buffer(bounds), pa.py_buffer(pixels.reshape(-1))]
+    )
+    table = table.drop_columns(["image"]).append_column("image", column)
+    return table.append_column("undecoded", pa.array(undecoded, pa.string()))
+
+
+def pixels_of(column: pa.ChunkedArray, size: int) -> np.ndarray:
+    """Return the column image of `decode_column` as uint8 (n, size, size, 3). One chunk is not copied, and is
+    read-only."""
+    parts = []
+    for chunk in column.chunks:
+        _, bounds, data = chunk.buffers()
+        start = int(np.frombuffer(bounds, dtype=np.int64, count=1, offset=8 * chunk.offset)[0])
+        pixels = np.frombuffer(data, dtype=np.uint8, count=len(chunk) * size * size * 3, offset=start)
+        parts.append(pixels.reshape(len(chunk), size, size, 3))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class BufferPool:

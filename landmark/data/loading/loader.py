@@ -2,12 +2,14 @@
 
 import collections
 import contextlib
+import functools
 import itertools
 import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,17 +20,19 @@ from landmark.data.arrow_binary import values
 from landmark.data.cache.split_cache import SplitCache
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading.damage import DamagePolicy, count_lost, replacement_rows
-from landmark.data.loading.decoders import ActorDecoder, Decoded, ThreadDecoder
+from landmark.data.loading.decoders import Decoded, DecodedColumn, ThreadDecoder, decode_column
 from landmark.data.loading.jpeg import decode_batch, flips
-from landmark.data.loading.plan import RankPlan, plan_evaluation, plan_training_epoch
+from landmark.data.loading.plan import RankPlan
 from landmark.data.loading.prefetch import Pending, Stopped, ordered_prefetch
 from landmark.data.loading.progress import EpochProgress
-from landmark.data.loading.reader import RowGroupReader, read_by_ray, read_by_thread
+from landmark.data.loading.rank_plans import RankPlans, Shape, fixed_shape
+from landmark.data.loading.reader import RowGroupReader, read_by_thread
 from landmark.data.loading.sampling import EpochRows
 from landmark.data.loading.schedule import ReadSchedule, rebatch, shuffle_windows
 
-Shape = Callable[[int], tuple[int, int]]
-"""Image size (pixels) and batch size (images over all ranks) of an epoch."""
+if TYPE_CHECKING:
+    from landmark.data.loading.streams import Shard
+
 CLOSE_S = 10.0
 """Maximum time that `close` waits for threads to end, seconds."""
 SPARE_READS = 64
@@ -67,7 +71,8 @@ class Loader:
     stops the threads.
 
     position: the position at which the first of `epochs` resumes. With the same number of ranks, the batches are those
-    of an uninterrupted epoch. Otherwise, the remaining rows are redistributed.
+    of an uninterrupted epoch. Otherwise, the remaining rows are redistributed. shard: this rank's Ray Data stream, if
+    Ray Train passed one. Without one, config.stream "ray" makes the same stream in this process.
 
     With config.corrupt "skip", images of missing or corrupt shards and images that cannot be decoded are lost. In
     training, rows that were read before, or others of the batch, replace them, so that all ranks have equally many
@@ -89,38 +94,43 @@ class Loader:
         epochs: range = range(1, 2),
         shape: Shape | None = None,
         position: EpochProgress | None = None,
+        shard: "Shard | None" = None,
         tell: Callable[[str], object] | None = None,
     ) -> None:
+        self.split = split
         self.config = config
-        self.rank = rank
-        self.world_size = world_size
         self.seed = seed
         self.augment = augment
-        self.epochs = epochs
-        self.shape = shape or (lambda epoch: (config.image_size, config.batch_size))
-        self.position = position
         self.rows = EpochRows(dataset, split, sampling or SamplingConfig(), seed)
+        self.plans = RankPlans(
+            rows=self.rows,
+            rank=rank,
+            world_size=world_size,
+            seed=seed,
+            training=augment is not None,
+            epochs=epochs,
+            shape=shape or fixed_shape(config),
+            shuffle_row_groups=config.shuffle_row_groups,
+            position=position,
+        )
+        self.shard = shard
         self.label_map = dataset.label_map
         self.sample_labels = dataset.sample_labels(split) if dataset.relabelled else None
         cache = SplitCache.of(dataset, split, config, augment)
-        self.reader = RowGroupReader(dataset.location, dataset.split(split).shards, cache)
+        self._make_reader = functools.partial(RowGroupReader, dataset.location, dataset.split(split).shards, cache)
+        self.reader = self._make_reader()
         self.lost: collections.Counter[int] = collections.Counter()
         self._losses = DamagePolicy(dataset.location / split, config.corrupt, self._spares, tell)
         self._next = epochs.start
+        self._epoch = epochs.start
+        """Epoch whose rows the stream returns, if there is one."""
         self._queue: queue.Queue[tuple[int, Batch | int | BaseException | None]] = queue.Queue(config.prefetch_batches)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def plan(self, epoch: int) -> RankPlan:
         """Return this rank's plan of an epoch, from the last point at which the epoch was divided among the ranks."""
-        _, batch_size = self.shape(epoch)
-        placed = {"rank": self.rank, "world_size": self.world_size, "batch_size": batch_size}
-        if self.augment is None:
-            return plan_evaluation(self.rows.groups, **placed)
-        begun = self.position if self.position is not None and self.position.epoch == epoch else None
-        before = begun.before if begun else None
-        left = self.rows.left(epoch, before)
-        return plan_training_epoch(left, **placed, seed=self.seed, epoch=epoch, resumed=before is not None)
+        return self.plans.plan(epoch)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch. Request epochs in order, and consume each completely."""
@@ -171,12 +181,11 @@ class Loader:
             return
 
     def _produce(self) -> None:
-        made = ActorDecoder if self.config.decode == "data" else ThreadDecoder
         stop = self._stop
         try:
             # Closed here in any case, instead of when the garbage collector runs.
             with (
-                contextlib.closing(made(self.config, self.augment, self.seed, largest=self._largest())) as decoder,
+                contextlib.closing(self._decoder()) as decoder,
                 contextlib.closing(self._jobs()) as jobs,
                 contextlib.closing(
                     ordered_prefetch(lambda job: _Decoding(self, decoder, job), jobs, decoder.ahead, stop)
@@ -191,42 +200,55 @@ class Loader:
         except Exception as error:  # the consumer raises it
             self._put(self._next, error)
 
-    def _largest(self) -> tuple[int, int]:
-        """Return rows and image size of this rank's largest batch."""
-        shapes = [self.shape(epoch) for epoch in self.epochs]
-        size, batch = max(shapes, key=lambda shape: shape[0] ** 2 * shape[1])
-        return -(-batch // self.world_size), size
-
-    def _schedule(self, epoch: int) -> "ReadSchedule":
-        begun = self.position if self.position is not None and self.position.epoch == epoch else None
-        window = self.config.shuffle_row_groups if self.augment is not None else 1
-        return ReadSchedule.of(epoch, self.plan(epoch), begun.step if begun else 0, window)
+    def _decoder(self) -> "ThreadDecoder | DecodedColumn":
+        if self.config.decode == "data":
+            return DecodedColumn()
+        return ThreadDecoder(self.config, self.augment, self.seed, largest=self.plans.largest())
 
     def _jobs(self) -> Generator["_DecodeRequest", None, None]:
         """Yield the batches to decode of all epochs, and a marker after each epoch."""
+        with contextlib.closing(self._by_stream() if self.config.stream == "ray" else self._by_thread()) as epochs:
+            for schedule, tables in epochs:
+                yield from self._jobs_of(schedule, tables)
+                yield _DecodeRequest(epoch=schedule.epoch)
+
+    def _by_thread(self) -> Generator[tuple[ReadSchedule, Iterator[pa.Table]], None, None]:
+        """Yield each epoch with its rows, which threads of this process read."""
         schedules: dict[int, ReadSchedule] = {}
 
         def schedule_of(epoch: int) -> ReadSchedule:
             if epoch not in schedules:
-                schedules[epoch] = self._schedule(epoch)
+                schedules[epoch] = self.plans.schedule(epoch)
             return schedules[epoch]
 
-        read = read_by_ray if self.config.stream == "ray" else read_by_thread
-        read_tasks = (task for epoch in self.epochs for task in schedule_of(epoch).read_tasks)
-        with contextlib.closing(read(self.reader, read_tasks, self.config, self._stop)) as tables:
-            for epoch in self.epochs:
+        read_tasks = (task for epoch in self.plans.epochs for task in schedule_of(epoch).read_tasks)
+        with contextlib.closing(read_by_thread(self.reader, read_tasks, self._stop)) as tables:
+            for epoch in self.plans.epochs:
                 schedule = schedule_of(epoch)
-                yield from self._jobs_of(schedule, itertools.islice(tables, len(schedule.read_tasks)))
-                yield _DecodeRequest(epoch=epoch)
+                checked = self._checked(itertools.islice(tables, len(schedule.read_tasks)))
+                yield schedule, shuffle_windows(checked, self.plans.windows(schedule))
                 del schedules[epoch]
 
-    def _jobs_of(self, schedule: "ReadSchedule", tables: Iterable[pa.Table]) -> Iterator["_DecodeRequest"]:
+    def _by_stream(self) -> Generator[tuple[ReadSchedule, Iterator[pa.Table]], None, None]:
+        """Yield each epoch with its rows, which Ray Data reads."""
+        from landmark.data.loading.streams import StreamReader, local_shard
+
+        shard = self.shard or local_shard(self.plans, self._make_reader, self.config, self.augment, self.split)
+        with contextlib.closing(StreamReader(shard, self.plans, self.config, self._stop)) as stream:
+            for epoch in self.plans.epochs:
+                self._epoch = epoch
+                self._losses.spare = None  # its pixels may have another size
+                schedule = self.plans.schedule(epoch)
+                yield schedule, self._checked(stream.tables(schedule))
+
+    def _checked(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Report lost rows, and in training replace them."""
         checked = self._losses.checked(tables)
-        if self.augment is not None:
-            checked = self._losses.replaced(checked)
-        size, _ = self.shape(schedule.epoch)
-        rows = shuffle_windows(checked, schedule, self.seed if self.augment is not None else None)
-        for whole, share in zip(rebatch(rows, schedule.batch_rows), schedule.shares, strict=True):
+        return checked if self.augment is None else self._losses.replaced(checked)
+
+    def _jobs_of(self, schedule: "ReadSchedule", tables: Iterable[pa.Table]) -> Iterator["_DecodeRequest"]:
+        size, _ = self.plans.shape(schedule.epoch)
+        for whole, share in zip(rebatch(tables, schedule.batch_rows), schedule.shares, strict=True):
             table = whole if self.augment is not None else whole.filter(pc.is_null(whole["fault"]))
             unread = len(whole) - len(table)
             yield _DecodeRequest(epoch=schedule.epoch, table=table, unread=unread, size=size, share=float(share))
@@ -237,6 +259,9 @@ class Loader:
         for index in np.unique(np.linspace(0, len(groups.rows) - 1, SPARE_READS).astype(np.int64)):
             table = self.reader.read(groups.task(int(index), 0, int(groups.rows[index])))
             if table["fault"].null_count == len(table):
+                if self.config.decode == "data":  # like the rows of the stream
+                    size, _ = self.plans.shape(self._epoch)
+                    table = decode_column(table, self.augment, self.seed, self._epoch, size)
                 yield table
 
     def batch(self, job: "_DecodeRequest", table: pa.Table, pixels: np.ndarray, faults: dict[int, str]) -> Batch | int:
@@ -283,16 +308,21 @@ class Loader:
             rows[bad] = good[np.arange(len(bad)) % len(good)]
             return replacement_rows(table, table.take(rows)), pixels[rows]
         for spare in self._losses.candidates():
-            draws = spare["draw"].to_numpy()
-            others, undecoded = decode_batch(
-                values(spare["image"]), draws, job.size, augment=self.augment, seed=self.seed, epoch=job.epoch
-            )
+            others, undecoded = self._decoded(spare, job)
             good = np.delete(np.arange(len(spare)), list(undecoded))
             if len(good):
                 rows = good[np.arange(len(table)) % len(good)]
                 return replacement_rows(table, spare.take(rows)), others[rows]
         raise UserError(
             f"{line}; none of the images tried as a replacement can be decoded either; prepare the dataset again"
+        )
+
+    def _decoded(self, spare: pa.Table, job: "_DecodeRequest") -> Decoded:
+        if self.config.decode == "data":
+            return DecodedColumn().submit(spare, job.epoch, job.size).result()
+        draws = spare["draw"].to_numpy()
+        return decode_batch(
+            values(spare["image"]), draws, job.size, augment=self.augment, seed=self.seed, epoch=job.epoch
         )
 
 
@@ -311,7 +341,7 @@ class _DecodeRequest:
 class _Decoding:
     """A batch that is being decoded. Its result is the job and the batch."""
 
-    def __init__(self, loader: Loader, decoder: ThreadDecoder | ActorDecoder, job: _DecodeRequest) -> None:
+    def __init__(self, loader: Loader, decoder: ThreadDecoder | DecodedColumn, job: _DecodeRequest) -> None:
         self.loader = loader
         self.job = job
         self.call: Pending[Decoded] | None = None

@@ -1,6 +1,7 @@
 """Progress of an epoch over all ranks, recorded per sample."""
 
 import functools
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,6 +91,18 @@ class EpochProgress:
             "before": _packed(self.before),
             "known": _packed(self.consumed),
         }
+
+    def to_bytes(self) -> bytes:
+        """Return the position as a NumPy archive."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **{name: value for name, value in self.state().items() if value is not None})
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "EpochProgress":
+        """Return the position from a result of `to_bytes`."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            return cls.of({"before": None, "known": None} | dict(archive))
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "EpochProgress":

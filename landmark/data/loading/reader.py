@@ -1,16 +1,13 @@
-"""Readers of plan tasks: threads or Ray actors return Arrow tables of compressed images."""
+"""Readers of plan tasks: threads return Arrow tables of compressed images."""
 
-import contextlib
 import threading
 from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
 
-from landmark.config import LoaderConfig
 from landmark.data.cache.split_cache import SplitCache
 from landmark.data.dataset import ShardEntry
-from landmark.data.loading.actors import ActorPool
 from landmark.data.loading.plan import ReadTask
 from landmark.data.loading.prefetch import ByteWindow, ordered_prefetch
 from landmark.data.loading.shard_file import ShardFile
@@ -26,10 +23,6 @@ REQUESTS = (2, 2 * THREADS)
 """Minimum and maximum of requests that are in progress or whose rows wait, regardless of their bytes."""
 REQUEST_BYTES = 8 << 20
 """Neighboring row groups up to this size share a request."""
-CALL_ROWS = 256
-"""Minimum rows per call of a reader actor."""
-MIN_CALLS = 4
-"""Minimum calls of reader actors in progress."""
 
 
 class RowGroupReader:
@@ -139,7 +132,7 @@ def _lost(task: ReadTask, fault: str) -> pa.Table:
 
 
 def read_by_thread(
-    reader: RowGroupReader, read_tasks: Iterable[ReadTask], config: LoaderConfig, stop: threading.Event | None = None
+    reader: RowGroupReader, read_tasks: Iterable[ReadTask], stop: threading.Event | None = None
 ) -> Generator[pa.Table, None, None]:
     """Yield the tasks' tables in order, reading ahead in threads of this process. `close` it if it is not exhausted.
 
@@ -151,45 +144,3 @@ def read_by_thread(
         requests = reader.requests(read_tasks)
         for tables in ordered_prefetch(lambda part: pool.submit(reader.read_neighbors, part), requests, window, stop):
             yield from tables
-
-
-def read_by_ray(
-    reader: RowGroupReader, read_tasks: Iterable[ReadTask], config: LoaderConfig, stop: threading.Event | None = None
-) -> Generator[pa.Table, None, None]:
-    """Yield the tasks' tables in order, reading ahead in Ray actors. `close` it if it is not exhausted.
-
-    The object store contains only the tasks that are read ahead. A table's buffers occupy the store until the table is
-    released. Tasks are taken from `read_tasks` on demand. stop: as for `read_by_thread`.
-    """
-    actors = ActorPool(
-        RowGroupReader,
-        reader.split,
-        reader.shards,
-        reader.cache,
-        count=config.readers,
-        cpus=config.reader_cpus,
-        purpose="data readers",
-    )
-    with contextlib.closing(actors):
-        parts = ordered_prefetch(
-            lambda part: actors.submit("read_all", part), _parts(read_tasks), reads_ahead(config), stop
-        )
-        for tables in parts:
-            yield from tables
-
-
-def reads_ahead(config: LoaderConfig) -> int:
-    """Return the number of reads in progress, in addition to the one that is waited for."""
-    return max(MIN_CALLS, 2 * config.readers)
-
-
-def _parts(read_tasks: Iterable[ReadTask]) -> Iterator[list[ReadTask]]:
-    """Yield batches of tasks that justify a call of an actor, which takes some milliseconds in Ray."""
-    part: list[ReadTask] = []
-    for task in read_tasks:
-        part.append(task)
-        if sum(len(each.rows) for each in part) >= CALL_ROWS:
-            yield part
-            part = []
-    if part:
-        yield part

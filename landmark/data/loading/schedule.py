@@ -50,19 +50,51 @@ class ReadSchedule:
         )
 
 
-def shuffle_windows(tables: Iterable[pa.Table], schedule: ReadSchedule, seed: int | None) -> Iterator[pa.Table]:
-    """Yield the rows of each window of tables, shuffled unless seed is None. The rows of the first window that are
-    already done are left out."""
-    source = iter(tables)
-    number, skipped = schedule.first_window, schedule.skipped
-    while gathered := list(itertools.islice(source, schedule.window)):
-        table = pa.concat_tables(gathered)
+@dataclass(kw_only=True, frozen=True, eq=False)
+class Window:
+    """Tasks whose rows are shuffled together."""
+
+    read_tasks: list[ReadTask]
+    order: np.ndarray | None
+    """Order of the rows of all tasks, int64 (n,). None: as read."""
+    skipped: int
+    """Number of rows, in that order, that are already done."""
+
+    def arrange(self, values: np.ndarray) -> np.ndarray:
+        """Return the values of the window's remaining rows in their order, given those of all rows as read."""
+        return (values if self.order is None else values[self.order])[self.skipped :]
+
+    @property
+    def draws(self) -> np.ndarray:
+        """Draw numbers of the remaining rows, int64 (n,)."""
+        return self.arrange(np.concatenate([task.draws for task in self.read_tasks]))
+
+    @property
+    def samples(self) -> np.ndarray:
+        """Sample numbers of the remaining rows, int64 (n,)."""
+        return self.arrange(np.concatenate([task.first_sample + task.rows for task in self.read_tasks]))
+
+
+def windows_of(schedule: ReadSchedule, seed: int | None, part: int = 0, parts: int = 1) -> Iterator[Window]:
+    """Yield the windows of a schedule, or of one of `parts` consecutive parts. Rows are shuffled unless seed is None."""
+    count = -(-len(schedule.read_tasks) // schedule.window)
+    for number in range(part * count // parts, (part + 1) * count // parts):
+        read_tasks = schedule.read_tasks[number * schedule.window : (number + 1) * schedule.window]
+        order = None
         if seed is not None:
-            table = take_zero_copy(
-                table, "image", generator(seed, Stream.WINDOW_ORDER, schedule.epoch, number).permutation(len(table))
-            )
-        yield table.slice(skipped)
-        number, skipped = number + 1, 0
+            random = generator(seed, Stream.WINDOW_ORDER, schedule.epoch, schedule.first_window + number)
+            order = random.permutation(sum(len(task.rows) for task in read_tasks))
+        yield Window(read_tasks=read_tasks, order=order, skipped=0 if number else schedule.skipped)
+
+
+def shuffle_windows(tables: Iterable[pa.Table], windows: Iterable[Window]) -> Iterator[pa.Table]:
+    """Yield the remaining rows of each window in their order. tables: those of the windows' tasks, as read."""
+    source = iter(tables)
+    for window in windows:
+        table = pa.concat_tables(itertools.islice(source, len(window.read_tasks)))
+        if window.order is not None:
+            table = take_zero_copy(table, "image", window.order)
+        yield table.slice(window.skipped)
 
 
 def rebatch(tables: Iterable[pa.Table], sizes: np.ndarray) -> Iterator[pa.Table]:

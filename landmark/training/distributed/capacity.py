@@ -19,7 +19,8 @@ TINY = 1e-6
 
 @dataclass(kw_only=True, frozen=True)
 class ResourceRequest:
-    """Concurrent resources of one run or trial: training processes, and Ray actors that read and decode for them."""
+    """Concurrent resources of one run or trial: training processes, and the Ray Data actors that read and decode for
+    them."""
 
     workers: int
     """Number of training processes."""
@@ -28,13 +29,13 @@ class ResourceRequest:
     gpus: float
     """GPUs per training process."""
     readers: int
-    """Number of reader actors of all workers; 0 if threads of the workers read."""
+    """Number of readers of all workers and streams; 0 if threads of the workers read."""
     reader_cpus: float
-    """CPUs per reader actor."""
+    """CPUs per reader."""
     decoders: int = 0
-    """Number of decoding actors of all workers."""
+    """Minimum number of decoders of all workers."""
     decoder_cpus: float = 0.0
-    """CPUs per decoding actor."""
+    """CPUs per decoder."""
 
     def bundles(self) -> list[Bundle]:
         """Return the resources of each process, largest first."""
@@ -56,9 +57,10 @@ def resource_request(workers: WorkersConfig, loader: LoaderConfig) -> ResourceRe
         workers=workers.least,
         cpus=workers.reserved_cpus,
         gpus=gpus_per_worker(workers.gpus),
-        readers=workers.least * loader.readers if by_ray else 0,
+        # A single process reads its validation split with a thread.
+        readers=workers.least * loader.readers * (1 if workers.in_process else 2) if by_ray else 0,
         reader_cpus=loader.reader_cpus,
-        decoders=workers.least * loader.decoders if loader.decode == "data" else 0,
+        decoders=workers.least * loader.min_decoders if loader.decode == "data" else 0,
         decoder_cpus=loader.data_cpus,
     )
 

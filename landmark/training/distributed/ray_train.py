@@ -21,6 +21,8 @@ from torch import nn
 from landmark.checkpoints.format import Snapshot
 from landmark.checkpoints.store import CheckpointStore, Tell
 from landmark.config import TrainConfig, UserError, from_mapping, to_mapping, to_stored_yaml
+from landmark.data.loading.progress import EpochProgress
+from landmark.data.loading.streams import Shard
 from landmark.data.subset_view import open_dataset
 from landmark.logs import begin_log, log
 from landmark.runtime import own_error, quiet_data, storage_error_of
@@ -30,6 +32,7 @@ from landmark.training.distributed.callbacks import MemoryWatch, SaveBeforeResiz
 from landmark.training.distributed.failures import less_memory, memory_errors
 from landmark.training.distributed.monitor import ANSWER_S, HeartbeatSender, error_of, new_board, printed_lines
 from landmark.training.distributed.restore import restored
+from landmark.training.distributed.streams import RankStreams, rank_shard, split_datasets
 from landmark.training.distributed.watchdog import watched
 from landmark.training.loop.fit import fit
 from landmark.training.loop.session import Phase
@@ -107,6 +110,11 @@ class TrainWorkerSession:
     def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
         """Return this rank's part of the sum over the ranks."""
         return self.backend.reduce_scatter(values) if self.world_size > 1 else values[0]
+
+    def shard(self, split: str, position: EpochProgress) -> Shard:
+        """Return this rank's stream from Ray Train. All ranks wait for rank 0."""
+        with self._storing():
+            return rank_shard(self.store.run, split, self.rank, position)
 
     def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:
         """Store rank 0's checkpoint, write the epoch's row, and report to Ray Train, which is a barrier.
@@ -212,7 +220,7 @@ class TrainWorkerSession:
 class Trainer(ray.train.torch.TorchTrainer):
     """Ray Train's trainer without two callbacks if they are not needed.
 
-    The datasets callback starts a process even if the run has no dataset. The placement group cleaner queries the
+    The datasets callback starts a process even if threads of the workers read. The placement group cleaner queries the
     dashboard. A Ray cluster that a command starts has no dashboard, and each run would wait 12 s for it at the end.
     """
 
@@ -239,6 +247,8 @@ def fit_workers(config: TrainConfig, run: Location, *, relay: Any | None = None,
         _work,
         train_loop_config=values,
         torch_config=backend_config(config.workers),
+        datasets=split_datasets(config),
+        dataset_config=RankStreams(config, run),
         scaling_config=_scaling(config),
         run_config=_run_config(config, run, _callbacks(config, run_monitor, relay)),
     )

@@ -67,6 +67,10 @@ def fit(
         epochs=epochs,
         tell=show,
     )
+    shards = {name: session.shard(name, run.position) if loader.stream == "ray" else None for name in ("train", "val")}
+    validation = validation_loader(loader)
+    if shards["val"] is None:  # one process: validation is the smaller part and needs no second set of actors
+        validation = dataclasses.replace(validation, stream="thread")
     with (
         profiler or contextlib.nullcontext(),
         loader_of(
@@ -76,9 +80,9 @@ def fit(
             sampling=recipe.sampling,
             shape=recipe.shape,
             position=run.position,
+            shard=shards["train"],
         ) as train,
-        # Always a reader thread: validation is the smaller part and needs no second set of actors.
-        loader_of("val", dataclasses.replace(loader, stream="thread", decode="worker")) as val,
+        loader_of("val", validation, shard=shards["val"]) as val,
     ):
         loop = _Loop(run, train, val, SaveTrigger(checkpoint, session), show if session.rank == 0 else None, profiler)
         for epoch in epochs:
@@ -87,8 +91,13 @@ def fit(
             loop.run_epoch(epoch)
 
 
+def validation_loader(config: LoaderConfig) -> LoaderConfig:
+    """Return the loader's config for validation. Its images are decoded in the training process."""
+    return dataclasses.replace(config, decode="worker", decoders=1)
+
+
 def resolve_stream(config: LoaderConfig, world_size: int) -> LoaderConfig:
-    """Return the loader's config with stream `auto` resolved: Ray for several workers or decoders, else threads."""
+    """Return the loader's config with stream `auto` resolved: Ray Data for several workers or decoders, else threads."""
     if config.stream != "auto":
         return config
     by_ray = world_size > 1 or config.decode == "data"

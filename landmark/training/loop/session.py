@@ -2,13 +2,17 @@
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import nn
 
 from landmark.checkpoints.format import Snapshot
+from landmark.data.loading.progress import EpochProgress
 from landmark.training.observe.throughput import Throughput
+
+if TYPE_CHECKING:
+    from landmark.data.loading.streams import Shard
 
 Phase = Literal["starting", "waiting for data", "in a step", "validating", "validated", "saving"]
 """Status of a training process. validated: it waits for the other ranks' validation."""
@@ -31,6 +35,10 @@ class SingleRank:
     def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
         """Return the values for the only rank."""
         return values[0]
+
+    def shard(self, split: str, position: EpochProgress) -> "Shard | None":
+        """Return None: the loader reads the split itself."""
+        return None
 
 
 class Session(Protocol):
@@ -59,6 +67,13 @@ class Session(Protocol):
 
     def reduce_scatter(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum over the ranks of values[rank], given values (world_size, …)."""
+        ...
+
+    def shard(self, split: str, position: EpochProgress) -> "Shard | None":
+        """Return this rank's Ray Data stream of a split, or None if the loader reads the split itself.
+
+        position: the position from which training resumes. Called for the same splits on every rank.
+        """
         ...
 
     def report(self, metrics: dict[str, float], snapshot: Snapshot | None) -> None:

@@ -1,4 +1,4 @@
-"""Decoding threads and actors: identical pixels, in memory that no earlier batch still uses."""
+"""Decoding threads and decoded columns: identical pixels, in memory that no earlier batch still uses."""
 
 import gc
 
@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from landmark.config import AugmentConfig, LoaderConfig
 from landmark.data.loading.decoders import (
     DECODE_BYTES,
-    ActorDecoder,
     BufferPool,
+    DecodedColumn,
     TableDecoder,
     ThreadDecoder,
     batches_ahead,
+    decode_column,
 )
 from tests.support.packed import picture
 
@@ -32,19 +33,29 @@ def batch(rows: int) -> pa.Table:
     return pa.concat_tables(parts).slice(2, rows)
 
 
-def test_actors_decode_to_the_same_pixels_as_threads(ray_cluster):
-    config = LoaderConfig(stream="ray", decode="data", decode_threads=2, decoders=2, data_cpus=0.5)
-    results = []
-    for decoder_type in (ThreadDecoder, ActorDecoder):
-        decoder = decoder_type(config, AUGMENT, 5, largest=(10, 48))
-        try:
-            calls = [decoder.submit(batch(rows), 3, 48) for rows in (9, 10, 5)]
-            results.append([call.result() for call in calls])
-        finally:
-            decoder.close()
-    for (pixels, faults), (other, other_faults) in zip(*results, strict=True):
-        assert pixels.dtype == np.uint8 and np.array_equal(pixels, other)
-        assert list(faults) == [2] and faults == other_faults
+def test_a_decoded_column_has_the_pixels_of_threads():
+    decoder = ThreadDecoder(LoaderConfig(decode_threads=2), AUGMENT, 5, largest=(10, 48))
+    try:
+        for rows in (9, 10, 5):
+            pixels, faults = decoder.submit(batch(rows), 3, 48).result()
+            column = decode_column(batch(rows), AUGMENT, 5, 3, 48)
+            for table in (column, pa.concat_tables([column.slice(0, 4), column.slice(4)])):
+                other, other_faults = DecodedColumn().submit(table, 3, 48).result()
+                assert pixels.dtype == np.uint8 and np.array_equal(pixels, other)
+                assert list(faults) == [2] and faults == other_faults
+            rest = DecodedColumn().submit(column.slice(3), 3, 48).result()
+            assert np.array_equal(rest[0], pixels[3:]) and not rest[1]
+    finally:
+        decoder.close()
+
+
+def test_images_that_could_not_be_read_are_black_in_a_decoded_column():
+    table = batch(9)
+    lost = pa.array([None if row in (0, 8) else image for row, image in enumerate(table["image"].to_pylist())])
+    column = decode_column(table.set_column(0, "image", lost.cast(pa.large_binary())), AUGMENT, 5, 3, 48)
+    pixels, faults = DecodedColumn().submit(column, 3, 48).result()
+    expected, _ = TableDecoder(AUGMENT, 5).decode(table, 3, 48)
+    assert not pixels[[0, 8]].any() and np.array_equal(pixels[1:8], expected[1:8]) and list(faults) == [2]
 
 
 @settings(max_examples=20, deadline=None)

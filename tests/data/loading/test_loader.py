@@ -185,9 +185,7 @@ def reader_threads() -> list[threading.Thread]:
 def actor_pids() -> set[int]:
     """Return the process IDs of the reader actors that run on this machine."""
     return {
-        process.pid
-        for process in psutil.process_iter(["cmdline"])
-        if "ray::RowGroupReader" in str(process.info["cmdline"])
+        process.pid for process in psutil.process_iter(["cmdline"]) if "(PartReader)" in str(process.info["cmdline"])
     }
 
 

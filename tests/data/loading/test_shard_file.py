@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from landmark.config import LoaderConfig
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading.plan import ReadTask, RowGroups
 from landmark.data.loading.prefetch import ByteWindow, ordered_prefetch
@@ -214,7 +213,7 @@ def test_a_distant_bucket_is_read_with_many_requests_at_a_time(proxy, s3, tmp_pa
 def count_concurrent(proxy: Proxy, reader: RowGroupReader, read_tasks: list[ReadTask]) -> int:
     """Read all tasks; return the maximum number of requests whose delay overlapped."""
     most = 0
-    with contextlib.closing(read_by_thread(reader, iter(read_tasks), LoaderConfig())) as tables:
+    with contextlib.closing(read_by_thread(reader, iter(read_tasks))) as tables:
         for table in tables:
             assert table["fault"].null_count == len(table)
             most = max(most, proxy.waiting_max)

@@ -84,11 +84,11 @@ def test_a_command_that_runs_out_of_memory_prints_one_line():
 def test_a_reader_that_always_dies_is_a_one_line_error(ray_cluster, dataset, tmp_path, monkeypatch):
     from tests.support.dying import DyingReader
 
-    monkeypatch.setattr("landmark.data.loading.reader.RowGroupReader", DyingReader)
+    monkeypatch.setattr("landmark.data.loading.loader.RowGroupReader", DyingReader)
     loader = LoaderConfig(image_size=16, batch_size=16, decode_threads=1, stream="ray")
     run = dataclasses.replace(config(dataset, tmp_path), loader=loader)
     with pytest.raises(
-        UserError, match="a Ray process of the run died .*; run the same command with --resume"
+        UserError, match="train epoch 1 part 0: 4 readers died while reading it; .* run the same command with --resume"
     ) as error:
         run_training(run)
     assert "\n" not in str(error.value)

@@ -1,12 +1,22 @@
-"""A pool of long-lived Ray actors that read or decode images for one training process."""
+"""Peer of the Ray Data stream in benchmarks/ingest.py: reader actors that the training process calls directly."""
 
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
+import pyarrow as pa
+
 from landmark.config import UserError
+from landmark.data.loading.plan import ReadTask
+from landmark.data.loading.prefetch import ordered_prefetch
+from landmark.data.loading.reader import RowGroupReader
+
+CALL_ROWS = 256
+"""Minimum rows per call of a reader actor."""
+AHEAD = 4
+"""Calls in progress, in addition to the one that is waited for."""
 
 PATIENCE_S = 900
 """Timeout of a call, seconds. It allows the cluster to start a node for the actor."""
@@ -116,3 +126,31 @@ class RemoteFuture:
 
     def cancel(self) -> None:
         """Do nothing. `ActorPool.close` ends the call."""
+
+
+def read_by_actors(
+    reader: RowGroupReader, read_tasks: Iterable[ReadTask], stop: Any = None
+) -> Generator[pa.Table, None, None]:
+    """Yield the tasks' tables in order, as `landmark.data.loading.reader.read_by_thread`."""
+    actors = ActorPool(
+        RowGroupReader,
+        reader.split,
+        reader.shards,
+        count=1,
+        cpus=0.25,
+        purpose="readers",
+    )
+    with contextlib.closing(actors):
+        for tables in ordered_prefetch(lambda part: actors.submit("read_all", part), _parts(read_tasks), AHEAD, stop):
+            yield from tables
+
+
+def _parts(read_tasks: Iterable[ReadTask]) -> Iterator[list[ReadTask]]:
+    part: list[ReadTask] = []
+    for task in read_tasks:
+        part.append(task)
+        if sum(len(each.rows) for each in part) >= CALL_ROWS:
+            yield part
+            part = []
+    if part:
+        yield part
