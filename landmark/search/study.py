@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
+from ray.tune import TuneError
 
 from landmark.config import (
     Recipe,
@@ -23,6 +24,7 @@ from landmark.data.subset_view import open_dataset
 from landmark.progress import is_quiet
 from landmark.runtime import connect
 from landmark.search.budget import BudgetStopper
+from landmark.search.import_path import preserved_generators
 from landmark.search.loggers import logger_callbacks
 from landmark.search.pbt import Population, changeable
 from landmark.search.progress import LiveTable
@@ -164,7 +166,10 @@ def run_trials(study: Study, lease: StudyLock) -> StudyResult:
         rule.replay(event)
         proposals.replay(event)
 
-    record.restore(journal.read(), lambda number, point: study.space.plan(number, point, study.config.recipe), observe)
+    with preserved_generators():
+        record.restore(
+            journal.read(), lambda number, point: study.space.plan(number, point, study.config.recipe), observe
+        )
     rule.restore()
     scheduler = StudyScheduler(record, rule)
     if study.config.retry_failed:
@@ -223,10 +228,20 @@ def _run(
     waiting = WaitingNotice(record, capacity.requires(), in_process=config.workers.in_process, say=table.say)
     callbacks = [StudyCallback(scheduler), table, states, waiting, *loggers]
     tuner = _tuner(study, capacity, scheduler, queue, callbacks, stopper)
-    with termination.ends_tune():
-        tuner.fit()
+    try:
+        with termination.ends_tune():
+            tuner.fit()
+    except TuneError as error:
+        raise _user_error(error) or error from None
     states.tell()
     table.clear()
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """Return the UserError for which Ray Tune raised an error, such as one in the user's scheduler; None if there is none."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _headline(study: Study, record: StudyState, slots: int) -> str:

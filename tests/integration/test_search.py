@@ -14,6 +14,7 @@ import mlflow
 import psutil
 import pytest
 import torch
+from ray.tune.schedulers import FIFOScheduler
 
 from landmark.checkpoints.format import read_recipe, read_weights
 from landmark.commands.report import report
@@ -134,6 +135,21 @@ def test_a_study_with_classes_by_import_path_resumes_and_compares_its_journal(da
     file.write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match=f"00001.jsonl: line {number}: the journal has the decision 'stop' about "):
         study(text, dataset, tmp_path, test="none")
+
+
+class Broken(FIFOScheduler):
+    """Decides through a method that only Ray Tune's own controller has."""
+
+    def on_trial_result(self, tune_controller, trial, result):
+        return tune_controller._schedule_trial_save(trial)
+
+
+def test_an_error_in_a_scheduler_is_one_line(dataset, tmp_path):
+    text = COMMON + LEARNING_RATES + f"scheduler: {{name: '{__name__}:Broken'}}\n"
+    message = r"scheduler .*:Broken, on_trial_result of 001-\S+ at epoch 1: .*no tune_controller._schedule_trial_save"
+    with pytest.raises(UserError, match=message) as error:
+        study(text, dataset, tmp_path, test="none", max_concurrent=1)
+    assert "\n" not in str(error.value)
 
 
 def test_a_target_ends_the_study(dataset, tmp_path):

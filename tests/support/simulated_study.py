@@ -10,6 +10,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from landmark.config import Recipe, SchedulerConfig
+from landmark.search.import_path import preserved_generators
 from landmark.search.schedulers.base import Scheduler
 from landmark.search.schedulers.build import build_scheduler
 from landmark.search.schedulers.study_scheduler import StudyScheduler
@@ -85,11 +86,12 @@ class SimulatedStudy:
             self.rule.replay(event)
             self.proposals.replay(event)
 
-        self.record.restore(
-            ({**event, WHERE: f"journal/00001.jsonl: line {n}"} for n, event in enumerate(events, 1)),
-            self.plan_of,
-            observe,
-        )
+        with preserved_generators():
+            self.record.restore(
+                ({**event, WHERE: f"journal/00001.jsonl: line {n}"} for n, event in enumerate(events, 1)),
+                self.plan_of,
+                observe,
+            )
         self.record.journal = Events(events)
         self.scheduler = StudyScheduler(self.record, self.rule)
         self.rule.restore()

@@ -83,10 +83,6 @@ class Controller:
         """Return the trials that have not ended."""
         return {trial for trial in self.trials.values() if not trial.is_finished()}
 
-    def get_trial(self, trial_id: str) -> LogicalTrial | None:
-        """Return the trial with an id."""
-        return next((trial for trial in self.trials.values() if trial.trial_id == trial_id), None)
-
     def stop_trial(self, trial: LogicalTrial) -> None:
         """Stop a trial, and notify the scheduler as Ray Tune does."""
         if trial.is_finished():
