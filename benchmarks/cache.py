@@ -35,11 +35,14 @@ from ingest import SHARD_MIB, draw_folders
 from landmark.commands.prepare import prepare
 from landmark.config import (
     AugmentConfig,
+    ComputeConfig,
     FoldersConfig,
     LoaderConfig,
     ModelConfig,
+    OptimizerConfig,
     PackingConfig,
     PrepareConfig,
+    ScheduleConfig,
     SplitConfig,
     TrainConfig,
 )
@@ -62,7 +65,7 @@ BATCH = 64
 SIZES = (224, 64)
 FORMATS = ("none", "jpeg", "yuv420")
 CACHE_GIB = 8.0
-MODEL, MODEL_SIZE, EPOCHS = "shufflenet_v2_x0_5", 64, 6
+MODEL, MODEL_SIZE, EPOCHS = "shufflenet_v2_x0_5", 64, 12
 
 
 def pack(folder: Path, output: str) -> None:
@@ -230,6 +233,9 @@ def accuracies(dataset: str, folder: Path, seeds: int) -> Iterator[tuple[str, fl
                 seed=seed,
                 epochs=EPOCHS,
                 model=ModelConfig(backbone=MODEL),
+                optimizer=OptimizerConfig(name="adamw", lr=0.004),
+                schedule=ScheduleConfig(name="cosine", warmup_epochs=1),
+                compute=ComputeConfig(amp="off"),
                 loader=loader_config(MODEL_SIZE, kind, folder),
                 tensorboard=False,
             )

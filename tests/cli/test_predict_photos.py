@@ -72,6 +72,13 @@ def test_an_image_without_a_landmark_is_reported(run, photos, capsys):
         (["{run}/../dataset"], 1, "a packed dataset; add --output FOLDER"),
         (["{photos}/0.jpg", "--format", "csv"], 1, "format applies only to written predictions; add --output"),
         (["{photos}/0.jpg", "--batch-size", "4"], 1, "batch_size applies only to written predictions; add --output"),
+        (["{photos}/0.jpg", "--cache", "/tmp/c", "--cache-gib", "1"], 1, "cache applies only to written predictions"),
+        (["{photos}/0.jpg", "--cache-gib", "1"], 2, "cache_gib is set without cache; add --cache FOLDER"),
+        (
+            ["{photos}", "-o", "{photos}/out", "--cache", "/tmp/c", "--cache-gib", "1"],
+            1,
+            "cache applies to a packed dataset, but",
+        ),
         (["{photos}/0.jpg", "--address", "auto"], 1, "cluster applies only to written predictions; add --output"),
         (
             ["{photos}", "--by", "knn", "--gallery", "{photos}/none"],

@@ -82,11 +82,10 @@ class DiskCache:
                 if not check:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
             table = _mapped(path, check=check)
-        except FileNotFoundError:
-            return None
-        except (OSError, pa.ArrowException, struct.error):
-            with contextlib.suppress(OSError):
-                path.unlink()
+        except (OSError, pa.ArrowException, struct.error) as error:
+            if getattr(error, "errno", None) is None:  # corrupt, not missing or a failure of the system
+                with contextlib.suppress(OSError):
+                    path.unlink()
             return None
         self._checked.add((key, state.st_ino))
         if time.time() - state.st_mtime > TOUCH_S:

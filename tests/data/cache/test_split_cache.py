@@ -82,6 +82,15 @@ def test_batches_of_planes_are_the_same_in_the_first_and_later_epochs(dataset, t
     assert are_equal(epoch(dataset, tiny), first)
 
 
+@pytest.mark.parametrize("kind", ["jpeg", "yuv420"])
+def test_readers_and_decoders_in_other_processes_use_the_cache(ray_cluster, dataset, tmp_path, kind):
+    expected = epoch(dataset, cached(tmp_path / "thread", cache_format=kind))
+    config = cached(tmp_path / "ray", cache_format=kind, stream="ray", decode="data", data_cpus=0.5)
+    for _ in range(2):
+        assert are_equal(epoch(dataset, config), expected)
+    assert len(list((tmp_path / "ray").rglob("*.arrow"))) == 10
+
+
 def test_a_filtered_view_shares_the_entries_of_its_dataset(dataset, tmp_path, reads):
     epoch(dataset, cached(tmp_path))
     reads.clear()
