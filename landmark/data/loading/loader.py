@@ -239,7 +239,8 @@ class Loader:
                 self._epoch = epoch
                 self._losses.spare = None  # its pixels may have another size
                 schedule = self.plans.schedule(epoch)
-                yield schedule, self._checked(stream.tables(schedule))
+                tables = self._checked(stream.tables(schedule))
+                yield schedule, tables if stream.decoded else shuffle_windows(tables, self.plans.windows(schedule))
 
     def _checked(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """Report lost rows, and in training replace them."""

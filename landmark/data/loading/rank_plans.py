@@ -13,8 +13,9 @@ Shape = Callable[[int], tuple[int, int]]
 """Image size (pixels) and batch size (images over all ranks) of an epoch."""
 PART_ROWS = 8192
 """Default rows of a part. If a reader dies, another one reads its part again."""
-MAX_PARTS = 4000
-"""Maximum number of parts of all epochs together."""
+MAX_PARTS = 1000
+"""Maximum number of parts of all epochs together, if there are not more epochs. The start of a stream takes about a
+millisecond per part."""
 
 
 def fixed_shape(config: LoaderConfig) -> Shape:

@@ -1,6 +1,6 @@
 """The read schedule: the rest of a rank's plan in windows that are shuffled, and regrouped into batches."""
 
-import itertools
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -64,6 +64,15 @@ class Window:
         """Return the values of the window's remaining rows in their order, given those of all rows as read."""
         return (values if self.order is None else values[self.order])[self.skipped :]
 
+    def as_read(self) -> "Window":
+        """Return all rows of the window, not shuffled."""
+        return Window(read_tasks=self.read_tasks, order=None, skipped=0)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, with those that are already done."""
+        return sum(len(task.rows) for task in self.read_tasks)
+
     @property
     def draws(self) -> np.ndarray:
         """Draw numbers of the remaining rows, int64 (n,)."""
@@ -80,18 +89,22 @@ def windows_of(schedule: ReadSchedule, seed: int | None, part: int = 0, parts: i
     count = -(-len(schedule.read_tasks) // schedule.window)
     for number in range(part * count // parts, (part + 1) * count // parts):
         read_tasks = schedule.read_tasks[number * schedule.window : (number + 1) * schedule.window]
-        order = None
+        window = Window(read_tasks=read_tasks, order=None, skipped=0 if number else schedule.skipped)
         if seed is not None:
             random = generator(seed, Stream.WINDOW_ORDER, schedule.epoch, schedule.first_window + number)
-            order = random.permutation(sum(len(task.rows) for task in read_tasks))
-        yield Window(read_tasks=read_tasks, order=order, skipped=0 if number else schedule.skipped)
+            window = dataclasses.replace(window, order=random.permutation(window.rows))
+        yield window
 
 
 def shuffle_windows(tables: Iterable[pa.Table], windows: Iterable[Window]) -> Iterator[pa.Table]:
-    """Yield the remaining rows of each window in their order. tables: those of the windows' tasks, as read."""
+    """Yield the remaining rows of each window in their order. tables: rows as read, each of one window."""
     source = iter(tables)
     for window in windows:
-        table = pa.concat_tables(itertools.islice(source, len(window.read_tasks)))
+        gathered, missing = [], window.rows
+        while missing > 0:
+            gathered.append(next(source))
+            missing -= len(gathered[-1])
+        table = pa.concat_tables(gathered)
         if window.order is not None:
             table = take_zero_copy(table, "image", window.order)
         yield table.slice(window.skipped)

@@ -59,21 +59,23 @@ def reader_of(dataset: PackedDataset, split: str = "train") -> functools.partial
     st.integers(0, 4),
     st.integers(1, 60),
     st.sampled_from(["train", "val"]),
+    st.booleans(),
 )
-def test_the_parts_of_an_epoch_are_its_plan_in_order(dataset, world, step, part_rows, split):
+def test_the_parts_of_an_epoch_are_its_plan_in_order(dataset, world, step, part_rows, split, decoded):
     position = EpochProgress(epoch=1, partitioning=(world,), length=ROWS, step=step)
     read: list[int] = []
     for rank in range(world):
         plans = plans_of(dataset, split, rank=rank, world_size=world, position=position, part_rows=part_rows)
-        reader = PartReader("train", plans, reader_of(dataset, split), False)
+        reader = PartReader("train", plans, reader_of(dataset, split), decoded)
         for epoch in plans.epochs:
             schedule = plans.schedule(epoch)
-            expected = np.concatenate([window.draws for window in plans.windows(schedule)])
+            windows = [window if decoded else window.as_read() for window in plans.windows(schedule)]
+            expected = np.concatenate([window.draws for window in windows])
             tables = [table for part in range(plans.parts) for table in reader.part(epoch, part)]
             found = pa.concat_tables(tables)
             assert found["draw"].to_pylist() == expected.tolist()
             assert found["label"].to_pylist() == [sample % 4 for sample in found["sample"].to_pylist()]
-            assert len(found) == schedule.batch_rows.sum()
+            assert len(found) == schedule.batch_rows.sum() + (0 if decoded else schedule.skipped)
             read += found["sample"].to_pylist() if epoch == 2 else []
     assert sorted(read) == list(range(ROWS if split == "train" else 13))
 
@@ -87,6 +89,9 @@ def test_the_source_of_millions_of_images_is_a_few_thousand_numbers(dataset):
     assert [block.to_pylist() for task in read_tasks[-1:] for block in task()] == [
         [{"epoch": 100, "part": plans.parts - 1}]
     ]
+    blocks = [block for task in PartSource(range(1, 10**5), 1).get_read_tasks(1) for block in task()]
+    assert len(blocks) <= MAX_PARTS
+    assert [epoch for block in blocks for epoch in block["epoch"].to_pylist()] == list(range(1, 10**5))
 
 
 @contextlib.contextmanager
@@ -112,7 +117,7 @@ def test_a_stream_has_one_process_and_ends_with_its_consumer(ray_cluster, datase
         for epoch in (1, 2, 3):
             schedule = plans.schedule(epoch)
             draws = [draw for table in stream.tables(schedule) for draw in table["draw"].to_pylist()]
-            assert draws == [int(draw) for window in plans.windows(schedule) for draw in window.draws]
+            assert draws == [int(draw) for window in plans.windows(schedule) for draw in window.as_read().draws]
         assert len(readers() - before) == 1
     for pid in readers() - before:
         psutil.wait_procs([psutil.Process(pid)], timeout=60)
