@@ -21,8 +21,9 @@ def test_a_node_joining_an_elastic_run_repeats_almost_no_step(tmp_path):
     command = [
         *(sys.executable, "-m", "tests.support.witness", "train", "--dataset", dataset, "--output", str(run.parent)),
         *("--name", "train", "--epochs", str(epochs), "--model.backbone", "reference_mlp", "--loader.image-size", "16"),
-        *("--loader.batch-size", "4", "--loader.decode-threads", "1", "--loader.stream", "thread", "--no-tensorboard"),
-        *("--checkpoint.minutes", "None", "--workers.count", "1:2", "--workers.cpus", "1"),
+        *("--loader.batch-size", "4", "--loader.decode-threads", "1", "--loader.stream", "ray", "--no-tensorboard"),
+        *("--checkpoint.minutes", "None", "--workers.count", "1:2", "--workers.cpus", "0.6"),
+        *("--loader.reader-cpus", "0.1"),
         *("--cluster.address", nodes.address),
     ]
     output = tmp_path / "output.txt"

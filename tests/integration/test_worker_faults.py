@@ -113,7 +113,7 @@ def test_dead_and_hung_workers_are_replaced_within_the_epoch(dataset, tmp_path, 
 
 
 def test_killed_readers_restart_no_worker_and_repeat_no_step(ray_cluster, tmp_path):
-    """The readers of both ranks and both streams are killed while they have most of the run left to read."""
+    """All readers are killed while those of the training streams have most of the run left to read."""
     packed = write_packed(tmp_path / "packed", {"train": [100, 60], "val": [20], "test": [9]}, classes=4, size=700)
     killed: list[int] = []
 
@@ -127,7 +127,7 @@ def test_killed_readers_restart_no_worker_and_repeat_no_step(ray_cluster, tmp_pa
     thread = at_step(tmp_path / "train", 2 * 12, kill_readers)
     result = run_training(config(packed, tmp_path, epochs=epochs))
     thread.join()
-    assert len(killed) >= 4 and result.epochs_run == epochs
+    assert len(killed) >= 2 and result.epochs_run == epochs  # a validation stream may be complete
     counts = consumed(tmp_path / "train")
     assert all(counts[epoch] == dict.fromkeys(range(TRAIN), 1) for epoch in range(1, epochs + 1))
     assert len(list((tmp_path / "train" / "witness").glob("*.log"))) == 2
