@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -57,8 +58,6 @@ class DiskCache:
         self.name = folder
         self.folder = Path(folder) / FOLDER
         self.max_bytes = max_bytes
-        self._checked: set[tuple[str, int]] = set()
-        """Key and inode of the entries whose checksum this process has verified."""
         self._paused_until = 0.0
         self._warned = False
         try:
@@ -76,19 +75,14 @@ class DiskCache:
         """Return a table without copying it. None if there is no intact entry."""
         path = self._path(key)
         try:
-            with path.open("rb") as file:
-                state = os.fstat(file.fileno())
-                check = (key, state.st_ino) not in self._checked
-                if not check:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-            table = _mapped(path, check=check)
+            used = path.stat().st_mtime
+            table = _mapped(path)
         except (OSError, pa.ArrowException, struct.error) as error:
             if getattr(error, "errno", None) is None:  # corrupt, not missing or a failure of the system
                 with contextlib.suppress(OSError):
                     path.unlink()
             return None
-        self._checked.add((key, state.st_ino))
-        if time.time() - state.st_mtime > TOUCH_S:
+        if time.time() - used > TOUCH_S:
             with contextlib.suppress(OSError):  # the entry was just removed, or another user owns it
                 os.utime(path)
         return table
@@ -153,10 +147,13 @@ class DiskCache:
             return None
 
     def _store(self, claim: "_Claim", table: pa.Table) -> None:
-        data, trailer = _serialized(table)
+        table = table.combine_chunks()
+        counter = pa.MockOutputStream()
+        _write(table, counter)
+        words = -(-counter.size() // WORD)
         try:
-            if self._reserve(claim, len(data) + len(trailer)):
-                claim.commit(data, trailer)
+            if self._reserve(claim, words * WORD + TRAILER.size):
+                claim.commit(table, counter.size())
         except OSError as error:
             self._failed(error)
 
@@ -235,11 +232,15 @@ class _Claim:
                 raise
             os.ftruncate(self.file, size)  # counted in the total, although the disk may become full
 
-    def commit(self, data: pa.Buffer, trailer: bytes) -> None:
-        """Write the entry, and make it visible."""
+    def commit(self, table: pa.Table, size: int) -> None:
+        """Write the entry, and make it visible. size: bytes of the Arrow file."""
         with open(self.file, "wb", closefd=False) as file:
-            file.write(data)
-            file.write(trailer)
+            _write(table, file)
+            file.write(bytes(-size % WORD))
+        words = -(-size // WORD)
+        with pa.memory_map(str(self.temporary)) as source:  # read back, because a copy in memory takes longer
+            total = _sum(source.read_buffer(), words)
+        os.pwrite(self.file, TRAILER.pack(MAGIC, size, total), words * WORD)
         os.rename(self.temporary, self.path)
         self.committed = True
 
@@ -259,21 +260,14 @@ def shared_cache(folder: str, max_bytes: int) -> DiskCache:
     return DiskCache(folder, max_bytes)
 
 
-def _serialized(table: pa.Table) -> tuple[pa.Buffer, bytes]:
-    """Return a table as an Arrow file, and the padding and trailer after it."""
-    sink = pa.BufferOutputStream()
+def _write(table: pa.Table, sink: Any) -> None:
+    """Write a table as an Arrow file."""
     with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-    data = sink.getvalue()
-    words = len(data) // WORD
-    tail = bytes(memoryview(data)[words * WORD :])
-    padding = bytes(-len(data) % WORD)
-    total = _sum(data, words) + int.from_bytes(tail, "little")
-    return data, padding + TRAILER.pack(MAGIC, len(data), total % 2**64)
+        writer.write_table(table)
 
 
-def _mapped(path: Path, *, check: bool) -> pa.Table:
-    """Return the table of an entry, memory-mapped. check: whether to compare its checksum.
+def _mapped(path: Path) -> pa.Table:
+    """Return the table of an entry, memory-mapped. Comparing the checksum also reads the file into the page cache.
 
     Raises OSError, pa.ArrowException or struct.error if the entry is corrupt.
     """
@@ -281,7 +275,7 @@ def _mapped(path: Path, *, check: bool) -> pa.Table:
         buffer = source.read_buffer()
     words = (len(buffer) - TRAILER.size) // WORD
     magic, size, total = TRAILER.unpack_from(buffer, len(buffer) - TRAILER.size)
-    if magic != MAGIC or -(-size // WORD) != words or (check and _sum(buffer, words) != total):
+    if magic != MAGIC or -(-size // WORD) != words or _sum(buffer, words) != total:
         raise pa.ArrowInvalid(f"{path}: corrupt cache entry")
     return pa.ipc.open_file(buffer.slice(0, size)).read_all()
 
