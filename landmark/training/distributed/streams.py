@@ -17,7 +17,7 @@ from landmark.data.loading.sampling import EpochRows
 from landmark.data.loading.streams import Shard, part_dataset, rank_dataset
 from landmark.data.subset_view import open_dataset
 from landmark.storage import Location
-from landmark.training.loop.fit import resolve_stream, validation_loader
+from landmark.training.loop.fit import resolve_stream, training_loader, validation_loader
 from landmark.training.observe.telemetry import names_of
 
 SPLITS = ("train", "val")
@@ -72,7 +72,8 @@ class RankStreams(ray.train.DataConfig):
     ) -> Iterator[ray.data.Dataset]:
         """Yield the dataset of each rank. The rank's loader derives the same plans from the same values."""
         config, training = self.config, split == "train"
-        loader = config.loader if training else validation_loader(config.loader)
+        resolved = training_loader(config, dataset, len(nodes))
+        loader = resolved if training else validation_loader(resolved)
         rows = EpochRows(dataset, split, config.sampling if training else SamplingConfig(), config.seed)
         augment = config.augment if training else None
         cache = SplitCache.of(dataset, split, loader, augment)

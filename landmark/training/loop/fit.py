@@ -51,12 +51,7 @@ def fit(
         if directory is not None:
             run.load(directory)
     log("training", epoch=run.position.epoch, step=run.position.step, epochs=recipe.epochs, workers=session.world_size)
-    loader = with_cache_format(
-        resolve_stream(recipe.loader, session.world_size),
-        dataset,
-        {"train": recipe.augment, "val": None},
-        show if session.rank == 0 else None,
-    )
+    loader = training_loader(recipe, dataset, session.world_size, show if session.rank == 0 else None)
     epochs = range(run.position.epoch, recipe.epochs + 1)
     loader_of = functools.partial(
         Loader,
@@ -89,6 +84,14 @@ def fit(
             if run.stops_early():
                 return
             loop.run_epoch(epoch)
+
+
+def training_loader(
+    recipe: Recipe, dataset: PackedDataset, world_size: int, say: Callable[[str], object] | None = None
+) -> LoaderConfig:
+    """Return the loader's config for training, with stream `auto` and the format of the cache resolved."""
+    loader = resolve_stream(recipe.loader, world_size)
+    return with_cache_format(loader, dataset, {"train": recipe.augment, "val": None}, say)
 
 
 def validation_loader(config: LoaderConfig) -> LoaderConfig:
