@@ -30,13 +30,13 @@ def cluster_command(cluster: Nodes, *words: str) -> subprocess.CompletedProcess[
 def test_every_node_is_checked_and_the_capacity_is_reported(cluster, s3: Seaweed, tmp_path):
     dataset = write_packed(tmp_path / "dataset", {"train": [8], "val": [4], "test": [4]}, classes=2)
     words = ["--dataset", dataset.location.uri, "--output", s3.uri("check"), "--num-workers", "2"]
-    done = cluster_command(cluster, "check", *words, "--workers.cpus", "0.5", "--loader.reader-cpus", "0.5")
+    done = cluster_command(cluster, "check", *words, "--workers.cpus", "0.5", "--loader.reader-cpus", "0.25")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     rows = [line.split() for line in lines if "reachable" in line]
     assert len(rows) == 3 and sum("(head)" in row for row in rows) == 1
     assert all(row[-1] == "reachable" for row in rows)
-    assert "a run or trial requires 2 x 0.5 CPUs for workers + 2 x 0.5 CPUs for data readers" in done.stdout
+    assert "a run or trial requires 2 x 0.5 CPUs for workers + 4 x 0.25 CPUs for data readers" in done.stdout
     assert lines[-1] == "capacity: 1 runs or trials at a time"
 
 

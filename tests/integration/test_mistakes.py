@@ -75,8 +75,8 @@ def without_link(error: str) -> str:
         (
             [*TRAIN, "--workers.count", "9", "--batch-size", "64"],
             1,
-            "train: error: not enough resources for the run: it requires 9 x 1 CPUs for workers + 9 x 0.25 CPUs for data readers, but the "
-            "cluster's nodes have 4 CPUs; lower workers.count to 3, or add nodes",
+            "train: error: not enough resources for the run: it requires 9 x 1 CPUs for workers + 18 x 0.25 CPUs for data readers, but the "
+            "cluster's nodes have 4 CPUs; lower workers.count to 2, or add nodes",
         ),
     ],
 )
