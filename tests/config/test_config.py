@@ -13,6 +13,7 @@ from landmark.cli.options import short_flags
 from landmark.config import (
     EvaluateConfig,
     FoldersConfig,
+    LoaderConfig,
     OptimizerConfig,
     PrepareConfig,
     Recipe,
@@ -168,3 +169,18 @@ def test_an_ambiguous_source_or_unrelated_option_is_a_one_line_error(arguments, 
     with pytest.raises(UserError, match=re.escape(message)) as error:
         parse(PrepareConfig, PREPARE + arguments, "landmark prepare")
     assert "\n" not in str(error.value)
+
+
+def test_decoders_are_a_number_or_a_range():
+    assert [(config.min_decoders, config.max_decoders) for config in map(decoders, (3, "2", "1:8"))] == [
+        (3, 3),
+        (2, 2),
+        (1, 8),
+    ]
+    for value in (0, "0:2", "8:1", "1:", "many"):
+        with pytest.raises(ValueError, match=f"loader.decoders is {value}; expected a number of 1 or more"):
+            decoders(value)
+
+
+def decoders(value: int | str) -> LoaderConfig:
+    return LoaderConfig(decoders=value)

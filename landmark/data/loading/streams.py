@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.experimental import internal_kv
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from landmark.config import AugmentConfig, LoaderConfig, UserError
 from landmark.data.loading.decoders import decode_column
@@ -36,7 +36,9 @@ from landmark.runtime import own_error
 BLOCK_BYTES = 8 << 20
 """Size of a block in the object store, about."""
 BLOCKS_AHEAD = 8
-"""Blocks that a reader finishes before the executor takes them, which it does ten times per second."""
+"""Blocks that a reader finishes before the executor takes them."""
+STEP_S = 0.05
+"""Minimum interval between two steps of the executor, seconds."""
 STORE_BYTES = 192 << 20
 """Maximum memory of a rank's training stream in the object store."""
 CALL_ROWS = 1024
@@ -53,6 +55,8 @@ STOP_CHECK_S = 0.1
 """Interval for checking whether the stream ends, seconds."""
 CLOSE_S = 5.0
 """Maximum time that `close` waits for the stream to end, seconds."""
+NODE_LABEL = "ray.io/node-id"
+"""Ray's label of each node."""
 HINT = "check that all nodes read the same dataset with the same version of landmark"
 
 
@@ -96,6 +100,22 @@ class PartSource(Datasource):
 
 def _part_block(epochs: range, part: int) -> Iterator[pa.Table]:
     yield pa.table({"epoch": list(epochs), "part": [part] * len(epochs)})
+
+
+class PacedSteps(ExecutionCallback):
+    """Limits how often the executor looks for work.
+
+    While the training process is slower than the readers, blocks are ready and the executor may not take them. It then
+    repeats its step without a pause, which takes half of the Python interpreter from the training process.
+    """
+
+    def __init__(self) -> None:
+        self._stepped = 0.0
+
+    def on_execution_step(self, executor: StreamingExecutor) -> None:
+        """Wait for the rest of the interval."""
+        time.sleep(max(0.0, self._stepped + STEP_S - time.monotonic()))
+        self._stepped = time.monotonic()
 
 
 class PartReader:
@@ -203,16 +223,21 @@ class PartDecoder:
         return decode_column(table.drop_columns(["epoch", "size"]), self.augment, self.seed, epoch, size)
 
 
+def _preference(node_id: str | None) -> dict[str, Any]:
+    """Return Ray's options for an actor that runs on a node if that has free CPUs, else on any node."""
+    if node_id is None:
+        return {}
+    return {"label_selector": {NODE_LABEL: node_id}, "fallback_strategy": [{"label_selector": {}}]}
+
+
 def part_dataset(epochs: range, parts: int, name: str, *, cpus: float, node_id: str | None = None) -> ray.data.Dataset:
     """Return the lazy dataset of the numbers of all parts. Ray Data fuses it into the readers of these numbers.
 
     cpus: CPUs of a reader. node_id: the node that readers prefer, if it has free CPUs.
     """
-    context = ray.data.DataContext.get_current().copy()
-    if node_id is not None:
-        context.scheduling_strategy = NodeAffinitySchedulingStrategy(node_id, soft=True, _spill_on_unavailable=True)
-    with ray.data.DataContext.current(context):
-        dataset = ray.data.read_datasource(PartSource(epochs, parts), num_cpus=cpus, override_num_blocks=1)
+    dataset = ray.data.read_datasource(
+        PartSource(epochs, parts), num_cpus=cpus, override_num_blocks=1, **_preference(node_id)
+    )
     dataset.set_name(name)
     return dataset
 
@@ -239,6 +264,7 @@ def rank_dataset(
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=config.readers, max_tasks_in_flight_per_actor=2),
         num_cpus=config.reader_cpus,
+        **_preference(node_id),
     )
     cpus = config.readers * config.reader_cpus
     if by_data:
@@ -266,6 +292,7 @@ def rank_dataset(
     context.enable_progress_bars = False
     context.target_max_block_size = BLOCK_BYTES
     context._max_num_blocks_in_streaming_gen_buffer = BLOCKS_AHEAD
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, PacedSteps]
     context.memory_usage_poll_interval_s = None  # it costs a walk over the reader's pages per second
     context.execution_options.preserve_order = True
     # Each stream has its own executor, which would otherwise use the resources of the whole cluster.

@@ -100,3 +100,16 @@ def test_repetitions_are_spread_over_an_epoch():
     assert sum(3 in (task.first_sample + task.rows) for task in read_tasks) == 4
     for task in read_tasks:
         assert np.array_equal(samples[task.draws], task.first_sample + task.rows)
+
+
+@pytest.mark.parametrize("before", [None, [0, 3]])
+def test_a_position_is_the_same_from_its_file(before):
+    mask = None
+    if before is not None:
+        mask = np.zeros(11, dtype=bool)
+        mask[before] = True
+    position = EpochProgress(epoch=3, partitioning=(2, 16, 8), length=11, before=mask, consumed=mask, step=5)
+    found = EpochProgress.from_bytes(position.to_bytes())
+    assert (found.epoch, found.partitioning, found.length, found.step) == (3, (2, 16, 8), 11, 5)
+    assert (found.before is None) == (before is None)
+    assert before is None or np.flatnonzero(found.before).tolist() == before
