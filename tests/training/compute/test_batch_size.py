@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import landmark.data.loading.loader as loading
+import landmark.data.loading.rank_plans as loading
 from landmark.config import ComputeConfig, LoaderConfig, ModelConfig, SamplingConfig, UserError, WorkersConfig
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading.plan import min_batch_rows, plan_training_epoch, training_steps
