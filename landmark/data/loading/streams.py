@@ -9,6 +9,7 @@ import functools
 import queue
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -124,10 +125,14 @@ class PartReader:
     decoded: whether decoders follow. The rows are then in the order in which training uses them, and have the columns
     epoch and size. Otherwise, they are in the order of the reads, because the training process shuffles compressed
     images without copying them.
+    stream_id: identifies this stream among all streams of this name. Their attempts at a part are counted separately.
     """
 
-    def __init__(self, name: str, plans: RankPlans, make_reader: Callable[[], RowGroupReader], decoded: bool) -> None:
+    def __init__(
+        self, name: str, plans: RankPlans, make_reader: Callable[[], RowGroupReader], decoded: bool, stream_id: str
+    ) -> None:
         self.name = name
+        self.stream_id = stream_id
         self.plans = plans
         self.reader = make_reader()
         self.decoded = decoded
@@ -136,7 +141,7 @@ class PartReader:
     def __call__(self, parts: pa.Table) -> Iterator[pa.Table]:
         """Yield the rows of parts: image, label, sample, draw, fault, as RowGroupReader returns them."""
         for epoch, part in zip(parts["epoch"].to_pylist(), parts["part"].to_pylist(), strict=True):
-            with _counted_attempt(f"{self.name} epoch {epoch} part {part}"):
+            with _counted_attempt(self.stream_id, f"{self.name} epoch {epoch} part {part}"):
                 yield from (self._with_size(table, epoch) for table in self.part(epoch, part))
 
     def part(self, epoch: int, part: int) -> Iterator[pa.Table]:
@@ -171,12 +176,12 @@ class PartReader:
 
 
 @contextlib.contextmanager
-def _counted_attempt(part: str) -> Iterator[None]:
+def _counted_attempt(stream_id: str, part: str) -> Iterator[None]:
     """Count the attempts at a part in Ray's key-value store. Raises UserError if all of them killed their actor.
 
     Ray retries the calls of this actor without limit: it has no other setting for an actor that reads a source.
     """
-    key = f"landmark {part}"
+    key = f"landmark {stream_id} {part}"
     attempt = 1 + int(internal_kv._internal_kv_get(key) or b"0")
     if attempt > 1 + RETRIES:
         raise UserError(
@@ -259,7 +264,7 @@ def rank_dataset(
     parts = part_dataset(plans.epochs, plans.parts, name, cpus=config.reader_cpus, node_id=node_id)
     dataset = parts.map_batches(
         PartReader,
-        fn_constructor_args=(name, plans, make_reader, by_data),
+        fn_constructor_args=(name, plans, make_reader, by_data, uuid.uuid4().hex),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=config.readers, max_tasks_in_flight_per_actor=2),

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -19,6 +20,7 @@ from landmark.config import AugmentConfig, LoaderConfig, SamplingConfig, UserErr
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading import streams
 from landmark.data.loading.loader import Loader
+from landmark.data.loading.plan import ReadTask
 from landmark.data.loading.progress import EpochProgress
 from landmark.data.loading.rank_plans import MAX_PARTS, RankPlans, fixed_shape
 from landmark.data.loading.reader import RowGroupReader
@@ -66,7 +68,7 @@ def test_the_parts_of_an_epoch_are_its_plan_in_order(dataset, world, step, part_
     read: list[int] = []
     for rank in range(world):
         plans = plans_of(dataset, split, rank=rank, world_size=world, position=position, part_rows=part_rows)
-        reader = PartReader("train", plans, reader_of(dataset, split), decoded)
+        reader = PartReader("train", plans, reader_of(dataset, split), decoded, "stream")
         for epoch in plans.epochs:
             schedule = plans.schedule(epoch)
             windows = [window if decoded else window.as_read() for window in plans.windows(schedule)]
@@ -171,6 +173,33 @@ def test_killed_readers_and_decoders_lose_and_repeat_no_image(ray_cluster, tmp_p
                 time.sleep(0.005)
     assert killed >= 4
     assert all(sorted(samples[epoch]) == list(range(1600)) for epoch in samples)
+
+
+class HangingReader(RowGroupReader):
+    """A reader that writes to a file and never returns."""
+
+    def __init__(self, started: Path) -> None:
+        self.started = started
+
+    def read_all(self, tasks: list[ReadTask]) -> list[pa.Table]:
+        self.started.touch()
+        time.sleep(600)
+        return []
+
+
+def test_streams_that_ended_early_do_not_count_as_dead_readers(ray_cluster, dataset, tmp_path):
+    """Trials of a study end early, and a resumed run has the same name."""
+    plans = plans_of(dataset)
+    for attempt in range(streams.RETRIES + 2):
+        started = tmp_path / f"{attempt}"
+        shard = local_shard(plans, functools.partial(HangingReader, started), CONFIG, None, "train")
+        with contextlib.closing(StreamReader(shard, plans, CONFIG, threading.Event())):
+            until = time.monotonic() + 60
+            while not started.exists() and time.monotonic() < until:
+                time.sleep(0.05)
+        assert started.exists()
+    with stream_of(plans, dataset) as stream:
+        assert sum(len(table) for table in stream.tables(plans.schedule(1))) == ROWS
 
 
 def actors() -> set[int]:
