@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from landmark.storage import s3, s3_objects, transfer
 from landmark.storage.location import Location
@@ -33,28 +34,33 @@ def read_tail(location: Location, count: int) -> Tail:
 
 
 def read_range(location: Location, start: int, stop: int, version: str | None) -> bytes:
-    """Return bytes [start, stop) of a file with one request. After a broken connection, it continues at the same byte.
+    """Return bytes [start, stop) of a file, see `read_into`."""
+    data = bytearray(stop - start)
+    read_into(location, start, memoryview(data), version)
+    return bytes(data)
 
-    version: from `read_tail`. Raises FileReplaced if the file has another version or ends earlier. Raises a
-    StorageError if the storage fails.
+
+def read_into(location: Location, start: int, memory: memoryview, version: str | None) -> None:
+    """Read the bytes of a file from `start` until `memory` is full, with one request.
+
+    After a broken connection, it continues at the same byte. version: from `read_tail`. Raises FileReplaced if the file
+    has another version or ends earlier. Raises a StorageError if the storage fails.
     """
-    parts: list[bytes] = []
+    done = 0
 
     def read() -> None:
-        position = start + sum(map(len, parts))
-        stream = _open(location, position, stop, version)
+        nonlocal done
+        stream = _open(location, start + done, start + len(memory), version)
         try:
-            while position < stop and (part := stream.read(min(READ_BYTES, stop - position))):
-                parts.append(part)
-                position += len(part)
+            while done < len(memory) and (count := stream.readinto(memory[done : done + READ_BYTES])):
+                done += count
                 alive()
         finally:
             stream.close()
-        if position < stop:
-            raise FileReplaced(f"{location}: ends at byte {position:,}, before byte {stop:,}")
+        if done < len(memory):
+            raise FileReplaced(f"{location}: ends at byte {start + done:,}, before byte {start + len(memory):,}")
 
     retrying(location.uri, read)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _tail(location: Location, count: int) -> Tail:
@@ -76,39 +82,51 @@ def _tail(location: Location, count: int) -> Tail:
     return with_tail
 
 
-def _open(location: Location, start: int, stop: int, version: str | None) -> transfer.Stream:
+class _Source(Protocol):
+    """A file that is read from an offset."""
+
+    def readinto(self, memory: memoryview) -> int:
+        """Fill the memory with the next bytes. Returns their number, 0 at the end."""
+        ...
+
+    def close(self) -> None:
+        """Close the file."""
+        ...
+
+
+def _open(location: Location, start: int, stop: int, version: str | None) -> _Source:
     local = location.local_path()
     if local is not None:
-        return _LocalFile(local, start, version)
+        return _local_file(local, start, version)
     if not location.is_s3:
-        return location.open_stream(start)
+        return _Copied(location.open_stream(start))
     try:
-        return s3_objects.ObjectStream(location.uri, start, version, stop)
+        return _Copied(s3_objects.ObjectStream(location.uri, start, version, stop))
     except s3.FileChanged:
         raise FileReplaced(f"{location}: was replaced") from None
 
 
-class _LocalFile:
-    """A file on this machine, read from an offset."""
+class _Copied:
+    """A stream of bytes, which are copied."""
 
-    etag: str | None = None
+    def __init__(self, stream: transfer.Stream) -> None:
+        self._stream = stream
+        self.close = stream.close
 
-    def __init__(self, path: Path, offset: int, version: str | None) -> None:
-        self._file = path.open("rb", buffering=0)
-        status = os.fstat(self._file.fileno())
-        self.size: int | None = status.st_size
-        if version != _version(status):
-            self._file.close()
-            raise FileReplaced(f"{path}: was replaced")
-        self._file.seek(offset)
+    def readinto(self, memory: memoryview) -> int:
+        data = self._stream.read(len(memory))
+        memory[: len(data)] = data
+        return len(data)
 
-    def read(self, count: int) -> bytes:
-        """Return up to `count` bytes, none at the end."""
-        return self._file.read(count)
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+def _local_file(path: Path, offset: int, version: str | None) -> _Source:
+    """Open a file on this machine at an offset."""
+    file = path.open("rb", buffering=0)
+    if version != _version(os.fstat(file.fileno())):
+        file.close()
+        raise FileReplaced(f"{path}: was replaced")
+    file.seek(offset)
+    return file
 
 
 def _version(status: os.stat_result) -> str:

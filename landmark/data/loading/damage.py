@@ -1,6 +1,6 @@
 """Handling of images that cannot be read or decoded."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -61,8 +61,9 @@ class DamagePolicy:
         """
         held: list[pa.Table] = []
         for table in tables:
-            if table["fault"].null_count:
-                self.spare = table.filter(pc.is_null(table["fault"]))
+            if readable := table["fault"].null_count:
+                # A filter copies the images.
+                self.spare = table if readable == len(table) else table.filter(pc.is_null(table["fault"]))
             held.append(table)
             if self.spare is not None:
                 yield from (self._filled(each, self.spare) for each in held)
@@ -114,12 +115,14 @@ def replacement_rows(table: pa.Table, other: pa.Table) -> pa.Table:
     return table
 
 
-def count_lost(table: pa.Table, undecoded: Iterable[int] = ()) -> int:
+def count_lost(table: pa.Table, undecoded: Collection[int] = ()) -> int:
     """Return the number of lost images of a batch. Each is counted once.
 
     undecoded: rows whose image cannot be decoded. Padding rows, which keep the ranks in step (draw -1), are not
     counted.
     """
+    if not undecoded and table["fault"].null_count == len(table):
+        return 0
     lost = table["fault"].is_valid().to_numpy(zero_copy_only=False).copy()
     lost[list(undecoded)] = True
     return int((lost & (table["draw"].to_numpy() >= 0)).sum())

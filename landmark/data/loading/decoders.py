@@ -1,9 +1,6 @@
 """Decoders of batches: threads of the training process, or the pixels that a Ray Data stream decoded."""
 
-import collections
 import itertools
-import math
-import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 
@@ -13,6 +10,7 @@ import pyarrow as pa
 from landmark.config import AugmentConfig, LoaderConfig
 from landmark.cpus import available_cpus
 from landmark.data.arrow_binary import values
+from landmark.data.buffers import BufferPool
 from landmark.data.loading.jpeg import decode_batch
 from landmark.data.threads import DaemonPool
 
@@ -31,7 +29,7 @@ class TableDecoder:
     def __init__(self, augment: AugmentConfig | None, seed: int) -> None:
         self.augment = augment
         self.seed = seed
-        self._buffers = BufferPool()
+        self._buffers = BufferPool(IDLE_BUFFERS)
 
     def decode(self, table: pa.Table, epoch: int, size: int) -> Decoded:
         """Decode the column image, JPEGs or planes (no nulls). Randomness comes from the column draw."""
@@ -181,30 +179,3 @@ def pixels_of(column: pa.ChunkedArray, size: int) -> np.ndarray:
         pixels = np.frombuffer(data, dtype=np.uint8, count=len(chunk) * size * size * 3, offset=start)
         parts.append(pixels.reshape(len(chunk), size, size, 3))
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-class BufferPool:
-    """Memory for arrays that is reused when nobody holds the array. New memory costs a page fault per 4 KiB."""
-
-    def __init__(self) -> None:
-        self._idle: collections.deque[np.ndarray] = collections.deque(maxlen=IDLE_BUFFERS)
-
-    def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return an uninitialized uint8 array. Its memory is reused once the array and all views of it are released."""
-        size = math.prod(shape)
-        memory = self._fitting(size)
-        # The memoryview `data` makes this array the base of all views. Otherwise numpy would use the memory itself as
-        # their base.
-        array = np.frombuffer(memory.data, dtype=np.uint8, count=size)
-        weakref.finalize(array, self._idle.append, memory).atexit = False
-        return array.reshape(shape)
-
-    def _fitting(self, size: int) -> np.ndarray:
-        while True:
-            try:
-                memory = self._idle.popleft()
-            except IndexError:
-                # Batch sizes differ by a row.
-                return np.empty(size + size // 16, dtype=np.uint8)
-            if size <= len(memory) <= 2 * size:
-                return memory

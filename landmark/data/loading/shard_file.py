@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from landmark.data.buffers import BufferPool
 from landmark.storage import Location
-from landmark.storage.ranges import FileReplaced, Tail, read_range, read_tail
+from landmark.storage.ranges import FileReplaced, Tail, read_into, read_range, read_tail
 
 T = TypeVar("T")
 
@@ -20,6 +21,9 @@ TAIL_BYTES = 64 << 10
 """Bytes of the first request for a shard, as many as Parquet reads for a footer. Few footers are longer."""
 FOOTER_END = 8
 """Bytes after the footer: its length, uint32, and the magic bytes PAR1."""
+IDLE_BUFFERS = 4
+_BUFFERS = BufferPool(IDLE_BUFFERS)
+"""Memory of requests."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Footer:
     """First byte of COLUMNS in each row group, int64 (row groups,)."""
     stops: np.ndarray
     """End of COLUMNS in each row group, exclusive, int64 (row groups,)."""
+    verified: np.ndarray
+    """Whether the checksums of each row group were compared, bool (row groups,)."""
 
     @classmethod
     def read(cls, shard: Location) -> "Footer":
@@ -42,7 +48,7 @@ class Footer:
             rest = read_range(shard, tail.size - length, tail.size - len(tail.data), tail.version)
             tail = Tail(data=rest + tail.data, size=tail.size, version=tail.version)
         bounds = _parsed(lambda: _bounds(pq.read_metadata(pa.PythonFile(_Segments(tail), "r"))))
-        return cls(tail=tail, starts=bounds[:, 0], stops=bounds[:, 1])
+        return cls(tail=tail, starts=bounds[:, 0], stops=bounds[:, 1], verified=np.zeros(len(bounds), dtype=bool))
 
 
 class ShardFile:
@@ -60,6 +66,8 @@ class ShardFile:
 
     def read(self, row_groups: Sequence[int]) -> list[pa.Table]:
         """Return COLUMNS of neighboring row groups, in ascending order, with one request. Thread-safe.
+
+        The checksums of a row group are compared when this version of the shard is read for the first time.
 
         Raises NotFound or another StorageError if the storage fails. Raises pa.ArrowInvalid if the shard is corrupt.
         """
@@ -90,13 +98,20 @@ class ShardFile:
         start, stop = int(footer.starts[row_groups[0]]), int(footer.stops[row_groups[-1]])
         source = _Segments(footer.tail)
         if start < source.tail_start:
-            source.add(start, read_range(self.location, start, stop, footer.tail.version))
+            memory = _BUFFERS.take((stop - start,)).data
+            read_into(self.location, start, memory, footer.tail.version)
+            source.add(start, memory)
+        groups = list(row_groups)
+        # Checksums take as long as the rest of reading. They find damage on a disk or in a transfer to it.
+        verify = not footer.verified[groups].all()
 
         def parse() -> list[pa.Table]:
-            file = pq.ParquetFile(pa.PythonFile(source, "r"), pre_buffer=False, page_checksum_verification=True)
-            return [file.read_row_group(number, columns=list(COLUMNS)) for number in row_groups]
+            file = pq.ParquetFile(pa.PythonFile(source, "r"), pre_buffer=False, page_checksum_verification=verify)
+            return [file.read_row_group(number, columns=list(COLUMNS), use_threads=False) for number in groups]
 
-        return _parsed(parse)
+        tables = _parsed(parse)
+        footer.verified[groups] = True
+        return tables
 
 
 class _Segments(io.RawIOBase):
@@ -110,9 +125,9 @@ class _Segments(io.RawIOBase):
         self._range = memoryview(b"")
         self._position = 0
 
-    def add(self, start: int, data: bytes) -> None:
+    def add(self, start: int, data: memoryview) -> None:
         """Add a range that starts before the tail."""
-        self._start, self._range = start, memoryview(data)
+        self._start, self._range = start, data
 
     def readable(self) -> bool:
         """Return True."""

@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
@@ -31,19 +30,16 @@ from landmark.data.loading.prefetch import Stopped, ordered_prefetch
 from landmark.data.loading.rank_plans import MAX_PARTS, RankPlans
 from landmark.data.loading.reader import RowGroupReader
 from landmark.data.loading.schedule import ReadSchedule, Window
+from landmark.data.loading.stream_control import control
 from landmark.data.threads import DaemonPool
 from landmark.runtime import own_error
 
 BLOCK_BYTES = 8 << 20
 """Size of a block in the object store, about."""
-BLOCKS_AHEAD = 8
-"""Blocks that a reader finishes before the executor takes them."""
-STEP_S = 0.05
-"""Minimum interval between two steps of the executor, seconds."""
 STORE_BYTES = 192 << 20
-"""Maximum memory of a rank's training stream in the object store."""
+"""Maximum memory of a rank's training stream in the object store, without decoders."""
 CALL_ROWS = 1024
-"""Minimum rows of one call of RowGroupReader, if the part has that many."""
+"""Minimum rows of one call of RowGroupReader, if the part has that many. The first call is a quarter."""
 CALLS_AHEAD = 1
 """Calls of RowGroupReader in progress, in addition to the one that is waited for."""
 PREFETCH_BLOCKS = 2
@@ -101,22 +97,6 @@ class PartSource(Datasource):
 
 def _part_block(epochs: range, part: int) -> Iterator[pa.Table]:
     yield pa.table({"epoch": list(epochs), "part": [part] * len(epochs)})
-
-
-class PacedSteps(ExecutionCallback):
-    """Limits how often the executor looks for work.
-
-    While the training process is slower than the readers, blocks are ready and the executor may not take them. It then
-    repeats its step without a pause, which takes half of the Python interpreter from the training process.
-    """
-
-    def __init__(self) -> None:
-        self._stepped = 0.0
-
-    def on_execution_step(self, executor: StreamingExecutor) -> None:
-        """Wait for the rest of the interval."""
-        time.sleep(max(0.0, self._stepped + STEP_S - time.monotonic()))
-        self._stepped = time.monotonic()
 
 
 class PartReader:
@@ -194,13 +174,14 @@ def _counted_attempt(stream_id: str, part: str) -> Iterator[None]:
 
 
 def _calls(windows: Iterable[Window]) -> Iterator[list[Window]]:
-    """Yield windows in groups of CALL_ROWS rows or more."""
+    """Yield windows in groups of CALL_ROWS rows or more. The first group is smaller: training may wait for it."""
     call: list[Window] = []
+    rows = CALL_ROWS // 4
     for window in windows:
         call.append(window)
-        if sum(window.rows for window in call) >= CALL_ROWS:
+        if sum(window.rows for window in call) >= rows:
             yield call
-            call = []
+            call, rows = [], CALL_ROWS
     if call:
         yield call
 
@@ -296,9 +277,7 @@ def rank_dataset(
     context = dataset.context
     context.enable_progress_bars = False
     context.target_max_block_size = BLOCK_BYTES
-    context._max_num_blocks_in_streaming_gen_buffer = BLOCKS_AHEAD
-    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, PacedSteps]
-    context.memory_usage_poll_interval_s = None  # it costs a walk over the reader's pages per second
+    control(context, decoders=by_data)
     context.execution_options.preserve_order = True
     # Each stream has its own executor, which would otherwise use the resources of the whole cluster.
     context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(

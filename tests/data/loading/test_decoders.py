@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from landmark.config import AugmentConfig, LoaderConfig
+from landmark.data.buffers import BufferPool
 from landmark.data.loading.decoders import (
     DECODE_BYTES,
-    BufferPool,
     DecodedColumn,
     TableDecoder,
     ThreadDecoder,
@@ -91,7 +91,7 @@ def test_memory_of_prefetched_batches_is_bounded_with_many_cpus():
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.booleans(), st.booleans()), max_size=30))
 def test_a_buffer_in_use_is_not_reused(steps):
-    buffers, held = BufferPool(), []
+    buffers, held = BufferPool(16), []
     for number, (size, keep, view) in enumerate(steps):
         array = buffers.take((size, 2, 3))
         array[:] = number
@@ -104,7 +104,7 @@ def test_a_buffer_in_use_is_not_reused(steps):
 
 
 def test_a_released_buffer_is_reused():
-    buffers = BufferPool()
+    buffers = BufferPool(16)
     addresses = set()
     for rows in (64, 63, 64, 64, 63, 60):
         addresses.add(buffers.take((rows, 8, 8, 3)).ctypes.data)

@@ -233,6 +233,31 @@ def test_object_store_usage_does_not_grow_with_the_dataset(ray_cluster, tmp_path
     assert get_memory_info_reply(state).store_stats.spilled_bytes_total == before.spilled_bytes_total
 
 
+def test_a_stream_with_decoders_reads_only_a_little_ahead(ray_cluster, tmp_path, monkeypatch):
+    """Ray Data's own limits let the readers write the complete stream, and decoding stalled."""
+    import ray
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    monkeypatch.setattr(streams, "STORE_BYTES", 4 << 20)
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 1 << 18)
+    dataset = write_packed(tmp_path, {"train": [600, 600]}, size=100)
+    row_bytes = reader_of(dataset)().read(plans_of(dataset).plan(1).read_tasks[0]).nbytes / 8
+    config = dataclasses.replace(CONFIG, image_size=64, decode="data", decoders=2, data_cpus=0.5, reader_cpus=0.25)
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    before = get_memory_info_reply(state).store_stats
+    peak, limit, epochs = 0.0, 24 << 20, range(1, 13)
+    with Loader(dataset, "train", config, augment=AugmentConfig(), epochs=epochs) as loader:
+        for epoch in epochs:
+            for number, _ in enumerate(loader.epoch(epoch)):
+                time.sleep(0.002)
+                if number % 20 == 0:
+                    used = get_memory_info_reply(state).store_stats.object_store_bytes_used
+                    peak = max(peak, used - before.object_store_bytes_used)
+    assert len(epochs) * 1200 * row_bytes > 3 * limit
+    assert peak <= limit
+    assert get_memory_info_reply(state).store_stats.spilled_bytes_total == before.spilled_bytes_total
+
+
 def test_each_stream_is_limited_and_named_for_the_dashboard(ray_cluster, dataset):
     config = dataclasses.replace(CONFIG, decode="data", decoders="1:3", readers=2)
     found = rank_dataset(plans_of(dataset), reader_of(dataset), config, None, "study-trial-train-rank1")

@@ -144,6 +144,22 @@ def test_corrupt_and_missing_shards_are_reported(tmp_path):
         file.read([0])
 
 
+def test_the_checksums_of_a_replacement_are_compared_too(tmp_path):
+    path, other = tmp_path / "shard.parquet", tmp_path / "other.parquet"
+    table = write_shard(path)
+    file = ShardFile(locate(str(path)))
+    first = [file.read([number])[0] for number in (0, 1, 2)]
+    assert pa.concat_tables(first).equals(table.select(["label", "image"]).slice(0, 24))
+    data = bytearray(path.read_bytes())
+    place = data.index(table["image"][3].as_py()) + IMAGE_BYTES // 2
+    data[place] ^= 0xFF
+    other.write_bytes(data)
+    os.replace(other, path)
+    with pytest.raises(pa.ArrowInvalid, match="CRC"):
+        file.read([0])
+    assert pa.concat_tables(first).equals(table.select(["label", "image"]).slice(0, 24))
+
+
 def test_a_corrupt_row_group_costs_no_neighbor(tmp_path):
     dataset = write_packed(tmp_path, {"train": [40]}, row_group_rows=4, size=64)
     shard = dataset.split("train").shards[0]
