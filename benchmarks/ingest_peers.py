@@ -13,7 +13,7 @@ import itertools
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def _crop_tensor(data: Any) -> Any:
     return v2.RandomResizedCrop(SIZE, scale=SCALE, antialias=True)(pixels)
 
 
-def torchvision_loader(folder: str) -> Iterator[int]:
+def torchvision_loader(folder: str) -> Generator[int, None, None]:
     """DataLoader over an image folder, with torchvision's decoder and uint8 pixels."""
     import torch
     from torchvision.datasets import ImageFolder
@@ -51,7 +51,7 @@ def torchvision_loader(folder: str) -> Iterator[int]:
         yield from (len(images) for images, _ in loader)
 
 
-def webdataset_loader(folder: str) -> Iterator[int]:
+def webdataset_loader(folder: str) -> Generator[int, None, None]:
     """WebDataset's tar shards with its shuffle buffer, and torchvision's decoder."""
     import torch
     import webdataset as wds
@@ -83,7 +83,7 @@ def write_webdataset(images: Path, folder: Path, shards: int) -> None:
                 writer.write({"__key__": path.stem, "jpg": data, "cls": str(labels[path.parent.name])})
 
 
-def streaming_loader(folder: str) -> Iterator[int]:
+def streaming_loader(folder: str) -> Generator[int, None, None]:
     """MosaicML Streaming's shards on the local disk, with torchvision's decoder."""
     import torch
     from streaming import StreamingDataset
@@ -115,7 +115,7 @@ def _mixed(images: Path) -> list[Path]:
     return paths
 
 
-def spdl_loader(folder: str) -> Iterator[int]:
+def spdl_loader(folder: str) -> Generator[int, None, None]:
     """SPDL's pipeline: threads that decode without Python's lock, over image files."""
     import spdl.io
     from spdl.pipeline import PipelineBuilder
@@ -148,7 +148,7 @@ def spdl_loader(folder: str) -> Iterator[int]:
             yield len(spdl.io.to_torch(batch))
 
 
-def textbook_ray_data(folder: str) -> Iterator[int]:
+def textbook_ray_data(folder: str) -> Generator[int, None, None]:
     """Ray Data as in its guide: read_images' bytes, decoded and cropped by tasks, pixels through the object store."""
     import numpy as np
     import ray

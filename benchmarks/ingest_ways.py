@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,29 +26,29 @@ PEERS = ("torchvision_loader", "webdataset_loader", "streaming_loader", "spdl_lo
 """Functions of benchmarks/ingest_peers.py."""
 
 
-def measure(batches: Iterable[int], seconds: float, ready: float | None = None) -> dict[str, float]:
+def measure(batches: Generator[int, None, None], seconds: float, ready: float | None = None) -> dict[str, float]:
     """Consume batches for a time. Returns images/s after the first, and seconds to it from process start or `ready`.
 
     If processes of an S3 server are in the environment, also returns the CPUs that they used.
     """
     process_start = psutil.Process().create_time() if ready is None else ready
-    source = iter(batches)
-    next(source)
+    next(batches)
     servers = [psutil.Process(int(pid)) for pid in os.environ.get(SERVERS, "").split()]
     used = sum(sum(server.cpu_times()[:2]) for server in servers)
     first, start, images = time.time(), time.perf_counter(), 0
-    for count in source:
+    for count in batches:
         images += count
         if time.perf_counter() - start > seconds:
             break
     elapsed = time.perf_counter() - start
+    batches.close()
     figures = {"rate": images / elapsed, "first_s": first - process_start}
     if servers:
         figures["server_cpus"] = (sum(sum(server.cpu_times()[:2]) for server in servers) - used) / elapsed
     return figures
 
 
-def loader_batches(uri: str, **options: Any) -> Iterator[int]:
+def loader_batches(uri: str, **options: Any) -> Generator[int, None, None]:
     """The loader of landmark, without training."""
     from landmark.config import AugmentConfig, LoaderConfig
     from landmark.data.dataset import PackedDataset
@@ -159,7 +159,7 @@ def dataloader(uri: str, seconds: float) -> dict[str, float]:
     return measure(_dataloader_batches(uri), seconds)
 
 
-def _dataloader_batches(folder: str) -> Iterator[int]:
+def _dataloader_batches(folder: str) -> Generator[int, None, None]:
     import torch
     from torchvision import datasets, transforms
 

@@ -1,5 +1,6 @@
 """`landmark status`: prints the progress of a study or a run."""
 
+import collections
 import csv
 import io
 import json
@@ -7,6 +8,7 @@ from typing import Any
 
 from landmark.checkpoints.format import INDEX
 from landmark.config import ShowConfig, UserError
+from landmark.data.loading.bottleneck import bottleneck, bottleneck_text
 from landmark.progress import clock
 from landmark.search.progress import LiveTable
 from landmark.search.state.snapshot import driver_of, is_study, read_study, standings_of
@@ -47,6 +49,11 @@ def study_status(location: Location) -> dict[str, Any]:
         print(
             f"best so far: {best.record.plan.name} at epoch {best.best_epoch}, {space.metric} {best.best[space.metric]:.4g}"
         )
+    limits = collections.Counter(
+        stage for trial in record.trials.values() if trial.rows and (stage := bottleneck(trial.rows[trial.epochs_run]))
+    )
+    if limits:
+        print(f"bottleneck: {', '.join(f'{stage} ({count} trials)' for stage, count in limits.most_common())}")
     return {
         "study": location.uri,
         "state": "running" if driver else "finished" if finished else "stopped",
@@ -55,6 +62,7 @@ def study_status(location: Location) -> dict[str, Any]:
         **counts,
         "epochs_run": record.epochs_run,
         "epochs_grid": study.epochs_grid,
+        "bottlenecks": dict(limits),
         "best": {"trial": best.record.plan.name, **best.best} if best is not None else None,
     }
 
@@ -74,8 +82,17 @@ def run_status(location: Location, epochs: int) -> dict[str, Any]:
     if rows:
         names = [name for name in shown if name in rows[-1]]
         print(aligned([names, *([f"{float(row[name]):.4g}" for name in names] for row in rows[-10:])]))
-    last = {name: float(value) for name, value in rows[-1].items() if value} if rows else None
-    return {"run": location.uri, "state": state, "epochs_run": len(rows), "epochs": epochs, "last_epoch": last}
+    last = {name: float(value) for name, value in rows[-1].items() if value} if rows else {}
+    if text := bottleneck_text(last):
+        print(f"bottleneck: {text}")
+    return {
+        "run": location.uri,
+        "state": state,
+        "epochs_run": len(rows),
+        "epochs": epochs,
+        "last_epoch": last or None,
+        "bottleneck": bottleneck(last),
+    }
 
 
 def _history(location: Location) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from landmark.data.loading.bottleneck import DATA_WAIT, bottleneck, stage_metric
 from landmark.diagnostics.inspect import NodeFacts
 from landmark.progress import clock
 from landmark.table import aligned
@@ -28,6 +29,14 @@ class RunState:
     """Sum over all ranks."""
     waiting: list[float] = field(default_factory=list)
     """Fraction of the time that each rank waits for data."""
+    stages: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Stage -> sum over the ranks of the fraction of the time spent waiting for it."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return the means over the ranks, by the names of an epoch's metrics."""
+        ranks = max(1, len(self.waiting))
+        stages = {stage_metric(stage): value / ranks for stage, value in self.stages.items()}
+        return {DATA_WAIT: sum(self.waiting) / ranks, **stages}
 
 
 def runs_in(nodes: Iterable[NodeFacts]) -> list[RunState]:
@@ -40,8 +49,10 @@ def runs_in(nodes: Iterable[NodeFacts]) -> list[RunState]:
         if name == "ray_landmark_images_per_second":
             state.images_per_s += value
             state.ranks |= {labels["rank"]} if value else set()
-        elif name == "ray_landmark_data_wait_share":
+        elif name == "ray_landmark_data_wait_fraction":
             state.waiting.append(value)
+        elif name == "ray_landmark_stage_wait_fraction":
+            state.stages[labels["stage"]] += value
         elif name == "ray_landmark_epoch":
             state.epoch = max(state.epoch, int(value))
     return [found[key] for key in sorted(found) if found[key].ranks]
@@ -64,7 +75,7 @@ def status_text(nodes: Sequence[NodeFacts], jobs: Sequence[Any]) -> str:
     if studies := studies_in(nodes):
         parts += ["studies", *(f"  {name}: {_counted(states)}" for name, states in sorted(studies.items()))]
     if runs := runs_in(nodes):
-        header = ("run", "trial", "workers", "epoch", "images/s", "waits for data")
+        header = ("run", "trial", "workers", "epoch", "images/s", "waits for data", "bottleneck")
         parts += ["training", aligned([header, *(_run_row(run) for run in runs)])]
     else:
         parts.append("training: nothing")
@@ -107,8 +118,16 @@ def _job_row(job: Any) -> tuple[str, ...]:
 
 
 def _run_row(run: RunState) -> tuple[str, ...]:
-    waits = sum(run.waiting) / max(len(run.waiting), 1)
-    return run.run, run.trial or "-", str(len(run.ranks)), str(run.epoch), f"{run.images_per_s:,.0f}", f"{waits:.0%}"
+    metrics = run.metrics()
+    return (
+        run.run,
+        run.trial or "-",
+        str(len(run.ranks)),
+        str(run.epoch),
+        f"{run.images_per_s:,.0f}",
+        f"{metrics[DATA_WAIT]:.0%}",
+        bottleneck(metrics) or "-",
+    )
 
 
 def _counted(states: dict[str, int]) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from landmark.config import UserError
+from landmark.data.loading.bottleneck import bottleneck_text
 from landmark.reporting.cleaning_page import cleaned_dataset, cleaning_sections
 from landmark.reporting.evaluation.page import evaluation_groups
 from landmark.reporting.evaluation.reader import EvaluationTables, read_evaluation
@@ -108,6 +109,7 @@ def run_page(run: Location, output: Location) -> Page:
             ("validation top-1", f"{best['val_top1']:.2%}"),
             ("best epoch", f"{best['epoch']:.0f}"),
             ("epochs run", str(values["epochs_run"])),
+            *_bottleneck(history),
         ],
         groups=[
             Group(
@@ -125,6 +127,12 @@ def run_page(run: Location, output: Location) -> Page:
         ],
         commands=[f"landmark evaluate {run}"],
     )
+
+
+def _bottleneck(history: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the bottleneck of the last epoch as a fact, if the run recorded it."""
+    text = bottleneck_text(history.iloc[-1].dropna().to_dict()) if len(history) else None
+    return [("bottleneck", text)] if text else []
 
 
 def _merged_groups(groups: list[Group]) -> list[Group]:

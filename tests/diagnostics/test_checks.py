@@ -77,11 +77,18 @@ def test_a_dead_node_is_shown_only_in_the_status():
 
 
 def test_runs_and_studies_are_read_from_the_metrics_of_all_nodes():
+    def stages(tags: str) -> str:
+        waits = {"storage": 0.05, "decoding": 0.15, "transfer": 0.05}
+        return "".join(
+            f'ray_landmark_stage_wait_fraction{tags[:-1]},stage="{name}"}} {wait}\n' for name, wait in waits.items()
+        )
+
     def metrics(rank: int, images_per_s: float, trial: str = "") -> str:
         tags = f'{{run="r",trial="{trial}",rank="{rank}"}}'
         return (
             f"# TYPE ray_landmark_images_per_second gauge\nray_landmark_images_per_second{tags} {images_per_s}\n"
-            f"# TYPE ray_landmark_data_wait_share gauge\nray_landmark_data_wait_share{tags} 0.25\n"
+            f"# TYPE ray_landmark_data_wait_fraction gauge\nray_landmark_data_wait_fraction{tags} 0.25\n"
+            f"# TYPE ray_landmark_stage_wait_fraction gauge\n{stages(tags)}"
             f"# TYPE ray_landmark_epoch gauge\nray_landmark_epoch{tags} 3.0\n"
         )
 
@@ -95,4 +102,4 @@ def test_runs_and_studies_are_read_from_the_metrics_of_all_nodes():
     assert (run.run, run.epoch, run.images_per_s, run.ranks) == ("r", 3, 150.0, {"0", "1"})
     assert studies_in(nodes) == {"s": {"running": 2}}
     text = status_text(nodes, [])
-    assert "s: 2 running" in text and "150" in text and "25%" in text
+    assert "s: 2 running" in text and "150" in text and "25%" in text and "decoding" in text

@@ -19,6 +19,7 @@ from landmark.config import AugmentConfig, LoaderConfig, SamplingConfig, UserErr
 from landmark.data.arrow_binary import values
 from landmark.data.cache.split_cache import SplitCache
 from landmark.data.dataset import PackedDataset
+from landmark.data.loading.bottleneck import StageClock, StageSeconds
 from landmark.data.loading.damage import DamagePolicy, count_lost, replacement_rows
 from landmark.data.loading.decoders import Decoded, DecodedColumn, ThreadDecoder, decode_column
 from landmark.data.loading.jpeg import decode_batch, flips
@@ -31,7 +32,7 @@ from landmark.data.loading.sampling import EpochRows
 from landmark.data.loading.schedule import ReadSchedule, rebatch, shuffle_windows
 
 if TYPE_CHECKING:
-    from landmark.data.loading.streams import Shard
+    from landmark.data.loading.streams import Shard, StreamReader
 
 CLOSE_S = 10.0
 """Maximum time that `close` waits for threads to end, seconds."""
@@ -127,6 +128,8 @@ class Loader:
         self._queue: queue.Queue[tuple[int, Batch | int | BaseException | None]] = queue.Queue(config.prefetch_batches)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._clock = StageClock()
+        self._stream: StreamReader | None = None
 
     def plan(self, epoch: int) -> RankPlan:
         """Return this rank's plan of an epoch, from the last point at which the epoch was divided among the ranks."""
@@ -166,6 +169,17 @@ class Loader:
                 if time.monotonic() > ends:
                     return
 
+    def stage_seconds(self) -> StageSeconds:
+        """Return how long this loader has waited for each stage."""
+        reading_s, decoding_s = self._clock.reading_s, self._clock.decoding_s
+        if self._stream is None:
+            return StageSeconds(storage=reading_s, decoding=decoding_s)
+        reader_s, decoder_s = self._stream.busy_seconds()
+        storage_s = min(reading_s, reader_s)
+        remote_s = min(reading_s - storage_s, decoder_s)
+        transfer_s = reading_s - storage_s - remote_s
+        return StageSeconds(storage=storage_s, decoding=decoding_s + remote_s, transfer=transfer_s)
+
     def __enter__(self) -> "Loader":
         return self
 
@@ -188,10 +202,12 @@ class Loader:
                 contextlib.closing(self._decoder()) as decoder,
                 contextlib.closing(self._jobs()) as jobs,
                 contextlib.closing(
-                    ordered_prefetch(lambda job: _Decoding(self, decoder, job), jobs, decoder.ahead, stop)
+                    ordered_prefetch(
+                        lambda job: _Decoding(self, decoder, job), self._clock.reading(jobs), decoder.ahead, stop
+                    )
                 ) as done,
             ):
-                for job, batch in done:
+                for job, batch in self._clock.decoding(done):
                     self._put(job.epoch, batch)
                     if self._stop.is_set():
                         return
@@ -235,6 +251,7 @@ class Loader:
 
         shard = self.shard or local_shard(self.plans, self._make_reader, self.config, self.augment, self.split)
         with contextlib.closing(StreamReader(shard, self.plans, self.config, self._stop)) as stream:
+            self._stream = stream
             for epoch in self.plans.epochs:
                 self._epoch = epoch
                 self._losses.spare = None  # its pixels may have another size

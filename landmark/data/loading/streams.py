@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
@@ -43,7 +44,7 @@ CALL_ROWS = 1024
 CALLS_AHEAD = 1
 """Calls of RowGroupReader in progress, in addition to the one that is waited for."""
 PREFETCH_BLOCKS = 2
-"""Blocks that the training process fetches from other nodes in advance."""
+"""Blocks that the training process fetches from other nodes in advance, in addition to the one in use."""
 RETRIES = 3
 """Maximum retries of a part or a block after its actor died. One that kills its actor each time ends the run."""
 PATIENCE_S = 900
@@ -308,13 +309,15 @@ class StreamReader:
         self.shard = shard
         self.plans = plans
         self.stop = stop
+        self.config = config
         self.decoded = config.decode == "data"
         self.required = f"{config.readers} x {config.reader_cpus:g} CPUs for data readers"
         if self.decoded:
             self.required += f" and {config.min_decoders} x {config.data_cpus:g} CPUs for decoders"
-        self._blocks: queue.Queue[pa.Table | BaseException | None] = queue.Queue(1)
+        self._blocks: queue.Queue[pa.Table | BaseException | None] = queue.Queue(PREFETCH_BLOCKS - 1)
         self._rest: pa.Table | None = None
         self._closed = False
+        self._executor: StreamingExecutor | None = None
         self._thread = threading.Thread(target=self._fetch, name="landmark-stream", daemon=True)
         self._thread.start()
 
@@ -366,11 +369,10 @@ class StreamReader:
 
     def _fetch(self) -> None:
         try:
-            blocks = self.shard.iterator.iter_batches(
-                batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCH_BLOCKS
-            )
-            for block in blocks:
-                if not self._put(block):
+            # `iter_batches` uses four threads and does not join them: they end the process if Ray is shut down.
+            bundles, _, _ = self.shard.iterator._to_ref_bundle_iterator()
+            for entry in (entry for bundle in bundles for entry in bundle.blocks):
+                if not self._put(ray.get(entry.ref)):
                     return
             self._put(None)
         except BaseException as error:  # the consumer raises it
@@ -386,10 +388,30 @@ class StreamReader:
     def close(self) -> None:
         """End the stream and its actors, also if a reader hangs."""
         self._closed = True
-        dataset = str(self.shard.iterator._get_dataset_tag()["dataset"]).rpartition("_")[0]
         until = time.monotonic() + CLOSE_S
         while self._thread.is_alive() and time.monotonic() < until:
-            for thread in threading.enumerate():
-                if isinstance(thread, StreamingExecutor) and thread.name.startswith(f"StreamingExecutor-{dataset}_"):
-                    thread.shutdown(force=True)
+            for executor in self._executors():
+                executor.shutdown(force=True)
             self._thread.join(STOP_CHECK_S)
+
+    def _executors(self) -> list[StreamingExecutor]:
+        """Return the running executor of this stream, if there is one."""
+        dataset = str(self.shard.iterator._get_dataset_tag()["dataset"]).rpartition("_")[0]
+        return [
+            thread
+            for thread in threading.enumerate()
+            if isinstance(thread, StreamingExecutor) and thread.name.startswith(f"StreamingExecutor-{dataset}_")
+        ]
+
+    def busy_seconds(self) -> tuple[float, float]:
+        """Return for how long the readers and the decoders have made blocks, as Ray Data counts it, per reader and per
+        thread of a decoder."""
+        self._executor = next(iter(self._executors()), self._executor)
+        seconds = [0.0, 0.0]
+        for operator in (self._executor and self._executor._topology) or {}:
+            if isinstance(operator, ActorPoolMapOperator):
+                decodes = PartDecoder.__name__ in operator.name
+                threads = max(1, int(self.config.data_cpus)) if decodes else 1
+                actors = max(1, operator.get_actor_info().running)
+                seconds[decodes] += operator.metrics.block_generation_time / (actors * threads)
+        return seconds[0], seconds[1]

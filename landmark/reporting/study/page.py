@@ -1,10 +1,12 @@
 """The page of a study: summary tables, leaderboard, charts of all trials and effects of hyperparameters."""
 
+import collections
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from landmark.data.loading.bottleneck import bottleneck
 from landmark.reporting.page import Group, Page, Section, Widget, html_table
 from landmark.reporting.sections import table_of
 from landmark.reporting.study import plots
@@ -76,7 +78,7 @@ def study_page(run: Location, output: Location) -> Page:
                 f"ranked by {metric_label(study.metric)}",
             )
         ),
-        facts=_facts(summary),
+        facts=[*_facts(summary), *_bottlenecks(study)],
         groups=[Group(title="Results", sections=results), Group(title="Hyperparameter search", sections=search)],
         commands=[
             f"landmark evaluate {run}",
@@ -93,6 +95,14 @@ def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
         *([("failed", f"{summary['failed']:,}")] if summary.get("failed") else []),
         ("epochs run / full grid", f"{epochs} / {grid:,}") if grid else ("epochs run", epochs),
     ]
+
+
+def _bottlenecks(study: StudyTables) -> list[tuple[str, str]]:
+    """Return the number of trials per bottleneck as a fact, if the study recorded it."""
+    last = study.history.drop_duplicates("trial", keep="last")
+    limits = collections.Counter(filter(None, (bottleneck(row.dropna().to_dict()) for _, row in last.iterrows())))
+    text = ", ".join(f"{stage} ({count} trials)" for stage, count in limits.most_common())
+    return [("bottleneck", text)] if text else []
 
 
 def _leaderboard(study: StudyTables) -> Section:

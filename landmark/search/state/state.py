@@ -11,6 +11,7 @@ from ray.tune.experiment import Trial
 
 from landmark.config import UserError
 from landmark.config.renamed import current_point
+from landmark.data.loading.bottleneck import DATA_WAIT, STAGES, stage_metric
 from landmark.evaluation.ranking import score
 from landmark.search.spaces.space import TrialSpec
 from landmark.search.state.journal import HINT, WHERE, Journal
@@ -26,7 +27,8 @@ METRICS = (
     "val_macro_recall",
     "lr",
     "images_per_s",
-    "data_wait_share",
+    DATA_WAIT,
+    *map(stage_metric, STAGES),
     "epoch_seconds",
     "lost_images",
 )

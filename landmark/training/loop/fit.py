@@ -11,6 +11,7 @@ import torch
 from landmark.config import CheckpointConfig, LoaderConfig, Recipe, UserError
 from landmark.data.cache.format import with_cache_format
 from landmark.data.dataset import PackedDataset
+from landmark.data.loading.bottleneck import StageSeconds
 from landmark.data.loading.loader import Batch, Loader
 from landmark.logs import log
 from landmark.progress import Progress
@@ -43,8 +44,8 @@ def fit(
     epochs. profiler: records some steps.
 
     Reports after every epoch: epoch, train_loss, train_top1, val_loss, val_top1, val_top5, val_macro_recall, lr,
-    images_per_s, data_wait_share, epoch_seconds, and lost_images if corrupt shards were skipped. All are reduced over
-    the ranks.
+    images_per_s, data_wait_fraction and its parts by stage, epoch_seconds, and lost_images if corrupt shards were
+    skipped. All are reduced over the ranks.
     """
     run = RunState(recipe, dataset, session)
     with session.restore() as directory:
@@ -154,12 +155,13 @@ class _Loop:
     def _train(self, epoch: int, progress: Progress) -> dict[str, float]:
         """Run the remaining steps of an epoch and save. Returns the training metrics with the last learning rate."""
         start, rows_before, steps = time.perf_counter(), self.run.totals.rows, 0
-        wait, lr = [0.0], 0.0
+        wait, lr, stages = [0.0], 0.0, self.train.stage_seconds()
         for step_lr in self._steps(epoch, progress, wait):
             lr, steps = step_lr, steps + 1
         if not steps and self.run.trained:
             return self.run.trained
-        self.run.trained = {**self._trained(rows_before, wait[0], time.perf_counter() - start), "lr": lr}
+        waited = self.train.stage_seconds().since(stages).within(wait[0])
+        self.run.trained = {**self._trained(rows_before, waited, time.perf_counter() - start), "lr": lr}
         if self.trigger.before_validation:
             # Validation can take long. If a process is lost during validation, no training step is lost.
             self._save(at_once=False)
@@ -175,7 +177,7 @@ class _Loop:
     def _steps(self, epoch: int, progress: Progress, wait: list[float]) -> Iterator[float]:
         """Run the steps of an epoch with checkpoints in between. Yields the learning rate of each step."""
         run, steps = self.run, self.run.steps()
-        throughput = ThroughputMeter(epoch, wait, self.session.report_throughput)
+        throughput = ThroughputMeter(epoch, wait, self.train.stage_seconds, self.session.report_throughput)
         _, batch_size = self.recipe.shape(epoch)
         for batch in timed(self._watched(epoch), wait):
             self.session.heartbeat("in a step")
@@ -204,7 +206,7 @@ class _Loop:
         self.session.save(self.run.snapshot() if self.session.rank == 0 else None, at_once=at_once)
         self.trigger.saved()
 
-    def _trained(self, rows_before: float, wait_s: float, train_s: float) -> dict[str, float]:
+    def _trained(self, rows_before: float, waited: StageSeconds, train_s: float) -> dict[str, float]:
         """Return the training metrics over all ranks. rows_before: images of the epoch used before a resume."""
         run, world_size = self.run, self.session.world_size
         run.gather()
@@ -212,13 +214,17 @@ class _Loop:
             raise UserError(f"none of the epoch's {run.totals.skipped:.0f} steps had a finite gradient; {HINT}")
         if not run.totals.rows:
             raise UserError("the training data loader returned no batch; check the dataset's train split")
-        times = torch.tensor([wait_s, train_s], dtype=torch.float64, device=self.session.device)
-        all_wait_s, all_train_s = self.session.all_reduce(times).tolist()
+        times = torch.tensor([train_s, *waited.values()], dtype=torch.float64, device=self.session.device)
+        all_train_s, *all_waited_s = self.session.all_reduce(times).tolist()
+        storage, decoding, transfer = (seconds / all_train_s for seconds in all_waited_s)
         return {
             "train_loss": run.totals.loss / run.totals.rows,
             "train_top1": run.totals.hits / run.totals.rows,
             "images_per_s": (run.totals.rows - rows_before) / (all_train_s / world_size),
-            "data_wait_share": all_wait_s / all_train_s,
+            "data_wait_fraction": storage + decoding + transfer,
+            "storage_wait_fraction": storage,
+            "decoding_wait_fraction": decoding,
+            "transfer_wait_fraction": transfer,
         }
 
     def _validated(self, epoch: int) -> dict[str, float]:
@@ -246,5 +252,5 @@ def _epoch_line(metrics: dict[str, float], epochs: int) -> str:
     return (
         f"epoch {metrics['epoch']:.0f}/{epochs}: train loss {metrics['train_loss']:.3f}, "
         f"val loss {metrics['val_loss']:.3f}, val top-1 {metrics['val_top1']:.2%}, top-5 {metrics['val_top5']:.2%}, "
-        f"{metrics['images_per_s']:,.0f} images/s, waited for data {metrics['data_wait_share']:.0%}{lost}"
+        f"{metrics['images_per_s']:,.0f} images/s, waited for data {metrics['data_wait_fraction']:.0%}{lost}"
     )

@@ -3,9 +3,13 @@
 import csv
 import io
 
+from landmark.data.loading.bottleneck import DATA_WAIT
 from landmark.storage import Location
 from landmark.tracking.background import Background, Say
 from landmark.tracking.tensorboard import EventFile
+
+RENAMED = {"data_wait_share": DATA_WAIT}
+"""Former name of a metric -> name."""
 
 
 class Recorder:
@@ -16,7 +20,8 @@ class Recorder:
         self.file = run / "history.csv"
         self.rows: list[dict[str, str]] = []
         if self.file.exists():
-            self.rows = list(csv.DictReader(io.StringIO(self.file.read_text())))
+            rows = csv.DictReader(io.StringIO(self.file.read_text()))
+            self.rows = [{RENAMED.get(name, name): value for name, value in row.items()} for row in rows]
         self.events = EventFile(run / "tensorboard") if tensorboard else None
         self.background = Background("TensorBoard", say=tell)
 
@@ -44,7 +49,7 @@ class Recorder:
     def recover(self, metrics: dict[str, float]) -> None:
         """Write a checkpoint's last epoch if it is missing: a process can die between checkpoint and metrics."""
         if metrics and int(metrics["epoch"]) not in {int(row["epoch"]) for row in self.rows}:
-            self.add(metrics)
+            self.add({RENAMED.get(name, name): value for name, value in metrics.items()})
 
     def close(self) -> None:
         """Close the TensorBoard file."""

@@ -3,6 +3,7 @@
 import torch
 from ray.util.metrics import Counter, Gauge
 
+from landmark.data.loading.bottleneck import STAGES
 from landmark.storage import Location
 from landmark.training.observe.throughput import Throughput
 
@@ -31,7 +32,8 @@ class Telemetry:
         self.device = device
         self.images = Counter("landmark_images_total", "Images that this process trained on", TAGS)
         self.rate = Gauge("landmark_images_per_second", "Training images per second of this process", TAGS)
-        self.waiting = Gauge("landmark_data_wait_share", "Fraction of time spent waiting for data, 0 to 1", TAGS)
+        self.waiting = Gauge("landmark_data_wait_fraction", "Fraction of time spent waiting for data, 0 to 1", TAGS)
+        self.stages = Gauge("landmark_stage_wait_fraction", "Part of data_wait_fraction by stage", (*TAGS, "stage"))
         self.epoch = Gauge("landmark_epoch", "Current epoch of this process, from 1", TAGS)
         self.memory = Gauge("landmark_gpu_memory_bytes", "GPU memory reserved by torch, bytes", TAGS)
 
@@ -40,6 +42,8 @@ class Telemetry:
         self.images.inc(throughput.images, self.tags)
         self.rate.set(throughput.images / throughput.seconds, self.tags)
         self.waiting.set(throughput.waited_s / throughput.seconds, self.tags)
+        for stage, seconds in zip(STAGES, throughput.stages.values(), strict=True):
+            self.stages.set(seconds / throughput.seconds, self.tags | {"stage": stage})
         self.epoch.set(throughput.epoch, self.tags)
         if self.device.type == "cuda":
             self.memory.set(torch.cuda.memory_reserved(self.device), self.tags)

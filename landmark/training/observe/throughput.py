@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from landmark.data.loading.bottleneck import StageSeconds
+
 THROUGHPUT_INTERVAL_S = 10.0
 """Minimum seconds between two measurements."""
 
@@ -19,21 +21,32 @@ class Throughput:
     """Wall time."""
     waited_s: float
     """Part of the wall time spent waiting for data."""
+    stages: StageSeconds
+    """waited_s by stage."""
 
 
 class ThroughputMeter:
-    """Counts a process's images and reports a Pace every PACE_S seconds, and the remainder at the end of an epoch.
+    """Counts a process's images and reports its throughput every THROUGHPUT_INTERVAL_S seconds, and the remainder at the end of an epoch.
 
     Reads a clock once per step and nothing from the device, so that the host never waits for a GPU.
     """
 
-    def __init__(self, epoch: int, waited: list[float], report: Callable[[Throughput], object]) -> None:
+    def __init__(
+        self,
+        epoch: int,
+        waited: list[float],
+        stages: Callable[[], StageSeconds],
+        report: Callable[[Throughput], object],
+    ) -> None:
+        """waited: seconds that training has waited for data. stages: returns how long its loader has waited."""
         self.epoch = epoch
         self.waited = waited
+        self.stages = stages
         self.report = report
         self.images = 0
         self.since = time.perf_counter()
         self.waited_before = waited[0]
+        self.stages_before = stages()
 
     def update(self, images: int) -> None:
         """Count a step's images."""
@@ -43,8 +56,16 @@ class ThroughputMeter:
 
     def flush(self) -> None:
         """Report the counts since the last report, if any."""
-        now = time.perf_counter()
+        now, stages = time.perf_counter(), self.stages()
         if self.images:
             waited_s = self.waited[0] - self.waited_before
-            self.report(Throughput(epoch=self.epoch, images=self.images, seconds=now - self.since, waited_s=waited_s))
-        self.images, self.since, self.waited_before = 0, now, self.waited[0]
+            self.report(
+                Throughput(
+                    epoch=self.epoch,
+                    images=self.images,
+                    seconds=now - self.since,
+                    waited_s=waited_s,
+                    stages=stages.since(self.stages_before).within(waited_s),
+                )
+            )
+        self.images, self.since, self.waited_before, self.stages_before = 0, now, self.waited[0], stages

@@ -12,7 +12,8 @@ from tests.deployment.policies.registry import policy
 METRICS = {
     "landmark_images_per_second": {"run", "trial", "rank"},
     "landmark_images_total": {"run", "trial", "rank"},
-    "landmark_data_wait_share": {"run", "trial", "rank"},
+    "landmark_data_wait_fraction": {"run", "trial", "rank"},
+    "landmark_stage_wait_fraction": {"run", "trial", "rank", "stage"},
     "landmark_epoch": {"run", "trial", "rank"},
     "landmark_gpu_memory_bytes": {"run", "trial", "rank"},
     "landmark_trials": {"study", "state"},

@@ -12,6 +12,7 @@ import torch
 import landmark.training.loop.fit as fit_module
 from landmark.config import UserError
 from landmark.data.dataset import PackedDataset
+from landmark.data.loading.bottleneck import DATA_WAIT, STAGES, stage_metric
 from landmark.training.loop.state import RunState
 from landmark.training.loop.validation import validate
 from landmark.training.run import run_training
@@ -47,7 +48,7 @@ def at_batch(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], Non
 
 
 def rows(output: Path) -> list[dict[str, str]]:
-    timed = {"images_per_s", "data_wait_share", "epoch_seconds"}
+    timed = {"images_per_s", DATA_WAIT, *map(stage_metric, STAGES), "epoch_seconds"}
     history = csv.DictReader((output / "train" / "history.csv").open())
     return [{key: value for key, value in row.items() if key not in timed} for row in history]
 
