@@ -95,8 +95,10 @@ def train(
         recipe, _ = recipe_for(str(dataset), model=model, weights=weights)
     base = recipe_values(recipe) if recipe is not None else to_mapping(before)
     config = _config(TrainConfig, base, values, parameters, options)
-    if config.dry_run:
-        raise UserError("dry_run applies to the command line; use `landmark train --dry-run`, or remove the option")
+    for name in ("dry_run", "headroom"):
+        if getattr(config, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{name} applies to the command line; use `landmark train {flag}`, or remove the option")
     from landmark.commands.train import train as run
 
     result = run(config)

@@ -5,14 +5,19 @@ from typing import Any
 from landmark.config import TrainConfig
 from landmark.progress import clock
 from landmark.training.dry_run import dry_run_text
+from landmark.training.headroom import headroom, headroom_text
 from landmark.training.run import RunResult, run_training
 
 
 def train(config: TrainConfig) -> RunResult | dict[str, Any]:
-    """Train one model, and print its metrics and location. A dry run only prints its description."""
+    """Train one model, and print its metrics and location. A dry run and `--headroom` only print what they found."""
     if config.dry_run:
         print(dry_run_text(config))
         return {}
+    if config.headroom:
+        found = headroom(config)
+        print(headroom_text(config, found))
+        return found
     result = run_training(config)
     best = result.best
     early = " (stopped early)" if result.stopped_early else ""

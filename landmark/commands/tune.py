@@ -48,7 +48,7 @@ def dry_run(study: Study) -> str:
         study.datasets,
         workers=capacity.workers.most,
         resources=capacity.requires(),
-        at_a_time=capacity.slots,
+        at_a_time=capacity.slots(),
         gpu=gpus_per_worker(capacity.workers.gpus) > 0,
     )
 

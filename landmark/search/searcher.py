@@ -53,23 +53,27 @@ class StudySearcher(Searcher):
     """Gives waiting trials to Ray Tune, those with the fewest epochs first, then new trials, until all have ended."""
 
     def __init__(
-        self, rule: Scheduler, proposals: Proposals, values_of: Callable[[TrialState], dict[str, Any]], most: int
+        self,
+        rule: Scheduler,
+        proposals: Proposals,
+        values_of: Callable[[TrialState], dict[str, Any]],
+        slots: Callable[[], int],
     ) -> None:
-        """values_of: returns the values for a trial's process. most: maximum number of concurrent trials."""
+        """values_of: returns the values for a trial's process. slots: returns the number of concurrent trials."""
         super().__init__()
         self.rule = rule
         self.record = rule.record
         self.proposals = proposals
         self.values_of = values_of
-        self.most = most
+        self.slots = slots
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the study: Ray Tune stores it, and it must hold no credentials."""
-        return {**self.__dict__, "values_of": None, "rule": None, "record": None, "proposals": None}
+        return {**self.__dict__, "values_of": None, "slots": None, "rule": None, "record": None, "proposals": None}
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the next trial's config; None if the maximum runs or all wait for others; FINISHED if all have ended."""
-        if sum(trial.submitted and trial.state != "ended" for trial in self.record.trials.values()) >= self.most:
+        """Return the next trial's config; None if no slot is free or all wait for others; FINISHED if all have ended."""
+        if sum(trial.submitted and trial.state != "ended" for trial in self.record.trials.values()) >= self.slots():
             return None
         trial = self._waiting() or self._continued() or self._new() or self._continued()
         if trial is None:

@@ -215,9 +215,9 @@ def _run(
     # All processes start at once. No trial is submitted in advance: Ray Tune would start a process for it and wait for that
     # process at the end.
     queue = StudySearcher(scheduler.rule, proposals, lambda trial: values_of(study, trial), capacity.slots)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(capacity.slots)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(capacity.slots.most)
     if not is_quiet():
-        print(_headline(study, record, capacity.slots), file=sys.stderr, flush=True)
+        print(_headline(study, record, capacity.slots()), file=sys.stderr, flush=True)
     scheduler.begin(study.proposals.total)
     if space.scheduler.name == "pbt":
         queue.propose_all()

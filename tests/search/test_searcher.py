@@ -40,13 +40,15 @@ class ShortSampler:
 
 def queue(rule: Scheduler, sampler: ShortSampler, max_running: int) -> StudySearcher:
     proposals = Proposals(rule.record, sampler, *MAX)
-    return StudySearcher(rule, proposals, lambda trial: {"name": trial.plan.name}, max_running)
+    return StudySearcher(rule, proposals, lambda trial: {"name": trial.plan.name}, lambda: max_running)
 
 
 def test_the_searcher_state_that_ray_tune_stores_has_no_credentials():
     secret = "http://me:secret@host"
     rule = Scheduler(StudyState(), SchedulerConfig(), *MAX)
-    searcher = StudySearcher(rule, Proposals(rule.record, ShortSampler(1), *MAX), lambda trial: {"uri": secret}, 1)
+    searcher = StudySearcher(
+        rule, Proposals(rule.record, ShortSampler(1), *MAX), lambda trial: {"uri": secret}, lambda: 1
+    )
     assert b"secret" not in cloudpickle.dumps(searcher) and b"secret" in cloudpickle.dumps(searcher.values_of)
 
 

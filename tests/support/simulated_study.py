@@ -121,7 +121,7 @@ class SimulatedStudy:
         they fail instead of reporting.
         """
         self.scheduler.begin(self.listing.total)
-        queue = StudySearcher(self.rule, self.proposals, lambda trial: {"name": trial.plan.name}, slots)
+        queue = StudySearcher(self.rule, self.proposals, lambda trial: {"name": trial.plan.name}, lambda: slots)
         if self.config.name == "pbt":
             queue.propose_all()
         running: list[SimpleNamespace] = []

@@ -127,6 +127,9 @@ class TrainConfig(Recipe):
     """Write TensorBoard events."""
     dry_run: bool = False
     """Print the steps of the run, and the size and the benefit of a cache in each format, then exit."""
+    headroom: bool = False
+    """Train for a minute in this process, print how much faster a loader without cost would be and what the bottleneck
+    is, then exit."""
     profile_steps: int = 0
     """Number of training steps that torch.profiler records, 0 for none. It skips the first five steps. The trace is
     profile/rank-N.json.gz in the run's folder. ui.perfetto.dev shows it."""
@@ -136,6 +139,11 @@ class TrainConfig(Recipe):
         require_name(self.name)
         require_exchange(self.compute, self.workers)
         require(self.profile_steps >= 0, f"profile_steps is {self.profile_steps}; expected 0 or more")
+        require(not (self.dry_run and self.headroom), "dry_run and headroom are separate measurements; use one of them")
+        require(
+            not self.headroom or self.workers.in_process,
+            "headroom measures one worker in this process; remove --num-workers, and divide --batch-size by the workers",
+        )
         require(
             self.loader.batch_size >= self.workers.most,
             f"loader.batch_size is {self.loader.batch_size}; expected at least one image per worker ({self.workers.most})",
@@ -183,7 +191,8 @@ class TuneConfig:
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     max_concurrent: int | None = None
-    """Maximum number of trials that run at the same time. [default: as many as the cluster has resources for]"""
+    """Maximum number of trials that run at the same time. The number follows the cluster's nodes up to it. [default: as
+    many as the cluster has resources for]"""
     best: Literal["kept", "retrained"] = "kept"
     """How the best trial becomes the final model. kept uses its checkpoint. retrained trains its recipe again, to the
     last epoch."""

@@ -223,7 +223,10 @@ def part_dataset(epochs: range, parts: int, name: str, *, cpus: float, node_id: 
     cpus: CPUs of a reader. node_id: the node that readers prefer, if it has free CPUs.
     """
     dataset = ray.data.read_datasource(
-        PartSource(epochs, parts), num_cpus=cpus, override_num_blocks=1, **_preference(node_id)
+        PartSource(epochs, parts),
+        num_cpus=cpus,
+        override_num_blocks=1,
+        **_preference(node_id),
     )
     dataset.set_name(name)
     return dataset
@@ -249,7 +252,9 @@ def rank_dataset(
         fn_constructor_args=(name, plans, make_reader, by_data, uuid.uuid4().hex),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=config.readers, max_tasks_in_flight_per_actor=2),
+        # Actors of Ray Data may start with the second of two calls. Its blocks would fill the object store, because
+        # training takes them after those of the first.
+        compute=ray.data.ActorPoolStrategy(size=config.readers, max_tasks_in_flight_per_actor=1),
         num_cpus=config.reader_cpus,
         **_preference(node_id),
     )

@@ -1,8 +1,10 @@
 """Capacity of the cluster for trials: how many run at a time, by CPUs, GPUs and memory, and what each reserves."""
 
 import dataclasses
+import math
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -11,9 +13,18 @@ from ray import tune
 
 from landmark.config import Recipe, WorkersConfig
 from landmark.search.trials.resource_estimates import GIB, PROCESS_BYTES, fitting_in_memory, gpu_fraction, trial_memory
-from landmark.training.distributed.capacity import capacity_for, effective_workers, resource_request
+from landmark.training.distributed.capacity import (
+    ResourceRequest,
+    capacity_for,
+    cluster_nodes,
+    count_fitting,
+    effective_workers,
+    resource_request,
+)
 from landmark.training.distributed.ray_train import gpus_per_worker
 
+REFRESH_S = 5.0
+"""Seconds between two looks at the cluster's nodes."""
 GPU_TIMEOUT_S = 60.0
 """Seconds that the tasks that measure GPU memory wait for a free GPU."""
 GPU_GIB = {
@@ -23,14 +34,43 @@ GPU_GIB = {
 """Ray's name of a GPU type -> its usable memory in GiB; the smallest one if the type has several sizes."""
 
 
+class Slots:
+    """Number of concurrent trials, which follows the nodes of the cluster."""
+
+    def __init__(self, needs: Iterable[ResourceRequest], most: int, memory: int) -> None:
+        """needs: the resources of a trial, for each kind of trial. memory: main memory of a trial's process in bytes, 0 if
+        it does not matter."""
+        self.needs = list(needs)
+        self.most = most
+        self.memory = memory
+        self._known = 0
+        self._measured = -math.inf
+
+    def __call__(self) -> int:
+        """Return the number of concurrent trials now; at least 1."""
+        if time.monotonic() - self._measured >= REFRESH_S:
+            self._known, self._measured = self.fitting(), time.monotonic()
+        return max(1, self._known)
+
+    def fitting(self) -> int:
+        """Return the number of trials that fit on the nodes, up to the maximum."""
+        nodes = cluster_nodes()
+        found = min(count_fitting(need, nodes, self.most) for need in self.needs)
+        if not self.memory:
+            return found
+        free = [int(node["Resources"].get("memory", 0.0)) for node in ray.nodes() if node["Alive"]]
+        processes = sum(fitting_in_memory(self.memory, node) for node in free)
+        # The memory is an estimate, so one trial always fits.
+        return min(found, max(1, min(processes // need.workers for need in self.needs)))
+
+
 @dataclass(kw_only=True, frozen=True)
 class StudyCapacity:
     """Resources of the trials. All trials get the same, because a process is reused for the next trial."""
 
     workers: WorkersConfig
     """The processes of a trial, with the fraction of a GPU resolved."""
-    slots: int
-    """Number of concurrent trials."""
+    slots: Slots
     placement: tune.PlacementGroupFactory
     """The reservation of a trial."""
 
@@ -56,9 +96,9 @@ def find_capacity(
     workers = effective_workers(workers, [recipe.loader for recipe in recipes])
     most = min(total, max_concurrent or total)
     needs = {resource_request(workers, recipe.loader) for recipe in recipes}
-    slots = min(capacity_for(need, "a trial", most) for need in needs)
-    if not on_gpu:
-        slots = min(slots, _fitting(memory, workers))
+    for need in needs:
+        capacity_for(need, "a trial", 1)
+    slots = Slots(needs, most, 0 if on_gpu else memory)
     return StudyCapacity(workers=workers, slots=slots, placement=_placement(workers))
 
 
@@ -92,12 +132,6 @@ def gpu_bytes(timeout_s: float = GPU_TIMEOUT_S) -> int:
         flush=True,
     )
     return gib * GIB
-
-
-def _fitting(memory: int, workers: WorkersConfig) -> int:
-    """Return the number of trials that fit in the nodes' main memory by Ray's count; at least 1, as `memory` is an estimate."""
-    nodes = [node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]]
-    return max(1, sum(fitting_in_memory(memory, int(node)) for node in nodes) // workers.least)
 
 
 def _placement(workers: WorkersConfig) -> tune.PlacementGroupFactory:

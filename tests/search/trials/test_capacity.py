@@ -6,8 +6,9 @@ import ray
 from landmark.config import LoaderConfig, Recipe, UserError, WorkersConfig
 from landmark.search.state.state import StudyState
 from landmark.search.trials import capacity
-from landmark.search.trials.capacity import find_capacity
+from landmark.search.trials.capacity import Slots, find_capacity
 from landmark.search.waiting import WaitingNotice
+from landmark.training.distributed.capacity import resource_request
 from tests.search.state.test_journal import plan_of
 
 
@@ -26,20 +27,33 @@ def study_record() -> StudyState:
 def test_slots_are_limited_by_cpus_trials_and_max_concurrent(recipe):
     cpus = int(ray.cluster_resources()["CPU"])
     found = find_capacity(WorkersConfig(), [recipe], 10, total=100, max_concurrent=None)
-    assert found.slots == cpus
+    assert found.slots() == cpus
     assert [dict(bundle) for bundle in found.placement.bundles] == [{"CPU": 1.0}]
-    assert find_capacity(WorkersConfig(), [recipe], 10, total=2, max_concurrent=None).slots == 2
+    assert find_capacity(WorkersConfig(), [recipe], 10, total=2, max_concurrent=None).slots() == 2
     limited = find_capacity(WorkersConfig(), [recipe], 10, total=100, max_concurrent=3)
-    assert limited.slots == 3  # the searcher submits no more; nothing is reserved that another study needs
+    assert limited.slots() == 3  # the searcher submits no more; nothing is reserved that another study needs
     assert [dict(bundle) for bundle in limited.placement.bundles] == [{"CPU": 1.0}]
+
+
+def test_slots_follow_the_nodes(recipe, monkeypatch):
+    nodes = [(2.0, 0.0)]
+    monkeypatch.setattr(capacity, "cluster_nodes", lambda: nodes)
+    monkeypatch.setattr(capacity, "REFRESH_S", 0.0)
+    need = resource_request(WorkersConfig(cpus=1), recipe.loader)
+    slots = Slots([need], 3, 0)
+    assert slots() == 2
+    nodes.append((2.0, 0.0))
+    assert slots() == 3  # at most three
+    nodes.clear()
+    assert slots() == 1
 
 
 def test_slots_are_limited_by_memory(recipe, monkeypatch):
     available = sum(node["Resources"]["memory"] for node in ray.nodes() if node["Alive"])
     monkeypatch.setattr(capacity, "trial_memory", lambda *_, **__: int(available * 0.9 / 2.5))
-    assert find_capacity(WorkersConfig(), [recipe], 10, total=100, max_concurrent=None).slots == 2
+    assert find_capacity(WorkersConfig(), [recipe], 10, total=100, max_concurrent=None).slots() == 2
     monkeypatch.setattr(capacity, "trial_memory", lambda *_, **__: int(2 * available))
-    assert find_capacity(WorkersConfig(), [recipe], 10, total=100, max_concurrent=None).slots == 1
+    assert find_capacity(WorkersConfig(), [recipe], 10, total=100, max_concurrent=None).slots() == 1
 
 
 def test_too_few_resources_for_one_trial_are_an_error(recipe):
@@ -52,7 +66,7 @@ def test_coordinators_of_two_studies_start_at_once_on_any_node(recipe):
     found = find_capacity(WorkersConfig(count=2), [recipe], 10, total=2, max_concurrent=2)
     (bundle,) = found.placement.bundles
     assert set(bundle) <= {"CPU", "memory"}
-    groups = [ray.util.placement_group([{"memory": 1 << 20}]) for _ in range(2 * found.slots)]
+    groups = [ray.util.placement_group([{"memory": 1 << 20}]) for _ in range(2 * found.slots())]
     groups += [ray.util.placement_group([dict(bundle)]) for _ in range(2)]
     try:
         ray.get([group.ready() for group in groups], timeout=120)
