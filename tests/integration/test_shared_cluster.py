@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +12,7 @@ from tests.support.nodes import Nodes
 from tests.support.packed import write_packed
 from tests.support.studies import COMMON, events
 
-RAY = str(Path(sysconfig.get_path("scripts")) / "ray")
 ROOT = Path(__file__).parent.parent.parent
-MAX_NODES = 2
 TRIALS = """
 parameters:
   optimizer.lr: {grid: [0.001, 0.002, 0.003, 0.004]}
