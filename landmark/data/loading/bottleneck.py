@@ -11,6 +11,8 @@ Item = TypeVar("Item")
 STAGES = ("storage", "decoding", "transfer")
 DATA_WAIT = "data_wait_fraction"
 """Metric: fraction of the training time that was spent waiting for data, 0 to 1."""
+RENAMED = {"data_wait_share": DATA_WAIT}
+"""Former name of a metric -> name."""
 COMPUTE_LIMIT = 0.05
 """A process that waits less than this fraction of its time is limited by its computation."""
 
@@ -80,6 +82,11 @@ class StageClock:
 def stage_metric(stage: str) -> str:
     """Return the name of a stage's part of DATA_WAIT."""
     return f"{stage}_wait_fraction"
+
+
+def current_names(metrics: Mapping[str, Item]) -> dict[str, Item]:
+    """Return an epoch's metrics by their names, if an older version may have written them."""
+    return {RENAMED.get(name, name): value for name, value in metrics.items()}
 
 
 def bottleneck(metrics: Mapping[Any, Any]) -> str | None:

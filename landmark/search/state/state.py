@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial
 
 from landmark.config import UserError
 from landmark.config.renamed import current_point
-from landmark.data.loading.bottleneck import DATA_WAIT, STAGES, stage_metric
+from landmark.data.loading.bottleneck import DATA_WAIT, STAGES, current_names, stage_metric
 from landmark.evaluation.ranking import score
 from landmark.search.spaces.space import TrialSpec
 from landmark.search.state.journal import HINT, WHERE, Journal
@@ -304,7 +304,7 @@ class StudyState:
 
     def _replay(self, kind: str, trial: TrialState, event: Mapping[str, Any], plan_of: PlanOf) -> None:
         if kind == "report":
-            row = {key: float(value) for key, value in event["row"].items()}
+            row = {key: float(value) for key, value in current_names(event["row"]).items()}
             self._report(trial, row, float(event["reported_at"]), event["parameters"])
             trial.process, trial.first_step_at = event["process"], event["first_step_at"]
         elif kind == "decision":

@@ -3,13 +3,10 @@
 import csv
 import io
 
-from landmark.data.loading.bottleneck import DATA_WAIT
+from landmark.data.loading.bottleneck import current_names
 from landmark.storage import Location
 from landmark.tracking.background import Background, Say
 from landmark.tracking.tensorboard import EventFile
-
-RENAMED = {"data_wait_share": DATA_WAIT}
-"""Former name of a metric -> name."""
 
 
 class Recorder:
@@ -21,7 +18,7 @@ class Recorder:
         self.rows: list[dict[str, str]] = []
         if self.file.exists():
             rows = csv.DictReader(io.StringIO(self.file.read_text()))
-            self.rows = [{RENAMED.get(name, name): value for name, value in row.items()} for row in rows]
+            self.rows = [current_names(row) for row in rows]
         self.events = EventFile(run / "tensorboard") if tensorboard else None
         self.background = Background("TensorBoard", say=tell)
 
@@ -49,7 +46,7 @@ class Recorder:
     def recover(self, metrics: dict[str, float]) -> None:
         """Write a checkpoint's last epoch if it is missing: a process can die between checkpoint and metrics."""
         if metrics and int(metrics["epoch"]) not in {int(row["epoch"]) for row in self.rows}:
-            self.add({RENAMED.get(name, name): value for name, value in metrics.items()})
+            self.add(current_names(metrics))
 
     def close(self) -> None:
         """Close the TensorBoard file."""
