@@ -1,6 +1,5 @@
 """`landmark status`: prints the progress of a study or a run."""
 
-import collections
 import csv
 import io
 import json
@@ -8,7 +7,7 @@ from typing import Any
 
 from landmark.checkpoints.format import INDEX
 from landmark.config import ShowConfig, UserError
-from landmark.data.loading.bottleneck import bottleneck, bottleneck_text
+from landmark.data.loading.bottleneck import bottleneck, bottleneck_counts, bottleneck_text, counts_text
 from landmark.progress import clock
 from landmark.search.progress import LiveTable
 from landmark.search.state.snapshot import driver_of, is_study, read_study, standings_of
@@ -49,11 +48,9 @@ def study_status(location: Location) -> dict[str, Any]:
         print(
             f"best so far: {best.record.plan.name} at epoch {best.best_epoch}, {space.metric} {best.best[space.metric]:.4g}"
         )
-    limits = collections.Counter(
-        stage for trial in record.trials.values() if trial.rows and (stage := bottleneck(trial.rows[trial.epochs_run]))
-    )
+    limits = bottleneck_counts(trial.rows[trial.epochs_run] for trial in record.trials.values() if trial.rows)
     if limits:
-        print(f"bottleneck: {', '.join(f'{stage} ({count} trials)' for stage, count in limits.most_common())}")
+        print(f"bottleneck: {counts_text(limits)}")
     return {
         "study": location.uri,
         "state": "running" if driver else "finished" if finished else "stopped",

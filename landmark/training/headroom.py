@@ -14,11 +14,13 @@ from landmark.data.loading.loader import Loader
 from landmark.data.subset_view import open_dataset
 from landmark.table import aligned
 from landmark.training.compute.device_prefetch import DeviceBatch, to_device
+from landmark.training.distributed.failures import memory_errors, ray_errors
 from landmark.training.distributed.local import default_device
 from landmark.training.loop.fit import training_loader
 from landmark.training.loop.session import SingleRank
 from landmark.training.loop.state import RunState
 from landmark.training.loop.validation import timed
+from landmark.training.run import absolute_paths
 
 ROUNDS = 3
 ROUND_S = 8.0
@@ -51,27 +53,31 @@ def headroom(config: TrainConfig, round_s: float = ROUND_S) -> dict[str, Any]:
     """Train for about a minute with the dataset's loader and with batches in memory, in turns. Stores nothing.
 
     The images have the size of the last epoch. Returns images_per_s and images_per_s_without_loader, medians of
-    ROUNDS, headroom (their ratio), DATA_WAIT, its parts, and the bottleneck.
+    ROUNDS, headroom (their ratio), DATA_WAIT, its parts, and the bottleneck. Raises UserError.
     """
+    config = absolute_paths(config)
     dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
-    session = _Session()
-    run = RunState(config, dataset, session)  # type: ignore[arg-type]
     loader = training_loader(config, dataset, 1)
     if loader.stream == "ray":
         from landmark.runtime import connect
 
         connect(config.cluster)
-    epochs = range(1, MAX_EPOCHS)
-    with Loader(
-        dataset,
-        "train",
-        loader,
-        seed=config.seed,
-        augment=config.augment,
-        sampling=config.sampling,
-        epochs=epochs,
-        shape=lambda epoch: config.shape(config.epochs),
-    ) as train:
+    session, epochs = _Session(), range(1, MAX_EPOCHS)
+    with (
+        memory_errors(config),
+        ray_errors(),
+        Loader(
+            dataset,
+            "train",
+            loader,
+            seed=config.seed,
+            augment=config.augment,
+            sampling=config.sampling,
+            epochs=epochs,
+            shape=lambda epoch: config.shape(config.epochs),
+        ) as train,
+    ):
+        run = RunState(config, dataset, session)  # type: ignore[arg-type]
         source = to_device(itertools.chain.from_iterable(train.epoch(epoch) for epoch in epochs), session.device)
         return _measured(_Steps(run), source, train, round_s)
 

@@ -1,5 +1,6 @@
 """The bottleneck of training: the stage of the input pipeline that a process waits for, or its own computation."""
 
+import collections
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -105,3 +106,13 @@ def bottleneck_text(metrics: Mapping[Any, Any]) -> str | None:
     """Return the bottleneck of an epoch and the fraction of time spent waiting as text. None as in `bottleneck`."""
     stage = bottleneck(metrics)
     return stage and f"{stage} (waits for data {float(metrics[DATA_WAIT]):.0%} of the time)"
+
+
+def bottleneck_counts(rows: Iterable[Mapping[Any, Any]]) -> collections.Counter[str]:
+    """Return how many of several epochs, one per trial, have each bottleneck. Epochs without one are not counted."""
+    return collections.Counter(stage for row in rows if (stage := bottleneck(row)))
+
+
+def counts_text(counts: collections.Counter[str]) -> str:
+    """Return bottlenecks and the number of their trials as text, the most frequent first."""
+    return ", ".join(f"{stage} ({count} trial{'s' * (count > 1)})" for stage, count in counts.most_common())

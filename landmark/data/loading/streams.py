@@ -223,10 +223,7 @@ def part_dataset(epochs: range, parts: int, name: str, *, cpus: float, node_id: 
     cpus: CPUs of a reader. node_id: the node that readers prefer, if it has free CPUs.
     """
     dataset = ray.data.read_datasource(
-        PartSource(epochs, parts),
-        num_cpus=cpus,
-        override_num_blocks=1,
-        **_preference(node_id),
+        PartSource(epochs, parts), num_cpus=cpus, override_num_blocks=1, **_preference(node_id)
     )
     dataset.set_name(name)
     return dataset

@@ -1,12 +1,11 @@
 """The page of a study: summary tables, leaderboard, charts of all trials and effects of hyperparameters."""
 
-import collections
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from landmark.data.loading.bottleneck import bottleneck
+from landmark.data.loading.bottleneck import bottleneck_counts, counts_text
 from landmark.reporting.page import Group, Page, Section, Widget, html_table
 from landmark.reporting.sections import table_of
 from landmark.reporting.study import plots
@@ -100,8 +99,7 @@ def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
 def _bottlenecks(study: StudyTables) -> list[tuple[str, str]]:
     """Return the number of trials per bottleneck as a fact, if the study recorded it."""
     last = study.history.drop_duplicates("trial", keep="last")
-    limits = collections.Counter(filter(None, (bottleneck(row.dropna().to_dict()) for _, row in last.iterrows())))
-    text = ", ".join(f"{stage} ({count} trials)" for stage, count in limits.most_common())
+    text = counts_text(bottleneck_counts(row.dropna().to_dict() for _, row in last.iterrows()))
     return [("bottleneck", text)] if text else []
 
 

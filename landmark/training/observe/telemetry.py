@@ -52,3 +52,5 @@ class Telemetry:
         """Reset the rates at the end of training, because a gauge keeps its last value."""
         self.rate.set(0.0, self.tags)
         self.waiting.set(0.0, self.tags)
+        for stage in STAGES:
+            self.stages.set(0.0, self.tags | {"stage": stage})
