@@ -211,11 +211,12 @@ def measure_pixels(dataset: PackedDataset) -> dict[str, float]:
     """Return the mean absolute difference of crops from planes and from JPEGs."""
     figures = {}
     jpegs = images_of(dataset)[:500]
-    draws = np.arange(len(jpegs))
+    visits = np.arange(len(jpegs))
     for size in SIZES:
         planes = planes_of(jpegs, size, dataset.manifest.short_side)
         pixels = [
-            decode_batch(images, draws, size, augment=AugmentConfig())[0].astype(np.int16) for images in (jpegs, planes)
+            decode_batch(images, visits, size, augment=AugmentConfig())[0].astype(np.int16)
+            for images in (jpegs, planes)
         ]
         figures[f"mean_pixel_difference_{size}px"] = float(np.abs(pixels[0] - pixels[1]).mean())
     print(", ".join(f"{key} {value:.2f}" for key, value in figures.items()), flush=True)

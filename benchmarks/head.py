@@ -174,7 +174,7 @@ def make_batch(number: int, classes: int, rank: int, ranks: int) -> Any:
     samples = np.arange(BATCH)[part]
     flip = np.zeros(len(samples), dtype=bool)
     return Batch(
-        images=images[part], labels=labels[part], samples=samples, draws=samples, flip=flip, share=1.0, epoch=1
+        images=images[part], labels=labels[part], samples=samples, visits=samples, flip=flip, weight=1.0, epoch=1
     )
 
 

@@ -80,7 +80,7 @@ def batches(images: np.ndarray, labels: np.ndarray, order: np.ndarray, epoch: in
         part = order[start : start + BATCH]
         flip = np.zeros(len(part), dtype=bool)
         yield Batch(
-            images=images[part], labels=labels[part], samples=part, draws=part, flip=flip, share=1.0, epoch=epoch
+            images=images[part], labels=labels[part], samples=part, visits=part, flip=flip, weight=1.0, epoch=epoch
         )
 
 

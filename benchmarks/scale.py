@@ -109,10 +109,10 @@ def plan(folder: Path, width: int) -> None:
     recipe = full_recipe(width)
     rows = EpochRows(dataset, "train", recipe.sampling, recipe.seed)
     position = EpochProgress(epoch=1, partitioning=(RANKS,), length=rows.length)
-    draws = draws_of(figures.timed("plan", lambda: plan_of(rows, position, 0, RANKS)))
-    for step in draws[: len(draws) // 2]:
+    visits = draws_of(figures.timed("plan", lambda: plan_of(rows, position, 0, RANKS)))
+    for step in visits[: len(visits) // 2]:
         position.advance(step)
-    used = sum(len(step) for step in draws[: len(draws) // 2])
+    used = sum(len(step) for step in visits[: len(visits) // 2])
     others = [np.broadcast_to(np.uint8(0), rows.length)] * (RANKS - 1)
     figures.timed("gather", lambda: position.gather(lambda local: np.sum([local, *others], axis=0, dtype=np.uint8)))
     assert position.consumed is not None and int(position.consumed.sum()) == used

@@ -1,6 +1,7 @@
 """Shared fixtures: photographs, object storage, a Ray cluster, a small dataset."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,8 +28,11 @@ os.environ.update(
 
 
 def pytest_configure() -> None:
-    """Limit every process to two threads: the machine is small and there are many tests."""
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    """Limit every process to one thread: with two, OpenMP threads that wait use most of a small machine's CPU time."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Tests start hundreds of processes. With cached bytecode, each starts faster.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     # Ray starts its workers with niceness 15; they would starve next to the processes of the tests.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Test runs take seconds, and Ray Train's controller sees reports and the end of a run only when it polls.

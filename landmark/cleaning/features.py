@@ -104,8 +104,8 @@ def image_stats(data: bytes, out: np.ndarray) -> ImageStats:
         return ImageStats(file_hash=file_hash, pixel_hash=b"", fault=fault_of(error))
     cv2.resize(pixels, out.shape[:2], dst=out, interpolation=cv2.INTER_AREA)
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    shares = np.bincount(grey.ravel(), minlength=256) / grey.size
-    shares = shares[shares > 0]
+    fractions = np.bincount(grey.ravel(), minlength=256) / grey.size
+    fractions = fractions[fractions > 0]
     return ImageStats(
         file_hash=file_hash,
         pixel_hash=hashlib.sha256(np.array(pixels.shape).tobytes() + pixels.tobytes()).digest(),
@@ -113,7 +113,7 @@ def image_stats(data: bytes, out: np.ndarray) -> ImageStats:
         width=width,
         height=height,
         spread=float(grey.std()),
-        entropy=float(-(shares * np.log2(shares)).sum()),
+        entropy=float(-(fractions * np.log2(fractions)).sum()),
     )
 
 

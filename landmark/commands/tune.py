@@ -70,5 +70,5 @@ def best_line(summary: dict[str, Any]) -> str:
     best, metric = summary["best"], summary["metric"]
     text = f"best: {best['trial']} at epoch {best['epoch']}, {metric} {best[metric]:.4g}"
     majority = summary["baselines"].get("majority", {})
-    tested = [f"top-{k} {share:.1%} (majority {majority[k]:.1%})" for k, share in best["test"].items()]
+    tested = [f"top-{k} {accuracy:.1%} (majority {majority[k]:.1%})" for k, accuracy in best["test"].items()]
     return text + (f"; test {', '.join(tested)}" if tested else "")

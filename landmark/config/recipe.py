@@ -120,6 +120,6 @@ class Recipe:
         if start is None or start >= full:
             return full, batch
         growing = max(1, math.ceil(self.resizing.full_at * self.epochs) - 1)
-        share = min(1.0, (epoch - 1) / growing)
-        size = full if share == 1 else min(full, round((start + (full - start) * share) / 16) * 16)
+        fraction = min(1.0, (epoch - 1) / growing)
+        size = full if fraction == 1 else min(full, round((start + (full - start) * fraction) / 16) * 16)
         return size, round(batch * (full / size) ** 2) if self.resizing.scale_batch else batch

@@ -197,11 +197,11 @@ class PackedDataset:
         source = self.manifest.source
         if source.get("source") == "dataset" or name == "train":
             return "it is also empty in the packed source or subset; prepare from another source or subset"
-        if not (share := source.get("split", {}).get(name, 0)):
+        if not (fraction := source.get("split", {}).get(name, 0)):
             return f"prepare the dataset with split.{name} above 0"
         rows = sum(entry.rows for entry in self.manifest.splits.values())
         return (
-            f"split.{name} is {share:g}, but {rows:,} images of {self.manifest.classes:,} classes are too few: each class "
+            f"split.{name} is {fraction:g}, but {rows:,} images of {self.manifest.classes:,} classes are too few: each class "
             "keeps one or more for train, and groups are not split; add images or increase that fraction"
         )
 

@@ -46,7 +46,7 @@ class ImageReader:
                     row_group=int(groups.row_group[index]),
                     first_sample=first,
                     rows=inside,
-                    draws=self.samples[part],
+                    visits=self.samples[part],
                 )
                 images = self._readers[split].read(task)["image"].to_pylist()
                 found.update({row: data for row, data in zip(part.tolist(), images, strict=True) if data is not None})

@@ -25,8 +25,8 @@ def random_gap(classes: int, rows: int, landmarks: int) -> float:
 
     rows: number of images. landmarks: number of images that show a landmark.
     """
-    share = landmarks / (classes * max(rows, 1))
-    return gap_by_chance(share, share, rows, landmarks)
+    accuracy = landmarks / (classes * max(rows, 1))
+    return gap_by_chance(accuracy, accuracy, rows, landmarks)
 
 
 def majority_gap(train_counts: np.ndarray, counts: np.ndarray, rows: int) -> float:
@@ -36,5 +36,5 @@ def majority_gap(train_counts: np.ndarray, counts: np.ndarray, rows: int) -> flo
     landmark.
     """
     landmarks = int(np.asarray(counts).sum())
-    share = majority_top_k(train_counts, counts, 1) * landmarks / max(rows, 1)
-    return gap_by_chance(share, max(share * rows - 1, 0) / max(rows - 1, 1), rows, landmarks)
+    accuracy = majority_top_k(train_counts, counts, 1) * landmarks / max(rows, 1)
+    return gap_by_chance(accuracy, max(accuracy * rows - 1, 0) / max(rows - 1, 1), rows, landmarks)

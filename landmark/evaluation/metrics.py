@@ -34,16 +34,16 @@ def gap(correct: np.ndarray, landmarks: int) -> float:
     return float((precision * correct).sum() / max(landmarks, 1))
 
 
-def gap_by_chance(share: float, others: float, rows: int, landmarks: int) -> float:
+def gap_by_chance(accuracy: float, others: float, rows: int, landmarks: int) -> float:
     """Return the expected GAP of `rows` predictions with uninformative scores.
 
-    share: probability that a prediction is correct. others: probability that another one is correct, given that this
+    accuracy: probability that a prediction is correct. others: probability that another one is correct, given that this
     one is. At position i the expected precision is (1 + (i - 1) x others) / i.
     """
     if not rows or not landmarks:
         return 0.0
     harmonic = float((1.0 / np.arange(1, rows + 1)).sum())
-    return share * (harmonic * (1 - others) + rows * others) / landmarks
+    return accuracy * (harmonic * (1 - others) + rows * others) / landmarks
 
 
 @dataclass(kw_only=True, frozen=True, eq=False)

@@ -308,7 +308,7 @@ def replicas_on(wanted: int | None, cpus_each: float, gpus: int, cpus: float) ->
         )
     if not gpus:
         return Replicas(count=count, cpus=cpus_each)
-    share = 1.0 if count <= gpus else math.floor(1e4 / -(-count // gpus)) / 1e4
-    if share < 1:
-        print(f"{count} replicas share {gpus} GPUs: each uses {share:g} of one", file=sys.stderr, flush=True)
-    return Replicas(count=count, cpus=cpus_each, gpus=share)
+    gpus_each = 1.0 if count <= gpus else math.floor(1e4 / -(-count // gpus)) / 1e4
+    if gpus_each < 1:
+        print(f"{count} replicas share {gpus} GPUs: each uses {gpus_each:g} of one", file=sys.stderr, flush=True)
+    return Replicas(count=count, cpus=cpus_each, gpus=gpus_each)

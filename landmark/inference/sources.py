@@ -274,9 +274,9 @@ def _batch(samples: list[int], pixels: list[np.ndarray]) -> Batch:
         images=np.stack(pixels),
         labels=np.full(len(samples), NO_LANDMARK, dtype=np.int64),
         samples=numbers,
-        draws=numbers,
+        visits=numbers,
         flip=np.zeros(len(samples), dtype=bool),
-        share=1.0,
+        weight=1.0,
         epoch=1,
     )
 

@@ -106,17 +106,17 @@ class ChunkedCrossEntropy:
         self.parts = ids.split(_chunk_classes(classifier, len(embeddings))) if len(ids) else ()
         # The graph of a single chunk is kept. Several chunks are recomputed for the gradient to save memory.
         self._kept = self._chunk(ids) if len(self.parts) == 1 else None
-        chunks = [chunk.shares().stacked() for chunk in self._chunks()]
-        self.shares = combine(PartialSoftmax.joined(torch.stack([PartialSoftmax.none(embeddings).stacked(), *chunks])))
+        chunks = [chunk.partial().stacked() for chunk in self._chunks()]
+        self.partial = combine(PartialSoftmax.joined(torch.stack([PartialSoftmax.none(embeddings).stacked(), *chunks])))
 
     def losses(self) -> torch.Tensor:
         """Return each image's loss, (n,), without its weight."""
-        smooth = self.shares.total / self.classes
-        return self.shares.log_sum - (1 - self.smoothing) * self.shares.own - self.smoothing * smooth
+        smooth = self.partial.total / self.classes
+        return self.partial.log_sum - (1 - self.smoothing) * self.partial.own - self.smoothing * smooth
 
     def hits(self) -> torch.Tensor:
         """Return whether no class has a greater logit than the image's own, bool (n,), margins excluded."""
-        return self.shares.own_plain >= self.shares.most
+        return self.partial.own_plain >= self.partial.most
 
     def gradient(self, take: Callable[["RowGradient"], object]) -> torch.Tensor:
         """Return the gradient of the weighted sum of losses with respect to the embeddings, (n, d).
@@ -135,7 +135,7 @@ class ChunkedCrossEntropy:
     def _of_logits(self, chunk: "_Chunk") -> torch.Tensor:
         """Return the gradient with respect to a chunk's logits: softmax minus target."""
         weights = self.targets.weights
-        gradient = (chunk.logits.detach() - self.shares.log_sum[:, None]).exp_()
+        gradient = (chunk.logits.detach() - self.partial.log_sum[:, None]).exp_()
         if self.smoothing:
             gradient -= self.smoothing / self.classes
         gradient[chunk.images, chunk.places] -= 1 - self.smoothing
@@ -186,7 +186,7 @@ class _Chunk:
     places: torch.Tensor
     """Columns of these images' classes."""
 
-    def shares(self) -> PartialSoftmax:
+    def partial(self) -> PartialSoftmax:
         logits = self.logits.detach()
         own, own_plain = logits.new_zeros(2, len(logits))
         own[self.images] = logits[self.images, self.places]

@@ -19,12 +19,12 @@ class MixedLabels:
 
     labels: torch.Tensor
     """The other image's label, int64 (n,)."""
-    share: float
+    weight: float
     """Weight of the image's own label, 0 to 1. The other label has the remaining weight."""
 
     def part(self, start: int, stop: int) -> "MixedLabels":
         """Return the labels of the images [start, stop)."""
-        return MixedLabels(labels=self.labels[start:stop], share=self.share)
+        return MixedLabels(labels=self.labels[start:stop], weight=self.weight)
 
 
 def logits_of(output: Any) -> torch.Tensor:
@@ -96,4 +96,4 @@ def _cross_entropy(
 
     if mixed is None:
         return of(labels).mean()
-    return (mixed.share * of(labels) + (1 - mixed.share) * of(mixed.labels)).mean()
+    return (mixed.weight * of(labels) + (1 - mixed.weight) * of(mixed.labels)).mean()

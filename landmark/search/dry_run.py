@@ -78,13 +78,13 @@ def trial_cost(plan: TrialSpec, dataset: PackedDataset, workers: int, *, gpu: bo
     train, val = dataset.split("train").rows, dataset.split("val").rows
     flops = trial_footprint(recipe, classes).flops
     full = recipe.loader.image_size
-    shares = [(recipe.shape(epoch)[0] / full) ** 2 for epoch in range(1, recipe.epochs + 1)]
+    costs = [(recipe.shape(epoch)[0] / full) ** 2 for epoch in range(1, recipe.epochs + 1)]
     return TrialCost(
         plan=plan,
         images=train * recipe.epochs,
         memory=trial_memory(recipe, classes, workers, gpu=gpu),
         flops=flops,
-        total_flops=flops * (TRAINING_PASSES * train * sum(shares) + val * recipe.epochs),
+        total_flops=flops * (TRAINING_PASSES * train * sum(costs) + val * recipe.epochs),
     )
 
 
@@ -167,15 +167,15 @@ def _totals(space: Space, costs: Sequence[TrialCost], devices: int, rate: float,
         f"at that throughput: {clock(flops / rate)} on one such device; {clock(flops / rate / devices)} on {devices}, one per worker of "
         "the concurrent trials",
     ]
-    share = kept_fraction(scheduler, epochs)
-    if share is None:
+    fraction = kept_fraction(scheduler, epochs)
+    if fraction is None:
         lines.append(
             f"{scheduler.name} stops trials by comparison with the others: the number of epochs that this saves is unknown in advance"
         )
-    elif share < 1:
+    elif fraction < 1:
         lines.append(
-            f"{scheduler.name} runs about {share:.0%} of the epochs ({_description(scheduler, max(epochs))}): "
-            f"{math.ceil(share * sum(epochs)):,} epochs, {clock(share * flops / rate / devices)} on {devices} devices"
+            f"{scheduler.name} runs about {fraction:.0%} of the epochs ({_description(scheduler, max(epochs))}): "
+            f"{math.ceil(fraction * sum(epochs)):,} epochs, {clock(fraction * flops / rate / devices)} on {devices} devices"
         )
     budget = space.config.budget
     limits = [f"{budget.epochs:,} epochs"] if budget.epochs is not None else []

@@ -38,7 +38,7 @@ def _free(space: Space) -> list[str]:
     return [key for key in free if key not in kept]
 
 
-def explore(space: Space, point: Mapping[str, Any], resample: float, draws: random.Random) -> Params:
+def explore(space: Space, point: Mapping[str, Any], resample: float, generator: random.Random) -> Params:
     """Return a point of the space near another one, changed key by key.
 
     A value is perturbed or, with probability `resample`, sampled again. It is always sampled again if its domain has
@@ -50,22 +50,22 @@ def explore(space: Space, point: Mapping[str, Any], resample: float, draws: rand
         if key not in free:
             return [point[key]]
         same = key in point and domain is space.parameters[key].domain(point) and domain.contains(point[key])
-        if same and draws.random() >= resample:
-            return [moved(domain, point[key], draws)]
-        return [domain.draw(draws)]
+        if same and generator.random() >= resample:
+            return [moved(domain, point[key], generator)]
+        return [domain.draw(generator)]
 
     return next(combinations(space.parameters, options))
 
 
-def moved(domain: Domain, value: Any, draws: random.Random) -> Any:
+def moved(domain: Domain, value: Any, generator: random.Random) -> Any:
     """Return a perturbed value: 0.8 or 1.25 times the value, clipped to the bounds, or an adjacent listed value."""
     if domain.is_continuous:
         low, high = domain.values
-        return min(high, max(low, value * draws.choice(FACTORS)))
+        return min(high, max(low, value * generator.choice(FACTORS)))
     values = list(domain.all())
     place = values.index(value)
     neighbors = [values[near] for near in (place - 1, place + 1) if 0 <= near < len(values)]
-    return draws.choice(neighbors or values)
+    return generator.choice(neighbors or values)
 
 
 def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -81,13 +81,13 @@ class Population:
         self.recipe = recipe
         self.record = record
 
-    def exploit(self, trial: TrialState, source: TrialState, draws: random.Random) -> None:
+    def exploit(self, trial: TrialState, source: TrialState, generator: random.Random) -> None:
         """Plan that a trial continues with the source's weights and perturbed settings.
 
         The trial's next process copies the weights and reports whether they still existed.
         """
         before = source.plan
-        plan = self._changed(before, trial.plan, draws)
+        plan = self._changed(before, trial.plan, generator)
         exploit = Exploit(
             trial=trial.plan.name,
             source=before.name,
@@ -98,10 +98,10 @@ class Population:
         )
         self.record.plan_exploit(exploit, plan)
 
-    def _changed(self, source: TrialSpec, trial: TrialSpec, draws: random.Random) -> TrialSpec:
+    def _changed(self, source: TrialSpec, trial: TrialSpec, generator: random.Random) -> TrialSpec:
         """Return a plan near the source's, or the source's plan if no attempt gives a valid recipe."""
         for _ in range(TRIES):
-            point = explore(self.space, source.point, self.space.config.scheduler.resample, draws)
+            point = explore(self.space, source.point, self.space.config.scheduler.resample, generator)
             with contextlib.suppress(UserError):
                 return dataclasses.replace(self.space.plan(trial.number, point, self.recipe), name=trial.name)
         return dataclasses.replace(source, number=trial.number, name=trial.name)

@@ -29,7 +29,7 @@ from landmark.search.trials.trial import store_of
 from landmark.storage import Location, locate
 from landmark.training.distributed.capacity import effective_workers
 from landmark.training.distributed.ray_train import gpus_per_worker
-from landmark.training.observe.telemetry import TRIALS
+from landmark.training.observe.run_names import TRIALS
 from landmark.training.run import RunResult, run_training
 
 EVALUATION_FOLDER = "evaluation-test"
@@ -157,7 +157,7 @@ def add_test_figures(study: Study, best: BestModel, standings: list[LeaderboardE
         tests.append(ModelTest.of(checkpoint, study.datasets[plan.dataset], plan.recipe.loader, folder, whole=whole))
     found = run_tests(tests, study.config.workers, study.config.cluster)
     for standing, result in zip(chosen, found, strict=True):
-        standing.test = {int(k): share for k, share in result["topk"].items()}
+        standing.test = {int(k): accuracy for k, accuracy in result["topk"].items()}
     best.baselines = found[0]["baselines"]
 
 
@@ -206,7 +206,7 @@ def _best_values(best: BestModel | None, metric: str) -> dict[str, Any] | None:
         "epoch": int(best.metrics["epoch"]),
         "checkpoint": BEST if best.exported else str(best.standing.checkpoint),
         "trained_at": str(best.checkpoint),
-        "test": {str(k): share for k, share in best.standing.test.items()},
+        "test": {str(k): accuracy for k, accuracy in best.standing.test.items()},
     }
 
 

@@ -82,14 +82,14 @@ def _sample(dataset: PackedDataset) -> list[memoryview]:
 
 def _rate(images: Sequence[bytes | memoryview], config: TrainConfig, pool: DaemonPool, threads: int) -> float:
     decoder = TableDecoder(config.augment, config.seed)
-    draws = np.arange(len(images))
+    visits = np.arange(len(images))
 
     def decode(first: int) -> int:
         done, place, ends = 0, first * PART_ROWS, time.perf_counter() + RATE_S / 2
         while time.perf_counter() < ends:
             part = slice(place % len(images), place % len(images) + PART_ROWS)
             pixels = decoder.memory(len(images[part]), config.loader.image_size)
-            decoder.decode_rows(images[part], draws[part], 1, pixels)
+            decoder.decode_rows(images[part], visits[part], 1, pixels)
             done, place = done + len(pixels), place + threads * PART_ROWS
         return done
 

@@ -16,7 +16,7 @@ from landmark.table import aligned
 from landmark.training.compute.device_prefetch import DeviceBatch, to_device
 from landmark.training.distributed.failures import memory_errors, ray_errors
 from landmark.training.distributed.local import default_device
-from landmark.training.loop.fit import training_loader
+from landmark.training.loop.loaders import training_loader
 from landmark.training.loop.session import SingleRank
 from landmark.training.loop.state import RunState
 from landmark.training.loop.validation import timed

@@ -26,7 +26,8 @@ from landmark.storage import Location, check_writable, locate, resuming
 from landmark.training.compute.batch_size import check_batches
 from landmark.training.distributed.failures import memory_errors, ray_errors
 from landmark.training.distributed.local import LocalSession
-from landmark.training.loop.fit import fit, resolve_stream
+from landmark.training.loop.fit import fit
+from landmark.training.loop.loaders import resolve_stream
 from landmark.training.observe.profiling import step_profiler
 from landmark.training.resume import check_resume, recorded_config, resume_lines, saved_result
 

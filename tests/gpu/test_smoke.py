@@ -111,13 +111,13 @@ def step_on(
     )
 
 
-def batch_of(number: int, rows: int = 8, size: int = 16, part: slice = slice(None), share: float = 1.0) -> Batch:
+def batch_of(number: int, rows: int = 8, size: int = 16, part: slice = slice(None), weight: float = 1.0) -> Batch:
     random = np.random.default_rng(number)
     labels = random.integers(0, CLASSES, rows)
     images = (random.integers(0, 128, (rows, size, size, 3)) + labels[:, None, None, None] * 30).astype(np.uint8)
     samples, flip = np.arange(rows) + rows * number, random.random(rows) < 0.5
-    values = {"images": images, "labels": labels, "samples": samples, "draws": samples, "flip": flip}
-    return Batch(**{name: value[part] for name, value in values.items()}, share=share, epoch=1)
+    values = {"images": images, "labels": labels, "samples": samples, "visits": samples, "flip": flip}
+    return Batch(**{name: value[part] for name, value in values.items()}, weight=weight, epoch=1)
 
 
 def small(backbone: str = "timm/resnet10t", size: int = 64, **changes: Any) -> Recipe:
@@ -278,7 +278,7 @@ def _rank(rank: int, kind: str, port: int, folder: str) -> None:
         step, schedule = step_on(device, run, DistributedRank(device, rank))
         size = run.loader.image_size
         for number in range(4):
-            step.run(batch_of(number, size=size, part=part, share=rows * 2 / 8), schedule, number, 8)
+            step.run(batch_of(number, size=size, part=part, weight=rows * 2 / 8), schedule, number, 8)
         if step.partial_fc is not None:
             step.partial_fc.gather()
         torch.save(weights_of(step), f"{folder}/{name}-{rank}.pt")

@@ -92,7 +92,7 @@ def _save_gradient(run: TrainConfig, folder: str) -> None:
         batch = next(iter(loader.epoch(1)))
         placed = place(batch, session.device)
         output = model(Preprocess((0.5,) * 3, (0.5,) * 3, session.device)(placed.images, placed.flip))
-        (classification_loss(output, torch.from_numpy(batch.labels)) * batch.share).backward()
+        (classification_loss(output, torch.from_numpy(batch.labels)) * batch.weight).backward()
     gradient = {name: p.grad for name, p in model.module.named_parameters()}
     torch.save({"gradient": gradient, "batch": batch}, f"{folder}/gradient{session.rank}.pt")
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from tests.support.nodes import Nodes
 from tests.support.packed import write_packed
-from tests.support.witness import consumed, steps_seen
+from tests.support.witness import HOLD, consumed, steps_seen
 
 
 def test_a_node_joining_an_elastic_run_repeats_almost_no_step(tmp_path):
-    nodes, epochs = Nodes(1), 6
+    nodes, epochs = Nodes(1), 3
     dataset = write_packed(tmp_path, {"train": [400, 240], "val": [20], "test": [9]}, classes=4).location.uri
     run = tmp_path / "runs" / "train"
+    hold = run.parent / HOLD  # starting a node takes longer than an epoch
     command = [
         *(sys.executable, "-m", "tests.support.witness", "train", "--dataset", dataset, "--output", str(run.parent)),
         *("--name", "train", "--epochs", str(epochs), "--model.backbone", "reference_mlp", "--loader.image-size", "16"),
@@ -30,8 +31,10 @@ def test_a_node_joining_an_elastic_run_repeats_almost_no_step(tmp_path):
     with output.open("w") as out:
         job = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         try:
-            wait_for(lambda: steps_seen(run) >= 20, job, output)
+            wait_for(lambda: steps_seen(run) >= 60, job, output)
+            hold.touch()
             nodes.add()
+            hold.unlink()
             assert job.wait(timeout=400) == 0, output.read_text()
         finally:
             job.kill()

@@ -67,7 +67,7 @@ def test_an_epoch_with_a_sampled_head_is_evaluated_and_reported(packed, tmp_path
     draw_counts: collections.Counter[int] = collections.Counter()
     advance = EpochProgress.advance
     monkeypatch.setattr(
-        EpochProgress, "advance", lambda self, draws: (draw_counts.update(draws.tolist()), advance(self, draws))[1]
+        EpochProgress, "advance", lambda self, visits: (draw_counts.update(visits.tolist()), advance(self, visits))[1]
     )
     # Chunks are smaller than the logits of all classes by the same factor as with 203,094 classes.
     monkeypatch.setattr(chunked_cross_entropy, "CHUNK_LOGITS", BATCH * CLASSES // 20)

@@ -108,7 +108,7 @@ def test_the_loss_of_a_mixed_image_weights_both_labels(name):
     _, labels, plain, _ = compute_logits(config)
     margin = build_margin(config, None, torch.device("cpu"))
     second = labels.roll(1)
-    found = classification_loss(plain, labels, 0.1, mixed=MixedLabels(labels=second, share=0.3), margin=margin)
+    found = classification_loss(plain, labels, 0.1, mixed=MixedLabels(labels=second, weight=0.3), margin=margin)
     one, two = (classification_loss(plain, each, 0.1, margin=margin) for each in (labels, second))
     assert found.item() == pytest.approx((0.3 * one + 0.7 * two).item())
     expected = torch.nn.functional.cross_entropy(margin.on_all(plain, labels).float(), labels, label_smoothing=0.1)

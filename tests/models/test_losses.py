@@ -17,7 +17,7 @@ def test_mixed_and_smoothed_labels_equal_dense_targets(smoothing, fraction, rows
     random = torch.Generator().manual_seed(seed)
     logits = torch.randn(rows, classes, generator=random)
     one, two = torch.randint(0, classes, (2, rows), generator=random)
-    found = classification_loss(logits, one, smoothing, mixed=MixedLabels(labels=two, share=fraction))
+    found = classification_loss(logits, one, smoothing, mixed=MixedLabels(labels=two, weight=fraction))
     dense = fraction * functional.one_hot(one, classes) + (1 - fraction) * functional.one_hot(two, classes)
     assert found.item() == pytest.approx(
         functional.cross_entropy(logits, dense, label_smoothing=smoothing).item(), abs=1e-5

@@ -18,7 +18,7 @@ from landmark.search.spaces.space import Space
 from landmark.search.state.state import NOT_TAKEN, REPORTED, TAKEN, StudyState, TrialState
 from landmark.search.trials.trial import copy_weights, exploit_values
 from landmark.storage import locate
-from landmark.training.observe.telemetry import TRIALS
+from landmark.training.observe.run_names import TRIALS
 
 TEXT = """
 metric: val_top1

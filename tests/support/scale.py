@@ -85,6 +85,8 @@ def plan_of(rows: EpochRows, position: EpochProgress, rank: int, world_size: int
 
 
 def draws_of(plan: RankPlan) -> list[np.ndarray]:
-    """Return the draws of each step of a rank."""
-    draws = np.concatenate([task.draws for task in plan.read_tasks]) if plan.read_tasks else np.zeros(0, dtype=np.int64)
-    return np.split(draws, np.cumsum(plan.batch_rows)[:-1]) if plan.steps else []
+    """Return the visits of each step of a rank."""
+    visits = (
+        np.concatenate([task.visits for task in plan.read_tasks]) if plan.read_tasks else np.zeros(0, dtype=np.int64)
+    )
+    return np.split(visits, np.cumsum(plan.batch_rows)[:-1]) if plan.steps else []

@@ -1,4 +1,4 @@
-"""Record the draws of each training step, so that tests and benchmarks of faults can count them after a kill."""
+"""Record the visits of each training step, so that tests and benchmarks of faults can count them after a kill."""
 
 import collections
 import functools
@@ -17,12 +17,14 @@ STEPS_FOLDER = "steps"
 """Folder in a host's temporary folder that contains a folder per run path."""
 STEP_S = 0.02
 """Minimum duration of a step, so that a kill can hit it."""
+HOLD = "hold"
+"""File in the folder of a run's folder. While it exists, the run's workers wait after their next step."""
 STEP_ON_HOSTS_S = 0.1
 """Minimum duration of a step if other hosts observe the steps by polling."""
 
 
 def record_steps(folder: Path) -> None:
-    """Make this process append the epoch and the draws of each step to its own file."""
+    """Make this process append the epoch and the visits of each step to its own file."""
     folder.mkdir(parents=True, exist_ok=True)
     _record(lambda: folder, STEP_S)
 
@@ -47,11 +49,13 @@ def record_steps_by_run() -> None:
 def _record(folder: Callable[[], Path], step_s: float) -> None:
     advance = EpochProgress.advance
 
-    def advanced(self: EpochProgress, draws: np.ndarray) -> None:
-        advance(self, draws)
+    def advanced(self: EpochProgress, visits: np.ndarray) -> None:
+        advance(self, visits)
         with (folder() / f"{os.getpid()}.log").open("a") as log:
-            log.write(f"{self.epoch} {' '.join(map(str, draws.tolist()))}\n")
+            log.write(f"{self.epoch} {' '.join(map(str, visits.tolist()))}\n")
         time.sleep(step_s)
+        while (folder().parent.parent / HOLD).exists():
+            time.sleep(0.02)
 
     EpochProgress.advance = advanced  # type: ignore[method-assign]
 
@@ -70,12 +74,12 @@ def steps_seen(*runs: Path) -> int:
 
 
 def consumed(*runs: Path) -> dict[int, collections.Counter[int]]:
-    """Return how often each draw was consumed per epoch, over all processes and attempts."""
+    """Return how often each visit was consumed per epoch, over all processes and attempts."""
     found: dict[int, collections.Counter[int]] = collections.defaultdict(collections.Counter)
     for path in (path for run in runs for path in run.glob("witness/*.log")):
         for line in path.read_text().splitlines():
-            epoch, *draws = map(int, line.split())
-            found[epoch].update(draw for draw in draws if draw >= 0)
+            epoch, *visits = map(int, line.split())
+            found[epoch].update(visit for visit in visits if visit >= 0)
     return found
 
 
@@ -87,7 +91,7 @@ def main(arguments: list[str]) -> int:
     output, name = (arguments[arguments.index(flag) + 1] for flag in ("--output", "--name"))
     record_steps(Path(output) / name / "witness")
     ray_train._work = recording_work
-    ray_train.RESIZE_S = 5.0
+    ray_train.RESIZE_S = 1.0
     return landmark(arguments)
 
 

@@ -64,12 +64,12 @@ class Interrupted(Exception):
 
 
 def interrupt_after(steps: list[int], monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
-    """Interrupt runs after the given numbers of steps. Returns the epoch and draws of all steps."""
+    """Interrupt runs after the given numbers of steps. Returns the epoch and visits of all steps."""
     advance, seen, remaining = EpochProgress.advance, [], list(steps)
 
-    def advanced(self: EpochProgress, draws: np.ndarray) -> None:
-        advance(self, draws)
-        seen.append((self.epoch, draws.tolist()))
+    def advanced(self: EpochProgress, visits: np.ndarray) -> None:
+        advance(self, visits)
+        seen.append((self.epoch, visits.tolist()))
         if remaining and (steps_left := remaining[0]) is not None:
             remaining[0] = steps_left - 1
             if steps_left == 1:
@@ -107,10 +107,10 @@ def test_a_run_interrupted_within_epochs_equals_an_uninterrupted_one(dataset, tm
     for name, tensor in last_weights(tmp_path / "interrupted").items():
         assert torch.equal(tensor, expected[name]), name
     for epoch in (1, 2, 3):
-        draws = [draw for number, step in seen if number == epoch for draw in step]
+        visits = [visit for number, step in seen if number == epoch for visit in step]
         # No image is skipped. With a checkpoint every two steps, only steps after the last one are repeated.
-        assert set(draws) == set(range(TRAIN))
-        assert len(draws) - TRAIN <= 3 * 2 * interrupted.shape(epoch)[1]
+        assert set(visits) == set(range(TRAIN))
+        assert len(visits) - TRAIN <= 3 * 2 * interrupted.shape(epoch)[1]
 
 
 def test_a_non_finite_loss_is_a_one_line_error(dataset, tmp_path):

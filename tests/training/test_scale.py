@@ -55,9 +55,9 @@ def test_64_ranks_use_each_image_once_and_restore_once_per_node(tmp_path, monkey
     def steps(state: RunState, rank: int, world_size: int, count: int | None) -> None:
         position = state.position
         all_draws = draws_of(plan_of(state.rows, position, rank, world_size))
-        for draws in all_draws[position.step :][:count]:
-            position.advance(draws)
-            use_counts[draws] += 1
+        for visits in all_draws[position.step :][:count]:
+            position.advance(visits)
+            use_counts[visits] += 1
 
     def first_half(member: Rank) -> int:
         state = RunState(recipe, dataset, member)
@@ -95,8 +95,8 @@ def test_64_ranks_use_each_image_once_and_restore_once_per_node(tmp_path, monkey
     rows = RunState(recipe, dataset, World(1).members[0]).rows
     repartitioned = position.repartitioned((48, 4096, 8))
     for rank in range(48):
-        for draws in draws_of(plan_of(rows, repartitioned, rank, 48)):
-            repartitioned.local[draws] = True
-            use_counts[draws] += 1
+        for visits in draws_of(plan_of(rows, repartitioned, rank, 48)):
+            repartitioned.local[visits] = True
+            use_counts[visits] += 1
     assert repartitioned.gather(lambda local: local).all()
     assert (use_counts == 1).all()

@@ -59,8 +59,8 @@ class SyntheticConfig:
         require(16 <= self.image_size <= 1024, f"synthetic.image_size is {self.image_size}; expected 16 to 1024")
         require(0 <= self.tail <= 2, f"synthetic.tail is {self.tail}; expected 0 to 2")
         for name in ("label_noise", "near_duplicates", "nothing", "broken"):
-            share = getattr(self, name)
-            require(0 <= share <= 0.5, f"synthetic.{name} is {share}; expected a fraction from 0 to 0.5")
+            fraction = getattr(self, name)
+            require(0 <= fraction <= 0.5, f"synthetic.{name} is {fraction}; expected a fraction from 0 to 0.5")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -74,8 +74,8 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         for name in ("val", "test"):
-            share = getattr(self, name)
-            require(0 <= share < 1, f"split.{name} is {share}; expected a fraction from 0 to 1")
+            fraction = getattr(self, name)
+            require(0 <= fraction < 1, f"split.{name} is {fraction}; expected a fraction from 0 to 1")
         require(
             self.val + self.test < 0.9,
             f"split.val + split.test is {self.val + self.test:g}; expected below 0.9, so that images are left for training",

@@ -21,7 +21,7 @@ Spares = Callable[[], Iterator[pa.Table]]
 class DamagePolicy:
     """Reports rows that cannot be read or decoded, and replaces their images by others.
 
-    A replaced row keeps its position and its `draw`. Only image, label and sample come from another row. The accounting
+    A replaced row keeps its position and its `visit`. Only image, label and sample come from another row. The accounting
     of an epoch therefore follows its plan, whatever is lost. The column `fault` keeps the reason.
     """
 
@@ -108,7 +108,7 @@ class DamagePolicy:
 
 
 def replacement_rows(table: pa.Table, other: pa.Table) -> pa.Table:
-    """Return the table with the images, labels and samples of another table of equal length. Draws and faults stay."""
+    """Return the table with the images, labels and samples of another table of equal length. Visits and faults stay."""
     for name in ("image", "undecoded", "label", "sample"):
         if name in table.column_names:
             table = table.set_column(table.schema.get_field_index(name), name, other[name])
@@ -118,11 +118,11 @@ def replacement_rows(table: pa.Table, other: pa.Table) -> pa.Table:
 def count_lost(table: pa.Table, undecoded: Collection[int] = ()) -> int:
     """Return the number of lost images of a batch. Each is counted once.
 
-    undecoded: rows whose image cannot be decoded. Padding rows, which keep the ranks in step (draw -1), are not
+    undecoded: rows whose image cannot be decoded. Padding rows, which keep the ranks in step (visit -1), are not
     counted.
     """
     if not undecoded and table["fault"].null_count == len(table):
         return 0
     lost = table["fault"].is_valid().to_numpy(zero_copy_only=False).copy()
     lost[list(undecoded)] = True
-    return int((lost & (table["draw"].to_numpy() >= 0)).sum())
+    return int((lost & (table["visit"].to_numpy() >= 0)).sum())

@@ -32,20 +32,20 @@ class TableDecoder:
         self._buffers = BufferPool(IDLE_BUFFERS)
 
     def decode(self, table: pa.Table, epoch: int, size: int) -> Decoded:
-        """Decode the column image, JPEGs or planes (no nulls). Randomness comes from the column draw."""
+        """Decode the column image, JPEGs or planes (no nulls). Randomness comes from the column visit."""
         pixels = self.memory(len(table), size)
-        return pixels, self.decode_rows(values(table["image"]), table["draw"].to_numpy(), epoch, pixels)
+        return pixels, self.decode_rows(values(table["image"]), table["visit"].to_numpy(), epoch, pixels)
 
     def memory(self, rows: int, size: int) -> np.ndarray:
         """Return memory for pixels, uint8 (rows, size, size, 3)."""
         return self._buffers.take((rows, size, size, 3))
 
     def decode_rows(
-        self, images: Sequence[bytes | memoryview], draws: np.ndarray, epoch: int, out: np.ndarray
+        self, images: Sequence[bytes | memoryview], visits: np.ndarray, epoch: int, out: np.ndarray
     ) -> dict[int, str]:
         """Decode images into `out`, uint8 (n, size, size, 3). Returns the errors by row."""
         size = out.shape[1]
-        return decode_batch(images, draws, size, augment=self.augment, seed=self.seed, epoch=epoch, out=out)[1]
+        return decode_batch(images, visits, size, augment=self.augment, seed=self.seed, epoch=epoch, out=out)[1]
 
 
 class ThreadDecoder:
@@ -66,8 +66,8 @@ class ThreadDecoder:
         self._pool = DaemonPool(self.threads, "landmark-decode")
 
     def submit(self, table: pa.Table, epoch: int, size: int) -> "DecodedSlices":
-        """Decode a batch with the columns image and draw."""
-        images, draws = values(table["image"]), table["draw"].to_numpy()
+        """Decode a batch with the columns image and visit."""
+        images, visits = values(table["image"]), table["visit"].to_numpy()
         pixels = self._decoder.memory(len(table), size)
         count = _slices(len(table), self.threads)
         bounds = [len(table) * part // count for part in range(count + 1)]
@@ -75,7 +75,7 @@ class ThreadDecoder:
             pixels,
             {
                 start: self._pool.submit(
-                    self._decoder.decode_rows, images[start:stop], draws[start:stop], epoch, pixels[start:stop]
+                    self._decoder.decode_rows, images[start:stop], visits[start:stop], epoch, pixels[start:stop]
                 )
                 for start, stop in itertools.pairwise(bounds)
             },
@@ -153,7 +153,7 @@ def decode_column(table: pa.Table, augment: AugmentConfig | None, seed: int, epo
     readable = np.flatnonzero(table["image"].is_valid().to_numpy())
     kept = table if len(readable) == len(table) else table.take(readable)
     pixels, errors = decode_batch(
-        values(kept["image"]), kept["draw"].to_numpy(), size, augment=augment, seed=seed, epoch=epoch
+        values(kept["image"]), kept["visit"].to_numpy(), size, augment=augment, seed=seed, epoch=epoch
     )
     if len(kept) < len(table):
         decoded, pixels = pixels, np.zeros((len(table), size, size, 3), dtype=np.uint8)

@@ -20,29 +20,29 @@ EVALUATION_CROP = 0.95
 """Side of the center crop of evaluation, as a fraction of the image's short side."""
 
 
-def crop_boxes(sizes: np.ndarray, augment: AugmentConfig | None, draws: np.ndarray | None) -> np.ndarray:
+def crop_boxes(sizes: np.ndarray, augment: AugmentConfig | None, uniform: np.ndarray | None) -> np.ndarray:
     """Return the crop of each image: float64 (n, 4) of left, top, width, height in pixels.
 
-    sizes: (n, 2) of width, height. draws: (n, 4) uniform numbers for area, aspect, left and top, or None for the center
+    sizes: (n, 2) of width, height. uniform: (n, 4) uniform numbers for area, aspect, left and top, or None for the center
     crop. Random crops follow Szegedy et al. 2015 (area uniform, aspect log-uniform). They are clipped to the image
     instead of sampled again.
     """
     width, height = sizes[:, 0].astype(float), sizes[:, 1].astype(float)
-    if augment is None or draws is None or augment.crop_area[0] == 1:
+    if augment is None or uniform is None or augment.crop_area[0] == 1:
         side = np.minimum(width, height) * EVALUATION_CROP
         return np.stack([(width - side) / 2, (height - side) / 2, side, side], axis=1)
     low, high = augment.crop_area
-    area = width * height * (low + (high - low) * draws[:, 0])
-    aspect = np.exp((2 * draws[:, 1] - 1) * np.log(augment.crop_aspect))
+    area = width * height * (low + (high - low) * uniform[:, 0])
+    aspect = np.exp((2 * uniform[:, 1] - 1) * np.log(augment.crop_aspect))
     crop_width = np.minimum(np.sqrt(area * aspect), width)
     crop_height = np.minimum(np.sqrt(area / aspect), height)
-    left, top = draws[:, 2] * (width - crop_width), draws[:, 3] * (height - crop_height)
+    left, top = uniform[:, 2] * (width - crop_width), uniform[:, 3] * (height - crop_height)
     return np.stack([left, top, crop_width, crop_height], axis=1)
 
 
 def decode_batch(
     images: Sequence[bytes | memoryview],
-    draws: np.ndarray,
+    visits: np.ndarray,
     size: int,
     *,
     augment: AugmentConfig | None = None,
@@ -53,8 +53,8 @@ def decode_batch(
     """Decode, crop, resize and augment images. Returns uint8 RGB pixels (n, size, size, 3) and the errors by row.
 
     images: JPEGs, or planes as `landmark.data.cache.planes` stores them. Their crops have the same boxes.
-    draws: keys of randomness, int64 (n,). They are the sample numbers unless images repeat. With `augment`, crops and
-    RandAugment are functions of (seed, epoch, draw). Rows that cannot be decoded are black and listed in the errors.
+    visits: keys of randomness, int64 (n,). They are the sample numbers unless images repeat. With `augment`, crops and
+    RandAugment are functions of (seed, epoch, visit). Rows that cannot be decoded are black and listed in the errors.
     `out` receives the pixels, so that no new memory is allocated.
 
     libjpeg-turbo decodes at 1, 1/2, 1/4 or 1/8, the smallest scale that covers the crop. Its other scales (n/8) have no
@@ -62,7 +62,7 @@ def decode_batch(
     """
     pixels = np.empty((len(images), size, size, 3), dtype=np.uint8) if out is None else out
     sizes, faults = _read_headers(images)
-    boxes = crop_boxes(sizes, augment, uniforms(seed, epoch, draws, 4) if augment is not None else None)
+    boxes = crop_boxes(sizes, augment, uniforms(seed, epoch, visits, 4) if augment is not None else None)
     covered = np.floor(np.log2(np.minimum(boxes[:, 2], boxes[:, 3]) / size))
     scales = 2 ** np.clip(covered, 0, 3).astype(np.int64)
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
@@ -81,7 +81,7 @@ def decode_batch(
             pixels[row] = 0
     if augment is not None and augment.randaugment_ops:
         randaugment(
-            pixels, draws, seed, epoch, operations=augment.randaugment_ops, magnitude=augment.randaugment_magnitude
+            pixels, visits, seed, epoch, operations=augment.randaugment_ops, magnitude=augment.randaugment_magnitude
         )
     return pixels, faults
 

@@ -50,12 +50,12 @@ class Batch:
     """int64 (n,)."""
     samples: np.ndarray
     """Sample numbers, int64 (n,)."""
-    draws: np.ndarray
+    visits: np.ndarray
     """Number of each image among all images of the epoch, int64 (n,). It is the sample number, unless images repeat. A
     replacement has the number of the lost image."""
     flip: np.ndarray
     """Images to flip horizontally, bool (n,)."""
-    share: float
+    weight: float
     """This rank's fraction of the step's images, times the number of ranks. It weights the rank's mean loss in the mean
     over ranks."""
     epoch: int
@@ -266,10 +266,10 @@ class Loader:
 
     def _jobs_of(self, schedule: "ReadSchedule", tables: Iterable[pa.Table]) -> Iterator["_DecodeRequest"]:
         size, _ = self.plans.shape(schedule.epoch)
-        for whole, share in zip(rebatch(tables, schedule.batch_rows), schedule.shares, strict=True):
+        for whole, weight in zip(rebatch(tables, schedule.batch_rows), schedule.weights, strict=True):
             table = whole if self.augment is not None else whole.filter(pc.is_null(whole["fault"]))
             unread = len(whole) - len(table)
-            yield _DecodeRequest(epoch=schedule.epoch, table=table, unread=unread, size=size, share=float(share))
+            yield _DecodeRequest(epoch=schedule.epoch, table=table, unread=unread, size=size, weight=float(weight))
 
     def _spares(self) -> Iterator[pa.Table]:
         """Read row groups spread over the split, and yield the readable ones."""
@@ -289,7 +289,7 @@ class Loader:
             table, pixels = self._without(faults, job, table, pixels)
         if not len(table):
             return lost
-        draws = table["draw"].to_numpy()
+        visits = table["visit"].to_numpy()
         samples = table["sample"].to_numpy()
         labels = table["label"].to_numpy().astype(np.int64)
         if self.sample_labels is not None:
@@ -301,9 +301,9 @@ class Loader:
             images=pixels,
             labels=labels,
             samples=samples,
-            draws=draws,
-            flip=flips(self.seed, job.epoch, draws) if mirrored else np.zeros(len(draws), dtype=bool),
-            share=job.share,
+            visits=visits,
+            flip=flips(self.seed, job.epoch, visits) if mirrored else np.zeros(len(visits), dtype=bool),
+            weight=job.weight,
             epoch=job.epoch,
             lost=lost,
         )
@@ -338,9 +338,9 @@ class Loader:
     def _decoded(self, spare: pa.Table, job: "_DecodeRequest") -> Decoded:
         if self.config.decode == "data":
             return DecodedColumn().submit(spare, job.epoch, job.size).result()
-        draws = spare["draw"].to_numpy()
+        visits = spare["visit"].to_numpy()
         return decode_batch(
-            values(spare["image"]), draws, job.size, augment=self.augment, seed=self.seed, epoch=job.epoch
+            values(spare["image"]), visits, job.size, augment=self.augment, seed=self.seed, epoch=job.epoch
         )
 
 
@@ -353,7 +353,7 @@ class _DecodeRequest:
     unread: int = 0
     """Evaluation: number of rows that could not be read. `table` does not contain them."""
     size: int = 0
-    share: float = 0.0
+    weight: float = 0.0
 
 
 class _Decoding:

@@ -67,7 +67,7 @@ class RowGroups:
             row_group=int(self.row_group[index]),
             first_sample=first,
             rows=rows,
-            draws=first + rows,
+            visits=first + rows,
         )
 
 
@@ -82,7 +82,7 @@ class ReadTask:
     rows: np.ndarray
     """Rows to read, as ascending indices in the row group, int64 (n,). Indices repeat if an epoch uses an image more
     than once."""
-    draws: np.ndarray
+    visits: np.ndarray
     """Number of each row among all rows of the epoch, int64 (n,). It is the sample number, unless images repeat. It is
     the key of the accounting and of the row's randomness. -1 is padding that keeps the ranks in step and is not
     counted."""
@@ -109,7 +109,7 @@ class RankPlan:
     """Reads, in order. Together they are exactly this rank's rows."""
     batch_rows: np.ndarray
     """Rows of each of this rank's batches, int64 (steps,)."""
-    shares: np.ndarray
+    weights: np.ndarray
     """This rank's fraction of each step's images, times the number of ranks, float64 (steps,)."""
 
     @property
@@ -137,7 +137,7 @@ def plan_training_epoch(
     if total < world_size and not resumed:
         raise UserError(f"{total} training images for {world_size} workers; use at most {total} workers")
     if not total:
-        return RankPlan(read_tasks=[], batch_rows=np.zeros(0, dtype=np.int64), shares=np.zeros(0))
+        return RankPlan(read_tasks=[], batch_rows=np.zeros(0, dtype=np.int64), weights=np.zeros(0))
     order = generator(seed, Stream.EPOCH_ORDER, epoch).permutation(len(left.rows))
     steps = training_steps(total, world_size, batch_size, resumed=resumed)
     least = min_rows(world_size, batch_size, resumed)
@@ -145,14 +145,14 @@ def plan_training_epoch(
     start, stop = int(bounds[rank]), int(bounds[rank + 1])
     if start == stop:
         row = _repeated(left.task(int(order[0]), 0, 1), least)
-        read_tasks = [dataclasses.replace(row, draws=np.full(least, -1))]
-        return RankPlan(read_tasks=read_tasks, batch_rows=np.array([least]), shares=np.zeros(1))
+        read_tasks = [dataclasses.replace(row, visits=np.full(least, -1))]
+        return RankPlan(read_tasks=read_tasks, batch_rows=np.array([least]), weights=np.zeros(1))
     parts = np.stack([np.diff(_cuts(int(n), steps)) for n in np.diff(bounds)])
-    shares = parts[rank] * world_size / parts.sum(axis=0)
+    weights = parts[rank] * world_size / parts.sum(axis=0)
     read_tasks = _slice_tasks(left, order, start, stop)
     if stop - start < least:
-        return RankPlan(read_tasks=[_repeated(read_tasks[0], least)], batch_rows=np.array([least]), shares=shares)
-    return RankPlan(read_tasks=read_tasks, batch_rows=parts[rank], shares=shares)
+        return RankPlan(read_tasks=[_repeated(read_tasks[0], least)], batch_rows=np.array([least]), weights=weights)
+    return RankPlan(read_tasks=read_tasks, batch_rows=parts[rank], weights=weights)
 
 
 def training_steps(total: int, world_size: int, batch_size: int, *, resumed: bool = False) -> int:
@@ -188,13 +188,13 @@ def plan_evaluation(groups: RowGroups, *, rank: int, world_size: int, batch_size
     full, rest = divmod(stop - start, size)
     batches = np.array([size] * full + [rest] * bool(rest), dtype=np.int64)
     read_tasks = _slice_tasks(groups, np.arange(len(groups.rows)), start, stop)
-    return RankPlan(read_tasks=read_tasks, batch_rows=batches, shares=np.ones(len(batches)))
+    return RankPlan(read_tasks=read_tasks, batch_rows=batches, weights=np.ones(len(batches)))
 
 
 def _repeated(task: ReadTask, times: int) -> ReadTask:
     """Return a task of one row with that row repeated. The accounting counts it once."""
-    draws = np.append(task.draws, np.full(times - 1, -1))
-    return dataclasses.replace(task, rows=np.repeat(task.rows, times), draws=draws)
+    visits = np.append(task.visits, np.full(times - 1, -1))
+    return dataclasses.replace(task, rows=np.repeat(task.rows, times), visits=visits)
 
 
 def _cuts(total: int, parts: int) -> np.ndarray:

@@ -18,7 +18,7 @@ Sum = Callable[[np.ndarray], np.ndarray]
 class EpochProgress:
     """An epoch in progress: how its remaining rows were divided among the ranks, and the rows consumed since.
 
-    The consumed draws are a bitmap of the epoch's length. With the same division, a run resumes at the next batch. With
+    The consumed visits are a bitmap of the epoch's length. With the same division, a run resumes at the next batch. With
     another number of ranks or batch size, it redistributes the remaining rows. In both cases, no recorded row is
     repeated, and no other row is skipped.
     """
@@ -28,34 +28,34 @@ class EpochProgress:
     partitioning: tuple[int, ...]
     """Values that determine the division: number of ranks, global batch size, row groups that are shuffled together."""
     length: int
-    """Upper bound (exclusive) of the epoch's draw numbers."""
+    """Upper bound (exclusive) of the epoch's visit numbers."""
     before: np.ndarray | None = None
-    """Draws consumed before this division, bool (length,). None for none."""
+    """Visits consumed before this division, bool (length,). None for none."""
     step: int = 0
     """Steps since this division."""
     consumed: np.ndarray | None = None
-    """Draws known to be consumed on any rank, bool (length,), including `before`. None for none."""
+    """Visits known to be consumed on any rank, bool (length,), including `before`. None for none."""
     local: np.ndarray = field(init=False)
-    """Draws that this rank consumed since the last update of `consumed`."""
+    """Visits that this rank consumed since the last update of `consumed`."""
 
     def __post_init__(self) -> None:
         self.local = np.zeros(self.length, dtype=bool)
 
     @functools.cached_property
     def begun(self) -> int:
-        """Number of draws consumed before this division."""
+        """Number of visits consumed before this division."""
         return 0 if self.before is None else int(self.before.sum())
 
-    def advance(self, draws: np.ndarray) -> None:
-        """Record one step and the draws that it consumed on this rank, int64 (n,). Negative draws are not counted."""
-        self.local[draws[draws >= 0]] = True
+    def advance(self, visits: np.ndarray) -> None:
+        """Record one step and the visits that it consumed on this rank, int64 (n,). Negative visits are not counted."""
+        self.local[visits[visits >= 0]] = True
         self.step += 1
 
     def gather(self, total: Sum) -> np.ndarray:
-        """Return the draws consumed so far on all ranks, bool (length,). Collective: all ranks must call it.
+        """Return the visits consumed so far on all ranks, bool (length,). Collective: all ranks must call it.
 
-        One byte per draw is summed instead of a packed bitmap, so that a draw that two ranks consumed does not affect
-        others. Raises UserError for such a draw, because the ranks did not divide the same epoch.
+        One byte per visit is summed instead of a packed bitmap, so that a visit that two ranks consumed does not affect
+        others. Raises UserError for such a visit, because the ranks did not divide the same epoch.
         """
         counts = total(self.local.view(np.uint8))
         if shared := int((counts > 1).sum()):

@@ -22,13 +22,13 @@ Operation = Callable[[np.ndarray, float, float], np.ndarray]
 
 
 def randaugment(
-    pixels: np.ndarray, draws: np.ndarray, seed: int, epoch: int, *, operations: int, magnitude: float
+    pixels: np.ndarray, visits: np.ndarray, seed: int, epoch: int, *, operations: int, magnitude: float
 ) -> None:
     """Apply `operations` random operations to each image of uint8 (n, h, w, 3), in place.
 
-    The operations and their signs are a function of only (seed, epoch, draw). magnitude is 0 to 30.
+    The operations and their signs are a function of only (seed, epoch, visit). magnitude is 0 to 30.
     """
-    chosen = uniforms(seed, epoch, draws, FIRST_DRAW + operations)[:, FIRST_DRAW:] * len(OPERATIONS)
+    chosen = uniforms(seed, epoch, visits, FIRST_DRAW + operations)[:, FIRST_DRAW:] * len(OPERATIONS)
     signs = np.where(chosen % 1 < 0.5, -1.0, 1.0).tolist()
     names = list(OPERATIONS)
     for image, indices, image_signs in zip(pixels, chosen.astype(np.int64).tolist(), signs, strict=True):

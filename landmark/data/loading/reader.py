@@ -26,7 +26,7 @@ REQUEST_BYTES = 8 << 20
 
 
 class RowGroupReader:
-    """Reads tasks of one split: columns image (large binary), label int32, sample and draw int64, fault string.
+    """Reads tasks of one split: columns image (large binary), label int32, sample and visit int64, fault string.
 
     fault is null for readable rows. A task of a missing or corrupt shard is returned with its planned rows, without
     images. fault then contains the shard and the error, and the caller decides what to do. Thread-safe.
@@ -111,7 +111,7 @@ def _rows(task: ReadTask, table: pa.Table, shard: Location) -> pa.Table:
             "image": table["image"].cast(pa.large_binary()),
             "label": table["label"],
             "sample": pa.array(task.rows + task.first_sample),
-            "draw": pa.array(task.draws),
+            "visit": pa.array(task.visits),
             "fault": pa.nulls(len(table), pa.string()),
         }
     )
@@ -125,7 +125,7 @@ def _lost(task: ReadTask, fault: str) -> pa.Table:
             "image": pa.nulls(rows, pa.large_binary()),
             "label": pa.nulls(rows, pa.int32()),
             "sample": pa.array(task.rows + task.first_sample),
-            "draw": pa.array(task.draws),
+            "visit": pa.array(task.visits),
             "fault": pa.array([fault] * rows, pa.string()),
         }
     )

@@ -17,8 +17,8 @@ epoch."""
 class EpochRows:
     """The rows of a split's epochs.
 
-    With uniform sampling, the draw of a row is its sample number. Otherwise, an epoch has as many draws as the split
-    has (selected) images, numbered from 0. The sample of a draw is a function of only (seed, epoch).
+    With uniform sampling, the visit of a row is its sample number. Otherwise, an epoch has as many visits as the split
+    has (selected) images, numbered from 0. The sample of a visit is a function of only (seed, epoch).
     """
 
     def __init__(self, dataset: PackedDataset, split: str, sampling: SamplingConfig, seed: int) -> None:
@@ -34,11 +34,11 @@ class EpochRows:
 
     @property
     def length(self) -> int:
-        """Upper bound (exclusive) of an epoch's draw numbers."""
+        """Upper bound (exclusive) of an epoch's visit numbers."""
         return self._length
 
     def left(self, epoch: int, consumed: np.ndarray | None) -> Rows:
-        """Return the remaining rows of an epoch. consumed: a mask of the draws already used, bool (length,). None for
+        """Return the remaining rows of an epoch. consumed: a mask of the visits already used, bool (length,). None for
         none."""
         if self._expected is not None:
             return RepeatedDraws.of(self.groups, self._samples(epoch), consumed)
@@ -48,10 +48,10 @@ class EpochRows:
         return self.groups.select(wanted)
 
     def _samples(self, epoch: int) -> np.ndarray:
-        """Return the sample of each draw of an epoch, ascending, int64 (total,).
+        """Return the sample of each visit of an epoch, ascending, int64 (total,).
 
         Systematic sampling (Madow 1949) over samples in random order. Each sample occurs as often as expected, rounded
-        up or down. The number of draws is exactly the number of rows.
+        up or down. The number of visits is exactly the number of rows.
         """
         assert self._expected is not None
         random = generator(self.seed, Stream.SAMPLING, epoch)
@@ -66,7 +66,7 @@ def expected_draws(labels: np.ndarray, sampling: SamplingConfig) -> np.ndarray:
     """Return how often an epoch uses each sample on average, float64 (samples,). The sum is the number of labeled
     samples.
 
-    labels: int64 (samples,), -1 for a sample outside the view. Each class has the same fraction of the draws
+    labels: int64 (samples,), -1 for a sample outside the view. Each class has the same fraction of the visits
     (balanced), or a fraction proportional to the square root of its images (sqrt). max_repeats limits a class, and the
     other classes receive the rest.
     """
@@ -75,31 +75,31 @@ def expected_draws(labels: np.ndarray, sampling: SamplingConfig) -> np.ndarray:
     weights = np.where(present, np.sqrt(counts) if sampling.name == "sqrt" else 1.0, 0.0)
     total = int(counts.sum())
     capped = np.zeros(len(counts), dtype=bool)
-    draws = np.zeros(len(counts))
+    visits = np.zeros(len(counts))
     while True:
         free = present & ~capped
         if not free.any():
             break
         rest = total - float((counts * sampling.max_repeats)[capped].sum())
-        draws = np.where(capped, counts * sampling.max_repeats, weights * rest / weights[free].sum())
-        over = free & (draws > counts * sampling.max_repeats)
+        visits = np.where(capped, counts * sampling.max_repeats, weights * rest / weights[free].sum())
+        over = free & (visits > counts * sampling.max_repeats)
         if not over.any():
             break
         capped |= over
-    each = np.divide(draws, counts, out=np.zeros(len(counts)), where=present)
+    each = np.divide(visits, counts, out=np.zeros(len(counts)), where=present)
     return np.where(labels >= 0, each[np.maximum(labels, 0)], 0.0)
 
 
 @dataclass(kw_only=True, frozen=True, eq=False)
 class RepeatedDraws:
-    """Draws in chunks. A chunk contains the draws of one row group in one part of the epoch."""
+    """Visits in chunks. A chunk contains the visits of one row group in one part of the epoch."""
 
     groups: RowGroups
     """The split's row groups."""
     samples: np.ndarray
-    """Sample of each draw, int64 (draws,)."""
+    """Sample of each visit, int64 (visits,)."""
     order: np.ndarray
-    """Remaining draws, ordered by chunk and then by sample, int64."""
+    """Remaining visits, ordered by chunk and then by sample, int64."""
     group: np.ndarray
     """Row group of each chunk, int64 (chunks,)."""
     bounds: np.ndarray
@@ -107,9 +107,9 @@ class RepeatedDraws:
 
     @classmethod
     def of(cls, groups: RowGroups, samples: np.ndarray, consumed: np.ndarray | None) -> "RepeatedDraws":
-        """Group the draws of an epoch that are not consumed into chunks. samples: ascending."""
-        draws = np.arange(len(samples))
-        copy = draws - np.searchsorted(samples, samples)
+        """Group the visits of an epoch that are not consumed into chunks. samples: ascending."""
+        visits = np.arange(len(samples))
+        copy = visits - np.searchsorted(samples, samples)
         # Repetitions of a sample are in different parts. Their first part varies, so that parts have equal sizes.
         part = (copy + samples) % PASSES
         group = np.searchsorted(groups.first_sample, samples, side="right") - 1
@@ -129,13 +129,13 @@ class RepeatedDraws:
     def task(self, index: int, start: int, stop: int) -> ReadTask:
         """Return rows [start, stop) of a chunk."""
         begin, end = int(self.bounds[index]), int(self.bounds[index + 1])
-        draws = self.order[begin + start : min(begin + stop, end)]
+        visits = self.order[begin + start : min(begin + stop, end)]
         group = int(self.group[index])
         first = int(self.groups.first_sample[group])
         return ReadTask(
             shard=int(self.groups.shard[group]),
             row_group=int(self.groups.row_group[group]),
             first_sample=first,
-            rows=self.samples[draws] - first,
-            draws=draws,
+            rows=self.samples[visits] - first,
+            visits=visits,
         )

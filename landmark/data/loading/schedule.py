@@ -26,7 +26,7 @@ class ReadSchedule:
     skipped: int
     """Rows of that window that are already done."""
     batch_rows: np.ndarray
-    shares: np.ndarray
+    weights: np.ndarray
 
     @classmethod
     def of(cls, epoch: int, plan: RankPlan, done: int, window: int) -> "ReadSchedule":
@@ -46,7 +46,7 @@ class ReadSchedule:
             first_window=first,
             skipped=skipped,
             batch_rows=plan.batch_rows[done:],
-            shares=plan.shares[done:],
+            weights=plan.weights[done:],
         )
 
 
@@ -74,9 +74,9 @@ class Window:
         return sum(len(task.rows) for task in self.read_tasks)
 
     @property
-    def draws(self) -> np.ndarray:
+    def visits(self) -> np.ndarray:
         """Draw numbers of the remaining rows, int64 (n,)."""
-        return self.arrange(np.concatenate([task.draws for task in self.read_tasks]))
+        return self.arrange(np.concatenate([task.visits for task in self.read_tasks]))
 
     @property
     def samples(self) -> np.ndarray:

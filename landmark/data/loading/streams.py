@@ -120,7 +120,7 @@ class PartReader:
         self._schedule: ReadSchedule | None = None
 
     def __call__(self, parts: pa.Table) -> Iterator[pa.Table]:
-        """Yield the rows of parts: image, label, sample, draw, fault, as RowGroupReader returns them."""
+        """Yield the rows of parts: image, label, sample, visit, fault, as RowGroupReader returns them."""
         for epoch, part in zip(parts["epoch"].to_pylist(), parts["part"].to_pylist(), strict=True):
             with _counted_attempt(self.stream_id, f"{self.name} epoch {epoch} part {part}"):
                 yield from (self._with_size(table, epoch) for table in self.part(epoch, part))
@@ -203,7 +203,7 @@ class PartDecoder:
         self.seed = seed
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Decode a block with the columns image, draw, epoch and size. All its rows have the same epoch and size."""
+        """Decode a block with the columns image, visit, epoch and size. All its rows have the same epoch and size."""
         if not len(table):
             return table
         epoch, size = table["epoch"][0].as_py(), table["size"][0].as_py()
@@ -330,17 +330,17 @@ class StreamReader:
         """
         for window in self.plans.windows(schedule):
             window = window if self.decoded else window.as_read()
-            draws, samples, done = window.draws, window.samples, 0
-            while done < len(draws):
+            visits, samples, done = window.visits, window.samples, 0
+            while done < len(visits):
                 rest = self._next() if self._rest is None else self._rest
-                table = rest.slice(0, len(draws) - done)
+                table = rest.slice(0, len(visits) - done)
                 self._rest = rest.slice(len(table)) if len(rest) > len(table) else None
-                self._check(table, schedule.epoch, draws[done:], samples[done:])
+                self._check(table, schedule.epoch, visits[done:], samples[done:])
                 done += len(table)
                 yield table
 
-    def _check(self, table: pa.Table, epoch: int, draws: np.ndarray, samples: np.ndarray) -> None:
-        for name, expected in (("draw", draws), ("sample", samples)):
+    def _check(self, table: pa.Table, epoch: int, visits: np.ndarray, samples: np.ndarray) -> None:
+        for name, expected in (("visit", visits), ("sample", samples)):
             found = table[name].to_numpy()
             if not np.array_equal(found, expected[: len(found)]):
                 row = int(np.flatnonzero(found != expected[: len(found)])[0])

@@ -88,11 +88,11 @@ def _single_image_classes(labels: np.ndarray) -> list[str]:
 def _empty_splits(splits: np.ndarray, config: PrepareConfig) -> list[str]:
     """Return a note on each requested split without images."""
     counts = np.bincount(splits, minlength=len(SPLITS))
-    shares = {"val": config.split.val, "test": config.split.test}
+    fractions = {"val": config.split.val, "test": config.split.test}
     return [
-        f"the {name} split is empty although split.{name} is {share:g}: each class keeps one or more for train, and groups are not split"
-        for name, share in shares.items()
-        if share and not counts[SPLITS.index(name)]
+        f"the {name} split is empty although split.{name} is {fraction:g}: each class keeps one or more for train, and groups are not split"
+        for name, fraction in fractions.items()
+        if fraction and not counts[SPLITS.index(name)]
     ]
 
 

@@ -185,8 +185,8 @@ def _stopped(text: str, cause: UserError | None) -> UserError:
 def _check_tars(source: Source, config: PrepareConfig) -> None:
     """Raise UserError before reading if the fraction of missing tars is above the maximum fraction of rejects."""
     if isinstance(source, Gldv2Source) and source.missing:
-        share = len(source.missing) / (len(source.missing) + len(source.tars))
-        if share > config.packing.max_reject_fraction:
+        fraction = len(source.missing) / (len(source.missing) + len(source.tars))
+        if fraction > config.packing.max_reject_fraction:
             raise UserError(
                 f"{source.describe_tars()}; download the missing tars, or increase packing.max_reject_fraction"
             )

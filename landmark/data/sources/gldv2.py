@@ -58,9 +58,9 @@ class SourceFaults:
     def check(self, rows: int, limit: float, source: str) -> None:
         """Raise UserError if the fraction of faults is above a limit."""
         if self.total() > limit * rows:
-            share = self.total() / max(rows, 1)
+            fraction = self.total() / max(rows, 1)
             raise UserError(
-                f"{source}: {share:.2%} of {rows:,} rows are faulty ({self.breakdown()}); the maximum is {limit:.2%}; "
+                f"{source}: {fraction:.2%} of {rows:,} rows are faulty ({self.breakdown()}); the maximum is {limit:.2%}; "
                 "fix the files, or increase gldv2.max_fault_fraction"
             )
 

@@ -29,7 +29,7 @@ def plan_images(config: SyntheticConfig, seed: int) -> pa.Table:
     ids = _ids(seed, total)
     views = rng.integers(0, 2**62, total)
     order = rng.permutation(total)
-    sizes = [round(total * share) for share in (config.near_duplicates, config.nothing, config.broken)]
+    sizes = [round(total * fraction) for fraction in (config.near_duplicates, config.nothing, config.broken)]
     copies, nothing, broken, rest = np.split(order, np.cumsum(sizes))
     source = np.full(total, -1)
     if len(copies) and len(rest):

@@ -225,7 +225,7 @@ def _develop(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _changed_copy(pixels: np.ndarray, rng: np.random.Generator) -> bytes:
     """Encode a near-duplicate: cropped, resized, with other brightness, at a lower quality."""
     size = len(pixels)
-    margin = [int(size * share) for share in rng.uniform(0.0, 0.06, 4)]
+    margin = [int(size * fraction) for fraction in rng.uniform(0.0, 0.06, 4)]
     crop = pixels[margin[0] : size - margin[1], margin[2] : size - margin[3]]
     copy = cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR)
     copy = cv2.convertScaleAbs(copy, alpha=rng.uniform(0.92, 1.08), beta=rng.uniform(-6, 6))

@@ -201,7 +201,7 @@ def _pairs(evaluation: EvaluationTables, output: Location) -> list[Section]:
         **{side: [evaluation.name(label) for label in first[side].tolist()] for side in ("true", "predicted")}
     )
     write_table(output, "confused_pairs", listed)
-    shown, names = listed.head(SHOWN_PAIRS), {"share": "fraction of true class"}
+    shown, names = listed.head(SHOWN_PAIRS), {"fraction": "fraction of true class"}
     galleries = [
         _pair_gallery(evaluation, pair)
         for pair in pairs.head(SHOWN_PAIRS).to_dict("records")
@@ -213,7 +213,7 @@ def _pairs(evaluation: EvaluationTables, output: Location) -> list[Section]:
             title="Most confused pairs",
             text=f"{len(pairs):,} pairs of classes were confused. The table shows the {min(SHOWN_PAIRS, len(pairs))} "
             "most frequent." + (f" {omitted} photographs are omitted." if omitted else ""),
-            table=html_table(shown.rename(columns=names), (names["share"],)),
+            table=html_table(shown.rename(columns=names), (names["fraction"],)),
             galleries=kept,
         )
     ]
@@ -241,9 +241,7 @@ def _pair_gallery(evaluation: EvaluationTables, pair: Mapping[Any, Any]) -> Gall
         for row in typical[typical["label"] == label].head(1).to_dict("records") if pictures else ():
             picture = Picture(data=row["thumbnail"], alt=f"A photograph of {name}", caption=name, badge=badge)
             pictures.insert(0 if label == true else len(pictures), picture)
-    title = (
-        f"{names[0]} predicted as {names[1]}: {pair['count']:.0f} times, {pair['share']:.0%} of the true class's images"
-    )
+    title = f"{names[0]} predicted as {names[1]}: {pair['count']:.0f} times, {pair['fraction']:.0%} of the true class's images"
     return Gallery(title=title, pictures=pictures)
 
 

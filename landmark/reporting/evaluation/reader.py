@@ -116,13 +116,13 @@ def metrics_table(metrics: dict[str, Any]) -> pd.DataFrame:
 def confused_pairs(evaluation: EvaluationTables) -> pd.DataFrame:
     """Return the errors by pair of classes, the most frequent first.
 
-    Columns: true, predicted (labels), count, share (fraction of the true class's images).
+    Columns: true, predicted (labels), count, fraction (fraction of the true class's images).
     """
     cells = evaluation.confusion
     support = cells.groupby("true")["count"].sum()
     wrong = cells[(cells["true"] != cells["predicted"]) & (cells["true"] >= 0)]
-    wrong = wrong.assign(share=wrong["count"] / wrong["true"].map(support))
-    return wrong.sort_values(["count", "share"], ascending=False, kind="stable", ignore_index=True)
+    wrong = wrong.assign(fraction=wrong["count"] / wrong["true"].map(support))
+    return wrong.sort_values(["count", "fraction"], ascending=False, kind="stable", ignore_index=True)
 
 
 def _check_metrics(path: Location, metrics: dict[str, Any]) -> None:

@@ -46,8 +46,8 @@ class PopulationBased(Scheduler):
         best = [peer for peer in peers[len(peers) - count :] if peer.epochs_run < peer.plan.recipe.epochs]
         best = [peer for peer in best if peer.state != "ended" and self._score(peer, epoch) > -math.inf]
         if best and trial in peers[:count]:
-            draws = random.Random(f"{self.seed}-{trial.plan.number}-{epoch}")
-            self.exploit(trial, draws.choice(best), draws)
+            generator = random.Random(f"{self.seed}-{trial.plan.number}-{epoch}")
+            self.exploit(trial, generator.choice(best), generator)
             return "restart"
         behind = any(t.state == "waiting" and t.epochs_run < epoch for t in self.record.trials.values())
         return "restart" if behind else "continue"

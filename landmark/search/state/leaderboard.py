@@ -147,9 +147,9 @@ def leaderboard_columns(keys: Sequence[str]) -> list[str]:
 def leaderboard_text(standings: Sequence[LeaderboardEntry], keys: Sequence[str], metric: str) -> str:
     """Return the leaderboard as an aligned text table."""
     searched = [key for key in keys if key != "epochs"]
-    shares = list(dict.fromkeys([metric, "val_top1", "val_top5"]))
+    metrics = list(dict.fromkeys([metric, "val_top1", "val_top5"]))
     tested = [k for k in TESTED if any(k in standing.test for standing in standings)]
-    header = ["rank", "trial", *searched, "status", "epochs", *shares, *(f"test_top{k}" for k in tested)]
+    header = ["rank", "trial", *searched, "status", "epochs", *metrics, *(f"test_top{k}" for k in tested)]
     rows = [
         [
             str(standing.rank or "-"),
@@ -157,7 +157,7 @@ def leaderboard_text(standings: Sequence[LeaderboardEntry], keys: Sequence[str],
             *(shown_value(standing.record.plan.parameters[key]) for key in searched),
             standing.record.status(),
             f"{standing.record.epochs_run}/{standing.record.plan.recipe.epochs}",
-            *(shown_metric(name, standing.best.get(name)) for name in shares),
+            *(shown_metric(name, standing.best.get(name)) for name in metrics),
             *(shown_metric("", standing.test.get(k)) for k in tested),
         ]
         for standing in standings[:SHOWN_TRIALS]

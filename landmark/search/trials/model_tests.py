@@ -95,7 +95,7 @@ def run_test(test: ModelTest, *, quiet: bool = True) -> dict[str, Any]:
         write_evaluation(found, folder)
     else:
         (folder / PARTS).delete()
-    topk = {str(k): share for k, share in found.topk.items()}
+    topk = {str(k): accuracy for k, accuracy in found.topk.items()}
     values = {"checkpoint": mask_credentials(test.checkpoint), "topk": topk, "baselines": found.baselines}
     (folder / DONE).write_text(json.dumps(values, indent=1) + "\n")
     return values

@@ -24,7 +24,7 @@ CUDA_BYTES = int(0.6 * GIB)
 """GPU memory that a process's CUDA context and libraries take; an assumption, not measured."""
 OPTIMIZER_TENSORS = {"sgd": 1, "rmsprop": 1, "adam": 2, "adamw": 2}
 """Number of state tensors per trained weight; sgd without momentum has none."""
-SHARES = (4, 3, 2)
+TRIALS_PER_GPU = (4, 3, 2)
 """Numbers of trials that may share a GPU, largest first."""
 HEADROOM = 0.1
 """Fraction of a device's memory that is left free, for fragmentation."""
@@ -104,14 +104,14 @@ def _sampled_gradient(recipe: Recipe, network: Footprint, classes: int) -> float
     """Return the bytes of a sampled head's gradient in a step; it is kept only for gradient clipping."""
     if recipe.optimizer.clip_norm is None:
         return 0.0
-    share = (recipe.model.head.sample or 1.0) + recipe.loader.batch_size / classes
-    return network.head * min(1.0, share)
+    fraction = (recipe.model.head.sample or 1.0) + recipe.loader.batch_size / classes
+    return network.head * min(1.0, fraction)
 
 
 def gpu_fraction(memory: int, gpu_bytes: int) -> float:
     """Return the fraction of a GPU for a training process of `memory` bytes: the smallest of 1/4, 1/3, 1/2 that fits, or 1."""
     usable = (1 - HEADROOM) * gpu_bytes
-    return next((1 / share for share in SHARES if memory <= usable / share), 1.0)
+    return next((1 / trials for trials in TRIALS_PER_GPU if memory <= usable / trials), 1.0)
 
 
 def fitting_in_memory(memory: int, node_bytes: int) -> int:

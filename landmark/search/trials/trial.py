@@ -46,7 +46,8 @@ from landmark.training.distributed.local import default_device
 from landmark.training.distributed.ray_train import RECOVERED, fit_workers
 from landmark.training.loop.fit import fit
 from landmark.training.loop.session import Phase, SingleRank
-from landmark.training.observe.telemetry import TRIALS, Telemetry, names_of
+from landmark.training.observe.run_names import TRIALS, names_of
+from landmark.training.observe.telemetry import Telemetry
 from landmark.training.observe.throughput import Throughput
 
 CHECKPOINT = CheckpointConfig(keep=1)

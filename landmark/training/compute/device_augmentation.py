@@ -43,9 +43,9 @@ class Preprocess:
 class Augmentation:
     """Augmentation on the device: random erasing, then MixUp or CutMix.
 
-    Erased boxes are a function of (seed, epoch, draw) only, so they do not depend on the number of workers. MixUp and
+    Erased boxes are a function of (seed, epoch, visit) only, so they do not depend on the number of workers. MixUp and
     CutMix pair the images of one rank's batch. Each image's partner is the previous image of the batch. The choice and
-    strength of mixing are a function of (seed, epoch, the batch's first draw, its size). A resumed run repeats them bit
+    strength of mixing are a function of (seed, epoch, the batch's first visit, its size). A resumed run repeats them bit
     for bit with the same number of workers. With another number, batches and partners differ.
     """
 
@@ -56,11 +56,11 @@ class Augmentation:
     def __call__(self, inputs: torch.Tensor, batch: DeviceBatch) -> tuple[torch.Tensor, MixedLabels | None]:
         """Return the augmented inputs, modified in place, and the mixed-in labels, if any."""
         if self.config.erasing:
-            draws = uniforms(self.seed, batch.host.epoch, batch.draws, FIRST_DRAW + 5)[:, FIRST_DRAW:]
-            erase(inputs, erased_boxes(draws, self.config.erasing, inputs.shape[2], inputs.shape[3]))
+            uniform = uniforms(self.seed, batch.host.epoch, batch.visits, FIRST_DRAW + 5)[:, FIRST_DRAW:]
+            erase(inputs, erased_boxes(uniform, self.config.erasing, inputs.shape[2], inputs.shape[3]))
         if not (self.config.mixup or self.config.cutmix) or len(inputs) < 2:
             return inputs, None
-        first = int(batch.draws[0])
+        first = int(batch.visits[0])
         return self._mixed(
             inputs, batch.labels, generator(self.seed, Stream.MIXING, batch.host.epoch, first, len(inputs))
         )
@@ -72,32 +72,32 @@ class Augmentation:
         if random.random() >= self.config.mix_prob:
             return inputs, None
         cut = bool(cutmix) and (not mixup or random.random() < 0.5)
-        share = float(random.beta(cutmix, cutmix) if cut else random.beta(mixup, mixup))
+        weight = float(random.beta(cutmix, cutmix) if cut else random.beta(mixup, mixup))
         partners = _rolled(labels)
         if not cut:
-            return torch.lerp(_rolled(inputs), inputs, share), MixedLabels(labels=partners, share=share)
+            return torch.lerp(_rolled(inputs), inputs, weight), MixedLabels(labels=partners, weight=weight)
         height, width = inputs.shape[2:]
-        top, left, bottom, right = cut_box(share, random.random(2), height, width)
+        top, left, bottom, right = cut_box(weight, random.random(2), height, width)
         window = inputs[:, :, top:bottom, left:right]
         window.copy_(_rolled(window))
-        share = 1 - (bottom - top) * (right - left) / (height * width)
-        return inputs, MixedLabels(labels=partners, share=share)
+        weight = 1 - (bottom - top) * (right - left) / (height * width)
+        return inputs, MixedLabels(labels=partners, weight=weight)
 
 
-def erased_boxes(draws: np.ndarray, share: float, height: int, width: int) -> np.ndarray:
+def erased_boxes(uniform: np.ndarray, probability: float, height: int, width: int) -> np.ndarray:
     """Return the box to erase per image: int64 (n, 4) of top, left, bottom, right in pixels. Most boxes are empty.
 
-    draws: (n, 5) uniform numbers for the choice, area, aspect, top and left. Areas and aspects are distributed as in
+    uniform: (n, 5) uniform numbers for the choice, area, aspect, top and left. Areas and aspects are distributed as in
     Zhong et al. 2017 (area uniform, aspect log-uniform), but clipped to the image instead of sampled again.
     """
     low, high = ERASED_AREA
-    area = height * width * (low + (high - low) * draws[:, 1])
-    aspect = np.exp((2 * draws[:, 2] - 1) * math.log(ERASED_ASPECT))
-    chosen = draws[:, 0] < share
+    area = height * width * (low + (high - low) * uniform[:, 1])
+    aspect = np.exp((2 * uniform[:, 2] - 1) * math.log(ERASED_ASPECT))
+    chosen = uniform[:, 0] < probability
     tall = np.where(chosen, np.minimum(np.rint(np.sqrt(area * aspect)), height), 0).astype(np.int64)
     wide = np.where(chosen, np.minimum(np.rint(np.sqrt(area / aspect)), width), 0).astype(np.int64)
-    top = (draws[:, 3] * (height - tall + 1)).astype(np.int64)
-    left = (draws[:, 4] * (width - wide + 1)).astype(np.int64)
+    top = (uniform[:, 3] * (height - tall + 1)).astype(np.int64)
+    left = (uniform[:, 4] * (width - wide + 1)).astype(np.int64)
     return np.stack([top, left, top + tall, left + wide], axis=1)
 
 
@@ -109,12 +109,12 @@ def erase(inputs: torch.Tensor, boxes: np.ndarray) -> None:
     inputs.masked_fill_(rows[:, None, :, None] & columns[:, None, None, :], 0.0)
 
 
-def cut_box(share: float, centre: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
-    """Return CutMix's box (top, left, bottom, right) in pixels. Without clipping it covers 1 - share of the image.
+def cut_box(weight: float, centre: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
+    """Return CutMix's box (top, left, bottom, right) in pixels. Without clipping it covers 1 - weight of the image.
 
     centre: two uniform numbers (y, x) for the box's center. The box is clipped to the image (Yun et al. 2019).
     """
-    side = math.sqrt(1 - share)
+    side = math.sqrt(1 - weight)
     y, x = centre[0] * height, centre[1] * width
     top, bottom = (int(min(max(y + sign * side * height / 2, 0), height)) for sign in (-1, 1))
     left, right = (int(min(max(x + sign * side * width / 2, 0), width)) for sign in (-1, 1))

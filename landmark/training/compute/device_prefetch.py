@@ -24,9 +24,9 @@ class DeviceBatch:
     """The batch as loaded."""
 
     @property
-    def draws(self) -> np.ndarray:
+    def visits(self) -> np.ndarray:
         """Index of each image in the order of the epoch, int64 (n,)."""
-        return self.host.draws
+        return self.host.visits
 
     def tensors(self) -> list[torch.Tensor]:
         """Return the tensors on the device."""

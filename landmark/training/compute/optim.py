@@ -138,5 +138,5 @@ class Schedule:
         self.reduction, self.best, self.stale_epochs = state["reduction"], state["best"], state["stale_epochs"]
 
 
-def _half_cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * min(max(share, 0.0), 1.0))) / 2
+def _half_cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2

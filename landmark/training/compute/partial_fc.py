@@ -25,16 +25,16 @@ from landmark.training.compute.row_optimizer import RowOptimizer, rows_per_chunk
 from landmark.training.loop.session import Session
 
 
-def sample_classes(seed: int, step: int, classes: int, share: float) -> np.ndarray:
-    """Return the classes sampled for a step, sorted: each with probability `share`, as a function of (seed, step) only.
+def sample_classes(seed: int, step: int, classes: int, fraction: float) -> np.ndarray:
+    """Return the classes sampled for a step, sorted: each with probability `fraction`, as a function of (seed, step) only.
 
     Classes are sampled with replacement and duplicates are dropped, so the work depends on the number of samples and
     not on the number of classes.
     """
-    if share == 1:
+    if fraction == 1:
         return np.arange(classes)
-    draws = math.ceil(math.log1p(-share) / math.log1p(-1 / classes)) if classes > 1 else 1
-    return np.unique(generator(seed, Stream.SAMPLED_CLASSES, step).integers(0, classes, draws))
+    count = math.ceil(math.log1p(-fraction) / math.log1p(-1 / classes)) if classes > 1 else 1
+    return np.unique(generator(seed, Stream.SAMPLED_CLASSES, step).integers(0, classes, count))
 
 
 class PartialFC:
@@ -51,7 +51,7 @@ class PartialFC:
         self.seed = recipe.seed
         self.smoothing = recipe.loss.label_smoothing
         self.classes = len(classifier.weight)
-        self.share = recipe.model.head.sample or 1.0
+        self.fraction = recipe.model.head.sample or 1.0
         self.two_labels = bool(recipe.augment.mixup or recipe.augment.cutmix)
         bounds = [self.classes * rank // session.world_size for rank in (session.rank, session.rank + 1)]
         self.first, self.stop = bounds
@@ -72,17 +72,17 @@ class PartialFC:
         labels: np.ndarray,
         *,
         second: np.ndarray | None,
-        own_share: float,
+        own_weight: float,
         class_weights: np.ndarray | None,
-        share: float,
+        weight: float,
         step: int,
         batch_size: int,
         lr: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the losses and hits of this rank's images, (n,) each, and the gradient of its embeddings, (n, d).
 
-        labels: int64 (n,). second: mixed-in labels, (n,), or None for images that are not mixed. own_share: weight of
-        the images' own labels, 1 if not mixed. class_weights: weight per image of each class, (classes,). share: this
+        labels: int64 (n,). second: mixed-in labels, (n,), or None for images that are not mixed. own_weight: weight of
+        the images' own labels, 1 if not mixed. class_weights: weight per image of each class, (classes,). weight: this
         rank's fraction of the step's images, times the number of ranks. step: counted over the run. batch_size: images
         of the step over all ranks. lr: if set, apply the optimizer's step to the classes chunk by chunk, so that memory
         holds the gradient of one chunk only. If None, keep the gradient for `update`.
@@ -92,10 +92,10 @@ class PartialFC:
         step's mean loss.
         """
         self._gathered = None
-        scale = share / len(labels)
+        scale = weight / len(labels)
         both = np.stack([labels, labels if second is None else second] if self.two_labels else [labels])
         of_class = np.ones(both.shape, np.float32) if class_weights is None else class_weights[both]
-        counts = np.array([own_share, 1 - own_share], np.float32)[: len(both), None]
+        counts = np.array([own_weight, 1 - own_weight], np.float32)[: len(both), None]
         all_embeddings, own = self._gathered_embeddings(embeddings.detach().float(), batch_size)
         all_targets = self._gathered_targets(both, scale * counts * of_class, batch_size)
         ids, count = self._looked_at(all_targets.labels.numpy(), step)
@@ -117,7 +117,7 @@ class PartialFC:
             losses = losses * upload(of_class, losses.device)
         if second is None:
             return losses[0], hits[0], gradient
-        return own_share * losses[0] + (1 - own_share) * losses[1], hits[0 if own_share >= 0.5 else 1], gradient
+        return own_weight * losses[0] + (1 - own_weight) * losses[1], hits[0 if own_weight >= 0.5 else 1], gradient
 
     def _max_rows(self, batch_size: int) -> int:
         """Return the rows per rank in an exchange: its part of the step's images plus one, because parts differ."""
@@ -157,16 +157,18 @@ class PartialFC:
 
     def _looked_at(self, labels: np.ndarray, step: int) -> tuple[torch.Tensor, int]:
         """Return this rank's classes among those of the step, sorted, and the step's number of classes."""
-        drawn = sample_classes(self.seed, step, self.classes, self.share)
-        if self.share < 1:
+        drawn = sample_classes(self.seed, step, self.classes, self.fraction)
+        if self.fraction < 1:
             drawn = np.union1d(drawn, labels[labels >= 0])
         start, stop = np.searchsorted(drawn, [self.first, self.stop])
         return torch.from_numpy(drawn[start:stop]), len(drawn)
 
-    def _combined(self, shares: PartialSoftmax) -> PartialSoftmax:
+    def _combined(self, partial: PartialSoftmax) -> PartialSoftmax:
         """Return the partial softmax results over the classes of all ranks."""
         return (
-            shares if self.session.world_size == 1 else PartialSoftmax.joined(self.session.all_gather(shares.stacked()))
+            partial
+            if self.session.world_size == 1
+            else PartialSoftmax.joined(self.session.all_gather(partial.stacked()))
         )
 
     def squared_norm(self) -> torch.Tensor:

@@ -10,7 +10,7 @@ import ray
 
 from landmark.config import LoaderConfig, TrainConfig, UserError, WorkersConfig
 from landmark.training.distributed.ray_train import gpus_per_worker
-from landmark.training.loop.fit import resolve_stream
+from landmark.training.loop.loaders import resolve_stream
 
 Bundle = tuple[float, float]
 """CPUs and GPUs that one process requires, or that one node has."""

@@ -39,7 +39,8 @@ from landmark.training.loop.session import Phase
 from landmark.training.loop.triggers import ASK_S
 from landmark.training.observe.profiling import step_profiler
 from landmark.training.observe.recorder import Recorder
-from landmark.training.observe.telemetry import Telemetry, names_of
+from landmark.training.observe.run_names import names_of
+from landmark.training.observe.telemetry import Telemetry
 from landmark.training.observe.throughput import Throughput
 
 RAY_FOLDER = "ray"

@@ -17,8 +17,8 @@ from landmark.data.loading.sampling import EpochRows
 from landmark.data.loading.streams import Shard, part_dataset, rank_dataset
 from landmark.data.subset_view import open_dataset
 from landmark.storage import Location
-from landmark.training.loop.fit import resolve_stream, training_loader, validation_loader
-from landmark.training.observe.telemetry import names_of
+from landmark.training.loop.loaders import resolve_stream, training_loader, validation_loader
+from landmark.training.observe.run_names import names_of
 
 SPLITS = ("train", "val")
 POSITION = "position.npz"

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from landmark.config import CheckpointConfig, LoaderConfig, Recipe, UserError
-from landmark.data.cache.format import with_cache_format
+from landmark.config import CheckpointConfig, Recipe, UserError
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading.bottleneck import StageSeconds
 from landmark.data.loading.loader import Batch, Loader
 from landmark.logs import log
 from landmark.progress import Progress
 from landmark.training.compute.device_prefetch import DeviceBatch, to_device
+from landmark.training.loop.loaders import training_loader, validation_loader
 from landmark.training.loop.session import Session
 from landmark.training.loop.state import RunState
 from landmark.training.loop.step import HINT
@@ -85,27 +85,6 @@ def fit(
             if run.stops_early():
                 return
             loop.run_epoch(epoch)
-
-
-def training_loader(
-    recipe: Recipe, dataset: PackedDataset, world_size: int, say: Callable[[str], object] | None = None
-) -> LoaderConfig:
-    """Return the loader's config for training, with stream `auto` and the format of the cache resolved."""
-    loader = resolve_stream(recipe.loader, world_size)
-    return with_cache_format(loader, dataset, {"train": recipe.augment, "val": None}, say)
-
-
-def validation_loader(config: LoaderConfig) -> LoaderConfig:
-    """Return the loader's config for validation. Its images are decoded in the training process."""
-    return dataclasses.replace(config, decode="worker", decoders=1)
-
-
-def resolve_stream(config: LoaderConfig, world_size: int) -> LoaderConfig:
-    """Return the loader's config with stream `auto` resolved: Ray Data for several workers or decoders, else threads."""
-    if config.stream != "auto":
-        return config
-    by_ray = world_size > 1 or config.decode == "data"
-    return dataclasses.replace(config, stream="ray" if by_ray else "thread")
 
 
 class _Loop:

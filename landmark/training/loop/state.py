@@ -143,11 +143,11 @@ class RunState:
     def reseed(self) -> None:
         """Seed torch as a function of (seed, epoch, step, rank), so that a resumed step repeats its random numbers."""
         key = [self.recipe.seed, self.position.epoch, self.position.begun, self.position.step, self.session.rank]
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+        _seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]), self.session.device)
 
     def advance(self, batch: Batch) -> None:
         """Record the images that one step used on this rank, including lost ones."""
-        self.position.advance(batch.draws)
+        self.position.advance(batch.visits)
         self._local = _added(self._local, dataclasses.replace(NO_TOTALS, lost=batch.lost))
 
     def take_totals(self) -> None:
@@ -221,6 +221,17 @@ class RunState:
             meta=meta,
             recipe=recipe_of(self.recipe),
         )
+
+
+def _seed(value: int, device: torch.device) -> None:
+    """Seed torch's generators of the CPU and a device. torch.manual_seed also formats a stack trace for each kind of device
+    that is not in use, 0.5 ms per step."""
+    if device.type not in ("cpu", "cuda"):
+        torch.manual_seed(value)
+        return
+    torch.default_generator.manual_seed(value)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(value)
 
 
 def average_buffers(model: nn.Module, session: Session) -> None:

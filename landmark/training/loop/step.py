@@ -193,10 +193,10 @@ class TrainStep:
                     margin=self.margin,
                 )
                 with record_function("landmark: backward"):
-                    weight = batch.host.share * (stop - start) / rows
+                    weight = batch.host.weight * (stop - start) / rows
                     self.precision.scaler.scale(loss * weight).backward()
             with torch.no_grad():
-                wanted = labels if second is None or second.share >= 0.5 else second.labels
+                wanted = labels if second is None or second.weight >= 0.5 else second.labels
                 hits = (logits_of(output).argmax(1) == wanted).sum()
                 count = stop - start
                 sums += torch.stack([loss.detach().double() * count, hits.double(), sums.new_full((), count)])
@@ -224,9 +224,9 @@ class TrainStep:
                 embeddings,
                 batch.host.labels,
                 second=None if mixed is None else partner_labels(batch.host.labels),
-                own_share=1.0 if mixed is None else mixed.share,
+                own_weight=1.0 if mixed is None else mixed.weight,
                 class_weights=self._host_class_weights,
-                share=batch.host.share,
+                weight=batch.host.weight,
                 step=self.steps,
                 batch_size=batch_size,
                 lr=lr,

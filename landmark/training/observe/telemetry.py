@@ -5,19 +5,10 @@ from ray.util.metrics import Counter, Gauge
 
 from landmark.data.loading.bottleneck import STAGES
 from landmark.storage import Location
+from landmark.training.observe.run_names import names_of
 from landmark.training.observe.throughput import Throughput
 
-TRIALS = "trials"
-"""Folder of the trials' runs, below a study."""
 TAGS = ("run", "trial", "rank")
-
-
-def names_of(run: Location) -> tuple[str, str]:
-    """Return the names of run and trial, given a run's location. A trial is stored in its study's folder of trials."""
-    parts = run.uri.rstrip("/").split("/")
-    if len(parts) > 2 and parts[-2] == TRIALS:
-        return parts[-3], parts[-1]
-    return parts[-1], ""
 
 
 class Telemetry:

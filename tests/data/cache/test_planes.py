@@ -26,11 +26,11 @@ def photo(width: int, height: int, seed: int = 0, subsampling: int = 2) -> bytes
 
 def both(images: list[bytes], size: int, side: int = 0, **options) -> tuple[np.ndarray, np.ndarray]:
     """Decode images from JPEG and from planes."""
-    draws = np.arange(len(images))
-    expected, faults = decode_batch(images, draws, size, **options)
+    visits = np.arange(len(images))
+    expected, faults = decode_batch(images, visits, size, **options)
     planes = [to_planes(image, side) for image in images]
     assert all(is_planes(image) for image in planes)
-    found, plane_faults = decode_batch(planes, draws, size, **options)
+    found, plane_faults = decode_batch(planes, visits, size, **options)
     assert faults == plane_faults == {}
     return expected.astype(int), found.astype(int)
 

@@ -58,7 +58,7 @@ class Ranks:
                     positions = [EpochProgress(epoch=epoch, partitioning=(world,), length=TOTAL) for _ in range(world)]
                 for loader, position in zip(loaders, positions, strict=True):
                     for batch in itertools.islice(loader.epoch(epoch), steps):
-                        position.advance(batch.draws)
+                        position.advance(batch.visits)
                         batches.append(batch)
         counts = np.sum([position.local for position in positions], axis=0, dtype=np.uint8)
         for position in positions:
@@ -69,10 +69,10 @@ class Ranks:
 
 def accounted(batches: list[Batch], epoch: int = 1) -> tuple[list[int], list[int]]:
     """Return the images of an epoch that were used, and those that were replaced by other images."""
-    draws = np.concatenate([batch.draws for batch in batches if batch.epoch == epoch])
+    visits = np.concatenate([batch.visits for batch in batches if batch.epoch == epoch])
     samples = np.concatenate([batch.samples for batch in batches if batch.epoch == epoch])
-    counted = draws >= 0
-    return draws[counted & (draws == samples)].tolist(), draws[counted & (draws != samples)].tolist()
+    counted = visits >= 0
+    return visits[counted & (visits == samples)].tolist(), visits[counted & (visits != samples)].tolist()
 
 
 damages = st.fixed_dictionaries(
@@ -156,7 +156,7 @@ def test_resuming_inside_a_lost_shard_repeats_and_omits_nothing(tmp_path):
         ranks = Ranks(dataset, config)
         ranks.attempt(1, done)
         resumed = ranks.attempt(1, None)
-        assert [batch.draws.tolist() for batch in resumed] == [batch.draws.tolist() for batch in uninterrupted[done:]]
+        assert [batch.visits.tolist() for batch in resumed] == [batch.visits.tolist() for batch in uninterrupted[done:]]
 
 
 def test_an_image_used_by_two_ranks_is_detected_and_affects_no_other():

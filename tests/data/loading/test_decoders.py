@@ -25,9 +25,9 @@ AUGMENT = AugmentConfig(randaugment_ops=2)
 def batch(rows: int) -> pa.Table:
     """A batch whose third image is broken, sliced from a larger table with several chunks."""
     images = [b"broken" if n == 4 else picture(n % 4, n, 40) for n in range(rows + 4)]
-    draws = np.arange(rows + 4) * 7
+    visits = np.arange(rows + 4) * 7
     parts = [
-        pa.table({"image": pa.array(images[span], pa.large_binary()), "draw": draws[span], "label": draws[span]})
+        pa.table({"image": pa.array(images[span], pa.large_binary()), "visit": visits[span], "label": visits[span]})
         for span in (slice(0, 5), slice(5, None))
     ]
     return pa.concat_tables(parts).slice(2, rows)

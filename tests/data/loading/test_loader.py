@@ -36,13 +36,13 @@ def passes(dataset: PackedDataset, split: str = "train", epochs: int = 1, **opti
 
 
 def by_sample(batches: list[Batch]) -> dict[int, tuple]:
-    """Return the counted rows by sample. An image that only fills a batch has a negative draw and is not counted."""
-    columns = ("samples", "draws", "images", "labels", "flip")
+    """Return the counted rows by sample. An image that only fills a batch has a negative visit and is not counted."""
+    columns = ("samples", "visits", "images", "labels", "flip")
     return {
         int(sample): (image.tobytes(), int(label), bool(flip))
         for batch in batches
-        for sample, draw, image, label, flip in zip(*(getattr(batch, name) for name in columns), strict=True)
-        if draw >= 0
+        for sample, visit, image, label, flip in zip(*(getattr(batch, name) for name in columns), strict=True)
+        if visit >= 0
     }
 
 
@@ -54,7 +54,7 @@ def test_each_sample_occurs_once_with_the_same_pixels_for_any_rank_count(dataset
     assert {k: v for batches in ranks for k, v in by_sample(batches).items()} == single_rank
     assert len({len(batches) for batches in ranks}) == 1
     for step in zip(*ranks, strict=True):
-        assert sum(batch.share for batch in step) == pytest.approx(world)
+        assert sum(batch.weight for batch in step) == pytest.approx(world)
 
 
 def test_labels_belong_to_their_samples(dataset):
@@ -74,7 +74,7 @@ def test_epochs_are_shuffled_differently_and_are_reproducible(dataset):
 
 
 def flattened(batches: list[Batch]) -> list[tuple]:
-    return [(batch.draws.tolist(), batch.images.tobytes(), batch.labels.tolist(), batch.share) for batch in batches]
+    return [(batch.visits.tolist(), batch.images.tobytes(), batch.labels.tolist(), batch.weight) for batch in batches]
 
 
 @pytest.mark.parametrize(("world", "done"), [(1, 3), (2, 0), (2, 5), (3, 7)])
@@ -98,9 +98,9 @@ def test_another_number_of_workers_yields_the_remaining_images(dataset):
         batches = passes(dataset, augment=AugmentConfig(), rank=rank, world_size=3, position=position)[0]
         steps.add(len(batches))
         # A rank without remaining rows stays in step with rows that are not counted.
-        assert all(len(batch.draws) == 2 for batch in batches)
-        assert all((batch.draws < 0).all() == (batch.share == 0) for batch in batches)
-        loaded |= by_sample([batch for batch in batches if batch.share])
+        assert all(len(batch.visits) == 2 for batch in batches)
+        assert all((batch.visits < 0).all() == (batch.weight == 0) for batch in batches)
+        loaded |= by_sample([batch for batch in batches if batch.weight])
     assert steps == {1}
     assert loaded == {sample: single_rank[sample] for sample in (64, 65)}
 
@@ -115,9 +115,9 @@ def test_repeated_images_differ_in_pixels_and_add_up_to_an_epoch(tmp_path, name)
     labels = pa.array([0] * 3 + [1] * 37, pa.int32())
     write_table(catalog, table.set_column(table.schema.get_field_index("label"), "label", labels))
     batches = passes(dataset, augment=AugmentConfig(), sampling=sampling)[0]
-    draws = np.concatenate([batch.draws for batch in batches])
+    visits = np.concatenate([batch.visits for batch in batches])
     samples = np.concatenate([batch.samples for batch in batches])
-    assert sorted(draws.tolist()) == list(range(40))
+    assert sorted(visits.tolist()) == list(range(40))
     rare = int((samples < 3).sum())
     assert abs(rare - (20 if name == "balanced" else 8.9)) < 3
     images = {
@@ -311,8 +311,8 @@ def test_all_modes_yield_the_same_batches_in_the_same_order(dataset, mode):
     with Loader(dataset, "train", mode, augment=augment, epochs=range(1, 4)) as loader:
         found = [batch for epoch in (1, 2, 3) for batch in loader.epoch(epoch)]
     for one, other in zip(expected, found, strict=True):
-        assert one.epoch == other.epoch and one.share == other.share
-        for name in ("samples", "draws", "labels", "flip", "images"):
+        assert one.epoch == other.epoch and one.weight == other.weight
+        for name in ("samples", "visits", "labels", "flip", "images"):
             assert np.array_equal(getattr(one, name), getattr(other, name)), name
 
 
@@ -340,11 +340,11 @@ def test_an_undecodable_image_is_replaced_in_training_and_skipped_in_eval(tmp_pa
             loaded = [int(sample) for batch in batches for sample in batch.samples]
             assert len(loaded) == 64 and set(loaded) == set(range(64)) - {43, 60}
             assert loader.lost[epoch] == 2
-            assert sorted(int(draw) for batch in batches for draw in batch.draws) == list(range(64))
+            assert sorted(int(visit) for batch in batches for visit in batch.visits) == list(range(64))
             for batch in batches:
                 assert np.array_equal(batch.labels, batch.samples % 4)
-                lost = np.isin(batch.draws, [43, 60])
-                assert batch.lost == lost.sum() and np.array_equal(batch.draws[~lost], batch.samples[~lost])
+                lost = np.isin(batch.visits, [43, 60])
+                assert batch.lost == lost.sum() and np.array_equal(batch.visits[~lost], batch.samples[~lost])
                 assert batch.images.any(axis=(1, 2, 3)).all()
     assert len(messages) == 1 and re.search(
         r"/train: sample (43|60) cannot be decoded .*counted as lost_images", messages[0]

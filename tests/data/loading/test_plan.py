@@ -49,7 +49,7 @@ def test_a_training_epoch_has_each_sample_once_in_equal_steps(shard_rows, size, 
     for plan in plans:
         assert plan.batch_rows.sum() == len(samples_of(plan))
         assert plan.batch_rows.min() >= 1
-        assert np.allclose(plan.shares, plan.batch_rows * world / sum(other.batch_rows for other in plans))
+        assert np.allclose(plan.weights, plan.batch_rows * world / sum(other.batch_rows for other in plans))
         assert plan.batch_rows.max() - plan.batch_rows.min() <= 1
     if batch >= world:
         assert plans[0].batch_rows.max() <= -(-batch // world) + (total % world > 0)

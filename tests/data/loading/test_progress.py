@@ -1,4 +1,4 @@
-"""Epoch progress: each draw is used once, for any restarts and any numbers of workers."""
+"""Epoch progress: each visit is used once, for any restarts and any numbers of workers."""
 
 import numpy as np
 import pytest
@@ -15,20 +15,22 @@ attempts = st.lists(st.tuples(st.integers(1, 5), st.integers(0, 12)), min_size=1
 
 
 def remaining_rows(groups, samples, position: EpochProgress):
-    """Return the remaining rows of an epoch: samples that occur once each, or repeated draws."""
+    """Return the remaining rows of an epoch: samples that occur once each, or repeated visits."""
     if samples is not None:
         return RepeatedDraws.of(groups, samples, position.before)
     return groups if position.before is None else groups.select(~position.before)
 
 
 def batches(plan: RankPlan) -> list[np.ndarray]:
-    """Return the draws of each step of a rank, not shuffled."""
-    draws = np.concatenate([task.draws for task in plan.read_tasks]) if plan.read_tasks else np.zeros(0, dtype=np.int64)
-    return np.split(draws, np.cumsum(plan.batch_rows)[:-1]) if plan.steps else []
+    """Return the visits of each step of a rank, not shuffled."""
+    visits = (
+        np.concatenate([task.visits for task in plan.read_tasks]) if plan.read_tasks else np.zeros(0, dtype=np.int64)
+    )
+    return np.split(visits, np.cumsum(plan.batch_rows)[:-1]) if plan.steps else []
 
 
 def run_attempt(groups, samples, position: EpochProgress, steps: int | None) -> tuple[list[int], bool]:
-    """Take steps on each rank and gather. Return the draws that were used, and whether the epoch ended."""
+    """Take steps on each rank and gather. Return the visits that were used, and whether the epoch ended."""
     plan_options = {"world_size": position.partitioning[0], "batch_size": 8, "seed": 1, "epoch": 1, "resumed": True}
     remaining = remaining_rows(groups, samples, position)
     ranks = [
@@ -38,9 +40,9 @@ def run_attempt(groups, samples, position: EpochProgress, steps: int | None) -> 
     stop = len(ranks[0]) if steps is None else min(position.step + steps, len(ranks[0]))
     used = [int(d) for rank in ranks for batch in rank[position.step : stop] for d in batch if d >= 0]
     bitmap = np.zeros(position.length, dtype=bool)
-    for draws in zip(*[rank[position.step : stop] for rank in ranks], strict=True):
-        position.advance(draws[0])
-        bitmap[np.concatenate(draws)[np.concatenate(draws) >= 0]] = True
+    for visits in zip(*[rank[position.step : stop] for rank in ranks], strict=True):
+        position.advance(visits[0])
+        bitmap[np.concatenate(visits)[np.concatenate(visits) >= 0]] = True
     position.gather(lambda local: bitmap.astype(np.uint8))
     return used, stop == len(ranks[0])
 
@@ -56,8 +58,8 @@ def test_restarts_with_any_worker_counts_use_each_draw_once(shard_rows, size, ru
     for world, steps in [*runs, (2, None)]:
         # Save and load the position, like a checkpoint.
         position = EpochProgress.of(position.state()).repartitioned((world,))
-        draws, _ = run_attempt(groups, samples, position, steps)
-        used += draws
+        visits, _ = run_attempt(groups, samples, position, steps)
+        used += visits
     assert sorted(used) == list(range(total))
     assert position.consumed is not None and position.consumed.all()
 
@@ -83,11 +85,11 @@ def test_sampling_gives_each_class_its_fraction_of_a_full_epoch(found, name, max
     assert expected.sum() == pytest.approx(len(found))
     assert expected.max() <= max_repeats + 1e-9
     classes = np.unique(found)
-    draws = np.array([expected[found == label].sum() for label in classes])
+    visits = np.array([expected[found == label].sum() for label in classes])
     images = np.array([(found == label).sum() for label in classes])
-    below_limit = draws < images * max_repeats - 1e-9
+    below_limit = visits < images * max_repeats - 1e-9
     weights = np.sqrt(images) if name == "sqrt" else np.ones(len(classes))
-    assert np.allclose((draws / weights)[below_limit], (draws / weights)[below_limit].max(initial=0))
+    assert np.allclose((visits / weights)[below_limit], (visits / weights)[below_limit].max(initial=0))
 
 
 def test_repetitions_are_spread_over_an_epoch():
@@ -95,11 +97,11 @@ def test_repetitions_are_spread_over_an_epoch():
     samples = np.sort(np.concatenate([np.arange(48), np.full(16, 3)]))
     chunks = RepeatedDraws.of(groups, samples, None)
     read_tasks = [chunks.task(i, 0, int(rows)) for i, rows in enumerate(chunks.rows)]
-    found = np.concatenate([task.draws for task in read_tasks])
+    found = np.concatenate([task.visits for task in read_tasks])
     assert sorted(found.tolist()) == list(range(64))
     assert sum(3 in (task.first_sample + task.rows) for task in read_tasks) == 4
     for task in read_tasks:
-        assert np.array_equal(samples[task.draws], task.first_sample + task.rows)
+        assert np.array_equal(samples[task.visits], task.first_sample + task.rows)
 
 
 @pytest.mark.parametrize("before", [None, [0, 3]])

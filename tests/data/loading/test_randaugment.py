@@ -43,21 +43,21 @@ def test_each_operation_matches_torchvision(photo, name, magnitude, sign):
 
 
 @given(
-    draws=st.lists(st.integers(0, 2**40), min_size=1, max_size=6, unique=True),
+    visits=st.lists(st.integers(0, 2**40), min_size=1, max_size=6, unique=True),
     seed=st.integers(0, 2**32),
     epoch=st.integers(0, 1000),
     operations=st.integers(1, 3),
 )
-def test_augmentation_does_not_depend_on_the_batch(draws, seed, epoch, operations):
-    images = np.random.default_rng(seed).integers(0, 256, (len(draws), 24, 24, 3), dtype=np.uint8)
+def test_augmentation_does_not_depend_on_the_batch(visits, seed, epoch, operations):
+    images = np.random.default_rng(seed).integers(0, 256, (len(visits), 24, 24, 3), dtype=np.uint8)
     together = images.copy()
-    randaugment(together, np.array(draws), seed, epoch, operations=operations, magnitude=9)
-    for row, draw in enumerate(draws):
+    randaugment(together, np.array(visits), seed, epoch, operations=operations, magnitude=9)
+    for row, visit in enumerate(visits):
         single = images[[row]].copy()
-        randaugment(single, np.array([draw]), seed, epoch, operations=operations, magnitude=9)
+        randaugment(single, np.array([visit]), seed, epoch, operations=operations, magnitude=9)
         assert np.array_equal(single[0], together[row])
     backwards = images[::-1].copy()
-    randaugment(backwards, np.array(draws[::-1]), seed, epoch, operations=operations, magnitude=9)
+    randaugment(backwards, np.array(visits[::-1]), seed, epoch, operations=operations, magnitude=9)
     assert np.array_equal(backwards[::-1], together)
 
 

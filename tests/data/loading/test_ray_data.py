@@ -72,10 +72,10 @@ def test_the_parts_of_an_epoch_are_its_plan_in_order(dataset, world, step, part_
         for epoch in plans.epochs:
             schedule = plans.schedule(epoch)
             windows = [window if decoded else window.as_read() for window in plans.windows(schedule)]
-            expected = np.concatenate([window.draws for window in windows])
+            expected = np.concatenate([window.visits for window in windows])
             tables = [table for part in range(plans.parts) for table in reader.part(epoch, part)]
             found = pa.concat_tables(tables)
-            assert found["draw"].to_pylist() == expected.tolist()
+            assert found["visit"].to_pylist() == expected.tolist()
             assert found["label"].to_pylist() == [sample % 4 for sample in found["sample"].to_pylist()]
             assert len(found) == schedule.batch_rows.sum() + (0 if decoded else schedule.skipped)
             read += found["sample"].to_pylist() if epoch == 2 else []
@@ -118,8 +118,8 @@ def test_a_stream_has_one_process_and_ends_with_its_consumer(ray_cluster, datase
     with stream_of(plans, dataset) as stream:
         for epoch in (1, 2, 3):
             schedule = plans.schedule(epoch)
-            draws = [draw for table in stream.tables(schedule) for draw in table["draw"].to_pylist()]
-            assert draws == [int(draw) for window in plans.windows(schedule) for draw in window.as_read().draws]
+            visits = [visit for table in stream.tables(schedule) for visit in table["visit"].to_pylist()]
+            assert visits == [int(visit) for window in plans.windows(schedule) for visit in window.as_read().visits]
         assert len(readers() - before) == 1
     for pid in readers() - before:
         psutil.wait_procs([psutil.Process(pid)], timeout=60)
@@ -133,7 +133,7 @@ def test_a_block_that_differs_from_the_plan_is_a_one_line_error(ray_cluster, dat
     with (
         stream_of(plans, dataset, of=other) as stream,
         pytest.raises(
-            UserError, match=r"^train: a block of epoch 1 has draw \d+ where the plan has \d+; check"
+            UserError, match=r"^train: a block of epoch 1 has visit \d+ where the plan has \d+; check"
         ) as error,
     ):
         list(stream.tables(other.schedule(1)))

@@ -75,8 +75,8 @@ def test_training_steps_match_the_plan_and_no_batch_has_one_image(total, world, 
     plans = [plan_training_epoch(remaining, rank=rank, **placed) for rank in range(world)]
     rows = int(remaining.rows.sum())
     assert {plan.steps for plan in plans} == {training_steps(rows, world, batch, resumed=before is not None)}
-    draws = [int(draw) for plan in plans for task in plan.read_tasks for draw in task.draws if draw >= 0]
-    assert sorted(draws) == (list(range(total)) if before is None else np.flatnonzero(~before).tolist())
+    visits = [int(visit) for plan in plans for task in plan.read_tasks for visit in task.visits if visit >= 0]
+    assert sorted(visits) == (list(range(total)) if before is None else np.flatnonzero(~before).tolist())
     min_rows = min((int(plan.batch_rows.min()) for plan in plans if plan.steps), default=2)
     if before is None:
         assert min_rows == min_batch_rows(total, world, batch)
@@ -84,7 +84,7 @@ def test_training_steps_match_the_plan_and_no_batch_has_one_image(total, world, 
         assert min_rows >= 2 or batch < 2 * world
     for plan in plans:
         assert sum(len(task.rows) for task in plan.read_tasks) == plan.batch_rows.sum()
-        assert all(len(task.rows) == len(task.draws) for task in plan.read_tasks)
+        assert all(len(task.rows) == len(task.visits) for task in plan.read_tasks)
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "balanced"])

@@ -15,13 +15,13 @@ CPU = torch.device("cpu")
 SIZE = 24
 
 
-def batch_of(draws: list[int], epoch: int = 1) -> Batch:
-    """Return a batch of single-color images; the color is the draw's number."""
-    numbers = np.array(draws, dtype=np.int64)
-    images = np.broadcast_to(numbers.astype(np.uint8)[:, None, None, None], (len(draws), SIZE, SIZE, 3))
-    flip = np.zeros(len(draws), dtype=bool)
+def batch_of(visits: list[int], epoch: int = 1) -> Batch:
+    """Return a batch of single-color images; the color is the visit's number."""
+    numbers = np.array(visits, dtype=np.int64)
+    images = np.broadcast_to(numbers.astype(np.uint8)[:, None, None, None], (len(visits), SIZE, SIZE, 3))
+    flip = np.zeros(len(visits), dtype=bool)
     return Batch(
-        images=images.copy(), labels=numbers, samples=numbers, draws=numbers, flip=flip, share=1.0, epoch=epoch
+        images=images.copy(), labels=numbers, samples=numbers, visits=numbers, flip=flip, weight=1.0, epoch=epoch
     )
 
 
@@ -48,8 +48,8 @@ def test_pixels_are_flipped_and_normalized(channels_last):
 
 @given(st.integers(0, 2**31), st.floats(0, 1), st.integers(16, 200), st.integers(16, 200))
 def test_erased_boxes_are_inside_with_the_set_probability_and_area(seed, probability, height, width):
-    draws = np.random.default_rng(seed).random((500, 5))
-    top, left, bottom, right = erased_boxes(draws, probability, height, width).T
+    visits = np.random.default_rng(seed).random((500, 5))
+    top, left, bottom, right = erased_boxes(visits, probability, height, width).T
     assert (top >= 0).all() and (left >= 0).all() and (bottom <= height).all() and (right <= width).all()
     areas = (bottom - top) * (right - left) / (height * width)
     assert (areas > 0).mean() == pytest.approx(probability, abs=0.1)
@@ -59,7 +59,7 @@ def test_erased_boxes_are_inside_with_the_set_probability_and_area(seed, probabi
 def test_erasing_is_independent_of_batching_and_varies_by_epoch():
     config = AugmentConfig(erasing=0.5)
     one_batch, _ = augmented(config, batch_of(list(range(1, 65))))
-    two_batches = [augmented(config, batch_of(draws))[0] for draws in (list(range(1, 20)), list(range(20, 65)))]
+    two_batches = [augmented(config, batch_of(visits))[0] for visits in (list(range(1, 20)), list(range(20, 65)))]
     assert torch.equal(one_batch, torch.cat(two_batches))
     erased = (one_batch == 0).flatten(1).any(1)
     assert 16 < int(erased.sum()) < 48
@@ -78,7 +78,7 @@ def test_mixup_is_the_weighted_sum_of_two_images_and_labels():
     inputs, mixed = augmented(AugmentConfig(mixup=0.8), batch)
     assert mixed is not None and mixed.labels.tolist() == [80, 10, 20, 40]
     first, second = torch.from_numpy(batch.labels).float() + 1, mixed.labels.float() + 1
-    expected = mixed.share * first + (1 - mixed.share) * second
+    expected = mixed.weight * first + (1 - mixed.weight) * second
     assert torch.allclose(inputs, expected.view(-1, 1, 1, 1).expand_as(inputs), rtol=1e-5)
 
 
@@ -88,7 +88,7 @@ def test_cutmix_pastes_a_box_whose_area_is_the_label_weight():
         inputs, mixed = augmented(AugmentConfig(cutmix=1.0), batch)
         for image, first, second in zip(inputs, batch.labels, mixed.labels, strict=True):
             assert set(image.unique().tolist()) <= {float(first) + 1, float(second) + 1}
-            assert (image == first + 1).float().mean().item() == pytest.approx(mixed.share, abs=1e-6)
+            assert (image == first + 1).float().mean().item() == pytest.approx(mixed.weight, abs=1e-6)
 
 
 @given(st.floats(0, 1), st.floats(0, 0.999), st.floats(0, 0.999), st.integers(8, 300))
@@ -102,8 +102,8 @@ def test_mixing_is_reproducible_and_differs_per_batch():
     config = AugmentConfig(mixup=0.4, cutmix=1.0, mix_prob=0.5)
     first = [augmented(config, batch_of([n, n + 1, n + 2])) for n in range(60)]
     again = [augmented(config, batch_of([n, n + 1, n + 2])) for n in range(60)]
-    weights = [mixed.share if mixed else None for _, mixed in first]
-    assert weights == [mixed.share if mixed else None for _, mixed in again]
+    weights = [mixed.weight if mixed else None for _, mixed in first]
+    assert weights == [mixed.weight if mixed else None for _, mixed in again]
     assert all(torch.equal(one, two) for (one, _), (two, _) in zip(first, again, strict=True))
     unmixed = weights.count(None)
     assert 15 < unmixed < 45 and len(set(weights)) > 60 - unmixed - 5

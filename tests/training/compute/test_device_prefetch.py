@@ -18,9 +18,9 @@ def batches(count: int, rows: int = 4, size: int = 8) -> list[Batch]:
                 images=random.integers(0, 256, (rows, size, size, 3), dtype=np.uint8),
                 labels=random.integers(0, 9, rows),
                 samples=samples,
-                draws=samples,
+                visits=samples,
                 flip=random.random(rows) < 0.5 if number else np.zeros(rows, dtype=bool),
-                share=1.0,
+                weight=1.0,
                 epoch=1,
             )
         )

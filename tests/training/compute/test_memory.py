@@ -91,7 +91,7 @@ def test_the_object_store_holds_only_prefetched_batches(ray_cluster, dataset):
     before = store_mib()
     with Loader(dataset, "train", config, augment=AugmentConfig(), epochs=range(1, EPOCHS + 1)) as loader:
         for epoch in range(1, EPOCHS + 1):
-            assert sum(len(batch.draws) for batch in loader.epoch(epoch)) == 97
+            assert sum(len(batch.visits) for batch in loader.epoch(epoch)) == 97
             if epoch % 10 == 0:
                 assert shrinks_to(before + 4), store_mib() - before
 

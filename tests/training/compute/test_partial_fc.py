@@ -103,13 +103,13 @@ def step_of(run: Recipe, session: Any = None, seed: int = 0) -> tuple[TrainStep,
     )
 
 
-def batch_of(number: int, part: slice = slice(None), share: float = 1.0) -> Batch:
+def batch_of(number: int, part: slice = slice(None), weight: float = 1.0) -> Batch:
     random = np.random.default_rng(number)
     labels = random.integers(0, CLASSES, 8)
     images = (random.integers(0, 128, (8, 16, 16, 3)) + labels[:, None, None, None] * 2).astype(np.uint8)
     samples, flip = np.arange(8) + 8 * number, np.zeros(8, dtype=bool)
-    values = {"images": images, "labels": labels, "samples": samples, "draws": samples, "flip": flip}
-    return Batch(**{name: value[part] for name, value in values.items()}, share=share, epoch=1)
+    values = {"images": images, "labels": labels, "samples": samples, "visits": samples, "flip": flip}
+    return Batch(**{name: value[part] for name, value in values.items()}, weight=weight, epoch=1)
 
 
 def trained(run: Recipe, steps: int = 4, **options: Any) -> TrainStep:
@@ -167,7 +167,7 @@ def test_loss_and_gradient_equal_a_softmax_over_the_sampled_classes(name, chunk,
     embeddings, labels, weights = torch.randn(8, 6), torch.randint(0, CLASSES, (8,)), torch.rand(8)
     ids = torch.unique(torch.cat([labels, torch.randint(0, CLASSES, (15,))]))
     targets = Targets(labels=labels, weights=weights)
-    options = {"margin": margin, "label_smoothing": 0.1, "classes": len(ids), "combine": lambda shares: shares}
+    options = {"margin": margin, "label_smoothing": 0.1, "classes": len(ids), "combine": lambda partial: partial}
     found = ChunkedCrossEntropy(classifier, embeddings, ids, targets, **options)
     inputs = embeddings.clone().requires_grad_()
     cosines = classifier(inputs)[:, ids]
@@ -188,12 +188,12 @@ def test_loss_and_gradient_equal_a_softmax_over_the_sampled_classes(name, chunk,
 
 
 def test_sampled_classes_depend_only_on_seed_and_step():
-    draws = [sample_classes(3, step, 2000, 0.1) for step in range(300)]
-    assert all(np.array_equal(found, sample_classes(3, step, 2000, 0.1)) for step, found in enumerate(draws))
-    assert not np.array_equal(draws[0], draws[1]) and not np.array_equal(draws[0], sample_classes(4, 0, 2000, 0.1))
-    assert all((np.diff(found) > 0).all() for found in draws)
-    assert np.mean([len(found) for found in draws]) == pytest.approx(200, rel=0.01)
-    counts = np.bincount(np.concatenate(draws), minlength=2000)
+    visits = [sample_classes(3, step, 2000, 0.1) for step in range(300)]
+    assert all(np.array_equal(found, sample_classes(3, step, 2000, 0.1)) for step, found in enumerate(visits))
+    assert not np.array_equal(visits[0], visits[1]) and not np.array_equal(visits[0], sample_classes(4, 0, 2000, 0.1))
+    assert all((np.diff(found) > 0).all() for found in visits)
+    assert np.mean([len(found) for found in visits]) == pytest.approx(200, rel=0.01)
+    counts = np.bincount(np.concatenate(visits), minlength=2000)
     # A binomial distribution with n=300 and p=0.1 has mean 30 and standard deviation 5.2.
     assert counts.std() == pytest.approx(5.2, rel=0.1) and counts.min() > 5 and counts.max() < 60
     assert sample_classes(0, 0, 5, 1.0).tolist() == [0, 1, 2, 3, 4]

@@ -12,7 +12,7 @@ from landmark.data.loading.progress import EpochProgress
 from landmark.data.loading.streams import Shard
 from landmark.storage import locate
 from landmark.training.distributed.streams import POSITION, RankStreams
-from landmark.training.loop.fit import training_loader
+from landmark.training.loop.loaders import training_loader
 from tests.support.packed import write_packed
 
 LOADER = {"image_size": 32, "batch_size": 8, "stream": "ray", "reader_cpus": 0.1, "decode_threads": 1}

@@ -83,7 +83,7 @@ def step_of(model: nn.Module, run: Recipe, session: Any = None, **options: Any) 
     )
 
 
-def batch_of(number: int, rows: int = 8, share: float = 1.0, epoch: int = 1) -> Batch:
+def batch_of(number: int, rows: int = 8, weight: float = 1.0, epoch: int = 1) -> Batch:
     random = np.random.default_rng(number)
     labels = random.integers(0, 4, rows)
     images = random.integers(0, 256, (rows, 16, 16, 3)) // 2 + labels[:, None, None, None] * 30
@@ -93,9 +93,9 @@ def batch_of(number: int, rows: int = 8, share: float = 1.0, epoch: int = 1) -> 
         images=images.astype(np.uint8),
         labels=labels,
         samples=samples,
-        draws=samples,
+        visits=samples,
         flip=flip,
-        share=share,
+        weight=weight,
         epoch=epoch,
     )
 
@@ -346,8 +346,8 @@ def _rank(rank: int, port: int, folder: str) -> None:
         batch = batch_of(number)
         # In this batch, only the images of one rank are black.
         batch = black_batch(number) if number == 2 and rank == 1 else batch
-        local = {name: getattr(batch, name)[part] for name in ("images", "labels", "samples", "draws", "flip")}
-        step.run(dataclasses.replace(batch, share=rows * 2 / 8, **local), schedule, number, 8)
+        local = {name: getattr(batch, name)[part] for name in ("images", "labels", "samples", "visits", "flip")}
+        step.run(dataclasses.replace(batch, weight=rows * 2 / 8, **local), schedule, number, 8)
     torch.save((step.model.state_dict(), dataclasses.asdict(step.take_totals()), session.exchanges), f"{folder}/{rank}")
     torch.distributed.destroy_process_group()
 

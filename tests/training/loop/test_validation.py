@@ -72,7 +72,7 @@ def test_a_run_interrupted_in_validation_repeats_no_step(dataset, tmp_path, monk
         monkeypatch.setattr(RunState, "_division", lambda self, epoch: (1, 16, 7 + epoch))
     run_training(interrupted)
     assert taken == [2, BATCHES, BATCHES]
-    assert sorted(draw for epoch, step in seen if epoch == 1 for draw in step) == list(range(TRAIN))
+    assert sorted(visit for epoch, step in seen if epoch == 1 for visit in step) == list(range(TRAIN))
     assert seen[steps][0] == 2
     first, second = rows(tmp_path / "uninterrupted"), rows(tmp_path / "interrupted")
     if repartition:
