@@ -33,6 +33,8 @@ def pytest_configure() -> None:
     # Tests start hundreds of processes. With cached bytecode, each starts faster.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
+    # Otherwise, an actor of Ray Data collects them in each cluster.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray starts its workers with niceness 15; they would starve next to the processes of the tests.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Test runs take seconds, and Ray Train's controller sees reports and the end of a run only when it polls.

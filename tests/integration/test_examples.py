@@ -4,6 +4,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import ray
 from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
@@ -11,8 +12,9 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.ipynb")))
-def test_a_notebook_runs(name, tmp_path, monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)  # readers run it with a new local Ray
+def test_a_notebook_runs(ray_cluster, name, tmp_path, monkeypatch):
+    # Readers run it with a new local Ray, which takes seconds to start.
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
     notebook = nbformat.read(EXAMPLES / name, as_version=4)

@@ -26,7 +26,7 @@ from tests.support.seaweed import Seaweed, free_ports
 
 ROOT = Path(__file__).parent.parent.parent
 DEADLINE_S = 90
-IMAGES = SyntheticConfig(images=1200, classes=5, image_size=48)
+IMAGES = SyntheticConfig(images=600, classes=5, image_size=48)
 FAST = [
     "--model.backbone",
     "reference_mlp",
@@ -135,19 +135,19 @@ def dataset(server: Seaweed) -> str:
         server.start()
         out, err = job.communicate(timeout=200)
     assert job.returncode == 0, err
-    assert "packed 1,200 images" in out
+    assert "packed 600 images" in out
     return uri
 
 
 def test_packing_survives_a_killed_and_restarted_server(dataset, capfd):
     check_every_image_once(dataset)
     assert main(["prepare", "--output", dataset, "--verify"]) == 0
-    assert "1,200 images" in capfd.readouterr().out
+    assert "600 images" in capfd.readouterr().out
 
 
 def test_training_survives_a_killed_and_restarted_server(dataset, server, tmp_path):
     """Shards, checkpoints and history are all stored on the server that restarts."""
-    run = ["train", "--dataset", dataset, "--output", server.uri("runs"), "--name", "killed", "--epochs", "12", *FAST]
+    run = ["train", "--dataset", dataset, "--output", server.uri("runs"), "--name", "killed", "--epochs", "8", *FAST]
     history = locate(server.uri("runs/killed/history.csv"))
     with started(server, *run, LANDMARK_STORAGE_DEADLINE_S=str(DEADLINE_S)) as job:
         wait_for(history.exists, job)
@@ -159,7 +159,7 @@ def test_training_survives_a_killed_and_restarted_server(dataset, server, tmp_pa
     assert job.returncode == 0, err
     assert "lost" not in out
     rows = list(csv.DictReader(history.read_text().splitlines()))
-    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, 13)]
+    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, 9)]
     assert main(["evaluate", "--run", server.uri("runs/killed")]) == 0
 
 

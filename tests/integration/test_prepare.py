@@ -171,7 +171,7 @@ def test_a_job_whose_worker_is_killed_packs_every_image_once(tmp_path):
         "--source",
         "synthetic",
         "--synthetic.images",
-        "2600",
+        "1400",
         "--synthetic.classes",
         "5",
         "--synthetic.image-size",
@@ -186,7 +186,7 @@ def test_a_job_whose_worker_is_killed_packs_every_image_once(tmp_path):
             time.sleep(0.05)
         os.kill(_packing_worker(job.pid), signal.SIGKILL)
         assert job.wait(90) == 0
-    ids = plan_images(SyntheticConfig(images=2600, classes=5, image_size=96), 0)["image_id"].to_pylist()
+    ids = plan_images(SyntheticConfig(images=1400, classes=5, image_size=96), 0)["image_id"].to_pylist()
     check_complete(PackedDataset.open(str(output)), set(ids))
 
 

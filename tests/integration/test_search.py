@@ -228,20 +228,6 @@ def test_trials_of_two_workers_pause_stop_and_resume(dataset, tmp_path):
         assert (folder / row["checkpoint"] / "model.safetensors").exists()
 
 
-def test_a_poor_trial_of_two_workers_is_stopped(dataset, tmp_path):
-    text = NESTED + "parameters:\n  optimizer.lr: {grid: [0.003, 1.0e-9]}\n  epochs: {grid: [2]}\n"
-    text += "scheduler: {name: asha, reduction_factor: 2}\n"
-    workers = WorkersConfig(count=2)
-    summary, folder = study(text, dataset, tmp_path, test="none", workers=workers, max_concurrent=1)
-    assert (summary["finished"], summary["stopped_early"], summary["failed"]) == (1, 1, 0)
-    board = rows(folder / "leaderboard.csv")
-    assert [(float(row["optimizer.lr"]), row["status"]) for row in board] == [
-        (0.003, "finished"),
-        (1e-9, "stopped early"),
-    ]
-    assert sorted(map(len, epochs_of(folder).values())) == [1, 2]
-
-
 def test_pbt_copies_weights_between_trials_of_two_workers(dataset, tmp_path):
     text = NESTED + LRS.replace("[6]", "[2]") + "samples: 2\nseed: 6\n" + PBT.replace("epochs: 2", "epochs: 1")
     workers = WorkersConfig(count=2)

@@ -33,6 +33,8 @@ from tests.support.packed import write_packed
 from tests.support.witness import consumed, record_steps, recording_work, steps_seen
 
 TRAIN, BATCH, CHECKPOINT_STEPS, EPOCHS = 160, 16, 4, 3
+THREADS = LoaderConfig(image_size=32, batch_size=BATCH, decode_threads=1, stream="thread")
+"""For tests in which it does not matter who reads, so that fewer processes start."""
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +138,7 @@ def test_killed_readers_restart_no_worker_and_repeat_no_step(ray_cluster, tmp_pa
 
 def test_a_stored_epoch_is_not_lost_when_its_report_is(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_train, "_work", dying_work)
-    run_training(config(dataset, tmp_path))
+    run_training(config(dataset, tmp_path, loader=THREADS))
     assert (tmp_path / "train" / "died").exists()
     with (tmp_path / "train" / "history.csv").open() as history:
         assert [int(row["epoch"]) for row in csv.DictReader(history)] == list(range(1, EPOCHS + 1))
@@ -145,9 +147,9 @@ def test_a_stored_epoch_is_not_lost_when_its_report_is(dataset, tmp_path, monkey
 def test_a_long_validation_is_no_hang_and_a_kill_in_it_repeats_no_step(ray_cluster, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(ray_train, "_work", validating_work)
     packed = write_packed(tmp_path / "packed", {"train": [100, 60], "val": [160], "test": [9]}, classes=4)
-    workers = WorkersConfig(count=2, cpus=1, max_failures=1, stall_s=3)
+    workers = WorkersConfig(count=2, cpus=1, max_failures=1, stall_s=8)
     checkpoint = CheckpointConfig(minutes=None)
-    result = run_training(config(packed, tmp_path, epochs=2, workers=workers, checkpoint=checkpoint))
+    result = run_training(config(packed, tmp_path, epochs=2, workers=workers, checkpoint=checkpoint, loader=THREADS))
     assert result.epochs_run == 2 and (tmp_path / "train" / "died").exists()
     assert "made no progress" not in capfd.readouterr().out
     assert len(list((tmp_path / "train" / "witness").glob("*.log"))) == 2  # the workers after the kill took no step

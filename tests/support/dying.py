@@ -12,7 +12,7 @@ from landmark.data.loading.reader import RowGroupReader
 from landmark.training.distributed import ray_train
 
 EPOCH = 2
-VALIDATION_S = 10.0
+VALIDATION_S = 16.0
 
 
 def dying_work(values: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """Ray Train's streams: what each rank gets from the DataConfig, with the node's cache."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -61,3 +63,9 @@ def test_the_streams_of_all_ranks_fill_the_cache_that_their_loaders_expect(ray_c
     assert ("jpeg" in kinds) != fits and len(kinds) == 1
     shutil.rmtree(tmp_path / "data" / "train")
     assert np.array_equal(samples(), first)
+
+
+def test_rays_dataset_actor_imports_no_torch():
+    """Ray Train's controller and its dataset actor unpickle RankStreams. Torch would cost them seconds and 500 MB."""
+    code = "import sys; import landmark.training.distributed.streams; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
