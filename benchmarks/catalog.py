@@ -130,7 +130,7 @@ def build(folder: Path, subset: SubsetConfig, output: str) -> dict[str, float]:
     source = gldv2_source(config.gldv2, clean=False)
     plan = load_or_make(locate(config.output), source, config)
     seconds = time.perf_counter() - start
-    return {"s": seconds, "rows": plan.planned, "classes": len(plan.landmark_ids), "units": len(plan.tasks)}
+    return {"s": seconds, "rows": plan.planned, "classes": len(plan.landmark_ids), "tasks": len(plan.tasks)}
 
 
 def join(folder: Path) -> dict[str, float]:
@@ -171,7 +171,7 @@ def plan_epoch(rows: int) -> dict[str, float]:
     part = groups.select(selected)
     select = time.perf_counter() - start
     assert sum(len(task.rows) for task in plan.read_tasks) in (rows // RANKS, rows // RANKS + 1)
-    return {"s": plan_s + select, "plan_s": plan_s, "select_s": select, "rows": rows, "units": len(part.rows)}
+    return {"s": plan_s + select, "plan_s": plan_s, "select_s": select, "rows": rows, "tasks": len(part.rows)}
 
 
 def _dataset(rows: int) -> PackedDataset:

@@ -140,7 +140,7 @@ def _run(output: Location, source: Source, config: PrepareConfig, plan: Plan, fi
     if not missing:
         return 0
     progress = Progress("packing", sum(task.rows for task in missing))
-    rows = [{"unit": json.dumps(vars(task))} for task in missing]
+    rows = [{"task": json.dumps(vars(task))} for task in missing]
     stream = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         Packer(output, source, config.packing, plan.plan_id), batch_size=1, num_cpus=1
     )

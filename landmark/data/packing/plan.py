@@ -141,8 +141,9 @@ def read_faults(work: Location) -> pa.Table:
 
 
 def _plan(saved: dict[str, Any]) -> Plan:
-    values = {key: value for key, value in saved.items() if key not in ("config", "units")}
-    return Plan(**values, tasks=[PackingTask(**task) for task in saved["units"]])
+    values = {key: value for key, value in saved.items() if key not in ("config", "tasks", "units")}
+    tasks = saved["tasks"] if "tasks" in saved else saved["units"]  # the key of earlier versions
+    return Plan(**values, tasks=[PackingTask(**task) for task in tasks])
 
 
 def _make(work: Location, source: Source, config: PrepareConfig) -> Plan:
@@ -158,7 +159,7 @@ def _make(work: Location, source: Source, config: PrepareConfig) -> Plan:
     write_table(work / FAULTS_FILE, pa.table(listed, schema=REJECTS_SCHEMA))
     values = {
         "config": fingerprint(config),
-        "units": [to_mapping(task) for task in tasks],
+        "tasks": [to_mapping(task) for task in tasks],
         "landmark_ids": wanted.landmark_ids,
         "names": wanted.names,
         "notes": wanted.notes,

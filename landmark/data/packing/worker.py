@@ -77,7 +77,7 @@ class Packer:
 
         A UserError is returned instead of raised, so that Ray does not print its traceback.
         """
-        done = [self._try(PackingTask(**json.loads(text))) for text in batch["unit"]]
+        done = [self._try(PackingTask(**json.loads(text))) for text in batch["task"]]
         return {key: [row[key] for row in done] for key in ("number", "bytes_in", "error")}
 
     def _try(self, task: PackingTask) -> dict[str, Any]:
