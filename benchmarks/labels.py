@@ -2,7 +2,7 @@
 
 Run: python benchmarks/labels.py [--classes 203094] [--images 240000] [--folder F]. The stages are the user's commands
 (printed), each in its own process:
-- `landmark prepare` visits and packs images of 32 px, one or more per class, with all classes in the training split.
+- `landmark prepare` draws and packs images of 32 px, one or more per class, with all classes in the training split.
 - `landmark train` trains one epoch of a MobileNetV3 with a neck of 512 and an ArcFace head with dynamic margins, which
 samples a tenth of the classes per step.
 - `landmark evaluate` evaluates the test split with all metrics.

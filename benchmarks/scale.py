@@ -44,10 +44,10 @@ from tests.support.scale import (
     PER_NODE,
     RANKS,
     SAMPLES,
-    draws_of,
     full_recipe,
     new_store,
     plan_of,
+    visits_of,
     write_metadata,
 )
 
@@ -109,7 +109,7 @@ def plan(folder: Path, width: int) -> None:
     recipe = full_recipe(width)
     rows = EpochRows(dataset, "train", recipe.sampling, recipe.seed)
     position = EpochProgress(epoch=1, partitioning=(RANKS,), length=rows.length)
-    visits = draws_of(figures.timed("plan", lambda: plan_of(rows, position, 0, RANKS)))
+    visits = visits_of(figures.timed("plan", lambda: plan_of(rows, position, 0, RANKS)))
     for step in visits[: len(visits) // 2]:
         position.advance(step)
     used = sum(len(step) for step in visits[: len(visits) // 2])

@@ -28,7 +28,7 @@ os.environ.update(
 
 
 def pytest_configure() -> None:
-    """Limit every process to one thread: with two, OpenMP threads that wait use most of a small machine's CPU time."""
+    """Limit every process to one thread: with two, OpenMP threads that wait use nearly half of the CPU time."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Tests start hundreds of processes. With cached bytecode, each starts faster.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

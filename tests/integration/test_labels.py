@@ -64,10 +64,10 @@ def test_train_has_every_class_and_the_other_splits_have_images(packed):
 
 
 def test_an_epoch_with_a_sampled_head_is_evaluated_and_reported(packed, tmp_path: Path, monkeypatch, capsys):
-    draw_counts: collections.Counter[int] = collections.Counter()
+    visit_counts: collections.Counter[int] = collections.Counter()
     advance = EpochProgress.advance
     monkeypatch.setattr(
-        EpochProgress, "advance", lambda self, visits: (draw_counts.update(visits.tolist()), advance(self, visits))[1]
+        EpochProgress, "advance", lambda self, visits: (visit_counts.update(visits.tolist()), advance(self, visits))[1]
     )
     # Chunks are smaller than the logits of all classes by the same factor as with 203,094 classes.
     monkeypatch.setattr(chunked_cross_entropy, "CHUNK_LOGITS", BATCH * CLASSES // 20)
@@ -79,7 +79,7 @@ def test_an_epoch_with_a_sampled_head_is_evaluated_and_reported(packed, tmp_path
         assert main(["train", *run, *model, *loader]) == 0
         assert main(["evaluate", "--run", str(tmp_path / "run"), "--bootstrap", "50"]) == 0
     assert main(["report", "--run", str(tmp_path / "run")]) == 0
-    assert draw_counts == collections.Counter(range(packed.split("train").rows))
+    assert visit_counts == collections.Counter(range(packed.split("train").rows))
     assert (CLASSES, WIDTH) in shapes.seen or (CLASSES, 1, WIDTH) in shapes.seen
     assert not shapes.dense()
     rows = packed.split("test").rows

@@ -203,18 +203,18 @@ def test_a_larger_budget_keeps_the_milestones_of_existing_trials(totals):
 def test_trials_of_different_lengths_and_failures_do_not_stop_a_study(seed, data):
     """Trials end before their bracket's milestones, fail, or run again after a failure."""
     config = data.draw(st.sampled_from([config for config in CONFIGS if config.name not in ("none", "pbt")]))
-    visits, events = random.Random(seed), []
-    lengths = {number: visits.choice([1, 3, 6, EPOCHS]) for number in range(1, 21)}
-    failing = {(number, visits.randint(1, EPOCHS)): 1 for number in range(1, 21, 4)}
+    generator, events = random.Random(seed), []
+    lengths = {number: generator.choice([1, 3, 6, EPOCHS]) for number in range(1, 21)}
+    failing = {(number, generator.randint(1, EPOCHS)): 1 for number in range(1, 21, 4)}
     options = {"epochs": lengths.__getitem__}
     curves = learning_curves(20, EPOCHS, seed)
-    SimulatedStudy(config, 20, events, **options).run(curves, 3, visits, failing)
+    SimulatedStudy(config, 20, events, **options).run(curves, 3, generator, failing)
     assert len(ended(events)) == 20
     cut = events[: data.draw(st.integers(1, len(events)))]
     again = SimulatedStudy(config, 20, cut, **options)
     failed = [trial for trial in again.record.trials.values() if trial.error is not None]
     assert again.scheduler.retry_failed() == len(failed)
-    again.run(curves, 3, visits)
+    again.run(curves, 3, generator)
     assert len(ended(cut)) == 20 and all(trial.state == "ended" and trial.error is None for trial in failed)
     SimulatedStudy(config, 20, cut, **options)
 

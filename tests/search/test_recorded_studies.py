@@ -20,8 +20,8 @@ def reports(events: list[dict]) -> list[tuple[str, int]]:
 def test_asha_decides_like_the_earlier_rule(factor, grace, lengths):
     """200 trials, eight at a time. A study whose decisions are equal has the same reports in the same order."""
     config = SchedulerConfig(name="asha", grace_epochs=grace, reduction_factor=factor)
-    visits, options = random.Random(factor), {"max_epochs": EPOCHS}
-    by_number = {number: visits.choice(lengths) for number in range(1, 201)}
+    generator, options = random.Random(factor), {"max_epochs": EPOCHS}
+    by_number = {number: generator.choice(lengths) for number in range(1, 201)}
     earlier: list[dict] = []
     now: list[dict] = []
     for build, events in (({"build": build_earlier}, earlier), ({}, now)):

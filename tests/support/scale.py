@@ -84,7 +84,7 @@ def plan_of(rows: EpochRows, position: EpochProgress, rank: int, world_size: int
     )
 
 
-def draws_of(plan: RankPlan) -> list[np.ndarray]:
+def visits_of(plan: RankPlan) -> list[np.ndarray]:
     """Return the visits of each step of a rank."""
     visits = (
         np.concatenate([task.visits for task in plan.read_tasks]) if plan.read_tasks else np.zeros(0, dtype=np.int64)

@@ -102,7 +102,7 @@ class SimulatedStudy:
         return TrialSpec(number=number, name=f"{number:03d}", point=point, parameters={}, recipe=recipe, dataset=None)
 
     def _exploit(self, trial: TrialState, source: TrialState, rng: random.Random) -> None:
-        point = {"visit": rng.random()}
+        point = {"value": rng.random()}
         exploit = Exploit(
             trial=trial.plan.name, source=source.plan.name, epoch=trial.epochs_run, point=point, changed={}, explored={}
         )

@@ -16,10 +16,10 @@ from tests.support.scale import (
     PER_NODE,
     RANKS,
     SAMPLES,
-    draws_of,
     full_recipe,
     new_store,
     plan_of,
+    visits_of,
     write_metadata,
 )
 
@@ -54,8 +54,8 @@ def test_64_ranks_use_each_image_once_and_restore_once_per_node(tmp_path, monkey
 
     def steps(state: RunState, rank: int, world_size: int, count: int | None) -> None:
         position = state.position
-        all_draws = draws_of(plan_of(state.rows, position, rank, world_size))
-        for visits in all_draws[position.step :][:count]:
+        all_visits = visits_of(plan_of(state.rows, position, rank, world_size))
+        for visits in all_visits[position.step :][:count]:
             position.advance(visits)
             use_counts[visits] += 1
 
@@ -95,7 +95,7 @@ def test_64_ranks_use_each_image_once_and_restore_once_per_node(tmp_path, monkey
     rows = RunState(recipe, dataset, World(1).members[0]).rows
     repartitioned = position.repartitioned((48, 4096, 8))
     for rank in range(48):
-        for visits in draws_of(plan_of(rows, repartitioned, rank, 48)):
+        for visits in visits_of(plan_of(rows, repartitioned, rank, 48)):
             repartitioned.local[visits] = True
             use_counts[visits] += 1
     assert repartitioned.gather(lambda local: local).all()

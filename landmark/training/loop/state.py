@@ -143,7 +143,7 @@ class RunState:
     def reseed(self) -> None:
         """Seed torch as a function of (seed, epoch, step, rank), so that a resumed step repeats its random numbers."""
         key = [self.recipe.seed, self.position.epoch, self.position.begun, self.position.step, self.session.rank]
-        _seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]), self.session.device)
+        seed_generators(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]), self.session.device)
 
     def advance(self, batch: Batch) -> None:
         """Record the images that one step used on this rank, including lost ones."""
@@ -223,7 +223,7 @@ class RunState:
         )
 
 
-def _seed(value: int, device: torch.device) -> None:
+def seed_generators(value: int, device: torch.device) -> None:
     """Seed torch's generators of the CPU and a device. torch.manual_seed also formats a stack trace for each kind of device
     that is not in use, 0.5 ms per step."""
     if device.type not in ("cpu", "cuda"):

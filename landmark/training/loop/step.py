@@ -213,7 +213,7 @@ class TrainStep:
     ) -> torch.Tensor:
         """Compute the gradient with a sample of the classes. Returns the sums of loss, hits and rows, float64 (3,).
 
-        batch_size, lr: as in Centres.loss.
+        batch_size, lr: as in PartialFC.loss.
         """
         partial_fc = self.partial_fc
         assert partial_fc is not None

@@ -49,9 +49,9 @@ def test_random_crops_depend_only_on_seed_epoch_and_sample():
 
 def test_random_crops_cover_the_requested_area_and_stay_inside():
     sizes = np.tile([[400, 300]], (5000, 1))
-    visits = np.random.default_rng(0).random((5000, 4))
+    uniform = np.random.default_rng(0).random((5000, 4))
     augment = AugmentConfig(crop_area=(0.25, 0.75), crop_aspect=1.3)
-    left, top, width, height = crop_boxes(sizes, augment, visits).T
+    left, top, width, height = crop_boxes(sizes, augment, uniform).T
     fraction = width * height / (400 * 300)
     assert fraction.max() <= 0.7501
     assert np.median(fraction) == pytest.approx(0.5, abs=0.03)

@@ -101,8 +101,8 @@ def test_a_total_does_not_prefer_classes_that_were_limited():
 def test_streams_of_one_seed_are_independent():
     values = pa.array([f"{number:016x}" for number in range(20_000)])
     hashes = [hash_strings(values, seed, stream) for seed in (0, 1) for stream in HashStream]
-    visits = [generator(0, stream).random(20_000) for stream in Stream]
-    for columns in (hashes, visits):
+    uniform = [generator(0, stream).random(20_000) for stream in Stream]
+    for columns in (hashes, uniform):
         ranks = np.array([np.argsort(np.argsort(column)) for column in columns], dtype=float)
         assert abs(np.corrcoef(ranks) - np.eye(len(ranks))).max() < 0.03
 

@@ -108,7 +108,7 @@ def test_a_restored_searcher_continues_like_an_uninterrupted_one(searcher, tmp_p
 
 
 def test_another_suggestion_than_the_journals_is_refused(tmp_path):
-    """Without a seed, OptunaSearch visits from the operating system."""
+    """Without a seed, OptunaSearch takes its seed from the operating system."""
     text = TEXT + OPTUNA.replace(", options: {seed: 3}", "")
     plan = make_sampler(text, tmp_path).next()
     with pytest.raises(

@@ -48,8 +48,8 @@ def test_pixels_are_flipped_and_normalized(channels_last):
 
 @given(st.integers(0, 2**31), st.floats(0, 1), st.integers(16, 200), st.integers(16, 200))
 def test_erased_boxes_are_inside_with_the_set_probability_and_area(seed, probability, height, width):
-    visits = np.random.default_rng(seed).random((500, 5))
-    top, left, bottom, right = erased_boxes(visits, probability, height, width).T
+    uniform = np.random.default_rng(seed).random((500, 5))
+    top, left, bottom, right = erased_boxes(uniform, probability, height, width).T
     assert (top >= 0).all() and (left >= 0).all() and (bottom <= height).all() and (right <= width).all()
     areas = (bottom - top) * (right - left) / (height * width)
     assert (areas > 0).mean() == pytest.approx(probability, abs=0.1)

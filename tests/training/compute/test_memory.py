@@ -46,19 +46,20 @@ class MallInfo(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in MALLINFO2]
 
 
-def memory_mib() -> tuple[float, float]:
-    """Return the memory in use by C and Arrow, and the process's resident memory, MiB."""
+def memory_mib() -> tuple[float, float, float]:
+    """Return the memory in use by C and Arrow, the minimum size of Python's objects, and the resident memory, MiB."""
     gc.collect()
     libc = ctypes.CDLL(None)
     libc.mallinfo2.restype = MallInfo
     info = libc.mallinfo2()
     used = info.uordblks + info.hblkhd + pa.total_allocated_bytes()
-    return used / 2**20, psutil.Process().memory_info().rss / 2**20
+    objects = sys.getallocatedblocks() * 16
+    return used / 2**20, objects / 2**20, psutil.Process().memory_info().rss / 2**20
 
 
-def memory_of_a_run(dataset: str, output: str) -> dict[int, tuple[float, float]]:
+def memory_of_a_run(dataset: str, output: str) -> dict[int, tuple[float, float, float]]:
     """Train, and return the process's memory after the first epochs that count and after the last ones."""
-    found: dict[int, tuple[float, float]] = {}
+    found: dict[int, tuple[float, float, float]] = {}
     add = Recorder.add
 
     def added(self: Recorder, metrics: dict[str, float]) -> None:
@@ -87,10 +88,10 @@ def test_memory_does_not_grow_over_fifty_epochs(dataset, tmp_path):
     output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
     found = {int(epoch): memory for epoch, memory in json.loads(output.splitlines()[-1]).items()}
     first, last = (np.array([found[epoch] for epoch in epochs]) for epochs in (FIRST, LAST))
-    used, resident = last.min(0) - first.max(0)
+    used, objects, resident = last.min(0) - first.max(0)
     kept = PIXELS_MIB * (LAST.start - FIRST.stop)  # the growth if each epoch's pixels were kept
-    assert used < 0.1 * kept, found
-    # The allocator's free memory varies by 2 MiB steps, up to 7 MiB.
+    assert max(used, objects) < 0.1 * kept, found
+    # The allocator's free memory grows in steps of 2 MiB, up to 13 MiB on a busy machine.
     assert resident < 0.5 * kept, found
     assert len(list((Path(tmp_path) / "train" / "checkpoints").iterdir())) <= 4
 

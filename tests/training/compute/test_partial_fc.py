@@ -188,12 +188,14 @@ def test_loss_and_gradient_equal_a_softmax_over_the_sampled_classes(name, chunk,
 
 
 def test_sampled_classes_depend_only_on_seed_and_step():
-    visits = [sample_classes(3, step, 2000, 0.1) for step in range(300)]
-    assert all(np.array_equal(found, sample_classes(3, step, 2000, 0.1)) for step, found in enumerate(visits))
-    assert not np.array_equal(visits[0], visits[1]) and not np.array_equal(visits[0], sample_classes(4, 0, 2000, 0.1))
-    assert all((np.diff(found) > 0).all() for found in visits)
-    assert np.mean([len(found) for found in visits]) == pytest.approx(200, rel=0.01)
-    counts = np.bincount(np.concatenate(visits), minlength=2000)
+    samples = [sample_classes(3, step, 2000, 0.1) for step in range(300)]
+    assert all(np.array_equal(found, sample_classes(3, step, 2000, 0.1)) for step, found in enumerate(samples))
+    assert not np.array_equal(samples[0], samples[1]) and not np.array_equal(
+        samples[0], sample_classes(4, 0, 2000, 0.1)
+    )
+    assert all((np.diff(found) > 0).all() for found in samples)
+    assert np.mean([len(found) for found in samples]) == pytest.approx(200, rel=0.01)
+    counts = np.bincount(np.concatenate(samples), minlength=2000)
     # A binomial distribution with n=300 and p=0.1 has mean 30 and standard deviation 5.2.
     assert counts.std() == pytest.approx(5.2, rel=0.1) and counts.min() > 5 and counts.max() < 60
     assert sample_classes(0, 0, 5, 1.0).tolist() == [0, 1, 2, 3, 4]

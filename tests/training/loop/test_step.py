@@ -29,6 +29,7 @@ from landmark.config import (
 from landmark.data.loading.loader import Batch
 from landmark.models import ModelInfo
 from landmark.training.compute.optim import Schedule
+from landmark.training.loop.state import seed_generators
 from landmark.training.loop.step import TrainStep
 from landmark.training.loop.validation import validate
 
@@ -363,3 +364,11 @@ def test_two_ranks_reduce_once_per_step_and_skip_the_same_steps(tmp_path):
     assert (totals["skipped"], other_totals["skipped"]) == (1, 0)
     assert (totals["rows"], other_totals["rows"]) == (15, 9)
     assert all(tensor.isfinite().all() for state in (weights, others) for tensor in state.values())
+
+
+def test_a_step_is_seeded_as_by_manual_seed():
+    torch.manual_seed(2**63 + 7)
+    expected = torch.rand(3)
+    torch.rand(5)
+    seed_generators(2**63 + 7, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), expected)
