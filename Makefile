@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-BENCHMARKS := cli synthetic catalog pack reference ingest cache train recipes faults hosts tune search decisions study evaluate clean horovod head head_toy knn labels heads scale
+BENCHMARKS := cli synthetic catalog pack reference ingest cache train recipes transfer faults hosts tune search decisions study evaluate clean horovod head head_toy knn labels heads scale
 
 .PHONY: setup browser kubectl hosts demo test test-gpu check docs bench clean
 .NOTPARALLEL:

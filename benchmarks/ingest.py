@@ -143,7 +143,8 @@ def run_alternately(
         for method in methods:
             where, _, way = method.rpartition(" ")
             place = places[where or FOLDERS.get(method, "local")]
-            found[method].append(run(way, place, seconds, peer_python if method in PEERS else sys.executable))
+            in_peer = method in PEERS and method != "textbook_ray_data"  # which only needs Ray
+            found[method].append(run(way, place, seconds, peer_python if in_peer else sys.executable))
             figures = ", ".join(f"{key} {value:,.1f}" for key, value in found[method][-1].items())
             print(f"round {number + 1}: {NAMES[method]}: {figures}", flush=True)
     return {

@@ -1,8 +1,8 @@
 """Input pipelines of other libraries on the same images, run by benchmarks/ingest_ways.py.
 
 Run: python benchmarks/ingest_peers.py FOLDER SHARDS. It packs FOLDER/images in the formats of WebDataset and MosaicML
-Streaming. The libraries are not dependencies of landmark, and need other versions of some packages: install webdataset,
-mosaicml-streaming, spdl and torch in an environment of their own, and pass its Python with --peer-python.
+Streaming. The libraries are not dependencies of landmark, and need other versions of some packages: install psutil, webdataset,
+mosaicml-streaming, spdl (with the libraries of FFmpeg) and torch in an environment of their own, and pass its Python with --peer-python.
 
 Each function yields the number of images of a batch: uint8 or float pixels of a random crop of 224, in the library's own
 random order.

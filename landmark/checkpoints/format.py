@@ -25,7 +25,7 @@ from landmark.config import (
     with_recorded_subset,
 )
 from landmark.data.dataset import PackedDataset
-from landmark.models import build_model
+from landmark.models import build_model, with_temperature
 from landmark.storage import Location, NotFound, locate
 
 MODEL_FILES = ("model.safetensors", "config.yaml", "meta.json")
@@ -66,6 +66,9 @@ class CheckpointMeta:
     """Random seed of the subset."""
     dataset_id: str = ""
     """Content ID of the dataset, independent of its location: PackedDataset.content_id. Empty in old checkpoints."""
+    temperature: float = 1.0
+    """Factor by which the logits are divided, so that the probabilities of the validation split are calibrated. 1 in old
+    checkpoints."""
 
 
 class DamagedCheckpoint(UserError):
@@ -177,7 +180,7 @@ def weights_digest(checkpoint: Location) -> str:
 
 
 def load_model(checkpoint: Location) -> tuple[nn.Module, CheckpointMeta]:
-    """Load a checkpoint's model, on the CPU and in evaluation mode."""
+    """Load a checkpoint's model, on the CPU and in evaluation mode, with calibrated logits."""
     meta = read_meta(checkpoint)
     recipe = parse_yaml(Recipe, (checkpoint / "config.yaml").read_text(), f"{checkpoint}/config.yaml")
     config = from_mapping(type(recipe.model), {**to_mapping(recipe.model), "weights": None}, str(checkpoint))
@@ -187,7 +190,7 @@ def load_model(checkpoint: Location) -> tuple[nn.Module, CheckpointMeta]:
     except (RuntimeError, safetensors.SafetensorError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{checkpoint}/model.safetensors: does not match {meta.backbone} ({first})") from None
-    return model.eval(), meta
+    return with_temperature(model.eval(), meta.temperature), meta
 
 
 def resolve_checkpoint(uri: str) -> Location:

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == "completion":
         return _completion(rest)
     actions = [command.partition(" ")[2] for command in COMMANDS if command.startswith(f"{name} ")]
-    if actions:
+    if actions and (name not in COMMANDS or (rest and rest[0] in actions)):
         if not rest or rest[0] in ("-h", "--help"):
             print(group_help(name, COMMANDS))
             return 0 if rest else 2

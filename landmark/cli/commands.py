@@ -11,6 +11,7 @@ from landmark.config import (
     CleanConfig,
     DoctorConfig,
     EvaluateConfig,
+    FetchConfig,
     IndexConfig,
     ModelsConfig,
     PredictConfig,
@@ -221,6 +222,19 @@ _ALL = (
         usage="[NAME]",
         examples=("landmark models", "landmark models resnet --all", "landmark models resnet50 --stages"),
         common=("--all", "--timm", "--classes", "--image-size", "--stages"),
+    ),
+    Command(
+        name="models fetch",
+        summary="store the pretrained weights of a model in a folder or bucket",
+        config=FetchConfig,
+        function="landmark.commands.models:fetch",
+        positional=("--name",),
+        usage="NAME",
+        examples=(
+            "landmark models fetch resnet50 --to weights",
+            "landmark models fetch timm/vit_small_patch14_dinov2.lvd142m --to s3://bucket/weights",
+        ),
+        common=("--to",),
     ),
     Command(
         name="recipes",

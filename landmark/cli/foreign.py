@@ -9,7 +9,7 @@ _GPUS = "--num-workers is the number of training processes, --workers.gpus the n
 
 FOREIGN = {
     # timm
-    "--pretrained": "--weights NAME (a torchvision name such as DEFAULT, lite0, or a file), or --recipe finetune",
+    "--pretrained": "--weights pretrained, or --recipe finetune",
     "--data-dir": "the first argument: landmark train DATASET; landmark prepare PHOTOS makes a dataset of your photographs",
     "--resume": "--resume (without a value) together with the --name and --output of the run",
     "--initial-checkpoint": "--weights FILE",
@@ -97,7 +97,7 @@ FOREIGN = {
     "--optim": "--opt",
     "--fp16": "--amp fp16",
     "--bf16": "--amp bf16",
-    "--model-name-or-path": "--model NAME and --weights FILE",
+    "--model-name-or-path": "--model NAME and --weights pretrained",
     "--dataset-name": "the first argument: landmark train DATASET",
     "--train-dir": "the first argument: landmark prepare PHOTOS",
     "--overwrite-output-dir": "another --name, or --resume; delete a run's folder to start again",

@@ -1,9 +1,11 @@
-"""`landmark models`: lists models with their parameter counts, or the stages of one model."""
+"""`landmark models`: lists models with their parameter counts, or the stages of one model; stores pretrained weights."""
 
 from typing import Any
 
-from landmark.config import ModelConfig, ModelsConfig, UserError
+from landmark.config import FetchConfig, ModelConfig, ModelsConfig, UserError
+from landmark.models.pretrained import MIRROR, fetch_pretrained
 from landmark.models.registry import count_parameters, model_info, model_names, stages_of
+from landmark.storage import locate
 
 REFERENCE_MODELS = ("reference_mlp", "reference_cnn_max", "reference_cnn_avg", "resnet50", "resnet101", "inception_v3")
 
@@ -13,7 +15,7 @@ def models(config: ModelsConfig) -> list[dict[str, Any]]:
     if config.stages:
         return print_stages(config)
     every = config.all or config.timm or config.name is not None
-    names = model_names(timm=config.timm) if every else list(REFERENCE_MODELS)
+    names = model_names(timm=config.timm, weights=config.name is not None) if every else list(REFERENCE_MODELS)
     names = [name for name in names if (config.name or "") in name]
     if not names:
         raise UserError(f"no model name contains {config.name!r}; `landmark models --all` lists all models")
@@ -26,6 +28,17 @@ def models(config: ModelsConfig) -> list[dict[str, Any]]:
         print(f"{name:34}{info.source:13}{size:>7}{counts.total:>14,}{counts.trainable:>14,}{counts.frozen:>10,}")
         rows.append({"name": name, "source": info.source, "image_size": size, "parameters": counts.total})
     return rows
+
+
+def fetch(config: FetchConfig) -> str:
+    """Store a model's pretrained weights in a folder or bucket, and print how to use them. Returns the file's URI."""
+    mirror = locate(config.to)
+    place = fetch_pretrained(config.name, mirror)
+    print(f"weights: {place}")
+    print(
+        f"next: {MIRROR}={mirror.uri} landmark train DATASET --recipe finetune --model {config.name} --weights pretrained"
+    )
+    return place.uri
 
 
 def print_stages(config: ModelsConfig) -> list[dict[str, Any]]:

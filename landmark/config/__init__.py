@@ -3,7 +3,14 @@
 from landmark.config.commands.cleaning import CleanConfig, DuplicatesConfig, NoiseConfig, QualityConfig
 from landmark.config.commands.cluster import CheckConfig, StatusConfig
 from landmark.config.commands.evaluation import NEIGHBORS, EvaluateConfig, IndexConfig, InferenceConfig, PredictConfig
-from landmark.config.commands.information import DoctorConfig, ModelsConfig, RecipesConfig, ShowConfig, SpacesConfig
+from landmark.config.commands.information import (
+    DoctorConfig,
+    FetchConfig,
+    ModelsConfig,
+    RecipesConfig,
+    ShowConfig,
+    SpacesConfig,
+)
 from landmark.config.commands.prepare import (
     ClusterConfig,
     FoldersConfig,
@@ -33,6 +40,7 @@ from landmark.config.files import (
 from landmark.config.head import HeadConfig
 from landmark.config.input import AugmentConfig, CacheOptions, LoaderConfig, ResizingConfig, SamplingConfig
 from landmark.config.optimization import ComputeConfig, EmaConfig, LossConfig, OptimizerConfig, ScheduleConfig
+from landmark.config.probe import ProbeConfig
 from landmark.config.recipe import EarlyStoppingConfig, ModelConfig, Recipe
 from landmark.config.secrets import mask_credentials
 from landmark.config.space import BudgetConfig, SchedulerConfig, SearcherConfig, SpaceConfig
@@ -60,6 +68,7 @@ __all__ = [
     "EarlyStoppingConfig",
     "EmaConfig",
     "EvaluateConfig",
+    "FetchConfig",
     "FoldersConfig",
     "Gldv2Config",
     "HeadConfig",
@@ -74,6 +83,7 @@ __all__ = [
     "PackingConfig",
     "PredictConfig",
     "PrepareConfig",
+    "ProbeConfig",
     "QualityConfig",
     "Recipe",
     "RecipesConfig",

@@ -91,8 +91,12 @@ class LossConfig:
     class_weights: Literal["none", "sqrt", "balanced"] = "none"
     """Loss weight of an image by the size of its class. none weights all images equally. sqrt and balanced weight by
     1/sqrt(n) and 1/n, for a class with n training images. The mean weight over all images is 1."""
+    logit_adjustment: float = 0.0
+    """Factor of log(n) that training adds to the logit of a class with n training images, for long-tailed data (Menon et
+    al. 2021). Predictions then favor rare classes. 1 is the balanced softmax (Ren et al. 2020), 0 is off."""
 
     def __post_init__(self) -> None:
+        require(0 <= self.logit_adjustment <= 10, f"loss.logit_adjustment is {self.logit_adjustment}; expected 0 to 10")
         require(0 <= self.label_smoothing < 1, f"loss.label_smoothing is {self.label_smoothing}; expected 0 to below 1")
 
 

@@ -8,6 +8,7 @@ from landmark.config.errors import require
 from landmark.config.head import HeadConfig
 from landmark.config.input import AugmentConfig, LoaderConfig, ResizingConfig, SamplingConfig
 from landmark.config.optimization import ComputeConfig, EmaConfig, LossConfig, OptimizerConfig, ScheduleConfig
+from landmark.config.probe import ProbeConfig
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -17,16 +18,22 @@ class ModelConfig:
     backbone: str = "resnet18"
     """Name of the model. `landmark models` lists the names."""
     weights: str | None = None
-    """Start weights, as a file (path or URI), a torchvision name, or lite0. A file has the format safetensors or state
-    dict. torchvision names are, for example, DEFAULT and IMAGENET1K_V2. lite0 is ImageNet weights for
+    """Start weights, as pretrained, a file (path or URI), a name, or lite0. pretrained is the model's own weights, from the
+    mirror in LANDMARK_WEIGHTS, a cache, or a download. A file has the format safetensors or state dict. Names are those of
+    torchvision, such as IMAGENET1K_V2, or hf_hub:OWNER/NAME for timm's models. lite0 is ImageNet weights for
     timm/tf_efficientnet_lite0, without a download (extra lite0). [default: random]"""
     freeze_backbone: bool = False
     """Train only the classifier, and the neck and gem pooling if there are any."""
     freeze_stages: int = 0
     """Number of stages, counted from the input, that are not trained. `landmark models NAME --stages` lists the stages
     of a model."""
+    freeze_norm_stats: bool = False
+    """Keep the running statistics of all batch norms as in the start weights, and use them in training. This suits small
+    batches and small datasets."""
     dropout: float | None = None
     """Dropout before the classifier, if the model has one. [default: the model's]"""
+    drop_path: float | None = None
+    """Rate of stochastic depth (drop path), if the model has it. [default: the model's]"""
     pooling: Literal["avg", "gem"] = "avg"
     """How the last feature map becomes one vector. avg is the model's own pooling. gem replaces an average over the
     whole map by the generalized mean with a learned power (GeM, arXiv 1711.02512)."""
@@ -43,6 +50,11 @@ class ModelConfig:
         require(self.freeze_stages >= 0, f"model.freeze_stages is {self.freeze_stages}; expected 0 or more")
         require(
             self.dropout is None or 0 <= self.dropout < 1, f"model.dropout is {self.dropout}; expected 0 to below 1"
+        )
+
+        require(
+            self.drop_path is None or 0 <= self.drop_path < 1,
+            f"model.drop_path is {self.drop_path}; expected 0 to below 1",
         )
 
     def is_embedding(self) -> bool:
@@ -78,6 +90,7 @@ class Recipe:
     monitor: Literal["val_top1", "val_top5", "val_macro_recall", "val_loss"] = "val_top1"
     """Metric for early stopping and for choosing the best checkpoint. For val_loss, lower is better."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -98,15 +111,53 @@ class Recipe:
         for key, used in (
             ("ema.decay", self.ema.decay is not None),
             ("compute.accumulate", self.compute.accumulate > 1),
+            ("loss.logit_adjustment", self.loss.logit_adjustment > 0),
         ):
             require(
                 self.model.head.sample is None or not used,
                 f"{key} is set, which model.head.sample does not support; remove one of the two",
             )
+        self._check_probe()
         start = self.resizing.start_size
         require(
             start is None or start <= self.loader.image_size,
             f"resizing.start_size is {start}; expected up to loader.image_size ({self.loader.image_size})",
+        )
+
+    def is_probe(self) -> bool:
+        """Return whether the run only fits a classifier to features."""
+        return self.probe.head != "none" and self.model.freeze_backbone
+
+    def _check_probe(self) -> None:
+        head = self.probe.head
+        if head == "none":
+            return
+        require(
+            self.model.weights is not None,
+            f"probe.head is {head}, but model.weights is unset, so the features would be those of random weights; set "
+            "model.weights, or set probe.head to none",
+        )
+        for key, used in (
+            ("model.neck", self.model.neck > 0),
+            ("model.head.sample", self.model.head.sample is not None),
+            ("model.head.name subcenter", self.model.head.name == "subcenter"),
+        ):
+            require(
+                not used, f"probe.head is {head}, which does not support {key}; remove it, or set probe.head to none"
+            )
+        require(
+            self.model.head.name == "linear" or head == "prototypes",
+            f"probe.head is {head}, but model.head.name is {self.model.head.name}, whose classes are directions; set "
+            "probe.head to prototypes",
+        )
+        require(
+            self.loss.logit_adjustment == 0 or head == "logistic",
+            f"loss.logit_adjustment is set, but probe.head is {head}; set probe.head to logistic, or remove loss.logit_adjustment",
+        )
+        require(
+            not self.is_probe() or self.epochs == 1,
+            f"epochs is {self.epochs}, but with model.freeze_backbone the probe is the whole run; set epochs to 1, or set "
+            "model.freeze_backbone to false to fine-tune",
         )
 
     def monitor_mode(self) -> Literal["max", "min"]:

@@ -76,13 +76,16 @@ class SubsetConfig:
     """Exponent of a long tail over the training split's classes, 0 for none. The n-th most frequent class keeps up to
     n^-tail times as many images as the most frequent one. Each class keeps a seeded random sample of one or more
     images. val and test do not change."""
+    shots: Annotated[int | None, _short("--shots")] = None
+    """Maximum training images per class (few-shot learning), a seeded random sample. val and test do not change.
+    [default: no limit]"""
     rule: Literal[1, 2] = 2
     """Rule of the random choices. With 2, each choice is independent of the others and of the splits. With 1, images of
     test and val are chosen first, as in versions that record no rule. Resumed runs and studies keep their rule."""
 
     def __post_init__(self) -> None:
         require(self.min_images >= 1, f"subset.min_images is {self.min_images}; expected 1 or more")
-        for name in ("classes", "max_images", "images"):
+        for name in ("classes", "max_images", "images", "shots"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"subset.{name} is {value}; expected 1 or more")
         require(
@@ -98,7 +101,12 @@ class SubsetConfig:
     def is_random(self) -> bool:
         """Return whether any choice is random, so that seed and rule matter."""
         random_classes = self.classes is not None and self.choose == "random"
-        return random_classes or self.max_images is not None or self.images is not None or self.tail > 0
+        limits = (self.max_images, self.images, self.shots)
+        return random_classes or self.tail > 0 or any(limit is not None for limit in limits)
+
+    def limits_training(self) -> bool:
+        """Return whether fewer images are kept of the train split only."""
+        return self.tail > 0 or self.shots is not None
 
 
 def recorded_subset(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def select_images(table: pa.Table, config: SubsetConfig, seed: int) -> np.ndarra
     """Return a mask of the rows that a subset keeps: bool (rows,).
 
     table: image_id string, landmark_id (string or int64), and the columns of the conditions (license, …). Two options
-    are not handled here. The source applies the clean list, and `tail_images` applies a long tail, because it requires
+    are not handled here. The source applies the clean list, and `limit_training_images` applies a long tail, because it requires
     the splits.
 
     Random choices use a hash of (seed, choice, image_id) or (seed, choice, landmark_id). They do not depend on the
@@ -54,12 +54,13 @@ def select_images(table: pa.Table, config: SubsetConfig, seed: int) -> np.ndarra
     return kept
 
 
-def tail_images(table: pa.Table, config: SubsetConfig, seed: int) -> np.ndarray:
-    """Return a mask of the rows that a long tail of the train split keeps, including all other splits: bool (rows,).
+def limit_training_images(table: pa.Table, config: SubsetConfig, seed: int) -> np.ndarray:
+    """Return a mask of the rows that tail and shots keep of the train split, and all of other splits: bool (rows,).
 
     table: image_id string, landmark_id (string or int64), split. N is the number of training images of the most
-    frequent class. The n-th most frequent class keeps round(N n^-tail) of its images, and at least one. The choice uses
-    a hash of (seed, choice, image_id), so that a larger exponent keeps a subset of the images of a smaller one.
+    frequent class. The n-th most frequent class keeps round(N n^-tail) of its images, at least one and at most `shots`.
+    The choice uses a hash of (seed, choice, image_id), so that a larger exponent and fewer shots keep a subset of the
+    images of a smaller one and of more.
     """
     kept = ~pc.equal(table["split"].cast(pa.string()), "train").to_numpy(zero_copy_only=False)
     rows = np.flatnonzero(~kept)
@@ -68,6 +69,8 @@ def tail_images(table: pa.Table, config: SubsetConfig, seed: int) -> np.ndarray:
     rank = np.empty(len(counts), dtype=np.int64)
     rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
     most = np.maximum(np.rint(counts.max() * (rank + 1.0) ** -config.tail), 1).astype(np.int64)
+    if config.shots is not None:
+        most = np.minimum(most, config.shots)
     keys = hash_strings(table["image_id"].take(pa.array(rows)), seed, _stream(config, HashStream.SUBSET_TAIL))
     rows, _, place = _places(rows, codes, keys)
     kept[rows[place < most[codes[rows]]]] = True

@@ -9,13 +9,13 @@ from landmark.config import SubsetConfig, UserError
 from landmark.data.cleaned_dataset import CleanedDataset
 from landmark.data.dataset import SELECTION_KIND, PackedDataset
 from landmark.data.dataset_view import COLUMNS, FilteredDataset
-from landmark.data.subset import select_images, tail_images
+from landmark.data.subset import limit_training_images, select_images
 from landmark.storage import Damaged, NotFound, locate
 
 
 class Selection(FilteredDataset):
-    """A subset of a packed or cleaned dataset. Classes are chosen over all splits, a long tail applies only to the
-    train split."""
+    """A subset of a packed or cleaned dataset. Classes are chosen over all splits, a long tail and shots apply only
+    to the train split."""
 
     def __init__(self, dataset: PackedDataset, subset: SubsetConfig, seed: int) -> None:
         if subset.clean:
@@ -27,8 +27,8 @@ class Selection(FilteredDataset):
         every_column = subset.where is not None or bool(subset.licenses)
         table = dataset.full_catalog(None if every_column else COLUMNS)
         table = table.filter(pa.array(select_images(table, subset, seed))).select(COLUMNS)
-        if subset.tail:
-            table = table.filter(pa.array(tail_images(table, subset, seed)))
+        if subset.limits_training():
+            table = table.filter(pa.array(limit_training_images(table, subset, seed)))
         super().__init__(dataset, table)
         self.subset = subset
         self.subset_seed = seed

@@ -1,8 +1,9 @@
 """Models by name: the reference study's models, all torchvision classifiers, and timm's (optional extra)."""
 
-from landmark.models.embeddings import Embedder
+from landmark.models.calibration import fit_temperature, with_temperature
+from landmark.models.embeddings import Embedder, FeatureModel
 from landmark.models.heads import Classifier, Margin, build_margin, embedding_classifier
-from landmark.models.losses import MixedLabels, class_weights, classification_loss, logits_of
+from landmark.models.losses import MixedLabels, class_weights, classification_loss, logit_adjustment, logits_of
 from landmark.models.registry import (
     ModelInfo,
     ParameterCounts,
@@ -22,6 +23,7 @@ from landmark.models.stages import Stage, rate_scales, stages
 __all__ = [
     "Classifier",
     "Embedder",
+    "FeatureModel",
     "Margin",
     "MixedLabels",
     "ModelInfo",
@@ -37,6 +39,8 @@ __all__ = [
     "classification_loss",
     "count_parameters",
     "embedding_classifier",
+    "fit_temperature",
+    "logit_adjustment",
     "logits_of",
     "model_info",
     "model_names",
@@ -44,4 +48,5 @@ __all__ = [
     "rate_scales",
     "stages",
     "train_mode",
+    "with_temperature",
 ]

@@ -1,10 +1,14 @@
-"""Embeddings: L2-normalized input of a model's classifier."""
+"""Features and embeddings of a model: the input of its classifier, as it is or L2-normalized."""
+
+from types import TracebackType
 
 import torch
 from torch import nn
 
+from landmark.config import UserError
+from landmark.models.heads import Classifier
 from landmark.models.losses import logits_of
-from landmark.models.stages import classifier_path
+from landmark.models.stages import TWIN, classifier_path
 
 
 class Embedder(nn.Module):
@@ -33,6 +37,45 @@ class Embedder(nn.Module):
         features, self._features = self._features, None
         assert features is not None, "the classifier's last layer was not reached"
         return nn.functional.normalize(pooled(features.float()), dim=1)
+
+    def _keep(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._features = inputs[0]
+
+
+class FeatureModel:
+    """Returns a model's features: the input of its classifier's last layer. Use it in a `with` statement.
+
+    Raises UserError if the model does not end in one linear layer, because then no linear classifier can be fitted.
+    """
+
+    def __init__(self, model: nn.Module, backbone: str) -> None:
+        path = classifier_path(model)
+        layer = model.get_submodule(path)
+        if not isinstance(layer, nn.Linear | Classifier) or path.endswith(TWIN):
+            ends = "two linear layers" if path.endswith(TWIN) else type(layer).__name__
+            raise UserError(
+                f"probe.head requires a model that ends in one linear layer, but {backbone} ends in {ends}; choose another "
+                "model.backbone, such as resnet50, or set probe.head to none"
+            )
+        self.model = model
+        self.layer = layer
+        self._features: torch.Tensor | None = None
+
+    def __enter__(self) -> "FeatureModel":
+        self._hook = self.layer.register_forward_pre_hook(self._keep)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._hook.remove()
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features of normalized images (n, 3, size, size), float32 (n, d)."""
+        self.model(images)
+        features, self._features = self._features, None
+        assert features is not None, "the classifier's last layer was not reached"
+        return features.float().flatten(1)
 
     def _keep(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self._features = inputs[0]

@@ -40,6 +40,7 @@ def classification_loss(
     mixed: MixedLabels | None = None,
     class_weights: torch.Tensor | None = None,
     margin: Margin | None = None,
+    adjustment: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the mean cross entropy over the batch, in training mode including weighted auxiliary heads.
 
@@ -48,12 +49,15 @@ def classification_loss(
     which would be as large as the logits for 203,094 classes. class_weights: weight per image of each class,
     (classes,). The sum is divided by the number of images, not by their weights, so a batch of rare classes counts more
     than a batch of frequent ones. margin: lowers target logits of cosine heads, which have no auxiliary heads. For
-    mixed images, the loss of each label is computed with that label's own margin.
+    mixed images, the loss of each label is computed with that label's own margin. adjustment: added to the logits of all
+    images, (classes,), see `logit_adjustment`.
     """
     if isinstance(output, torch.Tensor):
-        return _cross_entropy(output, labels, label_smoothing, mixed, class_weights, margin)
+        return _cross_entropy(output, labels, label_smoothing, mixed, class_weights, margin, adjustment)
     losses = [
-        _cross_entropy(logits, labels, label_smoothing, mixed, class_weights) for logits in output if logits is not None
+        _cross_entropy(logits, labels, label_smoothing, mixed, class_weights, None, adjustment)
+        for logits in output
+        if logits is not None
     ]
     weight = AUXILIARY_WEIGHTS[type(output).__name__]
     return losses[0] + weight * torch.stack(losses[1:]).sum() if len(losses) > 1 else losses[0]
@@ -73,21 +77,37 @@ def class_weights(counts: np.ndarray, name: Literal["none", "sqrt", "balanced"])
     return (weights * images.sum() / (weights * images).sum()).astype(np.float32)
 
 
+def logit_adjustment(counts: np.ndarray, factor: float) -> np.ndarray | None:
+    """Return factor * log(count) of each class, float32 (classes,), or None for a factor of 0.
+
+    counts: training images per class. A class without images counts as a class with one image. Menon et al. 2021 (arXiv
+    2007.07314), whose priors differ from the counts by a factor that the softmax removes.
+    """
+    if not factor:
+        return None
+    return (factor * np.log(np.maximum(counts, 1))).astype(np.float32)
+
+
 def _cross_entropy(
     logits: torch.Tensor,
     labels: torch.Tensor,
     label_smoothing: float,
     mixed: MixedLabels | None,
     weights: torch.Tensor | None,
-    margin: Margin | None = None,
+    margin: Margin | None,
+    adjustment: torch.Tensor | None,
 ) -> torch.Tensor:
     """Return the mean loss of one head. Without margins, the log-probabilities are computed once for both labels."""
-    plain = nn.functional.log_softmax(logits.float(), dim=1) if margin is None else None
+
+    def log_softmax(values: torch.Tensor) -> torch.Tensor:
+        return nn.functional.log_softmax(values if adjustment is None else values + adjustment, dim=1)
+
+    plain = log_softmax(logits.float()) if margin is None else None
 
     def of(targets: torch.Tensor) -> torch.Tensor:
         logs = plain
         if margin is not None:
-            logs = nn.functional.log_softmax(margin.on_all(logits.float(), targets), dim=1)
+            logs = log_softmax(margin.on_all(logits.float(), targets))
         assert logs is not None
         losses = nn.functional.nll_loss(logs, targets, reduction="none")
         if label_smoothing:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -10,10 +9,10 @@ import torchvision
 from torch import nn
 
 from landmark.config import ModelConfig, UserError, nearest
-from landmark.config.extras import install_command
 from landmark.models import reference
-from landmark.models.heads import EmbeddingHead, GeM, graft
+from landmark.models.heads import EmbeddingHead, GeM, NeckNorm, graft
 from landmark.models.stages import Stage, classifier_path, stages
+from landmark.models.timm_models import TIMM_PREFIX, create_timm, timm_config, timm_names
 from landmark.models.weights import load_weights
 
 REFERENCE: dict[str, Callable[[int, int], nn.Module]] = {
@@ -23,7 +22,6 @@ REFERENCE: dict[str, Callable[[int, int], nn.Module]] = {
 }
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CENTERED = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-TIMM_PREFIX = "timm/"
 INCEPTION_SIZE = 299
 
 
@@ -58,10 +56,13 @@ class ParameterCounts:
         return self.total - self.trainable
 
 
-def model_names(*, timm: bool = False) -> list[str]:
-    """Return the names of all models. timm: include timm's models; raises UserError if timm is not installed."""
+def model_names(*, timm: bool = False, weights: bool = True) -> list[str]:
+    """Return the names of all models. timm: include timm's models; raises UserError if timm is not installed.
+
+    weights: also return names of timm's models that end in the name of their pretrained weights.
+    """
     names = [*REFERENCE, *torchvision.models.list_models(module=torchvision.models)]
-    return names + [TIMM_PREFIX + name for name in _timm().list_models()] if timm else names
+    return names + timm_names(weights=weights) if timm else names
 
 
 def check_name(name: str) -> None:
@@ -77,7 +78,7 @@ def model_info(name: str) -> ModelInfo:
     if name in REFERENCE:
         return ModelInfo(name=name, source="reference", image_size=299, mean=CENTERED[0], std=CENTERED[1])
     if name.startswith(TIMM_PREFIX):
-        cfg = _timm().get_pretrained_cfg(name.removeprefix(TIMM_PREFIX))
+        cfg = timm_config(name)
         size = cfg.input_size[-1] if cfg else 224
         mean, std = (cfg.mean, cfg.std) if cfg else IMAGENET
         return ModelInfo(name=name, source="timm", image_size=size, mean=tuple(mean), std=tuple(std))
@@ -103,7 +104,8 @@ def build_model(config: ModelConfig, *, classes: int, image_size: int) -> nn.Mod
     model = _construct(config, classes, image_size)
     if config.weights is not None:
         replaced = next((name for name, module in model.named_modules() if isinstance(module, EmbeddingHead)), None)
-        load_weights(model, config.backbone, config.weights, head_tensors(config, classes, image_size), replaced)
+        head = head_tensors(config, classes, image_size)
+        load_weights(model, config.backbone, config.weights, head, replaced, image_size=image_size)
     _freeze(model, config, classes, image_size)
     return model
 
@@ -163,13 +165,17 @@ def stages_of(config: ModelConfig, *, classes: int, image_size: int) -> list[tup
     return [(stage, sum(sizes[name] for name in stage.parameters)) for stage in stages(model)]
 
 
-def train_mode(model: nn.Module) -> None:
-    """Put a model into training mode, except frozen batch norms, whose statistics must not change."""
+def train_mode(model: nn.Module, *, freeze_norm_stats: bool = False) -> None:
+    """Put a model into training mode, except batch norms whose statistics must not change.
+
+    These are those with frozen weights, and with freeze_norm_stats all of the backbone. A neck's batch norm is trained.
+    """
     model.train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             weights = list(module.parameters())
-            if weights and not any(weight.requires_grad for weight in weights):
+            frozen = weights and not any(weight.requires_grad for weight in weights)
+            if frozen or (freeze_norm_stats and not isinstance(module, NeckNorm)):
                 module.eval()
 
 
@@ -187,11 +193,16 @@ def _network(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
     if name in REFERENCE:
         return REFERENCE[name](classes, image_size)
     if name.startswith(TIMM_PREFIX):
-        return _construct_timm(name.removeprefix(TIMM_PREFIX), classes, image_size)
+        return _construct_timm(config, classes, image_size)
     options = _options(name, image_size)
+    if config.drop_path is not None:
+        options["stochastic_depth_prob"] = config.drop_path
     if config.is_embedding() and "aux_logits" in options:
         options["aux_logits"] = False  # an auxiliary head would be a second classifier of another type
-    return torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
+    try:
+        return torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
+    except TypeError:
+        raise _no_drop_path(config) from None
 
 
 def skeleton(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
@@ -216,12 +227,19 @@ def _options(name: str, image_size: int) -> dict[str, Any]:
     return {}
 
 
-def _construct_timm(name: str, classes: int, image_size: int) -> nn.Module:
-    timm = _timm()
+def _construct_timm(config: ModelConfig, classes: int, image_size: int) -> nn.Module:
     try:
-        return timm.create_model(name, num_classes=classes, img_size=image_size)
-    except TypeError:  # a model without position embeddings accepts any size and has no img_size argument
-        return timm.create_model(name, num_classes=classes)
+        return create_timm(config.backbone, image_size=image_size, classes=classes, drop_path=config.drop_path)
+    except TypeError:
+        if config.drop_path is None:
+            raise
+        raise _no_drop_path(config) from None
+
+
+def _no_drop_path(config: ModelConfig) -> UserError:
+    return UserError(
+        f"model.drop_path is {config.drop_path}, but {config.backbone} has no stochastic depth; leave it unset"
+    )
 
 
 def _set_dropout(model: nn.Module, config: ModelConfig) -> None:
@@ -284,12 +302,3 @@ def _refuse_misfit(config: ModelConfig, classes: int, image_size: int, sizes: li
             f"loader.image_size is {size}: {config.backbone} does not accept images of this size ({reason}); "
             f"its native size is {model_info(config.backbone).image_size}"
         ) from None
-
-
-@cache
-def _timm() -> Any:
-    try:
-        import timm
-    except ImportError:
-        raise UserError(f"timm's models require the package timm; {install_command('timm')}") from None
-    return timm

@@ -1,6 +1,7 @@
 """Start weights: loads a file, torchvision weights or a package into a model whose head may have another size."""
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import safetensors.torch
@@ -10,6 +11,8 @@ from torch import nn
 
 from landmark.config import UserError, nearest
 from landmark.config.extras import install_command
+from landmark.models.pretrained import HUB_PREFIX, PRETRAINED, read_hub, read_pretrained, read_timm_file
+from landmark.models.timm_models import is_timm
 from landmark.storage import locate
 
 SHOWN_MISFITS = 4
@@ -20,23 +23,25 @@ WRAPPERS = ("_orig_mod.", "module.")
 """Prefixes that torch.compile and DistributedDataParallel add to the names of tensors."""
 
 
-def load_weights(model: nn.Module, backbone: str, weights: str, head: set[str], replaced: str | None = None) -> None:
+def load_weights(
+    model: nn.Module,
+    backbone: str,
+    weights: str,
+    head: set[str],
+    replaced: str | None = None,
+    *,
+    image_size: int,
+) -> None:
     """Load weights into a model in place.
 
-    weights: path or URI of a safetensors file or a state dict, a torchvision weight name, or a name in PACKAGED. State
-    dicts are read with `weights_only`, so no code in them runs. Tensors in `head` whose shape differs keep their
-    initial values. Raises UserError with the tensors' names if any other tensor does not match. replaced: path of a
-    layer whose type may differ in the file. The file's tensors of that layer are ignored.
+    weights: path or URI of a safetensors file or a state dict, `pretrained`, a torchvision weight name, a name in PACKAGED,
+    or a repository of the Hugging Face hub. State dicts are read with `weights_only`, so no code in them runs. Tensors in
+    `head` whose shape differs keep their initial values. Raises UserError with the tensors' names if any other tensor does
+    not match. replaced: path of a layer whose type may differ in the file. The file's tensors of that layer are ignored.
+    image_size: of the model's input, pixels, for which position embeddings of timm's models are resized.
     """
-    is_file = "/" in weights or weights.endswith((".safetensors", ".pt", ".pth", ".bin"))
     own = model.state_dict()
-    if weights in PACKAGED:
-        names = list(own)
-        if replaced is not None:
-            names = [name for name in own if name not in head] + [f"{replaced}.weight", f"{replaced}.bias"]
-        state = _read_packaged(backbone, weights, names)
-    else:
-        state = _read_file(weights) if is_file else _read_named(backbone, weights)
+    state = _read(backbone, weights, own, head, replaced, image_size)
     fresh = {name for name in head if name not in state or state[name].shape != own[name].shape}
     missing = [name for name in own if name not in state and name not in head and not _is_counter(name)]
     parts = {name.partition(".")[0] for name in own}
@@ -56,6 +61,37 @@ def load_weights(model: nn.Module, backbone: str, weights: str, head: set[str], 
         )
     fitting = {name: tensor for name, tensor in state.items() if name in own and name not in fresh}
     model.load_state_dict(fitting, strict=False)
+
+
+def _read(
+    backbone: str,
+    weights: str,
+    own: Mapping[str, torch.Tensor],
+    head: set[str],
+    replaced: str | None,
+    image_size: int,
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of start weights by name. own: the model's tensors."""
+    if weights in PACKAGED:
+        names = list(own)
+        if replaced is not None:
+            names = [name for name in own if name not in head] + [f"{replaced}.weight", f"{replaced}.bias"]
+        return _read_packaged(backbone, weights, names)
+    if weights == PRETRAINED:
+        return read_pretrained(backbone, image_size)
+    if weights.startswith(HUB_PREFIX):
+        return read_hub(backbone, image_size, weights)
+    if "/" not in weights and not weights.endswith((".safetensors", ".pt", ".pth", ".bin")):
+        return _read_named(backbone, weights)
+    state = _read_file(weights)
+    fits = _fits(state, own, head) or not is_timm(backbone)
+    return state if fits else read_timm_file(backbone, image_size, locate(weights))
+
+
+def _fits(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], head: set[str]) -> bool:
+    """Return whether a file has all tensors of a model except the head's, with their shapes."""
+    needed = [name for name in own if name not in head and not _is_counter(name)]
+    return all(name in state and state[name].shape == own[name].shape for name in needed)
 
 
 def _is_counter(name: str) -> bool:

@@ -20,7 +20,7 @@ from landmark.config import (
 from landmark.data.dataset import PackedDataset
 from landmark.search.spaces.space import Space
 from landmark.storage import Location, NotFound, locate
-from landmark.training.run import absolute_cache, absolute_weights
+from landmark.training.run import absolute_cache, absolute_features, absolute_weights
 
 DATASETS = "datasets.json"
 """File with the content ids of the study's datasets."""
@@ -116,5 +116,6 @@ def absolute(config: TuneConfig) -> TuneConfig:
             config.recipe,
             model=absolute_weights(config.recipe.model),
             loader=absolute_cache(config.recipe.loader),
+            probe=absolute_features(config.recipe.probe),
         ),
     )

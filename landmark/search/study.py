@@ -47,7 +47,7 @@ from landmark.search.trials.trial_metrics import TrialStateMetrics
 from landmark.search.waiting import WaitingNotice
 from landmark.storage import Location, check_writable, locate
 from landmark.training.distributed.backends import check_backend
-from landmark.training.run import absolute_cache, absolute_weights
+from landmark.training.run import absolute_cache, absolute_weights, stored_features
 
 TUNE_FOLDER = "ray"
 """Prefix of the study's folders for Ray Tune and its loggers: one folder per driver process."""
@@ -282,7 +282,8 @@ def _values(study: Study, plan: TrialSpec) -> dict[str, Any]:
     loader = absolute_cache(plan.recipe.loader)
     if study.caches_jpegs:
         loader = dataclasses.replace(loader, cache_format="jpeg")
-    recipe = dataclasses.replace(plan.recipe, model=absolute_weights(plan.recipe.model), loader=loader)
+    probe = stored_features(plan.recipe.probe, study.config.output)
+    recipe = dataclasses.replace(plan.recipe, model=absolute_weights(plan.recipe.model), loader=loader, probe=probe)
     return trial_values(dataclasses.replace(plan, recipe=recipe), study.datasets[plan.dataset], study.location)
 
 

@@ -34,6 +34,7 @@ RESUMABLE = (
     *(f"compute.{key}" for key in ("amp", "channels_last", "compile", "accumulate", "deterministic")),
     *(f"compute.{key}" for key in ("gradient_checkpointing", "ddp_comm_hook")),
     "early_stopping.",
+    "probe.features",
     "profile_steps",
     "tensorboard",
     "workers.",

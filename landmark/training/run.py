@@ -12,6 +12,7 @@ from landmark.checkpoints.store import CheckpointStore
 from landmark.config import (
     LoaderConfig,
     ModelConfig,
+    ProbeConfig,
     TrainConfig,
     UserError,
     from_mapping,
@@ -30,6 +31,9 @@ from landmark.training.loop.fit import fit
 from landmark.training.loop.loaders import resolve_stream
 from landmark.training.observe.profiling import step_profiler
 from landmark.training.resume import check_resume, recorded_config, resume_lines, saved_result
+
+FEATURES = "features"
+"""Folder of stored features, below the output folder."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -112,22 +116,35 @@ def run_training(config: TrainConfig) -> RunResult:
 
 
 def absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Return the config with absolute paths of dataset, start weights, cache and output. Workers run in another
+    """Return the config with absolute paths of dataset, start weights, cache, features and output. Workers run in another
     directory."""
     return dataclasses.replace(
         config,
         dataset=locate(config.dataset).uri,
         model=absolute_weights(config.model),
         loader=absolute_cache(config.loader),
+        probe=stored_features(config.probe, config.output),
         output=locate(config.output).uri,
     )
 
 
 def absolute_weights(model: ModelConfig) -> ModelConfig:
-    """Return a model's config with an absolute path of its start weights. A torchvision weight name does not change."""
-    if model.weights is None or "://" in model.weights or not Path(model.weights).expanduser().exists():
+    """Return a model's config with an absolute path of its start weights. A name does not change."""
+    if model.weights is None or "://" in model.weights or not Path(model.weights).expanduser().is_file():
         return model
     return dataclasses.replace(model, weights=locate(model.weights).uri)
+
+
+def stored_features(probe: ProbeConfig, output: str) -> ProbeConfig:
+    """Return a probe's config with the absolute path of its features, by default below the output folder."""
+    if probe.head == "none" or probe.features is not None:
+        return absolute_features(probe)
+    return dataclasses.replace(probe, features=(locate(output) / FEATURES).uri)
+
+
+def absolute_features(probe: ProbeConfig) -> ProbeConfig:
+    """Return a probe's config with the absolute path of its features, if it names one."""
+    return probe if probe.features is None else dataclasses.replace(probe, features=locate(probe.features).uri)
 
 
 def absolute_cache(loader: LoaderConfig) -> LoaderConfig:

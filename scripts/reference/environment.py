@@ -29,6 +29,7 @@ VARIABLES = {
         "AWS_ENDPOINT_URL_S3": "The same, for S3 only. It overrides `AWS_ENDPOINT_URL`.",
         "AWS_REGION": "Region of the bucket. `AWS_DEFAULT_REGION` is used if it is not set.",
         "AWS_DEFAULT_REGION": "Region of the bucket if `AWS_REGION` is not set.",
+        "LANDMARK_WEIGHTS": "Folder or URI with weights of `landmark models fetch`. `--weights pretrained` looks there first.",
         "LANDMARK_STORAGE_DEADLINE_S": "Seconds without a byte or an answer after which a storage operation fails. "
         "[default: {DEADLINE_S}]",
         "LANDMARK_STORAGE_OUTAGE_S": "Seconds that storage may be unavailable if it answered this process before. Jobs, runs, "

@@ -114,6 +114,8 @@ def run_parts() -> list[str]:
                 ("`report/`", "Page and tables of `landmark report`."),
             ],
         ),
+        "Next to the runs, `features/` has the features of `--recipe probe` and `finetune`: a folder per key of weights, images and "
+        "preprocessing, in it one per split and view, with Parquet files of `sample` and `feature`. You can delete it at any time.",
         "### Checkpoint",
         "A folder such as `checkpoints/epoch-0003`. It is complete when `checksums.json` is there.",
         table(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from landmark.cli import parse
 from landmark.config import SubsetConfig, TrainConfig, UserError
 from landmark.data.randomness import HashStream, hash_strings
-from landmark.data.subset import select_images, tail_images
+from landmark.data.subset import limit_training_images, select_images
 
 
 def images(counts: list[int], **columns: list) -> pa.Table:
@@ -145,7 +145,7 @@ def split_images(train: list[int], others: list[int]) -> pa.Table:
 )
 def test_a_long_tail_limits_classes_by_a_power_of_their_rank(tail, expected):
     table = split_images([60, 100, 3, 40, 100], [5, 4, 3, 2, 1])
-    mask = tail_images(table, SubsetConfig(tail=tail), seed=0)
+    mask = limit_training_images(table, SubsetConfig(tail=tail), seed=0)
     assert mask[303:].all() and len(mask) == 303 + 30
     assert kept_counts(table, mask & (np.arange(len(table)) < 303)) == {f"L{i}": n for i, n in enumerate(expected)}
 
@@ -153,14 +153,14 @@ def test_a_long_tail_limits_classes_by_a_power_of_their_rank(tail, expected):
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.floats(0, 2), st.randoms(use_true_random=False))
 def test_a_long_tail_keeps_every_class_and_ignores_the_row_order(counts, tail, shuffler):
     table = split_images(counts, [1] * len(counts))
-    mask = tail_images(table, SubsetConfig(tail=tail), seed=3)
+    mask = limit_training_images(table, SubsetConfig(tail=tail), seed=3)
     assert set(kept_counts(table, mask)) == {f"L{number}" for number in range(len(counts))}
     train = np.arange(len(table)) < sum(counts)
     assert set(kept_counts(table, mask & train)) == {f"L{number}" for number, count in enumerate(counts) if count}
     assert (mask & train).sum() <= sum(counts) and mask[~train].all()
     order = list(range(len(table)))
     shuffler.shuffle(order)
-    assert set(np.array(order)[tail_images(table.take(order), SubsetConfig(tail=tail), seed=3)]) == set(
+    assert set(np.array(order)[limit_training_images(table.take(order), SubsetConfig(tail=tail), seed=3)]) == set(
         np.flatnonzero(mask)
     )
 
@@ -168,10 +168,24 @@ def test_a_long_tail_keeps_every_class_and_ignores_the_row_order(counts, tail, s
 def test_a_longer_tail_is_a_subset_of_a_shorter_one_with_the_same_seed():
     table = split_images([50, 40, 30, 20], [2] * 4)
     short, long, other = (
-        tail_images(table, SubsetConfig(tail=tail), seed) for tail, seed in ((0.5, 0), (1.5, 0), (1.5, 1))
+        limit_training_images(table, SubsetConfig(tail=tail), seed) for tail, seed in ((0.5, 0), (1.5, 0), (1.5, 1))
     )
     assert not (long & ~short).any() and long.sum() < short.sum()
     assert long.sum() == other.sum() and (long != other).any()
+
+
+def test_shots_limit_the_training_images_per_class_and_fewer_shots_are_a_subset_of_more():
+    table = split_images([60, 100, 3, 40, 100], [5, 4, 3, 2, 1])
+    train = np.arange(len(table)) < 303
+    masks = {shots: limit_training_images(table, SubsetConfig(shots=shots), seed=0) for shots in (1, 5, 50)}
+    for shots, mask in masks.items():
+        expected = {f"L{i}": min(n, shots) for i, n in enumerate([60, 100, 3, 40, 100])}
+        assert mask[~train].all() and kept_counts(table, mask & train) == expected
+    assert not (masks[1] & ~masks[5]).any() and not (masks[5] & ~masks[50]).any()
+    both = limit_training_images(table, SubsetConfig(shots=30, tail=2.0), seed=0)
+    assert kept_counts(table, both & train) == {"L0": 11, "L1": 30, "L2": 3, "L3": 6, "L4": 25}
+    other = limit_training_images(table, SubsetConfig(shots=5), seed=1)
+    assert other.sum() == masks[5].sum() and (other != masks[5]).any()
 
 
 @pytest.mark.parametrize("tail", ["-0.1", "2.5", "nan"])

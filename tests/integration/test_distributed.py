@@ -4,6 +4,7 @@ import csv
 import dataclasses
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 import ray.train
@@ -16,6 +17,7 @@ from landmark.config import (
     LoaderConfig,
     ModelConfig,
     OptimizerConfig,
+    ProbeConfig,
     ScheduleConfig,
     TrainConfig,
     UserError,
@@ -165,6 +167,26 @@ def test_two_workers_that_use_all_cpus_learn_and_resume(dataset, tmp_path, monke
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     assert (locate(result.run) / result.best_checkpoint / "meta.json").exists()
     assert run_training(dataclasses.replace(run, epochs=5, resume=True)).epochs_run == 5
+
+
+def test_two_workers_compute_each_feature_of_a_probe_once_and_fine_tune_from_it(dataset, tmp_path):
+    start = ModelConfig(backbone="reference_mlp")
+    torch.save(build_model(start, classes=4, image_size=16).state_dict(), tmp_path / "start.pt")
+    frozen = ModelConfig(backbone="reference_mlp", weights=str(tmp_path / "start.pt"), freeze_backbone=True)
+    probe = ProbeConfig(head="logistic", l2=0.01, features=str(tmp_path / "features"))
+    two = run_training(config(dataset, tmp_path, epochs=1, model=frozen, probe=probe))
+    (key,) = (tmp_path / "features").iterdir()
+    samples = {split: [pq.read_table(part)["sample"] for part in (key / split).iterdir()] for split in ("train", "val")}
+    for split, rows in (("train", 101), ("val", 23)):
+        assert sorted(number.as_py() for part in samples[split] for number in part) == list(range(rows))
+    one = run_training(
+        config(dataset, tmp_path, epochs=1, model=frozen, probe=probe, name="one", workers=WorkersConfig())
+    )
+    assert two.best["val_loss"] == pytest.approx(one.best["val_loss"], rel=1e-3)
+    tuned = dataclasses.replace(frozen, freeze_backbone=False)
+    slow = OptimizerConfig(name="sgd", lr=1e-9, momentum=0.0)
+    run = run_training(config(dataset, tmp_path, epochs=1, model=tuned, probe=probe, name="tuned", optimizer=slow))
+    assert run.best["val_loss"] == pytest.approx(two.best["val_loss"], rel=1e-2)
 
 
 def test_an_error_in_a_worker_is_one_line(dataset, tmp_path):

@@ -3,13 +3,24 @@
 import json
 import re
 
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from landmark.cli import main
 from landmark.commands.evaluate import evaluate
 from landmark.commands.report import report
 from landmark.commands.tune import tune
-from landmark.config import ClusterConfig, EvaluateConfig, ReportConfig, TuneConfig, UserError, WorkersConfig
+from landmark.config import (
+    ClusterConfig,
+    EvaluateConfig,
+    ModelConfig,
+    ReportConfig,
+    TuneConfig,
+    UserError,
+    WorkersConfig,
+)
+from landmark.models import build_model
 from landmark.search.spaces.space import Space
 from tests.support.packed import write_packed
 from tests.support.seaweed import Seaweed
@@ -51,6 +62,33 @@ def test_asha_stops_poor_trials_and_the_study_writes_its_files(dataset, tmp_path
     assert len(events(folder, "report")) == reports  # nothing is trained or tested again
     with pytest.raises(UserError, match="a study of this name exists, with another recipe, space; choose"):
         study(COMMON.replace("16", "24") + LEARNING_RATES, dataset, tmp_path)
+
+
+def test_trials_share_the_features_of_a_probe(dataset, tmp_path):
+    model = ModelConfig(backbone="reference_mlp")
+    torch.save(build_model(model, classes=4, image_size=16).state_dict(), tmp_path / "start.pt")
+    text = f"""
+metric: val_top1
+recipe:
+  epochs: 1
+  model: {{backbone: reference_mlp, weights: {tmp_path}/start.pt, freeze_backbone: true}}
+  probe: {{head: ridge}}
+  loader: {{image_size: 16, batch_size: 16, decode_threads: 1}}
+parameters:
+  probe.l2: {{grid: [10.0, 1.0, 0.1, 0.01, 0.001, 0.0001]}}
+"""
+    summary, folder = study(text, dataset, tmp_path, max_concurrent=1)
+    assert (summary["finished"], summary["failed"]) == (6, 0)
+    (key,) = (tmp_path / "features").iterdir()
+    stored = {
+        split: sum(pq.read_table(part).num_rows for part in (key / split).iterdir()) for split in ("train", "val")
+    }
+    assert stored == {"train": 104, "val": 32}
+    board = rows(folder / "leaderboard.csv")
+    losses = {float(row["probe.l2"]): float(row["val_loss"]) for row in board}
+    assert len(set(losses.values())) == 6  # each trial fitted its own classifier
+    found = evaluate(EvaluateConfig(run=str(folder), split="val"))
+    assert found["top1"] == pytest.approx(float(board[0]["val_top1"]))
 
 
 def test_hyperband_pauses_trials_and_resumes_them_from_checkpoints(dataset, tmp_path):

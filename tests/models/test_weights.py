@@ -83,11 +83,11 @@ def test_an_invalid_file_is_a_one_line_error_with_its_name(suffix, tmp_path: Pat
     for kind, data in _bad_files().items():
         path.write_bytes(data)
         with pytest.raises(UserError, match="contains no|neither a safetensors file nor a plain state dict") as error:
-            load_weights(model, "resnet18", str(path), set())
+            load_weights(model, "resnet18", str(path), set(), image_size=64)
         assert str(path) in str(error.value) and "\n" not in str(error.value), kind
     path.write_bytes(b"")
     with pytest.raises(UserError, match=r"weights\.\w+: the file is empty \(0 bytes\)"):
-        load_weights(model, "resnet18", str(path), set())
+        load_weights(model, "resnet18", str(path), set(), image_size=64)
 
 
 def test_mismatched_tensors_are_listed(tmp_path: Path):

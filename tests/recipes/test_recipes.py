@@ -34,7 +34,7 @@ def tune(arguments: list[str]) -> TuneConfig:
 
 
 def test_every_recipe_has_valid_keys_and_builds():
-    assert recipe_names() == ["finetune", "modern", "reference"]
+    assert recipe_names() == ["finetune", "modern", "probe", "reference"]
     for name in recipe_names():
         recipe = load_recipe(name)
         check_name(recipe.model.backbone)

@@ -22,6 +22,16 @@ class ModelsConfig:
 
 
 @dataclass(kw_only=True, frozen=True)
+class FetchConfig:
+    """Download the pretrained weights of a model into a folder or bucket, for machines without a network."""
+
+    name: str
+    """Name of the model, as in model.backbone."""
+    to: str
+    """Folder or URI in which the weights are stored. Set LANDMARK_WEIGHTS to it on the other machines."""
+
+
+@dataclass(kw_only=True, frozen=True)
 class RecipesConfig:
     """List the recipes, or print one as YAML."""
 

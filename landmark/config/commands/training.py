@@ -104,7 +104,8 @@ class TrainConfig(Recipe):
     """Train one model.
 
     --recipe NAME sets the defaults that all other options override. NAME is modern (from scratch), finetune (pretrained
-    weights), reference (as in the reference study), or a YAML file with the keys of a recipe. Without --recipe, the dataset
+    weights), probe (only a classifier on pretrained weights), reference (as in the reference study), or a YAML file with the
+    keys of a recipe. Without --recipe, the dataset
     and the start weights decide between modern and finetune.
     """
 

@@ -11,7 +11,7 @@ from landmark.config import PrepareConfig
 from landmark.data.dataset import SPLITS
 from landmark.data.packing.sources import Listing, ListingSource, Source, class_labels
 from landmark.data.splits import split_images
-from landmark.data.subset import select_images, tail_images
+from landmark.data.subset import limit_training_images, select_images
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -58,9 +58,11 @@ def request_images(source: Source, config: PrepareConfig) -> RequestedImages:
         notes += _single_image_classes(labels) + _empty_splits(splits, config)
     items = items.append_column("label", pa.array(labels, pa.int32()))
     items = items.append_column("split", pa.DictionaryArray.from_arrays(pa.array(splits, pa.int8()), list(SPLITS)))
-    if not brought and config.subset.tail:
-        kept = tail_images(items, config.subset, config.seed)
-        notes.append(f"the long tail keeps {int(kept.sum()):,} of {len(items):,} images, including all of val and test")
+    if not brought and config.subset.limits_training():
+        kept = limit_training_images(items, config.subset, config.seed)
+        notes.append(
+            f"the limits of training images keep {int(kept.sum()):,} of {len(items):,} images, including all of val and test"
+        )
         items = items.filter(pa.array(kept))
     return RequestedImages(
         items=items,

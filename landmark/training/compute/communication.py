@@ -6,7 +6,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from landmark.config import ComputeConfig, UserError
-from landmark.models.registry import TIMM_PREFIX
+from landmark.models.timm_models import TIMM_PREFIX
 
 
 def sync_batch_norms(model: nn.Module, backbone: str, device: torch.device) -> nn.Module:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from landmark.config import CheckpointConfig, Recipe, UserError
+from landmark.config import CheckpointConfig, LoaderConfig, Recipe, UserError
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading.bottleneck import StageSeconds
 from landmark.data.loading.loader import Batch, Loader
@@ -51,8 +51,14 @@ def fit(
     with session.restore() as directory:
         if directory is not None:
             run.load(directory)
+        resumed = directory is not None
     log("training", epoch=run.position.epoch, step=run.position.step, epochs=recipe.epochs, workers=session.world_size)
     loader = training_loader(recipe, dataset, session.world_size, show if session.rank == 0 else None)
+    if recipe.probe.head != "none" and not resumed:
+        metrics = _probe(run, loader, show if session.rank == 0 else None)
+        if recipe.is_probe():
+            _report_probe(run, metrics)
+            return
     epochs = range(run.position.epoch, recipe.epochs + 1)
     loader_of = functools.partial(
         Loader,
@@ -85,6 +91,23 @@ def fit(
             if run.stops_early():
                 return
             loop.run_epoch(epoch)
+
+
+def _probe(run: RunState, loader: LoaderConfig, show: Show | None) -> dict[str, float]:
+    """Set the classifier to the probe, and return its metrics as those of an epoch."""
+    from landmark.training.probe.start import fit_probe  # the package uses the run's state
+
+    if run.recipe.is_probe():
+        run.session.prepare(run.model)
+    return fit_probe(run, loader, show)
+
+
+def _report_probe(run: RunState, metrics: dict[str, float]) -> None:
+    """Report the epoch of a run that is only a probe, and its checkpoint."""
+    run.finish(1, metrics)
+    log("epoch", **metrics)
+    run.session.heartbeat("saving")
+    run.session.report(metrics, run.snapshot() if run.session.rank == 0 else None)
 
 
 class _Loop:

@@ -55,8 +55,9 @@ class RunState:
         if start_size is not None:
             check_start_size(recipe.model, dataset.num_classes, size, start_size)
         self.model = model.to(session.device)
-        weighted = recipe.loss.class_weights != "none" or recipe.model.head.min_margin is not None
-        class_counts = dataset.label_counts("train") if weighted else None
+        loss = recipe.loss
+        by_class = loss.class_weights != "none" or loss.logit_adjustment or recipe.model.head.min_margin is not None
+        class_counts = dataset.label_counts("train") if by_class else None
         self.step = TrainStep(self.model, recipe, self.info, session, class_counts)
         self.rows = EpochRows(dataset, "train", recipe.sampling, recipe.seed)
         self.steps_per_epoch = training_steps(self.rows.total, session.world_size, recipe.loader.batch_size)
@@ -212,6 +213,7 @@ class RunState:
             subset=self.dataset.subset,
             subset_seed=self.dataset.subset_seed,
             dataset_id=self.dataset.content_id,
+            temperature=self.metrics.get("temperature", 1.0),
         )
         within = f"-image-{self.shown:09d}" if self.shown else ""
         return Snapshot(

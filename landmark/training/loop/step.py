@@ -20,6 +20,7 @@ from landmark.models import (
     class_weights,
     classification_loss,
     embedding_classifier,
+    logit_adjustment,
     logits_of,
     train_mode,
 )
@@ -57,7 +58,8 @@ class TrainTotals:
 class TrainStep:
     """Training step on one rank with the state that it changes: weights, optimizer, averages.
 
-    class_counts: training images per class, int64 (classes,), required by loss.class_weights and dynamic margins.
+    class_counts: training images per class, int64 (classes,), required by loss.class_weights, loss.logit_adjustment and dynamic
+    margins.
     """
 
     def __init__(
@@ -100,6 +102,12 @@ class TrainStep:
         self._class_weights = (
             None if self._host_class_weights is None else upload(self._host_class_weights, session.device)
         )
+        factor = recipe.loss.logit_adjustment
+        self._adjustment = None
+        if factor:
+            assert class_counts is not None, "loss.logit_adjustment needs the number of training images per class"
+            adjustment = logit_adjustment(class_counts, factor)
+            self._adjustment = None if adjustment is None else upload(adjustment, session.device)
         # The fp16 gradient scaler finds its scale by steps that overflow and are skipped, even with nonfinite stop.
         self._guarded = recipe.optimizer.nonfinite == "skip" or self.precision.scaler.is_enabled()
         self._sums = torch.zeros(4, dtype=torch.float64, device=session.device)
@@ -113,6 +121,11 @@ class TrainStep:
     def evaluated(self) -> nn.Module:
         """The model to validate and save: the averaged one if there is an average."""
         return self.model if self.average is None else self.average.model
+
+    def restart_average(self) -> None:
+        """Restart the average, if there is one, from the model's current weights."""
+        if self.average is not None:
+            self.average.load()
 
     def run(self, batch: Batch | DeviceBatch, schedule: Schedule, step: float, batch_size: int) -> float:
         """Run one step and return its learning rate. step, batch_size: as in Schedule.set_lr.
@@ -161,11 +174,14 @@ class TrainStep:
             register_comm_hook(self._ready, self.recipe.compute)
             if self.recipe.compute.compile:
                 self._ready.compile()  # in place, so the names of the weights do not change
-            train_mode(self.model)
+            self._train_mode()
         # Validation leaves evaluation mode. Checking every module at every step would cost half a millisecond.
         if not self.model.training:
-            train_mode(self.model)
+            self._train_mode()
         return self._ready
+
+    def _train_mode(self) -> None:
+        train_mode(self.model, freeze_norm_stats=self.recipe.model.freeze_norm_stats)
 
     def _gradient(
         self, model: nn.Module, inputs: torch.Tensor, batch: DeviceBatch, mixed: MixedLabels | None
@@ -191,6 +207,7 @@ class TrainStep:
                     mixed=second,
                     class_weights=self._class_weights,
                     margin=self.margin,
+                    adjustment=self._adjustment,
                 )
                 with record_function("landmark: backward"):
                     weight = batch.host.weight * (stop - start) / rows
@@ -312,8 +329,7 @@ class TrainStep:
         """Load a state. The weights of `evaluated` must already be loaded into `model`."""
         load_optimizer(self.optimizer, state["optimizer"])
         self.steps = state["steps"]
-        if self.average is not None:
-            self.average.load()
+        self.restart_average()
         if "weights" in state:
             self.model.load_state_dict(state["weights"])
         if "scaler" in state and self.precision.scaler.is_enabled():

@@ -15,7 +15,7 @@ from landmark.data.packing.catalog import request_images
 from landmark.data.packing.sources import SyntheticSource, class_labels
 from landmark.data.randomness import HashStream, Stream, generator, hash_strings
 from landmark.data.splits import split_images
-from landmark.data.subset import select_images, tail_images
+from landmark.data.subset import limit_training_images, select_images
 from landmark.data.synthetic import plan_images
 
 DEMO = SyntheticConfig()
@@ -80,7 +80,7 @@ def test_a_long_tail_is_selected_independently_of_other_selections():
     table = packed_table(0)
     kept = table.filter(pa.array(select_images(table, SubsetConfig(max_images=60), 0)))
     train = np.array(kept["split"].to_pylist()) == "train"
-    selected = tail_images(kept, SubsetConfig(tail=1.0), 0)[train]
+    selected = limit_training_images(kept, SubsetConfig(tail=1.0), 0)[train]
     order = hash_strings(kept["image_id"], 0, HashStream.SUBSET_MAX_IMAGES)[train]
     split = hash_strings(kept["image_id"], 0, HashStream.SPLIT)[train]
     assert 0.1 < selected.mean() < 0.5

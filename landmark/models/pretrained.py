@@ -1,0 +1,119 @@
+"""Pretrained weights by name: from a mirror, from the caches of torchvision and Hugging Face, or by a download."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torchvision
+
+from landmark.config import UserError
+from landmark.models.timm_models import create_timm, is_timm
+from landmark.storage import Location, locate
+
+PRETRAINED = "pretrained"
+"""Value of model.weights that means the model's own pretrained weights."""
+HUB_PREFIX = "hf_hub:"
+"""Prefix of weights in a repository of the Hugging Face hub, in timm's format."""
+MIRROR = "LANDMARK_WEIGHTS"
+"""Environment variable with the folder or URI in which `landmark models fetch` stored weights."""
+
+
+def read_pretrained(backbone: str, image_size: int) -> dict[str, torch.Tensor]:
+    """Return a model's pretrained weights by the names of its tensors, for an image size (pixels).
+
+    They are read from the mirror in LANDMARK_WEIGHTS, or from the caches of torchvision (TORCH_HOME) and Hugging Face
+    (HF_HOME), or downloaded. Position embeddings are resized as timm does. Raises UserError if there are none.
+    """
+    mirror = os.environ.get(MIRROR)
+    if mirror and (place := mirrored(locate(mirror), backbone)).exists():
+        return read_timm_file(backbone, image_size, place) if is_timm(backbone) else _read_safetensors(place)
+    try:
+        if is_timm(backbone):
+            return dict(create_timm(backbone, image_size=image_size, pretrained=True).state_dict())
+        if backbone not in torchvision.models.list_models(module=torchvision.models):
+            raise _no_weights(backbone)
+        weights = torchvision.models.get_model_weights(backbone).DEFAULT
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # the hub, its HTTP client and torch raise different kinds for the same fault
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "No pretrained weights exist" in reason:
+            raise _no_weights(backbone) from None
+        elsewhere = f"; {MIRROR} is {mirror}, which does not have them" if mirror else ""
+        raise UserError(
+            f"model.weights pretrained: the weights of {backbone} are not on this machine and cannot be downloaded "
+            f"({reason}{elsewhere}); on a machine with a network, run `landmark models fetch {backbone} --to FOLDER`, then set "
+            f"{MIRROR} to that folder or URI"
+        ) from None
+
+
+def _no_weights(backbone: str) -> UserError:
+    return UserError(
+        f"model.weights is {PRETRAINED}, but there are none for {backbone}; choose another model.backbone "
+        f"(`landmark models {backbone.partition('.')[0]} --timm` lists timm's names with weights), or pass a file"
+    )
+
+
+def read_hub(backbone: str, image_size: int, weights: str) -> dict[str, torch.Tensor]:
+    """Return the weights of a timm model from a repository of the Hugging Face hub: hf_hub:OWNER/NAME."""
+    if not is_timm(backbone):
+        raise UserError(
+            f"model.weights is {weights}, in timm's format, but model.backbone is {backbone}; set model.backbone to the timm "
+            "model of that repository"
+        )
+    overlay: Mapping[str, Any] = {"source": "hf-hub", "hf_hub_id": weights.removeprefix(HUB_PREFIX)}
+    try:
+        return dict(create_timm(backbone, image_size=image_size, pretrained=True, overlay=overlay).state_dict())
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # as in read_pretrained
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"model.weights {weights}: cannot be loaded into {backbone} ({reason}); check the name, or download the file on a "
+            "machine with a network and pass it"
+        ) from None
+
+
+def read_timm_file(backbone: str, image_size: int, place: Location) -> dict[str, torch.Tensor]:
+    """Return the weights of a timm model from a file in the format of timm or of the model's authors.
+
+    timm's own loader renames tensors, and resizes position embeddings to the image size. Raises UserError if the file does
+    not match the model.
+    """
+    with tempfile.TemporaryDirectory(prefix="landmark-weights-") as folder:
+        local = place.local_path()
+        if local is None:
+            local = Path(folder) / place.uri.rpartition("/")[2]
+            local.write_bytes(place.read_bytes())
+        overlay: Mapping[str, Any] = {"file": str(local), "hf_hub_id": None, "url": ""}
+        try:
+            return dict(create_timm(backbone, image_size=image_size, pretrained=True, overlay=overlay).state_dict())
+        except (RuntimeError, KeyError, ValueError, AssertionError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"model.weights {place}: does not match {backbone} ({reason}); use weights of {backbone}"
+            ) from None
+
+
+def fetch_pretrained(backbone: str, target: Location) -> Location:
+    """Store a model's pretrained weights at its native image size in a mirror. Returns the file's location."""
+    from landmark.models.registry import model_info
+
+    place = mirrored(target, backbone)
+    state = read_pretrained(backbone, model_info(backbone).image_size)
+    place.write_bytes(safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()}))
+    return place
+
+
+def mirrored(mirror: Location, backbone: str) -> Location:
+    """Return the location of a model's weights in a mirror."""
+    return mirror / f"{backbone}.safetensors"
+
+
+def _read_safetensors(place: Location) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load(place.read_bytes())
