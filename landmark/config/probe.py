@@ -14,12 +14,12 @@ class ProbeConfig:
 
     head: Literal["none", "logistic", "ridge", "prototypes", "auto"] = "none"
     """Method that fits the classifier. none starts at random weights. logistic is multinomial logistic regression by
-    L-BFGS. ridge is ridge regression of one-hot targets, in closed form. prototypes uses the mean feature of each class, for few
-    images per class. auto uses the one of the three with the lowest validation
+    L-BFGS. ridge is ridge regression of one-hot targets, in closed form. prototypes uses the mean direction of each class's
+    features (SimpleShot, arXiv 1911.04623), for one or two images per class. auto uses the one of the three with the lowest validation
     loss."""
     l2: float | None = None
-    """Regularization of the classifier (logistic, ridge): weight of the squared norm per image, for features of unit
-    variance. [default: the value of a grid with the lowest validation loss]"""
+    """Regularization of the classifier (logistic, ridge): weight of the squared norm per image, for scaled
+    features. [default: the value of a grid with the lowest validation loss]"""
     views: int = 1
     """Number of views of each training image. The first view is the center crop of evaluation. The others are random
     crops and flips as in augment, and are the same in every run."""

@@ -19,6 +19,8 @@ MAX_STEPS = 200
 TOLERANCE = 1e-5
 """L-BFGS ends when no gradient is above this value."""
 MIN_DEVIATION = 1e-6
+COSINE_SCALE = 10.0
+"""Scale of the logits of prototypes before their temperature is fitted."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -96,7 +98,9 @@ def _candidates(train: Examples, counts: np.ndarray, recipe: Recipe, beat: Beat)
     probe, loss, classes, device = recipe.probe, recipe.loss, len(counts), train.features.device
     methods = ("prototypes", "ridge", "logistic") if probe.head == "auto" else (probe.head,)
     mean = train.features.mean(0)
-    deviation = train.features.std(0, correction=0).clamp(min=MIN_DEVIATION)
+    # Halfway between the features' own scales, which suit few images, and equal scales, which suit many.
+    overall = train.features.std(correction=0)
+    deviation = (train.features.std(0, correction=0) * overall).sqrt().clamp(min=MIN_DEVIATION)
     scaled = Examples(features=(train.features - mean) / deviation, labels=train.labels)
     weights = train.features.new_ones(len(train.labels))
     if (per_class := class_weights(counts, loss.class_weights)) is not None:
@@ -107,7 +111,11 @@ def _candidates(train: Examples, counts: np.ndarray, recipe: Recipe, beat: Beat)
     for method in methods:
         grid = (probe.l2,) if probe.l2 is not None else GRIDS.get(method, ())
         if method == "prototypes":
-            found = iter([prototypes(scaled, classes)])
+            centered = Examples(features=train.features - mean, labels=train.labels)
+            length = centered.features.norm(dim=1).mean().clamp(min=MIN_DEVIATION)
+            weight = prototypes(centered, classes).weight * (COSINE_SCALE / length)
+            yield Head(weight=weight, bias=-weight @ mean, method=method)
+            continue
         elif method == "ridge":
             found = ridge(scaled, classes, weights, grid)
         else:
@@ -119,17 +127,14 @@ def _candidates(train: Examples, counts: np.ndarray, recipe: Recipe, beat: Beat)
 
 
 def prototypes(train: Examples, classes: int) -> Head:
-    """Return the classifier whose logits are minus half the squared distances to the mean feature of each class.
+    """Return the classifier whose weights are the mean directions of the classes' centered features, of length 1.
 
-    The part of the squared distance that is the same for all classes is left out, so it is linear. A class without
-    images gets the lowest logits.
+    It predicts the class with the largest cosine: SimpleShot's CL2N (Wang et al. 2019, arXiv 1911.04623). A class without
+    images has zero weights.
     """
-    sums = train.features.new_zeros(classes, train.features.shape[1]).index_add_(0, train.labels, train.features)
-    counts = torch.bincount(train.labels, minlength=classes)
-    means = sums / counts.clamp(min=1)[:, None]
-    bias = -means.square().sum(1) / 2
-    bias = torch.where(counts > 0, bias, bias.min() - train.features.shape[1])
-    return Head(weight=means, bias=bias, method="prototypes")
+    directions = nn.functional.normalize(train.features)
+    sums = directions.new_zeros(classes, directions.shape[1]).index_add_(0, train.labels, directions)
+    return Head(weight=nn.functional.normalize(sums), bias=sums.new_zeros(classes), method="prototypes")
 
 
 def ridge(train: Examples, classes: int, weights: torch.Tensor, grid: tuple[float, ...]) -> Iterator[Head]:

@@ -13,7 +13,7 @@ from landmark.models.stages import classifier_path
 from landmark.storage import locate
 from landmark.training.loop.state import RunState
 from landmark.training.probe.features import CENTER, FeatureStore
-from landmark.training.probe.heads import Examples, Head, fit_head, metrics_of
+from landmark.training.probe.heads import Examples, fit_head, metrics_of, prototypes
 
 MAX_LOGITS = 1 << 30
 """Maximum number of images x classes: 4 GiB in fp32, of which fitting needs about three copies."""
@@ -86,7 +86,7 @@ def _fit(run: RunState, layer: nn.Module, train: Examples, val: Examples) -> str
     """Fit the classifier and write it into the model's last layer. Returns the method for the user."""
     recipe, classes = run.recipe, run.dataset.num_classes
     if isinstance(layer, Classifier) and layer.cosine:
-        head, name = cosine_prototypes(train, classes), f"prototypes of {recipe.model.head.name}"
+        head, name = prototypes(train, classes), f"prototypes of {recipe.model.head.name}"
     else:
         counts = run.dataset.label_counts("train")
         head, _ = fit_head(train, val, counts, recipe, lambda: run.session.heartbeat("starting"))
@@ -99,10 +99,3 @@ def _fit(run: RunState, layer: nn.Module, train: Examples, val: Examples) -> str
                 own = values if run.session.rank == 0 else torch.zeros_like(values)
                 parameter.copy_(run.session.all_reduce(own.to(run.session.device)))
     return name
-
-
-def cosine_prototypes(train: Examples, classes: int) -> Head:
-    """Return the mean direction of each class's features, the class weights of a cosine classifier, without biases."""
-    directions = nn.functional.normalize(train.features)
-    sums = directions.new_zeros(classes, directions.shape[1]).index_add_(0, train.labels, directions)
-    return Head(weight=nn.functional.normalize(sums), bias=sums.new_zeros(classes), method="prototypes")

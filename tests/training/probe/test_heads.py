@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.neighbors import NearestCentroid
 
 from landmark.config import LossConfig, ModelConfig, ProbeConfig, Recipe
-from landmark.training.probe.heads import Examples, fit_head, logistic, prototypes, ridge
+from landmark.training.probe.heads import Examples, fit_head, logistic, ridge
 
 CLASSES, WIDTH = 5, 12
 
@@ -69,16 +68,14 @@ def test_image_weights_are_those_of_scikit_learn() -> None:
     np.testing.assert_allclose(weighted.bias.numpy(), least.intercept_, atol=1e-5)
 
 
-def test_prototypes_predict_the_nearest_class_mean() -> None:
-    data, other = unit(examples(200, 1)), unit(examples(300, 2))
-    theirs = NearestCentroid().fit(data.features.numpy(), data.labels.numpy()).predict(other.features.numpy())
-    assert (prototypes(data, CLASSES).logits(other.features).argmax(1).numpy() == theirs).all()
-
-
-def test_a_class_without_images_is_never_predicted() -> None:
-    data = unit(examples(200, 1))
-    logits = prototypes(data, CLASSES + 1).logits(data.features)
-    assert (logits.argmin(1) == CLASSES).all() and torch.isfinite(logits).all()
+def test_prototypes_predict_the_class_with_the_largest_cosine_of_centered_features() -> None:
+    train, val = examples(200, 1), examples(300, 2)
+    found, _ = fit_head(train, val, counts(train), recipe("prototypes"), lambda: None)
+    mean = train.features.mean(0)
+    directions = [torch.nn.functional.normalize(data.features - mean) for data in (train, val)]
+    means = torch.stack([directions[0][train.labels == number].mean(0) for number in range(CLASSES)])
+    cosines = directions[1] @ torch.nn.functional.normalize(means).T
+    assert (found.logits(val.features).argmax(1) == cosines.argmax(1)).all()
 
 
 @pytest.mark.parametrize("head", ["logistic", "ridge", "prototypes", "auto"])
