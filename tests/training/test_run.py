@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import landmark.checkpoints.format as checkpoint_format
 from landmark.checkpoints.format import load_model, read_weights, resolve_checkpoint
 from landmark.commands.evaluate import evaluate
 from landmark.config import (
@@ -63,7 +64,7 @@ def weights(output: Path, name: str = "train") -> dict[str, torch.Tensor]:
     return read_weights(output / name / found)
 
 
-def test_a_run_learns_and_writes_all_documented_files(dataset, tmp_path, capsys):
+def test_a_run_learns_and_writes_all_documented_files(dataset, tmp_path, capsys, monkeypatch):
     result = run_training(config(dataset, tmp_path, epochs=8, tensorboard=True, profile_steps=2, compute=FP32))
     assert result.best["val_top1"] > 0.9
     run = tmp_path / "train"
@@ -74,8 +75,12 @@ def test_a_run_learns_and_writes_all_documented_files(dataset, tmp_path, capsys)
     assert "epoch 8/8: train loss" in capsys.readouterr().out
     model, meta = load_model(resolve_checkpoint(str(run)))
     assert meta.classes == ["c0", "c1", "c2", "c3"] and not model.training
-    again = evaluate_checkpoint(resolve_checkpoint(str(run)), dataset, "val", Settings(topk=(1, 5), batch_size=7))
-    assert again.summary["top1"] == pytest.approx(result.best["val_top1"])
+    settings = Settings(topk=(1, 5), batch_size=7)
+    calibrated = evaluate_checkpoint(resolve_checkpoint(str(run)), dataset, "val", settings)
+    monkeypatch.setattr(checkpoint_format, "with_temperature", lambda model, temperature: model)
+    again = evaluate_checkpoint(resolve_checkpoint(str(run)), dataset, "val", settings)
+    assert again.summary["top1"] == calibrated.summary["top1"] == pytest.approx(result.best["val_top1"])
+    assert meta.temperature != 1 and calibrated.summary["loss"] != again.summary["loss"]
     # Validation uses the precision of training, which would be bf16 on some CPUs. Evaluation on CPUs uses fp32.
     assert again.summary["loss"] == pytest.approx(result.best["val_loss"], rel=1e-4)
     assert again.summary["rows"] == 21

@@ -61,7 +61,7 @@ def request_images(source: Source, config: PrepareConfig) -> RequestedImages:
     if not brought and config.subset.limits_training():
         kept = limit_training_images(items, config.subset, config.seed)
         notes.append(
-            f"the limits of training images keep {int(kept.sum()):,} of {len(items):,} images, including all of val and test"
+            f"the limit of training images keeps {int(kept.sum()):,} of {len(items):,} images, including all of val and test"
         )
         items = items.filter(pa.array(kept))
     return RequestedImages(

@@ -10,7 +10,7 @@ from torch import nn
 
 from landmark.config import UserError
 from landmark.data.loading.loader import Batch
-from landmark.models import Classifier, embedding_classifier, fit_temperature, logits_of
+from landmark.models import embedding_classifier, fit_temperature, logits_of
 from landmark.models.chunked_cross_entropy import ranking
 from landmark.training.compute.device_augmentation import Preprocess
 from landmark.training.compute.device_prefetch import to_device
@@ -20,6 +20,8 @@ from landmark.training.loop.session import Session
 T = TypeVar("T")
 CALIBRATION_LOGITS = 1 << 22
 """Maximum number of logits per rank from which the temperature is fitted."""
+CALIBRATION_IMAGES = 500
+"""Images per rank that these logits must have room for. With more classes, the temperature would be too uncertain."""
 
 
 def predict(
@@ -49,12 +51,15 @@ def validate(
     """Return val_loss, val_top1, val_top5, val_macro_recall and temperature over all ranks, each row counted once.
 
     Macro recall is the mean over the classes that occur in the split. The temperature is that of the first
-    CALIBRATION_LOGITS logits of each rank, see `fit_temperature`. precision: as in training; None: fp32.
+    CALIBRATION_LOGITS logits of each rank, see `fit_temperature`. It is 1 with too many classes or class sampling.
+    precision: as in training; None: fp32.
     """
     totals = torch.zeros(4, dtype=torch.float64, device=preprocess.device)
     classes = torch.zeros(2, num_classes, dtype=torch.float64, device=preprocess.device)
     classifier = embedding_classifier(model)
     kept, room = [], CALIBRATION_LOGITS // num_classes
+    if room < CALIBRATION_IMAGES or (classifier is not None and classifier.gives_embeddings):
+        room = 0  # the temperature is 1
     for _, output, labels in predict(model, batches, preprocess, precision):
         if room > 0:
             kept.append((output[:room], labels[:room]))
@@ -78,7 +83,7 @@ def validate(
     if not rows:
         raise UserError("could not read any image of the val split; prepare the dataset again")
     present = support > 0
-    temperature = _temperature(classifier, kept, session, num_classes)
+    temperature = _temperature(kept, session)
     return {
         "val_loss": loss_sum / rows,
         "val_top1": top1 / rows,
@@ -88,15 +93,10 @@ def validate(
     }
 
 
-def _temperature(
-    classifier: Classifier | None, kept: list[tuple[torch.Tensor, torch.Tensor]], session: Session, num_classes: int
-) -> float:
-    """Return the temperature of outputs of the model, which are embeddings if the classifier gives them."""
+def _temperature(kept: list[tuple[torch.Tensor, torch.Tensor]], session: Session) -> float:
+    """Return the temperature of batches of logits and labels, 1 if there are none on any rank."""
     with torch.inference_mode():
-        outputs = [output for output, _ in kept]
-        if classifier is not None and classifier.gives_embeddings:
-            outputs = [classifier.logits(output.float(), classifier.weight, classifier.bias) for output in outputs]
-        logits = torch.cat(outputs) if outputs else torch.empty(0, num_classes, device=session.device)
+        logits = torch.cat([logits for logits, _ in kept]) if kept else torch.empty(0, 1, device=session.device)
         labels = torch.cat([labels for _, labels in kept]) if kept else logits.new_zeros(0, dtype=torch.int64)
         return fit_temperature(logits, labels, session.all_reduce)
 

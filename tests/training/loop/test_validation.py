@@ -1,6 +1,7 @@
 """Tests processes that end during validation: no step is lost or repeated, and SIGTERM is handled."""
 
 import csv
+import dataclasses
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +11,17 @@ import pytest
 import torch
 
 import landmark.training.loop.fit as fit_module
+import landmark.training.loop.validation as validation_module
+from landmark.checkpoints.format import load_model
 from landmark.config import UserError
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading.bottleneck import DATA_WAIT, STAGES, stage_metric
+from landmark.data.loading.loader import Loader
+from landmark.models import fit_temperature
+from landmark.storage import locate
+from landmark.training.compute.device_augmentation import Preprocess
 from landmark.training.loop.state import RunState
-from landmark.training.loop.validation import validate
+from landmark.training.loop.validation import predict, validate
 from landmark.training.run import run_training
 from tests.support.packed import write_packed
 from tests.training.test_resume import TRAIN, Interrupted, config, interrupt_after, last_weights
@@ -91,3 +98,20 @@ def test_sigterm_during_validation_saves_and_ends_the_run(dataset, tmp_path, mon
     assert taken[0] < BATCHES
     run_training(run)
     assert taken[1] == BATCHES and [row["epoch"] for row in rows(tmp_path)] == ["1"]
+
+
+def test_the_temperature_is_that_of_all_logits_and_1_with_too_many_classes(
+    dataset: PackedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = config(dataset, tmp_path, epochs=1)
+    result = run_training(run)
+    model, meta = load_model(locate(result.run) / result.best_checkpoint)
+    assert meta.temperature == pytest.approx(result.best["temperature"]) != 1
+    with Loader(dataset, "val", run.loader) as loader:
+        preprocess = Preprocess(meta.mean, meta.std, torch.device("cpu"))
+        kept = [(output, labels) for _, output, labels in predict(model, loader.epoch(1), preprocess)]
+    outputs, labels = (torch.cat(each) for each in zip(*kept, strict=True))
+    assert fit_temperature(outputs, labels) == pytest.approx(1, rel=0.02)  # the loaded model is calibrated
+    monkeypatch.setattr(validation_module, "CALIBRATION_LOGITS", 4 * 499)
+    result = run_training(dataclasses.replace(run, name="many"))
+    assert result.best["temperature"] == 1
