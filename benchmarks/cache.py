@@ -5,6 +5,8 @@ JPEGs of 384 x 288 in a packed dataset. Parts:
 
 - limit: images/s of random crops in memory, by as many threads as CPUs, from JPEGs and from planes in turns.
 - loader: images/s of the loader without a cache and with a warm cache in each format, in turns.
+- trials: images/s of two training processes at the same time, ShuffleNet x0.5 at 64 px, as trials of a study on one node,
+without a cache and with a warm cache in each format, in turns. Steady epochs count.
 - bucket: bytes that a second epoch reads from an S3 server, counted by a proxy.
 - pixels: mean absolute difference of the crops from planes and from JPEGs, levels of 255.
 - accuracy: validation top-1 of ShuffleNet x0.5 at 64 px with each format, over seeds.
@@ -13,15 +15,17 @@ Ratios are medians over the rounds. The last line is JSON, saved to benchmarks/r
 """
 
 import argparse
+import csv
 import dataclasses
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +69,7 @@ BATCH = 64
 SIZES = (224, 64)
 FORMATS = ("none", "jpeg", "yuv420")
 CACHE_GIB = 8.0
+TRIALS = 2
 MODEL, MODEL_SIZE, EPOCHS = "shufflenet_v2_x0_5", 64, 12
 
 
@@ -180,6 +185,43 @@ def measure_loader(dataset: PackedDataset, rounds: int, seconds: float, folder: 
     return figures
 
 
+def trial_rate(config: TrainConfig) -> float:
+    """Train in this process and return the images/s of a steady epoch, without validation."""
+    run = run_training(config)
+    with (locate(run.run) / "history.csv").local_path().open() as file:  # type: ignore[union-attr]
+        rates = [float(row["images_per_s"]) for row in csv.DictReader(file)]
+    return statistics.median(rates[1:])
+
+
+def measure_trials(dataset: PackedDataset, rounds: int, folder: Path) -> dict[str, float]:
+    """Return the rate of two training processes together with each format, and the ratios to no cache."""
+    rates: dict[str, list[float]] = {kind: [] for kind in FORMATS}
+    os.environ["OMP_NUM_THREADS"] = str(max(1, available_cpus() // TRIALS))  # of the processes that start here
+    with ProcessPoolExecutor(TRIALS, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for number in range(rounds):
+            for kind in FORMATS:
+                loader = dataclasses.replace(loader_config(MODEL_SIZE, kind, folder), decode_threads=1)
+                config = TrainConfig(
+                    dataset=dataset.uri,
+                    output=str(folder / "trials"),
+                    epochs=4,
+                    model=ModelConfig(backbone=MODEL),
+                    optimizer=OptimizerConfig(name="adamw", lr=0.004),
+                    compute=ComputeConfig(amp="off"),
+                    loader=loader,
+                    tensorboard=False,
+                )
+                configs = [dataclasses.replace(config, name=f"{kind}-{number}-{trial}") for trial in range(TRIALS)]
+                rates[kind].append(sum(pool.map(trial_rate, configs)))
+            line = ", ".join(f"{kind} {rates[kind][-1]:,.0f}" for kind in FORMATS)
+            print(f"round {number + 1}, {TRIALS} trials of {MODEL} at {MODEL_SIZE} px: {line} images/s", flush=True)
+    figures = {f"trials_{kind}_images_per_s": statistics.median(found) for kind, found in rates.items()}
+    for kind in FORMATS[1:]:
+        ratios = [one / other for one, other in zip(rates[kind], rates["none"], strict=True)]
+        figures[f"trials_{kind}_over_none"] = statistics.median(ratios)
+    return figures
+
+
 def measure_bucket(dataset: Path, folder: Path) -> dict[str, float]:
     """Return the bytes that the first and the second epoch read from an S3 server, and a second run's."""
     ports = free_ports(4)
@@ -262,7 +304,7 @@ def measure_accuracy(dataset: str, folder: Path, seeds: int) -> dict[str, float]
 def main() -> None:
     """Print the figures and save them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("limit", "loader", "bucket", "pixels", "accuracy"))
+    parser.add_argument("--only", choices=("limit", "loader", "trials", "bucket", "pixels", "accuracy"))
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4)
@@ -278,6 +320,7 @@ def main() -> None:
         parts = {
             "limit": lambda: measure_limit(dataset, arguments.rounds, arguments.seconds),
             "loader": lambda: measure_loader(dataset, arguments.rounds, arguments.seconds, Path(name)),
+            "trials": lambda: measure_trials(dataset, arguments.rounds, Path(name)),
             "bucket": lambda: measure_bucket(folder / "dataset", Path(name)),
             "pixels": lambda: measure_pixels(dataset),
             "accuracy": lambda: measure_accuracy(dataset.uri, Path(name), arguments.seeds),
