@@ -38,7 +38,7 @@ def fit_temperature(
     for _ in range(STEPS):
         middle = (low + high) / 2
         weights = (logits * math.exp(middle)).softmax(1)
-        expected = combine((weights * logits).sum(1).double().sum())
+        expected = combine((weights * logits).sum(1).double().sum().reshape(1))
         if float(expected) < target:
             low = middle  # the targets' logits are above the expected ones: larger factors have a lower loss
         else:

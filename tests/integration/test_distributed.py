@@ -11,6 +11,7 @@ import ray.train
 import torch
 
 from landmark.checkpoints.format import Snapshot
+from landmark.checkpoints.store import CheckpointStore
 from landmark.config import (
     AugmentConfig,
     HeadConfig,
@@ -31,9 +32,9 @@ from landmark.models import build_model, classification_loss
 from landmark.storage import locate
 from landmark.training.compute.device_augmentation import Preprocess
 from landmark.training.compute.device_prefetch import place
-from landmark.training.distributed.ray_train import Trainer, TrainWorkerSession
+from landmark.training.distributed.ray_train import Trainer, TrainWorkerSession, fit_workers
 from landmark.training.loop.fit import fit
-from landmark.training.run import run_training
+from landmark.training.run import absolute_paths, run_training
 from tests.support.packed import write_packed
 
 
@@ -166,7 +167,11 @@ def test_two_workers_that_use_all_cpus_learn_and_resume(dataset, tmp_path, monke
     rows = list(csv.DictReader((tmp_path / "train" / "history.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     assert (locate(result.run) / result.best_checkpoint / "meta.json").exists()
-    assert run_training(dataclasses.replace(run, epochs=5, resume=True)).epochs_run == 5
+    longer = dataclasses.replace(run, epochs=5, resume=True)
+    assert run_training(longer).epochs_run == 5
+    # Workers that start after the last epoch have nothing to read: Ray Train may resize an elastic run then.
+    fit_workers(absolute_paths(longer), locate(result.run))
+    assert CheckpointStore(locate(result.run), run.monitor, run.monitor_mode()).path("last").endswith("epoch-0005")
 
 
 def test_two_workers_compute_each_feature_of_a_probe_once_and_fine_tune_from_it(dataset, tmp_path):

@@ -15,7 +15,7 @@ from tests.support.witness import HOLD, consumed, steps_seen
 
 
 def test_a_node_joining_an_elastic_run_repeats_almost_no_step(tmp_path):
-    nodes, epochs = Nodes(1), 3
+    nodes, epochs = Nodes(1), 8  # on a fast machine, an epoch takes less time than noticing the node
     dataset = write_packed(tmp_path, {"train": [400, 240], "val": [20], "test": [9]}, classes=4).location.uri
     run = tmp_path / "runs" / "train"
     hold = run.parent / HOLD  # starting a node takes longer than an epoch

@@ -60,6 +60,8 @@ def fit(
             _report_probe(run, metrics)
             return
     epochs = range(run.position.epoch, recipe.epochs + 1)
+    if not epochs:  # for example, an elastic run whose number of workers changed after its last epoch
+        return
     loader_of = functools.partial(
         Loader,
         dataset,
