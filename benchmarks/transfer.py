@@ -1,6 +1,7 @@
 """Transfer learning on photographs: the recipes `probe` and `finetune` compared with trivial baselines and scikit-learn.
 
-Run: python benchmarks/transfer.py [--seeds 3] [--only heads few_shot tail runs timm] [--timm FOLDER] [--output FOLDER]. The photographs are
+Run: python benchmarks/transfer.py [--seeds 3] [--only heads few_shot tail runs timm] [--runs probe finetune …]
+[--timm FOLDER] [--output FOLDER]. The photographs are
 `monuments` in LANDMARK_TEST_DATA (2,939 of 24 monuments). All methods start at the same ImageNet weights of
 EfficientNet-Lite0, with images of 224 pixels, and use the same splits. Everything was selected on the validation split.
 The test split (442 images) is only used for the tables.
@@ -65,6 +66,7 @@ TIMM_FLAGS = (
 )
 TIMM_RATES = (1e-4, 5e-4)
 """Learning rates of timm's script. The one with the best validation top-1 counts."""
+RUNS = ("probe", "finetune", "finetune_without_probe")
 SHOTS = (1, 2, 5, 10)
 GRID = tuple(10.0**power for power in range(-4, 3))
 RESULTS = Path(__file__).with_name("results") / "transfer.json"
@@ -216,17 +218,15 @@ def train(name: str, recipe: Recipe, seed: int, dataset: PackedDataset, output: 
     return {**values, "seconds": run["seconds"]}
 
 
-def runs(dataset: PackedDataset, output: Path, seeds: int) -> dict[str, Any]:
-    """Train and evaluate the recipes with each seed, print the table and return the figures."""
+def runs(dataset: PackedDataset, output: Path, seeds: int, names: list[str]) -> dict[str, Any]:
+    """Train and evaluate the named RUNS with each seed, print the table and return the figures."""
     finetune = load_recipe("finetune")
     recipes = {
         "probe": load_recipe("probe"),
         "finetune": finetune,
         "finetune_without_probe": dataclasses.replace(finetune, probe=ProbeConfig()),
     }
-    rows = {
-        name: [train(name, recipe, seed, dataset, output) for seed in range(seeds)] for name, recipe in recipes.items()
-    }
+    rows = {name: [train(name, recipes[name], seed, dataset, output) for seed in range(seeds)] for name in names}
     print(f"\n{'run':24}{'val top-1':>18}{'test top-1':>18}{'ece':>18}{'s/run':>9}")
     figures: dict[str, Any] = {}
     for name, found in rows.items():
@@ -302,6 +302,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--timm", type=Path, help="folder with train.py and validate.py of timm's repository")
     parser.add_argument("--output", type=Path, default=Path("runs/transfer"), help="folder for dataset and runs")
     arguments = parser.parse_args()
@@ -320,7 +321,7 @@ def main() -> None:
     if "tail" in arguments.only:
         figures["tail"] = table("long tail", {"tail 1": [splits(seed, tail=1.0) for seed in seeds]}, TAIL)
     if "runs" in arguments.only:
-        figures |= runs(PackedDataset.open(uri), arguments.output, arguments.seeds)
+        figures |= runs(PackedDataset.open(uri), arguments.output, arguments.seeds, arguments.runs)
     if "timm" in arguments.only and arguments.timm is not None:
         figures |= timm_script(PackedDataset.open(uri), arguments.output, arguments.timm)
     line = json.dumps(figures)
