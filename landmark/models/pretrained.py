@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 import torchvision
@@ -30,7 +31,7 @@ def read_pretrained(backbone: str, image_size: int) -> dict[str, torch.Tensor]:
     """
     mirror = os.environ.get(MIRROR)
     if mirror and (place := mirrored(locate(mirror), backbone)).exists():
-        return read_timm_file(backbone, image_size, place) if is_timm(backbone) else _read_safetensors(place)
+        return read_timm_file(backbone, image_size, place) if is_timm(backbone) else _read_mirrored(place)
     try:
         if is_timm(backbone):
             return dict(create_timm(backbone, image_size=image_size, pretrained=True).state_dict())
@@ -93,7 +94,9 @@ def read_timm_file(backbone: str, image_size: int, place: Location) -> dict[str,
         overlay: Mapping[str, Any] = {"file": str(local), "hf_hub_id": None, "url": ""}
         try:
             return dict(create_timm(backbone, image_size=image_size, pretrained=True, overlay=overlay).state_dict())
-        except (RuntimeError, KeyError, ValueError, AssertionError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # the loaders of each format and model raise their own kinds
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"model.weights {place}: does not match {backbone} ({reason}); use weights of {backbone}"
@@ -115,5 +118,8 @@ def mirrored(mirror: Location, backbone: str) -> Location:
     return mirror / f"{backbone}.safetensors"
 
 
-def _read_safetensors(place: Location) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load(place.read_bytes())
+def _read_mirrored(place: Location) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load(place.read_bytes())
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{place}: not a readable safetensors file ({error}); fetch the weights again") from None

@@ -137,6 +137,11 @@ def test_weights_of_another_model_and_models_without_weights(tmp_path: Path, mon
     monkeypatch.setenv("LANDMARK_WEIGHTS", str(tmp_path))
     with pytest.raises(UserError, match="does not match timm/test_vit"):
         build_model(ModelConfig(backbone=VIT, weights="pretrained"), classes=5, image_size=96)
+    for backbone, reason in ((VIT, "does not match timm/test_vit"), ("resnet18", "fetch the weights again")):
+        (tmp_path / f"{backbone}.safetensors").write_bytes(b"damaged" * 100)
+        with pytest.raises(UserError, match=rf"{backbone}\.safetensors.*{reason}") as error:
+            build_model(ModelConfig(backbone=backbone, weights="pretrained"), classes=5, image_size=96)
+        assert "\n" not in str(error.value)
     for backbone in ("timm/vit_small_patch16_18x2_224", "reference_mlp"):
         with pytest.raises(UserError, match=f"there are none for {backbone}; choose another model.backbone"):
             build_model(ModelConfig(backbone=backbone, weights="pretrained"), classes=5, image_size=224)

@@ -55,12 +55,9 @@ def fit(
     log("training", epoch=run.position.epoch, step=run.position.step, epochs=recipe.epochs, workers=session.world_size)
     loader = training_loader(recipe, dataset, session.world_size, show if session.rank == 0 else None)
     if recipe.probe.head != "none" and not resumed:
-        metrics = _probe(run, loader, show if session.rank == 0 else None)
-        if recipe.is_probe():
-            _report_probe(run, metrics)
-            return
+        _start_at_probe(run, loader, show if session.rank == 0 else None)
     epochs = range(run.position.epoch, recipe.epochs + 1)
-    if not epochs:  # for example, an elastic run whose number of workers changed after its last epoch
+    if not epochs:  # a run that is only a probe, or an elastic run that is resized after its last epoch
         return
     loader_of = functools.partial(
         Loader,
@@ -95,17 +92,15 @@ def fit(
             loop.run_epoch(epoch)
 
 
-def _probe(run: RunState, loader: LoaderConfig, show: Show | None) -> dict[str, float]:
-    """Set the classifier to the probe, and return its metrics as those of an epoch."""
+def _start_at_probe(run: RunState, loader: LoaderConfig, show: Show | None) -> None:
+    """Set the classifier to the probe. If the run is only a probe, report its epoch and its checkpoint."""
     from landmark.training.probe.start import fit_probe  # the package uses the run's state
 
-    if run.recipe.is_probe():
-        run.session.prepare(run.model)
-    return fit_probe(run, loader, show)
-
-
-def _report_probe(run: RunState, metrics: dict[str, float]) -> None:
-    """Report the epoch of a run that is only a probe, and its checkpoint."""
+    if not run.recipe.is_probe():
+        fit_probe(run, loader, show)
+        return
+    run.session.prepare(run.model)
+    metrics = fit_probe(run, loader, show)
     run.finish(1, metrics)
     log("epoch", **metrics)
     run.session.heartbeat("saving")

@@ -21,7 +21,7 @@ from landmark.data.loading.loader import Batch, Loader
 from landmark.models import FeatureModel, ModelInfo
 from landmark.models.stages import classifier_path
 from landmark.progress import Progress
-from landmark.storage import Location, NotFound
+from landmark.storage import Location, NotFound, TransientStorageError
 from landmark.storage.tables import read_table, write_table
 from landmark.training.compute.device_augmentation import Preprocess
 from landmark.training.compute.device_prefetch import to_device
@@ -34,6 +34,8 @@ MAX_PARTS = 256
 CENTER = 0
 """Number of the view that is evaluation's center crop. View v of the others has the crops and flips of epoch v."""
 FEATURE = "feature"
+VERSION = 1
+"""Version of the computation. Features of another version are not used."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -92,7 +94,7 @@ class FeatureStore:
         missing = self._of_rank_0(missing)
         found = list(self._compute_missing(missing, split, view, folder)) if missing.any() else []
         self.session.all_reduce(torch.zeros(1, device=self.session.device))  # all parts are stored
-        tables = found if folder is None else [read_table(folder / name) for name in _names(folder)]
+        tables = found if folder is None else [_read_part(folder / name) for name in _names(folder)]
         self.session.heartbeat("starting")
         return _joined(tables, wanted, split, self.dataset)
 
@@ -202,6 +204,7 @@ def feature_key(
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     values = {
+        "version": VERSION,
         "backbone": recipe.model.backbone,
         "pooling": recipe.model.pooling,
         "image_size": recipe.loader.image_size,
@@ -245,7 +248,18 @@ def _names(folder: Location) -> list[str]:
         return []
 
 
+def _read_part(place: Location, columns: list[str] | None = None) -> pa.Table:
+    """Read a stored part. Raises UserError that names the file if it is corrupt."""
+    try:
+        return read_table(place, columns=columns)
+    except TransientStorageError:
+        raise
+    except UserError as error:
+        reason = str(error).removesuffix("; prepare the dataset again")
+        raise UserError(f"{reason}; delete this file of features, and run the same command again") from None
+
+
 def _stored_samples(folder: Location) -> np.ndarray:
     """Return the numbers of the samples whose features are stored, int64."""
-    found = [read_table(folder / name, columns=["sample"])["sample"].to_numpy() for name in _names(folder)]
+    found = [_read_part(folder / name, columns=["sample"])["sample"].to_numpy() for name in _names(folder)]
     return np.concatenate(found) if found else np.empty(0, np.int64)

@@ -199,6 +199,20 @@ def test_a_killed_probe_computes_only_the_missing_features(
     assert len(history(tmp_path)) == 1
 
 
+def test_a_corrupt_file_of_features_is_named(dataset: PackedDataset, weights: str, tmp_path: Path) -> None:
+    run_training(probe(dataset, weights, tmp_path))
+    file = Path(train_parts(tmp_path)[0].uri)
+    content = file.read_bytes()
+    file.write_bytes(content[:200])
+    with pytest.raises(
+        UserError, match=rf"{file.name}: .*; delete this file of features, and run the same command"
+    ) as error:
+        run_training(probe(dataset, weights, tmp_path, name="again"))
+    assert "\n" not in str(error.value)
+    file.unlink()
+    run_training(probe(dataset, weights, tmp_path, name="again"))
+
+
 def test_sigterm_ends_a_probe_after_the_current_part(
     dataset: PackedDataset, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forwards: list[int]
 ) -> None:
@@ -218,13 +232,13 @@ def test_sigterm_ends_a_probe_after_the_current_part(
 
 
 def test_fine_tuning_starts_at_the_probe(dataset: PackedDataset, weights: str, tmp_path: Path) -> None:
-    alone = run_training(probe(dataset, weights, tmp_path))
+    single = run_training(probe(dataset, weights, tmp_path))
     tuned = run_training(finetune(dataset, weights, tmp_path, optimizer=OptimizerConfig(name="adamw", lr=1e-12)))
     ours, theirs = (
-        read_weights(tmp_path / name / run.best_checkpoint) for name, run in (("train", alone), ("tuned", tuned))
+        read_weights(tmp_path / name / run.best_checkpoint) for name, run in (("train", single), ("tuned", tuned))
     )
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
-    assert tuned.best["val_loss"] == pytest.approx(alone.best["val_loss"], rel=0.01)
+    assert tuned.best["val_loss"] == pytest.approx(single.best["val_loss"], rel=0.01)
 
 
 def test_a_resumed_run_does_not_start_at_the_probe_again(
@@ -272,7 +286,7 @@ def test_more_views_have_each_image_once_per_view_and_are_the_same_in_every_run(
 def test_several_ranks_compute_each_image_once_and_fit_the_same_classifier(
     dataset: PackedDataset, weights: str, tmp_path: Path, forwards: list[int]
 ) -> None:
-    alone = run_training(probe(dataset, weights, tmp_path / "alone"))
+    single = run_training(probe(dataset, weights, tmp_path / "single"))
     forwards.clear()
     config = probe(dataset, weights, tmp_path, probe=ProbeConfig(head="logistic", features=str(tmp_path / "shared")))
 
@@ -288,7 +302,7 @@ def test_several_ranks_compute_each_image_once_and_fit_the_same_classifier(
     found = World(3).run(classifier)
     assert sum(forwards) == TRAIN + VAL
     assert all(torch.equal(found[0], other) for other in found)
-    expected = read_weights(tmp_path / "alone" / "train" / alone.best_checkpoint)["fc.weight"]
+    expected = read_weights(tmp_path / "single" / "train" / single.best_checkpoint)["fc.weight"]
     torch.testing.assert_close(found[0], expected, atol=1e-3, rtol=1e-2)
 
 
