@@ -358,7 +358,9 @@ def test_chunked_validation_equals_validation_on_all_logits(monkeypatch):
     batches = [batch_of(number) for number in range(5)]
     chunked = validate(step.evaluated, batches, step.preprocess, SingleRank(), CLASSES)
     embedding_classifier(step.model).gives_embeddings = False
-    assert validate(step.evaluated, batches, step.preprocess, SingleRank(), CLASSES) == pytest.approx(chunked, rel=1e-5)
+    dense = validate(step.evaluated, batches, step.preprocess, SingleRank(), CLASSES)
+    assert (chunked.pop("temperature"), dense.pop("temperature") == 1) == (1, False)  # fitted only to stored logits
+    assert dense == pytest.approx(chunked, rel=1e-5)
 
 
 def test_logits_of_all_classes_are_never_materialized(monkeypatch):
