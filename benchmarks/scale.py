@@ -59,6 +59,7 @@ class OneOf64:
     node_rank = 0
     device = torch.device("cpu")
     saves_within_epochs = True
+    reports_probe = False
 
     def __init__(self, rank: int) -> None:
         self.rank = self.local_rank = rank

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from landmark.api.results import EvaluateResult, PrepareResult, ReportResult, TrainResult, TuneResult
-from landmark.cli.defaults import recipe_for, recorded_run
+from landmark.cli.defaults import AUTO, AUTO_MINUTES, check_length, recipe_for, recorded_run, with_length_of
 from landmark.cli.options import SHORT, option_fields
 from landmark.config import (
     EvaluateConfig,
@@ -67,6 +67,8 @@ def train(
     *,
     recipe: str | None = None,
     epochs: int | None = None,
+    minutes: float | None = None,
+    hours: float | None = None,
     lr: float | None = None,
     batch_size: int | None = None,
     model: str | None = None,
@@ -85,14 +87,22 @@ def train(
 ) -> TrainResult:
     """Train one model, as `landmark train` does.
 
-    recipe: name or YAML file of the defaults. [default: finetune for small datasets if start weights are installed, else
-    modern; with `resume` the settings of the run] batch_size: images per step over all training processes. Raises UserError.
+    recipe: name or YAML file of the defaults. auto is the default one, with a time limit of 10 minutes. [default: finetune for
+    small datasets if start weights are installed, else modern; with `resume` the settings of the run] minutes, hours: time
+    limit of training, instead of epochs. batch_size: images per step over all training processes. Raises UserError.
     """
     parameters = dict(locals())
     values = {"dataset": str(dataset), "output": str(output), "name": name, "resume": resume}
+    limits = {name: value for name, value in (("minutes", minutes), ("hours", hours)) if value is not None}
+    check_length([] if epochs is None else ["epochs"], limits)
+    values |= limits
+    if recipe == AUTO and epochs is None and not limits:
+        values["minutes"] = AUTO_MINUTES
     before = recorded_run(str(output), name) if resume and recipe is None else None
-    if before is None and recipe is None:
+    if before is None and recipe in (None, AUTO):
         recipe, _ = recipe_for(str(dataset), model=model, weights=weights)
+    if before is not None:
+        before = with_length_of(before, [*limits, *([] if epochs is None else ["epochs"])])
     base = recipe_values(recipe) if recipe is not None else to_mapping(before)
     config = _config(TrainConfig, base, values, parameters, options)
     for name in ("dry_run", "headroom"):

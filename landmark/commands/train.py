@@ -21,7 +21,10 @@ def train(config: TrainConfig) -> RunResult | dict[str, Any]:
     result = run_training(config)
     best = result.best
     early = " (stopped early)" if result.stopped_early else ""
-    figures = f"best epoch {best['epoch']:.0f}: val top-1 {best['val_top1']:.2%}, top-5 {best['val_top5']:.2%}"
+    which = f"{best['epoch']:.0f}" if best["epoch"] else "0 (the probe)"
+    figures = f"best epoch {which}: val top-1 {best['val_top1']:.2%}, top-5 {best['val_top5']:.2%}"
+    if result.probe and best["epoch"]:
+        figures += f"; the probe had {result.probe['val_top1']:.2%}"
     if result.finished_before:
         print(f"already finished, nothing to train; saved metrics: {result.epochs_run} epochs{early}; {figures}")
     else:

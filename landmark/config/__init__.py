@@ -41,7 +41,7 @@ from landmark.config.head import HeadConfig
 from landmark.config.input import AugmentConfig, CacheOptions, LoaderConfig, ResizingConfig, SamplingConfig
 from landmark.config.optimization import ComputeConfig, EmaConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from landmark.config.probe import ProbeConfig
-from landmark.config.recipe import EarlyStoppingConfig, ModelConfig, Recipe
+from landmark.config.recipe import EarlyStoppingConfig, ModelConfig, Recipe, last_epoch
 from landmark.config.secrets import mask_credentials
 from landmark.config.space import BudgetConfig, SchedulerConfig, SearcherConfig, SpaceConfig
 from landmark.config.subset import (
@@ -107,6 +107,7 @@ __all__ = [
     "UserError",
     "WorkersConfig",
     "from_mapping",
+    "last_epoch",
     "load_yaml",
     "mask_credentials",
     "nearest",

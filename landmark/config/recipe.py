@@ -10,6 +10,9 @@ from landmark.config.input import AugmentConfig, LoaderConfig, ResizingConfig, S
 from landmark.config.optimization import ComputeConfig, EmaConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from landmark.config.probe import ProbeConfig
 
+MAX_EPOCHS = 100_000
+"""Maximum number of epochs of a run with a time limit."""
+
 
 @dataclass(kw_only=True, frozen=True)
 class ModelConfig:
@@ -174,3 +177,8 @@ class Recipe:
         fraction = min(1.0, (epoch - 1) / growing)
         size = full if fraction == 1 else min(full, round((start + (full - start) * fraction) / 16) * 16)
         return size, round(batch * (full / size) ** 2) if self.resizing.scale_batch else batch
+
+
+def last_epoch(recipe: Recipe, limit_s: float | None) -> int:
+    """Return the number of a run's last epoch. One with a time limit does not reach it."""
+    return recipe.epochs if limit_s is None else MAX_EPOCHS

@@ -43,7 +43,7 @@ def dry_run_text(config: TrainConfig) -> str:
     jpeg, yuv420 = decoding_rates(dataset, config, threads)
     lines = [
         f"{rows['train']:,} training images of {dataset.num_classes:,} classes, {rows['val']:,} validation images",
-        f"{config.epochs} epochs of {steps:,} steps, {batch_size} images per step",
+        f"{config.length}{', epochs' if config.limit_s else ''} of {steps:,} steps, {batch_size} images per step",
         *_table(sizes, jpeg, yuv420, threads),
         "Trials and runs of a node share a cache. The rates are those of this machine, without reading and training.",
     ]

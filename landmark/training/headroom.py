@@ -40,6 +40,7 @@ class _Session(SingleRank):
     """One worker in this process, which stores nothing."""
 
     saves_within_epochs = False
+    reports_probe = False
 
     def __init__(self) -> None:
         self.device = default_device()

@@ -34,6 +34,8 @@ RESUMABLE = (
     *(f"compute.{key}" for key in ("amp", "channels_last", "compile", "accumulate", "deterministic")),
     *(f"compute.{key}" for key in ("gradient_checkpointing", "ddp_comm_hook")),
     "early_stopping.",
+    "hours",
+    "minutes",
     "probe.features",
     "profile_steps",
     "tensorboard",
@@ -42,6 +44,8 @@ RESUMABLE = (
 )
 """Prefixes of keys that --resume accepts. They change results at most by rounding. More epochs are accepted, too. The
 pixels of another loader.cache_format differ by about one of 255 levels."""
+LONGER = ("epochs", "hours", "minutes", "early_stopping.")
+"""Prefixes of keys with which a finished run may continue."""
 SHOWN = 12
 """Maximum number of changes in a message."""
 
@@ -139,8 +143,10 @@ def saved_result(run: Location, config: TrainConfig, changes: list[Change]) -> d
         epochs, early = int(values["epochs_run"]), bool(values["stopped_early"])
     except (NotFound, ValueError, TypeError, KeyError):
         return None
-    goes_on = any(change.key == "epochs" or change.key.startswith("early_stopping.") for change in changes)
-    return values if epochs >= config.epochs or (early and not goes_on) else None
+    goes_on = any(change.key.startswith(LONGER) for change in changes)
+    if config.limit_s is None:
+        return values if epochs >= config.epochs or (early and not goes_on) else None
+    return None if goes_on else values
 
 
 def _saved_config(run: Location, last: str, config: TrainConfig, meta: CheckpointMeta) -> TrainConfig:

@@ -1,6 +1,8 @@
 """Runs a complete training: selects the session by the number of workers and writes the run's folder."""
 
+import csv
 import dataclasses
+import io
 import json
 import time
 from dataclasses import dataclass, field
@@ -60,6 +62,8 @@ class RunResult:
     """URI of the dataset."""
     environment: dict[str, Any] = field(default_factory=dict)
     """Software and hardware of this call, as `describe_environment` returns it."""
+    probe: dict[str, float] = field(default_factory=dict)
+    """Metrics of the probe that fine-tuning started at, if there was one."""
     finished_before: bool = False
     """Whether nothing was left to train, so that all values are those of an earlier call."""
 
@@ -106,13 +110,28 @@ def run_training(config: TrainConfig) -> RunResult:
         last_checkpoint=last,
         best=store.index["metrics"],
         epochs_run=epochs_run,
-        stopped_early=epochs_run < config.epochs,
+        stopped_early=_stopped_early(config, epochs_run, store.index["metrics"]["epoch"]),
         seconds=round(time.monotonic() - start, 2),
         dataset=config.dataset,
         environment=describe_environment(),
+        probe=_probe_metrics(run),
     )
     (run / "run.json").write_text(mask_credentials(json.dumps(to_mapping(result), indent=1)) + "\n")
     return result
+
+
+def _probe_metrics(run: Location) -> dict[str, float]:
+    """Return the metrics of epoch 0 of a run's history, the probe. Empty if there is none."""
+    rows = csv.DictReader(io.StringIO((run / "history.csv").read_text()))
+    return next(({key: float(value) for key, value in row.items() if value} for row in rows if row["epoch"] == "0"), {})
+
+
+def _stopped_early(config: TrainConfig, epochs_run: int, best_epoch: float) -> bool:
+    """Return whether a run ended by early stopping. best_epoch: the epoch of its best checkpoint."""
+    if config.limit_s is None:
+        return epochs_run < config.epochs
+    patience = config.early_stopping.patience
+    return patience is not None and epochs_run - best_epoch >= patience
 
 
 def absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -161,7 +180,15 @@ def _fit_here(config: TrainConfig, dataset: PackedDataset, run: Location) -> Non
     try:
         profiler = step_profiler(config.profile_steps, run, session.rank, print)
         with memory_errors(config), ray_errors():
-            fit(config, dataset, session, show=print, checkpoint=config.checkpoint, profiler=profiler)
+            fit(
+                config,
+                dataset,
+                session,
+                show=print,
+                checkpoint=config.checkpoint,
+                profiler=profiler,
+                limit_s=config.limit_s,
+            )
         session.store.close()
     finally:
         session.close()

@@ -67,6 +67,7 @@ class Rank:
 
     device = torch.device("cpu")
     saves_within_epochs = True
+    reports_probe = False
 
     def __init__(self, world: World, rank: int, world_size: int, per_node: int) -> None:
         self.world = world

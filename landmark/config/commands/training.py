@@ -106,7 +106,8 @@ class TrainConfig(Recipe):
     --recipe NAME sets the defaults that all other options override. NAME is modern (from scratch), finetune (pretrained
     weights), probe (only a classifier on pretrained weights), reference (as in the reference study), or a YAML file with the
     keys of a recipe. Without --recipe, the dataset
-    and the start weights decide between modern and finetune.
+    and the start weights decide between modern and finetune. auto decides in the same way, and trains for 10 minutes unless
+    --minutes, --hours or --epochs is given.
     """
 
     dataset: str
@@ -119,8 +120,13 @@ class TrainConfig(Recipe):
     name: str = "train"
     """Name of the run and of its folder. Using the name of an existing run again requires --resume."""
     resume: bool = False
-    """Resume the run of this name from its last checkpoint, if there is one. You can change epochs, early_stopping,
-    workers, checkpoint, cluster, tensorboard, profile_steps, and most options of loader and compute."""
+    """Resume the run of this name from its last checkpoint, if there is one. You can change epochs, minutes, hours,
+    early_stopping, workers, checkpoint, cluster, tensorboard, profile_steps, and most options of loader and compute."""
+    minutes: float | None = None
+    """Time limit of training, minutes, instead of epochs. It includes the features of a probe, the last validation and its
+    checkpoint, not the start of processes. The schedule is fitted to it. [default: no limit]"""
+    hours: float | None = None
+    """The same in hours. [default: no limit]"""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -139,6 +145,7 @@ class TrainConfig(Recipe):
         super().__post_init__()
         require_name(self.name)
         require_exchange(self.compute, self.workers)
+        self._check_limit()
         require(self.profile_steps >= 0, f"profile_steps is {self.profile_steps}; expected 0 or more")
         require(not (self.dry_run and self.headroom), "dry_run and headroom are separate measurements; use one of them")
         require(
@@ -149,6 +156,36 @@ class TrainConfig(Recipe):
             self.loader.batch_size >= self.workers.most,
             f"loader.batch_size is {self.loader.batch_size}; expected at least one image per worker ({self.workers.most})",
         )
+
+    @property
+    def limit_s(self) -> float | None:
+        """Time limit of training, seconds."""
+        if self.hours is not None:
+            return 3600 * self.hours
+        return None if self.minutes is None else 60 * self.minutes
+
+    @property
+    def length(self) -> str:
+        """The length of the run, as epochs or as time."""
+        if self.hours is not None:
+            return f"{self.hours:g} hours"
+        return f"{self.epochs} epochs" if self.minutes is None else f"{self.minutes:g} minutes"
+
+    def _check_limit(self) -> None:
+        require(
+            self.minutes is None or self.hours is None,
+            "minutes and hours are both set; remove one of the two time limits",
+        )
+        for name, value in (("minutes", self.minutes), ("hours", self.hours)):
+            require(value is None or value > 0, f"{name} is {value}; expected above 0")
+            require(
+                value is None or not self.is_probe(),
+                f"{name} is set, but with model.freeze_backbone the probe is the whole run, which has no epochs; remove {name}",
+            )
+            require(
+                value is None or self.resizing.start_size is None,
+                f"{name} is set, but resizing.start_size needs a number of epochs; remove one of the two",
+            )
 
 
 @dataclass(kw_only=True, frozen=True)

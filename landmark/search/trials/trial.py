@@ -74,6 +74,7 @@ class TuneSession(SingleRank):
     """Session of a trial with one worker, in the trial's process; it stores checkpoints like any run."""
 
     saves_within_epochs = True
+    reports_probe = False
 
     def __init__(self, store: CheckpointStore, taken: dict[str, int]) -> None:
         """taken: values that each report contains about a planned exploit."""

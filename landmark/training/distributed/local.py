@@ -24,6 +24,7 @@ class LocalSession(SingleRank):
     """Training run in this process. SIGTERM, for example at a preemption, saves a checkpoint and ends the run."""
 
     saves_within_epochs = True
+    reports_probe = True
 
     def __init__(self, run: Location, config: TrainConfig, tell: Tell) -> None:
         self.device = default_device()

@@ -84,6 +84,7 @@ class TrainWorkerSession:
         self.recorder = Recorder(run, tensorboard=config.tensorboard, tell=tell) if recorded else None
         self.heartbeat_sender = heartbeat_sender
         self.relay = relay
+        self.reports_probe = relay is None
         if relay is not None and self.rank == 0:
             relay.begin.remote(ray.util.get_current_placement_group())
         self.first_step_at: float | None = None
@@ -343,7 +344,15 @@ def _work(values: dict[str, Any]) -> None:
             dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
             profiler = step_profiler(config.profile_steps, run, rank, tell)
             with memory_errors(config):
-                fit(config, dataset, session, show=tell, checkpoint=config.checkpoint, profiler=profiler)
+                fit(
+                    config,
+                    dataset,
+                    session,
+                    show=tell,
+                    checkpoint=config.checkpoint,
+                    profiler=profiler,
+                    limit_s=config.limit_s,
+                )
             with heartbeat_sender.storing():
                 session.store.close()
     except TrialEnded:

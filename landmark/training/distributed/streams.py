@@ -7,7 +7,7 @@ from typing import Any
 import ray.data
 import ray.train
 
-from landmark.config import SamplingConfig, TrainConfig
+from landmark.config import SamplingConfig, TrainConfig, last_epoch
 from landmark.data.cache.split_cache import SplitCache
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading.progress import EpochProgress
@@ -32,7 +32,7 @@ def split_datasets(config: TrainConfig) -> dict[str, ray.data.Dataset]:
     """
     if resolve_stream(config.loader, config.workers.most).stream != "ray":
         return {}
-    epochs = range(1, config.epochs + 1)
+    epochs = range(1, last_epoch(config, config.limit_s) + 1)
     return {
         split: part_dataset(epochs, 1, f"{config.name}-{split}", cpus=config.loader.reader_cpus) for split in SPLITS
     }
@@ -85,7 +85,7 @@ class RankStreams(ray.train.DataConfig):
                 world_size=len(nodes),
                 seed=config.seed,
                 training=training,
-                epochs=range(position.epoch, config.epochs + 1),
+                epochs=range(position.epoch, last_epoch(config, config.limit_s) + 1),
                 shape=config.shape if training else fixed_shape(loader),
                 shuffle_row_groups=loader.shuffle_row_groups,
                 position=position,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from landmark.config import CheckpointConfig, LoaderConfig, Recipe, UserError
+from landmark.config import CheckpointConfig, LoaderConfig, Recipe, UserError, last_epoch
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading.bottleneck import StageSeconds
 from landmark.data.loading.loader import Batch, Loader
@@ -36,18 +36,19 @@ def fit(
     show: Show | None = None,
     checkpoint: CheckpointConfig | None = None,
     profiler: StepProfiler | None = None,
+    limit_s: float | None = None,
 ) -> None:
     """Train a model as the recipe says. Resumes from the session's checkpoint if there is one, also within an epoch.
 
     show: receives rank 0's messages and every rank's warnings: `print` in the user's process, or a function that
     forwards them. checkpoint: when to save within epochs, if the session supports it. None: save only at the end of
-    epochs. profiler: records some steps.
+    epochs. profiler: records some steps. limit_s: time limit, seconds, instead of the recipe's epochs.
 
     Reports after every epoch: epoch, train_loss, train_top1, val_loss, val_top1, val_top5, val_macro_recall, lr,
     images_per_s, data_wait_fraction and its parts by stage, epoch_seconds, and lost_images if corrupt shards were
     skipped. All are reduced over the ranks.
     """
-    run = RunState(recipe, dataset, session)
+    run = RunState(recipe, dataset, session, limit_s)
     with session.restore() as directory:
         if directory is not None:
             run.load(directory)
@@ -56,7 +57,7 @@ def fit(
     loader = training_loader(recipe, dataset, session.world_size, show if session.rank == 0 else None)
     if recipe.probe.head != "none" and not resumed:
         _start_at_probe(run, loader, show if session.rank == 0 else None)
-    epochs = range(run.position.epoch, recipe.epochs + 1)
+    epochs = range(run.position.epoch, last_epoch(recipe, limit_s) + 1)
     if not epochs:  # a run that is only a probe, or an elastic run that is resized after its last epoch
         return
     loader_of = functools.partial(
@@ -87,21 +88,27 @@ def fit(
     ):
         loop = _Loop(run, train, val, SaveTrigger(checkpoint, session), show if session.rank == 0 else None, profiler)
         for epoch in epochs:
-            if run.stops_early():
+            if run.stops_early() or (run.limit is not None and run.metrics and not run.limit.fits_epoch()):
                 return
             loop.run_epoch(epoch)
 
 
 def _start_at_probe(run: RunState, loader: LoaderConfig, show: Show | None) -> None:
-    """Set the classifier to the probe. If the run is only a probe, report its epoch and its checkpoint."""
+    """Set the classifier to the probe, and report it: as epoch 1 of a run that is only a probe, else as epoch 0.
+
+    Fine-tuning that is not better than the probe then leaves the probe as the best checkpoint.
+    """
     from landmark.training.probe.start import fit_probe  # the package uses the run's state
 
-    if not run.recipe.is_probe():
-        fit_probe(run, loader, show)
-        return
-    run.session.prepare(run.model)
-    metrics = fit_probe(run, loader, show)
-    run.finish(1, metrics)
+    only = run.recipe.is_probe()
+    if only:
+        run.session.prepare(run.model)
+    metrics = {"epoch": int(only), **fit_probe(run, loader, show)}
+    if not only:
+        if not run.session.reports_probe:
+            return
+        run.step.prepare()
+    run.finish(int(only), metrics)
     log("epoch", **metrics)
     run.session.heartbeat("saving")
     run.session.report(metrics, run.snapshot() if run.session.rank == 0 else None)
@@ -135,6 +142,7 @@ class _Loop:
         progress = self._progress(epoch)
         metrics = {"epoch": epoch, **self._train(epoch, progress)}
         self.session.heartbeat("validating")
+        validation_start = time.perf_counter()
         metrics |= {**self._validated(epoch), "epoch_seconds": time.perf_counter() - start}
         if self.recipe.loader.corrupt == "skip":
             val_lost = torch.tensor([self.val.lost[epoch]], device=self.session.device)
@@ -145,11 +153,16 @@ class _Loop:
         self.run.finish(epoch, metrics)
         progress.clear()
         if self.show is not None:
-            self.show(_epoch_line(metrics, self.recipe.epochs))
+            self.show(_epoch_line(metrics, self._title(epoch)))
         log("epoch", **metrics)
         self.session.heartbeat("saving")
         self.session.report(metrics, self.run.snapshot() if self.session.rank == 0 else None)
         self.trigger.saved()
+        if self.run.limit is not None:
+            self.run.limit.validated(time.perf_counter() - validation_start)
+
+    def _title(self, epoch: int) -> str:
+        return f"epoch {epoch}" if self.run.limit is not None else f"epoch {epoch}/{self.recipe.epochs}"
 
     def _train(self, epoch: int, progress: Progress) -> dict[str, float]:
         """Run the remaining steps of an epoch and save. Returns the training metrics with the last learning rate."""
@@ -169,7 +182,7 @@ class _Loop:
     def _progress(self, epoch: int) -> Progress:
         rows = self.train.rows.total
         sink = None if self.show is print else self.show
-        progress = Progress(f"epoch {epoch}/{self.recipe.epochs}", rows, enabled=self.show is not None, sink=sink)
+        progress = Progress(self._title(epoch), rows, enabled=self.show is not None, sink=sink)
         progress.done = self.run.shown
         return progress
 
@@ -178,6 +191,8 @@ class _Loop:
         run, steps = self.run, self.run.steps()
         throughput = ThroughputMeter(epoch, wait, self.train.stage_seconds, self.session.report_throughput)
         _, batch_size = self.recipe.shape(epoch)
+        if run.limit is not None:
+            run.limit.begin_epoch(run.shown)
         for batch in timed(self._watched(epoch), wait):
             self.session.heartbeat("in a step")
             run.reseed()
@@ -193,6 +208,8 @@ class _Loop:
                 self.run.gather()
                 self._save(at_once=due == "asked")
             self.session.heartbeat("waiting for data")
+            if run.limit is not None and run.limit.ends(run.position.step, progress.done):
+                break
         throughput.flush()
 
     def _watched(self, epoch: int) -> Iterator[DeviceBatch]:
@@ -246,10 +263,10 @@ class _Loop:
         self.session.heartbeat("validated")
 
 
-def _epoch_line(metrics: dict[str, float], epochs: int) -> str:
+def _epoch_line(metrics: dict[str, float], title: str) -> str:
     lost = f", {metrics['lost_images']:,.0f} images lost" if "lost_images" in metrics else ""
     return (
-        f"epoch {metrics['epoch']:.0f}/{epochs}: train loss {metrics['train_loss']:.3f}, "
+        f"{title}: train loss {metrics['train_loss']:.3f}, "
         f"val loss {metrics['val_loss']:.3f}, val top-1 {metrics['val_top1']:.2%}, top-5 {metrics['val_top5']:.2%}, "
         f"{metrics['images_per_s']:,.0f} images/s, waited for data {metrics['data_wait_fraction']:.0%}{lost}"
     )

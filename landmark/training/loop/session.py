@@ -52,6 +52,8 @@ class Session(Protocol):
     """Device of this process."""
     saves_within_epochs: bool
     """Whether the session supports `save`."""
+    reports_probe: bool
+    """Whether the session stores the probe that fine-tuning starts at, as epoch 0. A trial's epochs start at 1."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Wrap the model so that `backward` averages gradients over the ranks. For one rank, return the model."""

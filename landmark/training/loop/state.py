@@ -31,6 +31,7 @@ from landmark.training.compute.batch_size import check_batches
 from landmark.training.compute.optim import Schedule
 from landmark.training.loop.session import Session
 from landmark.training.loop.step import TrainStep, TrainTotals
+from landmark.training.loop.time_limit import TimeLimit
 
 STATE_LAYOUT = 1
 """Version of the contents of a checkpoint's state."""
@@ -41,12 +42,17 @@ NO_TOTALS = TrainTotals(loss=0.0, hits=0.0, rows=0)
 
 
 class RunState:
-    """All mutable state of a run. It is the same on all ranks, except values that are gathered before a save."""
+    """All mutable state of a run. It is the same on all ranks, except values that are gathered before a save.
 
-    def __init__(self, recipe: Recipe, dataset: PackedDataset, session: Session) -> None:
+    limit_s: time limit, seconds. The schedule follows the time then, instead of the epochs.
+    """
+
+    def __init__(self, recipe: Recipe, dataset: PackedDataset, session: Session, limit_s: float | None = None) -> None:
         self.recipe = recipe
         self.dataset = dataset
         self.session = session
+        val_rows = dataset.split("val").rows if limit_s is not None else 0
+        self.limit = None if limit_s is None else TimeLimit(limit_s, session, val_rows=val_rows)
         check_batches(recipe, dataset.split("train").rows, session.world_size)
         torch.manual_seed(recipe.seed)
         self.info = model_info(recipe.model.backbone)
@@ -109,6 +115,8 @@ class RunState:
         self.metrics = state["metrics"]
         self.totals = TrainTotals(**state["totals"])
         self.trained = state.get("trained", {})
+        if self.limit is not None:
+            self.limit.load(state.get("seconds", 0.0))
         position = EpochProgress.of(state["position"])
         if position.length != self.rows.length:
             raise UserError(
@@ -137,6 +145,8 @@ class RunState:
 
     def at(self, steps: int) -> float:
         """Return the position on the schedule, in steps of full-size epochs. steps: count since the last division."""
+        if self.limit is not None:
+            return self.limit.fraction * (self.steps_per_epoch * self.recipe.epochs - 1)
         begun = self.position.begun / self.rows.total
         of_epoch = self.steps_per_epoch * begun + self.position.step * (self.steps_per_epoch * (1 - begun) / steps)
         return (self.position.epoch - 1) * self.steps_per_epoch + of_epoch
@@ -200,6 +210,7 @@ class RunState:
             "position": self.position.state(),
             "totals": dataclasses.asdict(self.totals),
             "trained": self.trained,
+            "seconds": 0.0 if self.limit is None else self.limit.seconds,
         }
         meta = CheckpointMeta(
             backbone=self.recipe.model.backbone,

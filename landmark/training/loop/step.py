@@ -134,7 +134,7 @@ class TrainStep:
         is the gradient of the mean over all of the step's images. Does not wait for the device, unless non-finite steps
         are skipped.
         """
-        model = self._prepared()
+        model = self.prepare()
         placed = batch if isinstance(batch, DeviceBatch) else place(batch, self.session.device)
         self.steps += 1
         self._epoch = placed.host.epoch
@@ -165,7 +165,7 @@ class TrainStep:
             self._note(sums[0])
         return lr
 
-    def _prepared(self) -> nn.Module:
+    def prepare(self) -> nn.Module:
         """Return the model ready for training: wrapped by the session, compiled if configured, in training mode."""
         if self._ready is None:
             if self.recipe.compute.gradient_checkpointing:

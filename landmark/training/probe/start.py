@@ -22,7 +22,7 @@ WAITS = ("storage_wait_fraction", "decoding_wait_fraction", "transfer_wait_fract
 
 
 def fit_probe(run: RunState, loader: LoaderConfig, show: Callable[[str], object] | None) -> dict[str, float]:
-    """Set the classifier of a new run to the probe, the same on every rank, and return the metrics of a run's epoch.
+    """Set the classifier of a new run to the probe, the same on every rank, and return the metrics of an epoch.
 
     show: receives the messages, on rank 0.
     """
@@ -56,7 +56,7 @@ def fit_probe(run: RunState, loader: LoaderConfig, show: Callable[[str], object]
         "lr": 0.0,
     }
     lost = {"lost_images": float(store.lost)} if recipe.loader.corrupt == "skip" and store.lost else {}
-    return {"epoch": 1, **trained, **metrics, **lost, "epoch_seconds": seconds}
+    return {**trained, **metrics, **lost, "epoch_seconds": seconds}
 
 
 def _check_size(run: RunState) -> None:
