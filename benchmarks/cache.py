@@ -96,7 +96,7 @@ def images_of(dataset: PackedDataset) -> list[memoryview]:
 
 def planes_of(jpegs: list[memoryview], size: int, short_side: int) -> list[bytes | memoryview]:
     """Return the images as the cache stores them for training at a size."""
-    side = stored_side(size, AugmentConfig(), short_side)
+    side = stored_side(LoaderConfig(image_size=size), AugmentConfig(), short_side)
     with ThreadPoolExecutor(available_cpus()) as pool:
         return list(pool.map(lambda image: to_planes(image, side), jpegs))
 

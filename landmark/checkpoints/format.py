@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from landmark.config import (
+    CROP_PCT,
     Recipe,
     SubsetConfig,
     UserError,
@@ -69,6 +70,8 @@ class CheckpointMeta:
     temperature: float = 1.0
     """Factor by which the logits are divided, so that the probabilities of the validation split are calibrated. 1 in old
     checkpoints."""
+    crop_pct: float = CROP_PCT
+    """Side of the center crop, as a fraction of the image's short side. The default in old checkpoints."""
 
 
 class DamagedCheckpoint(UserError):

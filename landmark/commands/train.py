@@ -6,17 +6,22 @@ from landmark.config import TrainConfig
 from landmark.progress import clock
 from landmark.training.dry_run import dry_run_text
 from landmark.training.headroom import headroom, headroom_text
+from landmark.training.lr_range import lr_range_test, lr_range_text
 from landmark.training.run import RunResult, run_training
 
 
 def train(config: TrainConfig) -> RunResult | dict[str, Any]:
-    """Train one model, and print its metrics and location. A dry run and `--headroom` only print what they found."""
+    """Train one model, and print its metrics and location. A dry run, `--headroom` and `--lr-range-test` only print what they found."""
     if config.dry_run:
         print(dry_run_text(config))
         return {}
     if config.headroom:
         found = headroom(config)
         print(headroom_text(config, found))
+        return found
+    if config.lr_range_test:
+        found = lr_range_test(config)
+        print(lr_range_text(config, found))
         return found
     result = run_training(config)
     best = result.best

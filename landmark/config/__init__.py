@@ -38,7 +38,7 @@ from landmark.config.files import (
     to_yaml,
 )
 from landmark.config.head import HeadConfig
-from landmark.config.input import AugmentConfig, CacheOptions, LoaderConfig, ResizingConfig, SamplingConfig
+from landmark.config.input import CROP_PCT, AugmentConfig, CacheOptions, LoaderConfig, ResizingConfig, SamplingConfig
 from landmark.config.optimization import ComputeConfig, EmaConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from landmark.config.probe import ProbeConfig
 from landmark.config.recipe import EarlyStoppingConfig, ModelConfig, Recipe, last_epoch
@@ -53,6 +53,7 @@ from landmark.config.subset import (
 )
 
 __all__ = [
+    "CROP_PCT",
     "NEIGHBORS",
     "STOPPED",
     "AugmentConfig",

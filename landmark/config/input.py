@@ -7,6 +7,9 @@ from typing import Literal
 
 from landmark.config.errors import require
 
+CROP_PCT = 0.95
+"""Default of loader.crop_pct, and its value in models that do not state it."""
+
 
 @dataclass(kw_only=True, frozen=True)
 class CacheOptions:
@@ -52,6 +55,8 @@ class LoaderConfig(CacheOptions):
 
     image_size: int = 224
     """Width and height of the model's input, pixels."""
+    crop_pct: float = CROP_PCT
+    """Side of the center crop of validation and inference, as a fraction of the image's short side."""
     batch_size: int = 64
     """Global batch size, over all training processes together."""
     stream: Literal["auto", "thread", "ray"] = "auto"
@@ -83,6 +88,7 @@ class LoaderConfig(CacheOptions):
 
     def __post_init__(self) -> None:
         require(16 <= self.image_size <= 2048, f"loader.image_size is {self.image_size}; expected 16 to 2048")
+        require(0 < self.crop_pct <= 1, f"loader.crop_pct is {self.crop_pct}; expected above 0, up to 1")
         require(self.batch_size >= 1, f"loader.batch_size is {self.batch_size}; expected 1 or more")
         require(self.readers >= 1, f"loader.readers is {self.readers}; expected 1 or more")
         require(self.reader_cpus > 0, f"loader.reader_cpus is {self.reader_cpus}; expected above 0")
@@ -121,7 +127,7 @@ class AugmentConfig:
     """Augmentation of training images. Each augmentation is a function of only (seed, epoch, sample)."""
 
     crop_area: tuple[float, float] = (0.35, 1.0)
-    """Minimum and maximum fraction of the image area in a random crop. 1 1 uses the center crop of evaluation."""
+    """Minimum and maximum fraction of the image area in a random crop. 1 1 uses the center crop of validation."""
     crop_aspect: float = 4 / 3
     """Maximum aspect ratio of a random crop, width to height or the reverse."""
     flip: bool = True

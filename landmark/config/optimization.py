@@ -106,7 +106,7 @@ class ComputeConfig:
     rounding."""
 
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
-    """Automatic mixed precision (autocast). auto uses bf16 on GPUs that support it and on CPUs with bf16 instructions.
+    """Automatic mixed precision (autocast). auto uses bf16 on GPUs that support it and on CPUs with AMX.
     On older GPUs with tensor cores (V100, T4), auto uses fp16 with loss scaling. Otherwise it is off. off uses fp32, on
     GPUs without TF32."""
     channels_last: bool = True
@@ -153,6 +153,15 @@ class EmaConfig:
     """Decay of the moving average per step. [default: no moving average]"""
     warmup: bool = True
     """Warm up the decay, which is then at most (1 + step) / (10 + step)."""
+    start_weight: float = 0.0
+    """Weight of the start weights in the model that is validated and saved. With a probe, they include its classifier. 0.5 is
+    the mean of the start and the moving average, which is more accurate on other photographs (WiSE-FT, Wortsman et al.
+    2022). Requires ema.decay, model.weights and model.freeze_norm_stats."""
 
     def __post_init__(self) -> None:
         require(self.decay is None or 0 < self.decay < 1, f"ema.decay is {self.decay}; expected between 0 and 1")
+        require(0 <= self.start_weight < 1, f"ema.start_weight is {self.start_weight}; expected 0 to below 1")
+        require(
+            self.start_weight == 0 or self.decay is not None,
+            "ema.start_weight is set without ema.decay; set ema.decay, or remove ema.start_weight",
+        )

@@ -121,6 +121,7 @@ class Recipe:
                 f"{key} is set, which model.head.sample does not support; remove one of the two",
             )
         self._check_probe()
+        self._check_start_weight()
         start = self.resizing.start_size
         require(
             start is None or start <= self.loader.image_size,
@@ -130,6 +131,20 @@ class Recipe:
     def is_probe(self) -> bool:
         """Return whether the run only fits a classifier to features."""
         return self.probe.head != "none" and self.model.freeze_backbone
+
+    def _check_start_weight(self) -> None:
+        if not self.ema.start_weight:
+            return
+        require(
+            self.model.weights is not None,
+            "ema.start_weight is set, but model.weights is unset: random start weights do not help; set model.weights, or "
+            "remove ema.start_weight",
+        )
+        require(
+            self.model.freeze_norm_stats,
+            "ema.start_weight is set, but batch norm statistics do not fit averaged weights; set model.freeze_norm_stats, or "
+            "remove ema.start_weight",
+        )
 
     def _check_probe(self) -> None:
         head = self.probe.head

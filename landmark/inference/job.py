@@ -98,7 +98,7 @@ class Replica:
         self.embedder = Embedder(self.model) if job.embeddings else None
         self.preprocess = Preprocess(self.meta.mean, self.meta.std, self.device)
         self.top_k = min(job.top_k, len(self.meta.classes))
-        self.reader = job.images.open(self.meta.image_size, job.batch_size)
+        self.reader = job.images.open(self.meta.image_size, job.batch_size, self.meta.crop_pct)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Infer and store the requested shard for Ray Data. Returns its number of images."""

@@ -195,7 +195,7 @@ class Model:
         scores: list[float] = []
         try:
             images = SplitImages.of(open_dataset(self.meta.dataset, self.meta.subset, self.meta.subset_seed), "val")
-            for batch in images.open(self.meta.image_size, BATCH).batches(0, 1):
+            for batch in images.open(self.meta.image_size, BATCH, self.meta.crop_pct).batches(0, 1):
                 output, _ = self._forward(batch.images)
                 scores += output.float().softmax(1).max(1).values.tolist()
                 if len(scores) >= CALIBRATION_IMAGES:
@@ -246,7 +246,7 @@ class Model:
             packed = pack_image(data, self._packing, name=name, option="max_megapixels")
         except RejectedImage as refused:
             raise UserError(f"{name}: {refused}; expected an image file") from None
-        pixels, faults = decode_batch([packed.jpeg], np.array([0]), self.meta.image_size)
+        pixels, faults = decode_batch([packed.jpeg], np.array([0]), self.meta.image_size, crop_pct=self.meta.crop_pct)
         if faults:
             raise UserError(f"{name}: {faults[0]}; expected an image file")
         return pixels[0]

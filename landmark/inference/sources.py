@@ -8,7 +8,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from landmark.config import CacheOptions, LoaderConfig, PackingConfig, SubsetConfig, UserError, from_mapping, to_mapping
+from landmark.config import (
+    CROP_PCT,
+    CacheOptions,
+    LoaderConfig,
+    PackingConfig,
+    SubsetConfig,
+    UserError,
+    from_mapping,
+    to_mapping,
+)
 from landmark.cpus import available_cpus
 from landmark.data.cache.format import with_cache_format
 from landmark.data.dataset import PackedDataset
@@ -92,20 +101,25 @@ class SplitImages:
         subset = from_mapping(SubsetConfig, self.subset, "the subset")
         return open_dataset(self.dataset, subset, self.subset_seed)
 
-    def open(self, image_size: int, batch_size: int) -> "SplitReader":
-        """Return a reader for an image size."""
-        return SplitReader(self, image_size, batch_size)
+    def open(self, image_size: int, batch_size: int, crop_pct: float = CROP_PCT) -> "SplitReader":
+        """Return a reader for the preprocessing of a model, see `CheckpointMeta`."""
+        return SplitReader(self, image_size, batch_size, crop_pct)
 
 
 class SplitReader:
     """Reads a split's images with the training loader. A shard is one rank's fraction of them."""
 
-    def __init__(self, images: SplitImages, image_size: int, batch_size: int) -> None:
+    def __init__(self, images: SplitImages, image_size: int, batch_size: int, crop_pct: float = CROP_PCT) -> None:
         self.images, self.image_size, self.batch_size = images, image_size, batch_size
         self.dataset = images.opened()
         self._notes: list[str] = []
         self.config = with_cache_format(
-            LoaderConfig(image_size=image_size, corrupt=images.corrupt, **dataclasses.asdict(images.cache)),
+            LoaderConfig(
+                image_size=image_size,
+                crop_pct=crop_pct,
+                corrupt=images.corrupt,
+                **dataclasses.asdict(images.cache),
+            ),
             self.dataset,
             {images.split: None},
             self._notes.append,
@@ -197,16 +211,16 @@ class FolderImages:
         """Return bytes that identify these images."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
 
-    def open(self, image_size: int, batch_size: int) -> "FolderReader":
-        """Return a reader for an image size."""
-        return FolderReader(self, image_size, batch_size)
+    def open(self, image_size: int, batch_size: int, crop_pct: float = CROP_PCT) -> "FolderReader":
+        """Return a reader for the preprocessing of a model, see `CheckpointMeta`."""
+        return FolderReader(self, image_size, batch_size, crop_pct)
 
 
 class FolderReader:
     """Reads, encodes and decodes files in threads, ahead of the model. A shard is a contiguous range of the files."""
 
-    def __init__(self, images: FolderImages, image_size: int, batch_size: int) -> None:
-        self.images, self.image_size, self.batch_size = images, image_size, batch_size
+    def __init__(self, images: FolderImages, image_size: int, batch_size: int, crop_pct: float = CROP_PCT) -> None:
+        self.images, self.image_size, self.batch_size, self.crop_pct = images, image_size, batch_size, crop_pct
         self.folder = locate(images.folder)
         self.packing = PackingConfig(
             short_side=images.short_side, quality=images.quality, max_megapixels=images.max_megapixels
@@ -255,7 +269,7 @@ class FolderReader:
             return str(refused)
         except NotFound:
             return "missing"
-        pixels, faults = decode_batch([image], np.array([row]), self.image_size)
+        pixels, faults = decode_batch([image], np.array([row]), self.image_size, crop_pct=self.crop_pct)
         return faults.get(0, pixels[0])
 
 

@@ -38,7 +38,7 @@ def dry_run_text(config: TrainConfig) -> str:
     rows = {split: dataset.split(split).rows for split in ("train", "val")}
     _, batch_size = config.shape(config.epochs)
     steps = training_steps(rows["train"], config.workers.most, batch_size)
-    sizes = cache_sizes(dataset, config.loader.image_size, {"train": config.augment, "val": None})
+    sizes = cache_sizes(dataset, config.loader, {"train": config.augment, "val": None})
     threads = config.loader.decode_threads or available_cpus()
     jpeg, yuv420 = decoding_rates(dataset, config, threads)
     lines = [
@@ -58,7 +58,7 @@ def dry_run_text(config: TrainConfig) -> str:
 def decoding_rates(dataset: PackedDataset, config: TrainConfig, threads: int) -> tuple[float, float]:
     """Return the images/s of random crops from JPEGs and from planes, in memory, measured in turns."""
     jpegs = _sample(dataset)
-    side = stored_side(config.loader.image_size, config.augment, dataset.manifest.short_side)
+    side = stored_side(config.loader, config.augment, dataset.manifest.short_side)
     with DaemonPool(threads, "landmark-decode") as pool:
         planes = [call.result() for call in [pool.submit(to_planes, image, side) for image in jpegs]]
         measured: list[list[float]] = [[], []]

@@ -17,7 +17,7 @@ from landmark.training.compute.device_prefetch import DeviceBatch, to_device
 from landmark.training.distributed.failures import memory_errors, ray_errors
 from landmark.training.distributed.local import default_device
 from landmark.training.loop.loaders import training_loader
-from landmark.training.loop.session import SingleRank
+from landmark.training.loop.session import Phase, SingleRank
 from landmark.training.loop.state import RunState
 from landmark.training.loop.validation import timed
 from landmark.training.run import absolute_paths
@@ -36,7 +36,7 @@ REMEDIES = {
 }
 
 
-class _Session(SingleRank):
+class MeasuringSession(SingleRank):
     """One worker in this process, which stores nothing."""
 
     saves_within_epochs = False
@@ -48,6 +48,13 @@ class _Session(SingleRank):
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return the model unchanged."""
         return model
+
+    def heartbeat(self, phase: Phase) -> None:
+        """Do nothing: a single process has no watchdog."""
+
+    def checkpoint_requested(self) -> bool:
+        """Return False: there is nothing to save."""
+        return False
 
 
 def headroom(config: TrainConfig, round_s: float = ROUND_S) -> dict[str, Any]:
@@ -63,7 +70,7 @@ def headroom(config: TrainConfig, round_s: float = ROUND_S) -> dict[str, Any]:
         from landmark.runtime import connect
 
         connect(config.cluster)
-    session, epochs = _Session(), range(1, MAX_EPOCHS)
+    session, epochs = MeasuringSession(), range(1, MAX_EPOCHS)
     with (
         memory_errors(config),
         ray_errors(),

@@ -24,7 +24,7 @@ def test_it_prints_steps_sizes_and_rates(dataset, capsys, tmp_path):
     assert "320 training images of 4 classes, 32 validation images" in out
     assert "6 epochs of 10 steps, 32 images per step" in out
     lines = {line.split()[0]: line.split() for line in out.splitlines() if line.startswith("  ")}
-    sizes = cache_sizes(dataset, 64, {"train": AugmentConfig(), "val": None})
+    sizes = cache_sizes(dataset, LoaderConfig(image_size=64), {"train": AugmentConfig(), "val": None})
     assert lines["jpeg"][1] == f"{sizes.jpeg / GIB:.2f}" and lines["yuv420"][1] == f"{sizes.yuv420 / GIB:.2f}"
     rates = {kind: float(lines[kind][2].replace(",", "")) for kind in ("none", "jpeg", "yuv420")}
     assert rates["none"] == rates["jpeg"] > 0 and rates["yuv420"] > rates["jpeg"]

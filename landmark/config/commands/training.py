@@ -137,6 +137,9 @@ class TrainConfig(Recipe):
     headroom: bool = False
     """Train for a minute in this process, print how much faster a loader without cost would be and what the bottleneck
     is, then exit."""
+    lr_range_test: bool = False
+    """Train about a hundred steps in this process with a rising learning rate, print the loss and a learning rate, then
+    exit. Smith 2017 describes the method."""
     profile_steps: int = 0
     """Number of training steps that torch.profiler records, 0 for none. It skips the first five steps. The trace is
     profile/rank-N.json.gz in the run's folder. ui.perfetto.dev shows it."""
@@ -147,10 +150,16 @@ class TrainConfig(Recipe):
         require_exchange(self.compute, self.workers)
         self._check_limit()
         require(self.profile_steps >= 0, f"profile_steps is {self.profile_steps}; expected 0 or more")
-        require(not (self.dry_run and self.headroom), "dry_run and headroom are separate measurements; use one of them")
+        measured = [name for name in ("dry_run", "headroom", "lr_range_test") if getattr(self, name)]
+        require(len(measured) < 2, f"{' and '.join(measured)} are separate measurements; use one of them")
+        for name in ("headroom", "lr_range_test"):
+            require(
+                not getattr(self, name) or self.workers.in_process,
+                f"{name} measures one worker in this process; remove --num-workers, and divide --batch-size by the workers",
+            )
         require(
-            not self.headroom or self.workers.in_process,
-            "headroom measures one worker in this process; remove --num-workers, and divide --batch-size by the workers",
+            not self.lr_range_test or not self.is_probe(),
+            "lr_range_test is set, but with model.freeze_backbone the probe is the whole run, which has no learning rate",
         )
         require(
             self.loader.batch_size >= self.workers.most,

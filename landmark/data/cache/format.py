@@ -21,8 +21,8 @@ class CacheSizes:
     yuv420: int
 
 
-def cache_sizes(dataset: PackedDataset, size: int, splits: Mapping[str, AugmentConfig | None]) -> CacheSizes:
-    """Return the size of a dataset's splits in each format. size: width and height of the model's input, pixels.
+def cache_sizes(dataset: PackedDataset, config: LoaderConfig, splits: Mapping[str, AugmentConfig | None]) -> CacheSizes:
+    """Return the size of a dataset's splits in each format.
 
     splits: the augmentation of each split that is read, None for the center crop of evaluation.
     """
@@ -30,7 +30,8 @@ def cache_sizes(dataset: PackedDataset, size: int, splits: Mapping[str, AugmentC
     return CacheSizes(
         jpeg=sum(jpeg_bytes(dataset, split) for split in splits),
         yuv420=sum(
-            stored_planes_bytes(dataset, split, stored_side(size, augment, short)) for split, augment in splits.items()
+            stored_planes_bytes(dataset, split, stored_side(config, augment, short))
+            for split, augment in splits.items()
         ),
     )
 
@@ -51,7 +52,7 @@ def with_cache_format(
     """Return the config with the format that is cached: JPEG instead of planes that do not fit. `say` gets a line."""
     if config.cache_gib is None or config.cache_format == "jpeg":
         return config
-    sizes = cache_sizes(dataset, config.image_size, splits)
+    sizes = cache_sizes(dataset, config, splits)
     if sizes.yuv420 <= config.cache_gib * GIB:
         return config
     if say is not None:

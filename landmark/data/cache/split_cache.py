@@ -15,7 +15,6 @@ from landmark.data.arrow_binary import values
 from landmark.data.cache.disk_cache import KEPT, shared_cache
 from landmark.data.cache.planes import to_planes
 from landmark.data.dataset import PackedDataset
-from landmark.data.loading.jpeg import EVALUATION_CROP
 from landmark.data.loading.plan import RowGroups
 from landmark.data.threads import DaemonPool
 
@@ -61,7 +60,7 @@ class SplitCache:
             max_bytes=limit,
             digests=tuple(shard.sha256 for shard in shards),
             file_bytes=tuple(shard.bytes for shard in shards),
-            side=stored_side(config.image_size, augment, dataset.manifest.short_side) if planes else None,
+            side=stored_side(config, augment, dataset.manifest.short_side) if planes else None,
             fraction=1.0 if planes else min(1.0, KEPT * limit / max(needed, 1)),
             threads=config.decode_threads or available_cpus(),
         )
@@ -99,17 +98,17 @@ class SplitCache:
         return pa.table({"label": table["label"], "image": images})
 
 
-def stored_side(size: int, augment: AugmentConfig | None, short_side: int) -> int:
+def stored_side(config: LoaderConfig, augment: AugmentConfig | None, short_side: int) -> int:
     """Return the minimum short side of cached planes, pixels, so that no crop down to MIN_AREA is enlarged.
 
-    size: width and height of the model's input. augment: None for the center crop of evaluation. short_side: maximum
+    augment: None for the center crop of evaluation. short_side: maximum
     short side of the dataset's images. It is one of 16, 24, 32, 48, 64 …, so that similar sizes share entries, and 0 if
     no image can be halved.
     """
     if augment is None or augment.crop_area[0] == 1:
-        needed = size / EVALUATION_CROP
+        needed = config.image_size / config.crop_pct
     else:
-        needed = size * math.sqrt(augment.crop_aspect / max(augment.crop_area[0], MIN_AREA))
+        needed = config.image_size * math.sqrt(augment.crop_aspect / max(augment.crop_area[0], MIN_AREA))
     power = 2 ** math.ceil(math.log2(needed))
     side = power * 3 // 4 if power * 3 // 4 >= needed else power
     return side if 2 * side <= short_side else 0

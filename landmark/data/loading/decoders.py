@@ -7,7 +7,7 @@ from concurrent.futures import Future, wait
 import numpy as np
 import pyarrow as pa
 
-from landmark.config import AugmentConfig, LoaderConfig
+from landmark.config import CROP_PCT, AugmentConfig, LoaderConfig
 from landmark.cpus import available_cpus
 from landmark.data.arrow_binary import values
 from landmark.data.buffers import BufferPool
@@ -24,11 +24,15 @@ DECODE_BYTES = 1 << 30
 
 
 class TableDecoder:
-    """Decodes tables with one augmentation, into memory that is reused when a batch is released."""
+    """Decodes tables with one augmentation, into memory that is reused when a batch is released.
 
-    def __init__(self, augment: AugmentConfig | None, seed: int) -> None:
+    crop_pct: side of the center crop without augmentation, as in `decode_batch`.
+    """
+
+    def __init__(self, augment: AugmentConfig | None, seed: int, crop_pct: float = CROP_PCT) -> None:
         self.augment = augment
         self.seed = seed
+        self.crop_pct = crop_pct
         self._buffers = BufferPool(IDLE_BUFFERS)
 
     def decode(self, table: pa.Table, epoch: int, size: int) -> Decoded:
@@ -45,7 +49,17 @@ class TableDecoder:
     ) -> dict[int, str]:
         """Decode images into `out`, uint8 (n, size, size, 3). Returns the errors by row."""
         size = out.shape[1]
-        return decode_batch(images, visits, size, augment=self.augment, seed=self.seed, epoch=epoch, out=out)[1]
+        _, errors = decode_batch(
+            images,
+            visits,
+            size,
+            augment=self.augment,
+            crop_pct=self.crop_pct,
+            seed=self.seed,
+            epoch=epoch,
+            out=out,
+        )
+        return errors
 
 
 class ThreadDecoder:
@@ -62,7 +76,7 @@ class ThreadDecoder:
         rows, _ = largest
         self.ahead = batches_ahead(-(-self.threads // _slices(rows, self.threads)), largest)
         """Batches to decode concurrently, in addition to the one that is waited for."""
-        self._decoder = TableDecoder(augment, seed)
+        self._decoder = TableDecoder(augment, seed, config.crop_pct)
         self._pool = DaemonPool(self.threads, "landmark-decode")
 
     def submit(self, table: pa.Table, epoch: int, size: int) -> "DecodedSlices":
@@ -144,7 +158,9 @@ class DecodedColumn:
         """Do nothing: the stream ends its actors."""
 
 
-def decode_column(table: pa.Table, augment: AugmentConfig | None, seed: int, epoch: int, size: int) -> pa.Table:
+def decode_column(
+    table: pa.Table, augment: AugmentConfig | None, seed: int, epoch: int, size: int, crop_pct: float = CROP_PCT
+) -> pa.Table:
     """Replace the column image by uint8 pixels, RGB, size x size x 3 per row.
 
     The column undecoded has the error of each image that cannot be decoded. Images that could not be read (nulls) have
@@ -153,7 +169,13 @@ def decode_column(table: pa.Table, augment: AugmentConfig | None, seed: int, epo
     readable = np.flatnonzero(table["image"].is_valid().to_numpy())
     kept = table if len(readable) == len(table) else table.take(readable)
     pixels, errors = decode_batch(
-        values(kept["image"]), kept["visit"].to_numpy(), size, augment=augment, seed=seed, epoch=epoch
+        values(kept["image"]),
+        kept["visit"].to_numpy(),
+        size,
+        augment=augment,
+        crop_pct=crop_pct,
+        seed=seed,
+        epoch=epoch,
     )
     if len(kept) < len(table):
         decoded, pixels = pixels, np.zeros((len(table), size, size, 3), dtype=np.uint8)

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from landmark.config import AugmentConfig
+from landmark.config import CROP_PCT, AugmentConfig
 from landmark.data.cache.planes import crop_planes, image_size, is_planes, pixel_box, scratch
 from landmark.data.loading.randaugment import randaugment
 from landmark.data.randomness import uniforms
@@ -16,20 +16,19 @@ from landmark.data.sources.transcode import MAX_STORED_PIXELS
 
 cv2.setNumThreads(0)
 
-EVALUATION_CROP = 0.95
-"""Side of the center crop of evaluation, as a fraction of the image's short side."""
 
-
-def crop_boxes(sizes: np.ndarray, augment: AugmentConfig | None, uniform: np.ndarray | None) -> np.ndarray:
+def crop_boxes(
+    sizes: np.ndarray, augment: AugmentConfig | None, uniform: np.ndarray | None, crop_pct: float = CROP_PCT
+) -> np.ndarray:
     """Return the crop of each image: float64 (n, 4) of left, top, width, height in pixels.
 
     sizes: (n, 2) of width, height. uniform: (n, 4) uniform numbers for area, aspect, left and top, or None for the center
-    crop. Random crops follow Szegedy et al. 2015 (area uniform, aspect log-uniform). They are clipped to the image
-    instead of sampled again.
+    crop. crop_pct: side of the center crop as a fraction of the short side. Random crops follow Szegedy et al. 2015 (area
+    uniform, aspect log-uniform). They are clipped to the image instead of sampled again.
     """
     width, height = sizes[:, 0].astype(float), sizes[:, 1].astype(float)
     if augment is None or uniform is None or augment.crop_area[0] == 1:
-        side = np.minimum(width, height) * EVALUATION_CROP
+        side = np.minimum(width, height) * crop_pct
         return np.stack([(width - side) / 2, (height - side) / 2, side, side], axis=1)
     low, high = augment.crop_area
     area = width * height * (low + (high - low) * uniform[:, 0])
@@ -46,6 +45,7 @@ def decode_batch(
     size: int,
     *,
     augment: AugmentConfig | None = None,
+    crop_pct: float = CROP_PCT,
     seed: int = 0,
     epoch: int = 0,
     out: np.ndarray | None = None,
@@ -62,7 +62,7 @@ def decode_batch(
     """
     pixels = np.empty((len(images), size, size, 3), dtype=np.uint8) if out is None else out
     sizes, faults = _read_headers(images)
-    boxes = crop_boxes(sizes, augment, uniforms(seed, epoch, visits, 4) if augment is not None else None)
+    boxes = crop_boxes(sizes, augment, uniforms(seed, epoch, visits, 4) if augment is not None else None, crop_pct)
     covered = np.floor(np.log2(np.minimum(boxes[:, 2], boxes[:, 3]) / size))
     scales = 2 ** np.clip(covered, 0, 3).astype(np.int64)
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)

@@ -279,7 +279,7 @@ class Loader:
             if table["fault"].null_count == len(table):
                 if self.config.decode == "data":  # like the rows of the stream
                     size, _ = self.plans.shape(self._epoch)
-                    table = decode_column(table, self.augment, self.seed, self._epoch, size)
+                    table = decode_column(table, self.augment, self.seed, self._epoch, size, self.config.crop_pct)
                 yield table
 
     def batch(self, job: "_DecodeRequest", table: pa.Table, pixels: np.ndarray, faults: dict[int, str]) -> Batch | int:
@@ -340,7 +340,13 @@ class Loader:
             return DecodedColumn().submit(spare, job.epoch, job.size).result()
         visits = spare["visit"].to_numpy()
         return decode_batch(
-            values(spare["image"]), visits, job.size, augment=self.augment, seed=self.seed, epoch=job.epoch
+            values(spare["image"]),
+            visits,
+            job.size,
+            augment=self.augment,
+            crop_pct=self.config.crop_pct,
+            seed=self.seed,
+            epoch=job.epoch,
         )
 
 

@@ -198,16 +198,18 @@ def _arranged(table: pa.Table, window: Window) -> pa.Table:
 class PartDecoder:
     """Decodes blocks in a Ray Data actor, see `decode_column`."""
 
-    def __init__(self, augment: AugmentConfig | None, seed: int) -> None:
+    def __init__(self, augment: AugmentConfig | None, seed: int, crop_pct: float) -> None:
         self.augment = augment
         self.seed = seed
+        self.crop_pct = crop_pct
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Decode a block with the columns image, visit, epoch and size. All its rows have the same epoch and size."""
         if not len(table):
             return table
         epoch, size = table["epoch"][0].as_py(), table["size"][0].as_py()
-        return decode_column(table.drop_columns(["epoch", "size"]), self.augment, self.seed, epoch, size)
+        table = table.drop_columns(["epoch", "size"])
+        return decode_column(table, self.augment, self.seed, epoch, size, self.crop_pct)
 
 
 def _preference(node_id: str | None) -> dict[str, Any]:
@@ -260,7 +262,7 @@ def rank_dataset(
         threads = max(1, int(config.data_cpus))
         dataset = dataset.map_batches(
             PartDecoder,
-            fn_constructor_args=(augment, plans.seed),
+            fn_constructor_args=(augment, plans.seed, config.crop_pct),
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(

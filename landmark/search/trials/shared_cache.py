@@ -15,7 +15,7 @@ def shared_sizes(plans: Sequence[TrialSpec], datasets: Mapping[str | None, Packe
     """
     splits = {(plan.dataset, split) for plan in plans for split in ("train", "val")}
     planes = {
-        (plan.dataset, split, stored_side(plan.recipe.loader.image_size, augment, _short_side(plan, datasets)))
+        (plan.dataset, split, stored_side(plan.recipe.loader, augment, _short_side(plan, datasets)))
         for plan in plans
         for split, augment in (("train", plan.recipe.augment), ("val", None))
     }

@@ -1,4 +1,6 @@
-"""Communication options between ranks: synchronized batch norms, gradient compression to bf16."""
+"""Communication between ranks: synchronized batch norms, gradient compression to bf16, what DDP leaves out."""
+
+import contextlib
 
 import torch
 from torch import nn
@@ -38,3 +40,15 @@ def register_comm_hook(model: nn.Module, compute: ComputeConfig) -> None:
     """Register the DDP hook of compute.ddp_comm_hook. A run with one worker has no DDP wrapper, so it needs no hook."""
     if compute.ddp_comm_hook == "bf16_compress" and isinstance(model, DistributedDataParallel):
         model.register_comm_hook(None, default_hooks.bf16_compress_hook)
+
+
+def without_exchange(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Return the context in which backward keeps the gradient on the rank. Models without a backend need none."""
+    return getattr(model, "no_sync", contextlib.nullcontext)()
+
+
+def keep_from_ddp(model: nn.Module, part: nn.Module) -> None:
+    """Exclude a module's parameters from DDP, which would broadcast them although all ranks have the same."""
+    local = {id(parameter) for parameter in part.parameters()}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in local]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)

@@ -2,7 +2,10 @@
 
 import ctypes
 import functools
+import gc
 import sys
+
+import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Options of glibc's mallopt(3)."""
@@ -26,6 +29,15 @@ def disable_malloc_trim() -> None:
     if (libc := _libc()) is not None:
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def free_memory(device: torch.device) -> None:
+    """Return what an attempt that ran out of memory had allocated, to the device or to the system."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    else:
+        trim_memory()
 
 
 def trim_memory() -> None:

@@ -130,11 +130,11 @@ def inference_precision(device: torch.device, model: nn.Module, image_size: int)
 def fast_dtype(device: torch.device) -> torch.dtype | None:
     """Return the half precision that a device computes fast: bf16 if it has both, None if it has neither.
 
-    GPUs support bf16 from compute capability 8.0 (A100) on, and have tensor cores for fp16 from 7.0 (V100, T4) on.
+    GPUs support bf16 from compute capability 8.0 (A100) on, and have tensor cores for fp16 from 7.0 (V100, T4) on. CPUs need
+    AMX: with only the bf16 instructions of AVX-512, training is slower than in fp32 (benchmarks/precision.py).
     """
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16
         return torch.float16 if torch.cuda.get_device_capability(device) >= (7, 0) else None
-    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast else None
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else None

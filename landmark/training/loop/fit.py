@@ -49,6 +49,7 @@ def fit(
     skipped. All are reduced over the ranks.
     """
     run = RunState(recipe, dataset, session, limit_s)
+    run.step.show = show if session.rank == 0 else None
     with session.restore() as directory:
         if directory is not None:
             run.load(directory)

@@ -224,6 +224,7 @@ class RunState:
             subset=self.dataset.subset,
             subset_seed=self.dataset.subset_seed,
             dataset_id=self.dataset.content_id,
+            crop_pct=self.recipe.loader.crop_pct,
             temperature=self.metrics.get("temperature", 1.0),
         )
         within = f"-image-{self.shown:09d}" if self.shown else ""

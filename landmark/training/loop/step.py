@@ -2,13 +2,13 @@
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from landmark.config import Recipe, UserError
@@ -24,13 +24,19 @@ from landmark.models import (
     logits_of,
     train_mode,
 )
-from landmark.training.compute.communication import register_comm_hook, sync_batch_norms
+from landmark.training.compute.communication import (
+    keep_from_ddp,
+    register_comm_hook,
+    sync_batch_norms,
+    without_exchange,
+)
 from landmark.training.compute.compiler import check_compiler
 from landmark.training.compute.determinism import check_deterministic, replace_pooling
 from landmark.training.compute.device_augmentation import Augmentation, Preprocess, partner_labels
 from landmark.training.compute.device_prefetch import DeviceBatch, place, upload
 from landmark.training.compute.ema import ModelEma
 from landmark.training.compute.gradient_checkpointing import checkpoint_blocks
+from landmark.training.compute.micro_batches import in_fitting_parts, measured_parts
 from landmark.training.compute.optim import Schedule, build_optimizer, load_optimizer
 from landmark.training.compute.partial_fc import PartialFC
 from landmark.training.compute.precision import Precision, set_up_device
@@ -93,9 +99,13 @@ class TrainStep:
         classifier = embedding_classifier(model)
         if classifier is not None and head.sample is not None:
             self.partial_fc = PartialFC(classifier, recipe, session, self.margin)
-            _keep_from_ddp(model, classifier)
+            keep_from_ddp(model, classifier)
         self.optimizer = build_optimizer(model, recipe.optimizer, recipe.loader.batch_size)
         self.average = ModelEma(model, recipe.ema) if recipe.ema.decay is not None else None
+        self.accumulate = compute.accumulate
+        """Micro-batches per step. It doubles if a step does not fit into the memory."""
+        self.show: Callable[[str], object] | None = None
+        """Receives the messages for the user, on rank 0."""
         self.steps = 0
         """Steps since the start of the run, including those before a resume."""
         self._host_class_weights = _class_weights(recipe, class_counts)
@@ -144,7 +154,7 @@ class TrainStep:
         lr = schedule.set_lr(step, batch_size)
         self.optimizer.zero_grad(set_to_none=True)
         if self.partial_fc is None:
-            sums = self._gradient(model, inputs, placed, mixed)
+            sums = self._fitting_gradient(model, inputs, placed, mixed)
         else:
             # Clipping and skipping need the whole gradient before any class weight changes.
             at_once = self.recipe.optimizer.clip_norm is None and not self._guarded
@@ -170,6 +180,8 @@ class TrainStep:
         if self._ready is None:
             if self.recipe.compute.gradient_checkpointing:
                 checkpoint_blocks(self.model, self.recipe.model.backbone)
+            if self.session.world_size > 1 and self.session.device.type == "cuda" and self.partial_fc is None:
+                self._measure_parts()
             self._ready = self.session.prepare(self.model)
             register_comm_hook(self._ready, self.recipe.compute)
             if self.recipe.compute.compile:
@@ -183,8 +195,57 @@ class TrainStep:
     def _train_mode(self) -> None:
         train_mode(self.model, freeze_norm_stats=self.recipe.model.freeze_norm_stats)
 
-    def _gradient(
+    def _fitting_gradient(
         self, model: nn.Module, inputs: torch.Tensor, batch: DeviceBatch, mixed: MixedLabels | None
+    ) -> torch.Tensor:
+        """Compute the gradient as `_gradient` does, in more micro-batches if the memory is not enough.
+
+        Only for one rank: another rank would already wait for the gradients of the attempt that failed. The attempt also
+        updated the batch norms' statistics.
+        """
+        if self.session.world_size > 1:
+            return self._gradient(model, inputs, batch, mixed, self.accumulate)
+
+        def retry(message: str, parts: int) -> None:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._note_parts(message, parts)
+
+        sums, self.accumulate = in_fitting_parts(
+            lambda parts: self._gradient(model, inputs, batch, mixed, parts),
+            self.accumulate,
+            len(inputs),
+            retry,
+            self.session.device,
+        )
+        return sums
+
+    def _measure_parts(self) -> None:
+        """Find the micro-batches that fit on every rank, before the ranks exchange gradients."""
+        size, images = max(
+            (self.recipe.shape(epoch) for epoch in range(1, self.recipe.epochs + 1)),
+            key=lambda shape: shape[0] ** 2 * shape[1],
+        )
+        rows = -(-images // self.session.world_size)
+        pixels = torch.zeros(rows, size, size, 3, dtype=torch.uint8, device=self.session.device)
+        inputs = self.preprocess(pixels, torch.zeros(rows, dtype=torch.bool, device=self.session.device))
+
+        def loss(part: torch.Tensor) -> torch.Tensor:
+            with self.precision.autocast():
+                return logits_of(self.model(part)).float().square().mean()
+
+        self._train_mode()
+        own = measured_parts(self.model, loss, inputs, self.accumulate)
+        parts = int(self.session.all_gather(torch.tensor(float(own), device=self.session.device)).max())
+        if parts > self.accumulate:
+            self._note_parts(f"a batch of {rows} images per worker does not fit into the GPU memory", parts)
+            self.accumulate = parts
+
+    def _note_parts(self, message: str, parts: int) -> None:
+        if self.show is not None:
+            self.show(f"note: {message}; continuing with compute.accumulate {parts}, with the same batch size")
+
+    def _gradient(
+        self, model: nn.Module, inputs: torch.Tensor, batch: DeviceBatch, mixed: MixedLabels | None, parts: int
     ) -> torch.Tensor:
         """Compute the gradient in sequential micro-batches. Returns the sums of loss, hits and rows, float64 (3,).
 
@@ -192,12 +253,12 @@ class TrainStep:
         that of the whole batch, except for batch norms, which use one micro-batch at a time.
         """
         rows = len(inputs)
-        parts = min(self.recipe.compute.accumulate, rows)
+        parts = min(parts, rows)
         sums = torch.zeros_like(self._sums[:3])
         for part in range(parts):
             start, stop = rows * part // parts, rows * (part + 1) // parts
             labels, second = batch.labels[start:stop], mixed.part(start, stop) if mixed else None
-            with _quiet(model) if part < parts - 1 else contextlib.nullcontext():
+            with without_exchange(model) if part < parts - 1 else contextlib.nullcontext():
                 with record_function("landmark: forward"), self.precision.autocast():
                     output = model(inputs[start:stop])
                 loss = classification_loss(
@@ -321,6 +382,7 @@ class TrainStep:
             state["scaler"] = self.precision.scaler.state_dict()
         if self.average is not None:
             state["weights"] = self.model.state_dict()
+            state["average"] = self.average.state()
         if self.partial_fc is not None:
             state["centres"] = self.partial_fc.state()
         return state
@@ -330,24 +392,14 @@ class TrainStep:
         load_optimizer(self.optimizer, state["optimizer"])
         self.steps = state["steps"]
         self.restart_average()
+        if self.average is not None and "average" in state:
+            self.average.load_state(state["average"])
         if "weights" in state:
             self.model.load_state_dict(state["weights"])
         if "scaler" in state and self.precision.scaler.is_enabled():
             self.precision.scaler.load_state_dict(state["scaler"])
         if self.partial_fc is not None:
             self.partial_fc.load_state(state["centres"])
-
-
-def _quiet(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Return the context in which backward keeps the gradient on the rank. Models without a backend need none."""
-    return getattr(model, "no_sync", contextlib.nullcontext)()
-
-
-def _keep_from_ddp(model: nn.Module, part: nn.Module) -> None:
-    """Exclude a module's parameters from DDP, which would broadcast them although all ranks have the same."""
-    local = {id(parameter) for parameter in part.parameters()}
-    names = [name for name, parameter in model.named_parameters() if id(parameter) in local]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
 
 
 def _class_weights(recipe: Recipe, counts: np.ndarray | None) -> np.ndarray | None:

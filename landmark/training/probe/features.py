@@ -208,6 +208,7 @@ def feature_key(
         "backbone": recipe.model.backbone,
         "pooling": recipe.model.pooling,
         "image_size": recipe.loader.image_size,
+        "crop_pct": recipe.loader.crop_pct,
         "dtype": str(precision.dtype),
         "cache_format": loader.cache_format,
         "dataset": dataset.manifest.shards_digest(),

@@ -171,12 +171,12 @@ def test_corrupt_images_and_shards_are_reported_as_without_a_cache(tmp_path):
     ],
 )
 def test_planes_are_as_small_as_the_crops_allow(size, augment, short_side, side):
-    assert stored_side(size, augment, short_side) == side
+    assert stored_side(LoaderConfig(image_size=size), augment, short_side) == side
 
 
 def test_planes_that_do_not_fit_are_replaced_by_jpegs_with_one_line(dataset, tmp_path):
     splits = {"train": AUGMENT, "val": None}
-    sizes = cache_sizes(dataset, 16, splits)
+    sizes = cache_sizes(dataset, LoaderConfig(image_size=16), splits)
     assert sizes.yuv420 > 0 and sizes.jpeg == sum(
         shard.bytes for split in splits for shard in dataset.split(split).shards
     )
@@ -195,7 +195,7 @@ def test_the_estimated_size_is_that_of_the_entries(tmp_path):
         config = cached(folder, cache_format=kind, image_size=48)
         for split in ("train", "val"):
             epoch(dataset, config, split)
-        estimate = getattr(cache_sizes(dataset, 48, {"train": AUGMENT, "val": None}), kind)
+        estimate = getattr(cache_sizes(dataset, LoaderConfig(image_size=48), {"train": AUGMENT, "val": None}), kind)
         used = sum(path.stat().st_size for path in folder.rglob("*.arrow"))
         assert used == pytest.approx(estimate, rel=0.1)
 

@@ -23,7 +23,7 @@ LOADER = {"image_size": 32, "batch_size": 8, "stream": "ray", "reader_cpus": 0.1
 @pytest.mark.parametrize("fits", [True, False], ids=["planes", "planes that do not fit"])
 def test_the_streams_of_all_ranks_fill_the_cache_that_their_loaders_expect(ray_cluster, tmp_path, fits):
     dataset = write_packed(tmp_path / "data", {"train": [40, 24], "val": [16]}, size=80)
-    sizes = cache_sizes(dataset, 32, {"train": AugmentConfig(), "val": None})
+    sizes = cache_sizes(dataset, LoaderConfig(image_size=32), {"train": AugmentConfig(), "val": None})
     assert sizes.jpeg < sizes.yuv420
     gib = (sizes.yuv420 if fits else (sizes.jpeg + sizes.yuv420) / 2) / GIB * (1.1 if fits else 1)
     config = TrainConfig(

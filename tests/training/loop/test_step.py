@@ -5,6 +5,8 @@ import dataclasses
 import math
 import os
 import socket
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -378,3 +380,104 @@ def test_a_step_is_seeded_as_by_manual_seed():
     torch.rand(5)
     seed_generators(2**63 + 7, torch.device("cpu"))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_step_that_does_not_fit_into_memory_is_computed_in_more_micro_batches(monkeypatch):
+    """The allocation of the device fails above 3 images. The weights are those of the same batches in parts of 2."""
+
+    class Limited(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = tiny(norm=False)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if self.training and len(images) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.".removeprefix("CUDA "))
+            return self.body(images)
+
+    step, schedule = step_of(Limited(), recipe())
+    lines: list[str] = []
+    step.show = lines.append
+    for number in range(5):
+        step.run(batch_of(number), schedule, number, 8)
+    assert step.accumulate == 4 and [line.rpartition("; ")[2] for line in lines] == [
+        "continuing with compute.accumulate 2, with the same batch size",
+        "continuing with compute.accumulate 4, with the same batch size",
+    ]
+    parts = trained(recipe(compute=ComputeConfig(amp="off", accumulate=4)), model=tiny(norm=False))
+    assert all(
+        torch.equal(one, other) for one, other in zip(step.model.parameters(), parts.model.parameters(), strict=True)
+    )
+    assert dataclasses.astuple(step.take_totals()) == dataclasses.astuple(parts.take_totals())
+
+
+def test_other_errors_and_single_images_are_not_repeated(monkeypatch):
+    calls: list[int] = []
+
+    class Failing(nn.Module):
+        def __init__(self, error: Exception) -> None:
+            super().__init__()
+            self.body, self.error = tiny(norm=False), error
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            calls.append(len(images))
+            raise self.error
+
+    step, schedule = step_of(Failing(RuntimeError("shapes cannot be multiplied")), recipe())
+    with pytest.raises(RuntimeError, match="shapes"):
+        step.run(batch_of(0), schedule, 0, 8)
+    assert calls == [8]
+    calls.clear()
+    step, schedule = step_of(Failing(torch.OutOfMemoryError("out of memory")), recipe())
+    with pytest.raises(torch.OutOfMemoryError):
+        step.run(batch_of(0), schedule, 0, 8)
+    assert calls == [8, 4, 2, 1]
+    calls.clear()
+    session = SingleRank()
+    session.world_size = 2
+    step, schedule = step_of(Failing(torch.OutOfMemoryError("out of memory")), recipe(), session)
+    with pytest.raises(torch.OutOfMemoryError):  # the other rank waits for this one's gradients
+        step.run(batch_of(0), schedule, 0, 8)
+    assert calls == [8]
+
+
+LIMITED = """
+import resource, sys
+import torch
+from tests.training.loop.test_step import batch_of, recipe, step_of, tiny
+import numpy as np, dataclasses
+
+torch.set_num_threads(1)
+model = tiny(norm=False)
+step, schedule = step_of(model, recipe())
+step.show = print
+
+
+def images(number, rows):
+    batch = batch_of(number, rows)
+    large = np.repeat(np.repeat(batch.images, 20, axis=1), 20, axis=2)
+    return dataclasses.replace(batch, images=np.ascontiguousarray(large))
+
+
+step.run(images(0, 2), schedule, 0, 8)
+pages = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (pages + (290 << 20), resource.RLIM_INFINITY))
+step.run(images(1, 64), schedule, 1, 8)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+found = [parameter.detach().clone() for parameter in model.parameters()]
+whole = tiny(norm=False)
+other, schedule = step_of(whole, recipe())
+for number, rows in ((0, 2), (1, 64)):
+    other.run(images(number, rows), schedule, number, 8)
+assert other.accumulate == 1 < step.accumulate
+for one, two in zip(found, whole.parameters()):
+    torch.testing.assert_close(one, two.detach(), rtol=1e-3, atol=1e-5)
+print("equal")
+"""
+
+
+def test_a_process_without_enough_memory_takes_the_same_step_in_parts():
+    """The operating system refuses the memory, and the weights are those of the step in one part."""
+    found = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
+    assert "continuing with compute.accumulate" in found.stdout and found.stdout.endswith("equal\n")
