@@ -224,7 +224,9 @@ def runs(dataset: PackedDataset, output: Path, seeds: int, names: list[str]) -> 
     recipes = {
         "probe": load_recipe("probe"),
         "finetune": finetune,
-        "finetune_without_probe": dataclasses.replace(finetune, probe=ProbeConfig()),
+        "finetune_without_probe": dataclasses.replace(
+            finetune, probe=ProbeConfig(), ema=dataclasses.replace(finetune.ema, start_weight=0.0)
+        ),
     }
     rows = {name: [train(name, recipes[name], seed, dataset, output) for seed in range(seeds)] for name in names}
     print(f"\n{'run':24}{'val top-1':>18}{'test top-1':>18}{'ece':>18}{'s/run':>9}")

@@ -156,7 +156,7 @@ class EmaConfig:
     start_weight: float = 0.0
     """Weight of the start weights in the model that is validated and saved. With a probe, they include its classifier. 0.5 is
     the mean of the start and the moving average, which is more accurate on other photographs (WiSE-FT, Wortsman et al.
-    2022). Requires ema.decay, model.weights and model.freeze_norm_stats."""
+    2022). Requires ema.decay, a probe and model.freeze_norm_stats."""
 
     def __post_init__(self) -> None:
         require(self.decay is None or 0 < self.decay < 1, f"ema.decay is {self.decay}; expected between 0 and 1")

@@ -136,14 +136,14 @@ class Recipe:
         if not self.ema.start_weight:
             return
         require(
-            self.model.weights is not None,
-            "ema.start_weight is set, but model.weights is unset: random start weights do not help; set model.weights, or "
-            "remove ema.start_weight",
+            self.probe.head != "none" and self.model.weights is not None,
+            "ema.start_weight is set, but the run starts at a random classifier; set model.weights and probe.head, or set "
+            "ema.start_weight to 0",
         )
         require(
             self.model.freeze_norm_stats,
             "ema.start_weight is set, but batch norm statistics do not fit averaged weights; set model.freeze_norm_stats, or "
-            "remove ema.start_weight",
+            "set ema.start_weight to 0",
         )
 
     def _check_probe(self) -> None:

@@ -5,11 +5,15 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+import landmark
 import landmark.checkpoints.format as checkpoint_format
 from landmark.checkpoints.format import load_model, read_weights, resolve_checkpoint
+from landmark.cli import main
 from landmark.commands.evaluate import evaluate
 from landmark.config import (
     ComputeConfig,
@@ -26,11 +30,12 @@ from landmark.config import (
     UserError,
 )
 from landmark.data.dataset import PackedDataset
+from landmark.data.loading.jpeg import decode_batch
 from landmark.data.subset_view import open_dataset
 from landmark.inference.evaluation import Settings, evaluate_checkpoint
 from landmark.storage import locate
 from landmark.training.run import run_training
-from tests.support.packed import write_packed
+from tests.support.packed import picture, write_packed
 
 FP32 = ComputeConfig(amp="off")
 
@@ -84,6 +89,30 @@ def test_a_run_learns_and_writes_all_documented_files(dataset, tmp_path, capsys,
     # Validation uses the precision of training, which would be bf16 on some CPUs. Evaluation on CPUs uses fp32.
     assert again.summary["loss"] == pytest.approx(result.best["val_loss"], rel=1e-4)
     assert again.summary["rows"] == 21
+
+
+def test_the_center_crop_is_part_of_the_model(dataset, tmp_path):
+    """Training validates, evaluates and predicts with the same crop."""
+    loader = LoaderConfig(image_size=16, crop_pct=0.6, batch_size=16, decode_threads=2)
+    result = run_training(config(dataset, tmp_path, loader=loader, compute=FP32))
+    checkpoint = resolve_checkpoint(result.run)
+    _, meta = load_model(checkpoint)
+    assert meta.crop_pct == 0.6
+    found = evaluate_checkpoint(checkpoint, dataset, "val", Settings(topk=(1,)))
+    assert found.summary["top1"] == pytest.approx(result.best["val_top1"])
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").write_bytes(photo := picture(1, 3, 32))
+    model = landmark.load(result.run)
+    seen = model.preprocess(photo)
+    distance = {}
+    for crop_pct in (0.6, 0.95):
+        pixels = torch.from_numpy(decode_batch([photo], np.array([0]), 16, crop_pct=crop_pct)[0])
+        distance[crop_pct] = float((model._normalise(pixels)[0] - seen).abs().mean())
+    assert distance[0.6] < 0.3 * distance[0.95]
+    predicted = landmark.Model.predict(model, photo, top_k=1)[0].score
+    assert main(["predict", result.run, str(tmp_path / "photos"), "-o", str(tmp_path / "out")]) == 0
+    score = pq.read_table(tmp_path / "out" / "predictions.parquet")["score"][0].as_py()
+    assert score == pytest.approx(predicted, abs=1e-5)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(dataset, tmp_path):

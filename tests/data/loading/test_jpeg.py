@@ -116,3 +116,13 @@ def test_decoding_at_a_smaller_scale_shows_the_same_image(width, height):
 
 def test_tiny_images_are_enlarged():
     assert decode_batch([jpeg(ramp(5, 3))], np.array([0]), 32)[0].shape == (1, 32, 32, 3)
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.95, 0.5])
+def test_the_center_crop_has_the_requested_side(crop_pct: float):
+    left, top, width, height = crop_boxes(np.array([[300, 200]]), None, None, crop_pct).T
+    assert (width[0], height[0]) == pytest.approx((200 * crop_pct, 200 * crop_pct))
+    assert (left[0] + width[0] / 2, top[0] + height[0] / 2) == pytest.approx((150, 100))
+    pixels = decode_batch([jpeg(ramp(300, 200))], np.array([0]), 200, crop_pct=crop_pct)[0][0].astype(float)
+    default = decode_batch([jpeg(ramp(300, 200))], np.array([0]), 200)[0][0].astype(float)
+    assert (abs(pixels - default).mean() < 1e-6) == (crop_pct == 0.95)

@@ -37,7 +37,7 @@ def test_a_kernel_as_large_as_its_map_is_found():
 def test_bf16_gradients_repeat_at_sizes_that_pass_the_check(size):
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=4).train()
-    precision = Precision(ComputeConfig(amp="auto"), CPU, model, size)
+    precision = Precision(ComputeConfig(amp="bf16"), CPU, model, size)
     assert precision.dtype is torch.bfloat16
     images, found = torch.randn(4, 3, size, size), []
     for _ in range(2):
@@ -61,6 +61,14 @@ def test_half_precision_is_refused_if_convolutions_would_be_wrong():
     assert Precision(ComputeConfig(amp="auto"), CPU, model, 16).dtype is None
     assert Precision(ComputeConfig(amp="off"), CPU, model, 64).dtype is None
     assert Precision(ComputeConfig(amp="bf16"), CPU, model, 64).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_cpus_use_bf16_only_with_amx(amx, monkeypatch):
+    """With only the bf16 instructions of AVX-512, training is slower than in fp32 (benchmarks/precision.py)."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert fast_dtype(CPU) is (torch.bfloat16 if amx else None)
 
 
 @pytest.mark.parametrize(
