@@ -115,6 +115,7 @@ def test_a_validation_longer_than_the_limit_leaves_half_of_it(clock: list[float]
 
 def test_all_ranks_use_the_clock_of_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("landmark.training.loop.time_limit.SYNC_INTERVAL_STEPS", 2)
+    compared: list[int] = []
 
     def fractions(rank: Rank) -> list[float]:
         limit = TimeLimit(1000.0, rank, val_rows=1)  # type: ignore[arg-type]
@@ -122,14 +123,35 @@ def test_all_ranks_use_the_clock_of_rank_0(monkeypatch: pytest.MonkeyPatch) -> N
         limit.begin_epoch(0)
         found = [limit.fraction]
         limit.load(500.0 if rank.rank == 0 else 2000.0)
-        for step in (1, 2):
+        for step in range(1, 7):
+            before = limit.fraction
             assert not limit.ends(step, step * 100)
-            found.append(limit.fraction)
+            if limit.fraction != before and rank.rank == 0:
+                compared.append(step)
+            found.append(round(limit.fraction, 2))
         return [*found, float(limit.fits_epoch())]
 
     found = World(3).run(fractions)
     assert found[0] == found[1] == found[2]
-    assert found[0] == pytest.approx([0.1, 0.1, 0.5, 1.0], abs=0.01)  # between two synchronizations nothing changes
+    assert found[0] == pytest.approx([0.1, *[0.5] * 6, 1.0], abs=0.01)
+    assert compared == [1, 3, 5]  # the fraction is the same between two comparisons
+
+
+def test_slow_steps_are_compared_more_often(clock: list[float]) -> None:
+    def ends(rank: Rank) -> list[bool]:
+        limit = TimeLimit(100.0, rank, val_rows=1)  # type: ignore[arg-type]
+        limit._start, limit._epoch_start, limit._next_step = 100.0, (100.0, 0), 0
+        found = []
+        for step in range(1, 12):
+            rank.all_reduce(torch.zeros(1))  # the ranks' steps are synchronous
+            if rank.rank == 0:
+                clock[0] = 100.0 + 10 * step
+            rank.all_reduce(torch.zeros(1))
+            found.append(limit.ends(step, 10_000 * step))
+        return found
+
+    # A step takes 10 s. The run ends after the tenth, not after the sixteenth.
+    assert World(2).run(ends) == [[False] * 9 + [True] * 2] * 2
 
 
 def test_the_schedule_follows_the_time_and_the_run_ends_in_an_epoch(
