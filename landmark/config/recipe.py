@@ -30,6 +30,9 @@ class ModelConfig:
     freeze_stages: int = 0
     """Number of stages, counted from the input, that are not trained. `landmark models NAME --stages` lists the stages
     of a model."""
+    tuning: Literal["all", "norm_bias"] = "all"
+    """Weights of the backbone that are trained, if it is not frozen. norm_bias trains only norms and biases, less than 1%
+    of a transformer's weights (BitFit, Ben Zaken et al. 2022)."""
     freeze_norm_stats: bool = False
     """Keep the running statistics of all batch norms as in the start weights, and use them in training. This suits small
     batches and small datasets."""
@@ -49,6 +52,10 @@ class ModelConfig:
         require(
             self.head.sample is None or not self.freeze_backbone or self.neck > 0,
             "model.freeze_backbone leaves only class weights, which model.head.sample trains separately; set model.neck to add layers",
+        )
+        require(
+            self.tuning == "all" or not self.freeze_backbone,
+            f"model.tuning is {self.tuning}, but model.freeze_backbone trains only the classifier; remove one of the two",
         )
         require(self.freeze_stages >= 0, f"model.freeze_stages is {self.freeze_stages}; expected 0 or more")
         require(

@@ -141,10 +141,13 @@ def count_parameters(config: ModelConfig, *, classes: int, image_size: int) -> P
 
 
 def _freeze(model: nn.Module, config: ModelConfig, classes: int, image_size: int) -> None:
-    """Freeze the backbone, or the first stages, as configured."""
+    """Freeze the backbone, its matrices and kernels, or the first stages, as configured."""
     frozen: set[str] = set()
-    if config.freeze_backbone:
-        frozen = {name for name, _ in model.named_parameters()} - head_tensors(config, classes, image_size)
+    if config.freeze_backbone or config.tuning == "norm_bias":
+        # Layer scales have the shape (channels, 1, 1), and are vectors, too.
+        vectors = {name for name, weight in model.named_parameters() if weight.numel() == max(weight.shape, default=1)}
+        kept = set() if config.freeze_backbone else vectors
+        frozen = {name for name, _ in model.named_parameters()} - head_tensors(config, classes, image_size) - kept
     if config.freeze_stages:
         parts = stages(model)
         if config.freeze_stages >= len(parts):

@@ -1,13 +1,17 @@
 """The registry: parameter counts of the reference study, heads of the right size, and clear errors."""
 
+from pathlib import Path
+
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from landmark.config import ModelConfig, UserError
+from landmark.config import LoaderConfig, ModelConfig, OptimizerConfig, TrainConfig, UserError
 from landmark.models import (
     build_model,
+    build_skeleton,
     classification_loss,
     count_parameters,
     logits_of,
@@ -16,6 +20,9 @@ from landmark.models import (
     train_mode,
 )
 from landmark.models.reference import feature_side
+from landmark.models.registry import head_tensors
+from landmark.training.run import run_training
+from tests.support.packed import write_packed
 
 FAMILIES = [
     "reference_mlp",
@@ -144,3 +151,43 @@ def test_normalization_and_image_size_are_those_of_the_model():
     assert model_info("timm/tf_efficientnet_lite0").mean == (0.5, 0.5, 0.5)
     assert model_info("reference_cnn_max").image_size == 299
     assert len(model_names()) > 80
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "convnext_tiny", "timm/vit_tiny_patch16_224"])
+def test_norm_and_bias_tuning_trains_only_vectors_and_the_classifier(backbone: str):
+    config = ModelConfig(backbone=backbone, tuning="norm_bias")
+    model = build_skeleton(config, classes=3, image_size=224)
+    head = head_tensors(config, 3, 224)
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert head <= trained.keys()
+    norms = [module for module in model.modules() if "Norm" in type(module).__name__ and not list(module.children())]
+    assert norms and all(weight.requires_grad for norm in norms for weight in norm.parameters())
+    others = [weight for name, weight in model.named_parameters() if name not in trained]
+    assert others and all(weight.ndim >= 2 for weight in others)
+    body = sum(weight.numel() for name, weight in trained.items() if name not in head)
+    assert 0 < body < 0.01 * sum(weight.numel() for weight in others)
+
+
+def test_a_run_with_norm_and_bias_tuning_changes_nothing_else(tmp_path):
+    dataset = write_packed(tmp_path / "dataset", {"train": [24], "val": [8]}, classes=3)
+    source = build_model(ModelConfig(backbone="shufflenet_v2_x0_5"), classes=3, image_size=32)
+    safetensors.torch.save_file(source.state_dict(), tmp_path / "start.safetensors")
+    run = run_training(
+        TrainConfig(
+            dataset=dataset.location.uri,
+            output=str(tmp_path / "runs"),
+            epochs=1,
+            model=ModelConfig(
+                backbone="shufflenet_v2_x0_5", weights=str(tmp_path / "start.safetensors"), tuning="norm_bias"
+            ),
+            optimizer=OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.1),
+            loader=LoaderConfig(image_size=32, batch_size=8, decode_threads=1),
+            tensorboard=False,
+        )
+    )
+    tensors = safetensors.torch.load_file(Path(run.run) / run.last_checkpoint / "model.safetensors")
+    changed = {name for name, value in source.named_parameters() if not torch.equal(value, tensors[name])}
+    vectors = {name for name, value in source.named_parameters() if value.ndim == 1}
+    assert changed == vectors | {"fc.weight"}
+    with pytest.raises(ValueError, match="model.tuning is norm_bias, but model.freeze_backbone trains only"):
+        ModelConfig(tuning="norm_bias", freeze_backbone=True)
