@@ -97,8 +97,9 @@ class Recipe:
     """Passes over the training split."""
     seed: int = 0
     """Seed of the weights, the order of the images and the augmentation."""
-    monitor: Literal["val_top1", "val_top5", "val_macro_recall", "val_loss"] = "val_top1"
-    """Metric for early stopping and for choosing the best checkpoint. For val_loss, lower is better."""
+    monitor: Literal["val_top1", "val_top5", "val_macro_recall", "val_loss", "val_calibrated_loss"] = "val_top1"
+    """Metric for early stopping and for choosing the best checkpoint. val_calibrated_loss is val_loss with the temperature of
+    the epoch, which tells epochs apart if there are few validation images. For both losses, lower is better."""
     model: ModelConfig = field(default_factory=ModelConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -187,7 +188,7 @@ class Recipe:
 
     def monitor_mode(self) -> Literal["max", "min"]:
         """Return whether the monitored metric is better when greater or when smaller."""
-        return "min" if self.monitor == "val_loss" else "max"
+        return "min" if self.monitor in ("val_loss", "val_calibrated_loss") else "max"
 
     def shape(self, epoch: int) -> tuple[int, int]:
         """Return the image size (pixels) and the batch (images over all workers) of an epoch, counted from 1."""

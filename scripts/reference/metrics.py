@@ -46,6 +46,7 @@ EPOCH_METRICS = {
     "val_top1": "Top-1 accuracy on the validation split.",
     "val_top5": "Top-5 accuracy on the validation split.",
     "val_macro_recall": "Macro recall on the validation split.",
+    "val_calibrated_loss": "`val_loss` with the logits divided by `temperature`.",
     "temperature": "Factor by which the checkpoint's logits are divided, so that validation probabilities are calibrated.",
     "images_per_s": "Training images per second, over all processes.",
     "data_wait_fraction": "Fraction of the training time that was spent waiting for data.",

@@ -48,10 +48,11 @@ def validate(
     num_classes: int,
     precision: Precision | None = None,
 ) -> dict[str, float]:
-    """Return val_loss, val_top1, val_top5, val_macro_recall and temperature over all ranks, each row counted once.
+    """Return val_loss, val_top1, val_top5, val_macro_recall and the calibration over all ranks, each row counted once.
 
     Macro recall is the mean over the classes that occur in the split. The temperature is that of the first
-    CALIBRATION_LOGITS logits of each rank, see `fit_temperature`. It is 1 with too many classes or class sampling.
+    CALIBRATION_LOGITS logits of each rank, see `fit_temperature`, and val_calibrated_loss their cross entropy with it. With too
+    many classes or class sampling, the temperature is 1, and val_calibrated_loss is val_loss.
     precision: as in training; None: fp32.
     """
     totals = torch.zeros(4, dtype=torch.float64, device=preprocess.device)
@@ -83,22 +84,29 @@ def validate(
     if not rows:
         raise UserError("could not read any image of the val split; prepare the dataset again")
     present = support > 0
-    temperature = _temperature(kept, session)
+    temperature, calibrated_loss = _calibration(kept, session)
     return {
         "val_loss": loss_sum / rows,
         "val_top1": top1 / rows,
         "val_top5": top5 / rows,
         "val_macro_recall": float((hits[present] / support[present]).mean()),
+        "val_calibrated_loss": loss_sum / rows if calibrated_loss is None else calibrated_loss,
         "temperature": temperature,
     }
 
 
-def _temperature(kept: list[tuple[torch.Tensor, torch.Tensor]], session: Session) -> float:
-    """Return the temperature of batches of logits and labels, 1 if there are none on any rank."""
+def _calibration(kept: list[tuple[torch.Tensor, torch.Tensor]], session: Session) -> tuple[float, float | None]:
+    """Return the temperature of batches of logits and labels, and their mean cross entropy with it.
+
+    Returns 1 and None if there are none on any rank.
+    """
     with torch.inference_mode():
         logits = torch.cat([logits for logits, _ in kept]) if kept else torch.empty(0, 1, device=session.device)
         labels = torch.cat([labels for _, labels in kept]) if kept else logits.new_zeros(0, dtype=torch.int64)
-        return fit_temperature(logits, labels, session.all_reduce)
+        temperature = fit_temperature(logits, labels, session.all_reduce)
+        losses = nn.functional.cross_entropy(logits.float() / temperature, labels, reduction="sum").double()
+        loss, images = session.all_reduce(torch.stack([losses, losses.new_full((), len(labels))])).tolist()
+        return temperature, loss / images if images else None
 
 
 def timed(batches: Iterable[T], wait: list[float]) -> Iterator[T]:

@@ -42,6 +42,8 @@ def fit_probe(run: RunState, loader: LoaderConfig, show: Callable[[str], object]
         outputs = layer(val.features)
         metrics = metrics_of(outputs, val.labels, dataset.num_classes)
         metrics["temperature"] = fit_temperature(outputs, val.labels)
+        scaled = outputs / metrics["temperature"]
+        metrics["val_calibrated_loss"] = float(nn.functional.cross_entropy(scaled, val.labels))
     seconds = time.perf_counter() - start
     if show is not None:
         show(

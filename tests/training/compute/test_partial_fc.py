@@ -360,6 +360,8 @@ def test_chunked_validation_equals_validation_on_all_logits(monkeypatch):
     embedding_classifier(step.model).gives_embeddings = False
     dense = validate(step.evaluated, batches, step.preprocess, SingleRank(), CLASSES)
     assert (chunked.pop("temperature"), dense.pop("temperature") == 1) == (1, False)  # fitted only to stored logits
+    assert chunked["val_calibrated_loss"] == chunked["val_loss"]
+    dense["val_calibrated_loss"] = dense["val_loss"]
     assert dense == pytest.approx(chunked, rel=1e-5)
 
 

@@ -112,6 +112,17 @@ def test_the_temperature_is_that_of_all_logits_and_1_with_too_many_classes(
         kept = [(output, labels) for _, output, labels in predict(model, loader.epoch(1), preprocess)]
     outputs, labels = (torch.cat(each) for each in zip(*kept, strict=True))
     assert fit_temperature(outputs, labels) == pytest.approx(1, rel=0.02)  # the loaded model is calibrated
+    calibrated_loss = torch.nn.functional.cross_entropy(outputs, labels)
+    assert result.best["val_calibrated_loss"] == pytest.approx(float(calibrated_loss), rel=1e-3)
+    assert result.best["val_calibrated_loss"] <= result.best["val_loss"] * 1.02
     monkeypatch.setattr(validation_module, "CALIBRATION_LOGITS", 4 * 499)
     result = run_training(dataclasses.replace(run, name="many"))
     assert result.best["temperature"] == 1
+    assert result.best["val_calibrated_loss"] == result.best["val_loss"]
+
+
+def test_the_calibrated_loss_chooses_the_checkpoint(dataset: PackedDataset, tmp_path: Path) -> None:
+    run = config(dataset, tmp_path, epochs=3, monitor="val_calibrated_loss")
+    result = run_training(run)
+    losses = {int(row["epoch"]): float(row["val_calibrated_loss"]) for row in rows(tmp_path)}
+    assert result.best["epoch"] == min(losses, key=lambda epoch: losses[epoch])
