@@ -4,6 +4,9 @@ Sources: timm's train.py, torchvision's references/classification/train.py, Ligh
 Face's TrainingArguments, all as of November 2026.
 """
 
+import difflib
+from collections.abc import Collection
+
 _PROCESSES = "--num-workers is the number of training processes, --loader.decode-threads the number of decoding threads"
 _GPUS = "--num-workers is the number of training processes, --workers.gpus the number of GPUs per process"
 
@@ -128,6 +131,19 @@ RENAMED = {
     "--checkpoint": "the first argument: landmark VERB RUN",
 }
 """Options of earlier versions of landmark -> the option now."""
+
+
+def misspelled_option(flag: str, known: Collection[str]) -> str | None:
+    """Return one line about a flag that resembles another program's more than any that is known, or None."""
+    found = difflib.get_close_matches(flag, FOREIGN, n=1, cutoff=0.85)
+    own = difflib.get_close_matches(flag, known, n=1, cutoff=0.85)
+    if not found or (own and _similarity(flag, own[0]) >= _similarity(flag, found[0])):
+        return None
+    return f"unknown option '{flag}'; '{found[0]}' is in landmark: {FOREIGN[found[0]]}"
+
+
+def _similarity(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 def foreign_option(flag: str) -> str | None:

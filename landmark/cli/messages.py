@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Collection, Sequence
 
-from landmark.cli.foreign import foreign_option
+from landmark.cli.foreign import foreign_option, misspelled_option
 from landmark.config import nearest
 from landmark.config.renamed import current_flag
 
@@ -25,6 +25,8 @@ def unknown_flag(arguments: Sequence[str], known: Collection[str]) -> str | None
             return line
         if (new := current_flag(flag)) in known:
             return f"'{given}' is now '{new}'"
+        if (line := misspelled_option(flag, known)) is not None:
+            return line
         return f"unknown option '{given}'; {_probable(flag, known)}"
     return None
 

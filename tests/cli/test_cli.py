@@ -44,7 +44,7 @@ def train(*arguments: str) -> TrainConfig:
         (["d", "--classes", "1.5"], "--classes is '1.5'; expected a whole number or None"),
         (["d", "--loss.label-smoothing", "x"], "--loss.label-smoothing is 'x'; expected a number"),
         (["d", "--epochs"], "--epochs has no value; give one after it"),
-        (["--lerning-rate=0.1", "d"], "unknown option '--lerning-rate'; see --help"),
+        (["--lerning-rate=0.1", "d"], "unknown option '--lerning-rate'; '--learning-rate' is in landmark: --lr"),
         (["d", "--loader.bach-size", "3"], "'--loader.bach-size'; did you mean '--loader.batch-size'?"),
         (["d", "--epochs", "0"], "epochs is 0; expected 1 or more"),
         (["d", "--num-workers", "100"], "loader.batch_size is 64; expected at least one image per worker"),
