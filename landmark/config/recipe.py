@@ -99,7 +99,7 @@ class Recipe:
     """Seed of the weights, the order of the images and the augmentation."""
     monitor: Literal["val_top1", "val_top5", "val_macro_recall", "val_loss", "val_calibrated_loss"] = "val_top1"
     """Metric for early stopping and for choosing the best checkpoint. val_calibrated_loss is val_loss with the temperature of
-    the epoch, which tells epochs apart if there are few validation images. For both losses, lower is better."""
+    the epoch. It separates epochs better than accuracy if there are few validation images. For both losses, lower is better."""
     model: ModelConfig = field(default_factory=ModelConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
