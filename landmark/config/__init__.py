@@ -41,7 +41,7 @@ from landmark.config.head import HeadConfig
 from landmark.config.input import CROP_PCT, AugmentConfig, CacheOptions, LoaderConfig, ResizingConfig, SamplingConfig
 from landmark.config.optimization import ComputeConfig, EmaConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from landmark.config.probe import ProbeConfig
-from landmark.config.recipe import EarlyStoppingConfig, ModelConfig, Recipe, last_epoch
+from landmark.config.recipe import MAX_EPOCHS, EarlyStoppingConfig, ModelConfig, Recipe, last_epoch
 from landmark.config.secrets import mask_credentials
 from landmark.config.space import BudgetConfig, SchedulerConfig, SearcherConfig, SpaceConfig
 from landmark.config.subset import (
@@ -54,6 +54,7 @@ from landmark.config.subset import (
 
 __all__ = [
     "CROP_PCT",
+    "MAX_EPOCHS",
     "NEIGHBORS",
     "STOPPED",
     "AugmentConfig",

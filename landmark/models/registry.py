@@ -281,8 +281,10 @@ def needs_two_images(config: ModelConfig, image_size: int, size: int) -> bool:
 
 
 def _check_size(config: ModelConfig, classes: int, image_size: int) -> None:
-    # Nearly all models accept images larger than their native size. Checking those would add 0.1 s to every start.
-    if image_size < model_info(config.backbone).image_size:
+    # Nearly all models accept images larger than their native size. Checking those would add 0.1 s to every start. Those of
+    # some transformers must be a multiple of the window (MaxViT).
+    native = model_info(config.backbone).image_size
+    if image_size < native or (image_size > native and "vit" in config.backbone):
         _refuse_misfit(config, classes, image_size, [image_size])
 
 

@@ -1,6 +1,8 @@
 """Start weights: loads a file, torchvision weights or a package into a model whose head may have another size."""
 
+import contextlib
 import io
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +10,7 @@ import safetensors.torch
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from landmark.config import UserError, nearest
 from landmark.config.extras import install_command
@@ -38,10 +41,10 @@ def load_weights(
     or a repository of the Hugging Face hub. State dicts are read with `weights_only`, so no code in them runs. Tensors in
     `head` whose shape differs keep their initial values. Raises UserError with the tensors' names if any other tensor does
     not match. replaced: path of a layer whose type may differ in the file. The file's tensors of that layer are ignored.
-    image_size: of the model's input, pixels, for which position embeddings of timm's models are resized.
+    image_size: of the model's input, pixels, for which position embeddings of transformers are resized.
     """
     own = model.state_dict()
-    state = _read(backbone, weights, own, head, replaced, image_size)
+    state = _resized(_read(backbone, weights, own, head, replaced, image_size), own, image_size)
     fresh = {name for name in head if name not in state or state[name].shape != own[name].shape}
     missing = [name for name in own if name not in state and name not in head and not _is_counter(name)]
     parts = {name.partition(".")[0] for name in own}
@@ -61,6 +64,18 @@ def load_weights(
         )
     fitting = {name: tensor for name, tensor in state.items() if name in own and name not in fresh}
     model.load_state_dict(fitting, strict=False)
+
+
+def _resized(
+    state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor], image_size: int
+) -> dict[str, torch.Tensor]:
+    """Return weights with the position embeddings of torchvision's ViT for an image size. Those of timm are resized by timm."""
+    name, patches = "encoder.pos_embedding", "conv_proj.weight"
+    if name not in own or name not in state or state[name].shape == own[name].shape or state[name].ndim != 3:
+        return state
+    with contextlib.suppress(ValueError):  # not a square grid of patches: the shapes are reported
+        return dict(interpolate_embeddings(image_size, own[patches].shape[-1], OrderedDict(state)))
+    return state
 
 
 def _read(

@@ -6,27 +6,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
 from landmark.config import TrainConfig
 from landmark.data.loading.bottleneck import COMPUTE_LIMIT, DATA_WAIT, STAGES, bottleneck, stage_metric
 from landmark.data.loading.loader import Loader
-from landmark.data.subset_view import open_dataset
 from landmark.table import aligned
-from landmark.training.compute.device_prefetch import DeviceBatch, to_device
-from landmark.training.distributed.failures import memory_errors, ray_errors
+from landmark.training.compute.device_prefetch import DeviceBatch
 from landmark.training.distributed.local import default_device
-from landmark.training.loop.loaders import training_loader
-from landmark.training.loop.session import Phase, SingleRank
 from landmark.training.loop.state import RunState
 from landmark.training.loop.validation import timed
-from landmark.training.run import absolute_paths
+from landmark.training.measuring import measured_training
 
 ROUNDS = 3
 ROUND_S = 8.0
 """Seconds per round and loader."""
 WARM_UP_STEPS = 5
-MAX_EPOCHS = 100_000
 KEPT_BATCHES = 4
 """Batches in memory that the loader without cost repeats."""
 REMEDIES = {
@@ -36,58 +30,14 @@ REMEDIES = {
 }
 
 
-class MeasuringSession(SingleRank):
-    """One worker in this process, which stores nothing."""
-
-    saves_within_epochs = False
-    reports_probe = False
-
-    def __init__(self) -> None:
-        self.device = default_device()
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Return the model unchanged."""
-        return model
-
-    def heartbeat(self, phase: Phase) -> None:
-        """Do nothing: a single process has no watchdog."""
-
-    def checkpoint_requested(self) -> bool:
-        """Return False: there is nothing to save."""
-        return False
-
-
 def headroom(config: TrainConfig, round_s: float = ROUND_S) -> dict[str, Any]:
     """Train for about a minute with the dataset's loader and with batches in memory, in turns. Stores nothing.
 
     The images have the size of the last epoch. Returns images_per_s and images_per_s_without_loader, medians of
     ROUNDS, headroom (their ratio), DATA_WAIT, its parts, and the bottleneck. Raises UserError.
     """
-    config = absolute_paths(config)
-    dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
-    loader = training_loader(config, dataset, 1)
-    if loader.stream == "ray":
-        from landmark.runtime import connect
-
-        connect(config.cluster)
-    session, epochs = MeasuringSession(), range(1, MAX_EPOCHS)
-    with (
-        memory_errors(config),
-        ray_errors(),
-        Loader(
-            dataset,
-            "train",
-            loader,
-            seed=config.seed,
-            augment=config.augment,
-            sampling=config.sampling,
-            epochs=epochs,
-            shape=lambda epoch: config.shape(config.epochs),
-        ) as train,
-    ):
-        run = RunState(config, dataset, session)  # type: ignore[arg-type]
-        source = to_device(itertools.chain.from_iterable(train.epoch(epoch) for epoch in epochs), session.device)
-        return _measured(_Steps(run), source, train, round_s)
+    with measured_training(config) as (run, train, batches):
+        return _measured(_Steps(run), batches, train, round_s)
 
 
 class _Steps:

@@ -8,15 +8,10 @@ from typing import Any
 import torch
 
 from landmark.config import TrainConfig, UserError
-from landmark.data.loading.loader import Loader
-from landmark.data.subset_view import open_dataset
 from landmark.table import aligned
-from landmark.training.compute.device_prefetch import DeviceBatch, to_device
-from landmark.training.distributed.failures import memory_errors, ray_errors
-from landmark.training.headroom import MAX_EPOCHS, MeasuringSession
-from landmark.training.loop.loaders import training_loader
+from landmark.training.compute.device_prefetch import DeviceBatch
 from landmark.training.loop.state import RunState
-from landmark.training.run import absolute_paths
+from landmark.training.measuring import measured_training
 
 STEPS = 120
 """Steps of the test."""
@@ -54,32 +49,8 @@ def lr_range_test(config: TrainConfig) -> dict[str, Any]:
     and the averaged loss as rows. The suggestion is optimizer.lr: with optimizer.base_batch_size, that of a batch of this
     size. Raises UserError if the loss is not finite from the first step on.
     """
-    config = absolute_paths(config)
-    dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
-    loader = training_loader(config, dataset, 1)
-    if loader.stream == "ray":
-        from landmark.runtime import connect
-
-        connect(config.cluster)
-    session, epochs = MeasuringSession(), range(1, MAX_EPOCHS)
-    with memory_errors(config), ray_errors():
-        run = RunState(config, dataset, session)  # type: ignore[arg-type]
-        if config.probe.head != "none":
-            from landmark.training.probe.start import fit_probe
-
-            fit_probe(run, loader, None)
-        with Loader(
-            dataset,
-            "train",
-            loader,
-            seed=config.seed,
-            augment=config.augment,
-            sampling=config.sampling,
-            epochs=epochs,
-            shape=lambda epoch: config.shape(config.epochs),
-        ) as train:
-            batches = to_device(itertools.chain.from_iterable(train.epoch(epoch) for epoch in epochs), session.device)
-            rows = list(_losses(run, batches))
+    with measured_training(config, at_probe=True) as (run, _, batches):
+        rows = list(_losses(run, batches))
     return {"lr": _suggestion(config, rows), "rows": rows}
 
 

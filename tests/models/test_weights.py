@@ -195,3 +195,32 @@ def test_the_registry_has_the_normalization_of_torchvision_weights():
             if not weights.name.endswith("FEATURES"):  # for a detector: the classifier weights are NaN
                 transforms = weights.transforms()
                 assert (tuple(transforms.mean), tuple(transforms.std)) == (info.mean, info.std), weights
+
+
+def test_position_embeddings_of_torchvisions_vit_are_resized(tmp_path):
+    """The recipe finetune has 256 px, and the weights of vit_b_16 are for 224."""
+    source = build_model(ModelConfig(backbone="vit_b_16"), classes=7, image_size=224)
+    safetensors.torch.save_file(source.state_dict(), tmp_path / "vit.safetensors")
+    config = ModelConfig(backbone="vit_b_16", weights=str(tmp_path / "vit.safetensors"))
+    name = "encoder.pos_embedding"
+    resized = build_model(config, classes=5, image_size=256).state_dict()
+    before = source.state_dict()
+    assert resized[name].shape == (1, 1 + 16 * 16, 768) and torch.equal(resized[name][:, 0], before[name][:, 0])
+    grids = [values[0, 1:].T.reshape(1, 768, side, side) for values, side in ((before[name], 14), (resized[name], 16))]
+    torch.testing.assert_close(
+        grids[1], torch.nn.functional.interpolate(grids[0], size=16, mode="bicubic", align_corners=True)
+    )
+    assert torch.equal(resized["conv_proj.weight"], before["conv_proj.weight"])
+    same = build_model(config, classes=5, image_size=224).state_dict()
+    assert torch.equal(same[name], before[name])
+    odd = {**before, name: before[name][:, :100]}
+    safetensors.torch.save_file({key: value.contiguous() for key, value in odd.items()}, tmp_path / "odd.safetensors")
+    with pytest.raises(UserError, match="1 with a different shape \\(encoder.pos_embedding\\)"):
+        build_model(
+            ModelConfig(backbone="vit_b_16", weights=str(tmp_path / "odd.safetensors")), classes=5, image_size=256
+        )
+
+
+def test_an_image_size_that_does_not_fit_the_windows_is_one_line():
+    with pytest.raises(UserError, match="loader.image_size is 256: maxvit_t does not accept .*its native size is 224"):
+        build_model(ModelConfig(backbone="maxvit_t"), classes=5, image_size=256)

@@ -24,7 +24,6 @@ from landmark.config import (
     ModelConfig,
     OptimizerConfig,
     ResizingConfig,
-    ScheduleConfig,
     SubsetConfig,
     TrainConfig,
     UserError,
@@ -36,6 +35,8 @@ from landmark.inference.evaluation import Settings, evaluate_checkpoint
 from landmark.storage import locate
 from landmark.training.run import run_training
 from tests.support.packed import picture, write_packed
+from tests.support.runs import history
+from tests.support.runs import small_run as config
 
 FP32 = ComputeConfig(amp="off")
 
@@ -44,24 +45,6 @@ FP32 = ComputeConfig(amp="off")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
     folder = tmp_path_factory.mktemp("packed")
     return write_packed(folder, {"train": [50, 47], "val": [21], "test": [23]}, classes=4)
-
-
-def config(packed: PackedDataset, folder: Path, **changes) -> TrainConfig:
-    base = TrainConfig(
-        dataset=packed.location.uri,
-        output=str(folder),
-        epochs=4,
-        model=ModelConfig(backbone="reference_mlp"),
-        optimizer=OptimizerConfig(name="adam", lr=0.003),
-        schedule=ScheduleConfig(name="constant"),
-        loader=LoaderConfig(image_size=16, batch_size=16, decode_threads=2),
-        tensorboard=False,
-    )
-    return dataclasses.replace(base, **changes)
-
-
-def history(output: Path, name: str = "train") -> list[dict[str, str]]:
-    return list(csv.DictReader((output / name / "history.csv").open()))
 
 
 def weights(output: Path, name: str = "train") -> dict[str, torch.Tensor]:

@@ -1,6 +1,5 @@
 """Tests runs with a time limit: the schedule, the end, resuming, several ranks, and what the options exclude."""
 
-import csv
 import dataclasses
 import os
 import signal
@@ -36,6 +35,7 @@ from landmark.training.resume import recorded_config
 from landmark.training.run import run_training
 from tests.support.packed import write_packed
 from tests.support.ranks import Rank, World
+from tests.support.runs import history, small_run
 
 BACKBONE = "shufflenet_v2_x0_5"
 
@@ -62,21 +62,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def config(packed: PackedDataset, folder: Path, **changes) -> TrainConfig:
-    base = TrainConfig(
-        dataset=packed.location.uri,
-        output=str(folder),
-        epochs=4,
-        model=ModelConfig(backbone="reference_mlp"),
-        optimizer=OptimizerConfig(name="adam", lr=0.003),
-        schedule=ScheduleConfig(name="cosine"),
-        loader=LoaderConfig(image_size=16, batch_size=16, decode_threads=1),
-        tensorboard=False,
-    )
-    return dataclasses.replace(base, **changes)
-
-
-def history(output: Path, name: str = "train") -> list[dict[str, str]]:
-    return list(csv.DictReader((output / name / "history.csv").open()))
+    return small_run(packed, folder, **{"schedule": ScheduleConfig(name="cosine"), **changes})
 
 
 class Alone(World):

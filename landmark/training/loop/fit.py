@@ -44,9 +44,9 @@ def fit(
     forwards them. checkpoint: when to save within epochs, if the session supports it. None: save only at the end of
     epochs. profiler: records some steps. limit_s: time limit, seconds, instead of the recipe's epochs.
 
-    Reports after every epoch: epoch, train_loss, train_top1, val_loss, val_top1, val_top5, val_macro_recall, lr,
-    images_per_s, data_wait_fraction and its parts by stage, epoch_seconds, and lost_images if corrupt shards were
-    skipped. All are reduced over the ranks.
+    Reports after every epoch: epoch, train_loss, train_top1, val_loss, val_top1, val_top5, val_macro_recall,
+    val_calibrated_loss, temperature, lr, images_per_s, data_wait_fraction and its parts by stage, epoch_seconds, and
+    lost_images if corrupt shards were skipped. All are reduced over the ranks. A probe that training starts at is epoch 0.
     """
     run = RunState(recipe, dataset, session, limit_s)
     run.step.show = show if session.rank == 0 else None
@@ -59,8 +59,21 @@ def fit(
     if recipe.probe.head != "none" and not resumed:
         _start_at_probe(run, loader, show if session.rank == 0 else None)
     epochs = range(run.position.epoch, last_epoch(recipe, limit_s) + 1)
-    if not epochs:  # a run that is only a probe, or an elastic run that is resized after its last epoch
-        return
+    if epochs:  # else a run that is only a probe, or an elastic run that is resized after its last epoch
+        trigger = SaveTrigger(checkpoint, session)
+        _run_epochs(run, epochs, loader, trigger, show, profiler)
+
+
+def _run_epochs(
+    run: RunState,
+    epochs: range,
+    loader: LoaderConfig,
+    trigger: SaveTrigger,
+    show: Show | None,
+    profiler: StepProfiler | None,
+) -> None:
+    """Run the remaining epochs until early stopping or the time limit ends them."""
+    recipe, dataset, session = run.recipe, run.dataset, run.session
     loader_of = functools.partial(
         Loader,
         dataset,
@@ -87,7 +100,7 @@ def fit(
         ) as train,
         loader_of("val", validation, shard=shards["val"]) as val,
     ):
-        loop = _Loop(run, train, val, SaveTrigger(checkpoint, session), show if session.rank == 0 else None, profiler)
+        loop = _Loop(run, train, val, trigger, show if session.rank == 0 else None, profiler)
         for epoch in epochs:
             if run.stops_early() or (run.limit is not None and run.metrics and not run.limit.fits_epoch()):
                 return

@@ -30,15 +30,15 @@ from landmark.storage import locate
 from landmark.training.compute.batch_size import check_batches
 from landmark.training.compute.optim import Schedule
 from landmark.training.loop.session import Session
-from landmark.training.loop.step import TrainStep, TrainTotals
+from landmark.training.loop.step import TrainStep
 from landmark.training.loop.time_limit import TimeLimit
+from landmark.training.loop.totals import NO_TOTALS, TrainTotals, added
 
 STATE_LAYOUT = 1
 """Version of the contents of a checkpoint's state."""
 ORDER_RULE = 2
 """Version of the order of images within an epoch. If a checkpoint within an epoch has another version or none, the run
 resumes with the remaining images of the epoch, redistributed."""
-NO_TOTALS = TrainTotals(loss=0.0, hits=0.0, rows=0)
 
 
 class RunState:
@@ -159,11 +159,11 @@ class RunState:
     def advance(self, batch: Batch) -> None:
         """Record the images that one step used on this rank, including lost ones."""
         self.position.advance(batch.visits)
-        self._local = _added(self._local, dataclasses.replace(NO_TOTALS, lost=batch.lost))
+        self._local = added(self._local, dataclasses.replace(NO_TOTALS, lost=batch.lost))
 
     def take_totals(self) -> None:
         """Add up the totals of this rank's steps. Raises UserError if the loss is not finite."""
-        self._local = _added(self._local, self.step.take_totals())
+        self._local = added(self._local, self.step.take_totals())
 
     def gather(self) -> None:
         """Gather progress, totals and running statistics over the ranks. Call it on every rank in the same step."""
@@ -176,7 +176,7 @@ class RunState:
         local = torch.tensor(dataclasses.astuple(self._local), dtype=torch.float64, device=self.session.device)
         names = [field.name for field in dataclasses.fields(TrainTotals)]
         summed = dict(zip(names, self.session.all_reduce(local).tolist(), strict=True))
-        self.totals, self._local = _added(self.totals, TrainTotals(**summed)), NO_TOTALS
+        self.totals, self._local = added(self.totals, TrainTotals(**summed)), NO_TOTALS
 
     def _sum(self, counts: np.ndarray) -> np.ndarray:
         return self.session.all_reduce(torch.from_numpy(counts).to(self.session.device)).cpu().numpy()
@@ -261,8 +261,3 @@ def average_buffers(model: nn.Module, session: Session) -> None:
 def recipe_of(recipe: Recipe) -> Recipe:
     """Return the recipe part of a config that extends Recipe."""
     return Recipe(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)})
-
-
-def _added(one: TrainTotals, other: TrainTotals) -> TrainTotals:
-    names = [field.name for field in dataclasses.fields(TrainTotals)]
-    return TrainTotals(**{name: getattr(one, name) + getattr(other, name) for name in names})

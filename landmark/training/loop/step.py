@@ -3,7 +3,6 @@
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,24 +40,9 @@ from landmark.training.compute.optim import Schedule, build_optimizer, load_opti
 from landmark.training.compute.partial_fc import PartialFC
 from landmark.training.compute.precision import Precision, set_up_device
 from landmark.training.loop.session import Session
+from landmark.training.loop.totals import TrainTotals
 
 HINT = "lower optimizer.lr or set optimizer.clip_norm"
-
-
-@dataclass(kw_only=True, frozen=True)
-class TrainTotals:
-    """Sums over a rank's steps."""
-
-    loss: float
-    """Loss, summed over images."""
-    hits: float
-    """Correctly classified images. For mixed images, the label with the larger weight counts."""
-    rows: int
-    """Images, without those of skipped steps."""
-    skipped: int = 0
-    """Steps skipped because a gradient was not finite. Counted on rank 0, because all ranks skip the same steps."""
-    lost: int = 0
-    """Images that could not be read or decoded and were replaced by others."""
 
 
 class TrainStep:
