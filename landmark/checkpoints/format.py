@@ -182,8 +182,8 @@ def weights_digest(checkpoint: Location) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def load_model(checkpoint: Location) -> tuple[nn.Module, CheckpointMeta]:
-    """Load a checkpoint's model, on the CPU and in evaluation mode, with calibrated logits."""
+def load_model(checkpoint: Location, *, calibrated: bool = True) -> tuple[nn.Module, CheckpointMeta]:
+    """Load a checkpoint's model, on the CPU and in evaluation mode, by default with calibrated logits."""
     meta = read_meta(checkpoint)
     recipe = parse_yaml(Recipe, (checkpoint / "config.yaml").read_text(), f"{checkpoint}/config.yaml")
     config = from_mapping(type(recipe.model), {**to_mapping(recipe.model), "weights": None}, str(checkpoint))
@@ -193,7 +193,7 @@ def load_model(checkpoint: Location) -> tuple[nn.Module, CheckpointMeta]:
     except (RuntimeError, safetensors.SafetensorError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{checkpoint}/model.safetensors: does not match {meta.backbone} ({first})") from None
-    return with_temperature(model.eval(), meta.temperature), meta
+    return with_temperature(model.eval(), meta.temperature if calibrated else 1.0), meta
 
 
 def resolve_checkpoint(uri: str) -> Location:

@@ -19,6 +19,7 @@ from landmark.config import (
     RecipesConfig,
     ReportConfig,
     ShowConfig,
+    SoupConfig,
     SpacesConfig,
     StatusConfig,
     TrainConfig,
@@ -189,6 +190,19 @@ _ALL = (
             "--output", "--top-k", "--by", "--neighbors", "--reject", "--format", "--embeddings", "--batch-size",
             "--replicas", "--address",
         ),
+    ),
+    Command(
+        name="soup",
+        summary="combine the models of a study, or several runs, into one",
+        config=SoupConfig,
+        function="landmark.commands.soup:soup",
+        positional=("--runs",),
+        usage="STUDY | RUN RUN …",
+        examples=(
+            "landmark soup runs/tune",
+            "landmark soup runs/first runs/second runs/third --name soup",
+        ),
+        common=("--output", "--name", "--max-models", "--dataset", "--batch-size"),
     ),
     Command(
         name="report",

@@ -66,6 +66,7 @@ def _evaluate(
         topk=config.topk,
         batch_size=config.batch_size,
         by=config.by,
+        flips=config.tta == "flip",
         neighbors=config.neighbors or NEIGHBORS,
         gallery=gallery,
         distractors=locate(config.distractors) if config.distractors else None,

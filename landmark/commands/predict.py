@@ -45,7 +45,7 @@ def predict(config: PredictConfig) -> list[dict[str, Any]] | dict[str, Any]:
 def print_predictions(config: PredictConfig) -> list[dict[str, Any]]:
     """Print the top-k predictions per image, and whether it probably shows no landmark; returns them."""
     _refuse_tables_options(config)
-    model = load(config.run)
+    model = load(config.run, tta=config.tta)
     gallery = model.gallery(config.gallery) if config.by == "knn" else None
     found: list[dict[str, Any]] = []
     for name, image in _named_images(config):
@@ -138,6 +138,7 @@ def write_predictions(config: PredictConfig) -> tuple[pa.Table, dict[str, str]]:
         batch_size=config.batch_size,
         labelled=False,
         embeddings=config.embeddings or by_knn,
+        flips=config.tta == "flip",
     )
     found = infer(job, output, replicas=replicas, doing="predicting")
     predictions = found.predictions

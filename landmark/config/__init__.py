@@ -21,12 +21,14 @@ from landmark.config.commands.prepare import (
     SyntheticConfig,
 )
 from landmark.config.commands.report import ReportConfig
+from landmark.config.commands.soup import SoupConfig
 from landmark.config.commands.training import (
     CheckpointConfig,
     TrainConfig,
     TuneConfig,
     WorkersConfig,
 )
+from landmark.config.distill import DistillConfig
 from landmark.config.errors import STOPPED, Stopped, UserError, nearest
 from landmark.config.files import (
     from_mapping,
@@ -65,6 +67,7 @@ __all__ = [
     "CleanConfig",
     "ClusterConfig",
     "ComputeConfig",
+    "DistillConfig",
     "DoctorConfig",
     "DuplicatesConfig",
     "EarlyStoppingConfig",
@@ -97,6 +100,7 @@ __all__ = [
     "SchedulerConfig",
     "SearcherConfig",
     "ShowConfig",
+    "SoupConfig",
     "SpaceConfig",
     "SpacesConfig",
     "SplitConfig",

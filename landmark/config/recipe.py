@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from landmark.config.distill import DistillConfig
 from landmark.config.errors import require
 from landmark.config.head import HeadConfig
 from landmark.config.input import AugmentConfig, LoaderConfig, ResizingConfig, SamplingConfig
@@ -105,6 +106,7 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
@@ -123,6 +125,7 @@ class Recipe:
             ("ema.decay", self.ema.decay is not None),
             ("compute.accumulate", self.compute.accumulate > 1),
             ("loss.logit_adjustment", self.loss.logit_adjustment > 0),
+            ("distill.teachers", bool(self.distill.teachers)),
         ):
             require(
                 self.model.head.sample is None or not used,
@@ -179,6 +182,11 @@ class Recipe:
         require(
             self.loss.logit_adjustment == 0 or head == "logistic",
             f"loss.logit_adjustment is set, but probe.head is {head}; set probe.head to logistic, or remove loss.logit_adjustment",
+        )
+        require(
+            not self.is_probe() or not self.distill.teachers,
+            "distill.teachers is set, but with model.freeze_backbone the probe is the whole run, which learns only from labels; "
+            "set model.freeze_backbone to false to fine-tune, or remove distill.teachers",
         )
         require(
             not self.is_probe() or self.epochs == 1,

@@ -68,6 +68,8 @@ class Settings:
     batch_size: int = 128
     by: Literal["classifier", "knn", "both"] = "classifier"
     """Source of the predictions. both: the classifier, with k-NN metrics added."""
+    flips: bool = False
+    """Whether outputs are means over an image and its mirror image."""
     neighbors: int = 5
     """Number of nearest images that vote."""
     gallery: Location | None = None
@@ -111,6 +113,7 @@ def evaluate_checkpoint(
         batch_size=settings.batch_size,
         labelled=settings.by != "knn",
         embeddings=settings.by != "classifier",
+        flips=settings.flips,
     )
     found = _inferred(job, dataset, output, settings)
     if settings.by == "classifier":
@@ -232,6 +235,8 @@ def _evaluation(
     groups = groups_of(dataset, split, predictions.samples)
     summary = metrics_of(predictions, accumulator, split, scored.counts, samples=settings.samples, groups=groups)
     summary |= scored.extra
+    if settings.flips:
+        summary["tta"] = "flip"
     if found.refused:
         summary["distractors_refused"] = found.refused
     if found.lost:

@@ -23,7 +23,7 @@ from landmark.checkpoints.format import load_model, weights_digest
 from landmark.config import InferenceConfig, UserError
 from landmark.evaluation.predictions import NO_LANDMARK, Predictions
 from landmark.inference.sources import Images, parts_of
-from landmark.models import Embedder
+from landmark.models import Embedder, FlipAveraged
 from landmark.models.chunked_cross_entropy import ranking, ranking_of
 from landmark.models.heads import embedding_classifier
 from landmark.progress import Progress
@@ -57,6 +57,8 @@ class Job:
     """Whether the images' labels are those of the model's classes. If not, all images count as distractors."""
     embeddings: bool = False
     """Whether to keep embeddings."""
+    flips: bool = False
+    """Whether outputs are means over an image and its mirror image."""
 
     @functools.cached_property
     def parts(self) -> int:
@@ -67,6 +69,7 @@ class Job:
     def folder(self) -> str:
         """Name of the shards' folder, which is unique for weights, images and settings."""
         values = [type(self.images).__name__, self.parts, self.top_k, self.labelled, self.embeddings]
+        values += ["flips"] * self.flips
         found = hashlib.sha256(json.dumps(values).encode())
         found.update(self.images.digest())
         found.update(weights_digest(locate(self.checkpoint)).encode())
@@ -95,7 +98,9 @@ class Replica:
         self.classifier = embedding_classifier(self.model)
         if self.classifier is not None:
             self.classifier.gives_embeddings = True  # `ranking` computes predictions in chunks of classes
-        self.embedder = Embedder(self.model) if job.embeddings else None
+        self.embedder = Embedder(self.model, flips=job.flips) if job.embeddings else None
+        if job.flips:
+            self.model = FlipAveraged(self.model)
         self.preprocess = Preprocess(self.meta.mean, self.meta.std, self.device)
         self.top_k = min(job.top_k, len(self.meta.classes))
         self.reader = job.images.open(self.meta.image_size, job.batch_size, self.meta.crop_pct)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -72,10 +72,11 @@ class Model:
     """A trained model.
 
     Predictions are those of `landmark predict`: images are decoded, resized and cropped in the same way. CPUs compute in fp32,
-    GPUs in half precision as `compute.amp auto` does. Get one with `landmark.load`.
+    GPUs in half precision as `compute.amp auto` does. Get one with `landmark.load`. flips: average over an image and its mirror
+    image.
     """
 
-    def __init__(self, run: str, device: str | torch.device | None = None) -> None:
+    def __init__(self, run: str, device: str | torch.device | None = None, *, flips: bool = False) -> None:
         self.run = run
         """Folder or URI that the model was loaded from."""
         self.checkpoint = resolve_checkpoint(run)
@@ -87,7 +88,9 @@ class Model:
         """The network: normalised images float32 (n, 3, size, size) -> logits (n, classes)."""
         self._precision = inference_precision(self.device, self.module, self.meta.image_size)
         self._normalise = Preprocess(self.meta.mean, self.meta.std, self.device)
-        self._embedder = Embedder(self.module)
+        self._embedder = Embedder(self.module, flips=flips)
+        self.flips = flips
+        """Whether outputs are means over an image and its mirror image."""
         self._packing = _packing_of(self.meta)
         self._galleries: dict[Location, Gallery] = {}
 
@@ -175,9 +178,10 @@ class Model:
             location / "evaluation-test" / "metrics.json",
             self.checkpoint / "evaluation-test" / "metrics.json",
         ):
-            if (rejection := _read_json(place).get("rejection")) is not None:
+            metrics = _read_json(place)
+            if (rejection := metrics.get("rejection")) is not None and metrics.get("tta", "none") == self._tta:
                 return float(rejection["threshold"])
-        digest = weights_digest(self.checkpoint)
+        digest = weights_digest(self.checkpoint) + ("" if self._tta == "none" else f" {self._tta}")
         kept = _read_json(location / CALIBRATION)
         if kept.get("model") == digest:
             return float(kept["threshold"])
@@ -189,6 +193,10 @@ class Model:
         except (UserError, StorageError, OSError):  # a run that may only be read
             pass
         return threshold
+
+    @property
+    def _tta(self) -> str:
+        return "flip" if self.flips else "none"
 
     def _calibrated(self) -> float | None:
         """Return the threshold by the validation images of the dataset; None if they cannot be read."""
@@ -252,12 +260,15 @@ class Model:
         return pixels[0]
 
 
-def load(run: str | Path, device: str | torch.device | None = None) -> Model:
+def load(run: str | Path, device: str | torch.device | None = None, *, tta: Literal["none", "flip"] = "none") -> Model:
     """Load the model of a run, a study (its best model) or a checkpoint, by folder or URI.
 
-    device: torch device. [default: a GPU if there is one, else the CPU] Raises UserError if there is no model.
+    device: torch device. [default: a GPU if there is one, else the CPU] tta: test-time augmentation; flip averages over an
+    image and its mirror image. Raises UserError if there is no model.
     """
-    return Model(str(run), device)
+    if tta not in ("none", "flip"):
+        raise UserError(f"tta is {tta!r}; expected none or flip")
+    return Model(str(run), device, flips=tta == "flip")
 
 
 def _batched(images: Sequence[ImageLike], size: int) -> Iterator[Sequence[ImageLike]]:

@@ -1,9 +1,18 @@
 """Models by name: the reference study's models, all torchvision classifiers, and timm's (optional extra)."""
 
+from landmark.models.averaging import Ensemble, FlipAveraged
 from landmark.models.calibration import fit_temperature, with_temperature
 from landmark.models.embeddings import Embedder, FeatureModel
 from landmark.models.heads import Classifier, Margin, build_margin, embedding_classifier
-from landmark.models.losses import MixedLabels, class_weights, classification_loss, logit_adjustment, logits_of
+from landmark.models.losses import (
+    MixedLabels,
+    Targets,
+    class_weights,
+    classification_loss,
+    distillation_loss,
+    logit_adjustment,
+    logits_of,
+)
 from landmark.models.registry import (
     ModelInfo,
     ParameterCounts,
@@ -23,12 +32,15 @@ from landmark.models.stages import Stage, rate_scales, stages
 __all__ = [
     "Classifier",
     "Embedder",
+    "Ensemble",
     "FeatureModel",
+    "FlipAveraged",
     "Margin",
     "MixedLabels",
     "ModelInfo",
     "ParameterCounts",
     "Stage",
+    "Targets",
     "build_margin",
     "build_model",
     "build_skeleton",
@@ -38,6 +50,7 @@ __all__ = [
     "class_weights",
     "classification_loss",
     "count_parameters",
+    "distillation_loss",
     "embedding_classifier",
     "fit_temperature",
     "logit_adjustment",

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from landmark.config import UserError
+from landmark.models.averaging import FlipAveraged, halves_mean
 from landmark.models.heads import Classifier
 from landmark.models.losses import logits_of
 from landmark.models.stages import TWIN, classifier_path
@@ -14,12 +15,14 @@ from landmark.models.stages import TWIN, classifier_path
 class Embedder(nn.Module):
     """Returns a model's embeddings: the input of the classifier's last layer, pooled and L2-normalized.
 
-    The model's layers do not change. The constructor puts the model into evaluation mode.
+    The model's layers do not change. The constructor puts the model into evaluation mode. flips: the embedding is the mean of
+    those of the image and of its mirror image.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, flips: bool = False) -> None:
         super().__init__()
-        self.model = model.eval()
+        self.model = (FlipAveraged(model) if flips else model).eval()
+        self.flips = flips
         self._features: torch.Tensor | None = None
         classifier_of(model).register_forward_pre_hook(self._keep)
 
@@ -36,7 +39,8 @@ class Embedder(nn.Module):
         """Return the embeddings of the model's last forward pass. Each pass's embeddings can be read once."""
         features, self._features = self._features, None
         assert features is not None, "the classifier's last layer was not reached"
-        return nn.functional.normalize(pooled(features.float()), dim=1)
+        vectors = pooled(features.float())
+        return nn.functional.normalize(halves_mean(vectors) if self.flips else vectors, dim=1)
 
     def _keep(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self._features = inputs[0]
@@ -54,7 +58,7 @@ class FeatureModel:
         if not isinstance(layer, nn.Linear | Classifier) or path.endswith(TWIN):
             ends = "two linear layers" if path.endswith(TWIN) else type(layer).__name__
             raise UserError(
-                f"probe.head requires a model that ends in one linear layer, but {backbone} ends in {ends}; choose another "
+                f"the features of {backbone} cannot be used, because it ends in {ends} instead of one linear layer; choose another "
                 "model.backbone, such as resnet50, or set probe.head to none"
             )
         self.model = model

@@ -27,6 +27,25 @@ class MixedLabels:
         return MixedLabels(labels=self.labels[start:stop], weight=self.weight)
 
 
+@dataclass(kw_only=True, frozen=True)
+class Targets:
+    """What a batch's outputs should be."""
+
+    labels: torch.Tensor
+    """int64 (n,)."""
+    mixed: MixedLabels | None = None
+    taught: torch.Tensor | None = None
+    """Probabilities of a teacher (n, classes), those of mixed images mixed."""
+
+    def part(self, start: int, stop: int) -> "Targets":
+        """Return the targets of the images [start, stop)."""
+        return Targets(
+            labels=self.labels[start:stop],
+            mixed=self.mixed.part(start, stop) if self.mixed is not None else None,
+            taught=self.taught[start:stop] if self.taught is not None else None,
+        )
+
+
 def logits_of(output: Any) -> torch.Tensor:
     """Return the main head's logits (n, classes) from a model's output."""
     return output if isinstance(output, torch.Tensor) else output[0]
@@ -61,6 +80,16 @@ def classification_loss(
     ]
     weight = AUXILIARY_WEIGHTS[type(output).__name__]
     return losses[0] + weight * torch.stack(losses[1:]).sum() if len(losses) > 1 else losses[0]
+
+
+def distillation_loss(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return the mean divergence of the probabilities from a teacher's, both with a temperature (Hinton et al. 2015).
+
+    logits: (n, classes). taught: the teacher's probabilities with this temperature, (n, classes). The factor temperature**2 keeps the
+    size of the gradient.
+    """
+    logs = (logits.float() / temperature).log_softmax(1)
+    return temperature**2 * nn.functional.kl_div(logs, taught, reduction="batchmean")
 
 
 def class_weights(counts: np.ndarray, name: Literal["none", "sqrt", "balanced"]) -> np.ndarray | None:

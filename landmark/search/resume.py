@@ -20,7 +20,7 @@ from landmark.config import (
 from landmark.data.dataset import PackedDataset
 from landmark.search.spaces.space import Space
 from landmark.storage import Location, NotFound, locate
-from landmark.training.run import absolute_cache, absolute_features, absolute_weights
+from landmark.training.run import absolute_recipe
 
 DATASETS = "datasets.json"
 """File with the content ids of the study's datasets."""
@@ -112,10 +112,5 @@ def absolute(config: TuneConfig) -> TuneConfig:
         output=locate(config.output).uri,
         retry_failed=False,  # an option of one call, not a setting of the study
         resume=False,
-        recipe=dataclasses.replace(
-            config.recipe,
-            model=absolute_weights(config.recipe.model),
-            loader=absolute_cache(config.recipe.loader),
-            probe=absolute_features(config.recipe.probe),
-        ),
+        recipe=absolute_recipe(config.recipe),
     )

@@ -47,7 +47,7 @@ from landmark.search.trials.trial_metrics import TrialStateMetrics
 from landmark.search.waiting import WaitingNotice
 from landmark.storage import Location, check_writable, locate
 from landmark.training.distributed.backends import check_backend
-from landmark.training.run import absolute_cache, absolute_weights, stored_features
+from landmark.training.run import absolute_recipe
 
 TUNE_FOLDER = "ray"
 """Prefix of the study's folders for Ray Tune and its loggers: one folder per driver process."""
@@ -279,11 +279,9 @@ def values_of(study: Study, trial: TrialState) -> dict[str, Any]:
 
 
 def _values(study: Study, plan: TrialSpec) -> dict[str, Any]:
-    loader = absolute_cache(plan.recipe.loader)
+    recipe = absolute_recipe(plan.recipe, study.config.output)
     if study.caches_jpegs:
-        loader = dataclasses.replace(loader, cache_format="jpeg")
-    probe = stored_features(plan.recipe.probe, study.config.output)
-    recipe = dataclasses.replace(plan.recipe, model=absolute_weights(plan.recipe.model), loader=loader, probe=probe)
+        recipe = dataclasses.replace(recipe, loader=dataclasses.replace(recipe.loader, cache_format="jpeg"))
     return trial_values(dataclasses.replace(plan, recipe=recipe), study.datasets[plan.dataset], study.location)
 
 

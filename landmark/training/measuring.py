@@ -74,5 +74,9 @@ def measured_training(
             from landmark.training.probe.start import fit_probe
 
             fit_probe(run, loader, None)
+        if config.distill.teachers:
+            from landmark.training.probe.teacher import load_teacher
+
+            run.step.objective.teacher = load_teacher(run, loader, None)
         batches = itertools.chain.from_iterable(train.epoch(epoch) for epoch in epochs)
         yield run, train, to_device(batches, session.device)

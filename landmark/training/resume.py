@@ -33,6 +33,7 @@ RESUMABLE = (
     # Not compute.sync_batchnorm: statistics over different images change the model.
     *(f"compute.{key}" for key in ("amp", "channels_last", "compile", "accumulate", "deterministic")),
     *(f"compute.{key}" for key in ("gradient_checkpointing", "ddp_comm_hook")),
+    "distill.features",
     "early_stopping.",
     "hours",
     "minutes",

@@ -7,14 +7,15 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from landmark.checkpoints.format import read_meta
 from landmark.checkpoints.store import CheckpointStore
 from landmark.config import (
-    LoaderConfig,
+    DistillConfig,
     ModelConfig,
     ProbeConfig,
+    Recipe,
     TrainConfig,
     UserError,
     from_mapping,
@@ -34,6 +35,8 @@ from landmark.training.loop.loaders import resolve_stream
 from landmark.training.observe.profiling import step_profiler
 from landmark.training.resume import check_resume, recorded_config, resume_lines, saved_result
 
+R = TypeVar("R", bound=Recipe)
+F = TypeVar("F", ProbeConfig, DistillConfig)
 FEATURES = "features"
 """Folder of stored features, below the output folder."""
 
@@ -135,40 +138,38 @@ def _stopped_early(config: TrainConfig, epochs_run: int, best_epoch: float) -> b
 
 
 def absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Return the config with absolute paths of dataset, start weights, cache, features and output. Workers run in another
-    directory."""
+    """Return the config with absolute paths of dataset, start weights, cache, features, teachers and output. Workers run in
+    another directory."""
+    config = absolute_recipe(config, config.output)
+    return dataclasses.replace(config, dataset=locate(config.dataset).uri, output=locate(config.output).uri)
+
+
+def absolute_recipe(recipe: R, output: str | None = None) -> R:
+    """Return a recipe with absolute paths. output: folder below which features are stored by default; None: no default."""
+    teachers = tuple(locate(teacher).uri for teacher in recipe.distill.teachers)
     return dataclasses.replace(
-        config,
-        dataset=locate(config.dataset).uri,
-        model=absolute_weights(config.model),
-        loader=absolute_cache(config.loader),
-        probe=stored_features(config.probe, config.output),
-        output=locate(config.output).uri,
+        recipe,
+        model=_absolute_weights(recipe.model),
+        loader=dataclasses.replace(recipe.loader, cache=recipe.loader.cache_options().cache),
+        probe=_stored_features(recipe.probe, recipe.probe.head != "none", output),
+        distill=_stored_features(dataclasses.replace(recipe.distill, teachers=teachers), bool(teachers), output),
     )
 
 
-def absolute_weights(model: ModelConfig) -> ModelConfig:
+def _absolute_weights(model: ModelConfig) -> ModelConfig:
     """Return a model's config with an absolute path of its start weights. A name does not change."""
     if model.weights is None or "://" in model.weights or not Path(model.weights).expanduser().is_file():
         return model
     return dataclasses.replace(model, weights=locate(model.weights).uri)
 
 
-def stored_features(probe: ProbeConfig, output: str) -> ProbeConfig:
-    """Return a probe's config with the absolute path of its features, by default below the output folder."""
-    if probe.head == "none" or probe.features is not None:
-        return absolute_features(probe)
-    return dataclasses.replace(probe, features=(locate(output) / FEATURES).uri)
-
-
-def absolute_features(probe: ProbeConfig) -> ProbeConfig:
-    """Return a probe's config with the absolute path of its features, if it names one."""
-    return probe if probe.features is None else dataclasses.replace(probe, features=locate(probe.features).uri)
-
-
-def absolute_cache(loader: LoaderConfig) -> LoaderConfig:
-    """Return a loader's config with an absolute path of its cache."""
-    return dataclasses.replace(loader, cache=loader.cache_options().cache)
+def _stored_features(config: F, used: bool, output: str | None) -> F:
+    """Return a config with the absolute path of its features. used: whether it has features, so that it needs the default."""
+    if config.features is not None:
+        return dataclasses.replace(config, features=locate(config.features).uri)
+    if not used or output is None:
+        return config
+    return dataclasses.replace(config, features=(locate(output) / FEATURES).uri)
 
 
 def _fit_here(config: TrainConfig, dataset: PackedDataset, run: Location) -> None:

@@ -1,6 +1,7 @@
 """Tests inference: each image is predicted once, in one process or by Ray Data replicas, and killed jobs resume."""
 
 import dataclasses
+import io
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from landmark.checkpoints.format import resolve_checkpoint
 from landmark.commands.evaluate import evaluate
@@ -20,6 +22,7 @@ from landmark.inference import job as job_module
 from landmark.inference import sources
 from landmark.inference.evaluation import Settings, evaluate_checkpoint
 from landmark.inference.job import PARTS, Job, Replicas, infer, replicas_on
+from landmark.inference.model import Model, load
 from landmark.inference.sources import SplitImages
 from landmark.storage import Location, locate
 from landmark.training.run import run_training
@@ -59,6 +62,36 @@ def test_every_image_is_predicted_once_for_any_shard_size(trained, batch_size):
     assert np.array_equal(found.samples, np.arange(ROWS))
     assert found.image_ids[7] == "test000007" and found.labels[7] == 3
     assert found.top_k_labels.shape == (ROWS, 3) and (np.diff(found.scores, axis=1) <= 0).all()
+
+
+def test_flips_average_each_image_and_its_mirror_image(trained, tmp_path, capsys):
+    dataset, checkpoint = trained
+    plain = infer(job_of(checkpoint, dataset, 4, 16, embeddings=True), None, quiet=True).predictions
+    job = job_of(checkpoint, dataset, 4, 16, flips=True, embeddings=True)
+    found = infer(job, None, quiet=True).predictions
+    assert not np.allclose(found.scores, plain.scores, atol=1e-4) and job.folder != replace_flips(job).folder
+    model, flipped = load(str(checkpoint)), load(str(checkpoint), tta="flip")
+    pixels = np.asarray(Image.open(io.BytesIO(picture(1, 2, 48))))
+    both = [_logarithms(model, image) for image in (pixels, pixels[:, ::-1])]
+    found = _logarithms(flipped, pixels)
+    mean = (both[0] + both[1]) / 2
+    np.testing.assert_allclose(found, mean - np.log(np.exp(mean).sum()), atol=0.02)
+    config = EvaluateConfig(run=str(checkpoint), dataset=dataset.location.uri, output=str(tmp_path), tta="flip")
+    assert evaluate(config)["tta"] == "flip" and "test-time augmentation: flip" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="tta is flip, but by is knn"):
+        dataclasses.replace(config, by="knn")
+    with pytest.raises(UserError, match="tta is 'ten'; expected none or flip"):
+        load(str(checkpoint), tta="ten")
+
+
+def replace_flips(job: Job) -> Job:
+    return dataclasses.replace(job, flips=False)
+
+
+def _logarithms(model: Model, image: np.ndarray) -> np.ndarray:
+    """Return the logarithms of the classes' probabilities, by label."""
+    found = sorted(model.predict(image, 4), key=lambda prediction: prediction.label)
+    return np.log([prediction.score for prediction in found])
 
 
 @pytest.mark.usefixtures("_small_shards")

@@ -53,6 +53,9 @@ class EvaluateConfig(InferenceConfig):
     other."""
     neighbors: int | None = None
     """Number of nearest images that vote on the class (k-NN). [default: 5]"""
+    tta: Literal["none", "flip"] = "none"
+    """Test-time augmentation. flip averages over each image and its mirror image, which takes twice the time. It applies to the
+    classifier."""
     against: str | None = None
     """Second run, study or checkpoint to compare on the same images. The comparison uses McNemar's test and a paired
     bootstrap. [default: none]"""
@@ -82,6 +85,7 @@ class EvaluateConfig(InferenceConfig):
         )
         require(self.bootstrap >= 0, f"bootstrap is {self.bootstrap}; expected 0 or more")
         _check_knn(self.by, self.gallery, self.neighbors)
+        _check_tta(self.by, self.tta)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -118,6 +122,9 @@ class PredictConfig(InferenceConfig):
     gallery, and includes classes that were added to it."""
     neighbors: int | None = None
     """Number of nearest images that vote on the class (k-NN). [default: 5]"""
+    tta: Literal["none", "flip"] = "none"
+    """Test-time augmentation. flip averages over each image and its mirror image, which takes twice the time. It applies to the
+    classifier."""
     top_k: int = 5
     """Predicted classes per image."""
     reject: float = 0.0
@@ -131,6 +138,7 @@ class PredictConfig(InferenceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_knn(self.by, self.gallery, self.neighbors)
+        _check_tta(self.by, self.tta)
         require(self.top_k >= 1, f"top_k is {self.top_k}; expected 1 or more")
         require(0 <= self.reject <= 1, f"reject is {self.reject}; expected a score from 0 to 1")
 
@@ -140,3 +148,11 @@ def _check_knn(by: str, gallery: str | None, neighbors: int | None) -> None:
     for name, value in (("gallery", gallery), ("neighbors", neighbors)):
         require(value is None or by != "classifier", f"{name} applies only to k-NN; add --by knn, or remove {name}")
     require(neighbors is None or neighbors >= 1, f"neighbors is {neighbors}; expected 1 or more")
+
+
+def _check_tta(by: str, tta: str) -> None:
+    """Raise ValueError for test-time augmentation of k-NN, whose gallery has none."""
+    require(
+        tta == "none" or by == "classifier",
+        f"tta is {tta}, but by is {by}; the gallery has embeddings without it: remove --tta, or set by to classifier",
+    )

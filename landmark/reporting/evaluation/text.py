@@ -16,6 +16,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     def knn_cell(key: str, form: str = ".2%") -> str:
         return f"{knn[key]:>12{form}}" if key in knn else ""
 
+    if "tta" in summary:
+        print(f"test-time augmentation: {summary['tta']}")
     if "gallery_images" in summary:
         print(f"k-NN: {summary['voting']} nearest neighbors of {summary['gallery_images']:,} gallery images")
     print(f"{'':18}{'model':>9}{'95% interval':>19}{'majority':>10}{'random':>10}" + (f"{'k-NN':>12}" if knn else ""))

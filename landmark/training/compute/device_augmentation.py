@@ -73,13 +73,13 @@ class Augmentation:
             return inputs, None
         cut = bool(cutmix) and (not mixup or random.random() < 0.5)
         weight = float(random.beta(cutmix, cutmix) if cut else random.beta(mixup, mixup))
-        partners = _rolled(labels)
+        partners = rolled(labels)
         if not cut:
-            return torch.lerp(_rolled(inputs), inputs, weight), MixedLabels(labels=partners, weight=weight)
+            return torch.lerp(rolled(inputs), inputs, weight), MixedLabels(labels=partners, weight=weight)
         height, width = inputs.shape[2:]
         top, left, bottom, right = cut_box(weight, random.random(2), height, width)
         window = inputs[:, :, top:bottom, left:right]
-        window.copy_(_rolled(window))
+        window.copy_(rolled(window))
         weight = 1 - (bottom - top) * (right - left) / (height * width)
         return inputs, MixedLabels(labels=partners, weight=weight)
 
@@ -126,6 +126,6 @@ def partner_labels(labels: np.ndarray) -> np.ndarray:
     return np.roll(labels, 1)
 
 
-def _rolled(tensor: torch.Tensor) -> torch.Tensor:
+def rolled(tensor: torch.Tensor) -> torch.Tensor:
     """Return a copy rotated by one entry along the first dimension (the last entry first), in its memory format."""
     return torch.cat([tensor[-1:], tensor[:-1]])

@@ -60,6 +60,10 @@ def fit(
         _start_at_probe(run, loader, show if session.rank == 0 else None)
     epochs = range(run.position.epoch, last_epoch(recipe, limit_s) + 1)
     if epochs:  # else a run that is only a probe, or an elastic run that is resized after its last epoch
+        if recipe.distill.teachers:
+            from landmark.training.probe.teacher import load_teacher  # the package uses the run's state
+
+            run.step.objective.teacher = load_teacher(run, loader, show if session.rank == 0 else None)
         trigger = SaveTrigger(checkpoint, session)
         _run_epochs(run, epochs, loader, trigger, show, profiler)
 

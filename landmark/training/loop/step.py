@@ -15,11 +15,8 @@ from landmark.data.loading.loader import Batch
 from landmark.models import (
     MixedLabels,
     ModelInfo,
-    build_margin,
-    class_weights,
-    classification_loss,
+    Targets,
     embedding_classifier,
-    logit_adjustment,
     logits_of,
     train_mode,
 )
@@ -32,13 +29,14 @@ from landmark.training.compute.communication import (
 from landmark.training.compute.compiler import check_compiler
 from landmark.training.compute.determinism import check_deterministic, replace_pooling
 from landmark.training.compute.device_augmentation import Augmentation, Preprocess, partner_labels
-from landmark.training.compute.device_prefetch import DeviceBatch, place, upload
+from landmark.training.compute.device_prefetch import DeviceBatch, place
 from landmark.training.compute.ema import ModelEma
 from landmark.training.compute.gradient_checkpointing import checkpoint_blocks
 from landmark.training.compute.micro_batches import in_fitting_parts, measured_parts
 from landmark.training.compute.optim import Schedule, build_optimizer, load_optimizer
 from landmark.training.compute.partial_fc import PartialFC
 from landmark.training.compute.precision import Precision, set_up_device
+from landmark.training.loop.objective import Objective
 from landmark.training.loop.session import Session
 from landmark.training.loop.totals import TrainTotals
 
@@ -77,12 +75,11 @@ class TrainStep:
             check_deterministic(self.model, largest, self.precision, recipe.model.backbone)
         self.preprocess = Preprocess(info.mean, info.std, session.device, channels_last=compute.channels_last)
         self.augmentation = Augmentation(recipe.augment, recipe.seed)
-        head = recipe.model.head
-        self.margin = build_margin(head, class_counts, session.device)
+        self.objective = Objective(recipe, class_counts, session.device)
         self.partial_fc = None
         classifier = embedding_classifier(model)
-        if classifier is not None and head.sample is not None:
-            self.partial_fc = PartialFC(classifier, recipe, session, self.margin)
+        if classifier is not None and recipe.model.head.sample is not None:
+            self.partial_fc = PartialFC(classifier, recipe, session, self.objective.margin)
             keep_from_ddp(model, classifier)
         self.optimizer = build_optimizer(model, recipe.optimizer, recipe.loader.batch_size)
         self.average = ModelEma(model, recipe.ema) if recipe.ema.decay is not None else None
@@ -92,16 +89,6 @@ class TrainStep:
         """Receives the messages for the user, on rank 0."""
         self.steps = 0
         """Steps since the start of the run, including those before a resume."""
-        self._host_class_weights = _class_weights(recipe, class_counts)
-        self._class_weights = (
-            None if self._host_class_weights is None else upload(self._host_class_weights, session.device)
-        )
-        factor = recipe.loss.logit_adjustment
-        self._adjustment = None
-        if factor:
-            assert class_counts is not None, "loss.logit_adjustment needs the number of training images per class"
-            adjustment = logit_adjustment(class_counts, factor)
-            self._adjustment = None if adjustment is None else upload(adjustment, session.device)
         # The fp16 gradient scaler finds its scale by steps that overflow and are skipped, even with nonfinite stop.
         self._guarded = recipe.optimizer.nonfinite == "skip" or self.precision.scaler.is_enabled()
         self._sums = torch.zeros(4, dtype=torch.float64, device=session.device)
@@ -138,7 +125,8 @@ class TrainStep:
         lr = schedule.set_lr(step, batch_size)
         self.optimizer.zero_grad(set_to_none=True)
         if self.partial_fc is None:
-            sums = self._fitting_gradient(model, inputs, placed, mixed)
+            targets = self.objective.targets(placed, mixed)
+            sums = self._fitting_gradient(model, inputs, targets, placed.host.weight)
         else:
             # Clipping and skipping need the whole gradient before any class weight changes.
             at_once = self.recipe.optimizer.clip_norm is None and not self._guarded
@@ -180,7 +168,7 @@ class TrainStep:
         train_mode(self.model, freeze_norm_stats=self.recipe.model.freeze_norm_stats)
 
     def _fitting_gradient(
-        self, model: nn.Module, inputs: torch.Tensor, batch: DeviceBatch, mixed: MixedLabels | None
+        self, model: nn.Module, inputs: torch.Tensor, targets: Targets, weight: float
     ) -> torch.Tensor:
         """Compute the gradient as `_gradient` does, in more micro-batches if the memory is not enough.
 
@@ -188,14 +176,14 @@ class TrainStep:
         updated the batch norms' statistics.
         """
         if self.session.world_size > 1:
-            return self._gradient(model, inputs, batch, mixed, self.accumulate)
+            return self._gradient(model, inputs, targets, weight, self.accumulate)
 
         def retry(message: str, parts: int) -> None:
             self.optimizer.zero_grad(set_to_none=True)
             self._note_parts(message, parts)
 
         sums, self.accumulate = in_fitting_parts(
-            lambda parts: self._gradient(model, inputs, batch, mixed, parts),
+            lambda parts: self._gradient(model, inputs, targets, weight, parts),
             self.accumulate,
             len(inputs),
             retry,
@@ -229,7 +217,7 @@ class TrainStep:
             self.show(f"note: {message}; continuing with compute.accumulate {parts}, with the same batch size")
 
     def _gradient(
-        self, model: nn.Module, inputs: torch.Tensor, batch: DeviceBatch, mixed: MixedLabels | None, parts: int
+        self, model: nn.Module, inputs: torch.Tensor, targets: Targets, weight: float, parts: int
     ) -> torch.Tensor:
         """Compute the gradient in sequential micro-batches. Returns the sums of loss, hits and rows, float64 (3,).
 
@@ -241,24 +229,16 @@ class TrainStep:
         sums = torch.zeros_like(self._sums[:3])
         for part in range(parts):
             start, stop = rows * part // parts, rows * (part + 1) // parts
-            labels, second = batch.labels[start:stop], mixed.part(start, stop) if mixed else None
+            part_targets = targets.part(start, stop)
             with without_exchange(model) if part < parts - 1 else contextlib.nullcontext():
                 with record_function("landmark: forward"), self.precision.autocast():
                     output = model(inputs[start:stop])
-                loss = classification_loss(
-                    output,
-                    labels,
-                    self.recipe.loss.label_smoothing,
-                    mixed=second,
-                    class_weights=self._class_weights,
-                    margin=self.margin,
-                    adjustment=self._adjustment,
-                )
+                loss = self.objective.loss(output, part_targets)
                 with record_function("landmark: backward"):
-                    weight = batch.host.weight * (stop - start) / rows
-                    self.precision.scaler.scale(loss * weight).backward()
+                    self.precision.scaler.scale(loss * (weight * (stop - start) / rows)).backward()
             with torch.no_grad():
-                wanted = labels if second is None or second.weight >= 0.5 else second.labels
+                second = part_targets.mixed
+                wanted = part_targets.labels if second is None or second.weight >= 0.5 else second.labels
                 hits = (logits_of(output).argmax(1) == wanted).sum()
                 count = stop - start
                 sums += torch.stack([loss.detach().double() * count, hits.double(), sums.new_full((), count)])
@@ -287,7 +267,7 @@ class TrainStep:
                 batch.host.labels,
                 second=None if mixed is None else partner_labels(batch.host.labels),
                 own_weight=1.0 if mixed is None else mixed.weight,
-                class_weights=self._host_class_weights,
+                class_weights=self.objective.host_class_weights,
                 weight=batch.host.weight,
                 step=self.steps,
                 batch_size=batch_size,
@@ -384,11 +364,3 @@ class TrainStep:
             self.precision.scaler.load_state_dict(state["scaler"])
         if self.partial_fc is not None:
             self.partial_fc.load_state(state["centres"])
-
-
-def _class_weights(recipe: Recipe, counts: np.ndarray | None) -> np.ndarray | None:
-    """Return the loss weight per image of each class, float32 (classes,), or None if all are equal."""
-    if recipe.loss.class_weights == "none":
-        return None
-    assert counts is not None, "loss.class_weights needs the number of training images per class"
-    return class_weights(counts, recipe.loss.class_weights)

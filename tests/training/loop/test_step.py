@@ -218,13 +218,13 @@ def test_gradient_clipping_bounds_the_update():
 
 def test_class_weights_follow_the_training_images():
     step, _ = step_of(tiny(), recipe(loss=LossConfig(class_weights="balanced")), class_counts=np.array([1, 1, 2, 0]))
-    assert step._class_weights.tolist() == pytest.approx([4 / 3, 4 / 3, 2 / 3, 0])
+    assert step.objective._class_weights.tolist() == pytest.approx([4 / 3, 4 / 3, 2 / 3, 0])
 
 
 def test_logit_adjustment_follows_the_training_images():
     counts = np.array([1, 1, 20, 1])
     step, _ = step_of(tiny(), recipe(loss=LossConfig(logit_adjustment=2.0)), class_counts=counts)
-    assert step._adjustment.tolist() == pytest.approx([0, 0, 2 * np.log(20), 0])
+    assert step.objective._adjustment.tolist() == pytest.approx([0, 0, 2 * np.log(20), 0])
 
 
 def test_hits_count_the_label_with_the_larger_mixup_weight():

@@ -354,7 +354,7 @@ def test_a_model_without_a_linear_last_layer(dataset: PackedDataset, tmp_path: P
         build_model(ModelConfig(backbone="squeezenet1_1"), classes=3, image_size=32).state_dict(), tmp_path / "s.pt"
     )
     model = ModelConfig(backbone="squeezenet1_1", weights=str(tmp_path / "s.pt"), freeze_backbone=True)
-    with pytest.raises(UserError, match="ends in Conv2d; choose another model.backbone"):
+    with pytest.raises(UserError, match="ends in Conv2d instead of one linear layer; choose another model.backbone"):
         run_training(probe(dataset, str(tmp_path / "s.pt"), tmp_path, model=model))
 
 
