@@ -6,7 +6,7 @@ from typing import Literal
 
 from landmark.config.errors import require
 
-OPTIMIZER_RATES = {"sgd": 0.05, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}
+OPTIMIZER_RATES = {"sgd": 0.05, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001, "muon": 0.002}
 """Default learning rate of each optimizer."""
 
 
@@ -14,10 +14,11 @@ OPTIMIZER_RATES = {"sgd": 0.05, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}
 class OptimizerConfig:
     """How the weights are updated."""
 
-    name: Literal["sgd", "rmsprop", "adam", "adamw"] = "sgd"
-    """Optimizer."""
+    name: Literal["sgd", "rmsprop", "adam", "adamw", "muon"] = "sgd"
+    """Optimizer. muon orthogonalizes the updates of matrices and kernels (Jordan et al. 2024), and updates the first layer, the
+    classifier, norms and biases as adamw does."""
     lr: float | None = None
-    """Peak learning rate. [default: 0.05 for sgd, else 0.001]"""
+    """Peak learning rate. [default: 0.05 for sgd, 0.002 for muon, else 0.001]"""
     base_batch_size: int | None = None
     """Batch size that the learning rate is meant for. sgd multiplies the learning rate by loader.batch_size /
     base_batch_size, the others by its square root. See Goyal et al. 2017 and Malladi et al. 2022. [default: no
@@ -25,7 +26,7 @@ class OptimizerConfig:
     momentum: float = 0.9
     """Momentum (sgd). It is Nesterov momentum. The other optimizers ignore this option."""
     weight_decay: float = 0.0
-    """Weight decay, L2 for sgd, rmsprop and adam, decoupled for adamw. It does not apply to norms and biases."""
+    """Weight decay, L2 for sgd, rmsprop and adam, decoupled for adamw and muon. It does not apply to norms and biases."""
     layer_decay: float = 1.0
     """Layer-wise decay of the learning rate, from the classifier to the input. The learning rate of each stage is that
     of the following stage times this factor (Howard & Ruder 2018)."""

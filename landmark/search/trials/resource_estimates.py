@@ -22,7 +22,7 @@ includes 0.4 GiB of library pages that the processes of a node share, so that th
 """
 CUDA_BYTES = int(0.6 * GIB)
 """GPU memory that a process's CUDA context and libraries take; an assumption, not measured."""
-OPTIMIZER_TENSORS = {"sgd": 1, "rmsprop": 1, "adam": 2, "adamw": 2}
+OPTIMIZER_TENSORS = {"sgd": 1, "rmsprop": 1, "adam": 2, "adamw": 2, "muon": 2}
 """Number of state tensors per trained weight; sgd without momentum has none."""
 TRIALS_PER_GPU = (4, 3, 2)
 """Numbers of trials that may share a GPU, largest first."""

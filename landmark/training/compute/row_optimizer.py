@@ -15,6 +15,7 @@ STATE = {
     "rmsprop": ("square",),
     "adam": ("mean", "square", "updates"),
     "adamw": ("mean", "square", "updates"),
+    "muon": ("mean", "square", "updates"),
 }
 """State tensors per matrix. `updates` counts the updates of each row, the others have one value per weight."""
 BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
@@ -63,7 +64,7 @@ class RowOptimizer:
 
     def _step(self, rows: torch.Tensor, gradient: torch.Tensor, places: torch.Tensor, lr: float) -> None:
         """Update rows and gradient in place."""
-        decoupled = self.config.name == "adamw"
+        decoupled = self.config.name in ("adamw", "muon")
         if self.decay and not decoupled:
             gradient.add_(rows, alpha=self.decay)
         if self.config.name == "sgd":
