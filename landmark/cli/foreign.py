@@ -77,7 +77,7 @@ FOREIGN = {
     "--use-deterministic-algorithms": "--compute.deterministic",
     # Lightning
     "--max-epochs": "--epochs",
-    "--max-time": "--budget.seconds (landmark tune)",
+    "--max-time": "--minutes or --hours (landmark train), --budget.seconds (landmark tune)",
     "--accelerator": "--workers.gpus 0 trains on CPUs; GPUs are used if there are any",
     "--devices": _GPUS,
     "--num-nodes": "--num-workers is the number of training processes on all nodes; Ray places them",

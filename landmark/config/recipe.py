@@ -31,9 +31,12 @@ class ModelConfig:
     freeze_stages: int = 0
     """Number of stages, counted from the input, that are not trained. `landmark models NAME --stages` lists the stages
     of a model."""
-    tuning: Literal["all", "norm_bias"] = "all"
+    tuning: Literal["all", "norm_bias", "lora"] = "all"
     """Weights of the backbone that are trained, if it is not frozen. norm_bias trains only norms and biases, less than 1%
-    of a transformer's weights (BitFit, Ben Zaken et al. 2022)."""
+    of a transformer's weights (BitFit, Ben Zaken et al. 2022). lora trains a low-rank update of each matrix and kernel (Hu et al.
+    2022), which the stored model contains as part of its weights."""
+    lora_rank: int | None = None
+    """Rank of the updates (tuning lora). [default: 8]"""
     freeze_norm_stats: bool = False
     """Keep the running statistics of all batch norms as in the start weights, and use them in training. This suits small
     batches and small datasets."""
@@ -57,6 +60,13 @@ class ModelConfig:
         require(
             self.tuning == "all" or not self.freeze_backbone,
             f"model.tuning is {self.tuning}, but model.freeze_backbone trains only the classifier; remove one of the two",
+        )
+        require(
+            self.lora_rank is None or self.tuning == "lora",
+            f"model.lora_rank is set, but model.tuning is {self.tuning}; set model.tuning to lora, or remove model.lora_rank",
+        )
+        require(
+            self.lora_rank is None or self.lora_rank >= 1, f"model.lora_rank is {self.lora_rank}; expected 1 or more"
         )
         require(self.freeze_stages >= 0, f"model.freeze_stages is {self.freeze_stages}; expected 0 or more")
         require(

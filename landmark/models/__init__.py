@@ -4,6 +4,7 @@ from landmark.models.averaging import Ensemble, FlipAveraged
 from landmark.models.calibration import fit_temperature, with_temperature
 from landmark.models.embeddings import Embedder, FeatureModel
 from landmark.models.heads import Classifier, Margin, build_margin, embedding_classifier
+from landmark.models.lora import has_lora, plain_state
 from landmark.models.losses import (
     MixedLabels,
     Targets,
@@ -22,6 +23,7 @@ from landmark.models.registry import (
     check_name,
     check_start_size,
     count_parameters,
+    make_trainable,
     model_info,
     model_names,
     needs_two_images,
@@ -53,11 +55,14 @@ __all__ = [
     "distillation_loss",
     "embedding_classifier",
     "fit_temperature",
+    "has_lora",
     "logit_adjustment",
     "logits_of",
+    "make_trainable",
     "model_info",
     "model_names",
     "needs_two_images",
+    "plain_state",
     "rate_scales",
     "stages",
     "train_mode",

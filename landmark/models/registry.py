@@ -11,6 +11,7 @@ from torch import nn
 from landmark.config import ModelConfig, UserError, nearest
 from landmark.models import reference
 from landmark.models.heads import EmbeddingHead, GeM, NeckNorm, graft
+from landmark.models.lora import RANK, add_lora
 from landmark.models.stages import Stage, classifier_path, stages
 from landmark.models.timm_models import TIMM_PREFIX, create_timm, timm_config, timm_names
 from landmark.models.weights import load_weights
@@ -114,7 +115,15 @@ def build_skeleton(config: ModelConfig, *, classes: int, image_size: int) -> nn.
     """Build a model on torch's meta device: it has shapes and frozen flags, but neither weights nor output values."""
     model = skeleton(config, classes, image_size)
     _freeze(model, config, classes, image_size)
+    make_trainable(model, config, classes=classes, image_size=image_size)
     return model
+
+
+def make_trainable(model: nn.Module, config: ModelConfig, *, classes: int, image_size: int) -> None:
+    """Add the weights that only training has to a model: those of LoRA. Trained models do not have them, see `plain_state`."""
+    if config.tuning == "lora":
+        frozen = {name for stage in stages(model)[: config.freeze_stages] for name in stage.parameters}
+        add_lora(model, config.lora_rank or RANK, head_tensors(config, classes, image_size) | frozen)
 
 
 def head_tensors(config: ModelConfig, classes: int, image_size: int) -> set[str]:
@@ -143,10 +152,10 @@ def count_parameters(config: ModelConfig, *, classes: int, image_size: int) -> P
 def _freeze(model: nn.Module, config: ModelConfig, classes: int, image_size: int) -> None:
     """Freeze the backbone, its matrices and kernels, or the first stages, as configured."""
     frozen: set[str] = set()
-    if config.freeze_backbone or config.tuning == "norm_bias":
+    if config.freeze_backbone or config.tuning != "all":
         # Layer scales have the shape (channels, 1, 1), and are vectors, too.
         vectors = {name for name, weight in model.named_parameters() if weight.numel() == max(weight.shape, default=1)}
-        kept = set() if config.freeze_backbone else vectors
+        kept = vectors if config.tuning == "norm_bias" else set()
         frozen = {name for name, _ in model.named_parameters()} - head_tensors(config, classes, image_size) - kept
     if config.freeze_stages:
         parts = stages(model)

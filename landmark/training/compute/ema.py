@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from landmark.config import EmaConfig
+from landmark.models import has_lora
 
 
 class ModelEma:
@@ -44,13 +45,16 @@ class ModelEma:
             torch._foreach_copy_(self._start, self._weights)
 
     def state(self) -> dict[str, Any]:
-        """Return what `model` does not contain: the average and the start weights, if there are start weights."""
-        return {"averages": self._averages, "start": self._start} if self.start_weight else {}
+        """Return what the stored weights do not contain: the averages, if start weights or LoRA are merged there, and the start."""
+        if not self.start_weight and not has_lora(self.source):
+            return {}
+        return {"averages": self._averages, "start": self._start}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Load a state, after the weights of `model`."""
-        if self.start_weight:
+        if "averages" in state:
             torch._foreach_copy_(self._averages, state["averages"])
+        if self._start:
             torch._foreach_copy_(self._start, state["start"])
 
     @property

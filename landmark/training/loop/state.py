@@ -25,7 +25,7 @@ from landmark.data.loading.plan import training_steps
 from landmark.data.loading.progress import EpochProgress
 from landmark.data.loading.sampling import EpochRows
 from landmark.evaluation.ranking import score
-from landmark.models import build_model, check_start_size, model_info
+from landmark.models import build_model, check_start_size, has_lora, make_trainable, model_info, plain_state
 from landmark.storage import locate
 from landmark.training.compute.batch_size import check_batches
 from landmark.training.compute.optim import Schedule
@@ -58,6 +58,7 @@ class RunState:
         self.info = model_info(recipe.model.backbone)
         size, start_size = recipe.loader.image_size, recipe.resizing.start_size
         model = build_model(recipe.model, classes=dataset.num_classes, image_size=size)
+        make_trainable(model, recipe.model, classes=dataset.num_classes, image_size=size)
         if start_size is not None:
             check_start_size(recipe.model, dataset.num_classes, size, start_size)
         self.model = model.to(session.device)
@@ -101,7 +102,8 @@ class RunState:
             raise UserError(
                 f"the run's checkpoint contains {before}, but model.backbone is {self.recipe.model.backbone}; choose another --name"
             )
-        self.model.load_state_dict(read_weights(directory))
+        if not has_lora(self.model):  # else the state contains the weights
+            self.model.load_state_dict(read_weights(directory))
         state = read_state(directory)
         if state.get("layout") != STATE_LAYOUT:
             raise UserError(
@@ -230,7 +232,7 @@ class RunState:
         within = f"-image-{self.shown:09d}" if self.shown else ""
         return Snapshot(
             name=f"epoch-{self.position.epoch if within else self.finished:04d}{within}",
-            weights=copied(self.step.evaluated.state_dict()),
+            weights=copied(plain_state(self.step.evaluated)),
             state=copied(state),
             meta=meta,
             recipe=recipe_of(self.recipe),

@@ -17,6 +17,7 @@ from landmark.models import (
     ModelInfo,
     Targets,
     embedding_classifier,
+    has_lora,
     logits_of,
     train_mode,
 )
@@ -344,8 +345,9 @@ class TrainStep:
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "steps": self.steps}
         if self.precision.scaler.is_enabled():
             state["scaler"] = self.precision.scaler.state_dict()
-        if self.average is not None:
+        if self.average is not None or has_lora(self.model):
             state["weights"] = self.model.state_dict()
+        if self.average is not None:
             state["average"] = self.average.state()
         if self.partial_fc is not None:
             state["centres"] = self.partial_fc.state()

@@ -18,7 +18,7 @@ from landmark.config import LoaderConfig, Recipe, Stopped, UserError, to_mapping
 from landmark.data.dataset import PackedDataset
 from landmark.data.dataset_view import COLUMNS, FilteredDataset
 from landmark.data.loading.loader import Batch, Loader
-from landmark.models import FeatureModel, ModelInfo
+from landmark.models import FeatureModel, ModelInfo, plain_state
 from landmark.models.stages import classifier_path
 from landmark.progress import Progress
 from landmark.storage import Location, NotFound, TransientStorageError
@@ -199,7 +199,7 @@ def feature_key(
     """
     head = f"{classifier_path(model)}."
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in plain_state(model).items():
         if not name.startswith(head):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
