@@ -70,7 +70,7 @@ def train(
     minutes: float | None = None,
     hours: float | None = None,
     lr: float | None = None,
-    batch_size: int | None = None,
+    batch_size: int | Literal["auto"] | None = None,
     model: str | None = None,
     weights: str | None = None,
     opt: Literal["sgd", "rmsprop", "adam", "adamw", "muon"] | None = None,
@@ -89,10 +89,14 @@ def train(
 
     recipe: name or YAML file of the defaults. auto is the default one, with a time limit of 10 minutes. [default: finetune for
     small datasets if start weights are installed, else modern; with `resume` the settings of the run] minutes, hours: time
-    limit of training, instead of epochs. batch_size: images per step over all training processes. Raises UserError.
+    limit of training, instead of epochs. batch_size: images per step over all training processes; auto is the largest that fits
+    into the memory of the GPUs. Raises UserError.
     """
     parameters = dict(locals())
-    values = {"dataset": str(dataset), "output": str(output), "name": name, "resume": resume}
+    values: dict[str, Any] = {"dataset": str(dataset), "output": str(output), "name": name, "resume": resume}
+    if batch_size == AUTO:
+        values["auto_batch_size"] = True
+        parameters["batch_size"] = None
     limits = {name: value for name, value in (("minutes", minutes), ("hours", hours)) if value is not None}
     check_length([] if epochs is None else ["epochs"], limits)
     values |= limits

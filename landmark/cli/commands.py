@@ -115,6 +115,7 @@ _ALL = (
         positional=("--dataset",),
         usage="DATASET",
         default=defaults.train,
+        rewrite=defaults.batch_size,
         shown=lambda: defaults.shown_defaults("modern"),
         examples=(
             "landmark train datasets/photos",

@@ -163,6 +163,17 @@ def tune_from_file(file: str, arguments: Sequence[str]) -> TuneConfig:
     return dataclasses.replace(config, recipe=from_mapping(Recipe, recipe, f"{file}: recipe"))
 
 
+def batch_size(arguments: list[str]) -> list[str]:
+    """Return the arguments of `landmark train` with `--batch-size auto` as a flag of its own."""
+    rest, value = list(arguments), None
+    for name in ("--batch-size", "--loader.batch-size"):
+        rest, found = take_option(rest, name)
+        value = found or value
+    if value != AUTO:
+        return arguments
+    return [*rest, "--auto-batch-size"]
+
+
 def prepare_source(arguments: list[str]) -> list[str]:
     """Return the arguments of `landmark prepare` with its positional one named by the source: GLDv2, a packed dataset, folders."""
     _, source = take_option(arguments, "--source")

@@ -58,7 +58,8 @@ class LoaderConfig(CacheOptions):
     crop_pct: float = CROP_PCT
     """Side of the center crop of validation and inference, as a fraction of the image's short side."""
     batch_size: int = 64
-    """Global batch size, over all training processes together."""
+    """Global batch size, over all training processes together. `landmark train` also accepts auto, the largest that fits into the
+    memory of the GPUs."""
     stream: Literal["auto", "thread", "ray"] = "auto"
     """What reads the shards, threads of the training process or Ray Data. auto uses Ray Data for several training
     processes or decode data, else threads."""

@@ -25,7 +25,7 @@ from landmark.storage import Location, NotFound
 
 PLACE = ("output", "name", "resume")
 """Keys that identify a run and do not change it."""
-FREE = ("workers.cpus", "dry_run", "headroom", "lr_range_test")
+FREE = ("auto_batch_size", "workers.cpus", "dry_run", "headroom", "lr_range_test")
 """Keys that may differ without a note. workers.cpus had the default 1 in older versions. Their runs can resume."""
 RESUMABLE = (
     "cluster.",

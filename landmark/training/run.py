@@ -88,6 +88,10 @@ def run_training(config: TrainConfig) -> RunResult:
     dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
     for split in ("train", "val"):
         dataset.split(split)
+    if config.auto_batch_size:
+        from landmark.training.largest_batch import with_largest_batch
+
+        config = with_largest_batch(config, dataset)
     check_batches(config, dataset.split("train").rows, config.workers.most)
     run = locate(config.output) / config.name
     check_writable(run)
@@ -208,11 +212,15 @@ def _fit_workers(config: TrainConfig, run: Location) -> None:
 
 
 def _with_recorded_settings(config: TrainConfig) -> TrainConfig:
-    """Return the config with the subset rule with which a run of the same name started."""
+    """Return the config with the subset rule and the measured batch size with which a run of the same name started."""
     before = recorded_config(locate(config.output) / config.name)
     if before is None:
         return config
     subset, note = resumed_subset(config.subset, before.subset)
     if note:
         print(f"note: {config.name}: {note}", flush=True)
-    return dataclasses.replace(config, subset=subset)
+    config = dataclasses.replace(config, subset=subset)
+    if not config.auto_batch_size:
+        return config
+    loader = dataclasses.replace(config.loader, batch_size=before.loader.batch_size)
+    return dataclasses.replace(config, loader=loader, auto_batch_size=False)

@@ -127,6 +127,9 @@ class TrainConfig(Recipe):
     checkpoint, not the start of processes. The schedule is fitted to it. [default: no limit]"""
     hours: float | None = None
     """The same in hours. [default: no limit]"""
+    auto_batch_size: bool = False
+    """Measure the largest power of two of images per step that fits into the memory of the GPUs, and use it instead of
+    loader.batch_size. `--batch-size auto` sets it. The learning rate follows if optimizer.base_batch_size is set."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -152,6 +155,18 @@ class TrainConfig(Recipe):
         require(self.profile_steps >= 0, f"profile_steps is {self.profile_steps}; expected 0 or more")
         measured = [name for name in ("dry_run", "headroom", "lr_range_test") if getattr(self, name)]
         require(len(measured) < 2, f"{' and '.join(measured)} are separate measurements; use one of them")
+        require(
+            not self.auto_batch_size or not measured,
+            f"auto_batch_size measures the batch of a run, but {''.join(measured)} ends before; give --batch-size a number",
+        )
+        require(
+            not self.auto_batch_size or not self.is_probe(),
+            "auto_batch_size is set, but with model.freeze_backbone the probe is the whole run, which has no steps; remove it",
+        )
+        require(
+            not self.auto_batch_size or self.model.head.sample is None,
+            "auto_batch_size does not support model.head.sample; give --batch-size a number",
+        )
         for name in ("headroom", "lr_range_test"):
             require(
                 not getattr(self, name) or self.workers.in_process,
