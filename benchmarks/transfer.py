@@ -1,6 +1,6 @@
 """Transfer learning on photographs: the recipes `probe` and `finetune` compared with trivial baselines and scikit-learn.
 
-Run: python benchmarks/transfer.py [--seeds 3] [--only heads few_shot tail runs timm] [--runs probe finetune …]
+Run: python benchmarks/transfer.py [--seeds 3] [--only heads few_shot tail runs combined timm] [--runs probe finetune …]
 [--timm FOLDER] [--output FOLDER]. The photographs are
 `monuments` in LANDMARK_TEST_DATA (2,939 of 24 monuments). All methods start at the same ImageNet weights of
 EfficientNet-Lite0, with images of 224 pixels, and use the same splits. Everything was selected on the validation split.
@@ -11,6 +11,8 @@ StandardScaler and LogisticRegression, whose C is the one with the lowest valida
 - tail: the same with a long tail of training images (subset.tail 1), and loss weights by class.
 - runs: complete runs of `probe` and `finetune`, and of `finetune` without the probe, from reading to the best
 checkpoint, as `landmark train` does. ece is the expected calibration error on the test split.
+- combined: what `landmark soup` and `--tta flip` add to the runs of `finetune`, on validation and test split. Requires two or more
+seeds.
 - timm: timm's own training script (train.py and validate.py of its repository, which its package does not contain, in the
 folder --timm) with the same weights, JPEGs, batch size and epochs, one seed. TIMM_FLAGS has its flags. Its best epoch on the
 validation split is tested.
@@ -49,6 +51,7 @@ from landmark.data.subset_view import open_dataset
 from landmark.inference.evaluation import Settings, evaluate_checkpoint
 from landmark.models import build_model
 from landmark.recipes import load_recipe
+from landmark.search.soup import METRIC, candidates_of, greedy_soup, write_soup
 from landmark.storage import locate
 from landmark.training.distributed.local import default_device
 from landmark.training.loop.loaders import training_loader
@@ -59,7 +62,7 @@ from landmark.training.probe.heads import Examples, fit_head
 from landmark.training.run import run_training
 
 SHORT_SIDE = 256
-PARTS = ("heads", "few_shot", "tail", "runs", "timm")
+PARTS = ("heads", "few_shot", "tail", "runs", "combined", "timm")
 TIMM_FLAGS = (
     "--num-classes 24 --img-size 224 --batch-size 32 --device cpu --workers 2 --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5 --crop-pct 0.875 "
     "--opt adamw --weight-decay 0.05 --smoothing 0.1 --sched cosine --warmup-epochs 0 --epochs 5 --log-interval 1000"
@@ -240,6 +243,36 @@ def runs(dataset: PackedDataset, output: Path, seeds: int, names: list[str]) -> 
     return figures
 
 
+def combined(dataset: PackedDataset, output: Path, seeds: int) -> dict[str, Any]:
+    """Combine the runs of `finetune`, print the table and return the figures."""
+    start = time.perf_counter()
+    places = [str(output / f"finetune-{seed}") for seed in range(seeds)]
+    candidates, _ = candidates_of(places, limit=seeds)
+    found = greedy_soup(candidates, dataset, batch_size=128)
+    seconds = time.perf_counter() - start
+    folder = locate(str(output / "soup"))
+    write_soup(found, folder)
+    print(f"\n{'combination':24}{'val top-1':>18}{'calibrated loss':>18}{'test top-1':>18}{'ece':>18}")
+    figures: dict[str, Any] = {"combined_s": round(seconds, 1), "soup_members": len(found.members)}
+    models = [
+        ("best of the runs", "best_run", found.rows[0].metrics, found.best.checkpoint, False),
+        ("best of the runs, flips", "flip", found.row("flip").metrics, found.best.checkpoint, True),
+        (f"soup of {len(found.members)}", "soup", found.metrics, folder, False),
+        ("soup, flips", "soup_flip", {}, folder, True),
+    ]
+    for label, key, metrics, place, flips in models:
+        tested = evaluate_checkpoint(place, dataset, "test", Settings(quiet=True, flips=flips))
+        if not metrics:
+            val = evaluate_checkpoint(place, dataset, "val", Settings(quiet=True, flips=flips))
+            metrics = {"val_top1": val.accumulator.top_k(1), METRIC: float("nan")}
+        top1, ece = tested.accumulator.top_k(1), tested.summary["ece"]
+        print(f"{label:24}{metrics['val_top1']:>18.1%}{metrics[METRIC]:>18.4f}{top1:>18.1%}{ece:>18.1%}")
+        figures |= {f"{key}_val_top1": round(metrics["val_top1"], 4), f"{key}_top1": round(top1, 4)}
+    ensemble = found.row("ensemble").metrics
+    print(f"{'ensemble':24}{ensemble['val_top1']:>18.1%}{ensemble[METRIC]:>18.4f}")
+    return figures | {"ensemble_val_top1": round(ensemble["val_top1"], 4)}
+
+
 def write_folders(dataset: PackedDataset, folder: Path) -> None:
     """Write the JPEGs of all splits as FOLDER/split/class/image.jpg, unless already done."""
     if (folder / "done").exists():
@@ -324,6 +357,8 @@ def main() -> None:
         figures["tail"] = table("long tail", {"tail 1": [splits(seed, tail=1.0) for seed in seeds]}, TAIL)
     if "runs" in arguments.only:
         figures |= runs(PackedDataset.open(uri), arguments.output, arguments.seeds, arguments.runs)
+    if "combined" in arguments.only and arguments.seeds > 1:
+        figures |= combined(PackedDataset.open(uri), arguments.output, arguments.seeds)
     if "timm" in arguments.only and arguments.timm is not None:
         figures |= timm_script(PackedDataset.open(uri), arguments.output, arguments.timm)
     line = json.dumps(figures)
