@@ -1,8 +1,10 @@
 """`landmark train`: trains one model."""
 
+import dataclasses
 from typing import Any
 
 from landmark.config import TrainConfig
+from landmark.models import with_hub_model
 from landmark.progress import clock
 from landmark.training.dry_run import dry_run_text
 from landmark.training.headroom import headroom, headroom_text
@@ -12,6 +14,7 @@ from landmark.training.run import RunResult, run_training
 
 def train(config: TrainConfig) -> RunResult | dict[str, Any]:
     """Train one model, and print its metrics and location. A dry run, `--headroom` and `--lr-range-test` only print what they found."""
+    config = dataclasses.replace(config, model=with_hub_model(config.model))
     if config.dry_run:
         print(dry_run_text(config))
         return {}

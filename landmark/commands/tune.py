@@ -1,8 +1,10 @@
 """`landmark tune`: runs a study: many trials, early stopping and a leaderboard."""
 
+import dataclasses
 from typing import Any
 
 from landmark.config import STOPPED, Stopped, TuneConfig
+from landmark.models import with_hub_model
 from landmark.progress import clock
 from landmark.runtime import connect
 from landmark.search.dry_run import dry_run_text
@@ -18,6 +20,8 @@ from landmark.training.distributed.ray_train import gpus_per_worker
 def tune(config: TuneConfig) -> dict[str, Any]:
     """Search a space, and print the leaderboard and the best model; an existing study resumes."""
     check_loggers(config)
+    model = with_hub_model(config.recipe.model)
+    config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, model=model))
     study = plan_study(config)
     if config.dry_run:
         print(dry_run(study))

@@ -20,7 +20,8 @@ class ModelConfig:
     """The model, and its start weights."""
 
     backbone: str = "resnet18"
-    """Name of the model. `landmark models` lists the names."""
+    """Name of the model. `landmark models` lists the names. hf_hub:OWNER/NAME is the timm model of a repository of the Hugging Face
+    hub, with weights pretrained those of the repository."""
     weights: str | None = None
     """Start weights, as pretrained, a file (path or URI), a name, or lite0. pretrained is the model's own weights, from the
     mirror in LANDMARK_WEIGHTS, a cache, or a download. A file has the format safetensors or state dict. Names are those of

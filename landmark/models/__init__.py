@@ -14,6 +14,7 @@ from landmark.models.losses import (
     logit_adjustment,
     logits_of,
 )
+from landmark.models.pretrained import with_hub_model
 from landmark.models.registry import (
     ModelInfo,
     ParameterCounts,
@@ -66,5 +67,6 @@ __all__ = [
     "rate_scales",
     "stages",
     "train_mode",
+    "with_hub_model",
     "with_temperature",
 ]

@@ -1,5 +1,6 @@
 """Pretrained weights by name: from a mirror, from the caches of torchvision and Hugging Face, or by a download."""
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Mapping
@@ -11,8 +12,8 @@ import safetensors.torch
 import torch
 import torchvision
 
-from landmark.config import UserError
-from landmark.models.timm_models import create_timm, is_timm
+from landmark.config import ModelConfig, UserError
+from landmark.models.timm_models import TIMM_PREFIX, create_timm, is_timm, timm_names, timm_package
 from landmark.storage import Location, locate
 
 PRETRAINED = "pretrained"
@@ -78,6 +79,35 @@ def read_hub(backbone: str, image_size: int, weights: str) -> dict[str, torch.Te
             f"model.weights {weights}: cannot be loaded into {backbone} ({reason}); check the name, or download the file on a "
             "machine with a network and pass it"
         ) from None
+
+
+def with_hub_model(config: ModelConfig) -> ModelConfig:
+    """Return a config whose backbone hf_hub:OWNER/NAME is replaced by timm's name of that model.
+
+    The weights `pretrained` become those of the repository. Other configs are returned unchanged. Reads config.json of the
+    repository, in timm's format. Raises UserError if it cannot be read, or if timm does not have the model.
+    """
+    if not config.backbone.startswith(HUB_PREFIX):
+        return config
+    repository = config.backbone.removeprefix(HUB_PREFIX)
+    timm = timm_package()
+    try:
+        found, architecture, options = timm.models.load_model_config_from_hf(repository)
+    except Exception as error:  # as in read_pretrained
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"model.backbone {config.backbone}: its config.json cannot be read ({reason}); check the name, or set model.backbone to "
+            "the timm model and model.weights to a file"
+        ) from None
+    tagged = f"{TIMM_PREFIX}{architecture}.{found.get('tag')}"
+    name = tagged if tagged in timm_names(weights=True) else f"{TIMM_PREFIX}{architecture}"
+    if options or name not in timm_names(weights=True):
+        reason = (
+            "has options that landmark does not support" if options else f"is no model of this timm ({architecture})"
+        )
+        raise UserError(f"model.backbone {config.backbone}: {reason}; choose another model")
+    weights = config.backbone if config.weights == PRETRAINED else config.weights
+    return dataclasses.replace(config, backbone=name, weights=weights)
 
 
 def read_timm_file(backbone: str, image_size: int, place: Location) -> dict[str, torch.Tensor]:

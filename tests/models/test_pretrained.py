@@ -1,5 +1,6 @@
 """Tests pretrained weights by name: a hub, its cache, a mirror, other image sizes, families of timm, no network."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,9 +13,10 @@ import torch
 from timm.data import resolve_data_config
 
 from landmark.config import ModelConfig, UserError
-from landmark.models import FeatureModel, build_model, check_images, model_info, model_names
+from landmark.models import FeatureModel, build_model, check_images, model_info, model_names, with_hub_model
 from landmark.models.registry import skeleton, stages_of
 from tests.support.hub import Hub
+from tests.support.packed import write_packed
 from tests.support.seaweed import Seaweed
 
 VIT = "timm/test_vit.r160_in1k"
@@ -147,3 +149,40 @@ def test_weights_of_another_model_and_models_without_weights(tmp_path: Path, mon
             build_model(ModelConfig(backbone=backbone, weights="pretrained"), classes=5, image_size=224)
     with pytest.raises(UserError, match="in timm's format, but model.backbone is resnet18"):
         build_model(ModelConfig(backbone="resnet18", weights="hf_hub:a/b"), classes=5, image_size=64)
+
+
+def test_a_model_by_the_name_of_its_repository(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """The run records timm's name, so that its model needs no hub later."""
+    values = {
+        "architecture": "test_vit",
+        "num_classes": 1000,
+        "pretrained_cfg": {"tag": "r160_in1k", "num_classes": 1000},
+    }
+    files = {
+        "me/mine/config.json": json.dumps(values).encode(),
+        "me/mine/model.safetensors": safetensors.torch.save(state),
+    }
+    data = write_packed(tmp_path / "dataset", {"train": [24], "val": [8], "test": [8]}, classes=3)
+    train = ["train", data.location.uri, "--recipe", "probe", "--img-size", "32", "--output", str(tmp_path)]
+    model = ["--model", "hf_hub:me/mine", "--weights", "pretrained"]
+    with Hub(files) as hub:
+        done = landmark([*train, *model], tmp_path, HF_ENDPOINT=hub.url)
+        missing = landmark([*train, "--model", "hf_hub:me/other", "--name", "no"], tmp_path, HF_ENDPOINT=hub.url)
+    assert done.returncode == 0, done.stderr
+    config = (tmp_path / "train" / "config.yaml").read_text()
+    assert "backbone: timm/test_vit.r160_in1k" in config and "weights: hf_hub:me/mine" in config
+    tested = landmark(["evaluate", str(tmp_path / "train")], tmp_path, HF_HUB_OFFLINE="1")
+    assert tested.returncode == 0, tested.stderr
+    (line,) = missing.stderr.strip().splitlines()
+    assert missing.returncode == 1 and "hf_hub:me/other: its config.json cannot be read" in line
+
+
+def test_a_repository_with_a_model_that_this_timm_does_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timm.models, "load_model_config_from_hf", lambda name: ({"tag": None}, "vit_of_the_future", {}))
+    with pytest.raises(UserError, match="is no model of this timm .vit_of_the_future.; choose another model"):
+        with_hub_model(ModelConfig(backbone="hf_hub:a/b"))
+    monkeypatch.setattr(timm.models, "load_model_config_from_hf", lambda name: ({}, "test_vit", {"depth": 3}))
+    with pytest.raises(UserError, match="has options that landmark does not support"):
+        with_hub_model(ModelConfig(backbone="hf_hub:a/b"))
