@@ -180,6 +180,7 @@ def evaluate(
     dataset: str | Path | None = None,
     against: str | Path | None = None,
     distractors: str | Path | None = None,
+    tta: Literal["none", "flip"] = "none",
     batch_size: int = 128,
     output: str | Path | None = None,
     options: Options | None = None,
@@ -187,7 +188,7 @@ def evaluate(
     """Evaluate a model, compared with its trivial baselines, as `landmark evaluate` does. Raises UserError."""
     values = {"run": run, "dataset": dataset, "against": against, "distractors": distractors, "output": output}
     texts = {key: None if value is None else str(value) for key, value in values.items()}
-    config = _config(EvaluateConfig, {}, {**texts, "split": split, "batch_size": batch_size}, {}, options)
+    config = _config(EvaluateConfig, {}, {**texts, "split": split, "tta": tta, "batch_size": batch_size}, {}, options)
     from landmark.commands.evaluate import evaluate as call
     from landmark.commands.evaluate import output_of
 

@@ -20,7 +20,7 @@ def soup(config: SoupConfig) -> dict[str, Any]:
     check_writable(output)
     candidates, left_out = candidates_of(config.runs, config.max_models)
     if left_out:
-        print(f"note: {left_out} trials have another backbone or input than {candidates[0].name}, and are left out")
+        print(f"note: left out {left_out} trials with another backbone or input than {candidates[0].name}")
     meta = candidates[0].meta
     dataset = open_dataset(config.dataset or meta.dataset, meta.subset, meta.subset_seed)
     found = greedy_soup(candidates, dataset, config.batch_size)

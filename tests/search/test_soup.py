@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,23 @@ def test_a_soup_that_does_not_help_is_not_written(trained, monkeypatch, capsys) 
     shown = capsys.readouterr().out
     assert "no soup is better" in shown and "flips help" in shown and not (folder / "useless").exists()
     assert found["model"] == str(resolve_checkpoint(str(folder / "a")))
+
+
+def test_a_study_stands_for_its_trials_that_have_the_best_ones_model(trained, tmp_path, capsys) -> None:
+    _, folder = trained
+    rows = ["rank,trial,checkpoint"]
+    for rank, name in enumerate(("b", "other", "a", "c"), 1):
+        place = Path("trials") / f"00{rank}-{name}"
+        (tmp_path / "trials").mkdir(exist_ok=True)
+        shutil.copytree(folder / name / "checkpoints", tmp_path / place / "checkpoints")
+        best = json.loads((tmp_path / place / "checkpoints" / "index.json").read_text())["best"]
+        rows.append(f"{rank},00{rank}-{name},{place}/checkpoints/{best}")
+    rows.append("5,005-failed,")
+    (tmp_path / "leaderboard.csv").write_text("\n".join(rows) + "\n")
+    found = soup(SoupConfig(runs=(str(tmp_path),), output=str(tmp_path), name="soup", max_models=2))
+    assert "left out 1 trials with another backbone or input than 001-b" in capsys.readouterr().out
+    measured = {row["name"] for row in found["rows"]}
+    assert {"001-b", "003-a", "ensemble of 2"} < measured and not {"002-other", "004-c"} & measured
 
 
 @pytest.mark.parametrize(

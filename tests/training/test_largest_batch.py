@@ -75,7 +75,7 @@ def test_a_run_uses_the_measured_batch_and_resumes_with_it(dataset, tmp_path, mo
 @pytest.mark.parametrize("flag", [["--batch-size", "auto"], ["--batch-size=auto"], ["--loader.batch-size", "auto"]])
 def test_the_flag(flag: list[str]) -> None:
     config = COMMANDS["train"].parser().parse(["nowhere", "--recipe", "modern", *flag])
-    assert config.auto_batch_size and config.loader.batch_size == 16
+    assert config.auto_batch_size and config.loader.batch_size == 32
     config = COMMANDS["train"].parser().parse(["nowhere", "--recipe", "modern", "--batch-size", "24"])
     assert not config.auto_batch_size and config.loader.batch_size == 24
 

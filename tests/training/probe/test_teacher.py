@@ -20,6 +20,7 @@ from landmark.training.measuring import MeasuringSession
 from landmark.training.probe.teacher import load_teacher
 from landmark.training.run import run_training
 from tests.support.packed import write_packed
+from tests.support.ranks import Rank, World
 from tests.support.runs import history, small_run
 
 BACKBONE = "shufflenet_v2_x0_5"
@@ -104,6 +105,22 @@ def test_probabilities_are_the_mean_of_the_teachers_outputs_on_center_crops(trai
     found = teacher.probabilities(place(batch, torch.device("cpu")))
     expected = [(images["teacher"][sample] + images["second"][sample]) / 2 for sample in batch.samples.tolist()]
     torch.testing.assert_close(found, torch.stack(expected), atol=2e-3, rtol=0)
+
+
+def test_several_ranks_compute_each_image_once(trained, forwards, tmp_path) -> None:
+    dataset, folder = trained
+    config = student(dataset, folder, "second")
+    config = dataclasses.replace(config, distill=dataclasses.replace(config.distill, features=str(tmp_path)))
+
+    def features(rank: Rank) -> np.ndarray:
+        rank.heartbeat = lambda phase: None  # type: ignore[attr-defined]
+        run = RunState(config, dataset, rank)  # type: ignore[arg-type]
+        (member,) = load_teacher(run, config.loader, None).members
+        return member.features[member.row_of]
+
+    found = World(3).run(features)
+    assert sum(forwards) == 90
+    assert all(np.array_equal(found[0], other) for other in found)
 
 
 def test_a_student_learns_from_teachers_without_labels(trained, tmp_path) -> None:
