@@ -165,7 +165,8 @@ def tune_from_file(file: str, arguments: Sequence[str]) -> TuneConfig:
 
 def batch_size(arguments: list[str]) -> list[str]:
     """Return the arguments of `landmark train` with `--batch-size auto` as a flag of its own."""
-    rest, value = list(arguments), None
+    rest = [argument.replace("_", "-") if argument.startswith("--") else argument for argument in arguments]
+    value = None
     for name in ("--batch-size", "--loader.batch-size"):
         rest, found = take_option(rest, name)
         value = found or value

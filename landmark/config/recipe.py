@@ -34,7 +34,7 @@ class ModelConfig:
     of a model."""
     tuning: Literal["all", "norm_bias", "lora"] = "all"
     """Weights of the backbone that are trained, if it is not frozen. norm_bias trains only norms and biases, less than 1%
-    of a transformer's weights (BitFit, Ben Zaken et al. 2022). lora trains a low-rank update of each matrix and kernel (Hu et al.
+    of a transformer's weights (BitFit, Ben Zaken et al. 2022). lora trains low-rank updates of the matrices and kernels (Hu et al.
     2022), which the stored model contains as part of its weights."""
     lora_rank: int | None = None
     """Rank of the updates (tuning lora). [default: 8]"""

@@ -149,6 +149,10 @@ class Model:
 
         Raises UserError if the run has no gallery: `landmark index RUN` builds one.
         """
+        if self.flips:
+            raise UserError(
+                "neighbors compares embeddings with a gallery, which has no flips; load the model without tta"
+            )
         embeddings = np.atleast_2d(self.embed(image))
         gallery = self.gallery()
         assert gallery.index is not None

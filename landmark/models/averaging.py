@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from landmark.models.heads import embedding_classifier
 from landmark.models.losses import logits_of
 
 
@@ -17,8 +18,20 @@ class FlipAveraged(nn.Module):
         self.model = model
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the mean logits (n, classes) of normalized images (n, 3, size, size), or the mean embeddings (n, d)."""
-        return halves_mean(logits_of(self.model(torch.cat([images, images.flip(3)]))))
+        """Return the mean logits (n, classes) of normalized images (n, 3, size, size), or the mean embeddings (n, d).
+
+        For an embedding model, the logits are those of the mean embedding.
+        """
+        both = torch.cat([images, images.flip(3)])
+        classifier = embedding_classifier(self.model)
+        if classifier is None or classifier.gives_embeddings:
+            return halves_mean(logits_of(self.model(both)))
+        classifier.gives_embeddings = True
+        try:
+            embeddings = halves_mean(self.model(both))
+        finally:
+            classifier.gives_embeddings = False
+        return classifier.forward(embeddings)  # not the module, whose hooks keep the embeddings of both images
 
 
 def halves_mean(values: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,14 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from landmark.config import UserError
+
 RANK = 8
 """Default rank."""
 PARAMETRIZED = ".parametrizations."
 ORIGINAL = ".original"
+NAMES = "names_before_lora"
+"""Attribute of a model with the names of its tensors, in their order, before updates were added."""
 
 
 class LowRank(nn.Module):
@@ -37,7 +41,11 @@ def add_lora(model: nn.Module, rank: int, excluded: set[str]) -> None:
     Depthwise kernels have none, nor weights with fewer than 2 * rank rows or columns, whose update would have as many values. The
     names of the weights change, see `plain_state`.
     """
-    for layer, name in list(_matrices(model, rank, excluded)):
+    found = list(_matrices(model, rank, excluded))
+    if not found:
+        raise UserError(f"model.lora_rank is {rank}, but no weight has {2 * rank} rows and columns; lower it")
+    setattr(model, NAMES, list(model.state_dict()))
+    for layer, name in found:
         weight = getattr(layer, name)
         parametrize.register_parametrization(layer, name, LowRank(weight, rank), unsafe=True)
 
@@ -59,7 +67,7 @@ def has_lora(model: nn.Module) -> bool:
 
 def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return a model's tensors by the names that it has without low-rank updates, which are added to the weights."""
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
         path, parametrized, rest = name.partition(PARAMETRIZED)
         if not parametrized:
@@ -67,4 +75,5 @@ def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
         elif rest.endswith(ORIGINAL):
             weight = rest.removesuffix(ORIGINAL)
             found[f"{path}.{weight}"] = getattr(model.get_submodule(path), weight).detach()
-    return found
+    names = getattr(model, NAMES, list(found))
+    return {name: found[name] for name in names}

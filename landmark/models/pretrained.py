@@ -13,7 +13,7 @@ import torch
 import torchvision
 
 from landmark.config import ModelConfig, UserError
-from landmark.models.timm_models import TIMM_PREFIX, create_timm, is_timm, timm_names, timm_package
+from landmark.models.timm_models import TIMM_PREFIX, create_timm, is_timm, timm_config, timm_names, timm_package
 from landmark.storage import Location, locate
 
 PRETRAINED = "pretrained"
@@ -106,6 +106,13 @@ def with_hub_model(config: ModelConfig) -> ModelConfig:
             "has options that landmark does not support" if options else f"is no model of this timm ({architecture})"
         )
         raise UserError(f"model.backbone {config.backbone}: {reason}; choose another model")
+    known = timm_config(name)
+    for key in ("mean", "std"):
+        if known is not None and key in found and tuple(found[key]) != tuple(getattr(known, key)):
+            raise UserError(
+                f"model.backbone {config.backbone}: its images are normalized with {key} {tuple(found[key])}, those of {name} with "
+                f"{tuple(getattr(known, key))}; choose another model"
+            )
     weights = config.backbone if config.weights == PRETRAINED else config.weights
     return dataclasses.replace(config, backbone=name, weights=weights)
 

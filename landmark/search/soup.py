@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from landmark.checkpoints.format import CheckpointMeta, check_classes, load_model, read_meta, resolve_checkpoint
-from landmark.config import UserError, mask_credentials, to_mapping
+from landmark.config import ModelConfig, Recipe, UserError, mask_credentials, parse_yaml, to_mapping
 from landmark.data.dataset import PackedDataset
 from landmark.inference.sources import SplitImages
 from landmark.models import Ensemble, FlipAveraged
@@ -27,6 +27,8 @@ METRIC = "val_calibrated_loss"
 """Metric that is minimized. On a small split it separates models better than their accuracy."""
 SAME = ("classes", "backbone", "image_size", "crop_pct", "mean", "std")
 """Properties of a checkpoint's metadata that all models share."""
+SAME_MODEL = ("pooling", "neck", "head")
+"""Options of the model that all models share."""
 
 Metrics = dict[str, float]
 
@@ -39,6 +41,15 @@ class Candidate:
     """The run, or the study and its trial."""
     checkpoint: Location
     meta: CheckpointMeta
+    model: ModelConfig
+
+    def differs_from(self, other: "Candidate") -> str | None:
+        """Return the name of a property in which the models differ, so that their weights cannot be averaged. None: none."""
+        for owner, names in (("meta", SAME), ("model", SAME_MODEL)):
+            for name in names:
+                if getattr(getattr(self, owner), name) != getattr(getattr(other, owner), name):
+                    return name
+        return None
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -84,9 +95,11 @@ def candidates_of(runs: Sequence[str], limit: int) -> tuple[list[Candidate], int
     for run in runs:
         trials = _trials(locate(run))
         for name, place in trials or [(run, resolve_checkpoint(run))]:
-            candidate = Candidate(name=name, checkpoint=place, meta=read_meta(place))
+            if trials and len(found) >= limit:
+                break
+            candidate = _candidate(name, place)
             first = next(iter(found.values()), candidate)
-            different = next((key for key in SAME if getattr(first.meta, key) != getattr(candidate.meta, key)), None)
+            different = candidate.differs_from(first)
             if different is None:
                 found[place] = candidate
             elif trials:
@@ -100,7 +113,14 @@ def candidates_of(runs: Sequence[str], limit: int) -> tuple[list[Candidate], int
         raise UserError(
             f"{' '.join(runs)}: contains one model{reason}; give a study with several trials of one model, or several runs"
         )
-    return list(found.values())[:limit], left_out
+    if len(found) > limit:
+        raise UserError(f"{len(found)} models are given, but max_models is {limit}; raise --max-models, or give fewer")
+    return list(found.values()), left_out
+
+
+def _candidate(name: str, place: Location) -> Candidate:
+    recipe = parse_yaml(Recipe, (place / "config.yaml").read_text(), f"{place}/config.yaml")
+    return Candidate(name=name, checkpoint=place, meta=read_meta(place), model=recipe.model)
 
 
 def _trials(study: Location) -> list[tuple[str, Location]]:

@@ -11,6 +11,7 @@ from landmark.data.subset_view import open_dataset
 from landmark.models import logits_of
 from landmark.out_of_memory import out_of_memory
 from landmark.training.compute.memory import free_memory
+from landmark.training.distributed.failures import memory_errors, ray_errors
 from landmark.training.distributed.local import default_device
 from landmark.training.loop.state import RunState
 from landmark.training.measuring import MeasuringSession
@@ -29,9 +30,11 @@ def with_largest_batch(config: TrainConfig, dataset: PackedDataset) -> TrainConf
     workers = config.workers.least
     limit = dataset.split("train").rows // (STEPS * workers)
     each = _measured_here(config, limit) if config.workers.in_process else _measured_by_ray(config, limit)
-    size = max(each, 1) * workers
-    per_worker = f" ({each} per worker)" if workers > 1 else ""
-    print(f"batch size: {size}{per_worker}, the largest power of two that fits", flush=True)
+    size = max(each * workers, config.workers.most)
+    reason = (
+        f"{2 * each} would leave fewer than {STEPS} steps per epoch" if 2 * each > limit else f"{2 * each} do not fit"
+    )
+    print(f"batch size: {size} ({each} per worker; {reason})", flush=True)
     return dataclasses.replace(
         config, auto_batch_size=False, loader=dataclasses.replace(config.loader, batch_size=size)
     )
@@ -40,20 +43,24 @@ def with_largest_batch(config: TrainConfig, dataset: PackedDataset) -> TrainConf
 def _measured_here(config: TrainConfig, limit: int) -> int:
     if default_device().type != "cuda":
         raise _no_gpu()
-    return largest_batch(config, limit)
+    with memory_errors(config):
+        return largest_batch(config, limit)
 
 
 def _measured_by_ray(config: TrainConfig, limit: int) -> int:
     import ray
 
     from landmark.runtime import connect
+    from landmark.training.distributed.capacity import check_capacity, effective_workers
     from landmark.training.distributed.ray_train import gpus_per_worker
 
     connect(config.cluster)
+    check_capacity(dataclasses.replace(config, workers=effective_workers(config.workers, [config.loader])))
     if not (gpus := gpus_per_worker(config.workers.gpus)):
         raise _no_gpu()
     task = ray.remote(_in_task).options(num_gpus=gpus, num_cpus=1, max_retries=0)
-    return int(ray.get(task.remote(to_mapping(config), limit)))
+    with ray_errors(), memory_errors(config):
+        return int(ray.get(task.remote(to_mapping(config), limit)))
 
 
 def _no_gpu() -> UserError:
@@ -71,21 +78,24 @@ def largest_batch(config: TrainConfig, limit: int) -> int:
     1 if not even two images fit.
     """
     one_worker = dataclasses.replace(config.workers, count=1)
-    config = dataclasses.replace(config, workers=one_worker, auto_batch_size=False)
+    compute = dataclasses.replace(config.compute, sync_batchnorm=False, ddp_comm_hook="none")
+    config = dataclasses.replace(config, workers=one_worker, compute=compute, auto_batch_size=False)
     session = MeasuringSession()
     dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
     run = RunState(config, dataset, session)  # type: ignore[arg-type]
     cuda = session.device.type == "cuda"
     if cuda:
-        torch.cuda.set_per_process_memory_fraction(MEMORY, session.device)
+        torch.cuda.set_per_process_memory_fraction(MEMORY)
     size = max(config.shape(epoch)[0] for epoch in range(1, config.epochs + 1))
     best, images = 1, 2
-    while images <= limit and _fits(run, images, size):
-        best, images = images, images * 2
-    del run
-    free_memory(session.device)
-    if cuda:
-        torch.cuda.set_per_process_memory_fraction(1.0, session.device)
+    try:
+        while images <= limit and _fits(run, images, size):
+            best, images = images, images * 2
+    finally:
+        del run
+        free_memory(session.device)
+        if cuda:
+            torch.cuda.set_per_process_memory_fraction(1.0)
     return best
 
 

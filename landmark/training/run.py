@@ -220,7 +220,8 @@ def _with_recorded_settings(config: TrainConfig) -> TrainConfig:
     if note:
         print(f"note: {config.name}: {note}", flush=True)
     config = dataclasses.replace(config, subset=subset)
-    if not config.auto_batch_size:
+    store = CheckpointStore(locate(config.output) / config.name, config.monitor, config.monitor_mode())
+    if not config.auto_batch_size or store.path("last") is None:
         return config
     loader = dataclasses.replace(config.loader, batch_size=before.loader.batch_size)
     return dataclasses.replace(config, loader=loader, auto_batch_size=False)

@@ -186,3 +186,7 @@ def test_a_repository_with_a_model_that_this_timm_does_not_have(
     monkeypatch.setattr(timm.models, "load_model_config_from_hf", lambda name: ({}, "test_vit", {"depth": 3}))
     with pytest.raises(UserError, match="has options that landmark does not support"):
         with_hub_model(ModelConfig(backbone="hf_hub:a/b"))
+    other = {"mean": [0.5, 0.4, 0.3]}
+    monkeypatch.setattr(timm.models, "load_model_config_from_hf", lambda name: (other, "test_vit", {}))
+    with pytest.raises(UserError, match="normalized with mean .0.5, 0.4, 0.3., those of timm/test_vit with"):
+        with_hub_model(ModelConfig(backbone="hf_hub:a/b"))

@@ -12,7 +12,7 @@ import torch
 import landmark.search.soup as soup_module
 from landmark.checkpoints.format import load_model, resolve_checkpoint
 from landmark.commands.soup import soup
-from landmark.config import LoaderConfig, SoupConfig, UserError
+from landmark.config import LoaderConfig, ModelConfig, SoupConfig, UserError
 from landmark.data.dataset import PackedDataset
 from landmark.inference.evaluation import Settings, evaluate_checkpoint
 from landmark.search.soup import METRIC, mean_weights
@@ -32,6 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[PackedDataset, Pa
         "a": {},
         "b": {"epochs": 3},
         "c": {"epochs": 1},
+        "necked": {"model": ModelConfig(backbone="reference_mlp", neck=8)},
         "other": {"loader": LoaderConfig(image_size=32, batch_size=16, decode_threads=2)},
     }.items():
         run_training(dataclasses.replace(base, name=name, **changes))
@@ -134,6 +135,8 @@ def test_a_study_stands_for_its_trials_that_have_the_best_ones_model(trained, tm
         (["a", "a"], {}, "contains one model"),
         (["a", "other"], {}, "has another image_size than .*combine models of the same image_size"),
         (["a", "nothing"], {}, "does not exist; pass the folder of a run"),
+        (["a", "necked"], {}, "has another neck than .*combine models of the same neck"),
+        (["a", "b", "c"], {"max_models": 2}, "3 models are given, but max_models is 2; raise --max-models"),
         (["a", "b"], {"name": "c"}, "exists already; choose another --name"),
     ],
 )

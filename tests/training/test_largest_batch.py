@@ -65,14 +65,16 @@ def test_a_run_uses_the_measured_batch_and_resumes_with_it(dataset, tmp_path, mo
     )  # the measurement itself runs on the CPU
     config = small_run(dataset, tmp_path, auto_batch_size=True, epochs=1)
     run_training(config)
-    assert "batch size: 16, the largest power of two that fits" in capsys.readouterr().out
+    assert "batch size: 16 (16 per worker; 32 would leave fewer than 10 steps per epoch)" in capsys.readouterr().out
     assert "batch_size: 16\n" in (tmp_path / "train" / "config.yaml").read_text()
     monkeypatch.setattr(module, "largest_batch", lambda *_: 8)
     again = run_training(dataclasses.replace(config, epochs=2, resume=True))
     assert again.epochs_run == 2 and "batch size" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flag", [["--batch-size", "auto"], ["--batch-size=auto"], ["--loader.batch-size", "auto"]])
+@pytest.mark.parametrize(
+    "flag", [["--batch-size", "auto"], ["--batch-size=auto"], ["--batch_size", "auto"], ["--loader.batch-size", "auto"]]
+)
 def test_the_flag(flag: list[str]) -> None:
     config = COMMANDS["train"].parser().parse(["nowhere", "--recipe", "modern", *flag])
     assert config.auto_batch_size and config.loader.batch_size == 32

@@ -54,7 +54,7 @@ class EvaluateConfig(InferenceConfig):
     neighbors: int | None = None
     """Number of nearest images that vote on the class (k-NN). [default: 5]"""
     tta: Literal["none", "flip"] = "none"
-    """Test-time augmentation. flip averages over each image and its mirror image, which takes twice the time. It applies to the
+    """Test-time augmentation. flip averages over each image and its mirror image, which takes twice the time. It requires by
     classifier."""
     against: str | None = None
     """Second run, study or checkpoint to compare on the same images. The comparison uses McNemar's test and a paired
@@ -123,7 +123,7 @@ class PredictConfig(InferenceConfig):
     neighbors: int | None = None
     """Number of nearest images that vote on the class (k-NN). [default: 5]"""
     tta: Literal["none", "flip"] = "none"
-    """Test-time augmentation. flip averages over each image and its mirror image, which takes twice the time. It applies to the
+    """Test-time augmentation. flip averages over each image and its mirror image, which takes twice the time. It requires by
     classifier."""
     top_k: int = 5
     """Predicted classes per image."""

@@ -128,8 +128,8 @@ class TrainConfig(Recipe):
     hours: float | None = None
     """The same in hours. [default: no limit]"""
     auto_batch_size: bool = False
-    """Measure the largest power of two of images per step that fits into the memory of the GPUs, and use it instead of
-    loader.batch_size. `--batch-size auto` sets it. The learning rate follows if optimizer.base_batch_size is set."""
+    """Measure the largest power of two of images per step that fits into the memory of the GPUs and leaves ten steps per epoch, and
+    use it instead of loader.batch_size. `--batch-size auto` sets it. The learning rate follows if optimizer.base_batch_size is set."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -8,6 +8,7 @@ from torch import nn
 
 from landmark.config import EmaConfig
 from landmark.models import has_lora
+from landmark.models.lora import LowRank
 
 
 class ModelEma:
@@ -26,11 +27,15 @@ class ModelEma:
         self._model = copy.deepcopy(source).eval().requires_grad_(False)
         pairs = zip(self._model.parameters(), source.parameters(), strict=True)
         trained = [(local, theirs.detach()) for local, theirs in pairs if theirs.requires_grad]
+        # LoRA's update is a product whose first factor is 0 at the start. So the mean of the factor is that of the update.
+        fixed = {id(module.down) for module in self._model.modules() if isinstance(module, LowRank)}
         self._shown: list[torch.Tensor] = [local for local, _ in trained]
         self._weights = [theirs for _, theirs in trained]
         # Without start weights, the average is the model itself.
         self._averages = [local.clone() for local in self._shown] if self.start_weight else self._shown
-        self._start = [local.clone() for local in self._shown] if self.start_weight else []
+        self._mixed = [local for local in self._shown if id(local) not in fixed] if self.start_weight else []
+        self._mixed_weights = [theirs for local, theirs in trained if id(local) not in fixed]
+        self._start = [local.clone() for local in self._mixed]
 
     def update(self, step: int) -> None:
         """Update the average after a step, counted from 1."""
@@ -42,7 +47,7 @@ class ModelEma:
         self._model.load_state_dict(self.source.state_dict())
         if self.start_weight:
             torch._foreach_copy_(self._averages, self._weights)
-            torch._foreach_copy_(self._start, self._weights)
+            torch._foreach_copy_(self._start, self._mixed_weights)
 
     def state(self) -> dict[str, Any]:
         """Return what the stored weights do not contain: the averages, if start weights or LoRA are merged there, and the start."""
@@ -65,5 +70,5 @@ class ModelEma:
                 local.copy_(theirs)
             if self.start_weight:
                 torch._foreach_copy_(self._shown, self._averages)
-                torch._foreach_lerp_(self._shown, self._start, self.start_weight)
+                torch._foreach_lerp_(self._mixed, self._start, self.start_weight)
         return self._model

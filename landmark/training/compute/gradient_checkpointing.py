@@ -57,7 +57,8 @@ def _repeats(module: nn.Module) -> bool:
 
 
 def _is_composite(module: nn.Module) -> bool:
-    return any(next(child.parameters(), None) is not None for child in module.children())
+    parts = (child for name, child in module.named_children() if name != "parametrizations")
+    return any(next(part.parameters(), None) is not None for part in parts)
 
 
 def _forward(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -48,16 +48,16 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, batch_size: int) 
 def inner_matrices(model: nn.Module) -> set[str]:
     """Return the names of the matrices and kernels between a model's first layer and its classifier.
 
-    Vectors in the shape of matrices, such as tokens and depthwise kernels, are no matrices.
+    Vectors in the shape of matrices, such as tokens and depthwise kernels, are no matrices, nor are tables of position biases.
     """
     parts = stages(model)
     weights = dict(model.named_parameters())
-    names = [name for part in parts[:-1] for name in part.parameters if _is_matrix(weights[name])]
+    names = [name for part in parts[:-1] for name in part.parameters if _is_matrix(name, weights[name])]
     return set(names[1:])
 
 
-def _is_matrix(weight: nn.Parameter) -> bool:
-    return weight.ndim in (2, 4) and weight.shape[0] > 1 and weight.shape[1] > 1
+def _is_matrix(name: str, weight: nn.Parameter) -> bool:
+    return weight.ndim in (2, 4) and weight.shape[0] > 1 and weight.shape[1] > 1 and not name.endswith("bias_table")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -357,6 +357,8 @@ class TrainStep:
         """Load a state. The weights of `evaluated` must already be loaded into `model`."""
         load_optimizer(self.optimizer, state["optimizer"])
         self.steps = state["steps"]
+        if has_lora(self.model):  # the model does not have the stored weights yet
+            self.model.load_state_dict(state["weights"])
         self.restart_average()
         if self.average is not None and "average" in state:
             self.average.load_state(state["average"])

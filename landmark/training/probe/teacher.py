@@ -65,22 +65,30 @@ def load_teacher(run: RunState, loader: LoaderConfig, show: Callable[[str], obje
     config = run.recipe.distill
     members: list[_Member] = []
     for place in config.teachers:
-        members.append(_member(place, run, loader, show))
-        size = sum(member.features.nbytes for member in members)
-        if size > MAX_BYTES:
-            raise UserError(
-                f"distill.teachers: the features of the training images need {size / 2**30:.0f} GiB per process (limit "
-                f"{MAX_BYTES / 2**30:.0f}); use fewer teachers, or a subset"
-            )
+        members.append(_member(place, run, loader, show, sum(member.features.nbytes for member in members)))
     return Teacher(members, config.temperature)
 
 
-def _member(place: str, run: RunState, loader: LoaderConfig, show: Callable[[str], object] | None) -> _Member:
+def _member(
+    place: str, run: RunState, loader: LoaderConfig, show: Callable[[str], object] | None, used: int
+) -> _Member:
+    """Return one teacher. used: bytes of the features of those before."""
     checkpoint = resolve_checkpoint(place)
     model, meta = load_model(checkpoint)
     check_classes(checkpoint, meta, run.dataset)
     theirs = parse_yaml(Recipe, (checkpoint / "config.yaml").read_text(), f"{checkpoint}/config.yaml")
+    classifier = model.get_submodule(classifier_path(model)).requires_grad_(False)
+    width = next((weight.shape[-1] for weight in classifier.parameters() if weight.ndim > 1), 0)
+    size = used + 4 * width * run.dataset.split("train").rows
+    if size > MAX_BYTES:
+        raise UserError(
+            f"distill.teachers: the features of the training images need {size / 2**30:.0f} GiB per process (limit "
+            f"{MAX_BYTES / 2**30:.0f}); use fewer teachers, or a subset"
+        )
     model = model.to(run.session.device)
+    # The teacher's own batch may have been that of many GPUs.
+    batch_size = min(theirs.loader.batch_size, max(1, run.recipe.loader.batch_size // run.session.world_size))
+    theirs = dataclasses.replace(theirs, loader=dataclasses.replace(theirs.loader, batch_size=batch_size))
     if theirs.compute.channels_last:
         model = model.to(memory_format=torch.channels_last)
     precision = Precision(theirs.compute, run.session.device, model, meta.image_size)
@@ -93,5 +101,4 @@ def _member(place: str, run: RunState, loader: LoaderConfig, show: Callable[[str
     row_of[found.samples] = np.arange(len(found.samples))
     if show is not None:
         show(f"teacher {place}: {len(found.samples):,} images ({store.computed:,} computed here)")
-    classifier = model.get_submodule(classifier_path(model)).requires_grad_(False)
     return _Member(classifier=classifier, features=found.values, row_of=row_of)

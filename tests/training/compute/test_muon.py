@@ -8,7 +8,7 @@ from torch import nn
 
 from landmark.config import ModelConfig, OptimizerConfig
 from landmark.models import build_model
-from landmark.training.compute.muon import orthogonalized
+from landmark.training.compute.muon import iterated, iterated_by_gram, orthogonalized
 from landmark.training.compute.optim import build_optimizer, inner_matrices, load_optimizer
 
 
@@ -24,6 +24,16 @@ def test_singular_vectors_stay_and_singular_values_become_about_one(shape: tuple
         diagonal = rotated.diagonal()
         assert diagonal.min() > 0.6 and diagonal.max() < 1.3
         assert (rotated - diagonal.diag()).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("shape", [(8, 512), (64, 576)])
+@pytest.mark.parametrize(("iterate", "dtype"), [(iterated, torch.bfloat16), (iterated_by_gram, torch.float32)])
+def test_matrices_of_low_rank_have_no_large_singular_values(shape, iterate, dtype) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape[0], 3) @ torch.randn(3, shape[1]) + 1e-3 * torch.randn(shape)
+    found = iterate((matrix / matrix.norm())[None].to(dtype)).float()
+    values = torch.linalg.svdvals(found[0])
+    assert values.max() < 1.35 and values[:3].min() > 0.6
 
 
 def test_matrices_are_updated_as_by_torch() -> None:
