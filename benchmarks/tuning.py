@@ -1,12 +1,12 @@
 """What to train: all weights, low-rank updates, norms and biases, the last stages, only the classifier; and distillation.
 
 Run: python benchmarks/tuning.py [--seeds 1] [--only all lora …] [--output FOLDER]. The photographs are `monuments` in
-LANDMARK_TEST_DATA (2,939 of 24 monuments). Every run starts at the probe of EfficientNet-Lite0's ImageNet weights, with the recipe
-`finetune` at 128 px for three epochs, so that a run takes minutes. The learning rates are those
-of the recipe, and 0.001 for lora and norm_bias; they were not tuned. distill adds the loss of a teacher, the recipe `probe` at 256 px. from_scratch
-and from_scratch_distill are a ResNet-18 with the
-recipe `modern` at 64 px for ten epochs, without and with that teacher. Completed runs are reused. The last line is JSON, saved to
-benchmarks/results/tuning.json. Figures of methods that were not run are kept.
+LANDMARK_TEST_DATA (2,939 of 24 monuments). Every run starts at the probe of EfficientNet-Lite0's ImageNet weights, with the
+recipe `finetune` at 128 px for three epochs, so that a run takes minutes. The learning rates are those of the recipe, and
+0.001 for lora and norm_bias; they were not tuned. distill adds the loss of a teacher, the recipe `probe` at 256 px.
+from_scratch and from_scratch_distill are a ResNet-18 with the recipe `modern` at 64 px for ten epochs, without and with that
+teacher. Completed runs are reused. The last line is JSON, saved to benchmarks/results/tuning.json. Figures of methods that
+were not run are kept.
 """
 
 import argparse
