@@ -3,7 +3,7 @@
 Run: python benchmarks/transfer.py [--seeds 3] [--only heads few_shot tail runs combined timm] [--runs probe finetune …]
 [--timm FOLDER] [--output FOLDER]. The photographs are
 `monuments` in LANDMARK_TEST_DATA (2,939 of 24 monuments). All methods start at the same ImageNet weights of
-EfficientNet-Lite0, with images of 224 pixels, and use the same splits. Everything was selected on the validation split.
+EfficientNet-Lite0, with images of 256 pixels, and use the same splits. Everything was selected on the validation split.
 The test split (442 images) is only used for the tables.
 - heads: classifiers on the same features of center crops. The peers are 1-NN by cosine, and scikit-learn's
 StandardScaler and LogisticRegression, whose C is the one with the lowest validation loss.
@@ -53,10 +53,9 @@ from landmark.models import build_model
 from landmark.recipes import load_recipe
 from landmark.search.soup import METRIC, candidates_of, greedy_soup, write_soup
 from landmark.storage import locate
-from landmark.training.distributed.local import default_device
 from landmark.training.loop.loaders import training_loader
-from landmark.training.loop.session import SingleRank
 from landmark.training.loop.state import RunState
+from landmark.training.measuring import MeasuringSession
 from landmark.training.probe.features import FeatureStore
 from landmark.training.probe.heads import Examples, fit_head
 from landmark.training.run import run_training
@@ -64,7 +63,7 @@ from landmark.training.run import run_training
 SHORT_SIDE = 256
 PARTS = ("heads", "few_shot", "tail", "runs", "combined", "timm")
 TIMM_FLAGS = (
-    "--num-classes 24 --img-size 224 --batch-size 32 --device cpu --workers 2 --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5 --crop-pct 0.875 "
+    "--num-classes 24 --img-size 256 --batch-size 32 --device cpu --workers 2 --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5 --crop-pct 1.0 "
     "--opt adamw --weight-decay 0.05 --smoothing 0.1 --sched cosine --warmup-epochs 0 --epochs 5 --log-interval 1000"
 )
 TIMM_RATES = (1e-4, 5e-4)
@@ -75,19 +74,6 @@ GRID = tuple(10.0**power for power in range(-4, 3))
 RESULTS = Path(__file__).with_name("results") / "transfer.json"
 Fit = Callable[["Splits"], float]
 """Fits a classifier, and returns its top-1 accuracy on the test split."""
-
-
-class Quiet(SingleRank):
-    """A session that only has a device."""
-
-    device = default_device()
-
-    def heartbeat(self, phase: str) -> None:
-        """Do nothing."""
-
-    def checkpoint_requested(self) -> bool:
-        """Return False."""
-        return False
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -105,7 +91,7 @@ class Splits:
 def features_of(dataset: PackedDataset, folder: Path) -> Splits:
     """Return the features that the recipe `probe` uses, computed at most once per image."""
     recipe = load_recipe("probe")
-    session: Any = Quiet()
+    session: Any = MeasuringSession()
     run = RunState(recipe, dataset, session)
     loader = training_loader(recipe, dataset, 1)
     store = FeatureStore(
@@ -292,7 +278,7 @@ def timm_script(dataset: PackedDataset, output: Path, scripts: Path) -> dict[str
     folder, weights = output / "folders", output / "lite0.safetensors"
     write_folders(dataset, folder)
     config = ModelConfig(backbone="timm/tf_efficientnet_lite0", weights="lite0")
-    model = build_model(config, classes=dataset.num_classes, image_size=224)
+    model = build_model(config, classes=dataset.num_classes, image_size=256)
     safetensors.torch.save_file(model.state_dict(), weights)
     common = ["--data-dir", str(folder), "--model", "tf_efficientnet_lite0"]
     found = []
@@ -318,7 +304,7 @@ def timm_script(dataset: PackedDataset, output: Path, scripts: Path) -> dict[str
         "--num-classes",
         "24",
     ]
-    command += ["--img-size", "224", "--crop-pct", "0.875", "--mean", *["0.5"] * 3, "--std", *["0.5"] * 3]
+    command += ["--img-size", "256", "--crop-pct", "1.0", "--mean", *["0.5"] * 3, "--std", *["0.5"] * 3]
     command += ["--device", "cpu", "--results-file", str(results), "--results-format", "json"]
     subprocess.run([sys.executable, str(scripts / "validate.py"), *command], check=True, stdout=subprocess.DEVNULL)
     values = json.loads(results.read_text())

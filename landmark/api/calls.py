@@ -109,10 +109,7 @@ def train(
         before = with_length_of(before, [*limits, *([] if epochs is None else ["epochs"])])
     base = recipe_values(recipe) if recipe is not None else to_mapping(before)
     config = _config(TrainConfig, base, values, parameters, options)
-    for name in ("dry_run", "headroom", "lr_range_test"):
-        if getattr(config, name):
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{name} applies to the command line; use `landmark train {flag}`, or remove the option")
+    _refuse_measurements(config)
     from landmark.commands.train import train as run
 
     result = run(config)
@@ -124,6 +121,14 @@ def train(
         stopped_early=result.stopped_early,
         seconds=result.seconds,
     )
+
+
+def _refuse_measurements(config: TrainConfig) -> None:
+    """Raise UserError for options that print a measurement instead of training."""
+    for name in ("dry_run", "headroom", "lr_range_test"):
+        if getattr(config, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{name} applies to the command line; use `landmark train {flag}`, or remove the option")
 
 
 def tune(

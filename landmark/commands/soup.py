@@ -16,7 +16,7 @@ def soup(config: SoupConfig) -> dict[str, Any]:
     output = locate(config.output)
     folder = output / config.name
     if folder.exists():
-        raise UserError(f"{folder}: exists already; choose another --name")
+        raise UserError(f"{folder}: exists already; choose another --name, or delete this folder")
     check_writable(output)
     candidates, left_out = candidates_of(config.runs, config.max_models)
     if left_out:

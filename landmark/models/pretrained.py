@@ -43,7 +43,7 @@ def read_pretrained(backbone: str, image_size: int) -> dict[str, torch.Tensor]:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # the hub, its HTTP client and torch raise different kinds for the same fault
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = _first_line(error)
         if "No pretrained weights exist" in reason:
             raise _no_weights(backbone) from None
         elsewhere = f"; {MIRROR} is {mirror}, which does not have them" if mirror else ""
@@ -52,6 +52,10 @@ def read_pretrained(backbone: str, image_size: int) -> dict[str, torch.Tensor]:
             f"({reason}{elsewhere}); on a machine with a network, run `landmark models fetch {backbone} --to FOLDER`, then set "
             f"{MIRROR} to that folder or URI"
         ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _no_weights(backbone: str) -> UserError:
@@ -74,7 +78,7 @@ def read_hub(backbone: str, image_size: int, weights: str) -> dict[str, torch.Te
     except (UserError, MemoryError):
         raise
     except Exception as error:  # as in read_pretrained
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = _first_line(error)
         raise UserError(
             f"model.weights {weights}: cannot be loaded into {backbone} ({reason}); check the name, or download the file on a "
             "machine with a network and pass it"
@@ -94,7 +98,7 @@ def with_hub_model(config: ModelConfig) -> ModelConfig:
     try:
         found, architecture, options = timm.models.load_model_config_from_hf(repository)
     except Exception as error:  # as in read_pretrained
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = _first_line(error)
         raise UserError(
             f"model.backbone {config.backbone}: its config.json cannot be read ({reason}); check the name, or set model.backbone to "
             "the timm model and model.weights to a file"
@@ -134,7 +138,7 @@ def read_timm_file(backbone: str, image_size: int, place: Location) -> dict[str,
         except MemoryError:
             raise
         except Exception as error:  # the loaders of each format and model raise their own kinds
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = _first_line(error)
             raise UserError(
                 f"model.weights {place}: does not match {backbone} ({reason}); use weights of {backbone}"
             ) from None

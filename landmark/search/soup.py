@@ -119,8 +119,9 @@ def candidates_of(runs: Sequence[str], limit: int) -> tuple[list[Candidate], int
 
 
 def _candidate(name: str, place: Location) -> Candidate:
+    meta = read_meta(place)
     recipe = parse_yaml(Recipe, (place / "config.yaml").read_text(), f"{place}/config.yaml")
-    return Candidate(name=name, checkpoint=place, meta=read_meta(place), model=recipe.model)
+    return Candidate(name=name, checkpoint=place, meta=meta, model=recipe.model)
 
 
 def _trials(study: Location) -> list[tuple[str, Location]]:

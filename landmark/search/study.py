@@ -47,6 +47,7 @@ from landmark.search.trials.trial_metrics import TrialStateMetrics
 from landmark.search.waiting import WaitingNotice
 from landmark.storage import Location, check_writable, locate
 from landmark.training.distributed.backends import check_backend
+from landmark.training.probe.teacher import check_teachers
 from landmark.training.run import absolute_recipe
 
 TUNE_FOLDER = "ray"
@@ -112,6 +113,8 @@ def plan_study(config: TuneConfig) -> Study:
     location = locate(config.output) / config.name
     config = with_recorded_settings(config, location)
     datasets = open_datasets(config, space, [plan.dataset for plan in representatives])
+    for recipe, name in {(plan.recipe, plan.dataset) for plan in representatives if plan.recipe.distill.teachers}:
+        check_teachers(recipe, datasets[name])
     if not config.dry_run:
         check_writable(location)
     check_same_study(location, config, space, datasets)

@@ -88,6 +88,10 @@ def run_training(config: TrainConfig) -> RunResult:
     dataset = open_dataset(config.dataset, config.subset, config.subset_seed)
     for split in ("train", "val"):
         dataset.split(split)
+    if config.distill.teachers:
+        from landmark.training.probe.teacher import check_teachers
+
+        check_teachers(config, dataset)
     if config.auto_batch_size:
         from landmark.training.largest_batch import with_largest_batch
 

@@ -114,8 +114,11 @@ def run_parts() -> list[str]:
                 ("`report/`", "Page and tables of `landmark report`."),
             ],
         ),
-        "Next to the runs, `features/` has the features of `--recipe probe` and `finetune`: a folder per key of weights, images and "
-        "preprocessing, in it one per split and view, with Parquet files of `sample` and `feature`. You can delete it at any time.",
+        "Next to the runs, `features/` has the features of `--recipe probe`, `finetune` and of teachers: a folder per key of weights, "
+        "images and preprocessing, in it one per split and view, with Parquet files of `sample` and `feature`. You can delete it at "
+        "any time.",
+        "`landmark soup` writes a folder with the model files of a checkpoint (`model.safetensors`, `config.yaml`, `meta.json`, which is "
+        "written last) and `soup.json`: the averaged models, and the validation metrics of all that was compared.",
         "### Checkpoint",
         "A folder such as `checkpoints/epoch-0003`. It is complete when `checksums.json` is there.",
         table(

@@ -30,11 +30,15 @@ from landmark.data.loading.loader import Batch
 from landmark.models import build_model, model_info
 from landmark.training.compute.device_augmentation import Preprocess
 from landmark.training.compute.device_prefetch import place, to_device
+from landmark.training.compute.muon import orthogonalized
 from landmark.training.compute.optim import Schedule
 from landmark.training.compute.precision import inference_precision
 from landmark.training.distributed.backends import Ddp
+from landmark.training.largest_batch import largest_batch
 from landmark.training.loop.step import TrainStep
 from landmark.training.loop.validation import predict
+from tests.support.packed import write_packed
+from tests.support.runs import small_run
 from tests.training.loop.test_step import recipe
 from tests.training.observe.test_waiting import RECIPES
 
@@ -226,6 +230,26 @@ def test_memory_is_flat_over_200_steps(kind):
         sizes.append(memory_in_use(device))
     assert step.steps == 200
     assert sizes[-1] <= sizes[4] and max(sizes[4:]) == sizes[4], sizes
+
+
+@ON_BOTH
+def test_muon_orthogonalizes_matrices_of_low_rank(kind):
+    """In bf16 on GPUs, in fp32 on CPUs: rounding must not give directions of noise large updates."""
+    torch.manual_seed(0)
+    for rows, columns in ((8, 512), (64, 576), (512, 4608)):
+        matrix = torch.randn(rows, 3) @ torch.randn(3, columns) + 1e-3 * torch.randn(rows, columns)
+        found = orthogonalized(matrix[None].to(kind)).float().cpu()
+        values = torch.linalg.svdvals(found[0])
+        assert values.max() < 1.35 and values[:3].min() > 0.6, (rows, columns)
+
+
+@pytest.mark.gpu
+@NEEDS_GPU
+def test_the_largest_batch_is_measured_and_the_memory_is_free_again(tmp_path: Path):
+    dataset = write_packed(tmp_path, {"train": [640], "val": [8]})
+    before = torch.cuda.memory_reserved()
+    assert largest_batch(small_run(dataset, tmp_path, model=ModelConfig(backbone="resnet18")), 64) == 64
+    assert torch.cuda.memory_reserved() <= before + (64 << 20)
 
 
 @ON_BOTH

@@ -69,7 +69,10 @@ def test_flips_average_each_image_and_its_mirror_image(trained, tmp_path, capsys
     plain = infer(job_of(checkpoint, dataset, 4, 16, embeddings=True), None, quiet=True).predictions
     job = job_of(checkpoint, dataset, 4, 16, flips=True, embeddings=True)
     found = infer(job, None, quiet=True).predictions
-    assert not np.allclose(found.scores, plain.scores, atol=1e-4) and job.folder != replace_flips(job).folder
+    assert (
+        not np.allclose(found.scores, plain.scores, atol=1e-4)
+        and job.folder != dataclasses.replace(job, flips=False).folder
+    )
     model, flipped = load(str(checkpoint)), load(str(checkpoint), tta="flip")
     pixels = np.asarray(Image.open(io.BytesIO(picture(1, 2, 48))))
     both = [_logarithms(model, image) for image in (pixels, pixels[:, ::-1])]
@@ -82,10 +85,6 @@ def test_flips_average_each_image_and_its_mirror_image(trained, tmp_path, capsys
         dataclasses.replace(config, by="knn")
     with pytest.raises(UserError, match="tta is 'ten'; expected none or flip"):
         load(str(checkpoint), tta="ten")
-
-
-def replace_flips(job: Job) -> Job:
-    return dataclasses.replace(job, flips=False)
 
 
 def _logarithms(model: Model, image: np.ndarray) -> np.ndarray:

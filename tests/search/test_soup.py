@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from landmark.config import LoaderConfig, ModelConfig, SoupConfig, UserError
 from landmark.data.dataset import PackedDataset
 from landmark.inference.evaluation import Settings, evaluate_checkpoint
 from landmark.search.soup import METRIC, mean_weights
-from landmark.storage import locate
+from landmark.storage import Location, locate
 from landmark.training.run import run_training
 from tests.support.packed import write_packed
 from tests.support.runs import small_run
@@ -58,13 +59,8 @@ def test_a_soup_is_the_mean_of_its_models_and_the_best_by_calibrated_loss(traine
         assert found["model"] == str(resolve_checkpoint(min(models, key=rows.__getitem__)))
         return
     record = json.loads((folder / "mixed" / "soup.json").read_text())
-    weights = [
-        safetensors.torch.load((locate(place) / "model.safetensors").read_bytes())
-        for place in record["models"].values()
-    ]
     mean = safetensors.torch.load((folder / "mixed" / "model.safetensors").read_bytes())
-    for name, tensor in mean.items():
-        torch.testing.assert_close(tensor, torch.stack([each[name] for each in weights]).mean(0))
+    torch.testing.assert_close(mean, mean_of(map(locate, record["models"].values())))
     checkpoint = resolve_checkpoint(str(folder / "mixed"))
     _, meta = load_model(checkpoint)
     assert meta.metrics[METRIC] == min(rows[name] for name in kept) < best
@@ -72,39 +68,39 @@ def test_a_soup_is_the_mean_of_its_models_and_the_best_by_calibrated_loss(traine
     assert evaluated.accumulator.top_k(1) == pytest.approx(meta.metrics["val_top1"])
 
 
+def give_losses(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+    """Replace the measured losses, in the order of the measurements."""
+    given = iter(losses)
+
+    def metrics(model: torch.nn.Module) -> dict[str, float]:
+        return {METRIC: next(given), "val_loss": 1.0, "val_top1": 0.5, "val_top5": 0.9, "temperature": 1.5}
+
+    monkeypatch.setattr(soup_module, "_Measurement", lambda *_: metrics)
+
+
+def mean_of(places: Iterable[Location]) -> dict[str, torch.Tensor]:
+    """Return the mean of the weights of checkpoints."""
+    found = [safetensors.torch.load((place / "model.safetensors").read_bytes()) for place in places]
+    return {name: torch.stack([weights[name] for weights in found]).mean(0) for name in found[0]}
+
+
 def test_models_are_added_only_if_the_loss_falls(trained, monkeypatch, capsys) -> None:
     _, folder = trained
-    losses = iter([1.0, 3.0, 2.0, 0.8, 0.9, 0.5, 1.1])  # a, b, c; a + c; a + c + b; ensemble; flips of a
-
-    class Given:
-        def __init__(self, *_: object) -> None:
-            pass
-
-        def __call__(self, model: torch.nn.Module) -> dict[str, float]:
-            return {METRIC: next(losses), "val_loss": 1.0, "val_top1": 0.5, "val_top5": 0.9, "temperature": 1.5}
-
-    monkeypatch.setattr(soup_module, "_Measurement", Given)
+    give_losses(monkeypatch, [1.0, 3.0, 2.0, 0.8, 0.9, 0.5, 1.1])  # a, b, c; a + c; a + c + b; ensemble; flips of a
     found = soup(config_of(folder, "a", "b", "c", name="given"))
     shown = capsys.readouterr().out
     record = json.loads((folder / "given" / "soup.json").read_text())
     assert list(record["models"]) == [str(folder / "a"), str(folder / "c")]
     assert found["model"] == str(locate(str(folder / "given")))
+    mean = safetensors.torch.load((folder / "given" / "model.safetensors").read_bytes())
+    torch.testing.assert_close(mean, mean_of(resolve_checkpoint(str(folder / name)) for name in "ac"))
     assert json.loads((folder / "given" / "meta.json").read_text())["temperature"] == 1.5
     assert "--distill.teachers" in shown and "flips help" not in shown
 
 
 def test_a_soup_that_does_not_help_is_not_written(trained, monkeypatch, capsys) -> None:
     _, folder = trained
-    losses = iter([1.0, 2.0, 1.0, 1.2, 0.9])
-
-    class Given:
-        def __init__(self, *_: object) -> None:
-            pass
-
-        def __call__(self, model: torch.nn.Module) -> dict[str, float]:
-            return {METRIC: next(losses), "val_loss": 1.0, "val_top1": 0.5, "val_top5": 0.9, "temperature": 1.5}
-
-    monkeypatch.setattr(soup_module, "_Measurement", Given)
+    give_losses(monkeypatch, [1.0, 2.0, 1.0, 1.2, 0.9])
     found = soup(config_of(folder, "a", "b", name="useless"))
     shown = capsys.readouterr().out
     assert "no soup is better" in shown and "flips help" in shown and not (folder / "useless").exists()

@@ -1,1 +1,1 @@
-"""The probe: features of the start weights, computed once per image, and a classifier that is fitted to them."""
+"""The probe: features of the start weights, computed once per image, and a classifier that is fitted to them. Also teachers."""

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from landmark.checkpoints.format import check_classes, load_model, resolve_checkpoint
+from landmark.checkpoints.format import check_classes, load_model, read_meta, resolve_checkpoint
 from landmark.config import LoaderConfig, Recipe, UserError, parse_yaml
+from landmark.data.dataset import PackedDataset
 from landmark.models import model_info
 from landmark.models.stages import classifier_path
 from landmark.storage import locate
@@ -55,6 +56,13 @@ class Teacher:
             missing = upload(rows < 0, batch.labels.device)
             found[missing] = nn.functional.one_hot(batch.labels[missing], found.shape[1]).to(found.dtype)
         return found
+
+
+def check_teachers(recipe: Recipe, dataset: PackedDataset) -> None:
+    """Raise UserError unless a recipe's teachers exist and have the classes of the dataset."""
+    for place in recipe.distill.teachers:
+        checkpoint = resolve_checkpoint(place)
+        check_classes(checkpoint, read_meta(checkpoint), dataset)
 
 
 def load_teacher(run: RunState, loader: LoaderConfig, show: Callable[[str], object] | None) -> Teacher:

@@ -30,7 +30,7 @@ from landmark.config import (
 )
 from landmark.data.dataset import PackedDataset
 from landmark.inference.evaluation import Settings, evaluate_checkpoint
-from landmark.models import FeatureModel, build_model
+from landmark.models import build_model
 from landmark.storage import Location, locate
 from landmark.storage.tables import read_table
 from landmark.training.loop.state import RunState
@@ -94,20 +94,6 @@ def train_parts(output: Path) -> list[Location]:
     """Return the stored parts of the training split's center crops."""
     (key,) = (output / "features").iterdir()
     return [locate(str(part)) for part in (key / "train").iterdir()]
-
-
-@pytest.fixture
-def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of images of each forward pass that computed features."""
-    counts: list[int] = []
-    call = FeatureModel.__call__
-
-    def counted(self: FeatureModel, images: torch.Tensor) -> torch.Tensor:
-        counts.append(len(images))
-        return call(self, images)
-
-    monkeypatch.setattr(FeatureModel, "__call__", counted)
-    return counts
 
 
 def test_a_probe_is_an_ordinary_run(dataset: PackedDataset, weights: str, tmp_path: Path) -> None:

@@ -9,10 +9,21 @@ import torch
 from torch import nn
 
 from landmark.checkpoints.format import load_model, resolve_checkpoint
-from landmark.config import AugmentConfig, DistillConfig, LoaderConfig, ModelConfig, ProbeConfig, TrainConfig, UserError
+from landmark.config import (
+    AugmentConfig,
+    DistillConfig,
+    LoaderConfig,
+    ModelConfig,
+    ProbeConfig,
+    Recipe,
+    TrainConfig,
+    TuneConfig,
+    UserError,
+)
 from landmark.data.dataset import PackedDataset
 from landmark.data.loading.loader import Loader
-from landmark.models import Embedder, FeatureModel, build_model, distillation_loss
+from landmark.models import Embedder, build_model, distillation_loss
+from landmark.search.study import plan_study
 from landmark.storage import locate
 from landmark.training.compute.device_prefetch import place
 from landmark.training.loop.state import RunState
@@ -52,26 +63,12 @@ def probe(dataset: PackedDataset, folder: Path, weights: str) -> TrainConfig:
     )
 
 
-@pytest.fixture
-def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of images of each forward pass that computed features."""
-    counts: list[int] = []
-    call = FeatureModel.__call__
-
-    def counted(self: FeatureModel, images: torch.Tensor) -> torch.Tensor:
-        counts.append(len(images))
-        return call(self, images)
-
-    monkeypatch.setattr(FeatureModel, "__call__", counted)
-    return counts
-
-
 def student(dataset: PackedDataset, folder: Path, *teachers: str, **changes) -> TrainConfig:
     distill = DistillConfig(teachers=tuple(str(folder / name) for name in teachers), weight=0.7)
     return small_run(dataset, folder, distill=distill, name="student", **changes)
 
 
-def test_the_features_of_the_teachers_own_probe_are_used(trained, forwards, tmp_path, capsys) -> None:
+def test_the_features_of_the_teachers_own_probe_are_used(trained, forwards, capsys) -> None:
     dataset, folder = trained
     config = student(dataset, folder, "teacher", "second")
     run_training(config)
@@ -123,8 +120,7 @@ def test_several_ranks_compute_each_image_once(trained, forwards, tmp_path) -> N
     assert all(np.array_equal(found[0], other) for other in found)
 
 
-def test_a_student_learns_from_teachers_without_labels(trained, tmp_path) -> None:
-    """With weight 1, the labels have no influence: a student of shuffled labels still learns the teacher's classes."""
+def test_with_weight_1_the_labels_have_no_influence_on_the_gradient(trained, tmp_path) -> None:
     dataset, folder = trained
     config = student(dataset, folder, "teacher", augment=AugmentConfig(mixup=0.4))
     config = dataclasses.replace(config, distill=dataclasses.replace(config.distill, weight=1.0), output=str(tmp_path))
@@ -178,17 +174,37 @@ def test_teachers_of_other_classes_are_one_line(trained, tmp_path) -> None:
         run_training(config)
 
 
+def test_a_missing_teacher_is_found_before_anything_is_computed(trained, forwards, tmp_path) -> None:
+    dataset, folder = trained
+    config = dataclasses.replace(
+        probe(dataset, tmp_path, str(folder / "start.pt")),
+        model=ModelConfig(backbone=BACKBONE, weights=str(folder / "start.pt"), freeze_norm_stats=True),
+        distill=DistillConfig(teachers=(str(folder / "nowhere"),)),
+    )
+    with pytest.raises(UserError, match="nowhere: does not exist; pass the folder of a run"):
+        run_training(config)
+    assert not forwards and not (tmp_path / "features").exists()
+
+
+def test_a_study_with_a_missing_teacher_does_not_start(trained, tmp_path) -> None:
+    dataset, folder = trained
+    recipe = Recipe(distill=DistillConfig(teachers=(str(folder / "nowhere"),)))
+    config = TuneConfig(dataset=dataset.location.uri, space="small", output=str(tmp_path), recipe=recipe)
+    with pytest.raises(UserError, match="nowhere: does not exist; pass the folder of a run"):
+        plan_study(config)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"distill": {"weight": 0.3}}, "distill.weight is set, but distill.teachers is empty"),
-        ({"distill": {"teachers": ("x",), "weight": 0.0}}, "distill.weight is 0.0; expected above 0, up to 1"),
-        ({"distill": {"teachers": ("x",), "temperature": -1.0}}, "distill.temperature is -1.0; expected above 0"),
+        ({"weight": 0.3}, "distill.weight is set, but distill.teachers is empty"),
+        ({"teachers": ("x",), "weight": 0.0}, "distill.weight is 0.0; expected above 0, up to 1"),
+        ({"teachers": ("x",), "temperature": -1.0}, "distill.temperature is -1.0; expected above 0"),
     ],
 )
-def test_wrong_options_are_one_line(trained, tmp_path, changes, message) -> None:
+def test_wrong_options_are_one_line(changes, message) -> None:
     with pytest.raises(ValueError, match=message):
-        DistillConfig(**changes["distill"])
+        DistillConfig(**changes)
 
 
 def test_a_run_that_is_only_a_probe_refuses_teachers(trained, tmp_path) -> None:
